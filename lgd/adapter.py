@@ -1,0 +1,87 @@
+"""Inter-object relation adapter (LGD, section 3.2): objects of one image attend to each other.
+
+Shape suffixes: L levels, B images, N object slots, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AdapterVariant = Literal["appearance_queries", "label_queries", "appearance_only", "label_only"]
+"""Who asks whom: the first is the paper's; the ``_only`` variants pass the embeddings through, without attention."""
+
+HEADS = 8
+"""Attention heads in the paper; with channels that 8 does not divide, their greatest common divisor."""
+
+
+class RelationAdapter(nn.Module):
+    """Multi-head attention among an image's objects, its weights shared by the levels.
+
+    exchange: with False every object sees itself alone, all else equal (the components grid's "adapter off").
+    """
+
+    def __init__(self, channels: int, variant: AdapterVariant, *, exchange: bool = True) -> None:
+        super().__init__()
+        if variant not in get_args(AdapterVariant):
+            raise ValueError(f"adapter variant {variant!r} is not one of {', '.join(get_args(AdapterVariant))}")
+        self.variant = variant
+        self.exchange = exchange
+        self.heads = math.gcd(channels, HEADS)
+        self.attends = variant.endswith("_queries")
+        if self.attends:
+            self.query = nn.Linear(channels, channels)
+            self.key_value = nn.Linear(channels, 2 * channels)
+            self.output = nn.Linear(channels, channels)
+            # torch's MultiheadAttention draws the three input projections as one (3C, C) matrix and zeroes biases.
+            bound = math.sqrt(6 / (3 * channels + channels))
+            for linear in (self.query, self.key_value):
+                nn.init.uniform_(linear.weight, -bound, bound)
+            for linear in (self.query, self.key_value, self.output):
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
+        """Return the objects' vectors, (L, B, N, C), or (1, B, N, C) when they do not depend on the level.
+
+        ``labels_BNC`` is None when the encoder is off: the appearance embeddings are then their own keys and values.
+        """
+        labels_1BNC = None if labels_BNC is None else labels_BNC[None]
+        if self.variant == "label_only":
+            return _present(labels_1BNC, "label_only needs the encoder")
+        appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
+        if self.variant == "appearance_only":
+            return appearance_LBNC
+        asked_from = appearance_LBNC if labels_1BNC is None else labels_1BNC
+        if self.variant == "appearance_queries":
+            return self._attend(appearance_LBNC, asked_from, valid_BN)
+        return self._attend(asked_from, appearance_LBNC, valid_BN)
+
+    def _attend(self, asking: Tensor, asked: Tensor, valid_BN: Tensor) -> Tensor:
+        levels = max(len(asking), len(asked))
+        batch, slots = valid_BN.shape
+        query = self._split(self.query(asking), levels)
+        key, value = (self._split(x, levels) for x in self.key_value(asked).chunk(2, dim=-1))
+        if self.exchange:
+            # A padding slot may ask (nobody reads its answer) but is never asked.
+            mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
+        else:
+            mask = torch.eye(slots, dtype=torch.bool, device=valid_BN.device).expand(batch, 1, slots, slots)
+        mask = mask.repeat(levels, 1, 1, 1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined = mixed.transpose(1, 2).flatten(2).unflatten(0, (levels, batch))
+        return self.output(joined)
+
+    def _split(self, x: Tensor, levels: int) -> Tensor:
+        """(L or 1, B, N, C) -> (L * B, H, N, C / H)."""
+        x = x.expand(levels, -1, -1, -1).flatten(0, 1)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _present(x: Tensor | None, why: str) -> Tensor:
+    if x is None:
+        raise ValueError(why)
+    return x

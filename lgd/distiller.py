@@ -1,0 +1,130 @@
+"""One distiller for every detector: run it, teach, run it again on what was taught, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from lgd.phases import Phases
+from lgd.taps import Features, Tap, recording, replaying, rewound, running_state
+
+Batch = Sequence[dict[str, Any]]
+"""What detectron2's data loaders yield: one dict an image, with ``image`` and, in training, ``instances``."""
+
+
+class Teacher(Protocol):
+    """Where the features to learn from come from. ``replays``: they go through the student's head as well."""
+
+    replays: bool
+
+    def __call__(self, tap: Tap, instances: Sequence[Any]) -> Features: ...
+
+
+class Distance(Protocol):
+    """How the student's features are compared with the taught ones."""
+
+    def __call__(self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor: ...
+
+
+class Distiller(nn.Module):
+    """A detector with a teacher beside it.
+
+    In training it returns the detector's losses under their own names, those of the taught features under
+    ``instructive/`` and the distance as ``loss_distill``, each already weighted: their sum is what LGD minimises
+    (METHOD: total = L_det(student) + L_det(instructive) + lambda * L_distill). In evaluation it is the detector alone.
+
+    student: any detectron2 detector that reads ``self.backbone(images.tensor)``, unmodified.
+    distill_weight: lambda. instructive_weight: factor of the second detection loss.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        distance: nn.Module,
+        *,
+        phases: Phases,
+        distill_weight: float = 1.0,
+        instructive_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.distance = distance
+        self.phases = phases
+        self.distill_weight = distill_weight
+        self.instructive_weight = instructive_weight
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return cast(nn.Module, self.student.backbone)
+
+    def forward(self, batch: Batch) -> Any:
+        """Losses by name (scalars) in training; the student's detections in evaluation."""
+        if not self.training:
+            return self.student(batch)
+        batch = self._on_device(batch)
+        instances = [x["instances"] for x in batch]
+        teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
+        storage = get_event_storage()
+
+        before = running_state(self.student)
+        with recording(self._backbone) as tap:
+            losses: dict[str, Tensor] = dict(self.student(batch))
+        taught = teacher(tap, instances)
+        if teacher.replays:
+            with (
+                storage.name_scope("instructive"),
+                rewound(self.student, before),
+                replaying(self._backbone, taught),
+            ):
+                second = self.student(batch)
+            losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in second.items()}
+        features = tap.features
+        if not self.phases.distills_student(storage.iter):
+            features = {name: x.detach() for name, x in features.items()}
+        losses["loss_distill"] = self.distill_weight * distance(features, taught)
+        return losses
+
+    @contextmanager
+    def instructed(self) -> Iterator[None]:
+        """Inside the block, evaluation detects from the instructive features (teacher AP).
+
+        The batches must then carry their labels (``instances``), as in training.
+        """
+        own_forward = self.student.forward
+        teacher = cast(Teacher, self.teacher)
+
+        def detect(batch: Batch) -> Any:
+            batch = self._on_device(batch)
+            with recording(self._backbone) as tap:
+                own_forward(batch)
+            with replaying(self._backbone, teacher(tap, [x["instances"] for x in batch])):
+                return own_forward(batch)
+
+        self.student.forward = detect
+        try:
+            yield
+        finally:
+            del self.student.forward
+
+    def _on_device(self, batch: Batch) -> list[dict[str, Any]]:
+        # Moved once here, since the detector would do it again in its second pass.
+        device = self.device
+        return [
+            {name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device) for name, x in y.items()}
+            for y in batch
+        ]
+
+
+def _instances_to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if hasattr(value, "gt_boxes") else value

@@ -1,0 +1,83 @@
+"""Label-appearance encoder (LGD, section 3.1).
+
+Shape suffixes: B images, N object slots, K classes, C channels, P = h * w cells of a level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lgd.norms import group_norm, layer_norm
+
+
+class SpatialTransformer(nn.Module):
+    """A learnt k x k matrix for each object (PointNet's STN, without its pooling and without an identity added)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        widths = (size, 64, 128, 1024, 512, 256)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.matrix = nn.Linear(widths[-1], size * size)
+
+    def forward(self, x_BNk: Tensor) -> Tensor:
+        """Return ``x @ M`` with each object's own M, shape (B, N, k)."""
+        hidden = x_BNk
+        for layer in self.layers:
+            hidden = layer_norm(layer(hidden)).relu()
+        matrix_BNkk = self.matrix(hidden).unflatten(-1, (self.size, self.size))
+        return (x_BNk.to(matrix_BNkk.dtype).unsqueeze(-2) @ matrix_BNkk).squeeze(-2)
+
+
+class LabelEncoder(nn.Module):
+    """PointNet over an image's label descriptors: (B, N, 4 + K) -> label embeddings (B, N, C)."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        size = 4 + num_classes
+        self.num_classes = num_classes
+        self.stn_in = SpatialTransformer(size)
+        self.conv1 = nn.Linear(size, 64)
+        self.stn_feat = SpatialTransformer(64)
+        self.conv2 = nn.Linear(64, 128)
+        self.conv3 = nn.Linear(128, 1024)
+        self.conv4 = nn.Linear(64 + 1024, channels)
+
+    def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
+        """Embed ``descriptors`` (B, N, 4 + K); slots where ``valid`` (B, N) is False do not reach the others."""
+        hidden = layer_norm(self.conv1(self.stn_in(descriptors))).relu()
+        feature_BN64 = self.stn_feat(hidden)
+        hidden = layer_norm(self.conv2(feature_BN64)).relu()
+        hidden = layer_norm(self.conv3(hidden)).relu()
+        # Every image has at least one valid slot, and a ReLU's output is never below zero, so zero in the padding
+        # slots leaves the maximum as it is.
+        image_B1 = hidden.masked_fill(~valid[..., None], 0).amax(dim=1, keepdim=True)
+        joined = torch.cat([feature_BN64, image_B1.expand(-1, feature_BN64.shape[1], -1)], dim=-1)
+        return layer_norm(self.conv4(joined)).relu()
+
+
+class LabelProjection(nn.Module):
+    """Linear C -> C, LayerNorm without affine, ReLU, on label embeddings (..., C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return layer_norm(self.linear(embeddings)).relu()
+
+
+class AppearanceEncoder(nn.Module):
+    """Mean of the projected student features over each object's region, at one level."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
+        """Return (B, N, C); an object whose region is empty gets the zero vector."""
+        projected = group_norm(self.conv(features_BChw)).relu()
+        weights = regions_BNP.to(projected.dtype)
+        total = weights @ projected.flatten(2).transpose(1, 2)
+        return total / regions_BNP.sum(-1, keepdim=True).clamp(min=1).to(total.dtype)

@@ -1,0 +1,262 @@
+"""What to train: a frozen, typed description of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lgd.adapter import AdapterVariant
+from lgd.errors import InputError
+from lgd.phases import Phases
+from lgd.teacher import impossible
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of every part: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backbone(Settings):
+    """Bottom-up network.
+
+    width: channels of its stem (64 in the standard networks; every stage scales with it). weights: "none", or a file
+    or URI that detectron2's checkpointer reads. freeze_at: stages frozen for good, as detectron2 counts them.
+    """
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    width: PositiveInt = 64
+    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = "FrozenBN"
+    weights: str = "none"
+    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
+
+    @model_validator(mode="after")
+    def _trainable_from_scratch(self) -> Self:
+        if self.weights == "none" and (self.norm == "FrozenBN" or self.freeze_at > 0):
+            raise ValueError(
+                f"a backbone from scratch (weights none) cannot train with norm {self.norm} and freeze_at"
+                f" {self.freeze_at}: random layers would stay as they are; use norm BN or GN and freeze_at 0"
+            )
+        return self
+
+
+class Detector(Settings):
+    """The student. channels: of the FPN and head. anchor_scale: side of a level's smallest anchor over its stride."""
+
+    name: Literal["retinanet"] = "retinanet"
+    backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    channels: PositiveInt = 256
+    head_convs: Annotated[int, Field(ge=0)] = 4
+    head_norm: Literal["", "GN"] = ""
+    anchor_scale: Positive = 4.0
+
+
+class Data(Settings):
+    """Where images come from and how they are resized.
+
+    source: "shapes" or "coco-json:DIR". shapes_*: size of the generated set (images, and their side in pixels).
+    min_sizes: shorter sides to draw from in training; test_size: shorter side in evaluation; max_size: longer side.
+    """
+
+    source: str = "shapes"
+    shapes_train: PositiveInt = 400
+    shapes_val: PositiveInt = 100
+    shapes_side: Annotated[int, Field(ge=64, le=1024)] = 128
+    shapes_seed: Annotated[int, Field(ge=0)] = 0
+    min_sizes: tuple[PositiveInt, ...] = Field((800,), min_length=1)
+    max_size: PositiveInt = 1333
+    test_size: PositiveInt = 800
+    flip: bool = True
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class Schedule(Settings):
+    """Optimisation. Fractions are of ``steps``; the defaults are the paper's for 2x.
+
+    batch: images a step, all devices together. clip: largest absolute value of a gradient's element, 0 for none.
+    frozen: how long the backbone gets no update. distill_from, distill_until: when the distillation loss reaches the
+    student (before and after, its adapter alone).
+    """
+
+    steps: PositiveInt = 180_000
+    batch: PositiveInt = 16
+    lr: Positive = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 1000
+    warmup_factor: Fraction = 1e-3
+    milestones: tuple[Fraction, ...] = (120 / 180, 160 / 180)
+    gamma: Fraction = 0.1
+    clip: NonNegative = 1.0
+    frozen: Fraction = 20 / 180
+    distill_from: Fraction = 30 / 180
+    distill_until: Fraction = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise")
+        if self.distill_until <= self.distill_from:
+            raise ValueError(f"distill_until {self.distill_until} must lie after distill_from {self.distill_from}")
+        return self
+
+    @property
+    def phases(self) -> Phases:
+        """The same fractions as iterations."""
+        return Phases(
+            frozen_until=round(self.frozen * self.steps),
+            distill_from=round(self.distill_from * self.steps),
+            distill_until=None if self.distill_until == 1 else round(self.distill_until * self.steps),
+        )
+
+
+class Method(Settings):
+    """Baseline, or LGD with its components and weights.
+
+    encoder, adapter, mapper: components on or off. variant: who attends to whom in the adapter. context: the context
+    object. detach_appearance: the teacher sends no gradient into the student's features. distill_weight: lambda.
+    instructive_weight: factor of the instructive features' detection loss.
+    """
+
+    name: Literal["baseline", "lgd"] = "lgd"
+    encoder: bool = True
+    adapter: bool = True
+    mapper: bool = True
+    variant: AdapterVariant = "appearance_queries"
+    context: bool = True
+    detach_appearance: bool = False
+    distill_weight: NonNegative = 1.0
+    instructive_weight: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.name == "lgd":
+            refusal = impossible(
+                encoder=self.encoder,
+                adapter=self.adapter,
+                mapper=self.mapper,
+                variant=self.variant,
+                context=self.context,
+            )
+            if refusal:
+                raise ValueError(refusal)
+        return self
+
+
+class Evaluation(Settings):
+    """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive
+    features too (teacher AP)."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    teacher: bool = False
+
+
+class Experiment(Settings):
+    """One run, whole. precision: of the forward pass (autocast); parameters stay float32. threads: CPU threads, 0 to
+    leave torch's own choice."""
+
+    detector: Detector = Detector()
+    data: Data = Data()
+    schedule: Schedule = Schedule()
+    method: Method = Method()
+    evaluation: Evaluation = Evaluation()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _teacher_to_evaluate(self) -> Self:
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ValueError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+        return self
+
+    def override(self, assignments: Iterable[str] | Mapping[str, Any]) -> Experiment:
+        """A copy with ``key=value`` assignments, keys dotted (``schedule.steps=100``), values as YAML reads them.
+
+        Raises InputError with one line that names the key or the value.
+        """
+        pairs = assignments.items() if isinstance(assignments, Mapping) else map(_split, assignments)
+        described = self.model_dump(mode="json")
+        for key, value in pairs:
+            *parents, leaf = key.split(".")
+            part = described
+            for parent in parents:
+                part = part.get(parent) if isinstance(part, dict) else None
+            if not isinstance(part, dict) or leaf not in part:
+                raise InputError(f"no setting {key!r}; {_nearest(key, self)}")
+            if isinstance(part[leaf], dict):
+                raise InputError(f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}")
+            part[leaf] = value
+        return parse(described)
+
+    def digest(self) -> str:
+        """Short hash of the description itself (for names and caches; see fingerprint.py for what was built)."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parse(described: Mapping[str, Any]) -> Experiment:
+    """Build an Experiment from plain data. Raises InputError with one line for the first thing that is wrong."""
+    try:
+        return Experiment.model_validate(described)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line for pydantic's first complaint: where, what, and what was given."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(x) for x in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+    return f"{where}: {message}{shown}" if where else message
+
+
+def settings(part: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key, in order."""
+    found: dict[str, Any] = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        found |= settings(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
+    return found
+
+
+def _split(assignment: str) -> tuple[str, Any]:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{assignment!r} is not of the form key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"the value of {assignment!r} is not valid YAML") from None
+    # YAML 1.1 reads 1e-3 as text.
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key.strip(), "" if parsed is None else parsed
+
+
+def _nearest(key: str, experiment: Experiment) -> str:
+    from difflib import get_close_matches
+
+    known = list(settings(experiment))
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    leaf = [x for x in known if x.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    guesses = close or leaf
+    return f"did you mean {guesses[0]!r}?" if guesses else f"known: {', '.join(known)}"

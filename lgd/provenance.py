@@ -1,0 +1,73 @@
+"""What a result came from: versions, hardware, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import detectron2
+import psutil
+import torch
+
+import lgd
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pycocotools", "fvcore")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Version of Python, of this suite and of every package that computes something."""
+    found = {"python": platform.python_version(), "lgd": lgd.__version__, "detectron2": detectron2.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+@cache
+def hardware() -> dict[str, str]:
+    """Host, processor, memory and GPU (``none`` without one)."""
+    gpu = "none"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
+        "gpu": gpu,
+    }
+
+
+@cache
+def git_commit() -> str:
+    """Commit of this checkout, with ``+changes`` when the tree differs from it; ``unknown`` outside one."""
+    root = Path(lgd.__file__).parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}+changes" if _git(root, "status", "--porcelain") else commit
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

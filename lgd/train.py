@@ -1,0 +1,403 @@
+"""An Experiment -> a Record, through detectron2's trainer and hooks."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
+from detectron2.utils.events import JSONWriter
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from torch import nn
+
+from lgd import provenance
+from lgd.data import DataSet, ShapesSpec, resolve, train_loader
+from lgd.detectors import build_detector
+from lgd.distance import DistillationDistance
+from lgd.distiller import Distiller
+from lgd.errors import InputError
+from lgd.evaluate import evaluate, quiet
+from lgd.experiment import Data, Experiment, Schedule
+from lgd.export import export_student, student_of
+from lgd.fingerprint import fingerprint
+from lgd.meter import Meter, peak_memory_mib, reset_peak_memory
+from lgd.phases import FreezeBackbone
+from lgd.record import Curve, EvaluationPoint, Record
+from lgd.teacher import ImplicitTeacher
+
+WRITE_PERIOD = 20
+"""Steps between looks at the losses: each look waits for the device, and is when divergence is noticed."""
+
+CURVE_POINTS = 200
+"""Points kept of a loss curve in the record; more are averaged."""
+
+Progress = dict[str, float | int]
+"""``step``, ``steps``, ``loss``, ``eta`` (seconds) of a running training."""
+
+
+@dataclass
+class Built:
+    """Everything a run needs, made from its description."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRMultiplier
+    dataset: DataSet
+    device: torch.device
+    fingerprint: str
+
+
+def dataset_of(settings: Data) -> DataSet:
+    """The data set that ``settings`` name, generated or looked up, registered with detectron2."""
+    spec = ShapesSpec(
+        train=settings.shapes_train,
+        val=settings.shapes_val,
+        size=settings.shapes_side,
+        seed=settings.shapes_seed,
+    )
+    return resolve(settings.source, shapes=spec)
+
+
+def build(experiment: Experiment) -> Built:
+    """Build data, model and optimiser. Raises InputError where the description cannot be met."""
+    device = device_of(experiment)
+    dataset = dataset_of(experiment.data)
+    model = build_model(experiment, len(dataset.class_names)).to(device)
+    optimizer = build_optimizer(model, experiment.schedule)
+    scheduler = LRMultiplier(optimizer, lr_factor(experiment.schedule), experiment.schedule.steps)
+    shown = fingerprint(
+        model,
+        optimizer,
+        data=dataset.fingerprint,
+        # Two directories with the same files are the same data.
+        pipeline=experiment.data.model_dump(mode="json", exclude={"source", "workers"}),
+        schedule=experiment.schedule.model_dump(mode="json"),
+        precision=experiment.precision,
+        weights=experiment.detector.backbone.weights,
+        seed=experiment.seed,
+    )
+    return Built(model, optimizer, scheduler, dataset, device, shown)
+
+
+def build_model(experiment: Experiment, num_classes: int) -> nn.Module:
+    """The student, in a Distiller when the method is LGD. Equal seeds give equal students whatever the method."""
+    method = experiment.method
+    torch.manual_seed(experiment.seed)
+    student = build_detector(experiment.detector, num_classes)
+    if experiment.detector.backbone.weights != "none":
+        with quiet():
+            DetectionCheckpointer(student).load(experiment.detector.backbone.weights)
+    if method.name == "baseline":
+        return student
+    channels = {shape.channels for shape in cast(Any, student.backbone).output_shape().values()}
+    if len(channels) != 1:
+        raise InputError(f"LGD needs the same number of channels on every level, the backbone has {sorted(channels)}")
+    width = channels.pop()
+    teacher = ImplicitTeacher(
+        width,
+        num_classes,
+        encoder=method.encoder,
+        adapter=method.adapter,
+        mapper=method.mapper,
+        variant=method.variant,
+        context=method.context,
+        detach_appearance=method.detach_appearance,
+    )
+    return Distiller(
+        student,
+        teacher,
+        DistillationDistance(width),
+        phases=experiment.schedule.phases,
+        distill_weight=method.distill_weight,
+        instructive_weight=method.instructive_weight,
+    )
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """SGD; student, distillation adapter and teacher share their settings; norm layers get no weight decay."""
+    groups = get_default_optimizer_params(
+        model, base_lr=schedule.lr, weight_decay=schedule.weight_decay, weight_decay_norm=0.0
+    )
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, foreach=True)
+
+
+def lr_factor(schedule: Schedule) -> WarmupParamScheduler:
+    """Linear warm-up, then a step down by ``gamma`` at each milestone."""
+    steps = MultiStepParamScheduler(
+        values=[schedule.gamma**i for i in range(len(schedule.milestones) + 1)],
+        milestones=[round(x * schedule.steps) for x in schedule.milestones],
+        num_updates=schedule.steps,
+    )
+    return WarmupParamScheduler(steps, schedule.warmup_factor, schedule.warmup_steps / schedule.steps, "linear")
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    if experiment.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch sees no GPU here")
+    name = experiment.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and experiment.precision == "fp16":
+        raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    return torch.device(name)
+
+
+class Trainer(SimpleTrainer):
+    """detectron2's trainer with autocast on any device and clipping by value."""
+
+    def __init__(
+        self, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, experiment: Experiment, device: torch.device
+    ) -> None:
+        super().__init__(model, loader, optimizer, gather_metric_period=WRITE_PERIOD)
+        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=experiment.precision == "fp16")
+        self._clip = experiment.schedule.clip
+        self._device = device
+
+    def run_step(self) -> None:
+        begun = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        waited = time.perf_counter() - begun
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            losses = self.model(batch)
+        total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(total).backward()
+        self.after_backward()
+        self._write_metrics(losses, waited)
+        if self._clip:
+            self._scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_value_(parameters, self._clip, foreach=True)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+
+class _StepTimes(HookBase):
+    """Seconds of each step, read when the losses are looked at anyway."""
+
+    def __init__(self) -> None:
+        self.per_step: list[float] = []
+        self._since = 0.0
+        self._from = 0
+
+    def before_step(self) -> None:
+        if self._since == 0.0:
+            self._since, self._from = time.perf_counter(), self.trainer.iter
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % WRITE_PERIOD == 0:
+            self.per_step.append((time.perf_counter() - self._since) / (done - self._from))
+            self._since = 0.0
+
+    def median_ms(self) -> float | None:
+        # The first stretch holds allocator and kernel warm-up.
+        counted = self.per_step[1:] or self.per_step
+        return statistics.median(counted) * 1e3 if counted else None
+
+
+class _Report(HookBase):
+    """Tell the outside how far the training is, at most every ``period`` seconds."""
+
+    def __init__(self, tell: Callable[[Progress], None], meter: Meter, period: float = 1.0) -> None:
+        self._tell, self._meter, self._period = tell, meter, period
+        self._last = 0.0
+
+    def after_step(self) -> None:
+        done, now = self.trainer.iter + 1, time.perf_counter()
+        if done % WRITE_PERIOD and done != self.trainer.max_iter or now - self._last < self._period:
+            return
+        self._last = now
+        latest = self.trainer.storage.latest().get("total_loss")
+        seconds = self.trainer.storage.latest().get("time", (0.0, 0))[0]
+        self._tell(
+            {
+                "step": done,
+                "steps": self.trainer.max_iter,
+                "loss": float(latest[0]) if latest else math.nan,
+                "eta": seconds * (self.trainer.max_iter - done),
+            }
+        )
+
+
+def run(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    grid: str = "",
+    preset: str = "",
+    arm: str = "",
+    tell: Callable[[Progress], None] = lambda _: None,
+) -> Record:
+    """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
+
+    A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
+    :func:`failure` for its record). ``tell`` is called about once a second with the progress.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    started = _now()
+    meter = Meter()
+    reset_peak_memory()
+    with ExitStack() as stack:
+        stack.enter_context(meter.phase("setup"))
+        if experiment.threads:
+            before = torch.get_num_threads()
+            torch.set_num_threads(experiment.threads)
+            stack.callback(torch.set_num_threads, before)
+        built = build(experiment)
+        model, dataset = built.model, built.dataset
+        times, evaluations = _StepTimes(), list[EvaluationPoint]()
+
+        def score(step: int) -> EvaluationPoint:
+            with meter.phase("evaluation"):
+                student = evaluate(student_of(model), dataset, experiment.data)
+                teacher = None
+                if experiment.evaluation.teacher and isinstance(model, Distiller):
+                    teacher = evaluate(model, dataset, experiment.data, teacher=True)
+            point = EvaluationPoint(step=step, student=student, teacher=teacher)
+            evaluations.append(point)
+            return point
+
+        trainer = _trainer(built, experiment, directory, times, _Report(tell, meter), score)
+        reason, steps = "", experiment.schedule.steps
+        try:
+            with meter.phase("training"), quiet():
+                trainer.train(0, steps)
+        except FloatingPointError as error:
+            reason, steps = " ".join(str(error).split()), trainer.iter
+        if not reason:
+            if not evaluations or evaluations[-1].step != steps:
+                score(steps)
+            export_student(model, directory / "student.pth")
+    last = evaluations[-1] if evaluations and not reason else None
+    record = Record(
+        status="diverged" if reason else "finished",
+        reason=reason,
+        grid=grid,
+        preset=preset,
+        arm=arm,
+        experiment=experiment,
+        fingerprint=built.fingerprint,
+        data=dataset.summary(),
+        parameters={
+            "student": _count(student_of(model)),
+            "teacher": _count(model) - _count(student_of(model)),
+        },
+        steps=steps,
+        student=last.student if last else None,
+        teacher=last.teacher if last else None,
+        evaluations=evaluations,
+        losses=_curves(trainer),
+        seconds={name: round(value, 3) for name, value in meter.seconds.items()},
+        step_ms=times.median_ms(),
+        peak_memory_mib=peak_memory_mib(),
+        versions=provenance.versions(),
+        hardware=provenance.hardware(),
+        git_commit=provenance.git_commit(),
+        started=started,
+        finished=_now(),
+    )
+    record.save(directory)
+    return record
+
+
+def failure(
+    experiment: Experiment, reason: str, *, grid: str = "", preset: str = "", arm: str = "", started: str = ""
+) -> Record:
+    """The record of a run that an error ended. Not saved."""
+    return Record(
+        status="failed",
+        reason=" ".join(reason.split()) or "unknown error",
+        grid=grid,
+        preset=preset,
+        arm=arm,
+        experiment=experiment,
+        versions=provenance.versions(),
+        hardware=provenance.hardware(),
+        git_commit=provenance.git_commit(),
+        started=started,
+        finished=_now(),
+    )
+
+
+def _trainer(
+    built: Built,
+    experiment: Experiment,
+    directory: Path,
+    times: _StepTimes,
+    report: _Report,
+    score: Callable[[int], EvaluationPoint],
+) -> Trainer:
+    data, schedule = experiment.data, experiment.schedule
+    loader = train_loader(
+        built.dataset,
+        batch_size=schedule.batch,
+        min_sizes=data.min_sizes,
+        max_size=data.max_size,
+        flip=data.flip,
+        masks=False,
+        seed=experiment.seed,
+        workers=data.workers,
+    )
+    # What a method draws while it is built must not reach what is drawn in training.
+    seed_everything(experiment.seed)
+    trainer = Trainer(built.model, loader, built.optimizer, experiment, built.device)
+    bottom_up = getattr(student_of(built.model).backbone, "bottom_up", student_of(built.model).backbone)
+    every = experiment.evaluation.every
+
+    def evaluate_now() -> None:
+        score(trainer.iter + 1)
+
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if isinstance(built.model, Distiller) else None,
+            hooks.LRScheduler(built.optimizer, built.scheduler),
+            hooks.PeriodicWriter([JSONWriter(str(directory / "metrics.json"))], period=WRITE_PERIOD),
+            times,
+            report,
+            hooks.EvalHook(every, evaluate_now, eval_after_train=False) if every else None,
+        ]
+    )
+    return trainer
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _curves(trainer: Trainer) -> dict[str, Curve]:
+    curves = {}
+    for name, history in trainer.storage.histories().items():
+        if "loss" not in name:
+            continue
+        points = [(int(step) + 1, float(value)) for value, step in history.values()]
+        bins = np.array_split(np.arange(len(points)), min(CURVE_POINTS, len(points)))
+        curves[name] = [
+            (points[b[-1]][0], float(np.mean([points[i][1] for i in b]))) for b in bins if len(b)
+        ]
+    return curves
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
