@@ -121,7 +121,10 @@ class Distiller(nn.Module):
         # Moved once here, since the detector would do it again in its second pass.
         device = self.device
         return [
-            {name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device) for name, x in y.items()}
+            {
+                name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device)
+                for name, x in y.items()
+            }
             for y in batch
         ]
 

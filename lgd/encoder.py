@@ -5,6 +5,8 @@ Shape suffixes: B images, N object slots, K classes, C channels, P = h * w cells
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.size = size
         widths = (size, 64, 128, 1024, 512, 256)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.matrix = nn.Linear(widths[-1], size * size)
 
     def forward(self, x_BNk: Tensor) -> Tensor:

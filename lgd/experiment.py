@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lgd.adapter import AdapterVariant
 from lgd.errors import InputError
@@ -28,37 +30,125 @@ class Settings(BaseModel):
 
 
 class Backbone(Settings):
-    """Bottom-up network.
+    """Bottom-up network. What is "auto" follows from the rest; the properties say what it came to.
 
-    width: channels of its stem (64 in the standard networks; every stage scales with it). weights: "none", or a file
-    or URI that detectron2's checkpointer reads. freeze_at: stages frozen for good, as detectron2 counts them.
+    width: channels of its stem, a multiple of every stage's (auto: the standard network's, 64, or 96 for swin_t).
+    norm: of a ResNet's layers (auto: FrozenBN with weights; from scratch GN, or BN where 32 groups do not fit). swin_t
+    has its LayerNorms whatever is set, so leaves no choice.
+    weights: "none", or what :func:`lgd.detectors.weights.load_weights` reads.
+    freeze_at: stages frozen for good, as detectron2 counts them: 1 is the stem, 2 the stem and res2 (auto: 2 for a
+    ResNet with weights as in detectron2's configs, else 0).
+    deformable: DCNv2 in res3 to res5. pixel_std: what the weights expect, "unit" for images with only the mean
+    subtracted, "imagenet" for ones divided by ImageNet's deviation too (auto: known from the weights' name, see
+    :func:`lgd.detectors.weights.conventions`).
     """
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    width: PositiveInt = 64
-    norm: Literal["FrozenBN", "BN", "SyncBN", "GN"] = "FrozenBN"
-    weights: str = "none"
-    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "swin_t"] = "resnet50"
+    width: int | Literal["auto"] = "auto"
+    norm: Literal["auto", "FrozenBN", "BN", "SyncBN", "GN"] = "auto"
+    weights: Annotated[str, Field(min_length=1)] = "none"
+    freeze_at: int | Literal["auto"] = "auto"
+    deformable: bool = False
+    pixel_std: Literal["auto", "unit", "imagenet"] = "auto"
+
+    @field_validator("width", "freeze_at", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object, info: ValidationInfo) -> object:
+        low, high = (1, 4096) if info.field_name == "width" else (0, 5)
+        if value != "auto" and (type(value) is not int or not low <= value <= high):
+            raise ValueError(f"must be auto or a whole number from {low} to {high}")
+        return value
 
     @model_validator(mode="after")
-    def _trainable_from_scratch(self) -> Self:
-        if self.weights == "none" and (self.norm == "FrozenBN" or self.freeze_at > 0):
+    def _possible(self) -> Self:
+        if self.from_scratch and (self.norm == "FrozenBN" or self.resolved_freeze_at > 0):
             raise ValueError(
                 f"a backbone from scratch (weights none) cannot train with norm {self.norm} and freeze_at"
                 f" {self.freeze_at}: random layers would stay as they are; use norm BN or GN and freeze_at 0"
             )
+        if self.name == "swin_t" and self.norm != "auto":
+            raise ValueError(f"norm {self.norm} does not apply to swin_t, whose norms are LayerNorm: leave it at auto")
+        if self.deformable and self.name in ("resnet18", "resnet34", "swin_t"):
+            why = "has no 3x3 convolutions" if self.name == "swin_t" else "has no bottleneck blocks"
+            raise ValueError(f"{self.name} {why} to make deformable: use resnet50, resnet101 or resnext101_32x8d")
+        if self.name == "resnext101_32x8d" and self.resolved_width % 8:
+            raise ValueError(f"resnext101_32x8d has 32 groups: its width must be divisible by 8, not {self.width}")
+        if self.norm == "GN" and self.resolved_width % 32:
+            raise ValueError(f"norm GN has 32 groups: the backbone's width must be divisible by 32, not {self.width}")
         return self
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == "none"
+
+    @property
+    def resolved_width(self) -> int:
+        if self.width == "auto":
+            return 96 if self.name == "swin_t" else 64
+        return self.width
+
+    @property
+    def resolved_norm(self) -> str:
+        """A name that detectron2's ``get_norm`` knows; LN for swin_t."""
+        if self.name == "swin_t":
+            return "LN"
+        if self.norm != "auto":
+            return self.norm
+        if not self.from_scratch:
+            return "FrozenBN"
+        return "GN" if self.resolved_width % 32 == 0 else "BN"
+
+    @property
+    def resolved_freeze_at(self) -> int:
+        if self.freeze_at != "auto":
+            return self.freeze_at
+        return 0 if self.from_scratch or self.name == "swin_t" else 2
 
 
 class Detector(Settings):
-    """The student. channels: of the FPN and head. anchor_scale: side of a level's smallest anchor over its stride."""
+    """The student. What a detector has no use for is not read; "auto" is its own standard.
 
-    name: Literal["retinanet"] = "retinanet"
+    channels: of the FPN and the heads. head_convs: convolutions of a dense detector's towers, and of Mask R-CNN's mask
+    head. head_norm: their norm (auto: none for RetinaNet and Mask R-CNN, GN for FCOS, ATSS and POTO). fc_dim: width of
+    R-CNN's two fully connected layers. anchor_scale: side of a level's smallest anchor over its stride (auto: 4 for
+    RetinaNet, 8 for R-CNN and ATSS; FCOS and POTO have no anchors).
+    """
+
+    name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
     backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
     channels: PositiveInt = 256
-    head_convs: Annotated[int, Field(ge=0)] = 4
-    head_norm: Literal["", "GN"] = ""
-    anchor_scale: Positive = 4.0
+    head_convs: PositiveInt = 4
+    head_norm: Literal["auto", "", "GN"] = "auto"
+    fc_dim: PositiveInt = 1024
+    anchor_scale: float | Literal["auto"] = "auto"
+
+    @field_validator("anchor_scale", mode="before")
+    @classmethod
+    def _positive(cls, value: object) -> object:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0 < float(value) < float("inf")):  # type: ignore[arg-type]
+            raise ValueError("must be auto or a number above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.resolved_head_norm == "GN" and self.name != "faster_rcnn":
+            wide = 32 if self.channels >= 256 else 8
+            if self.channels % wide:
+                raise ValueError(f"head_norm GN needs channels in multiples of {wide}, not {self.channels}")
+        return self
+
+    @property
+    def resolved_head_norm(self) -> str:
+        if self.head_norm != "auto":
+            return self.head_norm
+        return "GN" if self.name in ("fcos", "atss", "poto") else ""
+
+    @property
+    def resolved_anchor_scale(self) -> float:
+        if self.anchor_scale != "auto":
+            return self.anchor_scale
+        return 4.0 if self.name == "retinanet" else 8.0
 
 
 class Data(Settings):
@@ -69,11 +159,11 @@ class Data(Settings):
     """
 
     source: str = "shapes"
-    shapes_train: PositiveInt = 400
-    shapes_val: PositiveInt = 100
+    shapes_train: PositiveInt = 1000
+    shapes_val: PositiveInt = 200
     shapes_side: Annotated[int, Field(ge=64, le=1024)] = 128
     shapes_seed: Annotated[int, Field(ge=0)] = 0
-    min_sizes: tuple[PositiveInt, ...] = Field((800,), min_length=1)
+    min_sizes: tuple[PositiveInt, ...] = Field(default=(800,), min_length=1)
     max_size: PositiveInt = 1333
     test_size: PositiveInt = 800
     flip: bool = True
@@ -192,13 +282,15 @@ class Experiment(Settings):
         described = self.model_dump(mode="json")
         for key, value in pairs:
             *parents, leaf = key.split(".")
-            part = described
+            part: Any = described
             for parent in parents:
                 part = part.get(parent) if isinstance(part, dict) else None
             if not isinstance(part, dict) or leaf not in part:
                 raise InputError(f"no setting {key!r}; {_nearest(key, self)}")
             if isinstance(part[leaf], dict):
-                raise InputError(f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}")
+                raise InputError(
+                    f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}"
+                )
             part[leaf] = value
         return parse(described)
 
@@ -245,16 +337,12 @@ def _split(assignment: str) -> tuple[str, Any]:
         raise InputError(f"the value of {assignment!r} is not valid YAML") from None
     # YAML 1.1 reads 1e-3 as text.
     if isinstance(parsed, str):
-        try:
+        with suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key.strip(), "" if parsed is None else parsed
 
 
 def _nearest(key: str, experiment: Experiment) -> str:
-    from difflib import get_close_matches
-
     known = list(settings(experiment))
     close = get_close_matches(key, known, n=1, cutoff=0.5)
     leaf = [x for x in known if x.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]

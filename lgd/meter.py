@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -53,11 +53,9 @@ def reset_peak_memory() -> None:
     """Start the peaks anew, so that a process that runs several trainings reports each one's own."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    # Where this is not Linux, or not allowed, the host's peak is that of the process so far.
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        # Not Linux, or not allowed: the host's peak is then that of the process so far.
-        pass
 
 
 def peak_memory_mib() -> dict[str, float]:
@@ -69,11 +67,9 @@ def peak_memory_mib() -> dict[str, float]:
 
 
 def _host_peak_mib() -> float:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    except OSError:
-        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024

@@ -35,9 +35,7 @@ class Objects:
     context: bool
 
     @classmethod
-    def from_instances(
-        cls, instances: Sequence[Any], image_size: tuple[int, int], *, context: bool
-    ) -> Objects:
+    def from_instances(cls, instances: Sequence[Any], image_size: tuple[int, int], *, context: bool) -> Objects:
         """Pad detectron2's ``Instances`` (``gt_boxes``, ``gt_classes``) of a batch, on the device they are on."""
         return cls.from_lists(
             [x.gt_boxes.tensor for x in instances],
@@ -93,9 +91,7 @@ class Objects:
         """(B, N, 4 + K) label descriptors in [-1, 1]: clamped corners over image size, one-hot class."""
         height, width = self.image_size
         clamped = self.clamped()
-        corners = torch.cat(
-            [clamped[..., i : i + 1] / (width if i % 2 == 0 else height) for i in range(4)], dim=-1
-        )
+        corners = torch.cat([clamped[..., i : i + 1] / (width if i % 2 == 0 else height) for i in range(4)], dim=-1)
         # A comparison, not one_hot: it knows no negative class and may wait for the device to check the range.
         one_hot = self.classes[..., None] == torch.arange(num_classes, device=self.classes.device)
         return torch.cat([corners, one_hot.to(corners.dtype)], dim=-1) * 2 - 1

@@ -21,7 +21,11 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pycocotools", "fv
 @cache
 def versions() -> dict[str, str]:
     """Version of Python, of this suite and of every package that computes something."""
-    found = {"python": platform.python_version(), "lgd": lgd.__version__, "detectron2": detectron2.__version__}
+    found = {
+        "python": platform.python_version(),
+        "lgd": lgd.__version__,
+        "detectron2": detectron2.__version__,
+    }
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -47,7 +47,7 @@ class Record(Settings):
     a training step, milliseconds. peak_memory_mib: see meter.py. Times are UTC, ISO 8601.
     """
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1
     status: Literal["finished", "diverged", "failed"]
     reason: str = ""
     grid: str = ""

@@ -80,9 +80,7 @@ class ImplicitTeacher(nn.Module):
             projected = self.label_projection(labels)
         vectors = self.relation_adapter(appearance, projected, objects.valid)
         vectors = vectors.expand(len(features), -1, -1, -1)
-        return {
-            name: self.knowledge_mapper(vectors[i], regions[name], sizes[name]) for i, name in enumerate(features)
-        }
+        return {name: self.knowledge_mapper(vectors[i], regions[name], sizes[name]) for i, name in enumerate(features)}
 
     def embed_labels(self, objects: Objects) -> Tensor | None:
         """Label embeddings (B, N, C) before their projection; None where the encoder is off."""
@@ -100,7 +98,7 @@ def impossible(*, encoder: bool, adapter: bool, mapper: bool, variant: AdapterVa
     if not encoder and variant in ("label_queries", "label_only"):
         return f"adapter variant {variant} needs label embeddings, but the encoder is off"
     if not adapter and variant in ("appearance_only", "label_only"):
-        return f"adapter variant {variant} has no attention, so 'adapter off' (objects see themselves alone) has no meaning"
+        return f"adapter variant {variant} has no attention: 'adapter off' (objects see themselves alone) means nothing"
     if variant == "appearance_only" and not encoder:
         return "adapter variant appearance_only never reads the label embeddings: 'encoder off' would change nothing"
     return ""

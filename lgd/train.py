@@ -159,7 +159,12 @@ class Trainer(SimpleTrainer):
     """detectron2's trainer with autocast on any device and clipping by value."""
 
     def __init__(
-        self, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, experiment: Experiment, device: torch.device
+        self,
+        model: nn.Module,
+        loader: Any,
+        optimizer: torch.optim.Optimizer,
+        experiment: Experiment,
+        device: torch.device,
     ) -> None:
         super().__init__(model, loader, optimizer, gather_metric_period=WRITE_PERIOD)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
@@ -219,7 +224,7 @@ class _Report(HookBase):
 
     def after_step(self) -> None:
         done, now = self.trainer.iter + 1, time.perf_counter()
-        if done % WRITE_PERIOD and done != self.trainer.max_iter or now - self._last < self._period:
+        if (done % WRITE_PERIOD and done != self.trainer.max_iter) or now - self._last < self._period:
             return
         self._last = now
         latest = self.trainer.storage.latest().get("total_loss")
@@ -378,7 +383,7 @@ def _trainer(
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  detectron2's augmentations draw from the global state
     torch.manual_seed(seed)
 
 
@@ -389,9 +394,7 @@ def _curves(trainer: Trainer) -> dict[str, Curve]:
             continue
         points = [(int(step) + 1, float(value)) for value, step in history.values()]
         bins = np.array_split(np.arange(len(points)), min(CURVE_POINTS, len(points)))
-        curves[name] = [
-            (points[b[-1]][0], float(np.mean([points[i][1] for i in b]))) for b in bins if len(b)
-        ]
+        curves[name] = [(points[b[-1]][0], float(np.mean([points[i][1] for i in b]))) for b in bins if len(b)]
     return curves
 
 

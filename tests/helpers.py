@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
-from torch import nn
+from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from lgd.detectors import build_detector
 from lgd.experiment import Backbone, Detector
@@ -41,11 +40,49 @@ def batch(counts: Sequence[int], size: tuple[int, int] = (64, 96), seed: int = 0
     """A batch as detectron2's loaders yield it."""
     generator = torch.Generator().manual_seed(seed + 1)
     return [
-        {"image": torch.rand(3, *size, generator=generator) * 255, "instances": x, "height": size[0], "width": size[1]}
+        {
+            "image": torch.rand(3, *size, generator=generator) * 255,
+            "instances": x,
+            "height": size[0],
+            "width": size[1],
+        }
         for x in instances(counts, size, seed)
     ]
 
 
-def tiny_detector(seed: int = 0, classes: int = CLASSES) -> nn.Module:
+def tiny_detector(seed: int = 0, classes: int = CLASSES) -> Any:
+    # Any, since detectron2's types say nothing of a detector's parts.
     torch.manual_seed(seed)
     return build_detector(TINY_DETECTOR, classes)
+
+
+DETECTORS = ("retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto")
+
+
+def tiny_settings(name: str) -> Detector:
+    """The named detector at a width at which a step takes a fraction of a second."""
+    return Detector.model_validate(
+        {
+            "name": name,
+            "backbone": Backbone(name="resnet18", width=8, norm="BN"),
+            "channels": 32,
+            "head_convs": 1,
+            "fc_dim": 32,
+            "anchor_scale": 2.0,
+        }
+    )
+
+
+def with_masks(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same batch with each object's box as its mask, a polygon; no masks where there are no objects."""
+    for x in data:
+        found = x["instances"]
+        if len(found):
+            found.gt_masks = PolygonMasks([[b[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for b in found.gt_boxes.tensor])
+    return data
+
+
+def detector_batch(name: str, counts: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
+    """A batch as the named detector needs it in training."""
+    data = batch(counts, seed=seed)
+    return with_masks(data) if name == "mask_rcnn" else data

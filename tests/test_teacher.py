@@ -42,7 +42,9 @@ def _step(teacher: ImplicitTeacher, features: dict[str, Tensor], objects: Object
 
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize(
-    "counts", [[0], [0, 0], [3, 0], [1, 40], [2, 5, 1]], ids=["empty", "all-empty", "one-empty", "uneven", "plain"]
+    "counts",
+    [[0], [0, 0], [3, 0], [1, 40], [2, 5, 1]],
+    ids=["empty", "all-empty", "one-empty", "uneven", "plain"],
 )
 def test_any_object_counts(counts: list[int], context: bool) -> None:
     teacher = ImplicitTeacher(16, CLASSES, context=context)
@@ -58,7 +60,9 @@ def test_any_object_counts(counts: list[int], context: bool) -> None:
 @pytest.mark.parametrize("channels", [6, 12, 40])
 @pytest.mark.parametrize("classes", [1, 3, 90])
 @pytest.mark.parametrize(
-    "sizes", [{"only": (5, 7)}, {"p2": (16, 24), "p3": (8, 12), "p4": (4, 6)}, {"p7": (1, 1)}], ids=["1", "3", "1x1"]
+    "sizes",
+    [{"only": (5, 7)}, {"p2": (16, 24), "p3": (8, 12), "p4": (4, 6)}, {"p7": (1, 1)}],
+    ids=["1", "3", "1x1"],
 )
 def test_any_channels_classes_levels(channels: int, classes: int, sizes: dict[str, tuple[int, int]]) -> None:
     teacher = ImplicitTeacher(channels, classes)
@@ -175,9 +179,7 @@ def test_runs_under_autocast_and_channels_last(context: bool) -> None:
     features = _features(3, 32)
     exact, _ = _step(teacher, features, objects)
     teacher.zero_grad()
-    packed = {
-        n: x.detach().to(memory_format=torch.channels_last).requires_grad_() for n, x in features.items()
-    }
+    packed = {n: x.detach().to(memory_format=torch.channels_last).requires_grad_() for n, x in features.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough, instructive = _step(teacher.to(memory_format=torch.channels_last), packed, objects)
     assert rough.dtype == torch.float32
@@ -222,9 +224,7 @@ def test_descriptor_by_hand() -> None:
 
 def test_region_by_hand() -> None:
     """A box of 16..48 x 8..24 pixels on an 8 x 12 level of a 64 x 96 image: rows 1..3, columns 2..6."""
-    objects = Objects.from_lists(
-        [torch.tensor([[16.0, 8.0, 48.0, 24.0]])], [torch.tensor([0])], SIZE, context=False
-    )
+    objects = Objects.from_lists([torch.tensor([[16.0, 8.0, 48.0, 24.0]])], [torch.tensor([0])], SIZE, context=False)
     region = objects.regions((8, 12)).reshape(8, 12)
     expected = torch.zeros(8, 12, dtype=torch.bool)
     expected[1:4, 2:7] = True

@@ -54,7 +54,9 @@ def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy((values / scale).astype(np.float32))
 
 
-def fill_from_names(teacher: ImplicitTeacher, distance: DistillationDistance, shapes: dict[str, tuple[int, ...]]) -> None:
+def fill_from_names(
+    teacher: ImplicitTeacher, distance: DistillationDistance, shapes: dict[str, tuple[int, ...]]
+) -> None:
     """Give every parameter the fixture's value; fails when a name or a shape of either side is left over.
 
     The reference holds the context object's linear map even where there is no context object.
@@ -138,9 +140,7 @@ def test_instructive_features_loss_and_gradients(case: Fixture, memory_format: t
         torch.testing.assert_close(instructive[level], case[f"instructive_{level}"], rtol=RTOL, atol=1e-4)
     torch.testing.assert_close(loss, case["loss_distill"], rtol=RTOL, atol=0)
 
-    ramp = sum(
-        (x * torch.linspace(-1, 1, x.numel()).reshape(x.shape)).sum() for x in instructive.values()
-    )
+    ramp = sum((x * torch.linspace(-1, 1, x.numel()).reshape(x.shape)).sum() for x in instructive.values())
     (loss + ramp / 1000).backward()
     for level in LEVELS:
         expected, gradient = case[f"grad_{level}"], features[level].grad

@@ -1,0 +1,139 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ablations.grids import Trial
+from lgd.record import Record
+
+LINE_PERIOD = 15.0
+"""Seconds between two lines about one trial where there is no terminal."""
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def outcome(record: Record) -> str:
+    """One phrase for how a run ended."""
+    if record.status != "finished":
+        return f"{record.status}: {record.reason}"
+    ap = "n/a" if record.student is None or record.student.AP is None else f"{record.student.AP:.1f}"
+    return f"AP {ap}, {clock(record.seconds.get('training', 0))} training"
+
+
+class SweepDisplay:
+    """Follows a sweep; use as a context manager around it.
+
+    trials: those to run now. total, finished: of the whole sweep, so that a resumed one counts on.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        *,
+        total: int,
+        finished: int,
+        side_by_side: int,
+        console: Console,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._trials = {t.name: t for t in trials}
+        self._total, self._done, self._at_once = total, finished, side_by_side
+        self._console, self._now = console, now
+        self._running: dict[str, dict[str, Any]] = {}
+        self._begun: dict[str, float] = {}
+        self._took: list[float] = []
+        self._said: dict[str, float] = {}
+        self._start = now()
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+            self._refresh()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None:
+        """A running trial is at ``progress`` (see lgd.train.Progress)."""
+        now = self._now()
+        self._begun.setdefault(name, now)
+        self._running[name] = progress
+        if self._live:
+            self._refresh()
+        elif now - self._said.get(name, -math.inf) >= LINE_PERIOD:
+            self._said[name] = now
+            self._console.print(
+                f"  {self._label(name)}: step {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f},"
+                f" ETA {clock(progress['eta'])}; whole sweep ETA {clock(self._remaining())}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def ended(self, name: str, record: Record) -> None:
+        """A trial ended, one way or another."""
+        now = self._now()
+        self._running.pop(name, None)
+        self._took.append(now - self._begun.pop(name, now))
+        self._done += 1
+        colour = {"finished": "green", "diverged": "yellow", "failed": "red"}[record.status]
+        line = Text(f"[{self._done}/{self._total}] ")
+        line.append(self._label(name), style="bold").append(": ").append(outcome(record), style=colour)
+        self._console.print(line, soft_wrap=True, highlight=False)
+        self._refresh()
+
+    def _label(self, name: str) -> str:
+        trial = self._trials[name]
+        return f"{trial.arm}, seed {trial.experiment.seed}"
+
+    def _remaining(self) -> float:
+        """Seconds until the sweep ends, by the trials so far; those running count by their own pace."""
+        running = [max(float(p["eta"]), 0.0) for p in self._running.values()]
+        waiting = self._total - self._done - len(self._running)
+        if waiting <= 0:
+            return max(running, default=math.inf)
+        paces = self._took or [
+            (self._now() - self._begun[n]) * p["steps"] / max(p["step"], 1) for n, p in self._running.items()
+        ]
+        if not paces:
+            return math.inf
+        return (sum(running) + waiting * sum(paces) / len(paces)) / self._at_once
+
+    def _refresh(self) -> None:
+        if not self._live:
+            return
+        table = Table(box=None, padding=(0, 1), show_header=False)
+        for name, progress in sorted(self._running.items()):
+            table.add_row(
+                self._label(name),
+                ProgressBar(total=progress["steps"], completed=progress["step"], width=24),
+                f"{progress['step']}/{progress['steps']}",
+                f"loss {progress['loss']:.3f}",
+                f"ETA {clock(progress['eta'])}",
+            )
+        head = Text(
+            f"{self._done}/{self._total} trials, {clock(self._now() - self._start)} so far,"
+            f" ETA {clock(self._remaining())}",
+            style="bold",
+        )
+        self._live.update(Group(head, table))

@@ -1,0 +1,295 @@
+"""Run a grid of ablations and print its table.
+
+python ablations/run.py --grid components                  # tiny preset, this machine's CPU, minutes
+python ablations/run.py --grid components --preset small   # one GPU
+python ablations/run.py --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.display import SweepDisplay, outcome
+from ablations.grids import GRIDS, Grid, Trial, grid, plan
+from ablations.presets import preset
+from lgd.errors import InputError
+from lgd.experiment import settings
+from lgd.files import write_text
+
+SWEEP_FILE = "sweep.json"
+SWEEP_SCHEMA = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    console = Console(stderr=False)
+    try:
+        return _run(options, parser, console)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ablations/run.py", description="Train the arms of a grid side by side and print its table."
+    )
+    parser.add_argument("--grid", help=f"which grid: {', '.join(GRIDS)}")
+    parser.add_argument(
+        "--preset", default="tiny", help="tiny (CPU, minutes), small (one GPU) or paper (default: tiny)"
+    )
+    parser.add_argument("--data", metavar="SOURCE", help="shapes, or coco-json:DIR for a COCO-layout directory")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each arm (default: 1)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
+    parser.add_argument("--cpus", type=int, metavar="N", help="CPU cores a trial (default: 1, or a GPU's share)")
+    parser.add_argument("--gpus", type=float, metavar="X", help="GPUs a trial, fractions allowed (default: 1 if any)")
+    parser.add_argument("--list", action="store_true", help="list the grids and their arms")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and check it, without training")
+    parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
+    return parser
+
+
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+    if options.list:
+        _list(console)
+        return 0
+    directory: Path | None = options.status or options.resume
+    if directory is not None:
+        described = _read_sweep(directory)
+    elif options.grid is None:
+        parser.error("say which grid: --grid NAME (see --list)")
+    else:
+        if options.seeds < 1:
+            raise InputError(f"--seeds {options.seeds}: at least one")
+        overrides = list(options.overrides)
+        if options.data:
+            overrides.append(f"data.source={_absolute(options.data)}")
+        chosen = grid(options.grid)
+        described = {
+            "schema_version": SWEEP_SCHEMA,
+            "grid": chosen.name,
+            "preset": options.preset,
+            "overrides": overrides,
+            "arms": _arms(chosen, options.arms),
+            "reference": chosen.reference,
+            "seeds": options.seeds,
+        }
+        preset(options.preset)
+        directory = options.output or Path("results") / f"{chosen.name}-{options.preset}"
+        _check_same(directory, described)
+    trials = _plan(described, directory)
+    if options.status:
+        return _status(trials, console)
+    from ablations.sweep import done, resources_for
+
+    missing = [t for t in trials if done(t) is None]
+    resources = resources_for(missing, options.cpus, options.gpus)
+    fingerprints = _check_built(trials)
+    if options.dry_run:
+        _show_plan(trials, fingerprints, missing, resources, console)
+        return 0
+    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
+    console.print(
+        f"{described['grid']} grid, preset {described['preset']}: {len(trials)} trials, {len(missing)} to run,"
+        f" {resources.side_by_side} side by side; results in {directory}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    interrupted = bool(missing) and _train(missing, len(trials), described, directory, resources, console)
+    return _finish(trials, described, directory, interrupted, console)
+
+
+def _train(
+    missing: list[Trial],
+    total: int,
+    described: dict[str, Any],
+    directory: Path,
+    resources: Any,
+    console: Console,
+) -> bool:
+    """Run the sweep; True when it was interrupted."""
+    from ablations.sweep import run_sweep
+
+    display = SweepDisplay(
+        missing,
+        total=total,
+        finished=total - len(missing),
+        side_by_side=resources.side_by_side,
+        console=console,
+    )
+    try:
+        with display:
+            run_sweep(missing, described["grid"], described["preset"], directory, resources, display)
+    except KeyboardInterrupt:
+        # A second Ctrl-C would cut the tables short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return True
+    return False
+
+
+def _finish(
+    trials: list[Trial], described: dict[str, Any], directory: Path, interrupted: bool, console: Console
+) -> int:
+    from analysis.records import load_records
+    from analysis.report import write_outputs
+    from analysis.tables import print_table
+
+    records = load_records(directory)
+    if records:
+        written = write_outputs(directory, described["arms"], described["reference"])
+        print_table(records, described["arms"], described["reference"], console)
+        console.print(f"written: {', '.join(str(x) for x in written)}", markup=False, highlight=False, soft_wrap=True)
+    if interrupted:
+        console.print(
+            f"interrupted after {len(records)} of {len(trials)} trials;"
+            f" go on with: python ablations/run.py --resume {directory}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        return 130
+    return 1 if any(record.status != "finished" for record in records) else 0
+
+
+def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
+    whole = grid(described["grid"])
+    arms = tuple(arm for arm in whole.arms if arm.name in described["arms"])
+    chosen = Grid(whole.name, whole.title, arms, whole.reference)
+    return plan(chosen, preset(described["preset"]), described["seeds"], described["overrides"], directory)
+
+
+def _arms(chosen: Grid, names: str | None) -> list[str]:
+    known = [arm.name for arm in chosen.arms]
+    if names is None:
+        return known
+    wanted = [x.strip() for x in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
+    return [x for x in known if x in wanted]
+
+
+def _absolute(source: str) -> str:
+    scheme, colon, path = source.partition(":")
+    return f"{scheme}:{Path(path).resolve()}" if colon else source
+
+
+def _read_sweep(directory: Path) -> dict[str, Any]:
+    path = directory / SWEEP_FILE
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: no sweep to read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a sweep's description ({error})") from None
+    if not isinstance(described, dict) or described.get("schema_version") != SWEEP_SCHEMA:
+        raise InputError(f"{path}: written by another version of this suite")
+    return described
+
+
+def _check_same(directory: Path, described: dict[str, Any]) -> None:
+    """A results directory holds one sweep; more seeds or arms may be added to it."""
+    if not (directory / SWEEP_FILE).exists():
+        return
+    there = _read_sweep(directory)
+    for key in ("grid", "preset", "overrides"):
+        if there[key] != described[key]:
+            raise InputError(
+                f"{directory} holds a sweep with {key} {there[key]!r}, not {described[key]!r}:"
+                " choose another --output or remove it"
+            )
+    order = [arm.name for arm in grid(described["grid"]).arms]
+    described["arms"] = [x for x in order if x in there["arms"] or x in described["arms"]]
+    described["seeds"] = max(there["seeds"], described["seeds"])
+
+
+def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
+    """Build every arm once: what cannot be built is refused now, and so are two arms that are the same."""
+    from lgd.train import build
+
+    found: dict[str, str] = {}
+    names: dict[str, str] = {}
+    first_seed = trials[0].experiment.seed
+    for trial in trials:
+        if trial.experiment.seed != first_seed:
+            continue
+        try:
+            shown = build(trial.experiment).fingerprint
+        except InputError as error:
+            raise InputError(f"arm {trial.arm!r}: {error}") from None
+        if shown in names:
+            raise InputError(f"arms {names[shown]!r} and {trial.arm!r} would train the same thing ({shown})")
+        names[shown] = trial.arm
+        found[trial.arm] = shown
+    return found
+
+
+def _list(console: Console) -> None:
+    for each in GRIDS.values():
+        table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for head in ("arm", "changes", "asks"):
+            table.add_column(head)
+        for arm in each.arms:
+            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items())
+            table.add_row(arm.name, changes or "(none)", arm.question)
+        console.print(table)
+
+
+def _show_plan(
+    trials: list[Trial], fingerprints: dict[str, str], missing: list[Trial], resources: Any, console: Console
+) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("trial", "steps", "to run", "fingerprint"):
+        table.add_column(head)
+    for trial in trials:
+        needed = "yes" if trial in missing else "has a record"
+        table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, fingerprints.get(trial.arm, ""))
+    console.print(table)
+    shown = settings(trials[0].experiment)
+    console.print("settings shared by the arms:", highlight=False)
+    for key, value in shown.items():
+        if not key.startswith("method.") and key != "seed":
+            console.print(f"  {key} = {value!r}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(missing)} of {len(trials)} trials to run, {resources.side_by_side} side by side,"
+        f" {resources.cpus} CPU and {resources.gpus:g} GPU each",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _status(trials: list[Trial], console: Console) -> int:
+    from lgd.record import FILE, load
+
+    finished = 0
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("trial", "state"):
+        table.add_column(head)
+    for trial in trials:
+        path = trial.directory / FILE
+        if path.exists():
+            record = load(path)
+            finished += record.status == "finished"
+            table.add_row(trial.name, outcome(record))
+        else:
+            table.add_row(trial.name, "begun, no record" if trial.directory.exists() else "not begun")
+    console.print(table)
+    console.print(f"{finished} of {len(trials)} trials finished", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Run a sweep's trials under Ray Tune. The one file that knows Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from ablations.grids import Trial
+from lgd.errors import InputError
+from lgd.experiment import parse
+from lgd.record import FILE, Record, load
+
+# Read by Ray when it is imported, so set before it is. What it says is printed by display.py instead.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial holds, and how many run side by side."""
+
+    cpus: int
+    gpus: float
+    side_by_side: int
+
+
+class Display(Protocol):
+    """Who is told how the sweep goes. Trials are named by :attr:`Trial.name`."""
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
+
+    def ended(self, name: str, record: Record) -> None: ...
+
+
+def resources_for(trials: Sequence[Trial], cpus: int | None, gpus: float | None) -> Resources:
+    """One core a trial on the CPU: small networks gain more from running side by side than from more threads.
+
+    With GPUs, one each, and the cores shared out. Raises InputError for what this machine can never give.
+    """
+    import torch
+
+    cores = _cores()
+    devices = torch.cuda.device_count()
+    on_gpu = devices > 0 and any(t.experiment.device != "cpu" for t in trials)
+    share = gpus if gpus is not None else float(on_gpu)
+    if share > devices:
+        raise InputError(f"a trial asks for {share:g} GPUs, this machine has {devices}")
+    at_once = max(1, int(devices / share)) if share else 0
+    wanted = cpus if cpus is not None else max(1, cores // at_once) if at_once else 1
+    if wanted > cores:
+        raise InputError(f"a trial asks for {wanted} CPUs, this machine has {cores}")
+    fitting = min(x for x in (cores // wanted, at_once or cores, len(trials) or 1))
+    return Resources(wanted, share, max(1, fitting))
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """What a Ray worker runs: train one trial, leave its record in its directory whatever happens."""
+    from ray import tune
+
+    from lgd import train
+
+    trial = config["trial"]
+    experiment = parse(trial["experiment"])
+    names = {"grid": trial["grid"], "preset": trial["preset"], "arm": trial["arm"]}
+    directory = Path(trial["directory"])
+    if not experiment.threads:
+        experiment = experiment.model_copy(update={"threads": trial["cpus"]})
+    try:
+        record = train.run(experiment, directory, **names, tell=lambda progress: tune.report(dict(progress)))
+    except Exception as error:
+        record = train.failure(experiment, f"{type(error).__name__}: {error}", **names)
+        record.save(directory)
+        (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    # The driver may not see this worker's disk: the record travels with the last report as well.
+    tune.report({"record": record.model_dump_json()})
+
+
+def run_sweep(
+    trials: Sequence[Trial], grid: str, preset: str, output: Path, resources: Resources, display: Display
+) -> None:
+    """Train every trial; each leaves ``record.json`` in its directory.
+
+    A trial that fails, or whose worker is killed, leaves a record that says so, and the others go on. An interrupt
+    ends the sweep and leaves nothing for the trials that were running; raises KeyboardInterrupt then.
+    """
+    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
+    import ray
+    from ray import tune
+
+    described = [
+        {
+            "name": trial.name,
+            "arm": trial.arm,
+            "grid": grid,
+            "preset": preset,
+            "experiment": trial.experiment.model_dump(mode="json"),
+            "directory": str(trial.directory),
+            "cpus": resources.cpus,
+        }
+        for trial in trials
+    ]
+    by_name = {trial.name: trial for trial in trials}
+    follower = _follower(by_name, grid, preset, display)
+    with _ray(ray):
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            param_space={"trial": tune.grid_search(described)},
+            tune_config=tune.TuneConfig(
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                max_concurrent_trials=resources.side_by_side,
+                # Importing torch and detectron2 takes longer than many a tiny trial's evaluation.
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(output.resolve()),
+                verbose=0,
+                callbacks=[follower],
+            ),
+        )
+        tuner.fit()
+    if any(not (trial.directory / FILE).exists() for trial in trials):
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ray(ray: Any) -> Iterator[None]:
+    """A local Ray for the sweep's time, or the cluster this process is in already."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+    else:
+        # Trials exchange settings and progress only: the default store, a third of the memory, would be wasted.
+        ray.init(num_cpus=_cores(), include_dashboard=False, object_store_memory=200 * 2**20, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["trial"]["name"])
+
+
+def _follower(by_name: dict[str, Trial], grid: str, preset: str, display: Display) -> Any:
+    from ray import tune
+
+    from lgd import train
+
+    class Follower(tune.Callback):
+        """Passes on what Tune hears from the trials."""
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            name = _trial_name(trial)
+            if "record" not in result:
+                display.progress(name, result)
+                return
+            record = Record.model_validate_json(result["record"])
+            if not (by_name[name].directory / FILE).exists():
+                record.save(by_name[name].directory)
+            display.ended(name, record)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).
+            name = _trial_name(trial)
+            planned = by_name[name]
+            error = getattr(trial, "get_error", lambda: None)()
+            reason = f"the worker died: {error}" if error else "the worker died"
+            record = train.failure(planned.experiment, reason[:500], grid=grid, preset=preset, arm=planned.arm)
+            record.save(planned.directory)
+            display.ended(name, record)
+
+    return Follower()
+
+
+def done(trial: Trial) -> Record | None:
+    """The record of a trial that needs no further run: finished, or diverged (it would diverge again).
+
+    Raises InputError when the directory holds the record of another experiment.
+    """
+    path = trial.directory / FILE
+    if not path.exists():
+        return None
+    record = load(path)
+    planned, found = (
+        trial.experiment,
+        record.experiment.model_copy(update={"threads": trial.experiment.threads}),
+    )
+    if found != planned:
+        raise InputError(f"{path} holds another experiment than planned: {_difference(found, planned)}")
+    return None if record.status == "failed" else record
+
+
+def _difference(found: Any, planned: Any) -> str:
+    from lgd.experiment import settings
+
+    ours, theirs = settings(planned), settings(found)
+    return ", ".join(f"{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in ours if ours[k] != theirs.get(k))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1

@@ -1,0 +1,37 @@
+"""``python -m analysis DIR``: rebuild a results directory's CSV, table and figure from its records."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis.records import load_records
+from analysis.report import order, write_outputs
+from analysis.tables import print_table
+from lgd.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line on stderr when the directory is no results directory."""
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
+    directory: Path = parser.parse_args(arguments).directory
+    try:
+        records = load_records(directory)
+        arms, reference = order(directory, records)
+        written = write_outputs(directory, arms, reference)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_table(records, arms, reference, Console())
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

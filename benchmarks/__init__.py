@@ -1,0 +1,1 @@
+"""Benchmarks of the method's parts and of whole training steps."""

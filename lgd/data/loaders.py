@@ -1,0 +1,311 @@
+"""Loaders whose batches depend on the seed and on the position in the stream, and on nothing else.
+
+detectron2's own loaders draw augmentations from numpy's global state, so that the same seed gives other pictures
+when the number of workers changes, when other code draws numbers, or after a resume. Here each sample is made
+under random states of its own, derived from (seed, position).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    build_detection_test_loader,
+    detection_utils,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import TrainingSampler
+from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lgd.errors import InputError
+
+if TYPE_CHECKING:
+    from lgd.data import DataSet
+
+__all__ = ["ImageCache", "train_loader", "val_loader"]
+
+Sample = dict[str, Any]
+Pixels = npt.NDArray[np.uint8]
+_CACHE_BYTES = 2**30
+
+
+# -------------------------------------------------------------------------------------------------- decoding
+
+
+class ImageCache:
+    """Decoded images up to a budget of bytes; what does not fit is decoded each time.
+
+    Nothing is evicted: an epoch reads every image once, and dropping the oldest would then drop each image just
+    before it is needed again.
+    """
+
+    def __init__(self, budget: int = _CACHE_BYTES) -> None:
+        self.budget = budget
+        self.used = 0
+        self._images: dict[tuple[str, str, int, int], Pixels] = {}
+
+    def read(self, path: str, image_format: str) -> Pixels:
+        """(H, W, 3) uint8, read-only, as detectron2's read_image gives it."""
+        status = os.stat(path)  # noqa: PTH116 - twice as fast as Path's, once a sample
+        key = (path, image_format, status.st_mtime_ns, status.st_size)
+        image = self._images.get(key)
+        if image is None:
+            image = cast(Pixels, detection_utils.read_image(path, format=image_format))
+            image.setflags(write=False)
+            if self.used + image.nbytes <= self.budget:
+                self._images[key] = image
+                self.used += image.nbytes
+        return image
+
+
+# Shared by the loaders of a process: each evaluation builds a new one.
+_shared_cache = ImageCache()
+
+
+class _Mapper(DatasetMapper):
+    """DatasetMapper that reads through a cache and can keep the labels without training augmentations."""
+
+    def __init__(
+        self, *, augmentations: list[Any], labels: bool, masks: bool, mask_format: str, cache: ImageCache
+    ) -> None:
+        super().__init__(
+            is_train=labels,
+            augmentations=augmentations,
+            image_format="BGR",
+            use_instance_mask=masks,
+            instance_mask_format=mask_format,
+        )
+        self.cache = cache
+
+    def __call__(self, dataset_dict: Sample) -> Sample:
+        """dataset_dict is owned and changed: DatasetFromList unpickles a new one each time."""
+        pixels = self.cache.read(dataset_dict["file_name"], self.image_format)
+        detection_utils.check_image_size(dataset_dict, pixels)
+        given = T.AugInput(pixels)
+        transforms = self.augmentations(given)
+        image: Pixels = given.image
+        # A copy, also of what was not transformed: the cache's array must stay as it is.
+        dataset_dict["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+            return dataset_dict
+        self._transform_annotations(dataset_dict, transforms, image.shape[:2])
+        instances = dataset_dict["instances"]
+        if self.use_instance_mask and not instances.has("gt_masks"):
+            # Without objects detectron2 leaves the field out, and mask heads fail on a batch that mixes both.
+            height, width = image.shape[:2]
+            polygons = self.instance_mask_format == "polygon"
+            instances.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.zeros(0, height, width))
+        return dataset_dict
+
+
+# ---------------------------------------------------------------------------------------------------- purity
+
+
+@contextlib.contextmanager
+def _random_states(seed: int, position: int) -> Iterator[None]:
+    """Inside, python's, numpy's and torch's CPU states follow from (seed, position); outside nothing changes."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    words = np.random.SeedSequence([seed, position]).generate_state(4)
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1:3])  # noqa: NPY002 - detectron2's augmentations draw from it
+        # Not torch.manual_seed: that would also reset the GPUs' states, in the middle of training.
+        torch.default_generator.manual_seed(int(words[3]))
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+class _Stream(Dataset[Sample]):
+    """Samples by (position in the stream, index in the data set)."""
+
+    def __init__(self, records: list[Sample], mapper: _Mapper, seed: int) -> None:
+        self._records = DatasetFromList(records, copy=False)
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        with _random_states(self._seed, position):
+            return self._mapper(self._records[index])
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    """This rank's endless batches of (position, index), from batch number ``start`` on.
+
+    wide: for each image whether it is wider than high, to put alike images into a batch as detectron2's
+    AspectRatioGroupedDataset does; None for no grouping. That class groups samples after they were loaded: its
+    half-filled buckets are lost in a resume and its order changes with the number of workers. Grouping the indices
+    gives the same batches and keeps them a function of the seed alone; a resume replays the integers.
+    """
+
+    def __init__(self, size: int, seed: int, batch: int, wide: list[bool] | None, start: int) -> None:
+        self._sampler = TrainingSampler(size, seed=seed)
+        self._batch = batch
+        self._wide = wide
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._all(), self._start, None)
+
+    def _all(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        buckets: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        for step, index in enumerate(self._sampler):
+            bucket = buckets[self._wide[index] if self._wide else 0]
+            bucket.append((rank + step * world, index))
+            if len(bucket) == self._batch:
+                yield bucket[:]
+                bucket.clear()
+
+
+# --------------------------------------------------------------------------------------------------- loaders
+
+
+def train_loader(
+    dataset: DataSet,
+    *,
+    batch_size: int,
+    min_sizes: tuple[int, ...],
+    max_size: int,
+    flip: bool,
+    masks: bool,
+    seed: int,
+    workers: int,
+    start: int = 0,
+    keep_empty: bool = False,
+    group_aspect: bool = True,
+    cache_bytes: int | None = None,
+) -> Iterable[list[Sample]]:
+    """Endless training batches in detectron2's format, a pure function of (seed, position, these sizes).
+
+    batch_size: images a step, all processes together. min_sizes: shorter sides (pixels) to choose from; max_size:
+    longest longer side. masks: with ``gt_masks``. workers: processes beside this one, which change nothing about
+    the batches. start: samples that all processes together have consumed; a multiple of batch_size, and batches go
+    on as if there had been no break. keep_empty: train also on images without objects. group_aspect: put wide and
+    high images into separate batches, as detectron2 does. cache_bytes: budget for decoded images, divided between
+    the workers; None for this process's shared gibibyte.
+
+    Iterating again begins at ``start`` again. Raises InputError for sizes that do not fit and, with masks, for
+    annotations without a segmentation.
+    """
+    world = comm.get_world_size()
+    if batch_size < 1 or batch_size % world:
+        raise InputError(f"batch size {batch_size} cannot be divided between {world} processes")
+    if start < 0 or start % batch_size:
+        raise InputError(f"start {start} is not a multiple of the batch size {batch_size}")
+    if not min_sizes:
+        raise InputError("min_sizes is empty")
+    if dataset.counts.train.objects == 0 and not keep_empty:
+        raise InputError(f"{dataset.layout.train_json} has no object to train on")
+    _register(dataset)
+    records = _records(dataset.train, filter_empty=not keep_empty)
+    augmentations: list[Any] = [T.ResizeShortestEdge(list(min_sizes), max_size, "choice")]
+    if flip:
+        augmentations.append(T.RandomFlip())
+    mapper = _Mapper(
+        augmentations=augmentations,
+        labels=True,
+        masks=masks,
+        mask_format=_mask_format(dataset, records) if masks else "polygon",
+        cache=_cache(cache_bytes, workers),
+    )
+    wide = [record["width"] > record["height"] for record in records] if group_aspect else None
+    return DataLoader(
+        _Stream(records, mapper, seed),
+        batch_sampler=_Batches(len(records), seed, batch_size // world, wide, start // batch_size),
+        num_workers=workers,
+        collate_fn=trivial_batch_collator,
+        # Otherwise each iterator draws from torch's global state.
+        generator=_own_generator(),
+        persistent_workers=workers > 0,
+    )
+
+
+def val_loader(
+    dataset: DataSet,
+    *,
+    min_size: int,
+    max_size: int,
+    workers: int,
+    with_labels: bool,
+    batch_size: int = 1,
+    cache_bytes: int | None = None,
+) -> DataLoader[list[Sample]]:
+    """All validation images in order, those without objects too, shared out between processes.
+
+    min_size, max_size: shorter and longest longer side in pixels. with_labels: keep ``instances`` (in the resized
+    image's pixels, without crowds), so that a teacher which reads labels can be evaluated.
+    """
+    _register(dataset)
+    mapper = _Mapper(
+        augmentations=[T.ResizeShortestEdge([min_size], max_size, "choice")],
+        labels=with_labels,
+        masks=False,
+        mask_format="polygon",
+        cache=_cache(cache_bytes, workers),
+    )
+    loader = build_detection_test_loader(
+        _records(dataset.val, filter_empty=False),
+        mapper=mapper,
+        num_workers=workers,
+        batch_size=batch_size,
+    )
+    # detectron2 has no argument for it, and an evaluation must not move torch's global state either.
+    loader.generator = _own_generator()
+    return cast("DataLoader[list[Sample]]", loader)
+
+
+def _own_generator() -> torch.Generator:
+    generator = torch.Generator()
+    generator.manual_seed(0)
+    return generator
+
+
+def _cache(budget: int | None, workers: int) -> ImageCache:
+    if budget is None and workers == 0:
+        return _shared_cache
+    # Each worker process fills a copy of its own.
+    return ImageCache((_CACHE_BYTES if budget is None else budget) // max(workers, 1))
+
+
+def _records(name: str, filter_empty: bool) -> list[Sample]:
+    return cast("list[Sample]", get_detection_dataset_dicts([name], filter_empty=filter_empty))
+
+
+def _mask_format(dataset: DataSet, records: list[Sample]) -> str:
+    """Polygons where every object has them, else bitmaps: a PolygonMasks cannot hold run lengths."""
+    form = "polygon"
+    for record in records:
+        for annotation in record["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            if "segmentation" not in annotation:
+                raise InputError(f"{dataset.layout.train_json}: an object of {record['file_name']} has no segmentation")
+            if isinstance(annotation["segmentation"], dict):
+                form = "bitmask"
+    return form
+
+
+def _register(dataset: DataSet) -> None:
+    # Here, not at the top: lgd.data imports this module.
+    from lgd.data import register
+
+    register(dataset)

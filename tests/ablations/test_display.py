@@ -1,0 +1,69 @@
+"""What a person sees while a sweep runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ablations.display import SweepDisplay, clock
+from ablations.grids import COMPONENTS, plan
+from ablations.presets import TINY
+from lgd.record import Record, Scores
+from lgd.train import failure
+
+
+def _progress(step: int, eta: float) -> dict[str, float]:
+    return {"step": step, "steps": 100, "loss": 1.25, "eta": eta}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_and_outcomes_are_shown(terminal: bool, tmp_path: Path) -> None:
+    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:3]
+    now = [0.0]
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    display = SweepDisplay(trials, total=4, finished=1, side_by_side=2, console=console, now=lambda: now[0])
+    scores = Scores(AP=12.34, AP50=1.0, AP75=1.0, APs=None, APm=None, APl=None)
+    with display:
+        display.progress(trials[0].name, _progress(10, 90.0))
+        now[0] = 10
+        display.progress(trials[0].name, _progress(20, 80.0))
+        now[0] = 100
+        display.ended(
+            trials[0].name,
+            Record(status="finished", arm="baseline", experiment=TINY, student=scores, seconds={"training": 83.0}),
+        )
+        display.ended(trials[1].name, failure(TINY, "RuntimeError: [red]boom", arm="LGD"))
+    shown = out.getvalue()
+    assert "[2/4] baseline, seed 0: AP 12.3, 1:23 training" in shown
+    assert "[3/4] LGD, seed 0: failed: RuntimeError: [red]boom" in shown
+    if not terminal:
+        assert "baseline, seed 0: step 10/100, loss 1.250, ETA 1:30" in shown
+        # Fifteen seconds had not passed.
+        assert "step 20/100" not in shown
+
+
+def test_the_sweeps_eta_counts_what_waits(tmp_path: Path) -> None:
+    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:3]
+    now = [0.0]
+    display = SweepDisplay(
+        trials, total=3, finished=0, side_by_side=1, console=Console(file=io.StringIO()), now=lambda: now[0]
+    )
+    display.progress(trials[0].name, _progress(0, 100.0))
+    now[0] = 100.0
+    display.ended(trials[0].name, failure(TINY, "x"))
+    display.progress(trials[1].name, _progress(50, 50.0))
+    assert display._remaining() == 50 + 100
+
+
+def test_clock() -> None:
+    assert [clock(x) for x in (0, 61, 3723, float("inf"), float("nan"))] == [
+        "0:00",
+        "1:01",
+        "1:02:03",
+        "?",
+        "?",
+    ]

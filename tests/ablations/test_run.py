@@ -1,0 +1,160 @@
+"""The main command, end to end: real trainings under Ray, a few steps each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ablations.run import main
+from lgd.data.shapes import CATEGORIES
+from lgd.record import load
+
+ROOT = Path(__file__).parents[2]
+
+QUICK = [
+    "--set", "schedule.steps=6", "--set", "schedule.warmup_steps=2", "--set", "schedule.batch=2",
+    "--set", "data.shapes_train=12", "--set", "data.shapes_val=6", "--set", "data.shapes_side=64",
+    "--set", "data.min_sizes=[64]", "--set", "data.max_size=64", "--set", "data.test_size=64",
+    "--set", "detector.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
+]  # fmt: skip
+
+
+def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "ablations" / "run.py"), *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def test_a_grid_runs_to_its_table_and_resumes(tmp_path: Path) -> None:
+    """One trial fails, the others go on; running again adds what is missing and nothing else."""
+    output = tmp_path / "with space"
+    common = ["--grid", "components", *QUICK, "--output", str(output)]
+    # A file where a trial's directory should be: that trial cannot write and fails.
+    (output / "trials").mkdir(parents=True)
+    (output / "trials" / "lgd-seed0").write_text("in the way")
+    first = run(*common, "--arms", "baseline,LGD,label only", check=1)
+    assert "[3/3]" in first.stdout
+
+    (output / "trials" / "lgd-seed0").unlink()
+    kept = (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns
+    second = run(*common, "--arms", "baseline,LGD,label only")
+    assert "3 trials, 1 to run" in second.stdout
+    assert (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns == kept
+
+    frame = pd.read_csv(output / "records.csv")
+    assert list(frame["arm"]) == ["baseline", "LGD", "label only"]
+    assert set(frame["status"]) == {"finished"}
+    assert frame["fingerprint"].nunique() == 3
+    table = (output / "table.md").read_text()
+    assert all(f"| {arm} " in table for arm in ("baseline", "LGD", "label only"))
+    assert list(output.glob("arms.*"))
+    record = load(output / "trials" / "lgd-seed0" / "record.json")
+    assert record.steps == 6
+    assert record.student is not None
+    assert record.student.AP is not None
+    assert set(record.student.per_class) == {name for name, _ in CATEGORIES}
+    assert record.seconds["training"] > 0
+    assert record.seconds["setup"] > 0
+    assert record.losses["loss_distill"]
+    assert (output / "trials" / "lgd-seed0" / "student.pth").exists()
+
+    status = run("--status", str(output))
+    assert "3 of 3 trials finished" in status.stdout
+    again = run("--resume", str(output))
+    assert "0 to run" in again.stdout
+    assert "\n\n" not in again.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    long = ["--grid", "components", *QUICK, "--set", "schedule.steps=3000", "--arms", "baseline,LGD"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "ablations" / "run.py"), *long, "--output", str(output)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(output.glob("trials/*/metrics.json")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert f"--resume {output}" in said
+    assert "Traceback" not in said
+    assert "0 of 2 trials finished" in run("--status", str(output)).stdout
+    described = json.loads((output / "sweep.json").read_text())
+    assert described["arms"] == ["baseline", "LGD"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--grid", "colours"], "no grid 'colours'"),
+        (["--grid", "components", "--preset", "huge"], "no preset 'huge'"),
+        (["--grid", "components", "--seeds", "0"], "--seeds 0"),
+        (["--grid", "components", "--set", "schedule.step=3"], "did you mean 'schedule.steps'"),
+        (["--grid", "components", "--set", "method.context=false"], "arm 'without mapper'"),
+        (["--grid", "components", "--arms", "LGD,nothing"], "no arm 'nothing'"),
+        (["--grid", "components", "--data", "coco-json:/nowhere"], "/nowhere"),
+        (["--grid", "components", "--data", "cifar:/x"], "cifar"),
+        (["--grid", "components", "--cpus", "5000"], "5000 CPUs"),
+        (["--grid", "components", "--gpus", "77"], "77 GPUs"),
+        (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
+        (["--status", "/nowhere"], "/nowhere"),
+        (["--resume", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_runs(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = QUICK if "--grid" in arguments else []
+    assert main([*arguments, *quick, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--grid", "components", *QUICK, "--dry-run", "--seeds", "2", "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "label-queries-seed1" in said
+    assert "16 of 16 trials to run" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    said = capsys.readouterr().out
+    for arm in ("baseline", "without encoder", "label queries"):
+        assert arm in said
+
+
+def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.json").write_text(
+        json.dumps(
+            {
+                "schema_version": 1, "grid": "components", "preset": "small", "overrides": [],
+                "arms": ["baseline"], "reference": "baseline", "seeds": 1,
+            }
+        )
+    )  # fmt: skip
+    assert main(["--grid", "components", "--output", str(tmp_path)]) == 2
+    assert "preset 'small', not 'tiny'" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lgd.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
+from lgd.record import Record, Scores
+
+MakeRecord = Callable[..., Record]
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    """Records of a small grid; ``ap`` None leaves the trial without scores."""
+
+    def make(arm: str, seed: int = 0, ap: float | None = None, seconds: float | None = None, **changes: Any) -> Record:
+        values: dict[str, Any] = {
+            "status": "finished",
+            "grid": "components",
+            "preset": "tiny",
+            "arm": arm,
+            "experiment": Experiment(
+                detector=Detector(backbone=Backbone(name="resnet18", norm="BN", freeze_at=0)),
+                data=Data(min_sizes=(96, 128)),
+                schedule=Schedule(steps=600, batch=8, warmup_steps=50),
+                method=Method(name="baseline" if arm == "baseline" else "lgd"),
+                seed=seed,
+            ),
+            "fingerprint": f"fingerprint of {arm} {seed}",
+            "steps": 600,
+            "student": None
+            if ap is None
+            else Scores(AP=ap, AP50=ap + 20, AP75=ap - 5, APs=None, APm=ap, APl=ap, per_class={"disc": ap}),
+            "seconds": {} if seconds is None else {"setup": 2.0, "training": seconds, "evaluation": 3.0},
+            "peak_memory_mib": {"host": 500.4},
+            "versions": {"torch": "2.11.0", "detectron2": "0.6"},
+            "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
+            "git_commit": "0123456789abcdef0123+changes",
+            "started": "2025-01-02T03:04:05+00:00",
+            "finished": "2025-01-02T03:05:06+00:00",
+        }
+        return Record.model_validate(values | changes)
+
+    return make

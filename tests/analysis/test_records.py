@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.records import by_seed, finished, frame, load_records, score, write_csv
+from lgd.errors import InputError
+from lgd.record import Scores
+
+from .conftest import MakeRecord
+
+
+def test_order_is_by_arm_then_seed(tmp_path: Path, make_record: MakeRecord) -> None:
+    for name, record in {
+        "a": make_record("without encoder", 0),
+        "b": make_record("baseline", 10),
+        "c": make_record("LGD", 1),
+        "d": make_record("baseline", 9),
+    }.items():
+        record.save(tmp_path / "trials" / name)
+    found = [(r.arm, r.experiment.seed) for r in load_records(tmp_path)]
+    assert found == [("LGD", 1), ("baseline", 9), ("baseline", 10), ("without encoder", 0)]
+
+
+def test_directory_without_records(tmp_path: Path) -> None:
+    assert load_records(tmp_path) == []
+    (tmp_path / "trials" / "running").mkdir(parents=True)
+    assert load_records(tmp_path) == []
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such directory"):
+        load_records(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: not a directory"):
+        load_records(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 99}', '{"schema_version": 1}'])
+def test_broken_record_is_named(tmp_path: Path, make_record: MakeRecord, content: str) -> None:
+    make_record("baseline").save(tmp_path / "trials" / "good")
+    broken = tmp_path / "trials" / "broken" / "record.json"
+    broken.parent.mkdir()
+    broken.write_text(content)
+    with pytest.raises(InputError) as refused:
+        load_records(tmp_path)
+    assert str(broken) in str(refused.value)
+
+
+def test_same_arm_and_seed_twice(tmp_path: Path, make_record: MakeRecord) -> None:
+    first = make_record("baseline", 3).save(tmp_path / "trials" / "a")
+    second = make_record("baseline", 3).save(tmp_path / "trials" / "b")
+    with pytest.raises(InputError) as refused:
+        load_records(tmp_path)
+    assert str(first) in str(refused.value)
+    assert str(second) in str(refused.value)
+
+
+def test_finished_runs_by_seed(make_record: MakeRecord) -> None:
+    records = [
+        make_record("LGD", 2, 20.0),
+        make_record("LGD", 0, 10.0),
+        make_record("LGD", 1, status="diverged", reason="NaN"),
+        make_record("baseline", 5, 30.0),
+        make_record("LGD", 4, student=Scores(AP=None, AP50=None, AP75=None, APs=None, APm=None, APl=None)),
+    ]
+    runs = finished(records, "LGD")
+    assert list(runs) == [0, 2, 4]
+    assert by_seed(runs, score("AP")) == {0: 10.0, 2: 20.0}
+    with pytest.raises(InputError, match="two finished records of 'LGD' seed 0"):
+        finished([*records, make_record("LGD", 0, 11.0)], "LGD")
+
+
+def test_frame(make_record: MakeRecord) -> None:
+    teacher = Scores(AP=44.5, AP50=60.0, AP75=40.0, APs=None, APm=None, APl=None)
+    table = frame(
+        [
+            make_record(
+                "LGD",
+                1,
+                33.25,
+                100.5,
+                teacher=teacher,
+                losses={"total_loss": [(1, 4.0), (600, 0.5)], "loss_cls": []},
+                parameters={"student": 1000},
+                data={"classes": 5, "name": "shapes"},
+                step_ms=12.5,
+            ),
+            make_record("", 2, status="failed", reason="RuntimeError: no memory", peak_memory_mib={}, started=""),
+        ]
+    )
+    first, second = table.iloc[0], table.iloc[1]
+    assert first["AP"] == 33.25
+    assert pd.isna(first["APs"])
+    assert first["AP[disc]"] == 33.25
+    assert first["teacher_AP"] == 44.5
+    assert first["loss[total_loss]"] == 0.5
+    assert "loss[loss_cls]" not in table
+    assert first["seconds[training]"] == 100.5
+    assert first["peak_memory_mib[host]"] == 500.4
+    assert first["schedule.steps"] == 600
+    assert first["data.min_sizes"] == "[96, 128]"
+    assert first["data[classes]"] == 5
+    assert first["parameters[student]"] == 1000
+    assert first["version[torch]"] == "2.11.0"
+    assert first["hardware[gpu]"] == "none"
+    assert first["started"] == pd.Timestamp("2025-01-02T03:04:05Z")
+    assert pd.isna(first["reason"])
+    assert second["arm"] == "lgd"
+    assert second["reason"] == "RuntimeError: no memory"
+    assert second[["AP", "AP[disc]", "teacher_AP", "loss[total_loss]", "seconds[training]"]].isna().all()
+    assert pd.isna(second["started"])
+
+
+def test_frame_types(make_record: MakeRecord) -> None:
+    table = frame([make_record("LGD", 1, 33.0, 1.0, data={"classes": 5, "name": "shapes"})])
+    expected = {
+        "arm": "string",
+        "seed": "Int64",
+        "AP": "Float64",
+        "schedule.steps": "Int64",
+        "schedule.lr": "Float64",
+        "data.flip": "boolean",
+        "data[classes]": "Int64",
+        "data[name]": "string",
+        "git_commit": "string",
+    }
+    assert {name: str(table[name].dtype) for name in expected} == expected
+
+
+def test_columns_do_not_depend_on_values(make_record: MakeRecord) -> None:
+    none = frame([])
+    one = frame([make_record("LGD", 1, 33.0, 1.0)])
+    always = [name for name in one if "[" not in str(name)]
+    assert list(none.columns) == always
+    assert len(none) == 0
+    assert none.dtypes.to_dict() == one[always].dtypes.to_dict()
+    assert always[:6] == ["grid", "preset", "arm", "seed", "status", "reason"]
+
+
+def test_csv_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
+    table = frame(
+        [
+            make_record('odd, "name"', 0, 100 / 3, 0.1 + 0.2, data={"classes": 5}),
+            make_record("NA", 1, status="failed", reason="two\nlines"),
+        ]
+    )
+    path = tmp_path / "records.csv"
+    write_csv(table, path)
+    times = ["started", "finished"]
+    read = pd.read_csv(
+        path,
+        dtype=table.dtypes.drop(times).to_dict(),
+        parse_dates=times,
+        keep_default_na=False,
+        na_values=[""],
+    )
+    read[times] = read[times].astype(table["started"].dtype)
+    pd.testing.assert_frame_equal(read, table)
+
+
+def test_csv_replaces_whole(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.csv"
+    write_csv(frame([make_record("LGD"), make_record("LGD", 1)]), path)
+    write_csv(frame([make_record("LGD")]), path)
+    assert len(path.read_text().splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["records.csv"]
+
+
+def test_records_survive_disk(tmp_path: Path, make_record: MakeRecord) -> None:
+    record = make_record("LGD", 1, 33.0, 1.0)
+    path = record.save(tmp_path / "trials" / "x")
+    assert json.loads(path.read_text())["arm"] == "LGD"
+    assert load_records(tmp_path) == [record]

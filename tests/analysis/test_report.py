@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.report import order, write_outputs
+from lgd.errors import InputError
+
+from .conftest import MakeRecord
+
+
+@pytest.fixture
+def results(tmp_path: Path, make_record: MakeRecord) -> Path:
+    for arm, ap in (("LGD", 22.0), ("baseline", 20.0), ("a variant", 19.0)):
+        make_record(arm, 0, ap, 10.0).save(tmp_path / "trials" / arm)
+    return tmp_path
+
+
+def test_writes_everything(results: Path) -> None:
+    paths = write_outputs(results, ["baseline", "LGD"], "baseline")
+    assert [p.name for p in paths] == ["records.csv", "table.md", "arms.png", "arms.svg"]
+    assert len(pd.read_csv(paths[0])) == 3
+    assert "| LGD      |     1 | 22.0 |" in paths[1].read_text(encoding="utf-8")
+    assert {p.name for p in results.iterdir()} == {"trials", *(p.name for p in paths)}
+
+
+def test_rewriting_changes_nothing(results: Path) -> None:
+    first = [p.read_bytes() for p in write_outputs(results, ["baseline", "LGD"], "baseline")]
+    assert [p.read_bytes() for p in write_outputs(results, ["baseline", "LGD"], "baseline")] == first
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no trials"):
+        write_outputs(tmp_path, ["baseline"], "baseline")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
+    records = [make_record(arm) for arm in ("LGD", "a variant", "baseline", "LGD")]
+    assert order(results, records) == (["baseline", "LGD", "a variant"], "baseline")
+    assert order(results, records[:2]) == (["LGD", "a variant"], "LGD")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        ({"arms": ["LGD", "baseline"], "reference": "LGD", "preset": "tiny"}, (["LGD", "baseline"], "LGD")),
+        ({"arms": ["LGD", "baseline"]}, (["LGD", "baseline"], "baseline")),
+        ({"arms": ["LGD", "none"]}, (["LGD", "none"], "LGD")),
+        ({"arms": ["LGD"], "reference": "baseline"}, (["LGD"], "baseline")),
+    ],
+)
+def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: tuple[list[str], str]) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert order(tmp_path, []) == expected
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"arms": []}', '{"arms": [1]}', '{"arms": ["a"], "reference": 1}', "\xff"]
+)
+def test_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "sweep.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError) as refused:
+        order(tmp_path, [])
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "sweep.json").write_text(json.dumps({"arms": ["LGD", "baseline"], "reference": "LGD"}))
+    assert main([str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert f"wrote {results / 'table.md'}" in shown
+    rows = (results / "table.md").read_text(encoding="utf-8").splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["LGD", "baseline"]
+    assert "difference to LGD" in rows[0]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: bool) -> None:
+    directory = tmp_path if broken else tmp_path / "nowhere"
+    if broken:
+        (tmp_path / "trials" / "x").mkdir(parents=True)
+        (tmp_path / "trials" / "x" / "record.json").write_text("{")
+    assert main([str(directory)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {directory}")
+    assert captured.err.count("\n") == 1
+
+
+def test_command_without_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no trials" in capsys.readouterr().err

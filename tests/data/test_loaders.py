@@ -1,0 +1,331 @@
+"""Loaders: batches are a function of seed and position alone, and hold what detectron2 expects."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.samplers import TrainingSampler
+from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.utils import comm
+
+from lgd.data import DataSet, ShapesSpec, resolve, train_loader, val_loader
+from lgd.data.loaders import ImageCache
+from lgd.errors import InputError
+from tests.data.test_coco import COCO_TINY, change, directory
+
+SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
+Batch = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LGD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return resolve("shapes", shapes=SPEC)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> DataSet:
+    """A data set of wide and high images."""
+    return resolve(f"coco-json:{directory(tmp_path)}", shapes=SPEC)
+
+
+def batches(dataset: DataSet, count: int, **options: Any) -> list[Batch]:
+    chosen: dict[str, Any] = {
+        "batch_size": 4,
+        "min_sizes": (64, 80, 96),
+        "max_size": 128,
+        "flip": True,
+        "masks": False,
+        "seed": 1,
+        "workers": 0,
+        **options,
+    }
+    return list(itertools.islice(train_loader(dataset, **chosen), count))
+
+
+def assert_equal(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right) > 0
+    for one, other in zip(left, right, strict=True):
+        assert [sample["image_id"] for sample in one] == [sample["image_id"] for sample in other]
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a["image"], b["image"])
+            assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+            assert torch.equal(a["instances"].gt_classes, b["instances"].gt_classes)
+
+
+def differ(left: list[Batch], right: list[Batch]) -> bool:
+    return any(
+        a["image"].shape != b["image"].shape or not torch.equal(a["image"], b["image"])
+        for one, other in zip(left, right, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- purity
+
+
+def test_seeds(made: DataSet) -> None:
+    first = batches(made, 10)
+    assert_equal(first, batches(made, 10))
+    assert differ(first, batches(made, 10, seed=2))
+
+
+def test_an_image_is_augmented_anew_each_time(made: DataSet) -> None:
+    sizes: dict[int, set[tuple[int, ...]]] = {}
+    for batch in batches(made, 40):
+        for sample in batch:
+            sizes.setdefault(sample["image_id"], set()).add(tuple(sample["image"].shape))
+    assert {shape[1] for found in sizes.values() for shape in found} == {64, 80, 96}
+    assert max(map(len, sizes.values())) > 1
+
+
+def test_flips_happen_to_about_half_and_to_the_boxes_as_well(made: DataSet) -> None:
+    plain = batches(made, 25, min_sizes=(64,), flip=False)
+    flipped = batches(made, 25, min_sizes=(64,))
+    count = 0
+    for a, b in zip(itertools.chain(*plain), itertools.chain(*flipped), strict=True):
+        assert a["image_id"] == b["image_id"]
+        boxes, mirrored = a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor
+        if torch.equal(a["image"], b["image"]):
+            assert torch.equal(boxes, mirrored)
+        else:
+            count += 1
+            assert torch.equal(a["image"].flip(2), b["image"])
+            x0, y0, x1, y1 = boxes.unbind(1)
+            assert torch.equal(torch.stack([64 - x1, y0, 64 - x0, y1], 1), mirrored)
+    assert 30 <= count <= 70
+
+
+def test_foreign_random_numbers_change_nothing(made: DataSet) -> None:
+    expected = batches(made, 6)
+    got = []
+    stream = iter(
+        train_loader(
+            made, batch_size=4, min_sizes=(64, 80, 96), max_size=128, flip=True, masks=False, seed=1, workers=0
+        )
+    )
+    for step in range(6):
+        random.seed(step)
+        np.random.seed(step)  # noqa: NPY002
+        torch.manual_seed(step)
+        torch.rand(step)
+        got.append(next(stream))
+    assert_equal(got, expected)
+
+
+def test_loading_draws_no_foreign_random_numbers(made: DataSet) -> None:
+    def drawn(load: bool) -> tuple[float, float, float]:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        if load:
+            batches(made, 3)
+            list(val_loader(made, min_size=64, max_size=64, workers=0, with_labels=False))
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    assert drawn(True) == drawn(False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(made: DataSet, workers: int) -> None:
+    # More than two epochs of the data.
+    assert_equal(batches(made, 16, workers=workers), batches(made, 16))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(4, 0), (36, 0), (20, 2)])
+def test_start_continues(made: DataSet, start: int, workers: int) -> None:
+    whole = batches(made, 14)
+    rest = batches(made, 14 - start // 4, start=start, workers=workers)
+    assert_equal(rest, whole[start // 4 :])
+
+
+def test_start_continues_among_wide_and_high_images(mixed: DataSet) -> None:
+    whole = batches(mixed, 9, batch_size=3, keep_empty=True)
+    assert_equal(batches(mixed, 5, batch_size=3, keep_empty=True, start=12), whole[4:])
+
+
+def test_grouping_equals_detectron2s(mixed: DataSet) -> None:
+    size = [
+        {"width": 40, "height": 48, "i": 0},
+        {"width": 48, "height": 48, "i": 1},
+        {"width": 56, "height": 48, "i": 2},
+    ]
+    stream = ({**size[index], "position": p} for p, index in enumerate(TrainingSampler(3, seed=1)))
+    theirs = itertools.islice(AspectRatioGroupedDataset(stream, 3), 20)
+    expected = [[sample["i"] + 1 for sample in batch] for batch in theirs]
+    got = batches(mixed, 20, batch_size=3, keep_empty=True)
+    assert [[sample["image_id"] for sample in batch] for batch in got] == expected
+    assert all(len({sample["width"] > sample["height"] for sample in batch}) == 1 for batch in got)
+    ungrouped = batches(mixed, 20, batch_size=3, keep_empty=True, group_aspect=False)
+    order = itertools.islice(TrainingSampler(3, seed=1), 60)
+    assert [sample["image_id"] - 1 for batch in ungrouped for sample in batch] == list(order)
+
+
+def test_two_processes_share_the_stream(made: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = batches(made, 6, group_aspect=False)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        halves.append(batches(made, 6, group_aspect=False))
+    woven = [[sample for pair in zip(*step, strict=True) for sample in pair] for step in zip(*halves, strict=True)]
+    assert_equal(woven, whole)
+
+
+# --------------------------------------------------------------------------------------------------- contents
+
+
+def test_samples_equal_detectron2s_mapper(made: DataSet) -> None:
+    """With one size and no flip nothing is random: our mapper gives what detectron2's gives."""
+    from detectron2.data import DatasetCatalog
+
+    theirs = DatasetMapper(
+        True,
+        augmentations=[T.ResizeShortestEdge([80], 128, "choice")],
+        image_format="BGR",
+        use_instance_mask=True,
+    )
+    by_id = {record["image_id"]: record for record in DatasetCatalog.get(made.train)}
+    for batch in batches(made, 5, min_sizes=(80,), flip=False, masks=True):
+        for sample in batch:
+            expected = theirs(by_id[sample["image_id"]])
+            assert sample.keys() == expected.keys()
+            assert torch.equal(sample["image"], expected["image"])
+            mine, other = sample["instances"], expected["instances"]
+            assert torch.equal(mine.gt_boxes.tensor, other.gt_boxes.tensor)
+            assert torch.equal(mine.gt_classes, other.gt_classes)
+            assert torch.equal(mine.gt_masks.area(), other.gt_masks.area())
+
+
+def test_empty_images(made: DataSet) -> None:
+    empty = made.counts.train.empty
+    assert empty > 0
+
+    def seen(**options: Any) -> dict[int, int]:
+        return {
+            sample["image_id"]: len(sample["instances"]) for batch in batches(made, 15, **options) for sample in batch
+        }
+
+    assert min(seen().values()) > 0
+    kept = seen(keep_empty=True, masks=True)
+    assert len(kept) == SPEC.train
+    assert sum(count == 0 for count in kept.values()) == empty
+
+
+def test_masks(made: DataSet, mixed: DataSet) -> None:
+    for sample in itertools.chain(*batches(made, 8, masks=True, keep_empty=True)):
+        found = sample["instances"]
+        assert isinstance(found.gt_masks, PolygonMasks)
+        assert len(found.gt_masks) == len(found)
+    assert not batches(made, 1)[0][0]["instances"].has("gt_masks")
+    # An object, not a crowd, in run lengths.
+    runs = {"counts": [100, 50, 48 * 48 - 150], "size": [48, 48]}
+    change(mixed.layout.train_json, lambda c: c["annotations"][2].update(segmentation=runs))
+    changed = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
+    for sample in itertools.chain(*batches(changed, 4, masks=True, keep_empty=True)):
+        found = sample["instances"]
+        assert isinstance(found.gt_masks, BitMasks)
+        assert found.gt_masks.tensor.shape == (len(found), *sample["image"].shape[1:])
+    change(mixed.layout.train_json, lambda c: c["annotations"][2].pop("segmentation"))
+    without = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
+    assert batches(without, 1)
+    with pytest.raises(InputError, match=r"000000000002\.jpg has no segmentation"):
+        batches(without, 1, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_size": 0}, "batch size 0"),
+        ({"start": 3}, "start 3"),
+        ({"start": -4}, "start -4"),
+        ({"min_sizes": ()}, "min_sizes"),
+    ],
+)
+def test_wrong_options(made: DataSet, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        batches(made, 1, **wrong)
+
+
+def test_nothing_to_train_on(mixed: DataSet) -> None:
+    change(mixed.layout.train_json, lambda c: c["annotations"].clear())
+    bare = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
+    with pytest.raises(InputError, match=r"instances_train2017\.json has no object"):
+        batches(bare, 1)
+    assert batches(bare, 1, keep_empty=True)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation(made: DataSet, with_labels: bool, workers: int) -> None:
+    loader = val_loader(made, min_size=96, max_size=128, workers=workers, with_labels=with_labels, batch_size=3)
+    samples = list(itertools.chain(*loader))
+    assert len(loader) == 14
+    assert [sample["image_id"] for sample in samples] == list(range(1, SPEC.val + 1))
+    assert all(sample["image"].shape == (3, 96, 96) for sample in samples)
+    assert all((sample["height"], sample["width"]) == (64, 64) for sample in samples)
+    assert all(("instances" in sample) == with_labels for sample in samples)
+    if with_labels:
+        counts = [len(sample["instances"]) for sample in samples]
+        assert sum(counts) == made.counts.val.objects
+        assert counts.count(0) == made.counts.val.empty > 0
+        assert all(sample["instances"].image_size == (96, 96) for sample in samples)
+
+
+# ------------------------------------------------------------------------------------------------------ cache
+
+
+def test_cache_reads_once_within_its_budget(made: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(path) for path in sorted(made.layout.train_images.iterdir())[:3]]
+    reads: list[str] = []
+    real = detection_utils.read_image
+
+    def counted(path: str, format: str) -> Any:
+        reads.append(path)
+        return real(path, format=format)
+
+    monkeypatch.setattr(detection_utils, "read_image", counted)
+    cache = ImageCache(budget=2 * 64 * 64 * 3)
+    images = [cache.read(path, "BGR") for path in paths * 2]
+    assert reads == [*paths, paths[2]]
+    assert cache.used == cache.budget
+    np.testing.assert_array_equal(images[0], images[3])
+    np.testing.assert_array_equal(images[2], images[5])
+    assert not images[0].flags.writeable
+
+
+def test_cached_and_uncached_batches_are_equal(made: DataSet) -> None:
+    assert_equal(batches(made, 16), batches(made, 16, cache_bytes=0))
+
+
+def test_a_batch_may_be_changed_in_place(made: DataSet) -> None:
+    """Not even an image that needed no resize shares memory with the cache."""
+    options: dict[str, Any] = {"min_sizes": (64,), "flip": False}
+    expected = batches(made, 8, **options)
+    for batch in batches(made, 8, **options):
+        for sample in batch:
+            sample["image"].zero_()
+    assert_equal(batches(made, 8, **options), expected)
+
+
+@pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
+def test_real_images() -> None:
+    real = resolve(f"coco-json:{COCO_TINY}", shapes=SPEC)
+    for batch in batches(real, 4, masks=True, min_sizes=(96,), max_size=160):
+        assert len({sample["width"] > sample["height"] for sample in batch}) == 1
+        for sample in batch:
+            boxes = sample["instances"].gt_boxes.tensor
+            height, width = sample["image"].shape[1:]
+            assert max(height, width) <= 160
+            assert cast(bool, (boxes >= 0).all())
+            assert cast(bool, (boxes <= torch.tensor([width, height, width, height])).all())

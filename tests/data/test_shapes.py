@@ -1,0 +1,314 @@
+"""The generated data: determinism, truth of the annotations, the statistics it promises, atomic creation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from lgd.data import shapes
+from lgd.data.shapes import CATEGORIES, SCENES, Picture, ShapesSpec, cache_root, draw, make
+from lgd.errors import InputError
+
+SPEC = ShapesSpec(train=40, val=12, size=96, seed=3)
+NAMES = [name for name, _ in CATEGORIES]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Digest of each file below a directory, by its relative path."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(SPEC, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    spec = ShapesSpec(seed=1)
+    return [draw(spec, "train", index) for index in range(600)]
+
+
+def loaded(made: Path, split: str) -> COCO:
+    return COCO(str(made / "annotations" / f"instances_{split}.json"))
+
+
+# ----------------------------------------------------------------------------------------------- determinism
+
+
+def test_equal_specs_give_equal_bytes(made: Path, tmp_path: Path) -> None:
+    again = make(SPEC, tmp_path)
+    assert again.name == made.name
+    assert digests(again) == digests(made)
+    assert len(digests(made)) == 40 + 12 + 2
+
+
+def test_an_image_does_not_depend_on_how_many_there_are(made: Path, tmp_path: Path) -> None:
+    fewer = make(ShapesSpec(train=5, val=2, size=96, seed=3), tmp_path)
+    assert fewer.name != made.name
+    whole, part = digests(made), digests(fewer)
+    names = [name for name in part if name.endswith(".jpg")]
+    assert len(names) == 7
+    assert all(part[name] == whole[name] for name in names)
+    few, many = (loaded(path, "train").dataset["annotations"] for path in (fewer, made))
+    assert few
+    assert many[: len(few)] == few
+
+
+def test_seed_split_and_index_each_change_the_picture() -> None:
+    base = draw(SPEC, "train", 0).pixels
+    others = [draw(SPEC, "train", 1), draw(SPEC, "val", 0), draw(ShapesSpec(size=96, seed=4), "train", 0)]
+    for other in others:
+        assert np.abs(base.astype(int) - other.pixels.astype(int)).mean() > 5
+
+
+def test_foreign_random_numbers_do_not_matter() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    first = draw(SPEC, "train", 7).pixels
+    np.random.random(100)  # noqa: NPY002
+    np.testing.assert_array_equal(first, draw(SPEC, "train", 7).pixels)
+
+
+# ----------------------------------------------------------------------------------------------- annotations
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pycocotools_loads_a_split(made: Path, split: str) -> None:
+    coco = loaded(made, split)
+    assert len(coco.imgs) == getattr(SPEC, split)
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == NAMES
+    assert all(category["supercategory"] for category in coco.loadCats(coco.getCatIds()))
+    assert coco.dataset["info"]["spec"] == {"train": 40, "val": 12, "size": 96, "seed": 3}
+    for image in coco.imgs.values():
+        with Image.open(made / split / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"]) == (96, 96)
+            assert opened.mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_annotations_describe_the_visible_masks_exactly(size: int) -> None:
+    spec = ShapesSpec(size=size)
+    seen = 0
+    several = 0
+    for index in range(40):
+        picture = draw(spec, "train", index)
+        assert picture.masks.sum(0).max() <= 1, "visible regions overlap"
+        found: list[dict[str, Any]] = list(shapes._annotations(picture, 1, 1))
+        assert len(found) == len(picture.labels) == len(picture.visible)
+        for annotation, mask in zip(found, picture.masks, strict=True):
+            polygons = annotation["segmentation"]
+            rle = mask_util.merge(mask_util.frPyObjects(polygons, size, size))
+            np.testing.assert_array_equal(mask_util.decode(rle).astype(bool), mask)
+            assert annotation["area"] == mask.sum() == mask_util.area(rle)
+            assert annotation["bbox"] == mask_util.toBbox(rle).tolist()
+            x, y, width, height = annotation["bbox"]
+            assert x >= 0
+            assert y >= 0
+            assert x + width <= size
+            assert y + height <= size
+            assert min(width, height) >= 3
+            assert all(len(polygon) >= 8 for polygon in polygons)
+            seen += 1
+            several += len(polygons) > 1
+    assert seen > 80
+    # Rings cannot be one polygon, because COCO's have no holes.
+    assert several > 5
+
+
+def test_polygons_of_awkward_masks() -> None:
+    rng = np.random.default_rng(0)
+    for density in (0.2, 0.5, 0.8):
+        for _ in range(20):
+            mask = rng.random((13, 17)) < density
+            polygons = shapes._polygons(mask)
+            rle = mask_util.merge(mask_util.frPyObjects(polygons, 13, 17))
+            np.testing.assert_array_equal(mask_util.decode(rle).astype(bool), mask)
+            assert sum(_shoelace(polygon) for polygon in polygons) == mask.sum()
+
+
+def test_pixels_that_meet_at_a_corner_are_polygons_of_their_own() -> None:
+    assert sorted(shapes._polygons(np.eye(2, dtype=bool))) == [[0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 2, 1, 2, 2, 1, 2]]
+
+
+def _shoelace(polygon: list[int]) -> float:
+    x, y = np.array(polygon[::2]), np.array(polygon[1::2])
+    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def test_classes_are_uneven(pictures: list[Picture]) -> None:
+    counts = Counter(NAMES[label] for picture in pictures for label in picture.labels)
+    assert set(counts) == set(NAMES)
+    assert 4 <= max(counts.values()) / min(counts.values()) <= 9
+
+
+def test_numbers_of_objects(pictures: list[Picture]) -> None:
+    numbers = Counter(len(picture.labels) for picture in pictures)
+    assert set(numbers) == set(range(9))
+    assert 0.02 < numbers[0] / len(pictures) < 0.08
+    assert 3 < np.mean([len(picture.labels) for picture in pictures]) < 4
+    val = [draw(ShapesSpec(seed=1), "val", index) for index in range(100)]
+    assert 0 < sum(not picture.labels for picture in val) < 15
+
+
+def test_scales_and_occlusion(pictures: list[Picture]) -> None:
+    extents = []
+    for picture in pictures:
+        for mask, visible in zip(picture.masks, picture.visible, strict=True):
+            assert 0.25 <= visible <= 1
+            if visible == 1:
+                extents.append(max(mask.any(0).sum(), mask.any(1).sum()) / mask.shape[0])
+    assert 0.05 < np.percentile(extents, 2) < 0.11
+    assert 0.35 < np.percentile(extents, 98) < 0.6
+    shares = np.concatenate([picture.visible for picture in pictures])
+    assert 0.2 < (shares < 0.95).mean() < 0.5
+    assert (shares < 0.6).mean() > 0.02
+
+
+def test_context_tells_plates_from_balls(pictures: list[Picture]) -> None:
+    ball, plate, cross = (NAMES.index(name) for name in ("ball", "plate", "cross"))
+    outdoors = Counter(label for p in pictures if p.scene in ("meadow", "water") for label in p.labels)
+    table = Counter(label for p in pictures if p.scene == "table" for label in p.labels)
+    assert {picture.scene for picture in pictures} == set(SCENES)
+    assert outdoors[ball] > 10 * outdoors[plate]
+    assert table[plate] > 3 * table[ball]
+    on_walls = [p.labels for p in pictures if p.scene == "wall"]
+    with_plate = [cross in labels for labels in on_walls if plate in labels]
+    with_ball = [cross in labels for labels in on_walls if ball in labels and plate not in labels]
+    assert np.mean(with_plate) > np.mean(with_ball) + 0.2
+
+
+def test_objects_stand_out_from_their_surroundings(pictures: list[Picture]) -> None:
+    """A person can see most objects: their colours differ from the rest of the picture's near them."""
+    contrasts = []
+    for picture in pictures[:100]:
+        free = np.logical_not(picture.masks.any(axis=0))
+        for mask in picture.masks:
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            near = (slice(max(rows[0] - 6, 0), rows[-1] + 7), slice(max(columns[0] - 6, 0), columns[-1] + 7))
+            around = picture.pixels[near][free[near]]
+            if len(around) > 20:
+                contrasts.append(np.abs(picture.pixels[mask].mean(0) - around.mean(0)).sum())
+    assert np.median(contrasts) > 80
+    assert np.percentile(contrasts, 5) > 15
+
+
+# ----------------------------------------------------------------------------------------------------- making
+
+
+@pytest.mark.parametrize("size", [64, 1024])
+def test_smallest_and_largest_side(size: int) -> None:
+    picture = draw(ShapesSpec(size=size), "val", 1)
+    assert picture.pixels.shape == (size, size, 3)
+    assert picture.pixels.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"size": 63}, "size"),
+        ({"size": 1025}, "size"),
+        ({"train": 0}, "train"),
+        ({"val": 0}, "val"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_impossible_specs_are_refused(wrong: dict[str, int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ShapesSpec(**wrong)
+
+
+def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LGD_CACHE", raising=False)
+    assert cache_root() == tmp_path / "home/.cache/lgd"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg/lgd"
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "own"))
+    assert cache_root() == tmp_path / "own"
+    assert make(ShapesSpec(1, 1, 64)).parent == tmp_path / "own/data"
+
+
+def test_a_made_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "draw", lambda *_: pytest.fail("drawn again"))
+    assert make(SPEC, made.parent.parent) == made
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = draw
+
+    def interrupted(spec: ShapesSpec, split: str, index: int) -> Picture:
+        if (split, index) == ("val", 1):
+            raise KeyboardInterrupt
+        return real(spec, split, index)
+
+    spec = ShapesSpec(3, 3, 64)
+    monkeypatch.setattr(shapes, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(spec, tmp_path)
+    assert list((tmp_path / "data").iterdir()) == []
+    monkeypatch.undo()
+    assert len(digests(make(spec, tmp_path))) == 8
+
+
+def _race(arguments: tuple[ShapesSpec, Path, Any]) -> Path:
+    spec, root, barrier = arguments
+    real = shapes._generate
+
+    # Both have seen that the set is missing before either begins.
+    def together(spec: ShapesSpec, target: Path) -> None:
+        barrier.wait(timeout=60)
+        real(spec, target)
+
+    shapes._generate = together
+    return make(spec, root)
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    spec = ShapesSpec(12, 4, 64)
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager, context.Pool(2) as pool:
+        barrier = manager.Barrier(2)
+        first, second = pool.map(_race, [(spec, tmp_path, barrier)] * 2, chunksize=1)
+    assert first == second
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == [first.name]
+    assert digests(first) == digests(make(spec, tmp_path / "alone"))
+
+
+def test_a_damaged_set_is_named(tmp_path: Path) -> None:
+    spec = ShapesSpec(3, 1, 64)
+    directory = make(spec, tmp_path)
+    (directory / "train/000001.jpg").unlink()
+    with pytest.raises(InputError, match=f"damaged.*{directory.name}") as caught:
+        make(spec, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the directory should be")
+    with pytest.raises(InputError, match=r"cannot write the cache .*LGD_CACHE"):
+        make(ShapesSpec(1, 1, 64), tmp_path)
+
+
+def test_annotation_files_are_compact(made: Path) -> None:
+    """Whoever reads the file need not wait for it: polygons are whole numbers, not floats."""
+    text = (made / "annotations/instances_train.json").read_text()
+    assert ", " not in text
+    assert all(isinstance(v, int) for a in json.loads(text)["annotations"] for p in a["segmentation"] for v in p)

@@ -1,0 +1,1 @@
+"""Set-up scripts; not installed with the project."""
