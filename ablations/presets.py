@@ -14,13 +14,14 @@ TINY = Experiment(
         backbone=Backbone(name="resnet18", width=16, norm="BN", weights="none", freeze_at=0),
         channels=32,
         head_convs=2,
+        head_norm="GN",
         anchor_scale=2.5,
     ),
     data=Data(min_sizes=(128,), max_size=128, test_size=128),
     schedule=Schedule(
         steps=600,
         batch=8,
-        lr=0.02,
+        lr=0.05,
         warmup_steps=50,
         milestones=(0.7, 0.9),
         # From scratch there is nothing in a frozen backbone worth waiting for.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+import torch
 
 from ablations.grids import Trial
+from lgd import train
 from lgd.errors import InputError
-from lgd.experiment import parse
+from lgd.experiment import Experiment, parse, settings
 from lgd.record import FILE, Record, load
 
 # Read by Ray when it is imported, so set before it is. What it says is printed by display.py instead.
@@ -24,8 +26,11 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
 }
+os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,6 @@ def resources_for(trials: Sequence[Trial], cpus: int | None, gpus: float | None)
 
     With GPUs, one each, and the cores shared out. Raises InputError for what this machine can never give.
     """
-    import torch
-
     cores = _cores()
     devices = torch.cuda.device_count()
     on_gpu = devices > 0 and any(t.experiment.device != "cpu" for t in trials)
@@ -68,10 +71,6 @@ def resources_for(trials: Sequence[Trial], cpus: int | None, gpus: float | None)
 
 def run_trial(config: dict[str, Any]) -> None:
     """What a Ray worker runs: train one trial, leave its record in its directory whatever happens."""
-    from ray import tune
-
-    from lgd import train
-
     trial = config["trial"]
     experiment = parse(trial["experiment"])
     names = {"grid": trial["grid"], "preset": trial["preset"], "arm": trial["arm"]}
@@ -96,10 +95,6 @@ def run_sweep(
     A trial that fails, or whose worker is killed, leaves a record that says so, and the others go on. An interrupt
     ends the sweep and leaves nothing for the trials that were running; raises KeyboardInterrupt then.
     """
-    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
-    import ray
-    from ray import tune
-
     described = [
         {
             "name": trial.name,
@@ -113,8 +108,8 @@ def run_sweep(
         for trial in trials
     ]
     by_name = {trial.name: trial for trial in trials}
-    follower = _follower(by_name, grid, preset, display)
-    with _ray(ray):
+    follower = _Follower(by_name, grid, preset, display)
+    with _ray():
         tuner = tune.Tuner(
             tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
             param_space={"trial": tune.grid_search(described)},
@@ -133,12 +128,12 @@ def run_sweep(
             ),
         )
         tuner.fit()
-    if any(not (trial.directory / FILE).exists() for trial in trials):
+    if follower.ended != set(by_name):
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _ray(ray: Any) -> Iterator[None]:
+def _ray() -> Iterator[None]:
     """A local Ray for the sweep's time, or the cluster this process is in already."""
     if ray.is_initialized():
         yield
@@ -159,37 +154,44 @@ def _trial_name(trial: Any) -> str:
     return str(trial.config["trial"]["name"])
 
 
-def _follower(by_name: dict[str, Trial], grid: str, preset: str, display: Display) -> Any:
-    from ray import tune
+class _Follower(tune.Callback):
+    """Passes on what Tune hears from the trials, and records those whose worker died."""
 
-    from lgd import train
+    def __init__(self, by_name: dict[str, Trial], grid: str, preset: str, display: Display) -> None:
+        self._by_name, self._names, self._display = by_name, {"grid": grid, "preset": preset}, display
+        self.ended: set[str] = set()
 
-    class Follower(tune.Callback):
-        """Passes on what Tune hears from the trials."""
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a copy of its callbacks for its own resuming, which is not ours; a terminal cannot be copied.
+        return {}
 
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            name = _trial_name(trial)
-            if "record" not in result:
-                display.progress(name, result)
-                return
-            record = Record.model_validate_json(result["record"])
-            if not (by_name[name].directory / FILE).exists():
-                record.save(by_name[name].directory)
-            display.ended(name, record)
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        name = _trial_name(trial)
+        if "record" not in result:
+            self._display.progress(name, result)
+            return
+        self._end(name, Record.model_validate_json(result["record"]))
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).
-            name = _trial_name(trial)
-            planned = by_name[name]
-            error = getattr(trial, "get_error", lambda: None)()
-            reason = f"the worker died: {error}" if error else "the worker died"
-            record = train.failure(planned.experiment, reason[:500], grid=grid, preset=preset, arm=planned.arm)
-            record.save(planned.directory)
-            display.ended(name, record)
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).
+        name = _trial_name(trial)
+        planned = self._by_name[name]
+        said = trial.get_error()
+        reason = f"the worker died: {said}" if said else "the worker died"
+        self._end(name, train.failure(planned.experiment, reason[:500], arm=planned.arm, **self._names))
 
-    return Follower()
+    def _end(self, name: str, record: Record) -> None:
+        directory = self._by_name[name].directory
+        if not (directory / FILE).exists():
+            try:
+                record.save(directory)
+            except OSError as error:
+                reason = f"{record.reason} (and its record could not be written: {error})".strip()
+                record = record.model_copy(update={"status": "failed", "reason": reason})
+        self.ended.add(name)
+        self._display.ended(name, record)
 
 
 def done(trial: Trial) -> Record | None:
@@ -210,9 +212,7 @@ def done(trial: Trial) -> Record | None:
     return None if record.status == "failed" else record
 
 
-def _difference(found: Any, planned: Any) -> str:
-    from lgd.experiment import settings
-
+def _difference(found: Experiment, planned: Experiment) -> str:
     ours, theirs = settings(planned), settings(found)
     return ", ".join(f"{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in ours if ours[k] != theirs.get(k))
 

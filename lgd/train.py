@@ -39,7 +39,8 @@ from lgd.record import Curve, EvaluationPoint, Record
 from lgd.teacher import ImplicitTeacher
 
 WRITE_PERIOD = 20
-"""Steps between looks at the losses: each look waits for the device, and is when divergence is noticed."""
+"""Steps between looks at the losses: each look waits for the device, and is when divergence is noticed. Shorter in
+trainings of less than ten such periods."""
 
 CURVE_POINTS = 200
 """Points kept of a loss curve in the record; more are averaged."""
@@ -166,7 +167,7 @@ class Trainer(SimpleTrainer):
         experiment: Experiment,
         device: torch.device,
     ) -> None:
-        super().__init__(model, loader, optimizer, gather_metric_period=WRITE_PERIOD)
+        super().__init__(model, loader, optimizer, gather_metric_period=_write_period(experiment.schedule.steps))
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
         self._scaler = torch.amp.GradScaler(device.type, enabled=experiment.precision == "fp16")
         self._clip = experiment.schedule.clip
@@ -191,10 +192,15 @@ class Trainer(SimpleTrainer):
         self._scaler.update()
 
 
+def _write_period(steps: int) -> int:
+    return max(1, min(WRITE_PERIOD, steps // 10))
+
+
 class _StepTimes(HookBase):
     """Seconds of each step, read when the losses are looked at anyway."""
 
-    def __init__(self) -> None:
+    def __init__(self, period: int) -> None:
+        self._period = period
         self.per_step: list[float] = []
         self._since = 0.0
         self._from = 0
@@ -205,7 +211,7 @@ class _StepTimes(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % WRITE_PERIOD == 0:
+        if done % self._period == 0:
             self.per_step.append((time.perf_counter() - self._since) / (done - self._from))
             self._since = 0.0
 
@@ -218,17 +224,18 @@ class _StepTimes(HookBase):
 class _Report(HookBase):
     """Tell the outside how far the training is, at most every ``period`` seconds."""
 
-    def __init__(self, tell: Callable[[Progress], None], meter: Meter, period: float = 1.0) -> None:
-        self._tell, self._meter, self._period = tell, meter, period
+    def __init__(self, tell: Callable[[Progress], None], period: float = 1.0) -> None:
+        self._tell, self._period = tell, period
         self._last = 0.0
 
     def after_step(self) -> None:
         done, now = self.trainer.iter + 1, time.perf_counter()
-        if (done % WRITE_PERIOD and done != self.trainer.max_iter) or now - self._last < self._period:
+        storage = self.trainer.storage
+        if now - self._last < self._period or "time" not in storage.histories():
             return
         self._last = now
-        latest = self.trainer.storage.latest().get("total_loss")
-        seconds = self.trainer.storage.latest().get("time", (0.0, 0))[0]
+        latest = storage.latest().get("total_loss")
+        seconds = storage.history("time").median(50)
         self._tell(
             {
                 "step": done,
@@ -265,7 +272,7 @@ def run(
             stack.callback(torch.set_num_threads, before)
         built = build(experiment)
         model, dataset = built.model, built.dataset
-        times, evaluations = _StepTimes(), list[EvaluationPoint]()
+        times, evaluations = _StepTimes(_write_period(experiment.schedule.steps)), list[EvaluationPoint]()
 
         def score(step: int) -> EvaluationPoint:
             with meter.phase("evaluation"):
@@ -277,7 +284,7 @@ def run(
             evaluations.append(point)
             return point
 
-        trainer = _trainer(built, experiment, directory, times, _Report(tell, meter), score)
+        trainer = _trainer(built, experiment, directory, times, _Report(tell), score)
         reason, steps = "", experiment.schedule.steps
         try:
             with meter.phase("training"), quiet():
@@ -372,7 +379,7 @@ def _trainer(
             hooks.IterationTimer(),
             FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if isinstance(built.model, Distiller) else None,
             hooks.LRScheduler(built.optimizer, built.scheduler),
-            hooks.PeriodicWriter([JSONWriter(str(directory / "metrics.json"))], period=WRITE_PERIOD),
+            hooks.PeriodicWriter([JSONWriter(str(directory / "metrics.json"))], period=_write_period(schedule.steps)),
             times,
             report,
             hooks.EvalHook(every, evaluate_now, eval_after_train=False) if every else None,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from lgd.detectors import build_detector
-from lgd.experiment import Backbone, Detector
+from ablations.presets import TINY
+from lgd.experiment import Backbone, Detector, Experiment
 
 CLASSES = 5
 
@@ -86,3 +88,34 @@ def detector_batch(name: str, counts: Sequence[int], seed: int = 0) -> list[dict
     """A batch as the named detector needs it in training."""
     data = batch(counts, seed=seed)
     return with_masks(data) if name == "mask_rcnn" else data
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run small tensors on one thread: on a busy machine several spend most of their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def quick_experiment(**changes: Any) -> Experiment:
+    """A few real steps on a handful of small pictures: seconds on one core. Keys with ``__`` for dots."""
+    small = {
+        "schedule.steps": 6,
+        "schedule.warmup_steps": 2,
+        "schedule.batch": 2,
+        "data.shapes_train": 12,
+        "data.shapes_val": 6,
+        "data.shapes_side": 64,
+        "data.min_sizes": [64],
+        "data.max_size": 64,
+        "data.test_size": 64,
+        "detector.backbone.width": 8,
+        "detector.channels": 16,
+        "detector.head_convs": 1,
+        "threads": 1,
+    }
+    return TINY.override({**small, **{key.replace("__", "."): value for key, value in changes.items()}})

@@ -29,9 +29,9 @@ def test_seeds_run_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_an_arms_own_change_comes_on_top_of_the_overrides(tmp_path: Path) -> None:
-    trials = plan(COMPONENTS, TINY, 1, ["method.encoder=false", "schedule.steps=99"], tmp_path)[:2]
+    trials = plan(COMPONENTS, TINY, 1, ["method.distill_weight=0.5", "schedule.steps=99"], tmp_path)[:2]
     assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"]
-    assert all(t.experiment.method.encoder is False for t in trials)
+    assert all(t.experiment.method.distill_weight == 0.5 for t in trials)
     assert all(t.experiment.schedule.steps == 99 for t in trials)
 
 

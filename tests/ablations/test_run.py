@@ -40,20 +40,21 @@ def test_a_grid_runs_to_its_table_and_resumes(tmp_path: Path) -> None:
     """One trial fails, the others go on; running again adds what is missing and nothing else."""
     output = tmp_path / "with space"
     common = ["--grid", "components", *QUICK, "--output", str(output)]
-    # A file where a trial's directory should be: that trial cannot write and fails.
-    (output / "trials").mkdir(parents=True)
-    (output / "trials" / "lgd-seed0").write_text("in the way")
+    # A directory where a trial writes its losses: that trial fails.
+    (output / "trials" / "lgd-seed0" / "metrics.json").mkdir(parents=True)
     first = run(*common, "--arms", "baseline,LGD,label only", check=1)
     assert "[3/3]" in first.stdout
+    assert "LGD, seed 0: failed: IsADirectoryError" in first.stdout
+    assert load(output / "trials" / "lgd-seed0" / "record.json").status == "failed"
 
-    (output / "trials" / "lgd-seed0").unlink()
+    (output / "trials" / "lgd-seed0" / "metrics.json").rmdir()
     kept = (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns
     second = run(*common, "--arms", "baseline,LGD,label only")
     assert "3 trials, 1 to run" in second.stdout
     assert (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns == kept
 
     frame = pd.read_csv(output / "records.csv")
-    assert list(frame["arm"]) == ["baseline", "LGD", "label only"]
+    assert sorted(frame["arm"]) == ["LGD", "baseline", "label only"]
     assert set(frame["status"]) == {"finished"}
     assert frame["fingerprint"].nunique() == 3
     table = (output / "table.md").read_text()
