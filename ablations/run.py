@@ -228,7 +228,7 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
         if trial.experiment.seed != first_seed:
             continue
         try:
-            shown = build(trial.experiment).fingerprint
+            shown = build(trial.experiment, pretrained=False).fingerprint
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if shown in names:

@@ -217,7 +217,8 @@ class Method(Settings):
 
     encoder, adapter, mapper: components on or off. variant: who attends to whom in the adapter. context: the context
     object. detach_appearance: the teacher sends no gradient into the student's features. distill_weight: lambda.
-    instructive_weight: factor of the instructive features' detection loss.
+    instructive_weight: factor of the instructive features' detection loss. lr_factor: of the teacher's and the
+    distillation adapter's learning rate, to the student's (the paper: 1).
     """
 
     name: Literal["baseline", "lgd"] = "lgd"
@@ -229,6 +230,7 @@ class Method(Settings):
     detach_appearance: bool = False
     distill_weight: NonNegative = 1.0
     instructive_weight: NonNegative = 1.0
+    lr_factor: Positive = 1.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

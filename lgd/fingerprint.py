@@ -26,6 +26,8 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: obje
     """
     described = {
         "modules": [[name, _type(module), _public(module)] for name, module in model.named_modules()],
+        # Anchors and pixel statistics are settings kept as buffers.
+        "buffers": [[n, _digest(b)] for n, b in model.named_buffers()],
         "parameters": [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()],
         "optimizer": [
             _type(optimizer),
@@ -37,6 +39,10 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: obje
         "rest": {name: _value(value, 0) for name, value in rest.items()},
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _type(value: object) -> str:

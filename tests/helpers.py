@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
-from lgd.detectors import build_detector
 from ablations.presets import TINY
+from lgd.detectors import build_detector
 from lgd.experiment import Backbone, Detector, Experiment
 
 CLASSES = 5

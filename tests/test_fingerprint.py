@@ -14,7 +14,7 @@ from lgd.train import build_model, build_optimizer
 def _shown(**changes: Any) -> str:
     experiment = TINY.override({k.replace("__", "."): v for k, v in changes.items()})
     model = build_model(experiment, 4)
-    return fingerprint(model, build_optimizer(model, experiment.schedule), seed=experiment.seed)
+    return fingerprint(model, build_optimizer(model, experiment), seed=experiment.seed)
 
 
 def test_equal_builds_are_equal() -> None:
@@ -40,6 +40,7 @@ def test_a_setting_without_effect_does_not_show() -> None:
         {"method__detach_appearance": True},
         {"method__distill_weight": 0.5},
         {"method__instructive_weight": 0.5},
+        {"method__lr_factor": 0.5},
         {"schedule__lr": 0.001},
         {"schedule__weight_decay": 0.0},
         {"schedule__momentum": 0.5},

@@ -100,7 +100,9 @@ def test_a_frozen_backbone_keeps_its_weights(tmp_path: Path) -> None:
     train.run(experiment, tmp_path)
     start = train.build(experiment).model.student.state_dict()  # type: ignore[union-attr, operator]
     end = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
-    moved = {n.split(".")[1] for n in end if "running" not in n and "tracked" not in n and not torch.equal(end[n], start[n])}
+    moved = {
+        n.split(".")[1] for n in end if "running" not in n and "tracked" not in n and not torch.equal(end[n], start[n])
+    }
     assert "bottom_up" not in moved
     assert "fpn_output3" in moved
 
