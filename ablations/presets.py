@@ -35,7 +35,6 @@ TINY = Experiment(
 SMALL = Experiment(
     detector=Detector(
         backbone=Backbone(name="resnet50", norm="BN", weights="none", freeze_at=0),
-        anchor_scale=4.0,
     ),
     data=Data(
         shapes_train=4000,

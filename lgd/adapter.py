@@ -37,12 +37,6 @@ class RelationAdapter(nn.Module):
             self.query = nn.Linear(channels, channels)
             self.key_value = nn.Linear(channels, 2 * channels)
             self.output = nn.Linear(channels, channels)
-            # torch's MultiheadAttention draws the three input projections as one (3C, C) matrix and zeroes biases.
-            bound = math.sqrt(6 / (3 * channels + channels))
-            for linear in (self.query, self.key_value):
-                nn.init.uniform_(linear.weight, -bound, bound)
-            for linear in (self.query, self.key_value, self.output):
-                nn.init.zeros_(linear.bias)
 
     def forward(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
         """Return the objects' vectors, (L, B, N, C), or (1, B, N, C) when they do not depend on the level.

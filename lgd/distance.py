@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lgd.init import init_he
 from lgd.norms import instance_norm
 
 
@@ -25,6 +26,7 @@ class DistillationDistance(nn.Module):
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+        init_he(self)
 
     def forward(self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
         """Return the float32 mean over all elements of all levels; ``taught`` gets no gradient."""

@@ -111,7 +111,8 @@ class Detector(Settings):
     channels: of the FPN and the heads. head_convs: convolutions of a dense detector's towers, and of Mask R-CNN's mask
     head. head_norm: their norm (auto: none for RetinaNet and Mask R-CNN, GN for FCOS, ATSS and POTO). fc_dim: width of
     R-CNN's two fully connected layers. anchor_scale: side of a level's smallest anchor over its stride (auto: 4 for
-    RetinaNet, 8 for R-CNN and ATSS; FCOS and POTO have no anchors).
+    RetinaNet, 8 for R-CNN and ATSS; FCOS and POTO have no anchors). coarse_levels: a dense detector's p6 and p7, whose
+    smallest anchors are larger than a small picture.
     """
 
     name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
@@ -121,6 +122,7 @@ class Detector(Settings):
     head_norm: Literal["auto", "", "GN"] = "auto"
     fc_dim: PositiveInt = 1024
     anchor_scale: float | Literal["auto"] = "auto"
+    coarse_levels: bool = True
 
     @field_validator("anchor_scale", mode="before")
     @classmethod

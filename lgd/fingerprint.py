@@ -26,8 +26,12 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: obje
     """
     described = {
         "modules": [[name, _type(module), _public(module)] for name, module in model.named_modules()],
-        # Anchors and pixel statistics are settings kept as buffers.
-        "buffers": [[n, _digest(b)] for n, b in model.named_buffers()],
+        # Anchors and pixel statistics are settings that are kept as buffers; persistent ones are learnt.
+        "buffers": [
+            [f"{name}.{buffer}", _digest(module.get_buffer(buffer))]
+            for name, module in model.named_modules()
+            for buffer in sorted(module._non_persistent_buffers_set)
+        ],
         "parameters": [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()],
         "optimizer": [
             _type(optimizer),
@@ -42,7 +46,7 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: obje
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(tensor.detach().cpu().double().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _type(value: object) -> str:

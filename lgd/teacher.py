@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lgd.adapter import AdapterVariant, RelationAdapter
 from lgd.encoder import AppearanceEncoder, LabelEncoder, LabelProjection
+from lgd.init import init_he
 from lgd.mapper import KnowledgeMapper
 from lgd.objects import Objects
 from lgd.taps import Features, Tap
@@ -56,6 +57,7 @@ class ImplicitTeacher(nn.Module):
             self.appearance_encoder = AppearanceEncoder(channels)
         self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter)
         self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
+        init_he(self)
 
     def forward(self, tap: Tap, instances: Sequence[Any]) -> Features:
         """Instructive features, one map a level of the student's shapes, for detectron2 ``instances`` (B of them)."""

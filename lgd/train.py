@@ -376,7 +376,7 @@ def _trainer(
         min_sizes=data.min_sizes,
         max_size=data.max_size,
         flip=data.flip,
-        masks=False,
+        masks=experiment.detector.name == "mask_rcnn",
         seed=experiment.seed,
         workers=data.workers,
     )

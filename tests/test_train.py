@@ -98,7 +98,7 @@ def test_the_exported_student_scores_what_the_record_says(tmp_path: Path) -> Non
 def test_a_frozen_backbone_keeps_its_weights(tmp_path: Path) -> None:
     experiment = quick_experiment(schedule__frozen=1.0)
     train.run(experiment, tmp_path)
-    start = train.build(experiment).model.student.state_dict()  # type: ignore[union-attr, operator]
+    start = train.build(experiment).model.student.state_dict()
     end = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
     moved = {
         n.split(".")[1] for n in end if "running" not in n and "tracked" not in n and not torch.equal(end[n], start[n])

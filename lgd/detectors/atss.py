@@ -19,8 +19,8 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
 from lgd.detectors.common import (
-    DENSE_FEATURES,
     dense_head,
+    dense_levels,
     dense_pyramid,
     mean_over_workers,
     pixels,
@@ -143,7 +143,7 @@ def build(settings: Detector, num_classes: int) -> ATSS:
     return ATSS(
         backbone=dense_pyramid(settings, p6_from="p5"),
         head=FCOSHead(**dense_head(settings, num_classes)),
-        head_in_features=list(DENSE_FEATURES),
+        head_in_features=dense_levels(settings)[0],
         num_classes=num_classes,
         anchor_scale=settings.resolved_anchor_scale,
         test_score_thresh=0.2,

@@ -39,8 +39,16 @@ def pixels(settings: Backbone) -> dict[str, Any]:
     return {"pixel_mean": assumed.pixel_mean, "pixel_std": assumed.pixel_std}
 
 
+def dense_levels(settings: Detector) -> tuple[list[str], list[int]]:
+    """Names and strides of a dense detector's levels."""
+    count = len(DENSE_FEATURES) if settings.coarse_levels else 3
+    return list(DENSE_FEATURES[:count]), list(DENSE_STRIDES[:count])
+
+
 def dense_pyramid(settings: Detector, p6_from: str) -> FPN:
     """An FPN with levels p3 to p7; p6 is convolved from ``p6_from``, the bottom-up ``res5`` or the FPN's ``p5``."""
+    if not settings.coarse_levels:
+        return build_fpn(settings.backbone, settings.channels, ["res3", "res4", "res5"], None)
     incoming = settings.channels if p6_from == "p5" else out_channels(settings.backbone, 5)
     top = LastLevelP6P7(incoming, settings.channels, in_feature=p6_from)
     return build_fpn(settings.backbone, settings.channels, ["res3", "res4", "res5"], top)
@@ -49,7 +57,7 @@ def dense_pyramid(settings: Detector, p6_from: str) -> FPN:
 def dense_head(settings: Detector, num_classes: int) -> dict[str, Any]:
     """Arguments that RetinaNetHead and FCOSHead share."""
     return {
-        "input_shape": [ShapeSpec(channels=settings.channels)] * len(DENSE_FEATURES),
+        "input_shape": [ShapeSpec(channels=settings.channels)] * len(dense_levels(settings)[0]),
         "num_classes": num_classes,
         "conv_dims": [settings.channels] * settings.head_convs,
         "norm": head_norm(settings),

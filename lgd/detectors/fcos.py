@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 
-from lgd.detectors.common import DENSE_FEATURES, LinearTransform, dense_head, dense_pyramid, pixels
+from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixels
 from lgd.experiment import Detector
 
 
@@ -16,7 +16,7 @@ def build(settings: Detector, num_classes: int) -> FCOS:
     return FCOS(
         backbone=dense_pyramid(settings, p6_from="p5"),
         head=FCOSHead(**dense_head(settings, num_classes)),
-        head_in_features=list(DENSE_FEATURES),
+        head_in_features=dense_levels(settings)[0],
         box2box_transform=LinearTransform(normalize_by_size=True),
         num_classes=num_classes,
         test_score_thresh=0.2,

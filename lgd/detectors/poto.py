@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lgd.detectors.common import (
-    DENSE_FEATURES,
     LinearTransform,
     dense_head,
+    dense_levels,
     dense_pyramid,
     mean_over_workers,
     pixels,
@@ -139,7 +139,7 @@ def build(settings: Detector, num_classes: int) -> POTO:
     return POTO(
         backbone=dense_pyramid(settings, p6_from="p5"),
         head=RetinaNetHead(**dense_head(settings, num_classes), num_anchors=1),
-        head_in_features=list(DENSE_FEATURES),
+        head_in_features=dense_levels(settings)[0],
         num_classes=num_classes,
         test_score_thresh=0.05,
         **pixels(settings.backbone),

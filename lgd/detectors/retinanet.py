@@ -7,7 +7,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
-from lgd.detectors.common import DENSE_FEATURES, DENSE_STRIDES, dense_head, dense_pyramid, pixels
+from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixels
 from lgd.experiment import Detector
 
 
@@ -16,15 +16,16 @@ def build(settings: Detector, num_classes: int) -> RetinaNet:
 
     Anchors as in section 4: three sizes an octave and three shapes, from 32 pixels on p3.
     """
+    features, strides = dense_levels(settings)
     scale = settings.resolved_anchor_scale
     return RetinaNet(
         backbone=dense_pyramid(settings, p6_from="res5"),
         head=RetinaNetHead(**dense_head(settings, num_classes), num_anchors=9),
-        head_in_features=list(DENSE_FEATURES),
+        head_in_features=features,
         anchor_generator=DefaultAnchorGenerator(
-            sizes=[[scale * s * 2 ** (i / 3) for i in range(3)] for s in DENSE_STRIDES],
+            sizes=[[scale * s * 2 ** (i / 3) for i in range(3)] for s in strides],
             aspect_ratios=[0.5, 1.0, 2.0],
-            strides=list(DENSE_STRIDES),
+            strides=strides,
             offset=0.0,
         ),
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
