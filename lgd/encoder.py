@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lgd.init import init_balanced, init_he, init_identity
 from lgd.norms import group_norm, layer_norm
 
 
@@ -45,6 +46,13 @@ class LabelEncoder(nn.Module):
         self.conv2 = nn.Linear(64, 128)
         self.conv3 = nn.Linear(128, 1024)
         self.conv4 = nn.Linear(64 + 1024, channels)
+
+    def init(self) -> None:
+        """Start with an object's own label prominent (see lgd/init.py)."""
+        init_he(self)
+        for stn in (self.stn_in, self.stn_feat):
+            init_identity(stn.matrix, stn.size)
+        init_balanced(self.conv4, 64)
 
     def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
         """Embed ``descriptors`` (B, N, 4 + K); slots where ``valid`` (B, N) is False do not reach the others."""

@@ -58,6 +58,8 @@ class ImplicitTeacher(nn.Module):
         self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter)
         self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
         init_he(self)
+        if self.label_encoder is not None:
+            self.label_encoder.init()
 
     def forward(self, tap: Tap, instances: Sequence[Any]) -> Features:
         """Instructive features, one map a level of the student's shapes, for detectron2 ``instances`` (B of them)."""

@@ -35,7 +35,7 @@ from lgd.errors import InputError
 __all__ = ["CATEGORIES", "GENERATOR_VERSION", "SCENES", "Picture", "ShapesSpec", "cache_root", "draw", "make"]
 
 # Part of the directory's name: raise it whenever a pixel or an annotation changes.
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ _SCENE_P = np.array([0.34, 0.24, 0.20, 0.22])
 _COUNT_P = np.array([0.13, 0.19, 0.21, 0.17, 0.13, 0.08, 0.05, 0.04])
 _EMPTY_P = 0.04
 _COMPANION_P = 0.75
-_EXTENT = (0.13, 0.55)
+_EXTENT = (0.13, 0.5)
+# Pixels: four cells of stride 8. What covers fewer can hardly be located from a feature map, by a teacher neither.
+_SMALLEST = 32
 _MIN_VISIBLE = 0.25
 _SPLITS = ("train", "val")
 _SIZES = (64, 1024)
@@ -323,7 +325,7 @@ def _compose(rng: np.random.Generator, scene: int, size: int) -> list[_Layer]:
         cy, cx = (rng.uniform(0.06, 0.94, 2) * size).tolist()
         # The larger the nearer: things at the bottom of a photograph are close to the camera.
         lean = (cy / size - 0.5) * 0.5
-        low, high = (math.log(e) for e in _EXTENT)
+        low, high = (math.log(e) for e in _extent(size))
         extent = math.exp(float(np.clip(rng.uniform(low, high) + lean, low, high)))
         radius = size * extent / 2
         add(label, cy, cx, radius)
@@ -336,10 +338,15 @@ def _compose(rng: np.random.Generator, scene: int, size: int) -> list[_Layer]:
                 _NAMES.index("cross"),
                 float(np.clip(cy + reach * math.sin(side), low_pixel, high_pixel)),
                 float(np.clip(cx + reach * math.cos(side), low_pixel, high_pixel)),
-                max(other, size * _EXTENT[0] / 2),
+                max(other, size * _extent(size)[0] / 2),
             )
     layers.extend(_clutter(rng, size) for _ in range(int(rng.integers(1, 7))))
     return layers
+
+
+def _extent(size: int) -> tuple[float, float]:
+    """Smallest and largest extent of an object, as parts of the image's side in pixels."""
+    return max(_EXTENT[0], _SMALLEST / size), _EXTENT[1]
 
 
 def _visible(layers: list[_Layer], size: int) -> tuple[list[_Layer], dict[int, Mask], dict[int, float]]:
