@@ -35,7 +35,7 @@ from lgd.errors import InputError
 __all__ = ["CATEGORIES", "GENERATOR_VERSION", "SCENES", "Picture", "ShapesSpec", "cache_root", "draw", "make"]
 
 # Part of the directory's name: raise it whenever a pixel or an annotation changes.
-GENERATOR_VERSION = "2"
+GENERATOR_VERSION = "1"
 
 _log = logging.getLogger(__name__)
 
