@@ -74,6 +74,12 @@ class Trial:
         return self.directory.name
 
 
+def absolute(source: str) -> str:
+    """A data source with its directory made absolute, so that it means the same wherever a sweep is resumed."""
+    scheme, colon, path = source.partition(":")
+    return f"{scheme}:{Path(path).resolve()}" if colon else source
+
+
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
     """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
 
@@ -82,6 +88,7 @@ def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], out
     """
     overrides = list(overrides)
     base = base.override(overrides)
+    base = base.override({"data.source": absolute(base.data.source)})
     trials = []
     for seed in range(seeds):
         for arm in grid.arms:

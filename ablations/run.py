@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
-from ablations.grids import GRIDS, Grid, Trial, grid, plan
+from ablations.grids import GRIDS, Grid, Trial, absolute, grid, plan
 from ablations.presets import preset
 from lgd.errors import InputError
 from lgd.experiment import settings
@@ -27,6 +27,7 @@ from lgd.files import write_text
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
+FLAGS = {"overrides": "set"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before a trial began", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +79,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         return 0
     directory: Path | None = options.status or options.resume
     if directory is not None:
+        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset"):
+            if getattr(options, flag) != parser.get_default(flag):
+                raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
     elif options.grid is None:
         parser.error("say which grid: --grid NAME (see --list)")
@@ -80,7 +90,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
             raise InputError(f"--seeds {options.seeds}: at least one")
         overrides = list(options.overrides)
         if options.data:
-            overrides.append(f"data.source={_absolute(options.data)}")
+            overrides.append(f"data.source={absolute(options.data)}")
         chosen = grid(options.grid)
         described = {
             "schema_version": SWEEP_SCHEMA,
@@ -102,6 +112,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     missing = [t for t in trials if done(t) is None]
     resources = resources_for(missing, options.cpus, options.gpus)
     fingerprints = _check_built(trials)
+    _check_still_same(trials, fingerprints)
     if options.dry_run:
         _show_plan(trials, fingerprints, missing, resources, console)
         return 0
@@ -162,7 +173,7 @@ def _finish(
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         return 130
-    return 1 if any(record.status != "finished" for record in records) else 0
+    return 0 if sum(record.status == "finished" for record in records) == len(trials) else 1
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
@@ -181,11 +192,6 @@ def _arms(chosen: Grid, names: str | None) -> list[str]:
         if name not in known:
             raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
     return [x for x in known if x in wanted]
-
-
-def _absolute(source: str) -> str:
-    scheme, colon, path = source.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon else source
 
 
 def _read_sweep(directory: Path) -> dict[str, Any]:
@@ -228,7 +234,7 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
         if trial.experiment.seed != first_seed:
             continue
         try:
-            shown = build(trial.experiment, pretrained=False).fingerprint
+            shown = build(trial.experiment.override({"device": "cpu"}), pretrained=False).fingerprint
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if shown in names:
@@ -236,6 +242,20 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
         names[shown] = trial.arm
         found[trial.arm] = shown
     return found
+
+
+def _check_still_same(trials: Sequence[Trial], fingerprints: dict[str, str]) -> None:
+    """Refuse to put new trials beside records of what the code or the data no longer build."""
+    from ablations.sweep import done
+
+    first_seed = trials[0].experiment.seed
+    for trial in trials:
+        record = done(trial) if trial.experiment.seed == first_seed else None
+        if record is not None and record.fingerprint != fingerprints[trial.arm]:
+            raise InputError(
+                f"{trial.directory}: its record was made from other data or code (fingerprint {record.fingerprint},"
+                f" now {fingerprints[trial.arm]}; commit {record.git_commit[:12]}): choose another --output"
+            )
 
 
 def _list(console: Console) -> None:

@@ -28,6 +28,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+# Paths in a trial's settings mean in its worker what they mean here.
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402
@@ -59,6 +61,10 @@ def resources_for(trials: Sequence[Trial], cpus: int | None, gpus: float | None)
     devices = torch.cuda.device_count()
     on_gpu = devices > 0 and any(t.experiment.device != "cpu" for t in trials)
     share = gpus if gpus is not None else float(on_gpu)
+    if cpus is not None and cpus < 1:
+        raise InputError(f"--cpus {cpus}: a trial needs at least one")
+    if share < 0 or (share > 1 and share != int(share)):
+        raise InputError(f"--gpus {share:g}: give a fraction of one GPU, or a whole number")
     if share > devices:
         raise InputError(f"a trial asks for {share:g} GPUs, this machine has {devices}")
     at_once = max(1, int(devices / share)) if share else 0
@@ -77,12 +83,20 @@ def run_trial(config: dict[str, Any]) -> None:
     directory = Path(trial["directory"])
     if not experiment.threads:
         experiment = experiment.model_copy(update={"threads": trial["cpus"]})
+    if not trial["gpus"] and experiment.device == "auto":
+        # A worker without a share of a GPU must not use one that others were given.
+        experiment = experiment.model_copy(update={"device": "cpu"})
+    started = train.now()
     try:
         record = train.run(experiment, directory, **names, tell=lambda progress: tune.report(dict(progress)))
     except Exception as error:
-        record = train.failure(experiment, f"{type(error).__name__}: {error}", **names)
-        record.save(directory)
-        (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        record = train.failure(experiment, f"{type(error).__name__}: {error}", started=started, **names)
+        tune.report({"record": record.model_dump_json()})
+        with contextlib.suppress(OSError):
+            record.save(directory)
+            (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        # Raised on, so that Tune ends this worker: an error may have left its GPU unusable.
+        raise
     # The driver may not see this worker's disk: the record travels with the last report as well.
     tune.report({"record": record.model_dump_json()})
 
@@ -104,10 +118,16 @@ def run_sweep(
             "experiment": trial.experiment.model_dump(mode="json"),
             "directory": str(trial.directory),
             "cpus": resources.cpus,
+            "gpus": resources.gpus,
         }
         for trial in trials
     ]
     by_name = {trial.name: trial for trial in trials}
+    for trial in trials:
+        # What an earlier attempt left would pass for this one's.
+        for leftover in (FILE, "error.txt", "metrics.json", "student.pth"):
+            with contextlib.suppress(OSError):
+                (trial.directory / leftover).unlink(missing_ok=True)
     follower = _Follower(by_name, grid, preset, display)
     with _ray():
         tuner = tune.Tuner(
@@ -143,7 +163,7 @@ def _ray() -> Iterator[None]:
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:
         # Trials exchange settings and progress only: the default store, a third of the memory, would be wasted.
-        ray.init(num_cpus=_cores(), include_dashboard=False, object_store_memory=200 * 2**20, **quiet)
+        ray.init(address="local", num_cpus=_cores(), include_dashboard=False, object_store_memory=200 * 2**20, **quiet)
     try:
         yield
     finally:
@@ -177,6 +197,8 @@ class _Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).
         name = _trial_name(trial)
+        if name in self.ended:
+            return
         planned = self._by_name[name]
         said = trial.get_error()
         reason = f"the worker died: {said}" if said else "the worker died"
@@ -203,10 +225,9 @@ def done(trial: Trial) -> Record | None:
     if not path.exists():
         return None
     record = load(path)
-    planned, found = (
-        trial.experiment,
-        record.experiment.model_copy(update={"threads": trial.experiment.threads}),
-    )
+    planned = trial.experiment
+    # Where a trial ran, and on how many threads, is the sweep's choice.
+    found = record.experiment.model_copy(update={"threads": planned.threads, "device": planned.device})
     if found != planned:
         raise InputError(f"{path} holds another experiment than planned: {_difference(found, planned)}")
     return None if record.status == "failed" else record

@@ -101,7 +101,7 @@ class Distiller(nn.Module):
 
         The batches must then carry their labels (``instances``), as in training.
         """
-        own_forward = self.student.forward
+        own_forward, previous = self.student.forward, vars(self.student).get("forward")
         teacher = cast(Teacher, self.teacher)
 
         def detect(batch: Batch) -> Any:
@@ -115,7 +115,10 @@ class Distiller(nn.Module):
         try:
             yield
         finally:
-            del self.student.forward
+            if previous is None:
+                del self.student.forward
+            else:
+                self.student.forward = previous
 
     def _on_device(self, batch: Batch) -> list[dict[str, Any]]:
         # Moved once here, since the detector would do it again in its second pass.

@@ -88,6 +88,8 @@ class AppearanceEncoder(nn.Module):
     def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
         """Return (B, N, C); an object whose region is empty gets the zero vector."""
         projected = group_norm(self.conv(features_BChw)).relu()
-        weights = regions_BNP.to(projected.dtype)
-        total = weights @ projected.flatten(2).transpose(1, 2)
-        return total / regions_BNP.sum(-1, keepdim=True).clamp(min=1).to(total.dtype)
+        # A sum over a whole level leaves fp16's range.
+        with torch.autocast(projected.device.type, enabled=False):
+            total = regions_BNP.float() @ projected.float().flatten(2).transpose(1, 2)
+            mean = total / regions_BNP.sum(-1, keepdim=True).clamp(min=1)
+        return mean.to(projected.dtype)

@@ -175,14 +175,23 @@ class Data(Settings):
 class Schedule(Settings):
     """Optimisation. Fractions are of ``steps``; the defaults are the paper's for 2x.
 
-    batch: images a step, all devices together. clip: largest absolute value of a gradient's element, 0 for none.
+    batch: images a step, all devices together. accumulate: parts that a step's batch goes through the model in, one
+    after the other, their gradients averaged; a step stays a step for the rate, the phases and the records. Losses that
+    are means over images come out as with the whole batch at once. What does not: losses divided by a number of
+    positives (each part by its own; RetinaNet's running normaliser also moves once a part), batch norm's statistics
+    (each part's own) and, where wide and high images are mixed, which images share a batch.
+    lr: learning rate; None ("auto" when set) follows the batch by the linear rule (Goyal et al., arXiv 1706.02677,
+    section 2.1) from lr_per_16, the rate for 16 images; :attr:`resolved_lr` is what it came to.
+    clip: largest absolute value of a gradient's element, 0 for none.
     frozen: how long the backbone gets no update. distill_from, distill_until: when the distillation loss reaches the
     student (before and after, its adapter alone).
     """
 
     steps: PositiveInt = 180_000
     batch: PositiveInt = 16
-    lr: Positive = 0.01
+    accumulate: PositiveInt = 1
+    lr: Positive | None = None
+    lr_per_16: Positive = 0.01
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
@@ -194,8 +203,15 @@ class Schedule(Settings):
     distill_from: Fraction = 30 / 180
     distill_until: Fraction = 1.0
 
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return None if value == "auto" else value
+
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _possible(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not split into accumulate {self.accumulate} equal parts")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if list(self.milestones) != sorted(set(self.milestones)):
@@ -203,6 +219,15 @@ class Schedule(Settings):
         if self.distill_until <= self.distill_from:
             raise ValueError(f"distill_until {self.distill_until} must lie after distill_from {self.distill_from}")
         return self
+
+    @property
+    def linear_lr(self) -> float:
+        """The linear rule's learning rate for this batch."""
+        return self.lr_per_16 * self.batch / 16
+
+    @property
+    def resolved_lr(self) -> float:
+        return self.linear_lr if self.lr is None else self.lr
 
     @property
     def phases(self) -> Phases:

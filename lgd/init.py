@@ -12,7 +12,7 @@ from torch import nn
 
 
 def init_he(module: nn.Module) -> None:
-    """He's normal weights for ReLU networks (He et al., ICCV 2015, eq. 10), biases zero, in every conv and linear map."""
+    """He's normal weights for ReLU networks (He et al., ICCV 2015, eq. 10) and zero biases in conv and linear maps."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")

@@ -51,7 +51,6 @@ def hardware() -> dict[str, str]:
     }
 
 
-@cache
 def git_commit() -> str:
     """Commit of this checkout, with ``+changes`` when the tree differs from it; ``unknown`` outside one."""
     root = Path(lgd.__file__).parent.parent

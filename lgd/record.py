@@ -20,7 +20,10 @@ Curve = list[tuple[int, float]]
 
 
 class Scores(Settings):
-    """COCO box AP in percent. None where it is not defined (no object of that size or class in the split)."""
+    """COCO AP in percent, of boxes or of masks.
+
+    None where it is not defined (no object of that size or class in the split).
+    """
 
     AP: float | None
     AP50: float | None
@@ -32,11 +35,13 @@ class Scores(Settings):
 
 
 class EvaluationPoint(Settings):
-    """Scores reached while training, after ``step`` steps."""
+    """Scores reached while training, after ``step`` steps (see Record for their names)."""
 
     step: int
     student: Scores
     teacher: Scores | None = None
+    student_mask: Scores | None = None
+    teacher_mask: Scores | None = None
 
 
 class Record(Settings):
@@ -44,7 +49,8 @@ class Record(Settings):
 
     status: ``finished``; ``diverged`` (a loss became infinite or NaN); ``failed`` (an error, named in ``reason``).
     fingerprint: hash of the model, optimiser and data as built. seconds: by phase (see meter.py). step_ms: median of
-    a training step, milliseconds. peak_memory_mib: see meter.py. Times are UTC, ISO 8601.
+    a training step, milliseconds. student, teacher: of boxes; student_mask, teacher_mask: of masks, None for a detector
+    without them. peak_memory_mib: see meter.py. Times are UTC, ISO 8601.
     """
 
     schema_version: Literal[1] = 1
@@ -60,6 +66,8 @@ class Record(Settings):
     steps: int = 0
     student: Scores | None = None
     teacher: Scores | None = None
+    student_mask: Scores | None = None
+    teacher_mask: Scores | None = None
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -1,11 +1,16 @@
-"""An Experiment -> a Record, through detectron2's trainer and hooks."""
+"""An Experiment -> a Record, through detectron2's trainer and hooks.
+
+python -m lgd.train EXPERIMENT --method baseline|lgd    # one of lgd/experiments.py; see lgd/command.py
+"""
 
 from __future__ import annotations
 
 import math
 import random
 import statistics
+import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +34,7 @@ from lgd.detectors.weights import load_weights
 from lgd.distance import DistillationDistance
 from lgd.distiller import Distiller
 from lgd.errors import InputError
-from lgd.evaluate import evaluate, quiet
+from lgd.evaluate import check_masks, evaluate, quiet
 from lgd.experiment import Data, Experiment, Schedule
 from lgd.export import export_student, student_of
 from lgd.fingerprint import fingerprint
@@ -88,7 +93,8 @@ def build(experiment: Experiment, *, pretrained: bool = True) -> Built:
         data=dataset.fingerprint,
         # Two directories with the same files are the same data.
         pipeline=experiment.data.model_dump(mode="json", exclude={"source", "workers"}),
-        schedule=experiment.schedule.model_dump(mode="json"),
+        # The optimiser says which learning rate its settings came to.
+        schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
         precision=experiment.precision,
         weights=experiment.detector.backbone.weights,
         seed=experiment.seed,
@@ -141,20 +147,30 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
 
     groups = get_default_optimizer_params(
         model,
-        base_lr=schedule.lr,
+        base_lr=schedule.resolved_lr,
         weight_decay=schedule.weight_decay,
         weight_decay_norm=0.0,
         lr_factor_func=factor,
     )
     # One kernel a group: a third of foreach's time on the CPU, where the teacher's wide layers make it felt.
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=schedule.resolved_lr, momentum=schedule.momentum, fused=True)
+    if schedule.momentum:
+        # The fused kernel refuses a group in which some parameters have had their first gradient and others have not,
+        # as when the backbone joins in. A momentum of zero is what SGD starts from, to the bit.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def lr_factor(schedule: Schedule) -> WarmupParamScheduler:
     """Linear warm-up, then a step down by ``gamma`` at each milestone."""
+    # In a handful of steps milestones may round to the same one, or past the last.
+    falls = [x for x in (round(x * schedule.steps) for x in schedule.milestones) if x < schedule.steps]
+    at = sorted({0, *falls})
     steps = MultiStepParamScheduler(
-        values=[schedule.gamma**i for i in range(len(schedule.milestones) + 1)],
-        milestones=[round(x * schedule.steps) for x in schedule.milestones],
+        values=[schedule.gamma ** sum(fall <= x for fall in falls) for x in at],
+        milestones=at[1:],
         num_updates=schedule.steps,
     )
     return WarmupParamScheduler(steps, schedule.warmup_factor, schedule.warmup_steps / schedule.steps, "linear")
@@ -172,7 +188,10 @@ def device_of(experiment: Experiment) -> torch.device:
 
 
 class Trainer(SimpleTrainer):
-    """detectron2's trainer with autocast on any device and clipping by value."""
+    """detectron2's trainer with autocast on any device, gradient accumulation and clipping by value.
+
+    loader: yields a step's batch in ``schedule.accumulate`` parts of equal size (see Schedule).
+    """
 
     def __init__(
         self,
@@ -186,20 +205,26 @@ class Trainer(SimpleTrainer):
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
         self._scaler = torch.amp.GradScaler(device.type, enabled=experiment.precision == "fp16")
         self._clip = experiment.schedule.clip
+        self._parts = experiment.schedule.accumulate
         self._device = device
 
     def run_step(self) -> None:
-        begun = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        waited = time.perf_counter() - begun
-        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            losses = self.model(batch)
-        total = sum(losses.values())
+        waited = 0.0
+        means: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
         self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(total).backward()
+        for _ in range(self._parts):
+            begun = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            waited += time.perf_counter() - begun
+            with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+                losses = self.model(batch)
+            self._scaler.scale(sum(losses.values()) / self._parts).backward()
+            for name, loss in losses.items():
+                means[name] = means[name] + loss.detach() / self._parts
         self.after_backward()
-        self._write_metrics(losses, waited)
+        self._write_metrics(means, waited)
         if self._clip:
+            # Once a step, when all parts are in: the scale does not change in between.
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_value_(parameters, self._clip, foreach=True)
@@ -212,23 +237,26 @@ def _write_period(steps: int) -> int:
 
 
 class _StepTimes(HookBase):
-    """Seconds of each step, read when the losses are looked at anyway."""
+    """Seconds of a step, averaged over each stretch between two looks at the losses (which wait for the device).
+
+    What other hooks do after a step, evaluation above all, does not count.
+    """
 
     def __init__(self, period: int) -> None:
         self._period = period
         self.per_step: list[float] = []
-        self._since = 0.0
-        self._from = 0
+        self._begun = 0.0
+        self._sum, self._steps = 0.0, 0
 
     def before_step(self) -> None:
-        if self._since == 0.0:
-            self._since, self._from = time.perf_counter(), self.trainer.iter
+        self._begun = time.perf_counter()
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self._period == 0:
-            self.per_step.append((time.perf_counter() - self._since) / (done - self._from))
-            self._since = 0.0
+        self._sum += time.perf_counter() - self._begun
+        self._steps += 1
+        if (self.trainer.iter + 1) % self._period == 0:
+            self.per_step.append(self._sum / self._steps)
+            self._sum, self._steps = 0.0, 0
 
     def median_ms(self) -> float | None:
         # The first stretch holds allocator and kernel warm-up.
@@ -275,8 +303,8 @@ def run(
     A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
     :func:`failure` for its record). ``tell`` is called about once a second with the progress.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    started = _now()
+    # Read now: the tree may change while the training runs.
+    started, commit = now(), provenance.git_commit()
     meter = Meter()
     reset_peak_memory()
     with ExitStack() as stack:
@@ -287,15 +315,28 @@ def run(
             stack.callback(torch.set_num_threads, before)
         built = build(experiment)
         model, dataset = built.model, built.dataset
+        masks = _makes_masks(experiment)
+        if masks:
+            check_masks(dataset)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{directory} cannot be made ({error.strerror})") from None
         times, evaluations = _StepTimes(_write_period(experiment.schedule.steps)), list[EvaluationPoint]()
 
         def score(step: int) -> EvaluationPoint:
             with meter.phase("evaluation"):
-                student = evaluate(student_of(model), dataset, experiment.data)
+                student = evaluate(student_of(model), dataset, experiment.data, masks=masks)
                 teacher = None
                 if experiment.evaluation.teacher and isinstance(model, Distiller):
-                    teacher = evaluate(model, dataset, experiment.data, teacher=True)
-            point = EvaluationPoint(step=step, student=student, teacher=teacher)
+                    teacher = evaluate(model, dataset, experiment.data, teacher=True, masks=masks)
+            point = EvaluationPoint(
+                step=step,
+                student=student.box,
+                teacher=teacher.box if teacher else None,
+                student_mask=student.mask,
+                teacher_mask=teacher.mask if teacher else None,
+            )
             evaluations.append(point)
             return point
 
@@ -306,6 +347,9 @@ def run(
                 trainer.train(0, steps)
         except FloatingPointError as error:
             reason, steps = " ".join(str(error).split()), trainer.iter
+        if not reason and not all(torch.isfinite(p).all() for p in student_of(model).parameters()):
+            # Nobody looked at the losses of the last steps, if they are fewer than a period.
+            reason = "the student's weights became infinite or NaN in the last steps"
         if not reason:
             if not evaluations or evaluations[-1].step != steps:
                 score(steps)
@@ -327,6 +371,8 @@ def run(
         steps=steps,
         student=last.student if last else None,
         teacher=last.teacher if last else None,
+        student_mask=last.student_mask if last else None,
+        teacher_mask=last.teacher_mask if last else None,
         evaluations=evaluations,
         losses=_curves(trainer),
         seconds={name: round(value, 3) for name, value in meter.seconds.items()},
@@ -334,9 +380,9 @@ def run(
         peak_memory_mib=peak_memory_mib(),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
-        git_commit=provenance.git_commit(),
+        git_commit=commit,
         started=started,
-        finished=_now(),
+        finished=now(),
     )
     record.save(directory)
     return record
@@ -357,7 +403,7 @@ def failure(
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),
         started=started,
-        finished=_now(),
+        finished=now(),
     )
 
 
@@ -372,11 +418,11 @@ def _trainer(
     data, schedule = experiment.data, experiment.schedule
     loader = train_loader(
         built.dataset,
-        batch_size=schedule.batch,
+        batch_size=schedule.batch // schedule.accumulate,
         min_sizes=data.min_sizes,
         max_size=data.max_size,
         flip=data.flip,
-        masks=experiment.detector.name == "mask_rcnn",
+        masks=_makes_masks(experiment),
         seed=experiment.seed,
         workers=data.workers,
     )
@@ -403,6 +449,10 @@ def _trainer(
     return trainer
 
 
+def _makes_masks(experiment: Experiment) -> bool:
+    return experiment.detector.name == "mask_rcnn"
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  detectron2's augmentations draw from the global state
@@ -424,5 +474,13 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    # Not from above: this module is __main__ now, and would be another than the lgd.train that the command imports.
+    from lgd.command import main
+
+    sys.exit(main())

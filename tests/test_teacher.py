@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lgd.adapter import AdapterVariant
 from lgd.distance import DistillationDistance
+from lgd.encoder import AppearanceEncoder
 from lgd.mapper import KnowledgeMapper
 from lgd.norms import group_norm, instance_norm, layer_norm
 from lgd.objects import Objects
@@ -243,3 +244,16 @@ def test_overlapping_objects_add_up_in_the_mapper() -> None:
     torch.testing.assert_close(
         mapper(vectors, regions, (3, 4)), mapper(merged, regions[:, :1], (3, 4)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_region_of_many_cells_stays_in_fp16s_range() -> None:
+    """A sum over 67,200 cells is beyond 65,504, fp16's largest number; their mean is not."""
+    encoder = AppearanceEncoder(8).half()
+    features = torch.full((1, 8, 200, 336), 0.5, dtype=torch.float16)
+    features[:, :, ::2] = 2.0
+    regions = torch.ones(1, 1, 200 * 336, dtype=torch.bool)
+    mean = encoder(features, regions)
+    assert mean.dtype == torch.float16
+    assert mean.isfinite().all()
+    projected = group_norm(encoder.conv(features)).relu().float().mean((2, 3))
+    torch.testing.assert_close(mean[:, 0].float(), projected, rtol=5e-3, atol=1e-3)

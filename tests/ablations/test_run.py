@@ -13,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ablations.grids import COMPONENTS, plan
+from ablations.presets import TINY
 from ablations.run import main
 from lgd.data.shapes import CATEGORIES
-from lgd.record import load
+from lgd.record import Record, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +114,10 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "components", "--cpus", "5000"], "5000 CPUs"),
         (["--grid", "components", "--gpus", "77"], "77 GPUs"),
         (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
+        (["--grid", "components", "--cpus", "0"], "--cpus 0"),
+        (["--grid", "components", "--gpus", "-1"], "--gpus -1"),
+        (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),
+        (["--status", "/nowhere", "--set", "seed=1"], "leave out --set"),
         (["--status", "/nowhere"], "/nowhere"),
         (["--resume", "/nowhere"], "/nowhere"),
     ],
@@ -124,8 +130,8 @@ def test_bad_input_is_one_line_and_nothing_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    quick = QUICK if "--grid" in arguments else []
-    assert main([*arguments, *quick, "--output", str(tmp_path / "out")]) == 2
+    more = [*QUICK, "--output", str(tmp_path / "out")] if "--grid" in arguments else []
+    assert main([*arguments, *more]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.startswith("error: ")
@@ -159,3 +165,19 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     )  # fmt: skip
     assert main(["--grid", "components", "--output", str(tmp_path)]) == 2
     assert "preset 'small', not 'tiny'" in capsys.readouterr().err
+
+
+def test_records_of_other_data_or_code_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [x for x in QUICK if x != "--set"]
+    trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]
+    Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint="0" * 16).save(trial.directory)
+    assert main(["--grid", "components", "--arms", "baseline", *QUICK, "--output", str(tmp_path)]) == 2
+    assert "made from other data or code" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--grid", "components", "--arms", "baseline", *QUICK, "--output", str(tmp_path / "file" / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file") in said
+    assert said.count("\n") == 1

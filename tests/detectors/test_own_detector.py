@@ -54,7 +54,7 @@ def test_both_sets_of_losses_fall(page: dict[str, Any]) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     data = batch([3, 2])
     totals = []
-    for _ in range(30):
+    for _ in range(60):
         losses = model(data)
         optimizer.zero_grad()
         sum(losses.values()).backward()

@@ -1,0 +1,246 @@
+"""The command ``python -m lgd.train``: train one of the paper's experiments.
+
+python -m lgd.train retinanet_r50_2x_ms --method lgd
+python -m lgd.train --list
+python -m lgd.train retinanet_r50_2x_ms --show
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from lgd import train
+from lgd.errors import InputError
+from lgd.experiment import Experiment, settings
+from lgd.experiments import NAMES, Named, named
+from lgd.files import write_text
+from lgd.record import FILE, Record, Scores, load
+
+PAPER_BATCH = 16
+"""Images a step in the paper."""
+
+LR_TOLERANCE = 0.01
+"""How far a learning rate that was set may lie from the linear rule's, as a part of it, before it is remarked on."""
+
+PERIOD = 10.0
+"""Seconds between two lines of progress."""
+
+SAME_RESULT = ("threads", "data.workers")
+"""Settings that change how fast a training goes, not what it trains."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
+    try:
+        return _run(_parser().parse_args(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: no record was written", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage in several lines first.
+        raise InputError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
+    parser.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="which one, such as retinanet_r50_2x_ms (see --list)"
+    )
+    parser.add_argument("--method", choices=("baseline", "lgd"), help="the plain detector, or with LGD")
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="coco-json:DIR for a COCO-layout directory (default: datasets/coco), or shapes"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change a setting, e.g. schedule.steps=100; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images a step (default: 16); the learning rate follows unless it is set"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to (default: results/train/EXPERIMENT-METHOD-seedN)"
+    )
+    parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
+    parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.list:
+        print("\n".join(_summary(named(name)) for name in NAMES))
+        return 0
+    if options.experiment is None:
+        raise InputError("say which experiment to train; --list shows them")
+    chosen = named(options.experiment)
+    if options.method is None and not options.show:
+        raise InputError("say how to train it: --method baseline or --method lgd")
+    experiment = _changed(chosen.experiment, options)
+    complaint = mismatch(experiment)
+    if complaint:
+        print(f"warning: {complaint}", file=sys.stderr)
+    if options.show:
+        _show(chosen, experiment)
+        return 0
+    label = f"{chosen.name}-{experiment.method.name}-seed{experiment.seed}"
+    directory: Path = options.output or Path("results") / "train" / label
+    record = earlier(directory, experiment)
+    if record is None:
+        print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {directory}")
+        record = _train(experiment, directory, chosen.name)
+    else:
+        print(f"{label}: trained already, on {record.finished}")
+    return _report(record, chosen, directory)
+
+
+def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
+    """The options in the order of their weight: whatever --set says comes last."""
+    given = {
+        "method.name": options.method,
+        "data.source": _absolute(options.data) if options.data else None,
+        "schedule.batch": options.batch,
+        "seed": options.seed,
+    }
+    experiment = experiment.override({key: value for key, value in given.items() if value is not None})
+    return experiment.override(options.overrides)
+
+
+def _absolute(source: str) -> str:
+    scheme, colon, path = source.partition(":")
+    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and path else source
+
+
+def mismatch(experiment: Experiment) -> str:
+    """A line on a learning rate that was set for another batch than the paper's and is off the linear rule, or ""."""
+    schedule = experiment.schedule
+    expected, lr = schedule.linear_lr, schedule.resolved_lr
+    if schedule.batch == PAPER_BATCH or abs(lr - expected) <= LR_TOLERANCE * expected:
+        return ""
+    return (
+        f"schedule.lr {lr:g} is not what the linear rule gives for {schedule.batch} images a step:"
+        f" {expected:g} ({schedule.lr_per_16:g} for {PAPER_BATCH}); schedule.lr=auto follows the rule"
+    )
+
+
+def earlier(directory: Path, experiment: Experiment) -> Record | None:
+    """The record of a training that needs no further run: finished, or diverged (it would diverge again).
+
+    Raises InputError when the directory holds the record of another experiment.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None
+    record = load(path)
+    there, here = settings(record.experiment), settings(experiment)
+    different = [
+        f"{key} is {there[key]!r} there and {here[key]!r} here"
+        for key in here
+        if key not in SAME_RESULT and here[key] != there[key]
+    ]
+    if different:
+        raise InputError(
+            f"{path} holds another experiment: {', '.join(different)}; choose another --output or remove it"
+        )
+    return None if record.status == "failed" else record
+
+
+def _train(experiment: Experiment, directory: Path, name: str) -> Record:
+    """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
+    names = {"preset": name, "arm": experiment.method.name}
+    try:
+        return train.run(experiment, directory, **names, tell=_Progress())
+    except InputError:
+        raise
+    except Exception as error:
+        record = train.failure(experiment, f"{type(error).__name__}: {error}", **names)
+        try:
+            record.save(directory)
+            write_text(directory / "error.txt", traceback.format_exc())
+        except OSError as unwritable:
+            reason = f"{record.reason} (and its record could not be written: {unwritable})"
+            record = record.model_copy(update={"reason": reason})
+        return record
+
+
+class _Progress:
+    """Prints a line of progress every PERIOD seconds."""
+
+    def __init__(self) -> None:
+        # train.run hides what the libraries print, and with it whatever is printed while it runs.
+        self._stdout = sys.stdout
+        self._next = 0.0
+
+    def __call__(self, progress: train.Progress) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PERIOD
+        left = timedelta(seconds=round(progress["eta"]))
+        # Not yet known in the first steps, and looked at only now and then.
+        loss = "" if math.isnan(progress["loss"]) else f"loss {progress['loss']:.4g}, "
+        print(f"step {progress['step']} of {progress['steps']}, {loss}{left} left", file=self._stdout, flush=True)
+
+
+def _report(record: Record, chosen: Named, directory: Path) -> int:
+    if record.status != "finished":
+        after = f" after {record.steps} steps" if record.steps else ""
+        print(f"{record.status}{after}: {record.reason}")
+        print(f"record: {directory / FILE}")
+        return 1
+    for what, scores in (
+        ("box", record.student),
+        ("mask", record.student_mask),
+        ("teacher's box", record.teacher),
+        ("teacher's mask", record.teacher_mask),
+    ):
+        if scores is not None:
+            print(f"{what} {_ap(scores)}")
+    for line in chosen.reported:
+        print(f"the paper reports {line}")
+    print(f"record: {directory / FILE}")
+    print(f"student: {directory / 'student.pth'}")
+    return 0
+
+
+def _ap(scores: Scores) -> str:
+    shown = ((name, getattr(scores, name)) for name in ("AP", "AP50", "AP75"))
+    return ", ".join(f"{name} {'undefined' if value is None else f'{value:.1f}'}" for name, value in shown)
+
+
+def _summary(experiment: Named) -> str:
+    """Name and the paper's figures on one line."""
+    return f"{experiment.name:<30}{'; '.join(map(str, experiment.reported))}"
+
+
+def _show(chosen: Named, experiment: Experiment) -> None:
+    """Head and settings; a line of a setting may be given to --set as it stands."""
+    schedule = experiment.schedule
+    notes = {
+        "schedule.lr": f"{schedule.resolved_lr:g} for {schedule.batch} images" if schedule.lr is None else "",
+        "detector.backbone.width": str(experiment.detector.backbone.resolved_width),
+        "detector.backbone.norm": experiment.detector.backbone.resolved_norm,
+        "detector.backbone.freeze_at": str(experiment.detector.backbone.resolved_freeze_at),
+        "detector.head_norm": experiment.detector.resolved_head_norm or "none",
+        "detector.anchor_scale": f"{experiment.detector.resolved_anchor_scale:g}",
+    }
+    for line in chosen.head:
+        print(f"# {line}")
+    for key, value in settings(experiment).items():
+        shown = "auto" if value is None else value if isinstance(value, str) else json.dumps(value)
+        note = notes.get(key) if shown == "auto" else None
+        print(f"{key}={shown}" + (f"    # {note}" if note else ""))
