@@ -309,6 +309,9 @@ def run(
     reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
+        # fvcore's scripted losses would be fused after their first calls in a process and round otherwise from then
+        # on: a worker's first training would not repeat.
+        stack.enter_context(torch.jit.optimized_execution(False))
         if experiment.threads:
             before = torch.get_num_threads()
             torch.set_num_threads(experiment.threads)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from lgd import train
 from lgd.files import write_text
-from tests.helpers import quick_experiment
-from tests.test_train import GOLDEN
+from tests.test_train import GOLDEN, golden_experiment
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
-        record = train.run(quick_experiment(schedule__steps=10, schedule__distill_from=0.3), Path(directory))
+        record = train.run(golden_experiment(), Path(directory))
     trace = {name: [round(value, 6) for _, value in curve] for name, curve in record.losses.items()}
     write_text(GOLDEN, json.dumps(trace, indent=1) + "\n")
