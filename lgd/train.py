@@ -311,7 +311,7 @@ def run(
         stack.enter_context(meter.phase("setup"))
         # fvcore's scripted losses would be fused after their first calls in a process and round otherwise from then
         # on: a worker's first training would not repeat.
-        stack.enter_context(torch.jit.optimized_execution(False))
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         if experiment.threads:
             before = torch.get_num_threads()
             torch.set_num_threads(experiment.threads)
