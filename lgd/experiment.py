@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -297,7 +295,7 @@ class Experiment(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _teacher_to_evaluate(self) -> Self:
+    def _precision_fits_the_device(self) -> Self:
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
         return self
@@ -322,11 +320,6 @@ class Experiment(Settings):
                 )
             part[leaf] = value
         return parse(described)
-
-    def digest(self) -> str:
-        """Short hash of the description itself (for names and caches; see fingerprint.py for what was built)."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def parse(described: Mapping[str, Any]) -> Experiment:
