@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from lgd.errors import InputError
-from lgd.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
+from lgd.experiment import Backbone, Data, Detector, Experiment, Imitation, Method, Schedule
 
 Preset = Literal["tiny", "small", "paper"]
 
@@ -29,7 +29,11 @@ TINY = Experiment(
         frozen=0.0,
         distill_from=1 / 6,
     ),
-    method=Method(),
+    method=Method(
+        fgfi=Imitation(
+            backbone=Backbone(name="resnet34", width=16, norm="BN", weights="none", freeze_at=0), from_step=20
+        )
+    ),
     device="cpu",
 )
 
@@ -48,6 +52,9 @@ SMALL = Experiment(
     ),
     schedule=Schedule(
         steps=2000, batch=16, lr=0.01, warmup_steps=200, milestones=(0.7, 0.9), frozen=0.0, distill_from=1 / 6
+    ),
+    method=Method(
+        fgfi=Imitation(backbone=Backbone(name="resnet101", norm="BN", weights="none", freeze_at=0), from_step=200)
     ),
     precision="bf16",
 )

@@ -237,16 +237,42 @@ class Schedule(Settings):
         )
 
 
+class Imitation(Settings):
+    """FGFI (METHOD, "FGFI"): a teacher trained before, and where the student imitates it. Read with method fgfi alone.
+
+    backbone: of the teacher, whose training is the student's in all else. steps: of that training, auto for the
+    student's. seed: of that training, its own so that runs of several seeds share one teacher.
+    levels: which boxes count on a level: ``best``, those whose anchor of the largest IoU lies there (each level uses
+    the boxes assigned to it, as FGFI's author answered); ``fpn``, those that FPN's equation 1 sends there; ``all``.
+    threshold: of a cell's IoU to the box's largest on the level. weight: of the loss. relu: after the adaptation layer.
+    from_step: steps without imitation.
+    """
+
+    backbone: Backbone = Backbone(name="resnet101", weights="detectron2://ImageNetPretrained/MSRA/R-101.pkl")
+    steps: PositiveInt | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    levels: Literal["best", "fpn", "all"] = "best"
+    threshold: Fraction = 0.5
+    weight: NonNegative = 0.01
+    relu: bool = True
+    from_step: Annotated[int, Field(ge=0)] = 400
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return None if value == "auto" else value
+
+
 class Method(Settings):
-    """Baseline, or LGD with its components and weights.
+    """Baseline, LGD with its components and weights, or FGFI.
 
     encoder, adapter, mapper: components on or off. variant: who attends to whom in the adapter. context: the context
     object. detach_appearance: the teacher sends no gradient into the student's features. distill_weight: lambda.
     instructive_weight: factor of the instructive features' detection loss. lr_factor: of the teacher's and the
-    distillation adapter's learning rate, to the student's (the paper: 1).
+    distillation adapter's learning rate, to the student's (the paper: 1). fgfi: see Imitation.
     """
 
-    name: Literal["baseline", "lgd"] = "lgd"
+    name: Literal["baseline", "lgd", "fgfi"] = "lgd"
     encoder: bool = True
     adapter: bool = True
     mapper: bool = True
@@ -256,6 +282,7 @@ class Method(Settings):
     distill_weight: NonNegative = 1.0
     instructive_weight: NonNegative = 1.0
     lr_factor: Positive = 1.0
+    fgfi: Imitation = Imitation()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -280,6 +307,27 @@ class Evaluation(Settings):
     teacher: bool = False
 
 
+class Checkpoints(Settings):
+    """For resuming an interrupted run; they change nothing about what is trained.
+
+    every: steps between two, auto for a fortieth of all steps, 0 for none. keep: how many of the latest stay on disk;
+    all go when the run has its record.
+    """
+
+    every: int | Literal["auto"] = "auto"
+    keep: PositiveInt = 2
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 0):
+            raise ValueError("must be auto or a whole number from 0")
+        return value
+
+    def resolved_every(self, steps: int) -> int:
+        return max(1, steps // 40) if self.every == "auto" else self.every
+
+
 class Experiment(Settings):
     """One run, whole. precision: of the forward pass (autocast); parameters stay float32. threads: CPU threads, 0 to
     leave torch's own choice."""
@@ -289,6 +337,7 @@ class Experiment(Settings):
     schedule: Schedule = Schedule()
     method: Method = Method()
     evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoints = Checkpoints()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
@@ -299,6 +348,30 @@ class Experiment(Settings):
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
         return self
+
+    @model_validator(mode="after")
+    def _imitates(self) -> Self:
+        start, steps = self.method.fgfi.from_step, self.schedule.steps
+        if self.method.name == "fgfi" and start >= steps:
+            raise ValueError(f"method.fgfi.from_step {start} must be below schedule.steps {steps}")
+        try:
+            self.teacher  # noqa: B018  a teacher that cannot be described is refused with the run that needs it
+        except ValidationError as error:
+            raise ValueError(f"method.fgfi describes a teacher that cannot be trained: {explain(error)}") from None
+        return self
+
+    @property
+    def teacher(self) -> Experiment | None:
+        """The training of the frozen teacher that the method needs, None where it needs none."""
+        if self.method.name != "fgfi":
+            return None
+        imitation = self.method.fgfi
+        described = self.model_dump()
+        described["detector"]["backbone"] = imitation.backbone.model_dump()
+        described["schedule"]["steps"] = imitation.steps or self.schedule.steps
+        described |= {"method": {"name": "baseline"}, "seed": imitation.seed}
+        described["evaluation"] |= {"every": 0, "teacher": False}
+        return Experiment.model_validate(described)
 
     def override(self, assignments: Iterable[str] | Mapping[str, Any]) -> Experiment:
         """A copy with ``key=value`` assignments, keys dotted (``schedule.steps=100``), values as YAML reads them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -12,7 +12,7 @@ from lgd.errors import InputError
 from lgd.experiment import Experiment, Settings, explain
 from lgd.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "record.json"
 
 Curve = list[tuple[int, float]]
@@ -44,17 +44,51 @@ class EvaluationPoint(Settings):
     teacher_mask: Scores | None = None
 
 
+class Pretraining(Settings):
+    """The training of a frozen teacher, which a run with one rests on and always answers for.
+
+    fingerprint: of the teacher's training. AP: box AP that it reached, percent. device_seconds: all that it cost, by
+    phase (see meter.py). reused: it was there before this run. shared_by: the runs that have rested on it up to this
+    one, itself included.
+    """
+
+    fingerprint: str
+    backbone: str
+    steps: int
+    AP: float | None
+    device_seconds: dict[str, float]
+    joules: dict[str, float] = Field(default_factory=dict)
+    reused: bool
+    shared_by: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def full(self) -> float:
+        """Device-seconds of the whole of it, as if this run were the only one: what the paper's Table 7 counts."""
+        return sum(self.device_seconds.values())
+
+    @property
+    def amortised(self) -> float:
+        """Device-seconds, divided between the runs that share the teacher."""
+        return self.full / self.shared_by
+
+
 class Record(Settings):
     """What ran, where, how it went and what came out.
 
-    status: ``finished``; ``diverged`` (a loss became infinite or NaN); ``failed`` (an error, named in ``reason``).
-    fingerprint: hash of the model, optimiser and data as built. seconds: by phase (see meter.py). step_ms: median of
-    a training step, milliseconds. student, teacher: of boxes; student_mask, teacher_mask: of masks, None for a detector
-    without them. peak_memory_mib: see meter.py. Times are UTC, ISO 8601.
+    status: ``finished``; ``diverged`` (a loss became infinite or NaN); ``failed`` (an error, named in ``reason``);
+    ``stopped`` (ended early by a sweep's scheduler, its scores those of the last evaluation).
+    fingerprint: hash of the model, optimiser and data as built. student, teacher: of boxes; student_mask, teacher_mask:
+    of masks, None for a detector without them. Times are UTC, ISO 8601.
+    overrides: settings that a sweep's or a training's command changed, as ``key=value``.
+
+    Costs, defined in meter.py: seconds, device_seconds and joules by phase; within_training: what of the training's
+    seconds went on ``waiting`` for data and on the ``first_steps`` after a start; attempts: starts, restarts counted;
+    step_ms: median of a step after those, milliseconds; devices: GPUs, or worker processes where there is none; nodes:
+    machines; pretraining: a frozen teacher's.
     """
 
-    schema_version: Literal[1] = 1
-    status: Literal["finished", "diverged", "failed"]
+    schema_version: Literal[2] = 2
+    status: Literal["finished", "diverged", "failed", "stopped"]
     reason: str = ""
     grid: str = ""
     preset: str = ""
@@ -70,10 +104,17 @@ class Record(Settings):
     teacher_mask: Scores | None = None
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
+    overrides: list[str] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
+    within_training: dict[str, float] = Field(default_factory=dict)
+    device_seconds: dict[str, float] = Field(default_factory=dict)
+    joules: dict[str, float] = Field(default_factory=dict)
+    attempts: int = 1
     step_ms: float | None = None
     peak_memory_mib: dict[str, float] = Field(default_factory=dict)
     devices: int = 1
+    nodes: int = 1
+    pretraining: Pretraining | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
     git_commit: str = ""
@@ -83,6 +124,17 @@ class Record(Settings):
     @property
     def name(self) -> str:
         return f"{self.arm or self.experiment.method.name} seed {self.experiment.seed}"
+
+    @property
+    def gpu_hours(self) -> float:
+        """Device-hours of this run, all phases, a teacher's pre-training left out."""
+        return sum(self.device_seconds.values()) / 3600
+
+    @property
+    def watts(self) -> float | None:
+        """Mean power of a device while it trained; None where no energy was measured."""
+        seconds = self.device_seconds.get("training", 0.0)
+        return self.joules["training"] / seconds if seconds and "training" in self.joules else None
 
     def save(self, directory: Path) -> Path:
         """Write ``record.json`` into ``directory``, atomically."""
@@ -101,9 +153,16 @@ def load(path: Path) -> Record:
         line = getattr(error, "lineno", "?")
         raise InputError(f"{path}:{line}: not a record ({error})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA:
-        raise InputError(f"{path}: record schema {version!r} is not known (this version reads {SCHEMA})")
+    if version == 1:
+        raw = _from_1(raw)
+    elif version != SCHEMA:
+        raise InputError(f"{path}: record schema {version!r} is not known (this version reads 1 to {SCHEMA})")
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
+
+
+def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1, whose runs all had one device and one attempt, as one of schema 2."""
+    return {**raw, "schema_version": SCHEMA, "device_seconds": raw.get("seconds", {})}

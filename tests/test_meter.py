@@ -20,7 +20,7 @@ def test_an_inner_phase_pauses_the_outer_one() -> None:
             now[0] += 5
         now[0] += 1
     now[0] += 100
-    assert meter.seconds == {"setup": 3, "training": 15, "evaluation": 3}
+    assert meter.seconds == {"setup": 3, "training": 15, "evaluation": 3, "checkpoint": 0, "lost": 0}
 
 
 def test_a_phase_ends_with_an_error_too() -> None:
@@ -32,7 +32,7 @@ def test_a_phase_ends_with_an_error_too() -> None:
     now[0] += 4
     with meter.phase("setup"):
         now[0] += 1
-    assert meter.seconds == {"setup": 1, "training": 4, "evaluation": 0}
+    assert meter.seconds == {"setup": 1, "training": 4, "evaluation": 0, "checkpoint": 0, "lost": 0}
 
 
 def test_peak_memory_sees_an_allocation_that_is_gone() -> None:

@@ -35,7 +35,7 @@ def test_a_failure_names_its_reason_in_one_line() -> None:
     [
         (lambda t: t[: len(t) // 2], r"record.json:\d+: not a record"),
         (lambda t: "[]", "schema None is not known"),
-        (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), "schema 99 is not known"),
+        (lambda t: t.replace('"schema_version": 2', '"schema_version": 99'), "schema 99 is not known"),
         (lambda t: json.dumps({**json.loads(t), "status": "fine"}), "record.json: status: .*fine"),
         (lambda t: json.dumps({**json.loads(t), "extra": 1}), "record.json: extra"),
     ],
@@ -51,3 +51,21 @@ def test_broken_records_are_refused_with_the_place(tmp_path: Path, damage, words
 def test_a_missing_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere.*No such file"):
         load(tmp_path / "nowhere" / "record.json")
+
+
+def test_records_of_schema_1_are_read(tmp_path: Path) -> None:
+    """Nothing that was measured is lost to a new schema."""
+    path = _record().save(tmp_path)
+    old = json.loads(path.read_text())
+    for added in (
+        "overrides", "within_training", "device_seconds", "joules", "attempts", "nodes", "pretraining",
+    ):  # fmt: skip
+        del old[added]
+    del old["experiment"]["checkpoint"]
+    del old["experiment"]["method"]["fgfi"]
+    old |= {"schema_version": 1, "seconds": {"setup": 1.0, "training": 3599.0}}
+    path.write_text(json.dumps(old))
+    record = load(path)
+    assert record.schema_version == 2
+    assert record.gpu_hours == 1
+    assert record.attempts == 1
