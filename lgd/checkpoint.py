@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 
 def save(
-    directory: Path, step: int, keep: int, experiment: Experiment, fingerprint: str, state: dict[str, Any]
+    directory: Path, step: int, experiment: Experiment, fingerprint: str, commit: str, state: dict[str, Any]
 ) -> Path:
-    """Write the state after ``step`` steps and remove all but the ``keep`` latest."""
+    """Write the state after ``step`` steps, and remove all but the latest that the experiment keeps."""
     path = directory / DIRECTORY / f"step-{step:08}.pth"
     head = {
         "format": FORMAT,
@@ -41,11 +41,11 @@ def save(
         "fingerprint": fingerprint,
         "experiment": experiment.model_dump_json(),
         "versions": provenance.versions(),
-        "commit": provenance.git_commit(),
+        "commit": commit,
     }
     with replacing(path) as temporary:
         torch.save({**head, "state": state}, temporary)
-    for old in _all(directory)[:-keep]:
+    for old in _all(directory)[: -experiment.checkpoint.keep]:
         old.unlink(missing_ok=True)
     return path
 

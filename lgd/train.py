@@ -264,7 +264,7 @@ def run(
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{directory} cannot be made ({error.strerror})") from None
-        training = _Training(built, experiment, directory, meter, tell, scored, stop)
+        training = _Training(built, experiment, directory, commit, meter, tell, scored, stop)
         reason, steps = training.run(stack)
         if not reason:
             training.score(steps)
@@ -295,7 +295,7 @@ def run(
         losses=curves(training.trainer.storage),
         **totals,
         devices=parallel.world(),
-        nodes=len(set(parallel.gathered(provenance.hardware()["host"]))),
+        nodes=parallel.nodes(),
         pretraining=pretraining,
         step_ms=training.times.median_ms(),
         versions=provenance.versions(),
@@ -333,13 +333,14 @@ class _Training:
         built: Built,
         experiment: Experiment,
         directory: Path,
+        commit: str,
         meter: Meter,
         tell: Callable[[Progress], None],
         scored: Callable[[EvaluationPoint, Meter], None],
         stop: Callable[[], bool],
     ) -> None:
         self._built, self._experiment, self._directory, self._meter = built, experiment, directory, meter
-        self._scored = scored
+        self._commit, self._scored = commit, scored
         self.evaluations: list[EvaluationPoint] = []
         self.times = StepTimes(write_period(experiment.schedule.steps), meter)
         self._start, losses = self._resume()
@@ -467,7 +468,7 @@ class _Training:
                 "per_step": self.times.per_step,
                 "meter": {**totals[0], "joules": _sums([x["joules"] for x in totals])},
             }
-            checkpoint.save(self._directory, step, experiment.checkpoint.keep, experiment, built.fingerprint, state)
+            checkpoint.save(self._directory, step, experiment, built.fingerprint, self._commit, state)
 
     def _loader(self) -> Any:
         data, schedule = self._experiment.data, self._experiment.schedule
