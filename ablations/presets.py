@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lgd import experiments
 from lgd.errors import InputError
@@ -86,9 +86,10 @@ _STAND_INS: dict[Preset, dict[BackboneName, Backbone]] = {
     "tiny": {
         "r50": _narrow("resnet18", 16),
         "r101": _narrow("resnet34", 16),
-        "r101_dcnv2": _narrow("resnet50", 16, deformable=True),
+        "r101_dcnv2": _narrow("resnet50", 8, deformable=True),
         "x101": _narrow("resnext101_32x8d", 8),
-        "x101_dcnv2": _narrow("resnext101_32x8d", 8, deformable=True),
+        # A grouped deformable convolution takes seconds a step on a CPU.
+        "x101_dcnv2": _narrow("resnet50", 16, deformable=True),
         "swin_t": _narrow("swin_t", 16),
     },
     "small": {name: _scratch(backbone) for name, backbone in experiments.BACKBONES.items()},
@@ -106,8 +107,8 @@ _SCALES: dict[Preset, dict[ScaleName, tuple[int, ...]]] = {
 _PICTURES: dict[DataName, int] = {"coco": 0, "voc": 1, "crowdhuman": 2}
 """Seed of the made pictures that take a data set's place."""
 
-_TINY_LR = {"faster_rcnn": 0.02, "mask_rcnn": 0.02}
-"""Learning rates of the tiny preset where the one of TINY is too high."""
+_TINY_RCNN: dict[str, Any] = {"detector.fc_dim": 64, "schedule.batch": 4, "schedule.lr": 0.02}
+"""R-CNN's 512 regions an image are most of a step on a CPU, and at TINY's rate it diverges."""
 
 
 def sized(name: str, training: Training) -> Experiment:
@@ -125,7 +126,7 @@ def sized(name: str, training: Training) -> Experiment:
         imitated = settings(experiments.BACKBONES[teacher], "method.fgfi.backbone.")
         return wanted.override({"method.name": training.method, **imitated})
     size: Preset = "tiny" if name == "tiny" else "small"
-    lr = wanted.schedule.lr_per_16 if size == "small" else _TINY_LR.get(training.detector, base.schedule.lr)
+    rcnn = training.detector in ("faster_rcnn", "mask_rcnn")
     return base.override(
         {
             "detector.name": training.detector,
@@ -133,11 +134,12 @@ def sized(name: str, training: Training) -> Experiment:
             "data.min_sizes": _SCALES[size][training.scale],
             "data.shapes_seed": _PICTURES[training.data],
             "schedule.steps": round(base.schedule.steps * _LENGTHS[training.schedule]),
-            "schedule.lr": lr,
+            "schedule.lr": wanted.schedule.lr_per_16 if size == "small" else base.schedule.lr,
             "schedule.distill_until": wanted.schedule.distill_until,
             "method.name": training.method,
             "method.context": wanted.method.context,
             "method.detach_appearance": wanted.method.detach_appearance,
             **settings(_STAND_INS[size][teacher], "method.fgfi.backbone."),
+            **(_TINY_RCNN if rcnn and size == "tiny" else {}),
         }
     )
