@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
-from ablations.grids import GRIDS, Grid, Trial, absolute, grid, plan
+from ablations.grids import NAMES, Arm, Grid, Trial, absolute, grid, plan
 from ablations.presets import preset
 from lgd.errors import InputError
 from lgd.experiment import settings
 from lgd.files import write_text
+from lgd.paper import paper
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
@@ -52,12 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ablations/run.py", description="Train the arms of a grid side by side and print its table."
     )
-    parser.add_argument("--grid", help=f"which grid: {', '.join(GRIDS)}")
+    parser.add_argument("--grid", help=f"which grid: {', '.join(NAMES)}")
     parser.add_argument(
         "--preset", default="tiny", help="tiny (CPU, minutes), small (one GPU) or paper (default: tiny)"
     )
     parser.add_argument("--data", metavar="SOURCE", help="shapes, or coco-json:DIR for a COCO-layout directory")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each arm (default: 1)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: 1, noise-floor: 10)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
     if options.list:
-        _list(console)
+        _list(options, console)
         return 0
     directory: Path | None = options.status or options.resume
     if directory is not None:
@@ -86,12 +88,12 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     elif options.grid is None:
         parser.error("say which grid: --grid NAME (see --list)")
     else:
-        if options.seeds < 1:
+        if options.seeds is not None and options.seeds < 1:
             raise InputError(f"--seeds {options.seeds}: at least one")
         overrides = list(options.overrides)
         if options.data:
             overrides.append(f"data.source={absolute(options.data)}")
-        chosen = grid(options.grid)
+        chosen = grid(options.grid, options.preset)
         described = {
             "schema_version": SWEEP_SCHEMA,
             "grid": chosen.name,
@@ -99,9 +101,8 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
             "overrides": overrides,
             "arms": _arms(chosen, options.arms),
             "reference": chosen.reference,
-            "seeds": options.seeds,
+            "seeds": options.seeds or chosen.seeds,
         }
-        preset(options.preset)
         directory = options.output or Path("results") / f"{chosen.name}-{options.preset}"
         _check_same(directory, described)
     trials = _plan(described, directory)
@@ -113,6 +114,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     resources = resources_for(missing, options.cpus, options.gpus)
     fingerprints = _check_built(trials)
     _check_still_same(trials, fingerprints)
+    for arm in grid(described["grid"], described["preset"]).arms:
+        if arm.skipped:
+            console.print(f"skipped: {arm.name}: {arm.skipped}", markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
         _show_plan(trials, fingerprints, missing, resources, console)
         return 0
@@ -177,18 +181,20 @@ def _finish(
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
-    whole = grid(described["grid"])
-    arms = tuple(arm for arm in whole.arms if arm.name in described["arms"])
-    chosen = Grid(whole.name, whole.title, arms, whole.reference)
+    whole = grid(described["grid"], described["preset"])
+    chosen = replace(whole, arms=tuple(arm for arm in whole.arms if arm.name in described["arms"]))
     return plan(chosen, preset(described["preset"]), described["seeds"], described["overrides"], directory)
 
 
 def _arms(chosen: Grid, names: str | None) -> list[str]:
-    known = [arm.name for arm in chosen.arms]
+    skipped = {arm.name: arm.skipped for arm in chosen.arms if arm.skipped}
+    known = [arm.name for arm in chosen.arms if arm.name not in skipped]
     if names is None:
         return known
     wanted = [x.strip() for x in names.split(",")]
     for name in wanted:
+        if name in skipped:
+            raise InputError(f"arm {name!r} {skipped[name]}")
         if name not in known:
             raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
     return [x for x in known if x in wanted]
@@ -208,17 +214,22 @@ def _read_sweep(directory: Path) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, described: dict[str, Any]) -> None:
-    """A results directory holds one sweep; more seeds or arms may be added to it."""
+    """A results directory holds sweeps of one preset; more seeds, arms and grids may be added to it.
+
+    Its sweep.json is of the grid that ran last. What two grids share is trained once.
+    """
     if not (directory / SWEEP_FILE).exists():
         return
     there = _read_sweep(directory)
-    for key in ("grid", "preset", "overrides"):
+    for key in ("preset", "overrides"):
         if there[key] != described[key]:
             raise InputError(
                 f"{directory} holds a sweep with {key} {there[key]!r}, not {described[key]!r}:"
                 " choose another --output or remove it"
             )
-    order = [arm.name for arm in grid(described["grid"]).arms]
+    if there["grid"] != described["grid"]:
+        return
+    order = [arm.name for arm in grid(described["grid"], described["preset"]).arms]
     described["arms"] = [x for x in order if x in there["arms"] or x in described["arms"]]
     described["seeds"] = max(there["seeds"], described["seeds"])
 
@@ -258,15 +269,28 @@ def _check_still_same(trials: Sequence[Trial], fingerprints: dict[str, str]) -> 
             )
 
 
-def _list(console: Console) -> None:
-    for each in GRIDS.values():
+def _list(options: argparse.Namespace, console: Console) -> None:
+    """The grids and their arms at a preset's size, or those of ``--grid`` alone."""
+    for name in [options.grid] if options.grid else NAMES:
+        each = grid(name, options.preset)
         table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for head in ("arm", "changes", "asks"):
             table.add_column(head)
         for arm in each.arms:
-            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items())
-            table.add_row(arm.name, changes or "(none)", arm.question)
+            # The rest of a table's row is in its name.
+            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
+            table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
         console.print(table)
+
+
+def _asks(table: str, arm: Arm) -> str:
+    """The arm's question, or why it is skipped, or what the paper reports for it."""
+    if arm.skipped or arm.training is None:
+        return f"skipped: {arm.skipped}" if arm.skipped else arm.question
+    known, metrics = paper().tables[table], paper().metrics
+    cells = ((metrics[x], known.value(arm.training, x)) for x in known.metrics)
+    said = ", ".join(f"{metric.title} {value:.1f} {metric.unit}" for metric, value in cells if value is not None)
+    return f"the paper: {said}" if said else "the paper: not reported"
 
 
 def _show_plan(
@@ -279,10 +303,10 @@ def _show_plan(
         needed = "yes" if trial in missing else "has a record"
         table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, fingerprints.get(trial.arm, ""))
     console.print(table)
-    shown = settings(trials[0].experiment)
+    each = [settings(trial.experiment) for trial in trials]
     console.print("settings shared by the arms:", highlight=False)
-    for key, value in shown.items():
-        if not key.startswith("method.") and key != "seed":
+    for key, value in each[0].items():
+        if not key.startswith("method.") and all(x[key] == value for x in each):
             console.print(f"  {key} = {value!r}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(missing)} of {len(trials)} trials to run, {resources.side_by_side} side by side,"
