@@ -5,7 +5,8 @@ the sweep will have it: through the real loader, on as many threads or as much o
 beside it; or learnt from trainings that finished (:func:`learn`). What was measured counts for every training with the
 same *cost key*: the settings that change what a step takes, the hardware, torch's version, and the sweep's resources.
 
-A trial on several GPUs is measured on one, with its share of the batch: exchanging gradients is not in the figure.
+A worker of a trial that has several is measured alone, with its share of the batch: exchanging gradients is not in the
+figure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import hashlib
 import heapq
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -22,27 +22,32 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock
 
 from ablations.display import clock
 from ablations.grids import Trial
 from benchmarks.options import share_of
 from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
-from lgd import provenance
+from lgd import pretraining, provenance, scale
 from lgd.data.shapes import cache_root
 from lgd.experiment import Experiment, settings
 from lgd.files import write_text
 from lgd.meter import FIRST_STEPS
-from lgd.record import FILE, load
-from lgd.train import build, dataset_of, now
+from lgd.record import FILE, Record, load
+from lgd.train import dataset_of, now
 
 if TYPE_CHECKING:
     from ablations.sweep import Resources
 
 SCHEMA = 1
 
-RAY_START_S, RAY_TRIAL_S = 6.0, 0.5
-"""Wall-clock seconds that Ray takes to come and go, and between two trials."""
+RAY_START_S, RAY_WAVE_S, RAY_TRIAL_S = 6.0, 10.0, 0.5
+"""Wall-clock seconds that Ray takes to come and go, a wave of trials to have its worker processes, and a trial to begin
+in one."""
+
+TEACHER = "teacher"
+"""Arm of a frozen teacher's training."""
 
 ROUNDS, STEPS = 3, 8
 """Stretches of each stage, and the steps that each times."""
@@ -80,13 +85,15 @@ UNRELATED = (
 )
 """Beginnings of settings that leave the cost of a step, or of an image evaluated, as it is."""
 
+OWN = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
+"""Beginnings of the settings of a method that it reads."""
+
 
 @dataclass
 class Measurement:
     """Seconds. steps: a step by stage. whole: a step of a training that finished, with its stages' ``shares``.
 
-    first: what the first steps take beyond as many others. evaluation: fixed part, and of an image. start: of the
-    worker process, until it can build anything.
+    first: what the first steps take beyond as many others. evaluation: fixed part, and of an image.
     """
 
     steps: dict[str, float] = field(default_factory=dict)
@@ -95,7 +102,6 @@ class Measurement:
     setup: float = 0.0
     evaluation: tuple[float, float] = (0.0, 0.0)
     checkpoint: float = 0.0
-    start: float = 0.0
     measured: str = ""
     commit: str = ""
 
@@ -153,14 +159,14 @@ class Row:
 class Prediction:
     """rows: trials and teachers that could be predicted. missing: arms that could not, for want of a measurement.
 
-    devices: what a trial holds: GPUs (a share of one counts as such), or one worker process on the CPU.
+    devices: that a trial is charged for (see lgd/meter.py). gpus: what each of them has of a GPU; 0 for the CPU.
     """
 
     rows: list[Row]
     missing: list[str]
-    devices: float
+    devices: int
+    gpus: float
     wall_seconds: float
-    on_gpu: bool
 
     @property
     def device_seconds(self) -> float:
@@ -172,13 +178,14 @@ class Prediction:
         return self.device_seconds / 3600
 
     def price(self, per_gpu_hour: float) -> float:
-        return self.gpu_hours * per_gpu_hour
+        """Of whole GPUs: those that share one pay for a part."""
+        return self.gpu_hours * (self.gpus or 1.0) * per_gpu_hour
 
     def lines(self, per_gpu_hour: float | None = None) -> list[str]:
         """What a person should read."""
         said = []
         if self.rows:
-            unit = "GPU-hours" if self.on_gpu else "device-hours on the CPU"
+            unit = "GPU-hours" if self.gpus else "device-hours on the CPU"
             cost = "" if per_gpu_hour is None else f", at {per_gpu_hour:g} an hour {self.price(per_gpu_hour):.2f}"
             said.append(f"predicted: {self.gpu_hours:.3g} {unit}, {clock(self.wall_seconds)} wall clock{cost}")
         if self.missing:
@@ -187,45 +194,49 @@ class Prediction:
         return said
 
 
-def predict(
-    trials: Sequence[Trial], resources: Resources, store: Store | None = None, teachers: Path | None = None
-) -> Prediction:
+def predict(trials: Sequence[Trial], resources: Resources, store: Store | None = None) -> Prediction:
     """What running ``trials`` takes, as far as there are measurements.
 
-    A teacher that several trials rest on is trained once, by the first of them while the others wait; one that lies
-    trained in ``teachers`` (default: ``teachers`` beside the trials' directories) costs nothing any more.
+    Like the sweep, it has each frozen teacher trained once, before what rests on it, unless it lies trained in the
+    results directory already.
     """
     store = store or Store()
-    rows, missing = [], []
-    begun = [0.0] * resources.side_by_side
-    trained: dict[str, float] = {}
-    start = 0.0
+    waves: tuple[list[Row], list[Row]] = [], []
+    missing: dict[str, None] = {}
+    teachers: dict[str, Row | None] = {}
     for trial in trials:
         planned = as_run(trial.experiment, resources)
-        teacher, home = planned.teacher, teachers or trial.directory.parent / "teachers"
-        own = _row(trial.name, trial.arm, planned, resources, store)
-        name = "" if teacher is None else teacher.model_dump_json()
-        before: Row | None = None
-        if teacher is not None and name not in trained and not _there(teacher, home):
-            before = _row("teacher", "teacher", teacher, resources, store)
-            if before is None:
-                own = None
-        if own is None:
-            missing.append(trial.arm)
-            continue
-        now_free = heapq.heappop(begun)
-        at = max(now_free, trained.get(name, 0.0)) if name else now_free
-        if before is not None:
-            at += before.total
-            rows.append(before)
-        if name:
-            trained.setdefault(name, at)
-        heapq.heappush(begun, at + own.total + RAY_TRIAL_S)
-        rows.append(own)
-        found = store.get(cost_key(planned, resources))
-        start = max(start, found.start if found else 0.0)
-    wall = RAY_START_S + start + max(begun) if rows else 0.0
-    return Prediction(rows, list(dict.fromkeys(missing)), resources.gpus or 1.0, wall, resources.gpus > 0)
+        row, teacher = _row(trial.name, trial.arm, planned, resources, store), planned.teacher
+        if teacher is not None:
+            name = teacher.model_dump_json()
+            if name not in teachers:
+                teachers[name] = _teacher_row(teacher, trial, resources, store)
+            if teachers[name] is None:
+                row = None
+        if row is None:
+            missing[trial.arm] = None
+        else:
+            waves[teacher is not None].append(row)
+    # A teacher counts with those that rest on it or not at all; one without seconds is there already.
+    waves[0][:0] = [x for x in teachers.values() if x is not None and x.seconds and waves[1]]
+    wall = RAY_START_S + sum(RAY_WAVE_S + _makespan(wave, resources.side_by_side) for wave in waves if wave)
+    rows = [*waves[0], *waves[1]]
+    return Prediction(rows, list(missing), resources.devices, resources.gpus, wall if rows else 0.0)
+
+
+def _teacher_row(teacher: Experiment, trial: Trial, resources: Resources, store: Store) -> Row | None:
+    home = pretraining.home(teacher, _teachers(trial))
+    if _record(home) is not None:
+        return Row(home.name, TEACHER, {})
+    return _row(home.name, TEACHER, teacher, resources, store)
+
+
+def _makespan(wave: Sequence[Row], side_by_side: int) -> float:
+    """Seconds until all are through, each beginning as soon as there is room."""
+    free = [0.0] * side_by_side
+    for row in wave:
+        heapq.heapreplace(free, free[0] + row.total + RAY_TRIAL_S)
+    return max(free)
 
 
 def measure_missing(
@@ -242,7 +253,7 @@ def measure_missing(
     others as it will be then. tell: told about each training that is measured next.
     """
     store = store or Store()
-    wanted: dict[str, tuple[str, Experiment, set[Stage]]] = {}
+    wanted: dict[str, tuple[str, Experiment, dict[Stage, int]]] = {}
     for trial in trials:
         planned = as_run(trial.experiment, resources)
         for arm, each in ((trial.arm, planned), (f"{trial.arm}'s teacher", planned.teacher)):
@@ -251,20 +262,15 @@ def measure_missing(
             key, needed = cost_key(each, resources), stages(each)
             found = store.get(key)
             if again or found is None or found.training(needed) is None:
-                wanted.setdefault(key, (arm, each, set()))[2].update(needed)
+                wanted.setdefault(key, (arm, each, {}))[2].update(needed)
     if not wanted:
         return
-    devices = max(1, int(resources.gpus))
     with ExitStack() as stack:
-        begun = time.perf_counter()
-        workers = [stack.enter_context(Worker(_gpu(i, resources))) for i in range(resources.side_by_side)]
-        all_ask(workers, "ready")
-        start = time.perf_counter() - begun
+        workers = [stack.enter_context(Worker(gpu)) for gpu in _places(resources)]
         for i, (key, (arm, experiment, needed)) in enumerate(wanted.items()):
             tell(f"measuring {arm} ({i + 1} of {len(wanted)})")
-            all_ask(workers, "build", Job(share_of(experiment, devices), name=arm))
-            found = _measured(workers, sorted(needed, key=str), _images(experiment))
-            found.start = start
+            all_ask(workers, "build", Job(share_of(experiment, resources.workers), name=arm))
+            found = _measured(workers, list(needed), _images(experiment))
             earlier = store.get(key)
             if earlier is not None:
                 found.steps = earlier.steps | found.steps
@@ -272,32 +278,35 @@ def measure_missing(
 
 
 def learn(trials: Iterable[Trial], resources: Resources, store: Store | None = None) -> None:
-    """Note what the trainings of ``trials`` took that finished, in one go, with these resources."""
+    """Note what the trainings of ``trials``, and of their teachers, took that ran to their end with these resources."""
     store = store or Store()
     for trial in trials:
-        if not (trial.directory / FILE).exists():
-            continue
-        record = load(trial.directory / FILE)
-        steady = record.steps - FIRST_STEPS
-        if record.status != "finished" or record.attempts != 1 or steady < FIRST_STEPS:
+        record = _record(trial.directory)
+        if record is None:
             continue
         planned = as_run(trial.experiment, resources)
-        key = cost_key(planned, resources)
-        first = record.within_training.get("first_steps", 0.0)
-        step = (record.seconds["training"] - first) / steady
-        found = store.get(key) or Measurement()
-        total = sum(stages(planned).values())
-        found.whole = {
-            "step": step,
-            "shares": {str(stage): steps / total for stage, steps in stages(planned).items()},
-        }
-        found.first = max(0.0, first - FIRST_STEPS * step)
-        found.setup = record.seconds["setup"]
-        images = evaluations(planned) * _images(planned) * (2 if _evaluates_teacher(planned) else 1)
-        found.evaluation = (0.0, record.seconds["evaluation"] / images)
-        found.checkpoint = record.seconds.get("checkpoint", 0.0) / max(1, checkpoints(planned))
-        found.measured, found.commit = record.finished, record.git_commit
-        store.put(key, found)
+        _learn(record, planned, resources, store)
+        if planned.teacher is not None and record.pretraining is not None:
+            teacher = _record(_teachers(trial) / record.pretraining.fingerprint)
+            if teacher is not None:
+                _learn(teacher, planned.teacher, resources, store)
+
+
+def _learn(record: Record, planned: Experiment, resources: Resources, store: Store) -> None:
+    steady = record.steps - FIRST_STEPS
+    if record.attempts != 1 or steady < FIRST_STEPS:
+        return
+    key, parts = cost_key(planned, resources), stages(planned)
+    found = store.get(key) or Measurement()
+    first = record.within_training.get("first_steps", 0.0)
+    step = (record.seconds["training"] - first) / steady
+    found.whole = {"step": step, "shares": {str(stage): x / sum(parts.values()) for stage, x in parts.items()}}
+    found.first = max(0.0, first - FIRST_STEPS * step)
+    found.setup = record.seconds["setup"]
+    found.evaluation = (0.0, record.seconds["evaluation"] / (_passes(planned) * _images(planned)))
+    found.checkpoint = record.seconds.get("checkpoint", 0.0) / max(1, checkpoints(planned))
+    found.measured, found.commit = record.finished, record.git_commit
+    store.put(key, found)
 
 
 def as_run(experiment: Experiment, resources: Resources) -> Experiment:
@@ -310,21 +319,17 @@ def as_run(experiment: Experiment, resources: Resources) -> Experiment:
 
 def cost_key(experiment: Experiment, resources: Resources) -> str:
     """Hex digest of all that determines what a step, or an image evaluated, takes."""
-    method = experiment.method.name
+    own = OWN[experiment.method.name]
     described = {
         key: value
         for key, value in settings(experiment).items()
-        if not key.startswith(UNRELATED)
-        and (
-            key == "method.name"
-            or not key.startswith("method.")
-            or key.startswith("method.fgfi.") == (method == "fgfi")
-        )
-        and (method != "baseline" or key == "method.name" or not key.startswith("method."))
+        if (key.startswith(own) or not key.startswith("method.")) and not key.startswith(UNRELATED)
     }
+    if experiment.method.name == "lgd":
+        described = {key: value for key, value in described.items() if not key.startswith("method.fgfi.")}
     hardware, versions = provenance.hardware(), provenance.versions()
     described |= {x: hardware[x] for x in ("cpu", "cores", "gpu")} | {x: versions[x] for x in ("torch", "lgd")}
-    described["beside"] = (resources.cpus, resources.gpus, resources.side_by_side)
+    described["beside"] = (resources.cpus, resources.gpus, resources.workers, resources.side_by_side)
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -343,15 +348,14 @@ def checkpoints(experiment: Experiment) -> int:
 
 def _row(name: str, arm: str, experiment: Experiment, resources: Resources, store: Store) -> Row | None:
     found = store.get(cost_key(experiment, resources))
-    training = found and found.training(stages(experiment))
+    training = None if found is None else found.training(stages(experiment))
     if found is None or training is None:
         return None
     fixed, image = found.evaluation
-    scored = evaluations(experiment) * (2 if _evaluates_teacher(experiment) else 1)
     seconds = {
         "setup": found.setup,
         "training": training,
-        "evaluation": scored * (fixed + image * _images(experiment)),
+        "evaluation": _passes(experiment) * (fixed + image * _images(experiment)),
         "checkpoint": checkpoints(experiment) * found.checkpoint,
     }
     return Row(name, arm, seconds)
@@ -379,8 +383,10 @@ def _measured(workers: Sequence[Worker], needed: Sequence[Stage], images: int) -
     )
 
 
-def _evaluates_teacher(experiment: Experiment) -> bool:
-    return experiment.evaluation.teacher and experiment.method.name == "lgd"
+def _passes(experiment: Experiment) -> int:
+    """How often a training detects on the validation split: twice for an evaluation with the teacher's features."""
+    both = experiment.evaluation.teacher and experiment.method.name == "lgd"
+    return evaluations(experiment) * (2 if both else 1)
 
 
 def _images(experiment: Experiment) -> int:
@@ -388,17 +394,25 @@ def _images(experiment: Experiment) -> int:
     return int(dataset_of(experiment.data).counts.val.images)
 
 
-def _gpu(index: int, resources: Resources) -> int | None:
-    """Which GPU the trial of that number has, or its first one."""
-    return math.floor(index * resources.gpus) if resources.gpus else None
+def _places(resources: Resources) -> list[int | None]:
+    """The GPU of every worker process that a sweep has on this machine at once, None for each one on the CPU."""
+    wanted = resources.side_by_side * resources.workers
+    if not resources.gpus:
+        return [None] * min(wanted, max(1, scale.cores() // resources.cpus))
+    each = math.floor(1 / resources.gpus + 1e-9)
+    return [i // each for i in range(min(wanted, each * torch.cuda.device_count()))]
 
 
-def _there(teacher: Experiment, home: Path) -> bool:
-    """Whether a teacher lies trained in ``home``."""
-    if not home.is_dir():
-        return False
-    path = home / build(teacher, pretrained=False).fingerprint / FILE
-    return path.exists() and load(path).status == "finished"
+def _teachers(trial: Trial) -> Path:
+    """Where a sweep keeps its frozen teachers."""
+    return trial.directory.parent.parent / "teachers"
+
+
+def _record(directory: Path) -> Record | None:
+    """Of a training that finished there."""
+    path = directory / FILE
+    found = load(path) if path.exists() else None
+    return found if found is not None and found.status == "finished" else None
 
 
 def _alike(there: dict[str, float], here: dict[str, float]) -> bool:

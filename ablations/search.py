@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import matplotlib as mpl
 import optuna
+from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 
 from lgd.adapter import AdapterVariant
@@ -208,7 +209,7 @@ def draw(study: optuna.Study, objectives: Sequence[str], directory: Path) -> lis
                 continue
             figure.set_layout_engine("constrained")
             written += save(figure, directory / name)
-            mpl.pyplot.close(figure)
+            pyplot.close(figure)
     return written
 
 
