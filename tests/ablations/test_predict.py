@@ -14,6 +14,7 @@ from ablations.predict import (
     RAY_WAVE_S,
     Measurement,
     Store,
+    as_run,
     checkpoints,
     cost_key,
     evaluations,
@@ -25,7 +26,6 @@ from ablations.presets import TINY
 from ablations.sweep import Names, Resources, run_sweep
 from benchmarks.worker import Stage
 from lgd import scale
-from lgd.experiment import Experiment
 from lgd.pretraining import home
 from lgd.record import FILE, Record, load
 from lgd.train import failure
@@ -77,6 +77,14 @@ def test_trainings_that_cost_the_same_share_a_key(changes: dict[str, Any]) -> No
 )
 def test_what_costs_otherwise_has_a_key_of_its_own(changes: dict[str, Any]) -> None:
     assert key(**changes) != key()
+
+
+def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
+    """On the sweep's threads, and on the CPU without a share of a GPU."""
+    plain = TINY.override({"device": "auto"})
+    assert as_run(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
+    assert as_run(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
+    assert as_run(plain.override({"threads": 2}), ONE).threads == 2
 
 
 def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
@@ -266,8 +274,3 @@ def _spent(path: Path) -> float:
     record = load(path)
     assert record.status == "finished", record.reason
     return sum(record.device_seconds.values())
-
-
-def test_threads_and_device_are_the_sweeps(tmp_path: Path) -> None:
-    plain: Experiment = TINY.override({"device": "auto"})
-    assert cost_key(plain, ONE) == cost_key(plain.override({"seed": 1}), ONE)
