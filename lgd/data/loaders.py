@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from detectron2.data import (
     DatasetFromList,
@@ -31,6 +30,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lgd.data.images import Pixels, read
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["ImageCache", "train_loader", "val_loader"]
 
 Sample = dict[str, Any]
-Pixels = npt.NDArray[np.uint8]
 _CACHE_BYTES = 2**30
 
 
@@ -56,15 +55,15 @@ class ImageCache:
     def __init__(self, budget: int = _CACHE_BYTES) -> None:
         self.budget = budget
         self.used = 0
-        self._images: dict[tuple[str, str, int, int], Pixels] = {}
+        self._images: dict[tuple[str, int, int], Pixels] = {}
 
-    def read(self, path: str, image_format: str) -> Pixels:
-        """(H, W, 3) uint8, read-only, as detectron2's read_image gives it."""
+    def read(self, path: str) -> Pixels:
+        """(H, W, 3) uint8, BGR, read-only; see :func:`lgd.data.images.read`."""
         status = os.stat(path)  # noqa: PTH116 - twice as fast as Path's, once a sample
-        key = (path, image_format, status.st_mtime_ns, status.st_size)
+        key = (path, status.st_mtime_ns, status.st_size)
         image = self._images.get(key)
         if image is None:
-            image = cast(Pixels, detection_utils.read_image(path, format=image_format))
+            image = read(path)
             image.setflags(write=False)
             if self.used + image.nbytes <= self.budget:
                 self._images[key] = image
@@ -93,7 +92,7 @@ class _Mapper(DatasetMapper):
 
     def __call__(self, dataset_dict: Sample) -> Sample:
         """dataset_dict is owned and changed: DatasetFromList unpickles a new one each time."""
-        pixels = self.cache.read(dataset_dict["file_name"], self.image_format)
+        pixels = self.cache.read(dataset_dict["file_name"])
         detection_utils.check_image_size(dataset_dict, pixels)
         given = T.AugInput(pixels)
         transforms = self.augmentations(given)
@@ -214,7 +213,8 @@ def train_loader(
     if not min_sizes:
         raise InputError("min_sizes is empty")
     if dataset.counts.train.objects == 0 and not keep_empty:
-        raise InputError(f"{dataset.layout.train_json} has no object to train on")
+        dropped = f"; dropped: {dataset.layout.dropped[0]}" if dataset.layout.dropped[0] else ""
+        raise InputError(f"{dataset.layout.train_json} has no object to train on{dropped}")
     _register(dataset)
     records = _records(dataset.train, filter_empty=not keep_empty)
     augmentations: list[Any] = [T.ResizeShortestEdge(list(min_sizes), max_size, "choice")]

@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils import comm
 
-from lgd.data import DataSet, ShapesSpec, resolve, train_loader, val_loader
+from lgd.data import DataSet, ShapesSpec, images, loaders, resolve, train_loader, val_loader
 from lgd.data.loaders import ImageCache
 from lgd.errors import InputError
 from tests.data.test_coco import COCO_TINY, change, directory
@@ -288,20 +288,20 @@ def test_validation(made: DataSet, with_labels: bool, workers: int) -> None:
 def test_cache_reads_once_within_its_budget(made: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(made.layout.train_images.iterdir())[:3]]
     reads: list[str] = []
-    real = detection_utils.read_image
+    real = images.read
 
-    def counted(path: str, format: str) -> Any:
+    def counted(path: str) -> Any:
         reads.append(path)
-        return real(path, format=format)
+        return real(path)
 
-    monkeypatch.setattr(detection_utils, "read_image", counted)
+    monkeypatch.setattr(loaders, "read", counted)
     cache = ImageCache(budget=2 * 64 * 64 * 3)
-    images = [cache.read(path, "BGR") for path in paths * 2]
+    found = [cache.read(path) for path in paths * 2]
     assert reads == [*paths, paths[2]]
     assert cache.used == cache.budget
-    np.testing.assert_array_equal(images[0], images[3])
-    np.testing.assert_array_equal(images[2], images[5])
-    assert not images[0].flags.writeable
+    np.testing.assert_array_equal(found[0], found[3])
+    np.testing.assert_array_equal(found[2], found[5])
+    assert not found[0].flags.writeable
 
 
 def test_cached_and_uncached_batches_are_equal(made: DataSet) -> None:
