@@ -301,10 +301,13 @@ class Method(Settings):
 
 class Evaluation(Settings):
     """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive
-    features too (teacher AP)."""
+    features too (teacher AP). scorer: of COCO's AP (auto: hotcoco, whose numbers are pycocotools' own, where it is
+    installed). keep_detections: keep those of the last evaluation beside the record, as COCO's results, compressed."""
 
     every: Annotated[int, Field(ge=0)] = 0
     teacher: bool = False
+    scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    keep_detections: bool = False
 
 
 class Checkpoints(Settings):

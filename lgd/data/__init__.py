@@ -64,6 +64,11 @@ class DataSet:
         return self.source.startswith("voc")
 
     @property
+    def is_voc_2007(self) -> bool:
+        """Whether it is evaluated on VOC 2007, whose AP is of eleven points."""
+        return self.source == "voc0712"
+
+    @property
     def is_people(self) -> bool:
         """One class, person, as the log-average miss rate is defined for."""
         return self.class_names == (PERSON,)
