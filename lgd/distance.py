@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ class DistillationDistance(nn.Module):
     The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training.
     """
 
+    adapts_alone = True
+    """The adapter trains before the student's features learn through it (METHOD, "Schedule")."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.adapter = nn.Sequential(
@@ -28,8 +32,13 @@ class DistillationDistance(nn.Module):
         )
         init_he(self)
 
-    def forward(self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
-        """Return the float32 mean over all elements of all levels; ``taught`` gets no gradient."""
+    def forward(
+        self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor], instances: Sequence[Any] = ()
+    ) -> Tensor:
+        """Return the float32 mean over all elements of all levels, whatever the ``instances``.
+
+        ``taught`` gets no gradient.
+        """
         total, elements = torch.zeros((), device=next(iter(student.values())).device), 0
         for name, features in student.items():
             difference = instance_norm(self.adapter(features)) - instance_norm(taught[name].detach())

@@ -26,17 +26,25 @@ class Teacher(Protocol):
 
 
 class Distance(Protocol):
-    """How the student's features are compared with the taught ones."""
+    """How the student's features are compared with the taught ones, near the objects or everywhere.
 
-    def __call__(self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor: ...
+    ``adapts_alone``: its own parameters go on training while the student does not learn from it (see Phases).
+    """
+
+    adapts_alone: bool
+
+    def __call__(
+        self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor], instances: Sequence[Any]
+    ) -> Tensor: ...
 
 
 class Distiller(nn.Module):
     """A detector with a teacher beside it.
 
     In training it returns the detector's losses under their own names, those of the taught features under
-    ``instructive/`` and the distance as ``loss_distill``, each already weighted: their sum is what LGD minimises
-    (METHOD: total = L_det(student) + L_det(instructive) + lambda * L_distill). In evaluation it is the detector alone.
+    ``instructive/`` (where the teacher replays them) and the distance as ``loss_distill``, each already weighted: their
+    sum is what LGD minimises (METHOD: total = L_det(student) + L_det(instructive) + lambda * L_distill). In evaluation
+    it is the detector alone.
 
     student: any detectron2 detector that reads ``self.backbone(images.tensor)``, unmodified.
     distill_weight: lambda. instructive_weight: factor of the second detection loss.
@@ -76,11 +84,13 @@ class Distiller(nn.Module):
         instances = [x["instances"] for x in batch]
         teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
         storage = get_event_storage()
+        distils = self.phases.distills_student(storage.iter)
+        compares = distils or distance.adapts_alone
 
         before = running_state(self.student)
         with recording(self._backbone) as tap:
             losses: dict[str, Tensor] = dict(self.student(batch))
-        taught = teacher(tap, instances)
+        taught = teacher(tap, instances) if compares or teacher.replays else {}
         if teacher.replays:
             with (
                 storage.name_scope("instructive"),
@@ -89,20 +99,31 @@ class Distiller(nn.Module):
             ):
                 second = self.student(batch)
             losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in second.items()}
-        features = tap.features
-        if not self.phases.distills_student(storage.iter):
-            features = {name: x.detach() for name, x in features.items()}
-        losses["loss_distill"] = self.distill_weight * distance(features, taught)
+        if compares:
+            features = tap.features if distils else {name: x.detach() for name, x in tap.features.items()}
+            losses["loss_distill"] = self.distill_weight * distance(features, taught, instances)
+        else:
+            losses["loss_distill"] = self._nothing()
         return losses
+
+    def _nothing(self) -> Tensor:
+        """Zero, with a zero gradient for each of the distance's parameters: workers wait for those that have none."""
+        nothing = torch.zeros((), device=self.device)
+        for parameter in self.distance.parameters():
+            nothing = nothing + parameter.flatten()[:0].sum()
+        return nothing
 
     @contextmanager
     def instructed(self) -> Iterator[None]:
         """Inside the block, evaluation detects from the instructive features (teacher AP).
 
-        The batches must then carry their labels (``instances``), as in training.
+        The batches must then carry their labels (``instances``), as in training. Raises ValueError where the teacher's
+        features are not meant for the student's head.
         """
-        own_forward, previous = self.student.forward, vars(self.student).get("forward")
         teacher = cast(Teacher, self.teacher)
+        if not teacher.replays:
+            raise ValueError(f"the student's head cannot detect from the features of a {type(teacher).__name__}")
+        own_forward, previous = self.student.forward, vars(self.student).get("forward")
 
         def detect(batch: Batch) -> Any:
             batch = self._on_device(batch)

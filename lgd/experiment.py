@@ -252,7 +252,7 @@ class Imitation(Settings):
     steps: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     levels: Literal["best", "fpn", "all"] = "best"
-    threshold: Fraction = 0.5
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     weight: NonNegative = 0.01
     relu: bool = True
     from_step: Annotated[int, Field(ge=0)] = 400
@@ -313,8 +313,8 @@ class Evaluation(Settings):
 class Checkpoints(Settings):
     """For resuming an interrupted run; they change nothing about what is trained.
 
-    every: steps between two, auto for a fortieth of all steps, 0 for none. keep: how many of the latest stay on disk;
-    all go when the run has its record.
+    every: steps between two, auto for a fortieth of all steps but at least 50, 0 for none. keep: how many of the latest
+    stay on disk; all go when the run has its record.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -328,7 +328,7 @@ class Checkpoints(Settings):
         return value
 
     def resolved_every(self, steps: int) -> int:
-        return max(1, steps // 40) if self.every == "auto" else self.every
+        return max(50, steps // 40) if self.every == "auto" else self.every
 
 
 class Experiment(Settings):

@@ -24,3 +24,8 @@ def export_student(model: nn.Module, path: Path) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in student_of(model).state_dict().items()}
     with replacing(path) as temporary:
         torch.save({"model": weights}, temporary)
+
+
+def load_student(detector: nn.Module, path: Path) -> None:
+    """Load what :func:`export_student` wrote into a plain detector, every key matching."""
+    detector.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])

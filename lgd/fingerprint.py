@@ -28,9 +28,10 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: obje
         "modules": [[name, _type(module), _public(module)] for name, module in model.named_modules()],
         # Anchors and pixel statistics are settings that are kept as buffers; persistent ones are learnt.
         "buffers": [
-            [f"{name}.{buffer}", _digest(module.get_buffer(buffer))]
+            [f"{name}.{buffer}", _digest(value)]
             for name, module in model.named_modules()
             for buffer in sorted(module._non_persistent_buffers_set)
+            if (value := module._buffers[buffer]) is not None
         ],
         "parameters": [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()],
         "optimizer": [

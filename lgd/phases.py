@@ -13,7 +13,8 @@ class Phases:
     """Iterations at which a training changes phase.
 
     frozen_until: before it the student's bottom-up backbone gets no update.
-    distill_from, distill_until: outside [from, until) the distillation loss trains its adapter only.
+    distill_from, distill_until: outside [from, until) the student does not learn from the distance: LGD's trains its
+    adapter only, FGFI's rests.
     """
 
     frozen_until: int = 0

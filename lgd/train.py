@@ -5,14 +5,10 @@ python -m lgd.train EXPERIMENT --method baseline|lgd    # one of lgd/experiments
 
 from __future__ import annotations
 
-import math
 import random
-import statistics
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +16,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
-from lgd import provenance
+from lgd import checkpoint, parallel, provenance
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.detectors import build_detector
 from lgd.detectors.weights import load_weights
@@ -36,22 +32,29 @@ from lgd.distiller import Distiller
 from lgd.errors import InputError
 from lgd.evaluate import check_masks, evaluate, quiet
 from lgd.experiment import Data, Experiment, Schedule
-from lgd.export import export_student, student_of
+from lgd.export import export_student, load_student, student_of
+from lgd.fgfi import FrozenTeacher, ImitationDistance
 from lgd.fingerprint import fingerprint
-from lgd.meter import Meter, peak_memory_mib, reset_peak_memory
-from lgd.phases import FreezeBackbone
-from lgd.record import Curve, EvaluationPoint, Record
+from lgd.meter import Beat, Meter, gpu_energy, reset_peak_memory
+from lgd.phases import FreezeBackbone, Phases
+from lgd.record import EvaluationPoint, Record
+from lgd.taps import running_state
 from lgd.teacher import ImplicitTeacher
+from lgd.trainer import (
+    Progress,
+    Report,
+    RestoreHistory,
+    SaveAndStop,
+    StepTimes,
+    Stopped,
+    Trainer,
+    curves,
+    cut_log,
+    loss_history,
+    write_period,
+)
 
-WRITE_PERIOD = 20
-"""Steps between looks at the losses: each look waits for the device, and is when divergence is noticed. Shorter in
-trainings of less than ten such periods."""
-
-CURVE_POINTS = 200
-"""Points kept of a loss curve in the record; more are averaged."""
-
-Progress = dict[str, float | int]
-"""``step``, ``steps``, ``loss``, ``eta`` (seconds) of a running training."""
+__all__ = ["Built", "Progress", "Stopped", "Trainer", "build", "build_model", "failure", "run"]
 
 
 @dataclass
@@ -77,14 +80,14 @@ def dataset_of(settings: Data) -> DataSet:
     return resolve(settings.source, shapes=spec)
 
 
-def build(experiment: Experiment, *, pretrained: bool = True) -> Built:
-    """Build data, model and optimiser (see :func:`build_model` for ``pretrained``).
+def build(experiment: Experiment, *, pretrained: bool = True, teacher: Path | None = None) -> Built:
+    """Build data, model and optimiser (see :func:`build_model` for ``pretrained`` and ``teacher``).
 
     Raises InputError where the description cannot be met.
     """
     device = device_of(experiment)
     dataset = dataset_of(experiment.data)
-    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained).to(device)
+    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher).to(device)
     optimizer = build_optimizer(model, experiment)
     scheduler = LRMultiplier(optimizer, lr_factor(experiment.schedule), experiment.schedule.steps)
     shown = fingerprint(
@@ -98,14 +101,18 @@ def build(experiment: Experiment, *, pretrained: bool = True) -> Built:
         precision=experiment.precision,
         weights=experiment.detector.backbone.weights,
         seed=experiment.seed,
+        **({"teacher": build(experiment.teacher, pretrained=False).fingerprint} if experiment.teacher else {}),
     )
     return Built(model, optimizer, scheduler, dataset, device, shown)
 
 
-def build_model(experiment: Experiment, num_classes: int, *, pretrained: bool = True) -> nn.Module:
-    """The student, in a Distiller when the method is LGD. Equal seeds give equal students whatever the method.
+def build_model(
+    experiment: Experiment, num_classes: int, *, pretrained: bool = True, teacher: Path | None = None
+) -> nn.Module:
+    """The student, in a Distiller when the method has a teacher. Equal seeds give equal students whatever the method.
 
-    With ``pretrained`` False the backbone's weights are not read, for a look at what would be built.
+    With ``pretrained`` False the backbone's weights are not read, for a look at what would be built. teacher: the
+    ``student.pth`` of a frozen teacher's training; without it that teacher is as random as a new one.
     """
     method = experiment.method
     torch.manual_seed(experiment.seed)
@@ -114,11 +121,13 @@ def build_model(experiment: Experiment, num_classes: int, *, pretrained: bool = 
         load_weights(student, experiment.detector.backbone.weights if pretrained else "none")
     if method.name == "baseline":
         return student
+    if method.name == "fgfi":
+        return _imitating(experiment, student, num_classes, teacher)
     channels = {shape.channels for shape in cast(Any, student.backbone).output_shape().values()}
     if len(channels) != 1:
         raise InputError(f"LGD needs the same number of channels on every level, the backbone has {sorted(channels)}")
     width = channels.pop()
-    teacher = ImplicitTeacher(
+    implicit = ImplicitTeacher(
         width,
         num_classes,
         encoder=method.encoder,
@@ -130,11 +139,34 @@ def build_model(experiment: Experiment, num_classes: int, *, pretrained: bool = 
     )
     return Distiller(
         student,
-        teacher,
+        implicit,
         DistillationDistance(width),
         phases=experiment.schedule.phases,
         distill_weight=method.distill_weight,
         instructive_weight=method.instructive_weight,
+    )
+
+
+def _imitating(experiment: Experiment, student: nn.Module, num_classes: int, weights: Path | None) -> Distiller:
+    """The student with FGFI's frozen teacher (METHOD, "FGFI")."""
+    described, imitation = cast(Experiment, experiment.teacher), experiment.method.fgfi
+    detector = build_detector(described.detector, num_classes)
+    if weights is not None:
+        load_student(detector, weights)
+    distance = ImitationDistance(
+        student,
+        detector,
+        levels=imitation.levels,
+        threshold=imitation.threshold,
+        weight=imitation.weight,
+        relu=imitation.relu,
+    )
+    return Distiller(
+        student,
+        FrozenTeacher(detector, student),
+        distance,
+        phases=Phases(distill_from=imitation.from_step),
+        distill_weight=experiment.method.distill_weight,
     )
 
 
@@ -187,108 +219,6 @@ def device_of(experiment: Experiment) -> torch.device:
     return torch.device(name)
 
 
-class Trainer(SimpleTrainer):
-    """detectron2's trainer with autocast on any device, gradient accumulation and clipping by value.
-
-    loader: yields a step's batch in ``schedule.accumulate`` parts of equal size (see Schedule).
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Any,
-        optimizer: torch.optim.Optimizer,
-        experiment: Experiment,
-        device: torch.device,
-    ) -> None:
-        super().__init__(model, loader, optimizer, gather_metric_period=_write_period(experiment.schedule.steps))
-        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=experiment.precision == "fp16")
-        self._clip = experiment.schedule.clip
-        self._parts = experiment.schedule.accumulate
-        self._device = device
-
-    def run_step(self) -> None:
-        waited = 0.0
-        means: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
-        self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self._parts):
-            begun = time.perf_counter()
-            batch = next(self._data_loader_iter)
-            waited += time.perf_counter() - begun
-            with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                losses = self.model(batch)
-            self._scaler.scale(sum(losses.values()) / self._parts).backward()
-            for name, loss in losses.items():
-                means[name] = means[name] + loss.detach() / self._parts
-        self.after_backward()
-        self._write_metrics(means, waited)
-        if self._clip:
-            # Once a step, when all parts are in: the scale does not change in between.
-            self._scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_value_(parameters, self._clip, foreach=True)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-
-
-def _write_period(steps: int) -> int:
-    return max(1, min(WRITE_PERIOD, steps // 10))
-
-
-class _StepTimes(HookBase):
-    """Seconds of a step, averaged over each stretch between two looks at the losses (which wait for the device).
-
-    What other hooks do after a step, evaluation above all, does not count.
-    """
-
-    def __init__(self, period: int) -> None:
-        self._period = period
-        self.per_step: list[float] = []
-        self._begun = 0.0
-        self._sum, self._steps = 0.0, 0
-
-    def before_step(self) -> None:
-        self._begun = time.perf_counter()
-
-    def after_step(self) -> None:
-        self._sum += time.perf_counter() - self._begun
-        self._steps += 1
-        if (self.trainer.iter + 1) % self._period == 0:
-            self.per_step.append(self._sum / self._steps)
-            self._sum, self._steps = 0.0, 0
-
-    def median_ms(self) -> float | None:
-        # The first stretch holds allocator and kernel warm-up.
-        counted = self.per_step[1:] or self.per_step
-        return statistics.median(counted) * 1e3 if counted else None
-
-
-class _Report(HookBase):
-    """Tell the outside how far the training is, at most every ``period`` seconds."""
-
-    def __init__(self, tell: Callable[[Progress], None], period: float = 1.0) -> None:
-        self._tell, self._period = tell, period
-        self._last = 0.0
-
-    def after_step(self) -> None:
-        done, now = self.trainer.iter + 1, time.perf_counter()
-        storage = self.trainer.storage
-        if now - self._last < self._period or "time" not in storage.histories():
-            return
-        self._last = now
-        latest = storage.latest().get("total_loss")
-        seconds = storage.history("time").median(50)
-        self._tell(
-            {
-                "step": done,
-                "steps": self.trainer.max_iter,
-                "loss": float(latest[0]) if latest else math.nan,
-                "eta": seconds * (self.trainer.max_iter - done),
-            }
-        )
-
-
 def run(
     experiment: Experiment,
     directory: Path,
@@ -296,68 +226,52 @@ def run(
     grid: str = "",
     preset: str = "",
     arm: str = "",
+    overrides: Sequence[str] = (),
+    teachers: Path | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
+    scored: Callable[[EvaluationPoint, Meter], None] = lambda _, __: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Record:
     """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
 
+    Goes on from the directory's last checkpoint where there is one. Every worker of a distributed training calls it
+    alike; the first one writes. teachers: where frozen teachers are kept (default: ``teachers`` beside ``directory``).
+    tell: called about once a second with the progress. scored: called after each evaluation. stop: asked after each
+    step (several workers: every WRITE_PERIOD); True writes a checkpoint and raises Stopped.
+
     A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
-    :func:`failure` for its record). ``tell`` is called about once a second with the progress.
+    :func:`failure` for its record).
     """
+    pretraining, weights = None, None
+    if experiment.teacher is not None:
+        # Here, not at the top: a teacher's training is a run, too.
+        from lgd.pretraining import pretrained
+
+        home = teachers or directory.parent / "teachers"
+        pretraining, weights = pretrained(experiment.teacher, home, user=directory, preset=preset, tell=tell, stop=stop)
     # Read now: the tree may change while the training runs.
     started, commit = now(), provenance.git_commit()
-    meter = Meter()
+    device = device_of(experiment)
+    meter = Meter(parallel.world(), energy=gpu_energy(device))
     reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
-        # fvcore's scripted losses would be fused after their first calls in a process and round otherwise from then
-        # on: a worker's first training would not repeat.
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
-        if experiment.threads:
-            before = torch.get_num_threads()
-            torch.set_num_threads(experiment.threads)
-            stack.callback(torch.set_num_threads, before)
-        built = build(experiment)
-        model, dataset = built.model, built.dataset
-        masks = _makes_masks(experiment)
-        if masks:
-            check_masks(dataset)
+        stack.enter_context(_process(experiment))
+        built = build(experiment, teacher=weights)
+        if _makes_masks(experiment):
+            check_masks(built.dataset)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{directory} cannot be made ({error.strerror})") from None
-        times, evaluations = _StepTimes(_write_period(experiment.schedule.steps)), list[EvaluationPoint]()
-
-        def score(step: int) -> EvaluationPoint:
-            with meter.phase("evaluation"):
-                student = evaluate(student_of(model), dataset, experiment.data, masks=masks)
-                teacher = None
-                if experiment.evaluation.teacher and isinstance(model, Distiller):
-                    teacher = evaluate(model, dataset, experiment.data, teacher=True, masks=masks)
-            point = EvaluationPoint(
-                step=step,
-                student=student.box,
-                teacher=teacher.box if teacher else None,
-                student_mask=student.mask,
-                teacher_mask=teacher.mask if teacher else None,
-            )
-            evaluations.append(point)
-            return point
-
-        trainer = _trainer(built, experiment, directory, times, _Report(tell), score)
-        reason, steps = "", experiment.schedule.steps
-        try:
-            with meter.phase("training"), quiet():
-                trainer.train(0, steps)
-        except FloatingPointError as error:
-            reason, steps = " ".join(str(error).split()), trainer.iter
-        if not reason and not all(torch.isfinite(p).all() for p in student_of(model).parameters()):
-            # Nobody looked at the losses of the last steps, if they are fewer than a period.
-            reason = "the student's weights became infinite or NaN in the last steps"
+        training = _Training(built, experiment, directory, commit, meter, tell, scored, stop)
+        reason, steps = training.run(stack)
         if not reason:
-            if not evaluations or evaluations[-1].step != steps:
-                score(steps)
-            export_student(model, directory / "student.pth")
-    last = evaluations[-1] if evaluations and not reason else None
+            training.score(steps)
+            if parallel.first():
+                export_student(built.model, directory / "student.pth")
+    model, last = built.model, training.evaluations[-1] if training.evaluations and not reason else None
+    totals = training.totals()
     record = Record(
         status="diverged" if reason else "finished",
         reason=reason,
@@ -365,8 +279,9 @@ def run(
         preset=preset,
         arm=arm,
         experiment=experiment,
+        overrides=list(overrides),
         fingerprint=built.fingerprint,
-        data=dataset.summary(),
+        data=built.dataset.summary(),
         parameters={
             "student": _count(student_of(model)),
             "teacher": _count(model) - _count(student_of(model)),
@@ -376,23 +291,246 @@ def run(
         teacher=last.teacher if last else None,
         student_mask=last.student_mask if last else None,
         teacher_mask=last.teacher_mask if last else None,
-        evaluations=evaluations,
-        losses=_curves(trainer),
-        seconds={name: round(value, 3) for name, value in meter.seconds.items()},
-        step_ms=times.median_ms(),
-        peak_memory_mib=peak_memory_mib(),
+        evaluations=training.evaluations,
+        losses=curves(training.trainer.storage),
+        **totals,
+        devices=parallel.world(),
+        nodes=parallel.nodes(),
+        pretraining=pretraining,
+        step_ms=training.times.median_ms(),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         git_commit=commit,
         started=started,
         finished=now(),
     )
-    record.save(directory)
+    if parallel.first():
+        record.save(directory)
+        checkpoint.remove(directory)
     return record
 
 
+@contextmanager
+def _process(experiment: Experiment) -> Iterator[None]:
+    """The process as a run needs it; afterwards as it was."""
+    before = torch.get_num_threads()
+    # fvcore's scripted losses would be fused after their first calls in a process and round otherwise from then on: a
+    # worker's first training would not repeat.
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        if experiment.threads:
+            torch.set_num_threads(experiment.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+class _Training:
+    """The steps of a run from its last checkpoint on, with what is seen on the way."""
+
+    def __init__(
+        self,
+        built: Built,
+        experiment: Experiment,
+        directory: Path,
+        commit: str,
+        meter: Meter,
+        tell: Callable[[Progress], None],
+        scored: Callable[[EvaluationPoint, Meter], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._built, self._experiment, self._directory, self._meter = built, experiment, directory, meter
+        self._commit, self._scored = commit, scored
+        self.evaluations: list[EvaluationPoint] = []
+        self.times = StepTimes(write_period(experiment.schedule.steps), meter)
+        self._start, losses = self._resume()
+        parallel.share_normaliser(student_of(built.model))
+        self.trainer = Trainer(built.model, self._loader(), built.optimizer, experiment, built.device, meter)
+        self._seed_or_restore()
+        self.trainer.register_hooks([RestoreHistory(losses), *self._hooks(tell, stop)])
+
+    def run(self, stack: ExitStack) -> tuple[str, int]:
+        """Why the training diverged ("" if it did not), and the steps done. ``stack``: the run's contexts."""
+        if parallel.first():
+            stack.enter_context(self._beat)
+        steps = self._experiment.schedule.steps
+        try:
+            with self._meter.phase("training"), quiet():
+                self.trainer.train(self._start, steps)
+        except FloatingPointError as error:
+            return " ".join(str(error).split()), self.trainer.iter
+        if not all(torch.isfinite(p).all() for p in student_of(self._built.model).parameters()):
+            # Nobody looked at the losses of the last steps, if they are fewer than a period.
+            return "the student's weights became infinite or NaN in the last steps", steps
+        return "", steps
+
+    def score(self, step: int) -> None:
+        """Evaluate after ``step`` steps, unless that was done."""
+        if self.evaluations and self.evaluations[-1].step == step:
+            return
+        model, experiment, dataset = self._built.model, self._experiment, self._built.dataset
+        masks = _makes_masks(experiment)
+        with self._meter.phase("evaluation"):
+            student = evaluate(student_of(model), dataset, experiment.data, masks=masks)
+            teacher = None
+            if experiment.evaluation.teacher and experiment.method.name == "lgd":
+                teacher = evaluate(model, dataset, experiment.data, teacher=True, masks=masks)
+        point = EvaluationPoint(
+            step=step,
+            student=student.box,
+            teacher=teacher.box if teacher else None,
+            student_mask=student.mask,
+            teacher_mask=teacher.mask if teacher else None,
+        )
+        self.evaluations.append(point)
+        if parallel.first():
+            self._scored(point, self._meter)
+
+    def totals(self) -> dict[str, Any]:
+        """The meter's figures as fields of a Record, of all workers together."""
+        states = parallel.gathered(self._meter.state())
+        mine = states[0]
+        return {
+            "seconds": _rounded(mine["seconds"]),
+            "device_seconds": _rounded(mine["device_seconds"]),
+            "within_training": _rounded(mine["within_training"]),
+            "joules": _rounded(_sums([x["joules"] for x in states])),
+            "peak_memory_mib": _maxima([x["peaks"] for x in states]),
+            "attempts": mine["attempts"],
+        }
+
+    def _resume(self) -> tuple[int, dict[str, Any]]:
+        """Load the last checkpoint, if there is one; the step to go on from, and the losses up to it."""
+        built, meter = self._built, self._meter
+        self._beat = Beat(meter, self._directory, built.fingerprint)
+        spent, attempts = parallel.agreed(self._beat.earlier())
+        found = checkpoint.latest(self._directory, self._experiment, built.fingerprint)
+        if len(set(parallel.gathered(found and found[0]))) > 1:
+            raise InputError(f"{self._directory}: the workers see different checkpoints: it must be on shared storage")
+        self._random: list[Any] | None = None
+        log = self._directory / "metrics.json"
+        if found is None:
+            if parallel.first():
+                log.unlink(missing_ok=True)
+            if attempts:
+                meter.lose(spent, attempts)
+            return 0, {}
+        step, state = found
+        built.model.load_state_dict(state["model"])
+        student = student_of(built.model)
+        for name, value in state["running"].items():
+            setattr(student, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
+        built.optimizer.load_state_dict(state["optimizer"])
+        built.scheduler.load_state_dict(state["scheduler"])
+        self._scaler, self._random = state["scaler"], state["random"]
+        self.evaluations = [EvaluationPoint.model_validate_json(x) for x in state["evaluations"]]
+        self.times.per_step = list(state["per_step"])
+        saved = state["meter"]
+        if parallel.first():
+            cut_log(log, step)
+        else:
+            # What all workers add up is kept by the first.
+            saved = {**saved, "joules": {}}
+        meter.restore(saved)
+        if attempts:
+            meter.lose(max(0.0, spent - sum(saved["device_seconds"].values())), attempts)
+        return step, state["losses"]
+
+    def _seed_or_restore(self) -> None:
+        """The random state that the next step starts from."""
+        if self._random is None:
+            # What a method draws while it is built must not reach what is drawn in training. Workers draw apart.
+            seed_everything(self._experiment.seed + 1_000_003 * parallel.rank())
+            return
+        self.trainer.scaler.load_state_dict(self._scaler)
+        if len(self._random) == parallel.world():
+            checkpoint.set_random_state(self._random[parallel.rank()])
+        else:
+            # Another number of workers: no state to go on from, and none may be used twice.
+            seed_everything(self._experiment.seed + 1_000_003 * (parallel.rank() + 1000 * self._start))
+
+    def _save(self, step: int) -> None:
+        built, experiment = self._built, self._experiment
+        with self._meter.phase("checkpoint"):
+            random_states = parallel.gathered(checkpoint.random_state())
+            totals = parallel.gathered(self._meter.state())
+            if not parallel.first():
+                return
+            state = {
+                "model": built.model.state_dict(),
+                "running": running_state(student_of(built.model)),
+                "optimizer": built.optimizer.state_dict(),
+                "scheduler": built.scheduler.state_dict(),
+                "scaler": self.trainer.scaler.state_dict(),
+                "random": random_states,
+                "evaluations": [x.model_dump_json() for x in self.evaluations],
+                "losses": loss_history(self.trainer.storage),
+                "per_step": self.times.per_step,
+                "meter": {**totals[0], "joules": _sums([x["joules"] for x in totals])},
+            }
+            checkpoint.save(self._directory, step, experiment, built.fingerprint, self._commit, state)
+
+    def _loader(self) -> Any:
+        data, schedule = self._experiment.data, self._experiment.schedule
+        return train_loader(
+            self._built.dataset,
+            batch_size=schedule.batch // schedule.accumulate,
+            min_sizes=data.min_sizes,
+            max_size=data.max_size,
+            flip=data.flip,
+            masks=_makes_masks(self._experiment),
+            seed=self._experiment.seed,
+            workers=data.workers,
+            start=self._start * schedule.batch,
+        )
+
+    def _hooks(self, tell: Callable[[Progress], None], stop: Callable[[], bool]) -> list[HookBase | None]:
+        built, experiment = self._built, self._experiment
+        schedule, every = experiment.schedule, experiment.evaluation.every
+        student = student_of(built.model)
+        bottom_up = getattr(student.backbone, "bottom_up", student.backbone)
+        period = write_period(schedule.steps)
+        writers: list[EventWriter] = []
+        if parallel.first():
+            board = TensorboardXWriter(str(self._directory / "tensorboard"), purge_step=self._start or None)
+            writers = [JSONWriter(str(self._directory / "metrics.json")), board]
+        freezes = experiment.method.name == "lgd"
+        return [
+            hooks.IterationTimer(),
+            FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if freezes else None,
+            hooks.LRScheduler(built.optimizer, built.scheduler),
+            hooks.PeriodicWriter(writers, period=period) if writers else None,
+            self.times,
+            Report(tell),
+            hooks.EvalHook(every, self._evaluate_now, eval_after_train=False) if every else None,
+            SaveAndStop(self._save, experiment.checkpoint.resolved_every(schedule.steps), stop, period),
+        ]
+
+    def _evaluate_now(self) -> None:
+        self.score(self.trainer.iter + 1)
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(x.get(name, 0.0) for x in parts) for name in dict.fromkeys(n for x in parts for n in x)}
+
+
+def _maxima(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: max(x.get(name, 0.0) for x in parts) for name in dict.fromkeys(n for x in parts for n in x)}
+
+
 def failure(
-    experiment: Experiment, reason: str, *, grid: str = "", preset: str = "", arm: str = "", started: str = ""
+    experiment: Experiment,
+    reason: str,
+    *,
+    grid: str = "",
+    preset: str = "",
+    arm: str = "",
+    overrides: Sequence[str] = (),
+    started: str = "",
 ) -> Record:
     """The record of a run that an error ended. Not saved."""
     return Record(
@@ -402,54 +540,13 @@ def failure(
         preset=preset,
         arm=arm,
         experiment=experiment,
+        overrides=list(overrides),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),
         started=started,
         finished=now(),
     )
-
-
-def _trainer(
-    built: Built,
-    experiment: Experiment,
-    directory: Path,
-    times: _StepTimes,
-    report: _Report,
-    score: Callable[[int], EvaluationPoint],
-) -> Trainer:
-    data, schedule = experiment.data, experiment.schedule
-    loader = train_loader(
-        built.dataset,
-        batch_size=schedule.batch // schedule.accumulate,
-        min_sizes=data.min_sizes,
-        max_size=data.max_size,
-        flip=data.flip,
-        masks=_makes_masks(experiment),
-        seed=experiment.seed,
-        workers=data.workers,
-    )
-    # What a method draws while it is built must not reach what is drawn in training.
-    seed_everything(experiment.seed)
-    trainer = Trainer(built.model, loader, built.optimizer, experiment, built.device)
-    bottom_up = getattr(student_of(built.model).backbone, "bottom_up", student_of(built.model).backbone)
-    every = experiment.evaluation.every
-
-    def evaluate_now() -> None:
-        score(trainer.iter + 1)
-
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if isinstance(built.model, Distiller) else None,
-            hooks.LRScheduler(built.optimizer, built.scheduler),
-            hooks.PeriodicWriter([JSONWriter(str(directory / "metrics.json"))], period=_write_period(schedule.steps)),
-            times,
-            report,
-            hooks.EvalHook(every, evaluate_now, eval_after_train=False) if every else None,
-        ]
-    )
-    return trainer
 
 
 def _makes_masks(experiment: Experiment) -> bool:
@@ -460,17 +557,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  detectron2's augmentations draw from the global state
     torch.manual_seed(seed)
-
-
-def _curves(trainer: Trainer) -> dict[str, Curve]:
-    curves = {}
-    for name, history in trainer.storage.histories().items():
-        if "loss" not in name:
-            continue
-        points = [(int(step) + 1, float(value)) for value, step in history.values()]
-        bins = np.array_split(np.arange(len(points)), min(CURVE_POINTS, len(points)))
-        curves[name] = [(points[b[-1]][0], float(np.mean([points[i][1] for i in b]))) for b in bins if len(b)]
-    return curves
 
 
 def _count(model: nn.Module) -> int:

@@ -220,7 +220,7 @@ def _steps(parts: int, clip: float, scaler: torch.amp.GradScaler | None = None, 
     optimizer = train.build_optimizer(model, experiment)
     trainer = train.Trainer(model, loader, optimizer, experiment, torch.device("cpu"))
     if scaler is not None:
-        trainer._scaler = scaler
+        trainer.scaler = scaler
     weights = []
     with EventStorage(0) as storage:
         for trainer.iter in range(3):

@@ -1,0 +1,78 @@
+"""What a training needs to know of the other workers that share it; with one worker, next to nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+NODE_VARIABLE = "LGD_NODE"
+"""Environment variable with the name of a worker's node, where several may share one host."""
+
+
+def nodes() -> int:
+    """Nodes that the workers are on."""
+    return len(set(gathered(os.environ.get(NODE_VARIABLE) or platform.node())))
+
+
+def world() -> int:
+    """Workers of this training."""
+    return int(comm.get_world_size())
+
+
+def rank() -> int:
+    """This worker's number, 0 for the one that writes."""
+    return int(comm.get_rank())
+
+
+def first() -> bool:
+    return rank() == 0
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """``model`` with its gradients averaged over the workers; itself when there is one.
+
+    Of the parameters as they are frozen now: wrap again when that changes, and nothing has to look for unused ones.
+    """
+    if world() == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def share_normaliser(detector: Any) -> None:
+    """Let a dense detector's running loss normaliser count the positives of all workers.
+
+    detectron2 averages each worker's own count, so a loss changes with the number of workers that share a batch. With
+    the mean over the workers it does not: the mean of the workers' losses is the loss of the whole batch on one.
+    """
+    own = getattr(detector, "_ema_update", None)
+    if world() == 1 or own is None:
+        return
+
+    def update(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+        device = next(detector.parameters()).device
+        total = torch.tensor(float(value), device=device, dtype=torch.float64)
+        dist.all_reduce(total)
+        return float(own(name, total.item() / world(), initial_value / world(), momentum))
+
+    detector._ema_update = update
+
+
+def agreed(value: Any) -> Any:
+    """The first worker's ``value``, on every worker."""
+    if world() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every worker's ``value`` by rank, on every worker."""
+    return list(comm.all_gather(value)) if world() > 1 else [value]

@@ -1,0 +1,184 @@
+"""A training that is interrupted goes on as if nothing had happened, and its meter knows what was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lgd import checkpoint, train
+from lgd.errors import InputError
+from lgd.meter import BEAT_FILE
+from lgd.record import Record, load
+from tests.helpers import quick_experiment
+
+# A frozen backbone, accumulation, a distillation that begins, evaluations: what a resumed run must find again.
+CHANGES: dict[str, Any] = {
+    "schedule.steps": 12,
+    "schedule.frozen": 0.25,
+    "schedule.distill_from": 0.75,
+    "evaluation.every": 4,
+    "evaluation.teacher": True,
+    "checkpoint.every": 2,
+}
+
+
+class _Stop:
+    """Says stop when asked for the ``at``-th time, which is after step ``at`` of an attempt."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def _lines(directory: Path) -> list[dict[str, Any]]:
+    """What metrics.json says of the losses."""
+    lines = [json.loads(line) for line in (directory / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "loss" in k or k in ("iteration", "lr")} for line in lines]
+
+
+def _same(ours: Record, theirs: Record) -> None:
+    assert ours.losses == theirs.losses
+    assert ours.evaluations == theirs.evaluations
+    assert ours.fingerprint == theirs.fingerprint
+    assert (ours.status, ours.steps) == ("finished", theirs.steps)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
+def test_a_stopped_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Stopped twice: while the backbone is frozen, and between two checkpoints of its own."""
+    extra: dict[str, Any] = {"detector.name": name, "detector.fc_dim": 16, "schedule.accumulate": 2}
+    if name == "faster_rcnn":
+        # It draws its samples: the random state counts.
+        extra |= {"method.context": False, "method.detach_appearance": True}
+    experiment = quick_experiment(**{**CHANGES, **extra})
+    whole = train.run(experiment, tmp_path / "whole")
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+    parts = tmp_path / "parts"
+    for steps, at in ((1, 1), (7, 6)):
+        with pytest.raises(train.Stopped) as caught:
+            train.run(experiment, parts, stop=_Stop(at))
+        assert caught.value.step == steps
+        assert not (parts / "record.json").exists()
+        torch.rand(3)
+    record = train.run(experiment, parts)
+    _same(record, whole)
+    assert _lines(parts) == _lines(tmp_path / "whole")
+    ours, theirs = (torch.load(x / "student.pth", weights_only=True)["model"] for x in (parts, tmp_path / "whole"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert record.attempts == 3
+    assert whole.attempts == 1
+    assert record.device_seconds["lost"] == pytest.approx(0, abs=0.5)
+    assert not (parts / "checkpoints").exists()
+
+
+def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
+    experiment = quick_experiment(**{**CHANGES, "checkpoint.keep": 3})
+    with pytest.raises(train.Stopped):
+        train.run(experiment, tmp_path, stop=_Stop(9))
+    assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:08}.pth" for step in (6, 8, 9)]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    experiment = quick_experiment(**CHANGES)
+    whole = train.run(experiment, tmp_path / "whole")
+    with pytest.raises(train.Stopped):
+        train.run(experiment, tmp_path, stop=_Stop(9))
+    newest = tmp_path / "checkpoints" / "step-00000009.pth"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    _same(train.run(experiment, tmp_path), whole)
+    assert "step-00000009.pth cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule.lr": 0.01}, r"schedule.lr is 0.05 there and 0.01 here"),
+        ({"method.adapter": False}, r"method.adapter is True there and False here"),
+        ({"data.shapes_train": 13}, r"data.shapes_train is 12 there and 13 here"),
+    ],
+)
+def test_another_experiments_checkpoint_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(train.Stopped):
+        train.run(quick_experiment(**CHANGES), tmp_path, stop=_Stop(3))
+    with pytest.raises(InputError, match=words) as caught:
+        train.run(quick_experiment(**{**CHANGES, **changes}), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = quick_experiment(**CHANGES)
+    with pytest.raises(train.Stopped):
+        train.run(experiment, tmp_path, stop=_Stop(3))
+    monkeypatch.setattr(train, "build_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), 0.05))
+    with pytest.raises(InputError, match="commit .* there and .* here, the same settings build another model"):
+        train.run(experiment, tmp_path)
+
+
+def test_what_changes_nothing_may_change(tmp_path: Path) -> None:
+    with pytest.raises(train.Stopped):
+        train.run(quick_experiment(**CHANGES), tmp_path, stop=_Stop(3))
+    changed = quick_experiment(**{**CHANGES, "data.workers": 1, "checkpoint.every": 5})
+    _same(train.run(changed, tmp_path), train.run(quick_experiment(**CHANGES), tmp_path / "whole"))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from lgd import train
+from lgd.experiment import parse
+import json
+train.run(parse(json.loads(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_its_lost_work_is_counted(tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints: the steps since the last are done again, and paid for twice."""
+    experiment = quick_experiment(
+        **{"schedule.steps": 400, "checkpoint.every": 100, "method.name": "baseline", "schedule.batch": 4}
+    )
+    directory = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", RUN, experiment.model_dump_json(), str(directory)])
+    try:
+        deadline = time.monotonic() + 120
+        # At least one beat after a checkpoint.
+        while not list((directory / "checkpoints").glob("step-*.pth")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(3)
+        assert process.poll() is None, "it ended before it could be killed"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    spent = json.loads((directory / BEAT_FILE).read_text())["device_seconds"]
+    newest = sorted((directory / "checkpoints").iterdir())[-1]
+    saved = torch.load(newest, weights_only=True)["state"]["meter"]["device_seconds"]
+    assert spent > sum(saved.values())
+    record = train.run(experiment, directory)
+    assert record.attempts == 2
+    assert record.device_seconds["lost"] == pytest.approx(spent - sum(saved.values()), abs=0.01)
+    assert sum(record.device_seconds.values()) > spent
+    assert load(directory / "record.json") == record
+
+
+def test_random_states_come_back() -> None:
+    import random
+
+    import numpy as np
+
+    state = checkpoint.random_state()
+    drawn = random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist()  # noqa: NPY002
+    checkpoint.set_random_state(state)
+    assert drawn == (random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist())  # noqa: NPY002
