@@ -126,10 +126,10 @@ def _scores(dataset: DataSet, totals: dict[str, float | None], per_class: list[f
 
 
 def _write(detections: Detections, path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        # No name and no time in it: equal detections are equal files.
-        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-            packed.write(json.dumps(detections, separators=(",", ":")).encode())
+    # No time in it: equal detections are equal files.
+    packed = gzip.compress(json.dumps(detections, separators=(",", ":")).encode(), mtime=0)
+    with replacing(path) as temporary:
+        temporary.write_bytes(packed)
 
 
 def load_detections(path: Path) -> Detections:

@@ -141,7 +141,8 @@ def log_average_miss_rate(truth: Truth, detections: Detections) -> float | None:
     curve first reaches nine numbers of false detections an image from 0.01 to 1, or ends. Detections of one score come
     all at once, since no threshold can part them.
     """
-    objects, found = defaultdict(list), defaultdict(list)
+    objects: dict[int, Detections] = defaultdict(list)
+    found: dict[int, Detections] = defaultdict(list)
     for groups, entries in ((objects, truth["annotations"]), (found, detections)):
         for entry in entries:
             groups[entry["image_id"]].append(entry)
@@ -183,11 +184,11 @@ def _people_marks(objects: list[dict[str, Any]], detections: Detections) -> list
 
 def _overlaps(detections: Detections, objects: list[dict[str, Any]]) -> tuple[Floats, Floats]:
     """(D, N) intersection over union, and over the detection's own area; 0 for one without area."""
-    ours, theirs = (np.array([x["bbox"] for x in boxes]).reshape(-1, 1, 4) for boxes in (detections, objects))
+    ours, theirs = (np.array([x["bbox"] for x in boxes], float).reshape(-1, 1, 4) for boxes in (detections, objects))
     theirs = theirs.transpose(1, 0, 2)
     low = np.maximum(ours[..., :2], theirs[..., :2])
     high = np.minimum(ours[..., :2] + ours[..., 2:], theirs[..., :2] + theirs[..., 2:])
     shared = (high - low).clip(min=0).prod(axis=2)
     own = np.broadcast_to(ours[..., 2:].prod(axis=2), shared.shape)
     union = own + theirs[..., 2:].prod(axis=2) - shared
-    return tuple(np.divide(shared, x, out=np.zeros_like(shared), where=x > 0) for x in (union, own))  # type: ignore[return-value]
+    return tuple(np.divide(shared, x, out=np.zeros_like(shared), where=x > 0) for x in (union, own))
