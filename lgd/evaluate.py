@@ -70,6 +70,7 @@ def evaluate(
         max_size=settings.max_size,
         workers=settings.workers,
         with_labels=teacher,
+        cuda=any(x.is_cuda for x in model.parameters()),
     )
     detecting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if teacher:

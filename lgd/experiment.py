@@ -154,8 +154,11 @@ class Detector(Settings):
 class Data(Settings):
     """Where images come from and how they are resized.
 
-    source: "shapes" or "coco-json:DIR". shapes_*: size of the generated set (images, and their side in pixels).
+    source: what :func:`lgd.data.resolve` takes, such as "shapes" or "voc:DIR". shapes_*: size of the generated set
+    (images, and their side in pixels).
     min_sizes: shorter sides to draw from in training; test_size: shorter side in evaluation; max_size: longer side.
+    workers: processes that load data, beside each that trains (auto: sized to the machine, see
+    :func:`lgd.data.loaders.worker_processes`).
     """
 
     source: str = "shapes"
@@ -167,7 +170,14 @@ class Data(Settings):
     max_size: PositiveInt = 1333
     test_size: PositiveInt = 800
     flip: bool = True
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: int | Literal["auto"] = "auto"
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 0):
+            raise ValueError("must be auto or a whole number from 0")
+        return value
 
 
 class Schedule(Settings):

@@ -489,6 +489,7 @@ class _Training:
             masks=_makes_masks(self._experiment),
             seed=self._experiment.seed,
             workers=data.workers,
+            cuda=self._built.device.type == "cuda",
             start=self._start * schedule.batch,
         )
 
