@@ -388,7 +388,7 @@ class _Cleaner:
                 used.add(number)
                 continue
             new += 1
-            kind = "duplicate id" if number in used else "unusable id"
+            kind = "duplicate id" if _is_id(number) and number in used else "unusable id"
             self.found("mended", kind, f"the id {number!r} is now {new}", ("annotation", position, annotation))
             annotation["id"] = new
 

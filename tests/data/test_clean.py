@@ -103,6 +103,7 @@ MENDED: list[tuple[Edit, str, dict[str, Any]]] = [
     # pycocotools takes a match with the object 0 for none.
     (lambda c: c["annotations"][1].update(id=0), "unusable id", {"id": 15}),
     (lambda c: c["annotations"][1].update(id="a"), "unusable id", {"id": 15}),
+    (lambda c: c["annotations"][1].update(id=[]), "unusable id", {"id": 15}),
     (box([-5, 5, 10, 10]), "outside box", {"bbox": [0, 5, 5, 10], "area": 225}),
     (box([30, 40, 30, 30]), "outside box", {"bbox": [30, 40, 10, 8]}),
     (mask([[1, 2, 3, 4], [1, 1, 9, 1, 9, 9]]), "broken mask", {"segmentation": [[1, 1, 9, 1, 9, 9]]}),
