@@ -1,24 +1,37 @@
-"""Grids: each arm is a named, one-line difference from a base experiment."""
+"""Grids: a table's rows as named arms, each a small difference from a preset's experiment."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablations.presets import preset, sized
 from lgd.errors import InputError
-from lgd.experiment import Experiment
+from lgd.experiment import Experiment, settings
+from lgd.paper import Training, paper
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A named intervention: the settings it changes, and what it asks."""
+    """A named training of a grid.
+
+    changes: the settings it is about; nothing overrides them. setting: those its row of a table shares with the arms
+    it is compared to (detector, backbone, schedule); a sweep's ``--set`` comes on top of them. question: what it asks.
+    reference: the arm its difference is taken to, where that is not the grid's. training: what it reproduces of the
+    paper. skipped: why it cannot be run; it is then listed, and nothing more.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    training: Training | None = None
+    skipped: str = ""
 
     @property
     def slug(self) -> str:
@@ -28,19 +41,31 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grid:
-    """Arms to compare with each other. ``reference`` is the arm that differences are taken to."""
+    """Arms to compare with each other.
+
+    reference: the arm that differences are taken to; "" where each arm names its own. seeds: trainings of each arm
+    where nothing else is asked for.
+    """
 
     name: str
     title: str
     arms: tuple[Arm, ...]
     reference: str = "baseline"
+    seeds: int = 1
 
+    @property
+    def references(self) -> dict[str, str]:
+        """By arm, the one that its difference is taken to."""
+        return {arm.name: arm.reference or self.reference for arm in self.arms}
+
+
+_BASELINE = Arm("baseline", {"method.name": "baseline"}, "the detector alone")
 
 COMPONENTS = Grid(
     name="components",
     title="LGD's components on RetinaNet: what each one is worth and what it costs",
     arms=(
-        Arm("baseline", {"method.name": "baseline"}, "the detector alone"),
+        _BASELINE,
         Arm("LGD", {}, "encoder, adapter and mapper"),
         Arm("without encoder", {"method.encoder": False}, "objects attend to appearance, not to labels"),
         Arm("without adapter", {"method.adapter": False}, "no exchange between objects"),
@@ -51,14 +76,77 @@ COMPONENTS = Grid(
     ),
 )
 
-GRIDS = {grid.name: grid for grid in (COMPONENTS,)}
+DISTILL_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+INSTRUCTIVE_WEIGHTS = (0.1, 1.0, 10.0)
 
 
-def grid(name: str) -> Grid:
-    """The grid of that name. Raises InputError for an unknown one."""
-    if name not in GRIDS:
-        raise InputError(f"no grid {name!r}: known are {', '.join(GRIDS)}")
-    return GRIDS[name]
+def _weights() -> Iterable[Arm]:
+    yield _BASELINE
+    for distill in DISTILL_WEIGHTS:
+        for instructive in INSTRUCTIVE_WEIGHTS:
+            yield Arm(
+                f"distill {distill:g} instructive {instructive:g}",
+                {"method.distill_weight": distill, "method.instructive_weight": instructive},
+                "the paper's" if distill == instructive == 1 else "",
+            )
+
+
+LOSS_WEIGHTS = Grid(
+    name="loss-weights",
+    title="Weights of the distillation loss and of the instructive features' detection loss, on a log scale",
+    arms=tuple(_weights()),
+)
+
+NOISE_FLOOR = Grid(
+    name="noise-floor",
+    title="One detector, seed after seed: what a difference between two trainings is worth",
+    arms=(_BASELINE,),
+    seeds=10,
+)
+
+TABLES = (
+    *("main", "teacher-based", "teacher-free"),
+    *("table7", "table8", "table9", "table10", "table11", "table12", "table13", "table14"),
+)
+"""Tables of the paper that are grids: names in analysis/paper.yaml."""
+
+OWN = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
+"""Grids of our own, the same for every preset."""
+
+NAMES = (*TABLES, *OWN)
+
+NOT_HERE = {
+    "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
+    "dml": "needs two students that teach each other (deep mutual learning); not implemented here",
+    "tfkd": "needs teacher-free knowledge distillation of the class scores; not implemented here",
+    "ban": "needs a chain of students that teach each other (born-again networks); not implemented here",
+}
+"""Why a method of the paper's tables is listed and skipped."""
+
+
+@cache
+def grid(name: str, size: str = "tiny") -> Grid:
+    """The grid of that name at a preset's size. Raises InputError for an unknown grid or preset."""
+    base = preset(size)
+    if name in OWN:
+        return OWN[name]
+    if name not in TABLES:
+        raise InputError(f"no grid {name!r}: known are {', '.join(NAMES)}")
+    table = paper().tables[name]
+    return Grid(name, table.title, tuple(_arm(x, size, base) for x in table.trainings), reference="")
+
+
+def _arm(training: Training, size: str, base: Experiment) -> Arm:
+    """A row of one of the paper's tables. Tables that repeat a training have the same arm."""
+    arm = Arm(training.name, reference=training.baseline.name, training=training)
+    if training.method in NOT_HERE:
+        return replace(arm, skipped=NOT_HERE[training.method])
+    wanted, there = settings(sized(size, training)), settings(base)
+    changes = {"method.name": wanted["method.name"]}
+    if training.method == "fgfi":
+        changes |= {key: value for key, value in wanted.items() if key.startswith("method.fgfi.backbone.")}
+    setting = {k: v for k, v in wanted.items() if v != there[k] and not k.startswith(("method.name", "method.fgfi."))}
+    return replace(arm, changes=changes, setting=setting)
 
 
 @dataclass(frozen=True)
@@ -83,17 +171,17 @@ def absolute(source: str) -> str:
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
     """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
 
-    ``overrides`` (``key=value``) hold for every arm; an arm's own changes come on top. Raises InputError when an
-    arm cannot be built from them, naming the arm.
+    ``overrides`` (``key=value``) hold for every arm; an arm's own changes come on top. Arms that are skipped have no
+    trial. Raises InputError when an arm cannot be built from them, naming the arm.
     """
     overrides = list(overrides)
-    base = base.override(overrides)
-    base = base.override({"data.source": absolute(base.data.source)})
     trials = []
     for seed in range(seeds):
-        for arm in grid.arms:
+        for arm in (x for x in grid.arms if not x.skipped):
             try:
-                experiment = base.override({**arm.changes, "seed": base.seed + seed})
+                experiment = base.override(arm.setting).override(overrides)
+                own = {"data.source": absolute(experiment.data.source), "seed": experiment.seed + seed}
+                experiment = experiment.override({**own, **arm.changes})
             except InputError as error:
                 raise InputError(f"arm {arm.name!r}: {error}") from None
             directory = output.resolve() / "trials" / f"{arm.slug}-seed{experiment.seed}"

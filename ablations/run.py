@@ -1,37 +1,46 @@
-"""Run a grid of ablations and print its table.
+"""Run a grid of ablations, or a search around it, and print its table.
 
 python ablations/run.py --grid components                  # tiny preset, this machine's CPU, minutes
 python ablations/run.py --grid components --preset small   # one GPU
+python ablations/run.py --grid components --search optuna --samples 30 --early-stop
 python ablations/run.py --list
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
-from ablations.grids import GRIDS, Grid, Trial, absolute, grid, plan
+from ablations.grids import NAMES, Arm, Grid, Trial, absolute, grid, plan
 from ablations.presets import preset
 from lgd.errors import InputError
 from lgd.experiment import settings
 from lgd.files import write_text
+from lgd.paper import paper
+from lgd.record import FILE, load
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
 FLAGS = {"overrides": "set"}
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 3 budget spent, 130 interrupted."""
     parser = _parser()
     options = parser.parse_args(arguments)
     console = Console(stderr=False)
@@ -52,20 +61,40 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ablations/run.py", description="Train the arms of a grid side by side and print its table."
     )
-    parser.add_argument("--grid", help=f"which grid: {', '.join(GRIDS)}")
+    parser.add_argument("--grid", help=f"which grid: {', '.join(NAMES)}")
     parser.add_argument(
         "--preset", default="tiny", help="tiny (CPU, minutes), small (one GPU) or paper (default: tiny)"
     )
     parser.add_argument("--data", metavar="SOURCE", help="shapes, or coco-json:DIR for a COCO-layout directory")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each arm (default: 1)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: 1, noise-floor: 10)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
     parser.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
-    parser.add_argument("--cpus", type=int, metavar="N", help="CPU cores a trial (default: 1, or a GPU's share)")
-    parser.add_argument("--gpus", type=float, metavar="X", help="GPUs a trial, fractions allowed (default: 1 if any)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="CPU cores of a worker (default: 1, or a GPU's share)")
+    parser.add_argument("--gpus", type=float, metavar="X", help="GPUs of a worker, a fraction or 1 (default: 1 if any)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="workers that share a trial's steps")
+    parser.add_argument("--spread", action="store_true", help="put a trial's workers on nodes of their own")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+    parser.add_argument(
+        "--search", choices=("optuna",), help="search LGD's weights and components around the grid's base"
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="trials of the search, all calls together (default: 20)"
+    )
+    parser.add_argument(
+        "--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for the Pareto front of both"
+    )
+    parser.add_argument(
+        "--early-stop", action="store_true", help="with --search: end trials that fall behind in AP (ASHA)"
+    )
+    parser.add_argument("--max-gpu-hours", type=float, metavar="X", help="end the sweep when its trials have used them")
+    parser.add_argument("--max-time", metavar="T", help="end the sweep after this time, e.g. 90s, 45m, 8h")
+    parser.add_argument(
+        "--accept-other-code", action="store_true", help="go on in a directory whose trials other code or versions ran"
+    )
     parser.add_argument("--list", action="store_true", help="list the grids and their arms")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and check it, without training")
     parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
@@ -75,120 +104,328 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
     if options.list:
-        _list(console)
+        _list(options, console)
         return 0
     directory: Path | None = options.status or options.resume
     if directory is not None:
-        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset"):
+        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset", "search", "objectives"):
             if getattr(options, flag) != parser.get_default(flag):
                 raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
+        if options.samples and described.get("search"):
+            described["search"]["samples"] = _samples(options)
     elif options.grid is None:
         parser.error("say which grid: --grid NAME (see --list)")
     else:
-        if options.seeds < 1:
-            raise InputError(f"--seeds {options.seeds}: at least one")
-        overrides = list(options.overrides)
-        if options.data:
-            overrides.append(f"data.source={absolute(options.data)}")
-        chosen = grid(options.grid)
-        described = {
-            "schema_version": SWEEP_SCHEMA,
-            "grid": chosen.name,
-            "preset": options.preset,
-            "overrides": overrides,
-            "arms": _arms(chosen, options.arms),
-            "reference": chosen.reference,
-            "seeds": options.seeds,
-        }
-        preset(options.preset)
-        directory = options.output or Path("results") / f"{chosen.name}-{options.preset}"
+        described = _describe(options)
+        directory = options.output or Path("results") / _label(described)
         _check_same(directory, described)
     trials = _plan(described, directory)
     if options.status:
-        return _status(trials, console)
-    from ablations.sweep import done, resources_for
+        return _status(trials, directory, console)
+    over = _budget(options)
+    from ablations.sweep import done, resources_for, this_machine
+    from lgd import scale
 
+    search = _search(described, directory)
     missing = [t for t in trials if done(t) is None]
-    resources = resources_for(missing, options.cpus, options.gpus)
     fingerprints = _check_built(trials)
     _check_still_same(trials, fingerprints)
-    if options.dry_run:
-        _show_plan(trials, fingerprints, missing, resources, console)
+    _check_code(directory, described, accepted=options.accept_other_code)
+    for arm in grid(described["grid"], described["preset"]).arms:
+        if arm.skipped:
+            console.print(f"skipped: {arm.name}: {arm.skipped}", markup=False, highlight=False, soft_wrap=True)
+    planned = [*missing, *([Trial("", search.base, directory)] if search else [])]
+    held = (options.cpus, options.gpus, options.workers, options.spread)
+    if options.dry_run and not options.address:
+        _show_plan(trials, fingerprints, missing, resources_for(planned, [this_machine()], *held), console)
         return 0
-    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
-    console.print(
-        f"{described['grid']} grid, preset {described['preset']}: {len(trials)} trials, {len(missing)} to run,"
-        f" {resources.side_by_side} side by side; results in {directory}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    interrupted = bool(missing) and _train(missing, len(trials), described, directory, resources, console)
-    return _finish(trials, described, directory, interrupted, console)
+    if not options.address:
+        # What can never fit is refused before Ray starts.
+        resources_for(planned, [this_machine()], *held)
+    with scale.cluster(options.address):
+        resources = resources_for(planned, scale.nodes(), *held)
+        if options.dry_run:
+            _show_plan(trials, fingerprints, missing, resources, console)
+            return 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(directory / "lock", timeout=0):
+                why = _train(missing, trials, described, directory, resources, search, over, console)
+        except Timeout:
+            raise InputError(
+                f"{directory}: another sweep is at work there; wait for it, or choose another --output"
+            ) from None
+    return _finish(trials, described, directory, search, why, console)
+
+
+def _describe(options: argparse.Namespace) -> dict[str, Any]:
+    """The sweep as its directory keeps it."""
+    if options.seeds is not None and options.seeds < 1:
+        raise InputError(f"--seeds {options.seeds}: at least one")
+    overrides = list(options.overrides)
+    if options.data:
+        overrides.append(f"data.source={absolute(options.data)}")
+    chosen = grid(options.grid, options.preset)
+    described = {
+        "schema_version": SWEEP_SCHEMA,
+        "grid": chosen.name,
+        "preset": options.preset,
+        "overrides": overrides,
+        "arms": _arms(chosen, options.arms),
+        "reference": chosen.reference,
+        "seeds": options.seeds or chosen.seeds,
+    }
+    if options.search:
+        objectives = (options.objectives or "AP").split(",")
+        described["search"] = {
+            "samples": _samples(options),
+            "objectives": [x.strip() for x in objectives],
+            "early_stop": options.early_stop,
+        }
+        # Beside the search's own trials only what they are compared to.
+        described["arms"] = [x for x in described["arms"] if x == chosen.reference]
+    elif options.samples or options.objectives or options.early_stop:
+        raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
+    return described
+
+
+def _label(described: dict[str, Any]) -> str:
+    return f"{described['grid']}-{described['preset']}{'-search' if 'search' in described else ''}"
+
+
+def _samples(options: argparse.Namespace) -> int:
+    samples = 20 if options.samples is None else int(options.samples)
+    if samples < 1:
+        raise InputError(f"--samples {samples}: at least one")
+    return samples
+
+
+def _search(described: dict[str, Any], directory: Path) -> Any:
+    """The sweep's search; None where it has none."""
+    if not described.get("search"):
+        return None
+    from ablations.search import OBJECTIVES, Search
+
+    wanted = described["search"]
+    if not wanted["objectives"] or wanted["objectives"][0] != "AP" or set(wanted["objectives"]) - set(OBJECTIVES):
+        raise InputError(f"--objectives {','.join(wanted['objectives'])}: AP, or AP,{','.join(list(OBJECTIVES)[1:])}")
+    base = preset(described["preset"]).override(described["overrides"])
+    base = base.override({"method.name": "lgd", "data.source": absolute(base.data.source)})
+    if wanted["early_stop"] and not base.evaluation.every:
+        base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
+    return Search(base, directory.resolve(), tuple(wanted["objectives"]), wanted["early_stop"], base.seed)
+
+
+def _budget(options: argparse.Namespace) -> Callable[[float], str]:
+    """Why a sweep must end, from the device-seconds its trials have used; "" while it need not."""
+    hours, longest, begun = options.max_gpu_hours, _duration(options.max_time), time.monotonic()
+    if hours is not None and not hours > 0:
+        raise InputError(f"--max-gpu-hours {hours:g}: a number above 0")
+
+    def over(spent: float) -> str:
+        if hours is not None and spent >= hours * 3600:
+            return f"--max-gpu-hours {hours:g} are used"
+        if longest is not None and time.monotonic() - begun >= longest:
+            return f"--max-time {options.max_time} is over"
+        return ""
+
+    return over
+
+
+def _duration(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``45m``, ``8h``, ``2d``."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"--max-time {text}: a time such as 90s, 45m or 8h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def _train(
     missing: list[Trial],
-    total: int,
+    trials: list[Trial],
     described: dict[str, Any],
     directory: Path,
     resources: Any,
+    search: Any,
+    over: Callable[[float], str],
     console: Console,
-) -> bool:
-    """Run the sweep; True when it was interrupted."""
-    from ablations.sweep import run_sweep
+) -> str:
+    """Run the sweep; why it ended before all was run ("" if it did not)."""
+    from ablations.sweep import Names, run_sweep
 
+    samples = described["search"]["samples"] if search else 0
+    total = len(trials) + samples
+    described.pop("ended", None)
+    described["code"] = _code()
+    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
+    with_search = f" and {samples} samples of a search" if search else ""
+    console.print(
+        f"{described['grid']} grid, preset {described['preset']}: {len(trials)} trials{with_search},"
+        f" {len(missing)} to run, {_held(resources)}; results in {directory}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if not missing and not search:
+        return ""
     display = SweepDisplay(
         missing,
         total=total,
-        finished=total - len(missing),
+        finished=len(trials) - len(missing) + (_searched(directory) if search else 0),
         side_by_side=resources.side_by_side,
         console=console,
     )
+    names = Names(described["grid"], described["preset"], tuple(described["overrides"]))
     try:
         with display:
-            run_sweep(missing, described["grid"], described["preset"], directory, resources, display)
+            why = run_sweep(
+                missing, names, directory, resources, display, search=search, samples=samples, over=over
+            ).why
     except KeyboardInterrupt:
         # A second Ctrl-C would cut the tables short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return True
-    return False
+        return "interrupted"
+    return why
+
+
+def _searched(directory: Path) -> int:
+    return len(list(directory.glob("trials/search-*/record.json")))
+
+
+def _held(resources: Any) -> str:
+    """What the trials hold, in words."""
+    each = f"{resources.cpus} CPU and {resources.gpus:g} GPU"
+    if resources.workers > 1:
+        each = f"{resources.workers} workers of {each}{' on nodes of their own' if resources.spread else ''}"
+    return f"{resources.side_by_side} side by side, {each} each"
 
 
 def _finish(
-    trials: list[Trial], described: dict[str, Any], directory: Path, interrupted: bool, console: Console
+    trials: list[Trial], described: dict[str, Any], directory: Path, search: Any, why: str, console: Console
 ) -> int:
+    from ablations.sweep import done
     from analysis.records import load_records
     from analysis.report import write_outputs
     from analysis.tables import print_table
 
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    left = [t for t in trials if not (t.directory / FILE).exists()]
+    unsampled = max(0, described["search"]["samples"] - _searched(directory)) if search else 0
+    described["ended"] = {
+        "why": why,
+        "not_run": [_unfinished(t) for t in left] + ([f"{unsampled} samples of the search"] if unsampled else []),
+    }
+    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
     records = load_records(directory)
     if records:
-        written = write_outputs(directory, described["arms"], described["reference"])
-        print_table(records, described["arms"], described["reference"], console)
-        console.print(f"written: {', '.join(str(x) for x in written)}", markup=False, highlight=False, soft_wrap=True)
-    if interrupted:
-        console.print(
-            f"interrupted after {len(records)} of {len(trials)} trials;"
-            f" go on with: python ablations/run.py --resume {directory}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        return 130
-    return 0 if sum(record.status == "finished" for record in records) == len(trials) else 1
+        arms = [
+            *described["arms"],
+            *(sorted({r.arm for r in records if r.arm.startswith("search-")}) if search else []),
+        ]
+        written = write_outputs(directory, arms, described["reference"])
+        print_table(records, arms, described["reference"], console)
+        if search:
+            written += _show_search(described, search, directory, say)
+        say(f"written: {', '.join(str(x) for x in written)}")
+    for name in described["ended"]["not_run"]:
+        say(f"not run: {name}")
+    if why:
+        say(f"{why} after {len(trials) - len(left)} of {len(trials)} trials; go on with:"
+            f" python ablations/run.py --resume {directory}")  # fmt: skip
+        return 130 if why == "interrupted" else 3
+    return 0 if all(done(t) is not None and _is_finished(t) for t in trials) else 1
+
+
+def _is_finished(trial: Trial) -> bool:
+    return load(trial.directory / FILE).status == "finished"
+
+
+def _unfinished(trial: Trial) -> str:
+    """A trial without a record, and how far it is."""
+    newest = sorted((trial.directory / "checkpoints").glob("step-*.pth"))
+    at = f" (checkpoint after step {int(newest[-1].stem.removeprefix('step-'))})" if newest else ""
+    return f"{trial.arm}, seed {trial.experiment.seed}{at}"
+
+
+def _show_search(described: dict[str, Any], search: Any, directory: Path, say: Callable[[str], None]) -> list[Path]:
+    """Print the best trials as commands; draw Optuna's plots."""
+    from ablations.search import STUDY_FILE, best, command, draw
+
+    study = search.study()
+    found = best(study)
+    if not found:
+        say("no trial of the search was complete")
+        return []
+    say("best trial:" if len(search.objectives) == 1 else "Pareto front:")
+    for trial in sorted(found, key=lambda t: -t.values[0]):
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(search.objectives, trial.values, strict=True))
+        again = command(
+            described["grid"], described["preset"], described["overrides"], trial.params, "LGD", search.base.seed
+        )
+        say(f"  {values}: {again}")
+    say(f"study: optuna-dashboard sqlite:///{directory / STUDY_FILE}")
+    return draw(study, search.objectives, directory)
+
+
+def _code() -> dict[str, dict[str, str]]:
+    """What computes a sweep's numbers: versions of the packages, and the files of this one by a digest."""
+    import lgd
+    from lgd import provenance
+
+    root = Path(lgd.__file__).parent
+    files = {
+        path.relative_to(root.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in sorted(root.rglob("*.py"))
+    }
+    return {"versions": provenance.versions(), "files": files}
+
+
+def _check_code(directory: Path, described: dict[str, Any], *, accepted: bool) -> None:
+    """Refuse to mix trials of different code in one table, unless that is ``accepted``."""
+    path = directory / SWEEP_FILE
+    if accepted or not path.exists() or not list(directory.glob(f"trials/*/{FILE}")):
+        return
+    there, here = _read_sweep(directory).get("code"), _code()
+    if there is None:
+        different = "it does not say by which"
+    else:
+        versions = [
+            f"{name} {there['versions'].get(name, 'none')} there and {here['versions'].get(name, 'none')} here"
+            for name in sorted({*there["versions"], *here["versions"]})
+            if there["versions"].get(name) != here["versions"].get(name)
+        ]
+        files = [
+            name
+            for name in sorted({*there["files"], *here["files"]})
+            if there["files"].get(name) != here["files"].get(name)
+        ]
+        shown = files[:5] + ([f"{len(files) - 5} more"] if len(files) > 5 else [])
+        different = ", ".join(versions + ([f"changed: {', '.join(shown)}"] if files else []))
+    if different:
+        raise InputError(
+            f"{directory} holds trials that other code ran ({different}): choose another --output, or say"
+            " --accept-other-code"
+        )
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
-    whole = grid(described["grid"])
-    arms = tuple(arm for arm in whole.arms if arm.name in described["arms"])
-    chosen = Grid(whole.name, whole.title, arms, whole.reference)
+    whole = grid(described["grid"], described["preset"])
+    chosen = replace(whole, arms=tuple(arm for arm in whole.arms if arm.name in described["arms"]))
     return plan(chosen, preset(described["preset"]), described["seeds"], described["overrides"], directory)
 
 
 def _arms(chosen: Grid, names: str | None) -> list[str]:
-    known = [arm.name for arm in chosen.arms]
+    skipped = {arm.name: arm.skipped for arm in chosen.arms if arm.skipped}
+    known = [arm.name for arm in chosen.arms if arm.name not in skipped]
     if names is None:
         return known
     wanted = [x.strip() for x in names.split(",")]
     for name in wanted:
+        if name in skipped:
+            raise InputError(f"arm {name!r} {skipped[name]}")
         if name not in known:
             raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
     return [x for x in known if x in wanted]
@@ -208,17 +445,22 @@ def _read_sweep(directory: Path) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, described: dict[str, Any]) -> None:
-    """A results directory holds one sweep; more seeds or arms may be added to it."""
+    """A results directory holds sweeps of one preset; more seeds, arms and grids may be added to it.
+
+    Its sweep.json is of the grid that ran last. What two grids share is trained once.
+    """
     if not (directory / SWEEP_FILE).exists():
         return
     there = _read_sweep(directory)
-    for key in ("grid", "preset", "overrides"):
+    for key in ("preset", "overrides"):
         if there[key] != described[key]:
             raise InputError(
                 f"{directory} holds a sweep with {key} {there[key]!r}, not {described[key]!r}:"
                 " choose another --output or remove it"
             )
-    order = [arm.name for arm in grid(described["grid"]).arms]
+    if there["grid"] != described["grid"]:
+        return
+    order = [arm.name for arm in grid(described["grid"], described["preset"]).arms]
     described["arms"] = [x for x in order if x in there["arms"] or x in described["arms"]]
     described["seeds"] = max(there["seeds"], described["seeds"])
 
@@ -258,15 +500,28 @@ def _check_still_same(trials: Sequence[Trial], fingerprints: dict[str, str]) -> 
             )
 
 
-def _list(console: Console) -> None:
-    for each in GRIDS.values():
+def _list(options: argparse.Namespace, console: Console) -> None:
+    """The grids and their arms at a preset's size, or those of ``--grid`` alone."""
+    for name in [options.grid] if options.grid else NAMES:
+        each = grid(name, options.preset)
         table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for head in ("arm", "changes", "asks"):
             table.add_column(head)
         for arm in each.arms:
-            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items())
-            table.add_row(arm.name, changes or "(none)", arm.question)
+            # The rest of a table's row is in its name.
+            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
+            table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
         console.print(table)
+
+
+def _asks(table: str, arm: Arm) -> str:
+    """The arm's question, or why it is skipped, or what the paper reports for it."""
+    if arm.skipped or arm.training is None:
+        return f"skipped: {arm.skipped}" if arm.skipped else arm.question
+    known, metrics = paper().tables[table], paper().metrics
+    cells = ((metrics[x], known.value(arm.training, x)) for x in known.metrics)
+    said = ", ".join(f"{metric.title} {value:.1f} {metric.unit}" for metric, value in cells if value is not None)
+    return f"the paper: {said}" if said else "the paper: not reported"
 
 
 def _show_plan(
@@ -279,21 +534,18 @@ def _show_plan(
         needed = "yes" if trial in missing else "has a record"
         table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, fingerprints.get(trial.arm, ""))
     console.print(table)
-    shown = settings(trials[0].experiment)
+    each = [settings(trial.experiment) for trial in trials]
     console.print("settings shared by the arms:", highlight=False)
-    for key, value in shown.items():
-        if not key.startswith("method.") and key != "seed":
+    for key, value in each[0].items():
+        if not key.startswith("method.") and all(x[key] == value for x in each):
             console.print(f"  {key} = {value!r}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"{len(missing)} of {len(trials)} trials to run, {resources.side_by_side} side by side,"
-        f" {resources.cpus} CPU and {resources.gpus:g} GPU each",
+        f"{len(missing)} of {len(trials)} trials to run, {_held(resources)}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
-def _status(trials: list[Trial], console: Console) -> int:
-    from lgd.record import FILE, load
-
+def _status(trials: list[Trial], directory: Path, console: Console) -> int:
     finished = 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "state"):
@@ -305,9 +557,13 @@ def _status(trials: list[Trial], console: Console) -> int:
             finished += record.status == "finished"
             table.add_row(trial.name, outcome(record))
         else:
-            table.add_row(trial.name, "begun, no record" if trial.directory.exists() else "not begun")
+            begun = f"begun, no record: {_unfinished(trial)}" if trial.directory.exists() else "not begun"
+            table.add_row(trial.name, begun)
     console.print(table)
     console.print(f"{finished} of {len(trials)} trials finished", highlight=False)
+    searched = _searched(directory)
+    if searched:
+        console.print(f"{searched} trials of a search", highlight=False)
     return 0
 
 

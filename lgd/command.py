@@ -263,7 +263,7 @@ class _Progress:
 
     def __call__(self, progress: train.Progress) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next or math.isnan(progress["eta"]):
             return
         self._next = now + PERIOD
         left = timedelta(seconds=round(progress["eta"]))

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ for _name, _value in {
 
 import ray  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 from lgd import parallel, train  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
@@ -80,20 +82,41 @@ class Workers:
 
     def check_fits(self) -> None:
         """Raise InputError when the cluster could never hold them, however empty. Ray must be started."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = [min(_fits(x.get("CPU", 0), self.cpus), _fits(x.get("GPU", 0), self.gpus)) for x in nodes]
-        fitting = sum(min(x, 1) for x in room) if self.spread else sum(room)
-        if fitting < self.count:
-            had = ", ".join(f"{x.get('CPU', 0):g} CPU and {x.get('GPU', 0):g} GPU" for x in nodes)
+        self.side_by_side(nodes())
+
+    def side_by_side(self, there: Sequence[Node]) -> int:
+        """How many such groups of workers fit into these nodes at once. Raises InputError where not one ever does."""
+        room = [min(_fits(node.cpus, self.cpus), _fits(node.gpus, self.gpus)) for node in there]
+        groups = sum(room) // self.count
+        while self.spread and groups and sum(min(x, groups) for x in room) < groups * self.count:
+            groups -= 1
+        if not groups:
+            had = ", ".join(f"{x.cpus:g} CPU and {x.gpus:g} GPU" for x in there)
+            many = f"{self.count} workers" if self.count > 1 else "one worker"
+            each = " each" if self.count > 1 else ""
             where = " on a node of its own" if self.spread else ""
             raise InputError(
-                f"{self.count} workers of {self.cpus} CPU and {self.gpus:g} GPU each{where} can never run here: the"
-                f" nodes have {had}"
+                f"{many} of {self.cpus} CPU and {self.gpus:g} GPU{each}{where} can never run here: the nodes have {had}"
             )
+        return groups
 
 
-def _fits(there: float, wanted: float) -> float:
-    return math.floor(there / wanted + 1e-9) if wanted else math.inf
+@dataclass(frozen=True)
+class Node:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float
+
+
+def nodes() -> list[Node]:
+    """The nodes of the cluster that Ray is connected to."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(x.get("CPU", 0), x.get("GPU", 0)) for x in found]
+
+
+def _fits(there: float, wanted: float) -> int:
+    return math.floor(there / wanted + 1e-9) if wanted else sys.maxsize
 
 
 @contextlib.contextmanager
@@ -165,6 +188,7 @@ def run(
         "directory": str(directory),
         "teachers": str((teachers or directory.parent / "teachers").resolve()),
         "names": {"preset": preset, "arm": arm, "overrides": list(overrides)},
+        "stops": [str(directory / STOP_FILE)],
         "cpus": workers.cpus,
         "gpus": workers.gpus,
     }
@@ -209,15 +233,30 @@ def request_stop(directory: Path) -> None:
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
-    """What each worker does. Returns what happened, as plain values: the first worker's answer is the run's."""
+    """What each of Ray Train's workers does."""
+    # Ray Train shows its workers every GPU of their node.
+    device = 0
+    if config["gpus"]:
+        from ray.train.torch import get_device
+
+        device = get_device().index or 0
+    return _share(config, device)
+
+
+def _share(config: dict[str, Any], device: int) -> dict[str, Any]:
+    """Train as one of the workers that share a training, whose process group is up.
+
+    Returns what happened, as plain values: the first worker's answer is the run's. device: the GPU's number.
+    """
     directory = Path(config["directory"])
-    experiment = prepared(parse(config["experiment"]), config["cpus"], config["gpus"])
+    experiment = prepared(parse(config["experiment"]), config["cpus"], config["gpus"], device)
     os.environ[parallel.NODE_VARIABLE] = ray.get_runtime_context().get_node_id()
 
     def tell(progress: train.Progress) -> None:
         with contextlib.suppress(OSError):
             write_text(directory / PROGRESS_FILE, json.dumps(progress))
 
+    stops = [Path(x) for x in config["stops"]]
     try:
         record = train.run(
             experiment,
@@ -225,7 +264,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
             **config["names"],
             teachers=Path(config["teachers"]),
             tell=tell,
-            stop=(directory / STOP_FILE).exists,
+            stop=lambda: any(x.exists() for x in stops),
         )
     except InputError as error:
         # The workers see the same settings and files: what one refuses all do.
@@ -235,19 +274,78 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     return {"record": record.model_dump_json()}
 
 
-def prepared(experiment: Experiment, cpus: int, gpus: float) -> Experiment:
+def prepared(experiment: Experiment, cpus: int, gpus: float, device: int = 0) -> Experiment:
     """The experiment as a worker with these resources runs it, this process set up for it."""
     if gpus:
-        device = 0
-        if ray.is_initialized():
-            from ray.train.torch import get_devices
-
-            device = get_devices()[0].index or 0
         torch.cuda.set_device(device)
     elif experiment.device == "auto":
         # A worker without a share of a GPU must not use one that others were given.
         experiment = experiment.model_copy(update={"device": "cpu"})
     return experiment if experiment.threads else experiment.model_copy(update={"threads": cpus})
+
+
+@ray.remote(max_restarts=0)
+class _Member:
+    """A worker of a training that runs inside resources that somebody else holds, such as a sweep's trial."""
+
+    def address(self) -> str:
+        """Where the first worker can be met."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            return f"{host}:{free.getsockname()[1]}"
+
+    def work(self, config: dict[str, Any], rank: int, world: int, address: str) -> dict[str, Any]:
+        # One GPU, or a part of one, is all that this process sees.
+        backend = "nccl" if config["gpus"] else "gloo"
+        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
+        try:
+            return _share(config, device=0)
+        finally:
+            dist.destroy_process_group()
+
+
+def run_held(config: dict[str, Any], workers: Workers, tell: Callable[[train.Progress], None]) -> dict[str, Any]:
+    """Train over workers in the placement group that this task or actor holds, whose bundles are theirs in order.
+
+    Whoever holds the group frees all of it: nothing is left when the holder is killed. A worker that dies takes the
+    others with it, and all start again from the last checkpoint, ``workers.restarts`` times; then RuntimeError.
+    """
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = ray.util.get_current_placement_group()
+    progress = Path(config["directory"]) / PROGRESS_FILE
+    for attempt in range(workers.restarts + 1):
+        members = [
+            _Member.options(  # type: ignore[attr-defined]
+                num_cpus=workers.cpus,
+                num_gpus=workers.gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
+            ).remote()
+            for i in range(workers.count)
+        ]
+        try:
+            address = ray.get(members[0].address.remote())
+            answers = [x.work.remote(config, i, workers.count, address) for i, x in enumerate(members)]
+            waiting, seen = list(answers), ""
+            while waiting:
+                done, waiting = ray.wait(waiting, timeout=POLL)
+                # Raises for the first that failed: the others would wait for it.
+                ray.get(done)
+                with contextlib.suppress(OSError, ValueError):
+                    text = progress.read_text(encoding="utf-8")
+                    if text != seen:
+                        seen = text
+                        tell(json.loads(text))
+            return dict(ray.get(answers[0]))
+        except ray.exceptions.RayError as error:
+            if attempt == workers.restarts:
+                raise RuntimeError(_reason(error)) from error
+        finally:
+            for member in members:
+                ray.kill(member)
+            progress.unlink(missing_ok=True)
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ python -m lgd.train EXPERIMENT --method baseline|lgd    # one of lgd/experiments
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from lgd.evaluate import check_masks, evaluate, quiet
 from lgd.experiment import Data, Experiment, Schedule
 from lgd.export import export_student, load_student, student_of
 from lgd.fgfi import FrozenTeacher, ImitationDistance
+from lgd.files import write_text
 from lgd.fingerprint import fingerprint
 from lgd.meter import Beat, Meter, gpu_energy, reset_peak_memory
 from lgd.phases import FreezeBackbone, Phases
@@ -56,6 +58,10 @@ from lgd.trainer import (
 )
 
 __all__ = ["Built", "Progress", "Stopped", "Trainer", "build", "build_model", "failure", "run"]
+
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""The EvaluationPoints of a training so far, one a line."""
 
 
 @dataclass
@@ -230,14 +236,13 @@ def run(
     overrides: Sequence[str] = (),
     teachers: Path | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
-    scored: Callable[[EvaluationPoint, Meter], None] = lambda _, __: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
     """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
 
     Goes on from the directory's last checkpoint where there is one. Every worker of a distributed training calls it
     alike; the first one writes. teachers: where frozen teachers are kept (default: ``teachers`` beside ``directory``).
-    tell: called about once a second with the progress. scored: called after each evaluation. stop: asked after each
+    tell: called about once a second with the progress, and after each evaluation. stop: asked after each
     step (several workers: every WRITE_PERIOD); True writes a checkpoint and raises Stopped.
 
     A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
@@ -265,7 +270,7 @@ def run(
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{directory} cannot be made ({error.strerror})") from None
-        training = _Training(built, experiment, directory, commit, meter, tell, scored, stop)
+        training = _Training(built, experiment, directory, commit, meter, tell, stop)
         reason, steps = training.run(stack)
         if not reason:
             training.score(steps)
@@ -337,11 +342,10 @@ class _Training:
         commit: str,
         meter: Meter,
         tell: Callable[[Progress], None],
-        scored: Callable[[EvaluationPoint, Meter], None],
         stop: Callable[[], bool],
     ) -> None:
         self._built, self._experiment, self._directory, self._meter = built, experiment, directory, meter
-        self._commit, self._scored = commit, scored
+        self._commit, self._tell = commit, tell
         self.evaluations: list[EvaluationPoint] = []
         self.times = StepTimes(write_period(experiment.schedule.steps), meter)
         self._start, losses = self._resume()
@@ -392,7 +396,15 @@ class _Training:
         )
         self.evaluations.append(point)
         if parallel.first():
-            self._scored(point, self._meter)
+            lines = [x.model_dump_json() + "\n" for x in self.evaluations]
+            write_text(self._directory / EVALUATIONS_FILE, "".join(lines))
+            self._tell(
+                {"step": step, "steps": experiment.schedule.steps, "loss": math.nan, "eta": math.nan, **self._further()}
+            )
+
+    def _further(self) -> Progress:
+        ap = self.evaluations[-1].student.AP if self.evaluations else None
+        return {"spent": self._meter.total(), **({} if ap is None else {"AP": ap})}
 
     def totals(self) -> dict[str, Any]:
         """The meter's figures as fields of a Record, of all workers together."""
@@ -419,7 +431,8 @@ class _Training:
         log = self._directory / "metrics.json"
         if found is None:
             if parallel.first():
-                log.unlink(missing_ok=True)
+                for left in (log, self._directory / EVALUATIONS_FILE):
+                    left.unlink(missing_ok=True)
             if attempts:
                 meter.lose(spent, attempts)
             return 0, {}
@@ -510,7 +523,7 @@ class _Training:
             hooks.LRScheduler(built.optimizer, built.scheduler),
             hooks.PeriodicWriter(writers, period=period) if writers else None,
             self.times,
-            Report(tell),
+            Report(tell, self._further),
             hooks.EvalHook(every, self._evaluate_now, eval_after_train=False) if every else None,
             SaveAndStop(self._save, experiment.checkpoint.resolved_every(schedule.steps), stop, period),
         ]

@@ -34,7 +34,7 @@ ALIKE: dict[str, Any] = {
 }
 
 FIRST, LATER = 1e-5, 2e-3
-"""How far a loss may lie from one worker's, as a part of it: rounding alone in the first step, later what it grew to."""
+"""How far a loss may lie from one worker's, as a part of it: by rounding at first, later by what that became."""
 
 
 def _experiment(**changes: Any) -> Experiment:
@@ -55,9 +55,7 @@ def _on_two(experiment: Experiment, directory: Path) -> Record:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(
-        _work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS, start_method="spawn"
-    )
+    mp.spawn(_work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS)
     return load(directory / "record.json")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,6 @@ from tests.helpers import quick_experiment
 from tests.test_parallel import ALIKE
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def no_strays() -> Iterator[None]:
-    """Nothing that Ray started is left running."""
-    before = _ray_processes()
-    yield
-    deadline = time.monotonic() + 30
-    while (left := _ray_processes() - before) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
-
-
-def _ray_processes() -> set[int]:
-    found = set()
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if "raylet" in command or "gcs_server" in command or "ray::" in command:
-            found.add(process.info["pid"])
-    return found
 
 
 def _command(*arguments: str) -> list[str]:
@@ -112,12 +92,12 @@ def test_workers_spread_over_two_nodes(tmp_path: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     try:
         # Ray Train tells nodes apart by their address.
         cluster.add_node(**small, node_ip_address="127.0.0.2")
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         experiment = quick_experiment(**ALIKE)
         with pytest.raises(InputError, match="3 workers .* on a node of its own can never run here"):
             scale.run(experiment.override({"schedule.batch": 6}), tmp_path / "x", Workers(3, spread=True))

@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ablations.grids import COMPONENTS, plan
+from ablations.grids import COMPONENTS, NAMES, grid, plan
 from ablations.presets import TINY
 from ablations.run import main
+from lgd import train
 from lgd.data.shapes import CATEGORIES
 from lgd.record import Record, load
 
@@ -109,9 +110,10 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "components", "--set", "schedule.step=3"], "did you mean 'schedule.steps'"),
         (["--grid", "components", "--set", "method.context=false"], "arm 'without mapper'"),
         (["--grid", "components", "--arms", "LGD,nothing"], "no arm 'nothing'"),
+        (["--grid", "table7", "--arms", "RetinaNet R-50 2x ms LabelEnc"], "LabelEnc's label-encoding network"),
         (["--grid", "components", "--data", "coco-json:/nowhere"], "/nowhere"),
         (["--grid", "components", "--data", "cifar:/x"], "cifar"),
-        (["--grid", "components", "--cpus", "5000"], "5000 CPUs"),
+        (["--grid", "components", "--cpus", "5000"], "5000 CPU and"),
         (["--grid", "components", "--gpus", "77"], "77 GPUs"),
         (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
         (["--grid", "components", "--cpus", "0"], "--cpus 0"),
@@ -150,8 +152,12 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     said = capsys.readouterr().out
-    for arm in ("baseline", "without encoder", "label queries"):
-        assert arm in said
+    for name in ("baseline", "without encoder", "label queries", *NAMES):
+        assert name in said
+    assert main(["--list", "--grid", "table9"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the paper: mMR 46.4 %" in said
+    assert "without encoder" not in said
 
 
 def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +171,32 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     )  # fmt: skip
     assert main(["--grid", "components", "--output", str(tmp_path)]) == 2
     assert "preset 'small', not 'tiny'" in capsys.readouterr().err
+
+
+def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a second table shares with the first is not trained again."""
+    overrides = [x for x in QUICK if x != "--set"]
+    for trial in plan(grid("teacher-based"), TINY, 1, [*overrides, "method.fgfi.from_step=2"], tmp_path):
+        if trial.arm in ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD"):
+            shown = train.build(trial.experiment, pretrained=False).fingerprint
+            Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=shown).save(
+                trial.directory
+            )
+    more = [*QUICK, "--set", "method.fgfi.from_step=2", "--output", str(tmp_path), "--dry-run"]
+    assert main(["--grid", "table7", *more]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 3 trials to run" in said
+    assert "skipped: RetinaNet R-50 2x ms LabelEnc: needs LabelEnc's" in said
+    (tmp_path / "sweep.json").write_text(
+        json.dumps(
+            {
+                "schema_version": 1, "grid": "teacher-based", "preset": "tiny", "arms": ["RetinaNet R-50 2x ms LGD"],
+                "overrides": [*overrides, "method.fgfi.from_step=2"], "reference": "", "seeds": 3,
+            }
+        )
+    )  # fmt: skip
+    assert main(["--grid", "table7", *more]) == 0
+    assert "1 of 3 trials to run" in capsys.readouterr().out
 
 
 def test_records_of_other_data_or_code_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
