@@ -219,7 +219,8 @@ def quiet() -> Iterator[None]:
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     tune_log = logging.getLogger("ray.tune.search.optuna.optuna_search")
-    before, _ = tune_log.level, tune_log.setLevel(logging.ERROR)
+    before = tune_log.level
+    tune_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -24,7 +24,7 @@ from lgd.files import replacing
 FORMAT = 1
 DIRECTORY = "checkpoints"
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep")
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep", "log")
 """Settings that change how a training goes, not what it trains."""
 
 _log = logging.getLogger(__name__)

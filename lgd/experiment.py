@@ -343,7 +343,7 @@ class Checkpoints(Settings):
 
 class Experiment(Settings):
     """One run, whole. precision: of the forward pass (autocast); parameters stay float32. threads: CPU threads, 0 to
-    leave torch's own choice."""
+    leave torch's own choice. log: services that get the curves besides TensorBoard (see writers.py)."""
 
     detector: Detector = Detector()
     data: Data = Data()
@@ -351,6 +351,7 @@ class Experiment(Settings):
     method: Method = Method()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoints = Checkpoints()
+    log: tuple[Literal["wandb", "mlflow"], ...] = ()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0

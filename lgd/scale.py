@@ -313,7 +313,7 @@ def run_held(config: dict[str, Any], workers: Workers, tell: Callable[[train.Pro
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = ray.util.get_current_placement_group()
+    group: Any = ray.util.get_current_placement_group()
     progress = Path(config["directory"]) / PROGRESS_FILE
     for attempt in range(workers.restarts + 1):
         members = [

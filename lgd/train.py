@@ -21,11 +21,10 @@ import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
-from lgd import checkpoint, parallel, provenance
+from lgd import checkpoint, parallel, provenance, writers
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.detectors import build_detector
 from lgd.detectors.weights import load_weights
@@ -258,6 +257,7 @@ def run(
     # Read now: the tree may change while the training runs.
     started, commit = now(), provenance.git_commit()
     device = device_of(experiment)
+    writers.check(experiment)
     meter = Meter(parallel.world(), energy=gpu_energy(device))
     reset_peak_memory()
     with ExitStack() as stack:
@@ -512,16 +512,13 @@ class _Training:
         student = student_of(built.model)
         bottom_up = getattr(student.backbone, "bottom_up", student.backbone)
         period = write_period(schedule.steps)
-        writers: list[EventWriter] = []
-        if parallel.first():
-            board = TensorboardXWriter(str(self._directory / "tensorboard"), purge_step=self._start or None)
-            writers = [JSONWriter(str(self._directory / "metrics.json")), board]
+        outlets = writers.writers(experiment, self._directory, self._start) if parallel.first() else []
         freezes = experiment.method.name == "lgd"
         return [
             hooks.IterationTimer(),
             FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if freezes else None,
             hooks.LRScheduler(built.optimizer, built.scheduler),
-            hooks.PeriodicWriter(writers, period=period) if writers else None,
+            hooks.PeriodicWriter(outlets, period=period) if outlets else None,
             self.times,
             Report(tell, self._further),
             hooks.EvalHook(every, self._evaluate_now, eval_after_train=False) if every else None,

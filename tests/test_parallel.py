@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing.spawn
 
 from lgd import parallel, train
 from lgd.experiment import Experiment, parse
@@ -55,7 +55,7 @@ def _on_two(experiment: Experiment, directory: Path) -> Record:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS)
+    torch.multiprocessing.spawn.spawn(_work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS)
     return load(directory / "record.json")
 
 

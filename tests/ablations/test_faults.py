@@ -21,7 +21,7 @@ from filelock import FileLock
 from ablations.grids import Trial
 from ablations.run import main
 from ablations.sweep import Names, Outcome, Resources, done, run_sweep
-from lgd import scale, train
+from lgd import provenance, scale
 from lgd.record import FILE, Record, load
 from tests.ablations.test_run import QUICK
 from tests.helpers import quick_experiment
@@ -295,7 +295,7 @@ def test_a_directory_of_other_code_is_refused(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert main([*arguments, "--seeds", "2"]) == 2
     said = capsys.readouterr().err
-    assert f"torch 1.0 there and {train.provenance.versions()['torch']} here" in said
+    assert f"torch 1.0 there and {provenance.versions()['torch']} here" in said
     assert "changed: lgd/distance.py" in said
     assert said.count("\n") == 1
     assert main([*arguments, "--seeds", "2", "--accept-other-code", "--dry-run"]) == 0

@@ -60,7 +60,7 @@ def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Pat
         for a in (True, False)
         for m in (True, False)
         for v in ("appearance_queries", "label_queries", "appearance_only", "label_only")
-        if not impossible(encoder=e, adapter=a, mapper=m, variant=v, context=context)  # type: ignore[arg-type]
+        if not impossible(encoder=e, adapter=a, mapper=m, variant=v, context=context)
     }
     assert seen == wanted
 
