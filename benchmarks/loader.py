@@ -1,6 +1,6 @@
 """Images a second of our loader and of detectron2's default one, side by side.
 
-python -m benchmarks.loader coco-json:DIR --size 800 --workers 0 2 --output benchmarks/results/NAME
+python -m benchmarks.loader coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME
 
 Both read the same training images, resize their shorter side, flip half of them and make ``Instances``; both in this
 process or with as many workers. They take turns, so that whatever else the machine does falls on both. Ours decodes
@@ -30,12 +30,12 @@ from lgd.errors import InputError
 from lgd.files import write_text
 
 
-def ours(dataset: DataSet, options: argparse.Namespace, workers: int) -> Iterator[list[dict[str, Any]]]:
+def ours(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Iterator[list[dict[str, Any]]]:
     return iter(
         train_loader(
             dataset,
             batch_size=options.batch,
-            min_sizes=(options.size,),
+            min_sizes=(size,),
             max_size=options.max_size,
             flip=True,
             masks=False,
@@ -46,8 +46,8 @@ def ours(dataset: DataSet, options: argparse.Namespace, workers: int) -> Iterato
     )
 
 
-def theirs(dataset: DataSet, options: argparse.Namespace, workers: int) -> Iterator[list[dict[str, Any]]]:
-    augmentations = [T.ResizeShortestEdge([options.size], options.max_size, "choice"), T.RandomFlip()]
+def theirs(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Iterator[list[dict[str, Any]]]:
+    augmentations = [T.ResizeShortestEdge([size], options.max_size, "choice"), T.RandomFlip()]
     return iter(
         build_detection_train_loader(
             get_detection_dataset_dicts([dataset.train]),
@@ -65,9 +65,9 @@ def measure(loader: Iterator[list[dict[str, Any]]], batches: int) -> float:
     return images / (time.perf_counter() - begun)
 
 
-def compare(dataset: DataSet, options: argparse.Namespace, workers: int) -> list[dict[str, Any]]:
+def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> list[dict[str, Any]]:
     """A row each: the median of the rounds, their least and most."""
-    loaders = {"lgd": ours(dataset, options, workers), "detectron2": theirs(dataset, options, workers)}
+    loaders = {"lgd": ours(dataset, options, size, workers), "detectron2": theirs(dataset, options, size, workers)}
     speeds: dict[str, list[float]] = {name: [] for name in loaders}
     for loader in loaders.values():
         # Workers start, files come into the system's cache; and what was prefetched is used up.
@@ -79,7 +79,7 @@ def compare(dataset: DataSet, options: argparse.Namespace, workers: int) -> list
         {
             "loader": name,
             "data": options.source.rsplit("/", 1)[-1],
-            "size": options.size,
+            "size": size,
             "max_size": options.max_size,
             "workers": workers,
             "cached": options.cached,
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a row for each loader and number of workers, and write loader.csv where an output is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description="Our loader and detectron2's.")
     parser.add_argument("source", metavar="DATASET", help="as --data takes it, such as coco-json:DIR")
-    parser.add_argument("--size", type=int, default=800, help="shorter side, pixels (default: 800)")
+    parser.add_argument("--size", type=int, nargs="+", default=[800], help="shorter sides, pixels, one after the other")
     parser.add_argument("--max-size", type=int, default=1333, help="longest longer side, pixels (default: 1333)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="to try one after the other")
     parser.add_argument("--batch", type=int, default=8)
@@ -115,10 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     hardware = provenance.hardware()
     rows = []
-    for workers in options.workers:
-        for row in compare(dataset, options, workers):
+    for size, workers in itertools.product(options.size, options.workers):
+        for row in compare(dataset, options, size, workers):
             rows.append({**row, **hardware, "git_commit": provenance.git_commit()})
-            print(f"{row['loader']:<12}{workers} workers {row['images_per_second']:>8} images/s", flush=True)
+            print(
+                f"{row['loader']:<12}{size:>5} pixels {workers:>3} workers {row['images_per_second']:>8} images/s",
+                flush=True,
+            )
     if options.output:
         table = io.StringIO()
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
