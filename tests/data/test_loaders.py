@@ -21,6 +21,7 @@ from PIL import Image
 from lgd.data import DataSet, ShapesSpec, images, loaders, resolve, train_loader, val_loader
 from lgd.data.loaders import ImageCache, worker_processes
 from lgd.errors import InputError
+from lgd.experiment import Experiment
 from tests.data.test_coco import COCO_TINY, change, directory
 
 SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
@@ -444,9 +445,33 @@ def test_workers_are_sized_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert worker_processes("auto", cuda=True) == 16
 
 
+@pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
+def test_impossible_numbers_of_workers(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"data\.workers: must be auto or a whole number from 0"):
+        Experiment().override({"data.workers": wrong})
+
+
 @pytest.mark.gpu
 def test_batches_for_a_gpu_are_pinned(made: DataSet) -> None:
     for workers in (0, 2):
         assert all(x["image"].is_pinned() for x in batches(made, 1, workers=workers, cuda=True)[0])
         loader = val_loader(made, min_size=64, max_size=64, workers=workers, with_labels=False, cuda=True)
         assert next(iter(loader))[0]["image"].is_pinned()
+
+
+def test_masks_of_data_that_had_to_be_cleaned(mixed: DataSet) -> None:
+    """Polygons and run lengths survive; what was dropped or ignored is not taught."""
+    runs = {"counts": [100, 50, 48 * 48 - 150], "size": [48, 48]}
+
+    def spoil(contents: dict[str, Any]) -> None:
+        contents["annotations"][0].update(bbox=[1, 1, 0, 0])
+        contents["annotations"][2].update(segmentation=runs)
+        contents["annotations"].append({**contents["annotations"][1], "id": 99, "ignore": 1})
+
+    change(mixed.layout.train_json, spoil)
+    cleaned = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
+    assert cleaned.layout.train_json != mixed.layout.train_json
+    seen = {x["image_id"]: x["instances"] for x in itertools.chain(*batches(cleaned, 4, masks=True, keep_empty=True))}
+    assert {image: len(found) for image, found in seen.items()} == {1: 1, 2: 1, 3: 0}
+    assert all(isinstance(found.gt_masks, BitMasks) for found in seen.values())
+    assert all(bool(seen[image].gt_masks.tensor.any()) for image in (1, 2))
