@@ -213,7 +213,7 @@ def long_grid(tmp_path: Path) -> tuple[list[str], Path]:
     """A command whose second arm takes long enough to be interrupted in, with frequent checkpoints."""
     return [
         sys.executable, str(ROOT / "ablations" / "run.py"), "--grid", "components", *QUICK,
-        "--set", "schedule.steps=250", "--set", "checkpoint.every=25", "--arms", "baseline,LGD", "--cpus", "2",
+        "--set", "schedule.steps=250", "--set", "checkpoint.every=25", "--set", "threads=1", "--arms", "baseline,LGD", "--cpus", "2",
         "--output", str(tmp_path / "out"),
     ], tmp_path / "out"  # fmt: skip
 
