@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the plain detector, with LGD, or with FGFI and its teacher",
     )
     parser.add_argument(
-        "--data", metavar="SOURCE", help="coco-json:DIR for a COCO-layout directory (default: datasets/coco), or shapes"
+        "--data", metavar="SOURCE", help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",

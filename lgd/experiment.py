@@ -154,8 +154,11 @@ class Detector(Settings):
 class Data(Settings):
     """Where images come from and how they are resized.
 
-    source: "shapes" or "coco-json:DIR". shapes_*: size of the generated set (images, and their side in pixels).
+    source: what :func:`lgd.data.resolve` takes, such as "shapes" or "voc:DIR". shapes_*: size of the generated set
+    (images, and their side in pixels).
     min_sizes: shorter sides to draw from in training; test_size: shorter side in evaluation; max_size: longer side.
+    workers: processes that load data, beside each that trains (auto: sized to the machine, see
+    :func:`lgd.data.loaders.worker_processes`).
     """
 
     source: str = "shapes"
@@ -167,7 +170,14 @@ class Data(Settings):
     max_size: PositiveInt = 1333
     test_size: PositiveInt = 800
     flip: bool = True
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: int | Literal["auto"] = "auto"
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 0):
+            raise ValueError("must be auto or a whole number from 0")
+        return value
 
 
 class Schedule(Settings):
@@ -301,10 +311,13 @@ class Method(Settings):
 
 class Evaluation(Settings):
     """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive
-    features too (teacher AP)."""
+    features too (teacher AP). scorer: of COCO's AP (auto: hotcoco, whose numbers are pycocotools' own, where it is
+    installed). keep_detections: keep those of the last evaluation beside the record, as COCO's results, compressed."""
 
     every: Annotated[int, Field(ge=0)] = 0
     teacher: bool = False
+    scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    keep_detections: bool = False
 
 
 class Checkpoints(Settings):

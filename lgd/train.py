@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -373,12 +374,19 @@ class _Training:
         if self.evaluations and self.evaluations[-1].step == step:
             return
         model, experiment, dataset = self._built.model, self._experiment, self._built.dataset
-        masks = _makes_masks(experiment)
+        scoring = partial(
+            evaluate,
+            dataset=dataset,
+            settings=experiment.data,
+            evaluation=experiment.evaluation,
+            masks=_makes_masks(experiment),
+            directory=self._directory,
+        )
         with self._meter.phase("evaluation"):
-            student = evaluate(student_of(model), dataset, experiment.data, masks=masks)
+            student = scoring(student_of(model))
             teacher = None
             if experiment.evaluation.teacher and experiment.method.name == "lgd":
-                teacher = evaluate(model, dataset, experiment.data, teacher=True, masks=masks)
+                teacher = scoring(model, teacher=True)
         point = EvaluationPoint(
             step=step,
             student=student.box,
@@ -494,6 +502,7 @@ class _Training:
             masks=_makes_masks(self._experiment),
             seed=self._experiment.seed,
             workers=data.workers,
+            cuda=self._built.device.type == "cuda",
             start=self._start * schedule.batch,
         )
 
