@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn
+import torch.multiprocessing as mp
 
 from lgd import parallel, train
 from lgd.experiment import Experiment, parse
@@ -55,7 +55,9 @@ def _on_two(experiment: Experiment, directory: Path) -> Record:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn.spawn(_work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS)
+    mp.spawn(  # type: ignore[attr-defined]
+        _work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS
+    )
     return load(directory / "record.json")
 
 

@@ -66,7 +66,7 @@ def test_trainings_that_cost_the_same_share_a_key(changes: dict[str, Any]) -> No
         {"detector__channels": 24},
         {"detector__backbone__name": "resnet34"},
         {"method__name": "baseline"},
-        {"method__name": "fgfi"},
+        {"method__name": "fgfi", "method__fgfi__from_step": 1},
         {"method__encoder": False},
         {"method__detach_appearance": True},
         {"data__min_sizes": [48]},
@@ -90,8 +90,9 @@ def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
 def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
     assert key(Resources(1, 0.0, 2)) != key()
     assert key(Resources(1, 0.0, 1, workers=2)) != key()
-    assert key(method__name="fgfi", method__fgfi__levels="all") != key(method__name="fgfi")
-    assert key(method__name="fgfi", method__encoder=False) == key(method__name="fgfi")
+    fgfi: dict[str, Any] = {"method__name": "fgfi", "method__fgfi__from_step": 1}
+    assert key(**fgfi, method__fgfi__levels="all") != key(**fgfi)
+    assert key(**fgfi, method__encoder=False) == key(**fgfi)
     assert key(method__name="baseline", method__encoder=False) == key(method__name="baseline")
 
 
@@ -101,7 +102,7 @@ def test_counts_of_evaluations_and_checkpoints() -> None:
     assert evaluations(base.override({"evaluation.every": 30})) == 4
     # The one at the end is the last of them.
     assert evaluations(base.override({"evaluation.every": 50})) == 2
-    assert checkpoints(base) == 49
+    assert checkpoints(base) == 1
     assert checkpoints(base.override({"checkpoint.every": 30})) == 3
     assert checkpoints(base.override({"checkpoint.every": 0})) == 0
 
@@ -207,7 +208,7 @@ def test_a_finished_training_is_learnt_from(tmp_path: Path) -> None:
 
 
 def test_a_learnt_mean_is_of_its_schedule() -> None:
-    measured = Measurement(whole={"step": 2.0, "shares": {"free": 0.25, "distilling": 0.75}})
+    measured = Measurement(whole=2.0, shares={"free": 0.25, "distilling": 0.75})
     free, distilling = Stage(), Stage(distils=True)
     assert measured.training({free: 100, distilling: 300}) == 800
     assert measured.training({free: 200, distilling: 200}) is None
@@ -229,36 +230,40 @@ class Quiet:
     def ended(self, name: str, record: Record) -> None: ...
 
 
-STEADY = 0.1
-"""How far the prediction before a sweep and the one after it may differ for the machine to have stayed the same."""
+STEADY, TRIES = 0.05, 4
+"""How far the predictions before and after a sweep may differ for the machine to have stayed the same, and how often to
+wait for that."""
 
 
 @pytest.mark.slow
 def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
     """Measured before a sweep and again after it, predicted and real device-seconds differ by less than 15%.
 
-    Where the two measurements differ, something else ran meanwhile, and the sweep says nothing: it is tried again.
+    Where the two measurements differ, something else ran meanwhile, and the sweep says little: it is tried again, and
+    the steadiest try is judged.
     """
     changes = {"data.shapes_side": 96, "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96}
     changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 120}
     base = TINY.override({**changes, "schedule.warmup_steps": 10})
     resources = Resources(1, 0.0, min(2, scale.cores()))
     tries = []
-    for attempt in range(4):
+    for attempt in range(TRIES):
         directory = tmp_path / str(attempt)
         trials = plan(GRID, base, 2, [], directory)
         again = plan(GRID, base, 2, [], directory / "another")
-        predicted = [_measured(again, resources, directory / "before.json")]
+        before = _measured(again, resources, directory / "before.json")
         with scale.cluster(None):
             run_sweep(trials, Names("t", "tiny"), directory, resources, Quiet())
-        predicted.append(_measured(again, resources, directory / "after.json"))
+        after = _measured(again, resources, directory / "after.json")
         real = sum(_spent(path) for path in directory.glob(f"t*/*/{FILE}"))
-        tries.append((predicted, real))
-        if abs(predicted[1] / predicted[0] - 1) < STEADY:
+        tries.append((abs(after / before - 1), (before + after) / 2, real))
+        learnt = Store(directory / "learnt.json")
+        learn(trials, resources, learnt)
+        assert predict(again, resources, learnt).device_seconds == pytest.approx(real, rel=0.15)
+        if tries[-1][0] < STEADY:
             break
-    assert sum(predicted) / 2 == pytest.approx(real, rel=0.15), tries
-    learn(trials, resources, Store(directory / "learnt.json"))
-    assert predict(again, resources, Store(directory / "learnt.json")).device_seconds == pytest.approx(real, rel=0.15)
+    _, predicted, real = min(tries)
+    assert predicted == pytest.approx(real, rel=0.15), tries
 
 
 def _measured(trials: list[Trial], resources: Resources, path: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -475,3 +476,28 @@ def test_masks_of_data_that_had_to_be_cleaned(mixed: DataSet) -> None:
     assert {image: len(found) for image, found in seen.items()} == {1: 1, 2: 1, 3: 0}
     assert all(isinstance(found.gt_masks, BitMasks) for found in seen.values())
     assert all(bool(seen[image].gt_masks.tensor.any()) for image in (1, 2))
+
+
+def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
+    """But not where they overlap somebody who is labelled, and not in the cache."""
+    root = tmp_path / "people"
+    (root / "Images").mkdir(parents=True)
+    pixels = np.full((60, 80, 3), 200, np.uint8)
+    for split in ("train", "val"):
+        Image.fromarray(pixels).save(root / "Images" / f"{split}.png")
+        boxes = [
+            {"tag": "person", "fbox": [10, 10, 20, 30], "extra": {}},
+            {"tag": "mask", "fbox": [20, 20, 40, 20], "extra": {"ignore": 1}},
+        ]
+        line = json.dumps({"ID": split, "gtboxes": boxes})
+        (root / f"annotation_{split}.odgt").write_text(line + "\n")
+    dataset = resolve(f"crowdhuman:{root}", shapes=ShapesSpec())
+    loader = train_loader(
+        dataset, batch_size=1, min_sizes=(60,), max_size=80, flip=False, masks=False, seed=0, workers=0
+    )
+    for sample in itertools.islice(loader, 2):
+        image, (row,) = sample[0]["image"], sample[0]["instances"].gt_boxes.tensor.tolist()
+        assert row == [10, 10, 30, 40]
+        expected = torch.full((3, 60, 80), 200, dtype=torch.uint8)
+        expected[:, 20:40, 30:60] = torch.tensor([104, 116, 124], dtype=torch.uint8)[:, None, None]
+        assert torch.equal(image, expected)
