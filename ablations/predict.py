@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from benchmarks.options import share_of
 from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
 from lgd import pretraining, provenance, scale
 from lgd.data.shapes import cache_root
-from lgd.experiment import Experiment, settings
+from lgd.experiment import Data, Experiment, settings
 from lgd.files import write_text
 from lgd.meter import FIRST_STEPS
 from lgd.record import FILE, Record, load
@@ -60,6 +61,7 @@ SHARES_ALIKE = 0.01
 
 UNRELATED = (
     "seed",
+    "log",
     "evaluation.",
     "checkpoint.",
     "data.shapes_train",
@@ -91,13 +93,14 @@ OWN = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name"
 
 @dataclass
 class Measurement:
-    """Seconds. steps: a step by stage. whole: a step of a training that finished, with its stages' ``shares``.
+    """Seconds. steps: a step by stage. whole: a step of trainings that finished, whose stages had these ``shares``.
 
     first: what the first steps take beyond as many others. evaluation: fixed part, and of an image.
     """
 
     steps: dict[str, float] = field(default_factory=dict)
-    whole: dict[str, Any] | None = None
+    whole: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
     first: float = 0.0
     setup: float = 0.0
     evaluation: tuple[float, float] = (0.0, 0.0)
@@ -109,8 +112,8 @@ class Measurement:
         """Of all steps; None where a stage is not known."""
         total = sum(planned.values())
         shares = {str(stage): steps / total for stage, steps in planned.items()}
-        if self.whole is not None and _alike(self.whole["shares"], shares):
-            return float(self.whole["step"]) * total + self.first
+        if _alike(self.shares, shares):
+            return self.whole * total + self.first
         if any(str(stage) not in self.steps for stage in planned):
             return None
         return sum(steps * self.steps[str(stage)] for stage, steps in planned.items()) + self.first
@@ -270,7 +273,7 @@ def measure_missing(
         for i, (key, (arm, experiment, needed)) in enumerate(wanted.items()):
             tell(f"measuring {arm} ({i + 1} of {len(wanted)})")
             all_ask(workers, "build", Job(share_of(experiment, resources.workers), name=arm))
-            found = _measured(workers, list(needed), _images(experiment))
+            found = _measured(workers, list(needed), _images(experiment.data))
             earlier = store.get(key)
             if earlier is not None:
                 found.steps = earlier.steps | found.steps
@@ -278,35 +281,53 @@ def measure_missing(
 
 
 def learn(trials: Iterable[Trial], resources: Resources, store: Store | None = None) -> None:
-    """Note what the trainings of ``trials``, and of their teachers, took that ran to their end with these resources."""
+    """Note what the trainings of ``trials``, and of their teachers, took that ran to their end with these resources.
+
+    Of those with the same cost key, the mean.
+    """
     store = store or Store()
+    runs: dict[Path, Experiment] = {}
     for trial in trials:
-        record = _record(trial.directory)
-        if record is None:
-            continue
-        planned = as_run(trial.experiment, resources)
-        _learn(record, planned, resources, store)
-        if planned.teacher is not None and record.pretraining is not None:
-            teacher = _record(_teachers(trial) / record.pretraining.fingerprint)
-            if teacher is not None:
-                _learn(teacher, planned.teacher, resources, store)
+        record, planned = _record(trial.directory), as_run(trial.experiment, resources)
+        if record is not None:
+            runs[trial.directory] = planned
+            if planned.teacher is not None and record.pretraining is not None:
+                runs[_teachers(trial) / record.pretraining.fingerprint] = planned.teacher
+    learnt: dict[str, list[Measurement]] = {}
+    for directory, planned in runs.items():
+        record = _record(directory)
+        if record is not None and record.attempts == 1 and record.steps > 2 * FIRST_STEPS:
+            learnt.setdefault(cost_key(planned, resources), []).append(_learnt(record, planned))
+    for key, found in learnt.items():
+        alike = [x for x in found if _alike(x.shares, found[-1].shares)]
+        earlier = store.get(key)
+        mean = Measurement(
+            steps=earlier.steps if earlier else {},
+            whole=fmean(x.whole for x in alike),
+            shares=found[-1].shares,
+            first=fmean(x.first for x in found),
+            setup=fmean(x.setup for x in found),
+            evaluation=(0.0, fmean(x.evaluation[1] for x in found)),
+            checkpoint=fmean(x.checkpoint for x in found),
+            measured=found[-1].measured,
+            commit=found[-1].commit,
+        )
+        store.put(key, mean)
 
 
-def _learn(record: Record, planned: Experiment, resources: Resources, store: Store) -> None:
-    steady = record.steps - FIRST_STEPS
-    if record.attempts != 1 or steady < FIRST_STEPS:
-        return
-    key, parts = cost_key(planned, resources), stages(planned)
-    found = store.get(key) or Measurement()
-    first = record.within_training.get("first_steps", 0.0)
-    step = (record.seconds["training"] - first) / steady
-    found.whole = {"step": step, "shares": {str(stage): x / sum(parts.values()) for stage, x in parts.items()}}
-    found.first = max(0.0, first - FIRST_STEPS * step)
-    found.setup = record.seconds["setup"]
-    found.evaluation = (0.0, record.seconds["evaluation"] / (_passes(planned) * _images(planned)))
-    found.checkpoint = record.seconds.get("checkpoint", 0.0) / max(1, checkpoints(planned))
-    found.measured, found.commit = record.finished, record.git_commit
-    store.put(key, found)
+def _learnt(record: Record, planned: Experiment) -> Measurement:
+    first, parts = record.within_training.get("first_steps", 0.0), stages(planned)
+    step = (record.seconds["training"] - first) / (record.steps - FIRST_STEPS)
+    return Measurement(
+        whole=step,
+        shares={str(stage): steps / sum(parts.values()) for stage, steps in parts.items()},
+        first=max(0.0, first - FIRST_STEPS * step),
+        setup=record.seconds["setup"],
+        evaluation=(0.0, record.seconds["evaluation"] / (_passes(planned) * _images(planned.data))),
+        checkpoint=record.seconds.get("checkpoint", 0.0) / max(1, checkpoints(planned)),
+        measured=record.finished,
+        commit=record.git_commit,
+    )
 
 
 def as_run(experiment: Experiment, resources: Resources) -> Experiment:
@@ -355,7 +376,7 @@ def _row(name: str, arm: str, experiment: Experiment, resources: Resources, stor
     seconds = {
         "setup": found.setup,
         "training": training,
-        "evaluation": _passes(experiment) * (fixed + image * _images(experiment)),
+        "evaluation": _passes(experiment) * (fixed + image * _images(experiment.data)),
         "checkpoint": checkpoints(experiment) * found.checkpoint,
     }
     return Row(name, arm, seconds)
@@ -389,9 +410,10 @@ def _passes(experiment: Experiment) -> int:
     return evaluations(experiment) * (2 if both else 1)
 
 
-def _images(experiment: Experiment) -> int:
+@cache
+def _images(data: Data) -> int:
     """Of the validation split."""
-    return int(dataset_of(experiment.data).counts.val.images)
+    return int(dataset_of(data).counts.val.images)
 
 
 def _places(resources: Resources) -> list[int | None]:

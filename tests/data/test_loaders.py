@@ -484,7 +484,7 @@ def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
     (root / "Images").mkdir(parents=True)
     pixels = np.full((60, 80, 3), 200, np.uint8)
     for split in ("train", "val"):
-        Image.fromarray(pixels).save(root / "Images" / f"{split}.png")
+        Image.fromarray(pixels).save(root / "Images" / f"{split}.jpg")
         boxes = [
             {"tag": "person", "fbox": [10, 10, 20, 30], "extra": {}},
             {"tag": "mask", "fbox": [20, 20, 40, 20], "extra": {"ignore": 1}},
