@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.records import arm_of, by_seed, finished, score, training_seconds
+from analysis.records import arm_of, by_seed, finished, is_reproduction, score, training_seconds
 from analysis.statistics import paired_difference, paired_ratio
-from analysis.tables import CONFIDENCE, NONE, format_difference, is_reproduction
+from analysis.tables import CONFIDENCE, NONE, format_difference
 from lgd.files import replacing
 from lgd.record import Record
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.records import arm_of, by_seed, finished, peak_memory, score, teacher_ap, training_seconds
+from analysis.records import arm_of, by_seed, finished, is_reproduction, peak_memory, score, teacher_ap, training_seconds
 from analysis.statistics import paired_difference, paired_ratio
 from lgd.record import Record
 
@@ -140,11 +140,6 @@ def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> lis
             if r.status != "finished"
         ),
     ]
-
-
-def is_reproduction(records: Iterable[Record]) -> bool:
-    """Whether every record is from the ``paper`` preset."""
-    return all(record.preset == "paper" for record in records)
 
 
 def format_difference(mean: float, low: float | None, high: float | None) -> str:
