@@ -161,23 +161,28 @@ def _train(
 def _finish(
     trials: list[Trial], described: dict[str, Any], directory: Path, interrupted: bool, console: Console
 ) -> int:
-    from analysis.records import load_records
-    from analysis.report import write_outputs
-    from analysis.tables import print_table
+    from analysis.page import write_page
+    from analysis.records import load_runs
+    from analysis.report import Sweep, main_table, write_outputs
+    from analysis.tables import print_shown
 
-    records = load_records(directory)
-    if records:
-        written = write_outputs(directory, described["arms"], described["reference"])
-        print_table(records, described["arms"], described["reference"], console)
+    sweep = Sweep(described["arms"], described["reference"], described["grid"])
+    runs = load_runs(directory)
+    if runs:
+        written = [*write_outputs(directory, sweep), write_page(directory, sweep)]
+        print_shown(main_table(runs, sweep), console)
         console.print(f"written: {', '.join(str(x) for x in written)}", markup=False, highlight=False, soft_wrap=True)
+    # The directory may hold other grids' trials, too.
+    planned = {trial.directory for trial in trials}
+    ended = [run.record.status for run in runs if run.directory.resolve() in planned]
     if interrupted:
         console.print(
-            f"interrupted after {len(records)} of {len(trials)} trials;"
+            f"interrupted after {len(ended)} of {len(trials)} trials;"
             f" go on with: python ablations/run.py --resume {directory}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         return 130
-    return 0 if sum(record.status == "finished" for record in records) == len(trials) else 1
+    return 0 if ended.count("finished") == len(trials) else 1
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:

@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 class _Class:
     """A class's detections in falling order of score, and its objects: what an AP is counted from.
 
-    image (D): index of a detection's image. hit, counted (T, D): at each IoU threshold, whether it matches an object, and
-    whether it counts at all. objects (I): the objects of each image that count.
+    image (D): index of a detection's image. hit, counted (T, D): at each IoU threshold, whether it matches an object,
+    and whether it counts at all. objects (I): the objects of each image that count.
     """
 
     image: NDArray[np.int64]

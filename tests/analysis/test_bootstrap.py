@@ -22,7 +22,7 @@ IMAGES, CLASSES = 24, 3
 def _truth(seed: int = 0) -> dict[str, Any]:
     """Images with up to five objects of three classes, some crowds, one image empty."""
     draw = np.random.default_rng(seed)
-    boxes = []
+    boxes: list[dict[str, Any]] = []
     for image in range(1, IMAGES):
         for _ in range(draw.integers(1, 6)):
             x, y, w, h = [*draw.uniform(0, 60, 2), *draw.uniform(5, 40, 2)]
