@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,17 +41,28 @@ MOST_CLASSES = 40
 
 def draw(runs: Sequence[Run], directory: Path) -> list[Path]:
     """Draw every figure that the records have the numbers for; their paths. What cannot be drawn is left out."""
-    written = []
-    for name, make in FIGURES.items():
-        with mpl.rc_context(STYLE):
-            figure = make(runs)
-            if figure is not None:
-                written += save(figure, directory / name)
-                continue
+    drawn = {name: save(figure, directory / name) for name, figure in figures(runs)}
+    for name in FIGURES.keys() - drawn.keys():
         for suffix in (".png", ".svg"):
             # One of an earlier state of the directory would pass for this one's.
             (directory / (name + suffix)).unlink(missing_ok=True)
-    return written
+    return [path for paths in drawn.values() for path in paths]
+
+
+def figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+    """Each figure that there is something for, with its name, to be saved before the next is asked for."""
+    ordered = sorted(runs, key=_place)
+    for name, make in FIGURES.items():
+        with mpl.rc_context(STYLE):
+            figure = make(ordered)
+            if figure is not None:
+                yield name, figure
+
+
+def _place(run: Run) -> tuple[object, ...]:
+    """Arms of one reference together, the reference first."""
+    arm, reference = arm_of(run.record), reference_of(run.record)
+    return run.record.preset, reference, arm != reference, arm, run.record.experiment.seed
 
 
 def pareto(runs: Sequence[Run]) -> Figure | None:

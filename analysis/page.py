@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ablations.grids import NAMES, TABLES
-from analysis.charts import FIGURES
+from analysis.charts import figures
 from analysis.comparison import frontier, quantity, show_frontier
 from analysis.examples import LEAST_SCORE, Example, examples
-from analysis.figures import STYLE
 from analysis.records import Run, arm_of, gpu_hours, is_reproduction, load_runs
 from analysis.render import html_table
 from analysis.report import Sweep, main_table
@@ -86,19 +84,11 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "hours": quantity(sum(gpu_hours(x) for x in records), "h"),
         "machines": sorted({machine(x.hardware) or "unknown" for x in records}),
         "commits": sorted({x.git_commit[:12] or "unknown" for x in records}),
-        "versions": sorted(
-            {f"{k} {x.versions[k]}" for x in records for k in ("torch", "detectron2") if k in x.versions}
-        ),
+        "versions": sorted({f"{name} {x.versions.get(name, 'unknown')}" for x in records for name in VERSIONS}),
         "dates": sorted(x.finished for x in records if x.finished),
         "tables": [(Markup(table), command) for table, command in tables],
         "figures": [(name, ABOUT[name], svg) for name, svg in _figures(runs)],
-        "examples": [
-            {
-                "file": x.file,
-                "pictures": [(name, _uri("png", data)) for name, data in zip(x.names, x.pictures, strict=True)],
-            }
-            for x in shown
-        ],
+        "examples": [(x.file, list(zip(x.names, (_uri("png", y) for y in x.pictures), strict=True))) for x in shown],
         "least_score": LEAST_SCORE,
         "missing": missing,
         "failed": [x for x in records if x.status != "finished"],
@@ -117,14 +107,11 @@ def _command(place: str, table: str) -> str:
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = []
-    for name, make in FIGURES.items():
-        with mpl.rc_context(STYLE):
-            figure = make(runs)
-            if figure is not None:
-                FigureCanvasAgg(figure)
-                stream = io.BytesIO()
-                figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-                found.append((name, _uri("svg+xml", stream.getvalue())))
+    for name, figure in figures(runs):
+        FigureCanvasAgg(figure)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        found.append((name, _uri("svg+xml", stream.getvalue())))
     return found
 
 
