@@ -168,22 +168,29 @@ def absolute(source: str) -> str:
     return f"{scheme}:{Path(path).resolve()}" if colon else source
 
 
+def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:
+    """What an arm trains: ``overrides`` (``key=value``) lie between its setting and its own changes.
+
+    Raises InputError, naming the arm, when it cannot be built from them.
+    """
+    try:
+        experiment = base.override(arm.setting).override(overrides)
+        return experiment.override({"data.source": absolute(experiment.data.source), **arm.changes})
+    except InputError as error:
+        raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
     """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
 
-    ``overrides`` (``key=value``) hold for every arm; an arm's own changes come on top. Arms that are skipped have no
-    trial. Raises InputError when an arm cannot be built from them, naming the arm.
+    Arms that are skipped have none. Raises InputError as :func:`experiment_of` does.
     """
     overrides = list(overrides)
+    found = [(arm, experiment_of(arm, base, overrides)) for arm in grid.arms if not arm.skipped]
     trials = []
     for seed in range(seeds):
-        for arm in (x for x in grid.arms if not x.skipped):
-            try:
-                experiment = base.override(arm.setting).override(overrides)
-                own = {"data.source": absolute(experiment.data.source), "seed": experiment.seed + seed}
-                experiment = experiment.override({**own, **arm.changes})
-            except InputError as error:
-                raise InputError(f"arm {arm.name!r}: {error}") from None
+        for arm, first in found:
+            experiment = first.override({"seed": first.seed + seed})
             directory = output.resolve() / "trials" / f"{arm.slug}-seed{experiment.seed}"
             trials.append(Trial(arm.name, experiment, directory))
     return trials

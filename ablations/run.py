@@ -305,9 +305,10 @@ def _finish(
     trials: list[Trial], described: dict[str, Any], directory: Path, search: Any, why: str, console: Console
 ) -> int:
     from ablations.sweep import done
-    from analysis.records import load_records
-    from analysis.report import write_outputs
-    from analysis.tables import print_table
+    from analysis.page import write_page
+    from analysis.records import load_runs
+    from analysis.report import main_table, order, write_outputs
+    from analysis.tables import print_shown
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -319,14 +320,11 @@ def _finish(
         "not_run": [_unfinished(t) for t in left] + ([f"{unsampled} samples of the search"] if unsampled else []),
     }
     write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
-    records = load_records(directory)
-    if records:
-        arms = [
-            *described["arms"],
-            *(sorted({r.arm for r in records if r.arm.startswith("search-")}) if search else []),
-        ]
-        written = write_outputs(directory, arms, described["reference"])
-        print_table(records, arms, described["reference"], console)
+    runs = load_runs(directory)
+    if runs:
+        sweep = order(directory, [run.record for run in runs])
+        written = [*write_outputs(directory, sweep), write_page(directory, sweep)]
+        print_shown(main_table(runs, sweep), console)
         if search:
             written += _show_search(described, search, directory, say)
         say(f"written: {', '.join(str(x) for x in written)}")

@@ -1,4 +1,4 @@
-"""``python -m analysis DIR``: rebuild a results directory's CSV, table and figure from its records."""
+"""``python -m analysis DIR``: rebuild a results directory's CSV, table, figures and report from its records."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.records import load_records
-from analysis.report import order, write_outputs
-from analysis.tables import print_table
+from analysis.page import write_page
+from analysis.records import load_runs
+from analysis.report import main_table, order, write_outputs
+from analysis.tables import print_shown
 from lgd.errors import InputError
 
 
@@ -21,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
     directory: Path = parser.parse_args(arguments).directory
     try:
-        records = load_records(directory)
-        arms, reference = order(directory, records)
-        written = write_outputs(directory, arms, reference)
+        runs = load_runs(directory)
+        sweep = order(directory, [run.record for run in runs])
+        written = [*write_outputs(directory, sweep), write_page(directory, sweep)]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print_table(records, arms, reference, Console())
+    print_shown(main_table(runs, sweep), Console())
     for path in written:
         print(f"wrote {path}")
     return 0

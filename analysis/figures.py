@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.records import arm_of, by_seed, finished, score, training_seconds
+from analysis.comparison import CONFIDENCE, with_interval
+from analysis.records import arm_of, by_seed, finished, is_reproduction, score, training_seconds
+from analysis.render import NONE
 from analysis.statistics import paired_difference, paired_ratio
-from analysis.tables import CONFIDENCE, NONE, format_difference, is_reproduction
 from lgd.files import replacing
 from lgd.record import Record
 
@@ -139,7 +140,7 @@ def _ap_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refere
         axes.plot(found, _spread(row, len(found)), zorder=4, **seeds)
         text, difference = ("reference" if arm == reference else NONE), differences.get(arm)
         if difference:
-            text = format_difference(difference.mean, difference.low, difference.high)
+            text = with_interval(difference.mean, difference.low, difference.high)
         axes.text(1.03, row, text, transform=beside, va="center", fontsize=8, color=GREY if arm == reference else BLACK)
 
 

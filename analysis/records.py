@@ -1,38 +1,101 @@
-"""Records of a results directory -> one tidy table, a row a trial."""
+"""Records of results directories -> one tidy table, a row a trial (docs/records.md has its columns and their units)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lgd.errors import InputError
-from lgd.experiment import Experiment, settings
+from lgd.experiment import Checkpoints, Evaluation, Experiment, settings
 from lgd.files import replacing
+from lgd.paper import ScoreName
 from lgd.record import FILE, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.")
+"""Settings, or groups of them, that change how fast a training goes and what is looked at, not what it trains."""
 
-def load_records(directory: Path) -> list[Record]:
-    """Every ``trials/*/record.json`` under ``directory``, ordered by arm, then seed; none there: an empty list.
 
-    Raises InputError, naming the file, when the directory is missing, a record is broken or of an unknown version,
-    or two records claim the same arm and seed.
+class Run(NamedTuple):
+    """A record, and the directory it lies in with what else the run left."""
+
+    record: Record
+    directory: Path
+
+
+def load_runs(*directories: Path) -> list[Run]:
+    """Every record of a sweep (``trials/*/record.json``) or of single trainings (``*/record.json``) in ``directories``.
+
+    Ordered by preset, arm, then seed. What several directories hold of one training and seed comes once, the one that
+    finished first. Raises InputError, naming the file, when a directory is missing, a record is broken or of an unknown
+    version, or two records of the same preset, arm and seed are of different trainings.
     """
-    if not directory.is_dir():
-        raise InputError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
-    found: dict[tuple[str, int], tuple[Path, Record]] = {}
-    for path in sorted(directory.glob(f"trials/*/{FILE}")):
-        record = load(path)
-        key = (arm_of(record), record.experiment.seed)
-        if key in found:
-            raise InputError(f"{path}: holds {key[0]!r} seed {key[1]}, and so does {found[key][0]}")
-        found[key] = (path, record)
-    return [found[key][1] for key in sorted(found)]
+    found: dict[tuple[str, str, int], Run] = {}
+    for directory in directories:
+        here = set()
+        if not directory.is_dir():
+            raise InputError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
+        for path in sorted([*directory.glob(f"trials/*/{FILE}"), *directory.glob(f"*/{FILE}")]):
+            run = Run(load(path), path.parent)
+            key = (run.record.preset, arm_of(run.record), run.record.experiment.seed)
+            other = found.get(key)
+            if other is not None and identity(other.record.experiment) != identity(run.record.experiment):
+                raise InputError(
+                    f"{path}: holds another training of {key[1]!r} seed {key[2]} than {other.directory / FILE}"
+                )
+            if other is not None and key in here:
+                raise InputError(f"{path}: holds {key[1]!r} seed {key[2]}, and so does {other.directory / FILE}")
+            here.add(key)
+            if other is None or _rank(run.record) < _rank(other.record):
+                found[key] = run
+    return [found[key] for key in sorted(found)]
+
+
+def _rank(record: Record) -> tuple[bool, str]:
+    return record.status != "finished", record.finished
+
+
+def load_records(*directories: Path) -> list[Record]:
+    """The records of :func:`load_runs`."""
+    return [run.record for run in load_runs(*directories)]
+
+
+def load_frame(*directories: Path) -> pd.DataFrame:
+    """:func:`frame` of all records under ``directories``: the one call that gets the results into pandas."""
+    return frame(load_records(*directories))
+
+
+def identity(experiment: Experiment) -> Experiment:
+    """``experiment`` without its seed and without what changes no result: equal for equal trainings.
+
+    Of a data source's directory the last two parts count, so that records of several machines compare.
+    """
+    data = experiment.data
+    scheme, colon, path = data.source.partition(":")
+    source = f"{scheme}:{'/'.join(Path(path).parts[-2:])}" if colon else scheme
+    return experiment.model_copy(
+        update={
+            "seed": 0,
+            "threads": 0,
+            "device": "auto",
+            "checkpoint": Checkpoints(),
+            "evaluation": Evaluation(),
+            "data": data.model_copy(update={"workers": 0, "source": source}),
+        }
+    )
+
+
+def is_reproduction(records: Iterable[Record]) -> bool:
+    """Whether every record is from the ``paper`` preset, with nothing changed that could change a result."""
+    return all(
+        record.preset == "paper" and all(x.strip().startswith(SAME_RESULT) for x in record.overrides)
+        for record in records
+    )
 
 
 def arm_of(record: Record) -> str:
@@ -76,6 +139,22 @@ def training_seconds(record: Record) -> float | None:
     return record.seconds.get("training")
 
 
+def measured(name: ScoreName) -> Callable[[Record], float | None]:
+    """Reader of a student's score by its name in the paper's tables, percent."""
+    kind, _, key = name.rpartition("_")
+    return lambda record: _score(record.student_mask if kind == "mask" else record.student, key)
+
+
+def gpu_hours(record: Record) -> float:
+    """Device-hours of a run, all phases, the whole pre-training of its teacher included."""
+    return record.gpu_hours + pretraining_hours(record)
+
+
+def pretraining_hours(record: Record) -> float:
+    """Device-hours of its teacher's training as if no other run shared it; 0 without a teacher."""
+    return record.pretraining.full / 3600 if record.pretraining else 0.0
+
+
 def peak_memory(kind: str) -> Callable[[Record], float | None]:
     """Reader of the peak memory, MiB; ``kind`` is ``device`` or ``host`` (see lgd/meter.py)."""
     return lambda record: record.peak_memory_mib.get(kind)
@@ -89,16 +168,22 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     - ``detector``, ``backbone``, ``data_source`` (text);
     - ``steps``: training steps done (``schedule.steps`` are those planned);
     - ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``: the student's COCO box AP, percent (Float64);
-    - ``teacher_AP``: AP of the instructive features, percent;
+    - ``mMR``: log-average miss rate, percent, lower is better;
+    - ``mask_AP`` and so on: the same of masks;
+    - ``teacher_AP``, ``teacher_mask_AP``: AP of the instructive features, percent;
     - ``AP[class]``: the student's AP of a class, percent, a column a class;
     - ``loss[name]``: last point of a loss curve;
     - ``seconds[phase]``: wall-clock seconds by phase (setup, training, evaluation);
+    - ``gpu_hours``: device-hours of all phases; ``pretraining_hours``, ``pretraining_hours_shared``: of a frozen
+      teacher's training, whole and divided between the runs that share it; ``watts``: mean while training;
+    - ``device_seconds[phase]``, ``joules[phase]``, ``within_training[part]``: see lgd/meter.py;
     - ``step_ms``: median of a training step, milliseconds;
     - ``peak_memory_mib[kind]``: MiB, host and, with a GPU, device;
-    - ``devices`` and ``parameters[part]``: counts (Int64);
+    - ``devices``, ``nodes``, ``attempts`` and ``parameters[part]``: counts (Int64);
     - ``fingerprint``: hash of what was built;
     - ``data[key]``: what the data set says of itself;
     - every setting of the experiment by its dotted key (``schedule.lr``), typed as the setting; lists as JSON text;
+    - ``overrides``: settings that the command changed, JSON text;
     - ``version[package]``, ``hardware[key]``, ``git_commit`` (text);
     - ``started``, ``finished``: UTC timestamps.
 
@@ -126,13 +211,26 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     put("steps", "Int64", [r.steps for r in records])
     for name in SCORES:
         put(name, "Float64", [_score(r.student, name) for r in records])
+    put("mMR", "Float64", [_score(r.student, "mMR") for r in records])
+    for name in SCORES:
+        put(f"mask_{name}", "Float64", [_score(r.student_mask, name) for r in records])
     put("teacher_AP", "Float64", [teacher_ap(r) for r in records])
+    put("teacher_mask_AP", "Float64", [_score(r.teacher_mask, "AP") for r in records])
     put_group("AP", "Float64", [r.student.per_class if r.student else {} for r in records])
+    put_group("mask_AP", "Float64", [r.student_mask.per_class if r.student_mask else {} for r in records])
     put_group("loss", "Float64", [{k: c[-1][1] for k, c in r.losses.items() if c} for r in records])
     put_group("seconds", "Float64", [r.seconds for r in records])
+    put_group("within_training", "Float64", [r.within_training for r in records])
+    put_group("device_seconds", "Float64", [r.device_seconds for r in records])
+    put_group("joules", "Float64", [r.joules for r in records])
+    put("gpu_hours", "Float64", [r.gpu_hours for r in records])
+    put("pretraining_hours", "Float64", [r.pretraining and r.pretraining.full / 3600 for r in records])
+    put("pretraining_hours_shared", "Float64", [r.pretraining and r.pretraining.amortised / 3600 for r in records])
+    put("watts", "Float64", [r.watts for r in records])
     put("step_ms", "Float64", [r.step_ms for r in records])
     put_group("peak_memory_mib", "Float64", [r.peak_memory_mib for r in records])
-    put("devices", "Int64", [r.devices for r in records])
+    for count in ("devices", "nodes", "attempts"):
+        put(count, "Int64", [getattr(r, count) for r in records])
     put_group("parameters", "Int64", [r.parameters for r in records])
     put("fingerprint", "string", [r.fingerprint for r in records])
     put_group("data", None, [r.data for r in records])
@@ -141,6 +239,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         if key != "seed":
             values = [d[key] for d in described]
             put(key, _dtype([default, *values]), values)
+    put("overrides", "string", [json.dumps(r.overrides) for r in records])
     put_group("version", "string", [r.versions for r in records])
     put_group("hardware", "string", [r.hardware for r in records])
     put("git_commit", "string", [r.git_commit for r in records])
@@ -158,7 +257,8 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _score(scores: Scores | None, name: str) -> float | None:
-    value = getattr(scores, name) if scores else None
+    # mMR belongs to data sets that are scored with it.
+    value = getattr(scores, name, None)
     return None if value is None else float(value)
 
 

@@ -1,10 +1,20 @@
-"""The table of a grid's arms: AP, its difference to the reference, and what the training cost."""
+"""Tables from records: a grid's arms, and the paper's tables with ours beside it.
+
+python analysis/tables.py results/teacher-based-paper --table teacher-based --format latex
+python -m analysis.tables results/* --table gpu-hours
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+if __name__ == "__main__" and not __spec__:
+    # Run as a file, Python would look for `statistics` beside it first, where it is ours.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from statistics import fmean
 from typing import Any
 
@@ -14,17 +24,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.records import arm_of, by_seed, finished, peak_memory, score, teacher_ap, training_seconds
+from ablations.grids import NAMES, OWN, TABLES, grid
+from analysis import comparison
+from analysis.comparison import CONFIDENCE, number, with_interval
+from analysis.records import (
+    Run,
+    arm_of,
+    by_seed,
+    finished,
+    is_reproduction,
+    load_runs,
+    peak_memory,
+    score,
+    teacher_ap,
+    training_seconds,
+)
+from analysis.render import NONE, Shown, html_table, latex, markdown
 from analysis.statistics import paired_difference, paired_ratio
+from lgd.errors import InputError
 from lgd.record import Record
-
-NONE = "–"
-"""What a cell without a number shows."""
-
-CONFIDENCE = 0.95
-
-DIFFERENCE = 5
-"""Position of the difference among the columns shown."""
 
 
 def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -> pd.DataFrame:
@@ -81,48 +99,36 @@ def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -
     )
 
 
-def to_markdown(records: Sequence[Record], arms: Sequence[str], reference: str) -> str:
-    """:func:`arms_table` and :func:`notes` as Markdown, ending in a newline."""
+def arms_shown(records: Sequence[Record], arms: Sequence[str], reference: str, title: str = "") -> Shown:
+    """:func:`arms_table` and :func:`notes` as texts."""
     cells = _cells(arms_table(records, arms, reference), reference)
-    header = [_escaped(text) for text in cells.header]
-    rows = [[_escaped(text) for text in row] for row in cells.rows]
-    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
+    return Shown(title, cells.header, cells.rows, notes(records, arms, reference))
 
-    def line(row: Sequence[str]) -> str:
-        first, *rest = (
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return f"| {' | '.join([first, *rest])} |"
 
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(
-        [
-            line(header),
-            line(rule),
-            *(line(row) for row in rows),
-            "",
-            *(f"- {_escaped(note)}" for note in notes(records, arms, reference)),
-            "",
-        ]
-    )
+def to_markdown(records: Sequence[Record], arms: Sequence[str], reference: str) -> str:
+    """The same as Markdown, ending in a newline."""
+    return markdown(arms_shown(records, arms, reference), title=False)
 
 
 def print_table(records: Sequence[Record], arms: Sequence[str], reference: str, console: Console) -> None:
-    """The same table and notes for the terminal."""
-    cells = _cells(arms_table(records, arms, reference), reference)
+    """The same for the terminal."""
+    print_shown(arms_shown(records, arms, reference), console)
+
+
+def print_shown(shown: Shown, console: Console) -> None:
+    """A table and its notes for the terminal. Words, and a column of intervals, give way where it is narrow."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
-    for i, heading in enumerate(cells.header):
-        wraps = heading in (cells.header[0], cells.header[DIFFERENCE])
+    for i, heading in enumerate(shown.header):
+        wraps = i < shown.left or any("[" in row[i] for row in shown.rows) or heading.startswith("difference")
         # Headings of two lines: the table should fit into 80 columns.
         text = Text(heading if wraps else heading.replace(" ", "\n"))
-        table.add_column(text, justify="right" if i else "left", no_wrap=not wraps, overflow="fold")
-    for row in cells.rows:
+        table.add_column(text, justify="left" if i < shown.left else "right", no_wrap=not wraps, overflow="fold")
+    for row in shown.rows:
         # Text, since rich would read markup in an arm's name.
-        table.add_row(*(Text(_one_line(cell)) for cell in row))
+        table.add_row(*(Text(" ".join(cell.split())) for cell in row))
     console.print(table)
-    for note in notes(records, arms, reference):
-        console.print(Text(f"• {_one_line(note)}"))
+    for note in shown.notes:
+        console.print(Text(f"• {' '.join(note.split())}"))
 
 
 def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> list[str]:
@@ -142,25 +148,7 @@ def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> lis
     ]
 
 
-def is_reproduction(records: Iterable[Record]) -> bool:
-    """Whether every record is from the ``paper`` preset."""
-    return all(record.preset == "paper" for record in records)
-
-
-def format_difference(mean: float, low: float | None, high: float | None) -> str:
-    """``+2.1 [+0.8, +3.4]``, or ``+2.1`` without an interval."""
-    if low is None or high is None:
-        return _signed(mean)
-    return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
-
-
-@dataclass(frozen=True)
-class _Cells:
-    header: list[str]
-    rows: list[list[str]]
-
-
-def _cells(table: pd.DataFrame, reference: str) -> _Cells:
+def _cells(table: pd.DataFrame, reference: str) -> Shown:
     memory = table.columns[-1]
     place = "GPU" if memory == "peak_memory_mib[device]" else "host"
     teacher = "teacher_AP" in table.columns
@@ -179,20 +167,20 @@ def _cells(table: pd.DataFrame, reference: str) -> _Cells:
         if row["arm"] == reference:
             difference = "reference"
         elif row["AP_difference"] is not None:
-            difference = format_difference(row["AP_difference"], row["AP_difference_low"], row["AP_difference_high"])
+            difference = with_interval(row["AP_difference"], row["AP_difference_low"], row["AP_difference_high"])
         rows.append(
             [
                 row["arm"],
                 str(row["seeds"]),
-                *(_number(row[name], 1) for name in ("AP", "AP50", "AP75")),
+                *(number(row[name], 1) for name in ("AP", "AP50", "AP75")),
                 difference,
-                *([_number(row["teacher_AP"], 1)] if teacher else []),
+                *([number(row["teacher_AP"], 1)] if teacher else []),
                 NONE if row["training_cost"] is None else f"{row['training_cost']:.2f}x",
-                _number(row["training_seconds"], 1 if (row["training_seconds"] or 0) < 100 else 0),
-                _number(row[memory], 0),
+                number(row["training_seconds"], 1 if (row["training_seconds"] or 0) < 100 else 0),
+                number(row[memory], 0),
             ]
         )
-    return _Cells(header, rows)
+    return Shown("", header, rows)
 
 
 def _reproduction(records: Sequence[Record]) -> list[str]:
@@ -231,9 +219,9 @@ def _settings(records: Sequence[Record]) -> list[str]:
 def _provenance(records: Sequence[Record]) -> list[str]:
     if not records:
         return []
-    machines = list(dict.fromkeys(filter(None, (_machine(r.hardware) for r in records))))
+    machines = list(dict.fromkeys(filter(None, (machine(r.hardware) for r in records))))
     lines = [f"Hardware: {' / '.join(machines) or 'unknown'}."]
-    if len({_machine(r.hardware) for r in records if r.status == "finished"}) > 1:
+    if len({machine(r.hardware) for r in records if r.status == "finished"}) > 1:
         lines.append("The finished trials ran on different hardware: their seconds and costs do not compare.")
     versions = (
         ", ".join(f"{name} {r.versions.get(name, 'unknown')}" for name in ("torch", "detectron2")) for r in records
@@ -261,7 +249,7 @@ def _left_out(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
     return [f"Recorded here, but not in the table: {', '.join(others)}."] if others else []
 
 
-def _machine(hardware: Mapping[str, str]) -> str:
+def machine(hardware: Mapping[str, str]) -> str:
     if not hardware:
         return ""
     gpu = hardware.get("gpu", "none")
@@ -287,21 +275,65 @@ def _mean(values: Mapping[int, float]) -> float | None:
     return fmean(values.values()) if values else None
 
 
-def _number(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
+# ------------------------------------------------------------------------------------------------ command
+
+FORMATS: dict[str, Callable[[pd.DataFrame, Shown], str]] = {
+    "md": lambda frame, shown: markdown(shown),
+    "latex": lambda frame, shown: latex(shown),
+    "csv": lambda frame, shown: frame.to_csv(index=False, lineterminator="\n"),
+    "html": lambda frame, shown: html_table(shown),
+}
+
+ARMS_TABLES = tuple(name for name in OWN if name != "noise-floor")
+"""Grids whose arms are compared with one of them."""
+
+TABLES_OF_ALL = (*NAMES, "gpu-hours")
+"""What ``--table`` takes: the grids, of which table7 is the cost table, and AP against GPU-hours."""
 
 
-def _signed(value: float) -> str:
-    # Adding 0.0 turns the -0.0 that rounding may leave into 0.0.
-    return f"{round(value, 1) + 0.0:+.1f}"
+def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.DataFrame, Shown]:
+    """A table by name: typed, and as texts. Raises InputError for an unknown one."""
+    if name == "table7":
+        frame = comparison.costs(runs)
+        return frame, comparison.show_costs(frame)
+    if name in TABLES:
+        frame = comparison.comparison(runs, name, resamples=resamples)
+        return frame, comparison.show_comparison(name, frame)
+    if name == "gpu-hours":
+        frame = comparison.frontier(runs)
+        return frame, comparison.show_frontier(frame)
+    if name == "noise-floor":
+        frame = comparison.noise_floor(runs)
+        return frame, comparison.show_noise_floor(frame)
+    if name not in ARMS_TABLES:
+        raise InputError(f"no table {name!r}: known are {', '.join(TABLES_OF_ALL)}")
+    own, records = grid(name), [run.record for run in runs if run.record.grid == name]
+    arms = [arm.name for arm in own.arms]
+    return arms_table(records, arms, own.reference), arms_shown(records, arms, own.reference, own.title)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one line on stderr for wrong input."""
+    parser = argparse.ArgumentParser(prog="analysis/tables.py", description="Print a table from recorded runs.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
+    parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(TABLES_OF_ALL))
+    parser.add_argument("--format", choices=FORMATS, default="md", help="default: md")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="draws of the images (default: 1000; 0: no bootstrap)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        frame, shown = build(options.table, load_runs(*options.results), resamples=options.resamples)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(FORMATS[options.format](frame, shown), end="")
+    return 0
 
 
-def _escaped(text: str) -> str:
-    """``text`` on one line, so that Markdown shows it as it is: error messages hold every character."""
-    text = re.sub(r"([\\`*|<~]|\](?=\())", r"\\\1", _one_line(text))
-    # Between letters an underscore is only itself, and file names stay readable.
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+if __name__ == "__main__":
+    sys.exit(main())

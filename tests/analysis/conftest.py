@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ablations.grids import grid, plan
+from ablations.presets import TINY
+from lgd import train
 from lgd.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
 from lgd.record import Record, Scores
 
@@ -44,3 +48,20 @@ def make_record() -> MakeRecord:
         return Record.model_validate(values | changes)
 
     return make
+
+
+QUICK = [
+    "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.fgfi.from_step=1",
+    "data.shapes_train=12", "data.shapes_val=6", "data.shapes_side=64", "data.min_sizes=[64]", "data.max_size=64",
+    "data.test_size=64", "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1",
+    "evaluation.every=3", "evaluation.teacher=true", "checkpoint.every=0", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results directory as a sweep of table7 leaves it: real trainings of a few steps, two seeds of each arm."""
+    directory = tmp_path_factory.mktemp("results") / "table7-tiny"
+    for trial in plan(grid("table7"), TINY, 2, QUICK, directory):
+        train.run(trial.experiment, trial.directory, grid="table7", preset="tiny", arm=trial.arm, overrides=QUICK)
+    return directory

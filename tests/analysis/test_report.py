@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import order, write_outputs
+from analysis.report import Sweep, order, write_outputs
 from lgd.errors import InputError
 
 from .conftest import MakeRecord
@@ -21,40 +21,45 @@ def results(tmp_path: Path, make_record: MakeRecord) -> Path:
 
 
 def test_writes_everything(results: Path) -> None:
-    paths = write_outputs(results, ["baseline", "LGD"], "baseline")
-    assert [p.name for p in paths] == ["records.csv", "table.md", "arms.png", "arms.svg"]
+    paths = write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))
+    assert [p.name for p in paths][:4] == ["records.csv", "table.md", "arms.png", "arms.svg"]
+    assert {"gains.svg", "pareto.png", "classes.svg"} <= {p.name for p in paths}
     assert len(pd.read_csv(paths[0])) == 3
     assert "| LGD      |     1 | 22.0 |" in paths[1].read_text(encoding="utf-8")
     assert {p.name for p in results.iterdir()} == {"trials", *(p.name for p in paths)}
 
 
 def test_rewriting_changes_nothing(results: Path) -> None:
-    first = [p.read_bytes() for p in write_outputs(results, ["baseline", "LGD"], "baseline")]
-    assert [p.read_bytes() for p in write_outputs(results, ["baseline", "LGD"], "baseline")] == first
+    first = [p.read_bytes() for p in write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))]
+    assert [p.read_bytes() for p in write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))] == first
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trials"):
-        write_outputs(tmp_path, ["baseline"], "baseline")
+        write_outputs(tmp_path, Sweep(["baseline"], "baseline"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
     records = [make_record(arm) for arm in ("LGD", "a variant", "baseline", "LGD")]
-    assert order(results, records) == (["baseline", "LGD", "a variant"], "baseline")
-    assert order(results, records[:2]) == (["LGD", "a variant"], "LGD")
+    assert order(results, records) == Sweep(["baseline", "LGD", "a variant"], "baseline")
+    assert order(results, records[:2]) == Sweep(["LGD", "a variant"], "LGD")
 
 
 @pytest.mark.parametrize(
     ("sweep", "expected"),
     [
-        ({"arms": ["LGD", "baseline"], "reference": "LGD", "preset": "tiny"}, (["LGD", "baseline"], "LGD")),
-        ({"arms": ["LGD", "baseline"]}, (["LGD", "baseline"], "baseline")),
-        ({"arms": ["LGD", "none"]}, (["LGD", "none"], "LGD")),
-        ({"arms": ["LGD"], "reference": "baseline"}, (["LGD"], "baseline")),
+        ({"arms": ["LGD", "baseline"], "reference": "LGD", "grid": "main"}, Sweep(["LGD", "baseline"], "LGD", "main")),
+        ({"arms": ["LGD", "baseline"]}, Sweep(["LGD", "baseline"], "baseline")),
+        ({"arms": ["LGD", "none"]}, Sweep(["LGD", "none"], "LGD")),
+        ({"arms": ["LGD"], "reference": "baseline"}, Sweep(["LGD"], "baseline")),
+        (
+            {"arms": ["LGD"], "grid": "g", "ended": {"why": "time is over", "not_run": ["LGD, seed 1"]}},
+            Sweep(["LGD"], "LGD", "g", ("Not run (time is over): LGD, seed 1.",)),
+        ),
     ],
 )
-def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: tuple[list[str], str]) -> None:
+def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: Sweep) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     assert order(tmp_path, []) == expected
 

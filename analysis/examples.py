@@ -1,0 +1,176 @@
+"""Detections to look at: ground truth, baseline and LGD side by side on a few validation images.
+
+From the detections that runs kept, else made once from their ``student.pth`` and left beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from analysis import bootstrap
+from analysis.comparison import reference_of
+from analysis.records import Run, arm_of
+from lgd.errors import InputError
+from lgd.files import write_text
+
+CACHE = "examples.json"
+
+IMAGES = 3
+
+LEAST_SCORE = 0.3
+"""Detections below it are not drawn."""
+
+MOST_BOXES = 20
+"""Drawn of one image's detections, the highest scores."""
+
+WIDTH = 360
+"""Pixels of a drawn picture."""
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+
+Boxes = Sequence[Mapping[str, Any]]
+"""In COCO's format: ``bbox``, ``category_id``, and ``score`` for detections."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One validation image, drawn for each of ``names``: PNG bytes."""
+
+    file: str
+    names: tuple[str, ...]
+    pictures: tuple[bytes, ...]
+
+
+def examples(runs: Sequence[Run]) -> list[Example]:
+    """Of the first pair of LGD and its reference that can be shown, on images spread evenly over the split.
+
+    The images are chosen by their place in the annotation file, not by what was detected on them. An empty list where
+    there is no such pair; raises InputError where the data is not to be had here.
+    """
+    pair = _pair(runs)
+    if pair is None:
+        return []
+    from lgd.train import dataset_of
+
+    base, ours = pair
+    layout = dataset_of(ours.record.experiment.data).layout
+    truth = json.loads(layout.val_json.read_bytes())
+    objects: dict[int, list[dict[str, Any]]] = {}
+    for each in truth["annotations"]:
+        objects.setdefault(each["image_id"], []).append(each)
+    shown = [x for x in sorted(truth["images"], key=lambda x: x["id"]) if x["id"] in objects]
+    chosen = [shown[(2 * i + 1) * len(shown) // (2 * IMAGES)] for i in range(min(IMAGES, len(shown)))]
+    titles = {x["id"]: str(x["name"]) for x in truth["categories"]}
+    detected = [_detections(run, [x["id"] for x in chosen]) for run in (base, ours)]
+    names = ("ground truth", arm_of(base.record), arm_of(ours.record))
+    found = []
+    for image in chosen:
+        boxes = [objects[image["id"]], *(x[image["id"]] for x in detected)]
+        with Image.open(layout.val_images / image["file_name"]) as picture:
+            drawn = tuple(_drawn(picture.convert("RGB"), x, titles) for x in boxes)
+        found.append(Example(str(image["file_name"]), names, drawn))
+    return found
+
+
+def _pair(runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    usable = [
+        run
+        for run in runs
+        if run.record.status == "finished"
+        and ((run.directory / bootstrap.FILE).exists() or (run.directory / "student.pth").exists())
+    ]
+    for run in (x for x in usable if x.record.experiment.method.name == "lgd"):
+        for other in usable:
+            record, theirs = run.record, other.record
+            same = (record.preset, record.experiment.seed, record.experiment.data) == (
+                theirs.preset, theirs.experiment.seed, theirs.experiment.data,
+            )  # fmt: skip
+            if same and arm_of(theirs) == reference_of(record) and other is not run:
+                return other, run
+    return None
+
+
+def _detections(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
+    """By image. Kept ones, those of an earlier call, or made now."""
+    kept = run.directory / bootstrap.FILE
+    if kept.exists():
+        found = bootstrap.read_detections(kept)
+        return {image: [x for x in found if x["image_id"] == image] for image in images}
+    cache = run.directory / CACHE
+    key = {"fingerprint": run.record.fingerprint, "finished": run.record.finished, "images": list(images)}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        earlier = json.loads(cache.read_text(encoding="utf-8"))
+        if earlier["of"] == key:
+            return {int(image): boxes for image, boxes in earlier["detections"].items()}
+    made = _detect(run, images)
+    # A read-only directory costs the time again, no more.
+    with suppress(OSError):
+        write_text(cache, json.dumps({"of": key, "detections": made}) + "\n")
+    return made
+
+
+def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
+    """Run the exported student on the CPU."""
+    import torch
+
+    from lgd.data import val_loader
+    from lgd.detectors import build_detector
+    from lgd.export import load_student
+    from lgd.train import dataset_of
+
+    settings = run.record.experiment
+    dataset = dataset_of(settings.data)
+    student = build_detector(settings.detector, len(dataset.class_names)).eval()
+    try:
+        load_student(student, run.directory / "student.pth")
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{run.directory / 'student.pth'}: cannot be read ({type(error).__name__})") from None
+    loader: Any = val_loader(
+        dataset, min_size=settings.data.test_size, max_size=settings.data.max_size, workers=0, with_labels=False
+    )
+    ids, found = dataset.layout.category_ids, dict[int, Boxes]()
+    for i in range(len(loader.dataset)):
+        sample = loader.dataset[i]
+        if sample["image_id"] not in images:
+            continue
+        with torch.no_grad():
+            instances = student([sample])[0]["instances"]
+        rows = zip(
+            instances.pred_boxes.tensor.tolist(),
+            instances.pred_classes.tolist(),
+            instances.scores.tolist(),
+            strict=True,
+        )
+        found[sample["image_id"]] = [
+            {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[label], "score": score}
+            for (x0, y0, x1, y1), label, score in rows
+            if score >= LEAST_SCORE
+        ]
+    return found
+
+
+def _drawn(picture: Image.Image, boxes: Boxes, titles: Mapping[int, str]) -> bytes:
+    """The picture at WIDTH with its boxes, PNG."""
+    scale = WIDTH / picture.width
+    canvas = picture.resize((WIDTH, round(picture.height * scale)), Image.Resampling.BICUBIC)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    order = {x: i for i, x in enumerate(sorted(titles))}
+    best = sorted((x for x in boxes if x.get("score", 1.0) >= LEAST_SCORE), key=lambda x: -x.get("score", 1.0))
+    for box in best[:MOST_BOXES]:
+        x, y, w, h = (value * scale for value in box["bbox"])
+        colour = COLOURS[order[box["category_id"]] % len(COLOURS)]
+        draw.rectangle((x, y, x + w, y + h), outline=colour, width=2)
+        text = titles[box["category_id"]] + (f" {box['score']:.2f}" if "score" in box else "")
+        left, top, right, bottom = draw.textbbox((x + 2, max(y - 13, 0)), text, font=font)
+        draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
+        draw.text((x + 2, max(y - 13, 0)), text, fill="black", font=font)
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,91 @@
+"""Figures from real tiny runs and made records: there where there is something to draw, and saying what they show."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from ablations.grids import LOSS_WEIGHTS, plan
+from ablations.presets import TINY
+from analysis.charts import FIGURES, draw, pareto
+from analysis.figures import STYLE
+from analysis.records import Run, load_runs
+from lgd.record import Record, Scores
+
+from .conftest import MakeRecord
+
+
+def _texts(svg: Path) -> str:
+    return " ".join("".join(x.itertext()) for x in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_real_runs_are_drawn(real_results: Path, tmp_path: Path) -> None:
+    paths = draw(load_runs(real_results), tmp_path)
+    names = {p.name for p in paths}
+    assert names == {f"{x}.{kind}" for x in ("pareto", "gains", "cost", "curves", "classes") for kind in ("png", "svg")}
+    for path in (x for x in paths if x.suffix == ".png"):
+        with Image.open(path) as image:
+            assert image.width > 1000
+    assert "teacher's pre-training" in _texts(tmp_path / "cost.svg")
+    assert "instructive features" in _texts(tmp_path / "curves.svg")
+    assert re.search(r"1 +RetinaNet R-50 2x ms baseline \(tiny", _texts(tmp_path / "pareto.svg"))
+    assert all("not a reproduction" in _texts(tmp_path / f"{x}.svg") for x in ("pareto", "gains", "cost", "curves"))
+    again = [p.read_bytes() for p in paths]
+    assert [p.read_bytes() for p in draw(load_runs(real_results)[::-1], tmp_path)] == again
+
+
+def test_loss_weights(tmp_path: Path) -> None:
+    runs = []
+    for trial in plan(LOSS_WEIGHTS, TINY, 2, [], tmp_path):
+        ap = 8.0 + 0.1 * trial.experiment.method.distill_weight + trial.experiment.seed
+        scores = Scores(AP=ap, AP50=None, AP75=None, APs=None, APm=None, APl=None)
+        record = Record(
+            status="finished", grid="loss-weights", preset="tiny", arm=trial.arm, experiment=trial.experiment,
+            student=scores,
+        )  # fmt: skip
+        runs.append(Run(record, trial.directory))
+    draw(runs, tmp_path)
+    texts = _texts(tmp_path / "loss-weights.svg")
+    for label in ("instructive loss times 0.1", "instructive loss times 10", "baseline", "0.3"):
+        assert label in texts
+
+
+def test_what_cannot_be_drawn_any_more_goes(make_record: MakeRecord, tmp_path: Path) -> None:
+    runs = [Run(make_record(arm, 0, ap), tmp_path) for arm, ap in (("baseline", 20.0), ("LGD", 22.0))]
+    assert {p.name for p in draw(runs, tmp_path)} >= {"gains.svg", "classes.png"}
+    assert draw(runs[:1], tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    assert draw([], tmp_path) == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_leaves_the_page(name: str, real_results: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = FIGURES[name](load_runs(real_results))
+        if figure is None:
+            assert name == "loss-weights"
+            return
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        page = figure.bbox
+        texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.title)]
+        for text in (x for x in texts if x.get_text()):
+            box = text.get_window_extent(canvas.get_renderer())
+            assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text.get_text()
+
+
+def test_many_arms_keep_apart(make_record: MakeRecord) -> None:
+    """Each point has a number, and each number a line of its own."""
+    names = [f"an arm with a rather long name, number {i}" for i in range(24)]
+    hours = [{"training": 3600.0 * (1 + i % 5)} for i in range(24)]
+    runs = [Run(make_record(x, 0, 20 + i / 7, device_seconds=hours[i]), Path("/r")) for i, x in enumerate(names)]
+    with mpl.rc_context(STYLE):
+        figure = pareto(runs)
+    assert figure is not None
+    assert figure.axes[0].texts[-1].get_text().count("\n") == 23
