@@ -9,6 +9,7 @@ python ablations/run.py --list
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import re
@@ -96,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-other-code", action="store_true", help="go on in a directory whose trials other code or versions ran"
     )
     parser.add_argument("--list", action="store_true", help="list the grids and their arms")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and check it, without training")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would run and what it will cost, and check it, without training",
+    )
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: measure the steps that were not yet")
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="with --dry-run: say the price, too")
     parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
     return parser
@@ -124,6 +131,10 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     if options.status:
         return _status(trials, directory, console)
     over = _budget(options)
+    if not options.dry_run and (options.measure or options.price_per_gpu_hour is not None):
+        raise InputError("--measure and --price-per-gpu-hour need --dry-run")
+    if options.price_per_gpu_hour is not None and not options.price_per_gpu_hour >= 0:
+        raise InputError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: a number from 0")
     from ablations.sweep import done, resources_for, this_machine
     from lgd import scale
 
@@ -138,7 +149,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     planned = [*missing, *([Trial("", search.base, directory)] if search else [])]
     held = (options.cpus, options.gpus, options.workers, options.spread)
     if options.dry_run and not options.address:
-        _show_plan(trials, fingerprints, missing, resources_for(planned, [this_machine()], *held), console)
+        resources = resources_for(planned, [this_machine()], *held)
+        _show_plan(trials, fingerprints, missing, resources, console)
+        _show_cost(missing, described, search, resources, options, console)
         return 0
     if not options.address:
         # What can never fit is refused before Ray starts.
@@ -147,6 +160,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         resources = resources_for(planned, scale.nodes(), *held)
         if options.dry_run:
             _show_plan(trials, fingerprints, missing, resources, console)
+            _show_cost(missing, described, search, resources, options, console)
             return 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -286,6 +300,11 @@ def _train(
         # A second Ctrl-C would cut the tables short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return "interrupted"
+    from ablations.predict import learn
+
+    with contextlib.suppress(OSError):
+        # What the trials took is what the next dry run predicts with.
+        learn(missing, resources)
     return why
 
 
@@ -541,6 +560,34 @@ def _show_plan(
         f"{len(missing)} of {len(trials)} trials to run, {_held(resources)}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _show_cost(
+    missing: list[Trial],
+    described: dict[str, Any],
+    search: Any,
+    resources: Any,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Say what the sweep will take, from steps that were measured on this machine."""
+    # It takes seconds to import.
+    from ablations.predict import measure_missing, predict
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    planned = list(missing)
+    if search is not None:
+        # A search's trials are taken to cost what LGD whole does; components that are off make some cheaper.
+        samples = described["search"]["samples"]
+        planned += [
+            Trial("LGD (search)", search.base, search.output / "trials" / f"search-{i}") for i in range(samples)
+        ]
+    if options.measure:
+        measure_missing(planned, resources, tell=say)
+    for line in predict(planned, resources).lines(options.price_per_gpu_hour):
+        say(line)
 
 
 def _status(trials: list[Trial], directory: Path, console: Console) -> int:
