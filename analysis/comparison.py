@@ -599,7 +599,7 @@ def with_interval(mean: float | None, low: float | None, high: float | None) -> 
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """Three digits and the unit: ``0.0132 h``, ``12.1 h``, ``1.92x``, ``51 %``."""
+    """Three digits and the unit: ``0.0132 h``, ``12.3 h``, ``1.92x``, ``48 %``."""
     if value is None:
         return NONE
     if unit == "%":

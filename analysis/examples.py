@@ -24,16 +24,11 @@ CACHE = "examples.json"
 
 IMAGES = 3
 
-LEAST_SCORE = 0.3
-"""Detections below it are not drawn."""
-
-MOST_BOXES = 20
-"""Drawn of one image's detections, the highest scores."""
-
 WIDTH = 360
 """Pixels of a drawn picture."""
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+DARK = COLOURS[0], COLOURS[3]
 
 Boxes = Sequence[Mapping[str, Any]]
 """In COCO's format: ``bbox``, ``category_id``, and ``score`` for detections."""
@@ -51,8 +46,9 @@ class Example:
 def examples(runs: Sequence[Run]) -> list[Example]:
     """Of the first pair of LGD and its reference that can be shown, on images spread evenly over the split.
 
-    The images are chosen by their place in the annotation file, not by what was detected on them. An empty list where
-    there is no such pair; raises InputError where the data is not to be had here.
+    The images are chosen by their place in the annotation file, not by what was detected on them, and as many
+    detections are drawn of each as it has objects, those of the highest scores. An empty list where there is no such
+    pair; raises InputError where the data is not to be had here.
     """
     pair = _pair(runs)
     if pair is None:
@@ -74,7 +70,7 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     for image in chosen:
         boxes = [objects[image["id"]], *(x[image["id"]] for x in detected)]
         with Image.open(layout.val_images / image["file_name"]) as picture:
-            drawn = tuple(_drawn(picture.convert("RGB"), x, titles) for x in boxes)
+            drawn = tuple(_drawn(picture.convert("RGB"), x, titles, len(boxes[0])) for x in boxes)
         found.append(Example(str(image["file_name"]), names, drawn))
     return found
 
@@ -151,26 +147,24 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
         found[sample["image_id"]] = [
             {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[label], "score": score}
             for (x0, y0, x1, y1), label, score in rows
-            if score >= LEAST_SCORE
         ]
     return found
 
 
-def _drawn(picture: Image.Image, boxes: Boxes, titles: Mapping[int, str]) -> bytes:
-    """The picture at WIDTH with its boxes, PNG."""
+def _drawn(picture: Image.Image, boxes: Boxes, titles: Mapping[int, str], most: int) -> bytes:
+    """The picture at WIDTH with its ``most`` boxes of the highest scores, PNG."""
     scale = WIDTH / picture.width
     canvas = picture.resize((WIDTH, round(picture.height * scale)), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
     order = {x: i for i, x in enumerate(sorted(titles))}
-    best = sorted((x for x in boxes if x.get("score", 1.0) >= LEAST_SCORE), key=lambda x: -x.get("score", 1.0))
-    for box in best[:MOST_BOXES]:
+    for box in sorted(boxes, key=lambda x: -x.get("score", 1.0))[:most]:
         x, y, w, h = (value * scale for value in box["bbox"])
         colour = COLOURS[order[box["category_id"]] % len(COLOURS)]
         draw.rectangle((x, y, x + w, y + h), outline=colour, width=2)
         text = titles[box["category_id"]] + (f" {box['score']:.2f}" if "score" in box else "")
         left, top, right, bottom = draw.textbbox((x + 2, max(y - 13, 0)), text, font=font)
         draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
-        draw.text((x + 2, max(y - 13, 0)), text, fill="black", font=font)
+        draw.text((x + 2, max(y - 13, 0)), text, fill="white" if colour in DARK else "black", font=font)
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ablations.grids import NAMES, TABLES
+from ablations.grids import NAMES, TABLES, grid
 from analysis.charts import figures
 from analysis.comparison import frontier, quantity, show_frontier
-from analysis.examples import LEAST_SCORE, Example, examples
+from analysis.examples import Example, examples
 from analysis.records import Run, arm_of, gpu_hours, is_reproduction, load_runs
 from analysis.render import html_table
-from analysis.report import Sweep, main_table
+from analysis.report import SWEEP, Sweep, main_table
 from analysis.tables import build, machine
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -77,7 +78,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         missing = f"There are no example detections: {error}"
     ended = [x for x in records if x.status != "failed" and x.device_seconds]
     return {
-        "title": sweep.grid or directory.name,
+        "title": f"{sweep.grid}: {grid(sweep.grid).title}" if sweep.grid in NAMES else directory.name,
         "presets": sorted({x.preset or "none" for x in records}),
         "reproduction": bool(records) and is_reproduction(records),
         "statuses": Counter(x.status for x in records).most_common(),
@@ -89,7 +90,6 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "tables": [(Markup(table), command) for table, command in tables],
         "figures": [(name, ABOUT[name], svg) for name, svg in _figures(runs)],
         "examples": [(x.file, list(zip(x.names, (_uri("png", y) for y in x.pictures), strict=True))) for x in shown],
-        "least_score": LEAST_SCORE,
         "missing": missing,
         "failed": [x for x in records if x.status != "finished"],
         "slowest": [
@@ -97,12 +97,24 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
         "rebuild": f"python -m analysis {place}",
-        "resume": f"python ablations/run.py --resume {place}" if (directory / "sweep.json").exists() else "",
+        "begin": _training(directory, place),
+        "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP).exists() else "",
     }
 
 
 def _command(place: str, table: str) -> str:
     return f"python analysis/tables.py {place} --table {table}" if table in NAMES or table == "gpu-hours" else ""
+
+
+def _training(directory: Path, place: str) -> str:
+    """The command whose sweep this is; empty where sweep.json does not tell."""
+    try:
+        sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
+        changes = " ".join(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])
+        named = f"--grid {sweep['grid']} --preset {sweep['preset']} --seeds {sweep['seeds']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"python ablations/run.py {named} --output {place} {changes}".strip()
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:

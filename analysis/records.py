@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from lgd.errors import InputError
 from lgd.experiment import Checkpoints, Evaluation, Experiment, settings
 from lgd.files import replacing
 from lgd.paper import ScoreName
-from lgd.record import FILE, Record, Scores, load
+from lgd.record import FILE, SCHEMA, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -41,7 +42,7 @@ def load_runs(*directories: Path) -> list[Run]:
         if not directory.is_dir():
             raise InputError(f"{directory}: {'not a directory' if directory.exists() else 'no such directory'}")
         for path in sorted([*directory.glob(f"trials/*/{FILE}"), *directory.glob(f"*/{FILE}")]):
-            run = Run(load(path), path.parent)
+            run = Run(_load(path), path.parent)
             key = (run.record.preset, arm_of(run.record), run.record.experiment.seed)
             other = found.get(key)
             if other is not None and identity(other.record.experiment) != identity(run.record.experiment):
@@ -54,6 +55,22 @@ def load_runs(*directories: Path) -> list[Run]:
             if other is None or _rank(run.record) < _rank(other.record):
                 found[key] = run
     return [found[key] for key in sorted(found)]
+
+
+def _load(path: Path) -> Record:
+    """A record; what is wrong with it is told with its line in the file."""
+    try:
+        return load(path)
+    except InputError as error:
+        complaint = str(error).removeprefix(f"{path}: ")
+        if complaint == str(error):
+            raise
+        lines = path.read_text(encoding="utf-8").splitlines()
+        line = 0
+        for key in ["schema_version"] if "schema" in complaint else complaint.split(":")[0].split("."):
+            # Keys come in the order of their nesting; a list's positions have none.
+            line = next((i for i, text in enumerate(lines) if i >= line and f'"{key}"' in text), line)
+        raise InputError(f"{path}:{line + 1}: {complaint}") from None
 
 
 def _rank(record: Record) -> tuple[bool, str]:
@@ -163,6 +180,7 @@ def peak_memory(kind: str) -> Callable[[Record], float | None]:
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row a trial, in the order given. Missing values are NA (empty text counts as missing); columns, in order:
 
+    - ``schema_version`` (Int64): of these columns and of the records;
     - ``grid``, ``preset``, ``arm`` (text), ``seed`` (Int64);
     - ``status`` (finished, diverged or failed) and ``reason``;
     - ``detector``, ``backbone``, ``data_source`` (text);
@@ -199,6 +217,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             values = [group.get(key) for group in groups]
             put(f"{prefix}[{key}]", dtype or _dtype(values), values)
 
+    put("schema_version", "Int64", [r.schema_version for r in records])
     put("grid", "string", [r.grid for r in records])
     put("preset", "string", [r.preset for r in records])
     put("arm", "string", [arm_of(r) for r in records])
@@ -254,6 +273,48 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write ``frame`` as UTF-8 CSV, atomically; NA is an empty cell, numbers keep every digit."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n", encoding="utf-8")
+
+
+NUMBERS = ("seed", "steps", *SCORES, "mMR", "teacher_AP", "gpu_hours", "step_ms")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read what :func:`write_csv` wrote, with the types of :func:`frame` as far as the values tell them.
+
+    Raises InputError naming the file, and the line of a row that is broken or of another version.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            missing = {"schema_version", "arm", "status", *NUMBERS} - set(header)
+            if missing:
+                raise InputError(f"{path}:1: no column {min(missing)!r}: not a table of records of this version")
+            for cells in rows:
+                _check_row(f"{path}:{rows.line_num}", header, cells)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV file ({error})") from None
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""]).convert_dtypes()
+    for name in ("started", "finished"):
+        table[name] = pd.to_datetime(table[name], utc=True, format="ISO8601", errors="coerce").dt.as_unit("s")
+    return table
+
+
+def _check_row(place: str, header: Sequence[str], cells: Sequence[str]) -> None:
+    if len(cells) != len(header):
+        raise InputError(f"{place}: {len(cells)} cells, the header has {len(header)}")
+    row = dict(zip(header, cells, strict=True))
+    if row["schema_version"] != str(SCHEMA):
+        raise InputError(f"{place}: record schema {row['schema_version']!r} is not known (this version reads {SCHEMA})")
+    if row["status"] not in get_args(Record.model_fields["status"].annotation):
+        raise InputError(f"{place}: no status {row['status']!r}")
+    for name in NUMBERS:
+        try:
+            float(row[name] or 0)
+        except ValueError:
+            raise InputError(f"{place}: {name} is {row[name]!r}, not a number") from None
 
 
 def _score(scores: Scores | None, name: str) -> float | None:

@@ -50,7 +50,16 @@ def results(real_results: Path, tmp_path: Path) -> Path:
     failed = load(path).model_copy(update={"status": "failed", "reason": EVIL, "student": None})
     failed.save(path.parent)
     (copied / "sweep.json").write_text(
-        json.dumps({"grid": "table7", "arms": ["RetinaNet R-50 2x ms LGD"], "reference": ""})
+        json.dumps(
+            {
+                "grid": "table7",
+                "arms": ["RetinaNet R-50 2x ms LGD"],
+                "reference": "",
+                "preset": "tiny",
+                "seeds": 2,
+                "overrides": ["threads=1", "a=<b>"],
+            }
+        )
     )
     return copied
 
@@ -68,7 +77,8 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         "5 finished, 1 failed", "not a reproduction of the paper", "What a training costs (Table 7)",
         "AP against GPU-hours",
         "Example detections", "ground truth", "The slowest", "Not finished", "python -m analysis '", "--resume '",
-        "analysis/tables.py '", "--table table7",
+        "analysis/tables.py '", "--table table7", "--grid table7 --preset tiny --seeds 2 --output '",
+        "--set threads=1 --set 'a=<b>'",
     ):  # fmt: skip
         assert part in page.texts, part
     # Five figures, and three pictures of three images.

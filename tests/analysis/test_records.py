@@ -6,9 +6,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.records import by_seed, finished, frame, load_records, score, write_csv
+from analysis.records import (
+    by_seed,
+    finished,
+    frame,
+    is_reproduction,
+    load_records,
+    load_runs,
+    read_csv,
+    score,
+    write_csv,
+)
 from lgd.errors import InputError
-from lgd.record import Scores
+from lgd.record import Pretraining, Scores
 
 from .conftest import MakeRecord
 
@@ -138,7 +148,7 @@ def test_columns_do_not_depend_on_values(make_record: MakeRecord) -> None:
     assert list(none.columns) == always
     assert len(none) == 0
     assert none.dtypes.to_dict() == one[always].dtypes.to_dict()
-    assert always[:6] == ["grid", "preset", "arm", "seed", "status", "reason"]
+    assert always[:7] == ["schema_version", "grid", "preset", "arm", "seed", "status", "reason"]
 
 
 def test_csv_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -175,3 +185,93 @@ def test_records_survive_disk(tmp_path: Path, make_record: MakeRecord) -> None:
     path = record.save(tmp_path / "trials" / "x")
     assert json.loads(path.read_text())["arm"] == "LGD"
     assert load_records(tmp_path) == [record]
+
+
+def test_a_frame_comes_back_from_its_csv(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.csv"
+    table = frame([make_record("LGD", 1, 33.5, 100.5), make_record("baseline", 0, status="failed", reason='a,b\n"c"')])
+    write_csv(table, path)
+    read = read_csv(path)
+    assert list(read.columns) == list(table.columns)
+    for name in ("arm", "seed", "AP", "seconds[training]", "schedule.steps", "reason", "started", "data.flip"):
+        assert [None if pd.isna(x) else x for x in read[name]] == [None if pd.isna(x) else x for x in table[name]], name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("LGD", "LGD,more", r"records.csv:3: \d+ cells, the header has \d+"),
+        ("\n2,components,tiny,LGD", "\n7,components,tiny,LGD", "records.csv:3: record schema '7' is not known"),
+        ("33.0", "high", "records.csv:3: AP is 'high', not a number"),
+        (",finished,", ",fine,", "records.csv:2: no status 'fine'"),
+        ("schema_version", "version", "records.csv:1: no column 'schema_version'"),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_line(
+    old: str, new: str, words: str, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    path = tmp_path / "records.csv"
+    write_csv(frame([make_record("baseline", 1, 32.0), make_record("LGD", 1, 33.0)]), path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=words):
+        read_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('"schema_version": 2', '"schema_version": 9', r":2: record schema 9"),
+        ('"batch": 8', '"batch": "many"', r":\d+: experiment.schedule.batch: .*many"),
+        ('"status": "finished"', '"status": "fine"', r":3: status: .*fine"),
+        ('"reason": "",', '"reason": "" "",', r":4: not a record"),
+    ],
+)
+def test_a_broken_record_is_refused_with_its_line(
+    old: str, new: str, line: str, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    path = make_record("LGD").save(tmp_path / "trials" / "x")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=f"record.json{line}") as refused:
+        load_runs(tmp_path)
+    if "batch" in old:
+        number = int(str(refused.value).split("record.json:")[1].split(":")[0])
+        assert "many" in path.read_text().splitlines()[number - 1]
+
+
+def test_costs_masks_and_what_was_changed(make_record: MakeRecord) -> None:
+    taught = Pretraining(
+        fingerprint="f", backbone="r", steps=9, AP=4.0, device_seconds={"training": 7200}, reused=True, shared_by=2
+    )
+    masks = Scores(AP=12.0, AP50=20.0, AP75=None, APs=None, APm=None, APl=None, per_class={"disc": 3.0})
+    row = frame(
+        [
+            make_record(
+                "LGD", 1, 33.0, student_mask=masks, pretraining=taught, overrides=["threads=2"], attempts=2,
+                device_seconds={"training": 1800.0, "lost": 1800.0}, joules={"training": 180_000.0},
+            )
+        ]
+    ).iloc[0]  # fmt: skip
+    assert (row["mask_AP"], row["mask_AP50"], row["mask_AP[disc]"]) == (12.0, 20.0, 3.0)
+    assert (row["gpu_hours"], row["pretraining_hours"], row["pretraining_hours_shared"]) == (1.0, 2.0, 1.0)
+    assert (row["device_seconds[lost]"], row["watts"], row["attempts"]) == (1800.0, 100.0, 2)
+    assert row["overrides"] == '["threads=2"]'
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "expected"),
+    [
+        ("paper", [], True),
+        ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5"], True),
+        ("paper", ["schedule.steps=9"], False),
+        ("paper", ["threads=4", "precision=bf16"], False),
+        ("tiny", [], False),
+    ],
+)
+def test_a_reproduction_is_the_papers_setting_unchanged(
+    preset: str, overrides: list[str], expected: bool, make_record: MakeRecord
+) -> None:
+    assert is_reproduction([make_record("LGD", preset=preset, overrides=overrides)]) is expected
