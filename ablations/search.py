@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lgd.adapter import AdapterVariant
 from lgd.experiment import Experiment, parse
-from lgd.record import FILE
+from lgd.record import FILE, Record, load
 from lgd.teacher import impossible
 
 STUDY = "lgd"
@@ -61,7 +61,7 @@ class Search:
         from ray.tune.search.optuna import OptunaSearch
 
         study = self.study()
-        again = _abandon(study)
+        again = self._settle(study)
         left = max(0, samples - len(list(self.output.glob(f"trials/search-*/{FILE}"))))
         with quiet():
             algorithm = OptunaSearch(
@@ -87,7 +87,7 @@ class Search:
                     reduction_factor=2,
                 )
             yield algorithm, scheduler, left
-        _abandon(study)
+        self._settle(study)
 
     def study(self) -> optuna.Study:
         """The study, made if need be."""
@@ -99,6 +99,20 @@ class Search:
                 load_if_exists=True,
             )
 
+    def _settle(self, study: optuna.Study) -> list[dict[str, Any]]:
+        """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not."""
+        unfinished = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            path = self.output / "trials" / _name(changed(trial.params)) / FILE
+            found = objectives(load(path)) if path.exists() else {}
+            if found:
+                study.tell(trial.number, [found[x] for x in self.objectives])
+                continue
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params and not path.exists():
+                unfinished.append(dict(trial.params))
+        return unfinished
+
     def _storage(self) -> optuna.storages.BaseStorage:
         self.output.mkdir(parents=True, exist_ok=True)
         return optuna.storages.RDBStorage(f"sqlite:///{(self.output / STUDY_FILE).resolve()}")
@@ -108,9 +122,8 @@ class Search:
         """A trial from what the searcher proposed, as plain values; equal proposals are one trial."""
         base = config["base"]
         changes = changed({k: v for k, v in config.items() if k != "base"})
-        digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:10]
         experiment = parse(base["experiment"]).override(changes)
-        name = f"search-{digest}"
+        name = _name(changes)
         return {
             **base,
             "name": name,
@@ -122,6 +135,18 @@ class Search:
                 "overrides": [*base["names"]["overrides"], *(f"{k}={_yaml(v)}" for k, v in changes.items())],
             },
         }
+
+
+def objectives(record: Record) -> dict[str, float]:
+    """What a search looks at in a trial that ended; empty without an AP."""
+    ap = record.student.AP if record.student else None
+    spent = sum(record.device_seconds.values())
+    return {} if ap is None else {"AP": ap, "gpu_hours": spent / 3600}
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+    """Of a proposed trial, and its directory: by what it changes."""
+    return f"search-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
 def suggest(trial: Any, base: dict[str, Any]) -> dict[str, Any]:
@@ -228,14 +253,6 @@ def quiet() -> Iterator[None]:
     finally:
         optuna.logging.set_verbosity(level)
         tune_log.setLevel(before)
-
-
-def _abandon(study: optuna.Study) -> list[dict[str, Any]]:
-    """End the trials that nobody is working on any more; their parameters."""
-    left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in left:
-        study.tell(trial.number, state=TrialState.FAIL)
-    return [dict(trial.params) for trial in left if trial.params]
 
 
 def _yaml(value: Any) -> str:

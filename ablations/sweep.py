@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ablations.grids import Trial
-from ablations.search import Search
+from ablations.search import Search, objectives
 from lgd import pretraining, scale, train
 from lgd.checkpoint import difference
 from lgd.errors import InputError
@@ -150,7 +150,9 @@ def run_trial(config: dict[str, Any]) -> None:
 
     def tell(progress: train.Progress) -> None:
         known.update({k: v for k, v in progress.items() if k in ("AP", "spent")})
-        tune.report({**progress, **_objectives(known.get("AP"), known.get("spent", 0.0))})
+        # Once known they are part of every report, as a search's scheduler and its study expect.
+        scores = {"AP": known["AP"], "gpu_hours": known.get("spent", 0.0) / 3600} if "AP" in known else {}
+        tune.report({**progress, **scores})
 
     started = train.now()
     try:
@@ -204,14 +206,7 @@ def _trained(
 
 def _report(record: Record) -> None:
     """The last report of a trial. The driver may not see this worker's disk: the record travels with it."""
-    ap = record.student.AP if record.student else None
-    spent = sum(record.device_seconds.values())
-    tune.report({"record": record.model_dump_json(), "step": record.steps, **_objectives(ap, spent)})
-
-
-def _objectives(ap: float | None, spent: float) -> dict[str, float]:
-    """What a search looks at, once there is an AP."""
-    return {} if ap is None else {"AP": ap, "gpu_hours": spent / 3600}
+    tune.report({"record": record.model_dump_json(), "step": record.steps, **objectives(record)})
 
 
 def run_sweep(
