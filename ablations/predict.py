@@ -5,8 +5,8 @@ the sweep will have it: through the real loader, on as many threads or as much o
 beside it; or learnt from trainings that finished (:func:`learn`). What was measured counts for every training with the
 same *cost key*: the settings that change what a step takes, the hardware, torch's version, and the sweep's resources.
 
-A worker of a trial that has several is measured alone, with its share of the batch: exchanging gradients is not in the
-figure.
+The last trials of a sweep have fewer beside them than was measured, and may be faster. A worker of a trial that has
+several is measured alone, with its share of the batch: exchanging gradients is not in the figure.
 """
 
 from __future__ import annotations

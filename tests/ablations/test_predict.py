@@ -243,33 +243,32 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
     the steadiest try is judged.
     """
     changes = {"data.shapes_side": 96, "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96}
-    changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 120}
+    changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 150}
     base = TINY.override({**changes, "schedule.warmup_steps": 10})
-    resources = Resources(1, 0.0, min(2, scale.cores()))
     tries = []
     for attempt in range(TRIES):
         directory = tmp_path / str(attempt)
-        trials = plan(GRID, base, 2, [], directory)
-        again = plan(GRID, base, 2, [], directory / "another")
-        before = _measured(again, resources, directory / "before.json")
+        trials = plan(GRID, base, 1, [], directory)
+        again = plan(GRID, base, 1, [], directory / "another")
+        before = _measured(again, directory / "before.json")
         with scale.cluster(None):
-            run_sweep(trials, Names("t", "tiny"), directory, resources, Quiet())
-        after = _measured(again, resources, directory / "after.json")
+            run_sweep(trials, Names("t", "tiny"), directory, ONE, Quiet())
+        after = _measured(again, directory / "after.json")
         real = sum(_spent(path) for path in directory.glob(f"t*/*/{FILE}"))
         tries.append((abs(after / before - 1), (before + after) / 2, real))
         learnt = Store(directory / "learnt.json")
-        learn(trials, resources, learnt)
-        assert predict(again, resources, learnt).device_seconds == pytest.approx(real, rel=0.15)
+        learn(trials, ONE, learnt)
+        assert predict(again, ONE, learnt).device_seconds == pytest.approx(real, rel=0.15)
         if tries[-1][0] < STEADY:
             break
     _, predicted, real = min(tries)
     assert predicted == pytest.approx(real, rel=0.15), tries
 
 
-def _measured(trials: list[Trial], resources: Resources, path: Path) -> float:
+def _measured(trials: list[Trial], path: Path) -> float:
     store = Store(path)
-    measure_missing(trials, resources, store)
-    found = predict(trials, resources, store)
+    measure_missing(trials, ONE, store)
+    found = predict(trials, ONE, store)
     assert not found.missing
     assert [row.arm for row in found.rows].count("teacher") == 1
     return found.device_seconds
