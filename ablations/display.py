@@ -73,6 +73,13 @@ class SweepDisplay:
         if self._live:
             self._live.stop()
 
+    def add(self, trial: Trial) -> None:
+        """A trial that nobody planned: a teacher's, or one that a search proposed."""
+        if trial.name not in self._trials:
+            self._trials[trial.name] = trial
+            if trial.arm == "teacher":
+                self._total += 1
+
     def progress(self, name: str, progress: dict[str, Any]) -> None:
         """A running trial is at ``progress`` (see lgd.train.Progress)."""
         now = self._now()
@@ -96,7 +103,7 @@ class SweepDisplay:
         self._running.pop(name, None)
         self._took.append(now - self._begun.pop(name, now))
         self._done += 1
-        colour = {"finished": "green", "diverged": "yellow", "failed": "red"}[record.status]
+        colour = {"finished": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}[record.status]
         line = Text(f"[{self._done}/{self._total}] ")
         line.append(self._label(name), style="bold").append(": ").append(outcome(record), style=colour)
         self._console.print(line, soft_wrap=True, highlight=False)

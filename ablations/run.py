@@ -1,21 +1,27 @@
-"""Run a grid of ablations and print its table.
+"""Run a grid of ablations, or a search around it, and print its table.
 
 python ablations/run.py --grid components                  # tiny preset, this machine's CPU, minutes
 python ablations/run.py --grid components --preset small   # one GPU
+python ablations/run.py --grid components --search optuna --samples 30 --early-stop
 python ablations/run.py --list
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -26,14 +32,16 @@ from lgd.errors import InputError
 from lgd.experiment import settings
 from lgd.files import write_text
 from lgd.paper import paper
+from lgd.record import FILE, load
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
 FLAGS = {"overrides": "set"}
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 3 budget spent, 130 interrupted."""
     parser = _parser()
     options = parser.parse_args(arguments)
     console = Console(stderr=False)
@@ -66,10 +74,36 @@ def _parser() -> argparse.ArgumentParser:
         help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
     parser.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
-    parser.add_argument("--cpus", type=int, metavar="N", help="CPU cores a trial (default: 1, or a GPU's share)")
-    parser.add_argument("--gpus", type=float, metavar="X", help="GPUs a trial, fractions allowed (default: 1 if any)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="CPU cores of a worker (default: 1, or a GPU's share)")
+    parser.add_argument("--gpus", type=float, metavar="X", help="GPUs of a worker, a fraction or 1 (default: 1 if any)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="workers that share a trial's steps")
+    parser.add_argument("--spread", action="store_true", help="put a trial's workers on nodes of their own")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+    parser.add_argument(
+        "--search", choices=("optuna",), help="search LGD's weights and components around the grid's base"
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="trials of the search, all calls together (default: 20)"
+    )
+    parser.add_argument(
+        "--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for the Pareto front of both"
+    )
+    parser.add_argument(
+        "--early-stop", action="store_true", help="with --search: end trials that fall behind in AP (ASHA)"
+    )
+    parser.add_argument("--max-gpu-hours", type=float, metavar="X", help="end the sweep when its trials have used them")
+    parser.add_argument("--max-time", metavar="T", help="end the sweep after this time, e.g. 90s, 45m, 8h")
+    parser.add_argument(
+        "--accept-other-code", action="store_true", help="go on in a directory whose trials other code or versions ran"
+    )
     parser.add_argument("--list", action="store_true", help="list the grids and their arms")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and check it, without training")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would run and what it will cost, and check it, without training",
+    )
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: measure the steps that were not yet")
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="with --dry-run: say the price, too")
     parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
     return parser
@@ -81,108 +115,317 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         return 0
     directory: Path | None = options.status or options.resume
     if directory is not None:
-        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset"):
+        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset", "search", "objectives"):
             if getattr(options, flag) != parser.get_default(flag):
                 raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
+        if options.samples and described.get("search"):
+            described["search"]["samples"] = _samples(options)
     elif options.grid is None:
         parser.error("say which grid: --grid NAME (see --list)")
     else:
-        if options.seeds is not None and options.seeds < 1:
-            raise InputError(f"--seeds {options.seeds}: at least one")
-        overrides = list(options.overrides)
-        if options.data:
-            overrides.append(f"data.source={absolute(options.data)}")
-        chosen = grid(options.grid, options.preset)
-        described = {
-            "schema_version": SWEEP_SCHEMA,
-            "grid": chosen.name,
-            "preset": options.preset,
-            "overrides": overrides,
-            "arms": _arms(chosen, options.arms),
-            "reference": chosen.reference,
-            "seeds": options.seeds or chosen.seeds,
-        }
-        directory = options.output or Path("results") / f"{chosen.name}-{options.preset}"
+        described = _describe(options)
+        directory = options.output or Path("results") / _label(described)
         _check_same(directory, described)
     trials = _plan(described, directory)
     if options.status:
-        return _status(trials, console)
-    from ablations.sweep import done, resources_for
+        return _status(trials, directory, console)
+    over = _budget(options)
+    if not options.dry_run and (options.measure or options.price_per_gpu_hour is not None):
+        raise InputError("--measure and --price-per-gpu-hour need --dry-run")
+    if options.price_per_gpu_hour is not None and not options.price_per_gpu_hour >= 0:
+        raise InputError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: a number from 0")
+    from ablations.sweep import done, resources_for, this_machine
+    from lgd import scale
 
+    search = _search(described, directory)
     missing = [t for t in trials if done(t) is None]
-    resources = resources_for(missing, options.cpus, options.gpus)
     fingerprints = _check_built(trials)
     _check_still_same(trials, fingerprints)
+    _check_code(directory, described, accepted=options.accept_other_code)
     for arm in grid(described["grid"], described["preset"]).arms:
         if arm.skipped:
             console.print(f"skipped: {arm.name}: {arm.skipped}", markup=False, highlight=False, soft_wrap=True)
-    if options.dry_run:
+    planned = [*missing, *([Trial("", search.base, directory)] if search else [])]
+    held = (options.cpus, options.gpus, options.workers, options.spread)
+    if options.dry_run and not options.address:
+        resources = resources_for(planned, [this_machine()], *held)
         _show_plan(trials, fingerprints, missing, resources, console)
+        _show_cost(missing, described, search, resources, options, console)
         return 0
-    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
-    console.print(
-        f"{described['grid']} grid, preset {described['preset']}: {len(trials)} trials, {len(missing)} to run,"
-        f" {resources.side_by_side} side by side; results in {directory}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    interrupted = bool(missing) and _train(missing, len(trials), described, directory, resources, console)
-    return _finish(trials, described, directory, interrupted, console)
+    if not options.address:
+        # What can never fit is refused before Ray starts.
+        resources_for(planned, [this_machine()], *held)
+    with scale.cluster(options.address):
+        resources = resources_for(planned, scale.nodes(), *held)
+        if options.dry_run:
+            _show_plan(trials, fingerprints, missing, resources, console)
+            _show_cost(missing, described, search, resources, options, console)
+            return 0
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(directory / "lock", timeout=0):
+                why = _train(missing, trials, described, directory, resources, search, over, console)
+        except Timeout:
+            raise InputError(
+                f"{directory}: another sweep is at work there; wait for it, or choose another --output"
+            ) from None
+    return _finish(trials, described, directory, search, why, console)
+
+
+def _describe(options: argparse.Namespace) -> dict[str, Any]:
+    """The sweep as its directory keeps it."""
+    if options.seeds is not None and options.seeds < 1:
+        raise InputError(f"--seeds {options.seeds}: at least one")
+    overrides = list(options.overrides)
+    if options.data:
+        overrides.append(f"data.source={absolute(options.data)}")
+    chosen = grid(options.grid, options.preset)
+    described = {
+        "schema_version": SWEEP_SCHEMA,
+        "grid": chosen.name,
+        "preset": options.preset,
+        "overrides": overrides,
+        "arms": _arms(chosen, options.arms),
+        "reference": chosen.reference,
+        "seeds": options.seeds or chosen.seeds,
+    }
+    if options.search:
+        objectives = (options.objectives or "AP").split(",")
+        described["search"] = {
+            "samples": _samples(options),
+            "objectives": [x.strip() for x in objectives],
+            "early_stop": options.early_stop,
+        }
+        # Beside the search's own trials only what they are compared to.
+        described["arms"] = [x for x in described["arms"] if x == chosen.reference]
+    elif options.samples or options.objectives or options.early_stop:
+        raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
+    return described
+
+
+def _label(described: dict[str, Any]) -> str:
+    return f"{described['grid']}-{described['preset']}{'-search' if 'search' in described else ''}"
+
+
+def _samples(options: argparse.Namespace) -> int:
+    samples = 20 if options.samples is None else int(options.samples)
+    if samples < 1:
+        raise InputError(f"--samples {samples}: at least one")
+    return samples
+
+
+def _search(described: dict[str, Any], directory: Path) -> Any:
+    """The sweep's search; None where it has none."""
+    if not described.get("search"):
+        return None
+    from ablations.search import OBJECTIVES, Search
+
+    wanted = described["search"]
+    if not wanted["objectives"] or wanted["objectives"][0] != "AP" or set(wanted["objectives"]) - set(OBJECTIVES):
+        raise InputError(f"--objectives {','.join(wanted['objectives'])}: AP, or AP,{','.join(list(OBJECTIVES)[1:])}")
+    base = preset(described["preset"]).override(described["overrides"])
+    base = base.override({"method.name": "lgd", "data.source": absolute(base.data.source)})
+    if wanted["early_stop"] and not base.evaluation.every:
+        base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
+    return Search(base, directory.resolve(), tuple(wanted["objectives"]), wanted["early_stop"], base.seed)
+
+
+def _budget(options: argparse.Namespace) -> Callable[[float], str]:
+    """Why a sweep must end, from the device-seconds its trials have used; "" while it need not."""
+    hours, longest, begun = options.max_gpu_hours, _duration(options.max_time), time.monotonic()
+    if hours is not None and not hours > 0:
+        raise InputError(f"--max-gpu-hours {hours:g}: a number above 0")
+
+    def over(spent: float) -> str:
+        if hours is not None and spent >= hours * 3600:
+            return f"--max-gpu-hours {hours:g} are used"
+        if longest is not None and time.monotonic() - begun >= longest:
+            return f"--max-time {options.max_time} is over"
+        return ""
+
+    return over
+
+
+def _duration(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``45m``, ``8h``, ``2d``."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"--max-time {text}: a time such as 90s, 45m or 8h")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def _train(
     missing: list[Trial],
-    total: int,
+    trials: list[Trial],
     described: dict[str, Any],
     directory: Path,
     resources: Any,
+    search: Any,
+    over: Callable[[float], str],
     console: Console,
-) -> bool:
-    """Run the sweep; True when it was interrupted."""
-    from ablations.sweep import run_sweep
+) -> str:
+    """Run the sweep; why it ended before all was run ("" if it did not)."""
+    from ablations.sweep import Names, run_sweep
 
+    samples = described["search"]["samples"] if search else 0
+    total = len(trials) + samples
+    described.pop("ended", None)
+    described["code"] = _code()
+    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
+    with_search = f" and {samples} samples of a search" if search else ""
+    console.print(
+        f"{described['grid']} grid, preset {described['preset']}: {len(trials)} trials{with_search},"
+        f" {len(missing)} to run, {_held(resources)}; results in {directory}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if not missing and not search:
+        return ""
     display = SweepDisplay(
         missing,
         total=total,
-        finished=total - len(missing),
+        finished=len(trials) - len(missing) + (_searched(directory) if search else 0),
         side_by_side=resources.side_by_side,
         console=console,
     )
+    names = Names(described["grid"], described["preset"], tuple(described["overrides"]))
     try:
         with display:
-            run_sweep(missing, described["grid"], described["preset"], directory, resources, display)
+            why = run_sweep(
+                missing, names, directory, resources, display, search=search, samples=samples, over=over
+            ).why
     except KeyboardInterrupt:
         # A second Ctrl-C would cut the tables short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return True
-    return False
+        return "interrupted"
+    from ablations.predict import learn
+
+    with contextlib.suppress(OSError):
+        # What the trials took is what the next dry run predicts with.
+        learn(missing, resources)
+    return why
+
+
+def _searched(directory: Path) -> int:
+    return len(list(directory.glob("trials/search-*/record.json")))
+
+
+def _held(resources: Any) -> str:
+    """What the trials hold, in words."""
+    each = f"{resources.cpus} CPU and {resources.gpus:g} GPU"
+    if resources.workers > 1:
+        each = f"{resources.workers} workers of {each}{' on nodes of their own' if resources.spread else ''}"
+    return f"{resources.side_by_side} side by side, {each} each"
 
 
 def _finish(
-    trials: list[Trial], described: dict[str, Any], directory: Path, interrupted: bool, console: Console
+    trials: list[Trial], described: dict[str, Any], directory: Path, search: Any, why: str, console: Console
 ) -> int:
+    from ablations.sweep import done
     from analysis.page import write_page
     from analysis.records import load_runs
-    from analysis.report import Sweep, main_table, write_outputs
+    from analysis.report import main_table, order, write_outputs
     from analysis.tables import print_shown
 
-    sweep = Sweep(described["arms"], described["reference"], described["grid"])
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    left = [t for t in trials if not (t.directory / FILE).exists()]
+    unsampled = max(0, described["search"]["samples"] - _searched(directory)) if search else 0
+    described["ended"] = {
+        "why": why,
+        "not_run": [_unfinished(t) for t in left] + ([f"{unsampled} samples of the search"] if unsampled else []),
+    }
+    write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
     runs = load_runs(directory)
     if runs:
+        sweep = order(directory, [run.record for run in runs])
         written = [*write_outputs(directory, sweep), write_page(directory, sweep)]
         print_shown(main_table(runs, sweep), console)
-        console.print(f"written: {', '.join(str(x) for x in written)}", markup=False, highlight=False, soft_wrap=True)
-    # The directory may hold other grids' trials, too.
-    planned = {trial.directory for trial in trials}
-    ended = [run.record.status for run in runs if run.directory.resolve() in planned]
-    if interrupted:
-        console.print(
-            f"interrupted after {len(ended)} of {len(trials)} trials;"
-            f" go on with: python ablations/run.py --resume {directory}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        return 130
-    return 0 if ended.count("finished") == len(trials) else 1
+        if search:
+            written += _show_search(described, search, directory, say)
+        say(f"written: {', '.join(str(x) for x in written)}")
+    for name in described["ended"]["not_run"]:
+        say(f"not run: {name}")
+    if why:
+        say(f"{why} after {len(trials) - len(left)} of {len(trials)} trials; go on with:"
+            f" python ablations/run.py --resume {directory}")  # fmt: skip
+        return 130 if why == "interrupted" else 3
+    return 0 if all(done(t) is not None and _is_finished(t) for t in trials) else 1
+
+
+def _is_finished(trial: Trial) -> bool:
+    return load(trial.directory / FILE).status == "finished"
+
+
+def _unfinished(trial: Trial) -> str:
+    """A trial without a record, and how far it is."""
+    newest = sorted((trial.directory / "checkpoints").glob("step-*.pth"))
+    at = f" (checkpoint after step {int(newest[-1].stem.removeprefix('step-'))})" if newest else ""
+    return f"{trial.arm}, seed {trial.experiment.seed}{at}"
+
+
+def _show_search(described: dict[str, Any], search: Any, directory: Path, say: Callable[[str], None]) -> list[Path]:
+    """Print the best trials as commands; draw Optuna's plots."""
+    from ablations.search import STUDY_FILE, best, command, draw
+
+    study = search.study()
+    found = best(study)
+    if not found:
+        say("no trial of the search was complete")
+        return []
+    say("best trial:" if len(search.objectives) == 1 else "Pareto front:")
+    for trial in sorted(found, key=lambda t: -t.values[0]):
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(search.objectives, trial.values, strict=True))
+        again = command(
+            described["grid"], described["preset"], described["overrides"], trial.params, "LGD", search.base.seed
+        )
+        say(f"  {values}: {again}")
+    say(f"study: optuna-dashboard sqlite:///{directory / STUDY_FILE}")
+    return draw(study, search.objectives, directory)
+
+
+def _code() -> dict[str, dict[str, str]]:
+    """What computes a sweep's numbers: versions of the packages, and the files of this one by a digest."""
+    import lgd
+    from lgd import provenance
+
+    root = Path(lgd.__file__).parent
+    files = {
+        path.relative_to(root.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in sorted(root.rglob("*.py"))
+    }
+    return {"versions": provenance.versions(), "files": files}
+
+
+def _check_code(directory: Path, described: dict[str, Any], *, accepted: bool) -> None:
+    """Refuse to mix trials of different code in one table, unless that is ``accepted``."""
+    path = directory / SWEEP_FILE
+    if accepted or not path.exists() or not list(directory.glob(f"trials/*/{FILE}")):
+        return
+    there, here = _read_sweep(directory).get("code"), _code()
+    if there is None:
+        different = "it does not say by which"
+    else:
+        versions = [
+            f"{name} {there['versions'].get(name, 'none')} there and {here['versions'].get(name, 'none')} here"
+            for name in sorted({*there["versions"], *here["versions"]})
+            if there["versions"].get(name) != here["versions"].get(name)
+        ]
+        files = [
+            name
+            for name in sorted({*there["files"], *here["files"]})
+            if there["files"].get(name) != here["files"].get(name)
+        ]
+        shown = files[:5] + ([f"{len(files) - 5} more"] if len(files) > 5 else [])
+        different = ", ".join(versions + ([f"changed: {', '.join(shown)}"] if files else []))
+    if different:
+        raise InputError(
+            f"{directory} holds trials that other code ran ({different}): choose another --output, or say"
+            " --accept-other-code"
+        )
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
@@ -314,15 +557,40 @@ def _show_plan(
         if not key.startswith("method.") and all(x[key] == value for x in each):
             console.print(f"  {key} = {value!r}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"{len(missing)} of {len(trials)} trials to run, {resources.side_by_side} side by side,"
-        f" {resources.cpus} CPU and {resources.gpus:g} GPU each",
+        f"{len(missing)} of {len(trials)} trials to run, {_held(resources)}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
-def _status(trials: list[Trial], console: Console) -> int:
-    from lgd.record import FILE, load
+def _show_cost(
+    missing: list[Trial],
+    described: dict[str, Any],
+    search: Any,
+    resources: Any,
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Say what the sweep will take, from steps that were measured on this machine."""
+    # It takes seconds to import.
+    from ablations.predict import measure_missing, predict
 
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    planned = list(missing)
+    if search is not None:
+        # A search's trials are taken to cost what LGD whole does; components that are off make some cheaper.
+        samples = described["search"]["samples"]
+        planned += [
+            Trial("LGD (search)", search.base, search.output / "trials" / f"search-{i}") for i in range(samples)
+        ]
+    if options.measure:
+        measure_missing(planned, resources, tell=say)
+    for line in predict(planned, resources).lines(options.price_per_gpu_hour):
+        say(line)
+
+
+def _status(trials: list[Trial], directory: Path, console: Console) -> int:
     finished = 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "state"):
@@ -334,9 +602,13 @@ def _status(trials: list[Trial], console: Console) -> int:
             finished += record.status == "finished"
             table.add_row(trial.name, outcome(record))
         else:
-            table.add_row(trial.name, "begun, no record" if trial.directory.exists() else "not begun")
+            begun = f"begun, no record: {_unfinished(trial)}" if trial.directory.exists() else "not begun"
+            table.add_row(trial.name, begun)
     console.print(table)
     console.print(f"{finished} of {len(trials)} trials finished", highlight=False)
+    searched = _searched(directory)
+    if searched:
+        console.print(f"{searched} trials of a search", highlight=False)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,21 +20,31 @@ from lgd.record import Record
 
 SWEEP = "sweep.json"
 
+SEARCHED = "search-"
+"""How the arms begin that a search proposed."""
+
 
 class Sweep(NamedTuple):
-    """What a results directory is about: arms to show, in their order, what they are compared with, and their grid."""
+    """What a results directory is about: arms to show, in their order, what they are compared with, and their grid.
+
+    not_run: what the sweep did not get to, and why, a line each.
+    """
 
     arms: list[str]
     reference: str
     grid: str = ""
+    not_run: tuple[str, ...] = ()
 
 
 def main_table(runs: Sequence[Run], sweep: Sweep) -> Shown:
     """The table of a sweep: the paper's with ours beside it, or the arms of a grid of our own."""
-    if sweep.grid in NAMES and sweep.grid not in ARMS_TABLES:
-        return build(sweep.grid, runs)[1]
-    title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
-    return arms_shown([run.record for run in runs], sweep.arms, sweep.reference, title)
+    searched = any(arm.startswith(SEARCHED) for arm in sweep.arms)
+    if sweep.grid in NAMES and sweep.grid not in ARMS_TABLES and not searched:
+        shown = build(sweep.grid, runs)[1]
+    else:
+        title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
+        shown = arms_shown([run.record for run in runs], sweep.arms, sweep.reference, title)
+    return replace(shown, notes=[*shown.notes, *sweep.not_run])
 
 
 def write_outputs(directory: Path, sweep: Sweep) -> list[Path]:
@@ -71,10 +82,14 @@ def order(directory: Path, records: Sequence[Record]) -> Sweep:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     arms = sweep.get("arms") if isinstance(sweep, dict) else None
-    if not isinstance(arms, list) or not arms or not all(isinstance(name, str) for name in arms):
+    if not isinstance(arms, list) or not (arms or "search" in sweep) or not all(isinstance(name, str) for name in arms):
         raise InputError(f"{path}: 'arms' must be a list of names")
-    reference = sweep.get("reference", "baseline" if "baseline" in arms else arms[0])
+    reference = sweep.get("reference", "baseline" if "baseline" in arms else next(iter(arms), ""))
     # It need not be among the arms: a sweep may run a few of its grid's.
     if not isinstance(reference, str):
         raise InputError(f"{path}: 'reference' must be an arm's name")
-    return Sweep(arms, reference, str(sweep.get("grid", "")))
+    if "search" in sweep:
+        arms = [*arms, *sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})]
+    ended = sweep.get("ended", {})
+    not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {name}." for name in ended.get("not_run", ()))
+    return Sweep(arms, reference, str(sweep.get("grid", "")), not_run)

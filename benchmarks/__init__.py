@@ -1,1 +1,3 @@
-"""Benchmarks of the method's parts and of whole training steps."""
+"""Measurements of what training costs, and results that are quoted."""
+
+import lgd  # noqa: F401  silences libraries, before any of them is imported

@@ -24,16 +24,16 @@ from lgd.files import replacing
 FORMAT = 1
 DIRECTORY = "checkpoints"
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep")
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep", "log")
 """Settings that change how a training goes, not what it trains."""
 
 _log = logging.getLogger(__name__)
 
 
 def save(
-    directory: Path, step: int, keep: int, experiment: Experiment, fingerprint: str, state: dict[str, Any]
+    directory: Path, step: int, experiment: Experiment, fingerprint: str, commit: str, state: dict[str, Any]
 ) -> Path:
-    """Write the state after ``step`` steps and remove all but the ``keep`` latest."""
+    """Write the state after ``step`` steps, and remove all but the latest that the experiment keeps."""
     path = directory / DIRECTORY / f"step-{step:08}.pth"
     head = {
         "format": FORMAT,
@@ -41,11 +41,11 @@ def save(
         "fingerprint": fingerprint,
         "experiment": experiment.model_dump_json(),
         "versions": provenance.versions(),
-        "commit": provenance.git_commit(),
+        "commit": commit,
     }
     with replacing(path) as temporary:
         torch.save({**head, "state": state}, temporary)
-    for old in _all(directory)[:-keep]:
+    for old in _all(directory)[: -experiment.checkpoint.keep]:
         old.unlink(missing_ok=True)
     return path
 

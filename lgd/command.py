@@ -10,20 +10,29 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
 
 from lgd import train
+from lgd.checkpoint import difference
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
 from lgd.experiments import NAMES, Named, named
 from lgd.files import write_text
 from lgd.record import FILE, Record, Scores, load
+
+if TYPE_CHECKING:
+    from lgd.scale import Workers
 
 PAPER_BATCH = 16
 """Images a step in the paper."""
@@ -34,8 +43,7 @@ LR_TOLERANCE = 0.01
 PERIOD = 10.0
 """Seconds between two lines of progress."""
 
-SAME_RESULT = ("threads", "data.workers")
-"""Settings that change how fast a training goes, not what it trains."""
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,9 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except train.Stopped as stopped:
+        print(f"stopped after {stopped.step} steps; the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted: no record was written", file=sys.stderr)
-        return 130
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,9 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="which one, such as retinanet_r50_2x_ms (see --list)"
     )
-    parser.add_argument("--method", choices=("baseline", "lgd"), help="the plain detector, or with LGD")
     parser.add_argument(
-        "--data", metavar="SOURCE", help="coco-json:DIR for a COCO-layout directory (default: datasets/coco), or shapes"
+        "--method",
+        choices=("baseline", "lgd", "fgfi"),
+        help="the plain detector, with LGD, or with FGFI and its teacher",
+    )
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -75,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to (default: results/train/EXPERIMENT-METHOD-seedN)"
+    )
+    parser.add_argument(
+        "--teachers", type=Path, metavar="DIR", help="where FGFI's teachers are kept (default: beside the output)"
+    )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="share each step over N processes (Ray)")
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="1, or 0 for the CPU (default: 1 where there are GPUs)"
+    )
+    parser.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="CPU cores of each (default: 1)")
+    parser.add_argument("--spread", action="store_true", help="put every worker on a node of its own")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+    parser.add_argument(
+        "--restarts", type=int, default=3, metavar="N", help="how often lost workers are replaced (default: 3)"
     )
     parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
     parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
@@ -89,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("say which experiment to train; --list shows them")
     chosen = named(options.experiment)
     if options.method is None and not options.show:
-        raise InputError("say how to train it: --method baseline or --method lgd")
+        raise InputError("say how to train it: --method baseline, lgd or fgfi")
     experiment = _changed(chosen.experiment, options)
     complaint = mismatch(experiment)
     if complaint:
@@ -102,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     record = earlier(directory, experiment)
     if record is None:
         print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {directory}")
-        record = _train(experiment, directory, chosen.name)
+        record = _train(experiment, directory, chosen.name, options)
     else:
         print(f"{label}: trained already, on {record.finished}")
     return _report(record, chosen, directory)
@@ -146,25 +174,35 @@ def earlier(directory: Path, experiment: Experiment) -> Record | None:
     if not path.exists():
         return None
     record = load(path)
-    there, here = settings(record.experiment), settings(experiment)
-    different = [
-        f"{key} is {there[key]!r} there and {here[key]!r} here"
-        for key in here
-        if key not in SAME_RESULT and here[key] != there[key]
-    ]
+    different = difference(record.experiment, experiment)
     if different:
-        raise InputError(
-            f"{path} holds another experiment: {', '.join(different)}; choose another --output or remove it"
-        )
+        raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")
     return None if record.status == "failed" else record
 
 
-def _train(experiment: Experiment, directory: Path, name: str) -> Record:
+def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
     """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
-    names = {"preset": name, "arm": experiment.method.name}
+    names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
+    tell = _Progress()
     try:
-        return train.run(experiment, directory, **names, tell=_Progress())
-    except InputError:
+        if options.workers != 1 or options.address:
+            # It takes seconds to import.
+            from lgd import scale
+
+            with _signalled(lambda: scale.request_stop(directory), signal.SIGTERM):
+                return scale.run(
+                    experiment,
+                    directory,
+                    _workers(options, experiment),
+                    address=options.address,
+                    teachers=options.teachers,
+                    tell=tell,
+                    **names,
+                )
+        asked = threading.Event()
+        with _signalled(asked.set, signal.SIGTERM, signal.SIGINT):
+            return train.run(experiment, directory, teachers=options.teachers, tell=tell, stop=asked.is_set, **names)
+    except (InputError, train.Stopped):
         raise
     except Exception as error:
         record = train.failure(experiment, f"{type(error).__name__}: {error}", **names)
@@ -177,6 +215,44 @@ def _train(experiment: Experiment, directory: Path, name: str) -> Record:
         return record
 
 
+def _workers(options: argparse.Namespace, experiment: Experiment) -> Workers:
+    from lgd.scale import Workers
+
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = float(experiment.device != "cpu" and (torch.cuda.is_available() or experiment.device == "cuda"))
+    workers = Workers(options.workers, gpus, options.cpus_per_worker, options.spread, options.restarts)
+    workers.check(experiment)
+    return workers
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """What the options change about an experiment of the paper, as settings."""
+    given = {"data.source": options.data, "schedule.batch": options.batch}
+    return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
+
+
+@contextmanager
+def _signalled(act: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
+    """Inside, the first of ``signals`` is answered by ``act``; the next does what it always did."""
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def answer(*_: object) -> None:
+        restore()
+        act()
+
+    for number in signals:
+        signal.signal(number, answer)
+    try:
+        yield
+    finally:
+        restore()
+
+
 class _Progress:
     """Prints a line of progress every PERIOD seconds."""
 
@@ -187,7 +263,7 @@ class _Progress:
 
     def __call__(self, progress: train.Progress) -> None:
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next or math.isnan(progress["eta"]):
             return
         self._next = now + PERIOD
         left = timedelta(seconds=round(progress["eta"]))

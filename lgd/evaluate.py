@@ -1,37 +1,38 @@
-"""COCO AP, of boxes and of masks: the student's, and that of the instructive features (teacher AP)."""
+"""Scores of a detector on the validation split: the student's, and those of the instructive features (teacher AP)."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
+import itertools
 import json
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
 from torch import nn
 
 from lgd.data import DataSet, val_loader
 from lgd.distiller import Distiller
 from lgd.errors import InputError
-from lgd.experiment import Data
+from lgd.experiment import Data, Evaluation
+from lgd.files import replacing
 from lgd.record import Scores
+from lgd.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
 
-AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, math.inf)}
-"""Square pixels of COCO's small, medium and large objects."""
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-
+STUDENTS, TEACHERS = "detections.json.gz", "detections-teacher.json.gz"
+"""Files of kept detections in a run's directory."""
 
 LEVELS = {
     "detectron2": logging.WARNING,
     "fvcore": logging.WARNING,
     # It prints the traceback of every exception, which whoever catches that one reports again.
     "detectron2.engine.train_loop": logging.CRITICAL,
-    # It warns of a detector that finds nothing, whose AP of zero says so.
-    "detectron2.evaluation.coco_evaluation": logging.ERROR,
     # detectron2 asks torch in a way that torch means to change.
     "torch.fx._symbolic_trace": logging.ERROR,
 }
@@ -46,12 +47,22 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, dataset: DataSet, settings: Data, *, teacher: bool = False, masks: bool = False
+    model: nn.Module,
+    dataset: DataSet,
+    settings: Data,
+    *,
+    evaluation: Evaluation = Evaluation(),  # noqa: B008  it is frozen
+    teacher: bool = False,
+    masks: bool = False,
+    directory: Path | None = None,
 ) -> Evaluated:
-    """Detect on the validation split and score with pycocotools.
+    """Detect on the validation split and score it.
 
     teacher: score the instructive features instead of the student's; ``model`` must then be a Distiller. masks: score
-    the detector's masks too; the split needs them (see :func:`check_masks`).
+    the detector's masks too; the split needs them (see :func:`check_masks`). directory: where detections are kept, when
+    ``evaluation`` wants them kept.
+
+    In several processes each detects on its share of the images, and all return the same scores. They must all call it.
     """
     loader = val_loader(
         dataset,
@@ -59,19 +70,76 @@ def evaluate(
         max_size=settings.max_size,
         workers=settings.workers,
         with_labels=teacher,
+        cuda=any(x.is_cuda for x in model.parameters()),
     )
-    tasks = ("bbox", "segm") if masks else ("bbox",)
-    evaluator = COCOEvaluator(dataset.val, tasks=tasks, distributed=False, use_fast_impl=False)
     detecting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if teacher:
         if not isinstance(model, Distiller):
             raise ValueError("there is no teacher to evaluate: the model is a plain detector")
         detecting = model.instructed()
     with quiet(), detecting:
-        results: dict[str, Any] = inference_on_dataset(model, loader, evaluator)
-    defined = _defined(evaluator._coco_api, dataset.class_names)
-    scores = [_scores(results.get(task, {}), dataset.class_names, defined) for task in tasks]
-    return Evaluated(scores[0], scores[1] if masks else None)
+        inference_on_dataset(model, loader, collected := _Collected(dataset.layout.category_ids))
+    # In the order of the images, whatever the number of processes, for equal scores go by it.
+    shares = comm.gather(collected.detections)
+    outcome: Evaluated | Exception | None = None
+    if comm.is_main_process():
+        # An error here has to end the other processes too, which wait for the scores.
+        try:
+            detections = list(itertools.chain(*shares))
+            if evaluation.keep_detections and directory is not None:
+                _write(detections, directory / (TEACHERS if teacher else STUDENTS))
+            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)
+        except Exception as error:
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+class _Collected(DatasetEvaluator):
+    """Keeps this process's detections in COCO's format. category_ids: by label."""
+
+    def __init__(self, category_ids: Sequence[int]) -> None:
+        self._category_ids = category_ids
+        self.detections: Detections = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            for found in instances_to_coco_json(output["instances"].to("cpu"), image["image_id"]):
+                self.detections.append({**found, "category_id": self._category_ids[found["category_id"]]})
+
+
+def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scorer: Scorer = "auto") -> Evaluated:
+    """Score detections on the validation split, in COCO's results format, such as :func:`load_detections` gives."""
+    truth = json.loads(dataset.layout.val_json.read_bytes())
+    box = _scores(dataset, *coco_ap(truth, detections, "bbox", scorer))
+    if dataset.is_people:
+        box = box.model_copy(update={"mMR": log_average_miss_rate(truth, detections)})
+    if dataset.is_voc:
+        box = box.model_copy(update={"VOC": voc_ap(truth, detections, eleven_points=dataset.is_voc_2007)})
+    return Evaluated(box, _scores(dataset, *coco_ap(truth, detections, "segm", scorer)) if masks else None)
+
+
+def _scores(dataset: DataSet, totals: dict[str, float | None], per_class: list[float | None]) -> Scores:
+    return Scores(**totals, per_class=dict(zip(dataset.class_names, per_class, strict=True)))
+
+
+def _write(detections: Detections, path: Path) -> None:
+    # No time in it: equal detections are equal files.
+    packed = gzip.compress(json.dumps(detections, separators=(",", ":")).encode(), mtime=0)
+    with replacing(path) as temporary:
+        temporary.write_bytes(packed)
+
+
+def load_detections(path: Path) -> Detections:
+    """What an evaluation kept: COCO's results, each with image_id, category_id, bbox, score and, of masks,
+    segmentation. Raises InputError, one line, where it is no such file."""
+    try:
+        return list(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: holds no detections ({error})") from None
 
 
 def check_masks(dataset: DataSet) -> None:
@@ -95,29 +163,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _defined(truth: Any, class_names: tuple[str, ...]) -> set[str]:
-    """The metrics and classes that a split has objects for. ``truth``: its annotations, as pycocotools reads them."""
-    objects = truth.loadAnns(truth.getAnnIds(iscrowd=False))
-    found = {truth.cats[x["category_id"]]["name"] for x in objects} & set(class_names)
-    if objects:
-        found |= {"AP", "AP50", "AP75"}
-    for name, (low, high) in AREAS.items():
-        if any(low <= x["area"] < high for x in objects):
-            found.add(name)
-    return found
-
-
-def _scores(found: dict[str, float], class_names: tuple[str, ...], defined: set[str]) -> Scores:
-    # detectron2 does not score a detector that found nothing at all. That is an AP of zero, not of nothing.
-    nothing = math.isnan(found.get("AP", math.nan))
-
-    def number(name: str, key: str) -> float | None:
-        value = 0.0 if nothing and name in defined else found.get(key, math.nan)
-        return None if math.isnan(value) else float(value)
-
-    return Scores(
-        **{name: number(name, name) for name in METRICS},
-        per_class={name: number(name, f"AP-{name}") for name in class_names},
-    )

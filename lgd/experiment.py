@@ -154,8 +154,11 @@ class Detector(Settings):
 class Data(Settings):
     """Where images come from and how they are resized.
 
-    source: "shapes" or "coco-json:DIR". shapes_*: size of the generated set (images, and their side in pixels).
+    source: what :func:`lgd.data.resolve` takes, such as "shapes" or "voc:DIR". shapes_*: size of the generated set
+    (images, and their side in pixels).
     min_sizes: shorter sides to draw from in training; test_size: shorter side in evaluation; max_size: longer side.
+    workers: processes that load data, beside each that trains (auto: sized to the machine, see
+    :func:`lgd.data.loaders.worker_processes`).
     """
 
     source: str = "shapes"
@@ -167,7 +170,14 @@ class Data(Settings):
     max_size: PositiveInt = 1333
     test_size: PositiveInt = 800
     flip: bool = True
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: int | Literal["auto"] = "auto"
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or value < 0):
+            raise ValueError("must be auto or a whole number from 0")
+        return value
 
 
 class Schedule(Settings):
@@ -252,7 +262,7 @@ class Imitation(Settings):
     steps: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     levels: Literal["best", "fpn", "all"] = "best"
-    threshold: Fraction = 0.5
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     weight: NonNegative = 0.01
     relu: bool = True
     from_step: Annotated[int, Field(ge=0)] = 400
@@ -301,17 +311,20 @@ class Method(Settings):
 
 class Evaluation(Settings):
     """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive
-    features too (teacher AP)."""
+    features too (teacher AP). scorer: of COCO's AP (auto: hotcoco, whose numbers are pycocotools' own, where it is
+    installed). keep_detections: keep those of the last evaluation beside the record, as COCO's results, compressed."""
 
     every: Annotated[int, Field(ge=0)] = 0
     teacher: bool = False
+    scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    keep_detections: bool = False
 
 
 class Checkpoints(Settings):
     """For resuming an interrupted run; they change nothing about what is trained.
 
-    every: steps between two, auto for a fortieth of all steps, 0 for none. keep: how many of the latest stay on disk;
-    all go when the run has its record.
+    every: steps between two, auto for a fortieth of all steps but at least 50, 0 for none. keep: how many of the latest
+    stay on disk; all go when the run has its record.
     """
 
     every: int | Literal["auto"] = "auto"
@@ -325,12 +338,12 @@ class Checkpoints(Settings):
         return value
 
     def resolved_every(self, steps: int) -> int:
-        return max(1, steps // 40) if self.every == "auto" else self.every
+        return max(50, steps // 40) if self.every == "auto" else self.every
 
 
 class Experiment(Settings):
     """One run, whole. precision: of the forward pass (autocast); parameters stay float32. threads: CPU threads, 0 to
-    leave torch's own choice."""
+    leave torch's own choice. log: services that get the curves besides TensorBoard (see writers.py)."""
 
     detector: Detector = Detector()
     data: Data = Data()
@@ -338,6 +351,7 @@ class Experiment(Settings):
     method: Method = Method()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoints = Checkpoints()
+    log: tuple[Literal["wandb", "mlflow"], ...] = ()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0

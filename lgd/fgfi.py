@@ -22,6 +22,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lgd.detectors.common import mean_over_workers
 from lgd.errors import InputError
 from lgd.init import init_he
 from lgd.taps import Features, Tap
@@ -124,8 +125,8 @@ class ImitationDistance(nn.Module):
     def forward(self, student: Mapping[str, Tensor], taught: Mapping[str, Tensor], instances: Sequence[Any]) -> Tensor:
         """Return, in float32, weight / (2 * cells) * the sum over masked cells and channels of all levels.
 
-        ``cells`` are those in the masks of all the batch's images and levels together; without any, the loss and its
-        gradients are zero. ``taught`` gets no gradient.
+        ``cells`` are those in the masks of all the batch's images and levels together (the mean over the workers that
+        share it); without any, the loss and its gradients are zero. ``taught`` gets no gradient.
         """
         masks = self.masks(student, instances)
         totals = []
@@ -134,7 +135,7 @@ class ImitationDistance(nn.Module):
             # Squared over all cells: picking the masked ones would wait for the device to count them.
             totals.append((difference.square().sum(dim=1) * mask).sum())
         cells = torch.stack([x.sum() for x in masks.values()]).sum()
-        return self.weight / 2 * torch.stack(totals).sum() / cells.clamp(min=1)
+        return self.weight / 2 * torch.stack(totals).sum() / mean_over_workers(cells.float())
 
     def masks(self, features: Mapping[str, Tensor], instances: Sequence[Any]) -> dict[str, Tensor]:
         """The cells to imitate on each level that has anchors, (B, h, w) bool, for detectron2 ``instances``."""
@@ -191,7 +192,8 @@ def anchors_of(detector: nn.Module) -> dict[str, Anchors]:
     generator: Any = getattr(owner, "anchor_generator", None)
     if not isinstance(generator, DefaultAnchorGenerator):
         raise InputError(f"FGFI needs anchors, and {type(detector).__name__} has no generator of upright ones")
-    names = owner.head_in_features if owner is detector else owner.in_features
+    # What dense detectors and the RPN call the levels they read.
+    names = owner.head_in_features if hasattr(owner, "head_in_features") else owner.in_features
     found = {}
     for name, stride, cells in zip(names, generator.strides, generator.cell_anchors, strict=True):
         point = cells.new_tensor([[-stride, -stride, stride, stride]]) / 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
 import torch
@@ -9,6 +11,14 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+NODE_VARIABLE = "LGD_NODE"
+"""Environment variable with the name of a worker's node, where several may share one host."""
+
+
+def nodes() -> int:
+    """Nodes that the workers are on."""
+    return len(set(gathered(os.environ.get(NODE_VARIABLE) or platform.node())))
 
 
 def world() -> int:
@@ -35,7 +45,7 @@ def wrapped(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def share_normaliser(detector: nn.Module) -> None:
+def share_normaliser(detector: Any) -> None:
     """Let a dense detector's running loss normaliser count the positives of all workers.
 
     detectron2 averages each worker's own count, so a loss changes with the number of workers that share a batch. With

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -14,6 +16,11 @@ from lgd.files import write_text
 from lgd.record import FILE, Pretraining, Record, load
 
 USERS = "users.json"
+
+
+def home(experiment: Experiment, teachers: Path) -> Path:
+    """Where the teacher that ``experiment`` describes lies: under its fingerprint, known from building it."""
+    return teachers / train.build(experiment, pretrained=False).fingerprint
 
 
 def pretrained(
@@ -27,42 +34,42 @@ def pretrained(
 ) -> tuple[Pretraining, Path]:
     """Train the teacher that ``experiment`` describes, unless an equal one is there; what it cost, and its weights.
 
-    It lies in ``teachers`` under its fingerprint, with its record, and goes on from its own checkpoint after an
-    interruption. user: directory of the run that rests on it. Of several processes that want the same teacher one
-    trains it and the others wait. Raises RuntimeError when the training did not finish.
+    user: directory of the run that rests on it. Raises RuntimeError, one line, when the training did not finish.
     """
-    fingerprint = train.build(experiment, pretrained=False).fingerprint
-    home = teachers / fingerprint
-    if not parallel.first():
-        # The first worker holds the lock for all.
-        return _trained(experiment, home, fingerprint, user, preset, tell, stop)
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "lock"):
-        return _trained(experiment, home, fingerprint, user, preset, tell, stop)
-
-
-def _trained(
-    experiment: Experiment,
-    home: Path,
-    fingerprint: str,
-    user: Path,
-    preset: str,
-    tell: Callable[[train.Progress], None],
-    stop: Callable[[], bool],
-) -> tuple[Pretraining, Path]:
-    path = home / FILE
-    reused = parallel.agreed(parallel.first() and path.exists() and load(path).status == "finished")
-    record = load(path) if reused else train.run(experiment, home, preset=preset, arm="teacher", tell=tell, stop=stop)
+    place = home(experiment, teachers)
+    before = parallel.agreed(parallel.first() and _finished(place) is not None)
+    record = trained(experiment, place, preset=preset, arm="teacher", tell=tell, stop=stop)
     if record.status != "finished":
-        raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {home})")
-    shared_by = parallel.agreed(_users(home, user) if parallel.first() else 0)
-    return cost(record, fingerprint, reused=reused, shared_by=shared_by), home / "student.pth"
+        raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {place})")
+    shared_by = parallel.agreed(_users(place, user) if parallel.first() else 0)
+    return cost(record, reused=before, shared_by=shared_by), place / "student.pth"
 
 
-def cost(record: Record, fingerprint: str, *, reused: bool, shared_by: int) -> Pretraining:
+def trained(experiment: Experiment, place: Path, **rest: Any) -> Record:
+    """The record of the teacher in ``place``, trained now unless it was (``rest``: of :func:`lgd.train.run`).
+
+    Of several processes that want the same teacher one trains it and the others wait. An interrupted training goes on
+    from its own checkpoint.
+    """
+    with ExitStack() as stack:
+        if parallel.first():
+            # The first worker holds the lock for all of its training's.
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(place / "lock"))
+        found: Record | None = parallel.agreed(_finished(place) if parallel.first() else None)
+        return found or train.run(experiment, place, **rest)
+
+
+def _finished(place: Path) -> Record | None:
+    path = place / FILE
+    record = load(path) if path.exists() else None
+    return record if record and record.status == "finished" else None
+
+
+def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
     """What the training in ``record`` costs a run that rests on it."""
     return Pretraining(
-        fingerprint=fingerprint,
+        fingerprint=record.fingerprint,
         backbone=record.experiment.detector.backbone.name,
         steps=record.steps,
         AP=record.student.AP if record.student else None,

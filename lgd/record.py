@@ -22,7 +22,9 @@ Curve = list[tuple[int, float]]
 class Scores(Settings):
     """COCO AP in percent, of boxes or of masks.
 
-    None where it is not defined (no object of that size or class in the split).
+    mMR: log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class. VOC: Pascal
+    VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see scoring.py). None where a number is not defined
+    (no object of that size or class in the split).
     """
 
     AP: float | None
@@ -31,6 +33,8 @@ class Scores(Settings):
     APs: float | None
     APm: float | None
     APl: float | None
+    mMR: float | None = None  # noqa: N815  the measure's name
+    VOC: float | None = None
     per_class: dict[str, float | None] = Field(default_factory=dict)
 
 

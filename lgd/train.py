@@ -5,12 +5,14 @@ python -m lgd.train EXPERIMENT --method baseline|lgd    # one of lgd/experiments
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +21,10 @@ import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
-from lgd import checkpoint, parallel, provenance
+from lgd import checkpoint, parallel, provenance, writers
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.detectors import build_detector
 from lgd.detectors.weights import load_weights
@@ -34,6 +35,7 @@ from lgd.evaluate import check_masks, evaluate, quiet
 from lgd.experiment import Data, Experiment, Schedule
 from lgd.export import export_student, load_student, student_of
 from lgd.fgfi import FrozenTeacher, ImitationDistance
+from lgd.files import write_text
 from lgd.fingerprint import fingerprint
 from lgd.meter import Beat, Meter, gpu_energy, reset_peak_memory
 from lgd.phases import FreezeBackbone, Phases
@@ -55,6 +57,10 @@ from lgd.trainer import (
 )
 
 __all__ = ["Built", "Progress", "Stopped", "Trainer", "build", "build_model", "failure", "run"]
+
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""The EvaluationPoints of a training so far, one a line."""
 
 
 @dataclass
@@ -229,14 +235,13 @@ def run(
     overrides: Sequence[str] = (),
     teachers: Path | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
-    scored: Callable[[EvaluationPoint, Meter], None] = lambda _, __: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
     """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
 
     Goes on from the directory's last checkpoint where there is one. Every worker of a distributed training calls it
     alike; the first one writes. teachers: where frozen teachers are kept (default: ``teachers`` beside ``directory``).
-    tell: called about once a second with the progress. scored: called after each evaluation. stop: asked after each
+    tell: called about once a second with the progress, and after each evaluation. stop: asked after each
     step (several workers: every WRITE_PERIOD); True writes a checkpoint and raises Stopped.
 
     A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
@@ -252,6 +257,7 @@ def run(
     # Read now: the tree may change while the training runs.
     started, commit = now(), provenance.git_commit()
     device = device_of(experiment)
+    writers.check(experiment)
     meter = Meter(parallel.world(), energy=gpu_energy(device))
     reset_peak_memory()
     with ExitStack() as stack:
@@ -264,7 +270,7 @@ def run(
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{directory} cannot be made ({error.strerror})") from None
-        training = _Training(built, experiment, directory, meter, tell, scored, stop)
+        training = _Training(built, experiment, directory, commit, meter, tell, stop)
         reason, steps = training.run(stack)
         if not reason:
             training.score(steps)
@@ -295,7 +301,7 @@ def run(
         losses=curves(training.trainer.storage),
         **totals,
         devices=parallel.world(),
-        nodes=len(set(parallel.gathered(provenance.hardware()["host"]))),
+        nodes=parallel.nodes(),
         pretraining=pretraining,
         step_ms=training.times.median_ms(),
         versions=provenance.versions(),
@@ -333,13 +339,13 @@ class _Training:
         built: Built,
         experiment: Experiment,
         directory: Path,
+        commit: str,
         meter: Meter,
         tell: Callable[[Progress], None],
-        scored: Callable[[EvaluationPoint, Meter], None],
         stop: Callable[[], bool],
     ) -> None:
         self._built, self._experiment, self._directory, self._meter = built, experiment, directory, meter
-        self._scored = scored
+        self._commit, self._tell = commit, tell
         self.evaluations: list[EvaluationPoint] = []
         self.times = StepTimes(write_period(experiment.schedule.steps), meter)
         self._start, losses = self._resume()
@@ -368,12 +374,19 @@ class _Training:
         if self.evaluations and self.evaluations[-1].step == step:
             return
         model, experiment, dataset = self._built.model, self._experiment, self._built.dataset
-        masks = _makes_masks(experiment)
+        scoring = partial(
+            evaluate,
+            dataset=dataset,
+            settings=experiment.data,
+            evaluation=experiment.evaluation,
+            masks=_makes_masks(experiment),
+            directory=self._directory,
+        )
         with self._meter.phase("evaluation"):
-            student = evaluate(student_of(model), dataset, experiment.data, masks=masks)
+            student = scoring(student_of(model))
             teacher = None
             if experiment.evaluation.teacher and experiment.method.name == "lgd":
-                teacher = evaluate(model, dataset, experiment.data, teacher=True, masks=masks)
+                teacher = scoring(model, teacher=True)
         point = EvaluationPoint(
             step=step,
             student=student.box,
@@ -383,7 +396,15 @@ class _Training:
         )
         self.evaluations.append(point)
         if parallel.first():
-            self._scored(point, self._meter)
+            lines = [x.model_dump_json() + "\n" for x in self.evaluations]
+            write_text(self._directory / EVALUATIONS_FILE, "".join(lines))
+            self._tell(
+                {"step": step, "steps": experiment.schedule.steps, "loss": math.nan, "eta": math.nan, **self._further()}
+            )
+
+    def _further(self) -> Progress:
+        ap = self.evaluations[-1].student.AP if self.evaluations else None
+        return {"spent": self._meter.total(), **({} if ap is None else {"AP": ap})}
 
     def totals(self) -> dict[str, Any]:
         """The meter's figures as fields of a Record, of all workers together."""
@@ -410,7 +431,8 @@ class _Training:
         log = self._directory / "metrics.json"
         if found is None:
             if parallel.first():
-                log.unlink(missing_ok=True)
+                for left in (log, self._directory / EVALUATIONS_FILE):
+                    left.unlink(missing_ok=True)
             if attempts:
                 meter.lose(spent, attempts)
             return 0, {}
@@ -467,7 +489,7 @@ class _Training:
                 "per_step": self.times.per_step,
                 "meter": {**totals[0], "joules": _sums([x["joules"] for x in totals])},
             }
-            checkpoint.save(self._directory, step, experiment.checkpoint.keep, experiment, built.fingerprint, state)
+            checkpoint.save(self._directory, step, experiment, built.fingerprint, self._commit, state)
 
     def _loader(self) -> Any:
         data, schedule = self._experiment.data, self._experiment.schedule
@@ -480,6 +502,7 @@ class _Training:
             masks=_makes_masks(self._experiment),
             seed=self._experiment.seed,
             workers=data.workers,
+            cuda=self._built.device.type == "cuda",
             start=self._start * schedule.batch,
         )
 
@@ -489,18 +512,15 @@ class _Training:
         student = student_of(built.model)
         bottom_up = getattr(student.backbone, "bottom_up", student.backbone)
         period = write_period(schedule.steps)
-        writers: list[EventWriter] = []
-        if parallel.first():
-            board = TensorboardXWriter(str(self._directory / "tensorboard"), purge_step=self._start or None)
-            writers = [JSONWriter(str(self._directory / "metrics.json")), board]
+        outlets = writers.writers(experiment, self._directory, self._start) if parallel.first() else []
         freezes = experiment.method.name == "lgd"
         return [
             hooks.IterationTimer(),
             FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if freezes else None,
             hooks.LRScheduler(built.optimizer, built.scheduler),
-            hooks.PeriodicWriter(writers, period=period) if writers else None,
+            hooks.PeriodicWriter(outlets, period=period) if outlets else None,
             self.times,
-            Report(tell),
+            Report(tell, self._further),
             hooks.EvalHook(every, self._evaluate_now, eval_after_train=False) if every else None,
             SaveAndStop(self._save, experiment.checkpoint.resolved_every(schedule.steps), stop, period),
         ]

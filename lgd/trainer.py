@@ -32,7 +32,8 @@ CURVE_POINTS = 200
 """Points kept of a loss curve in the record; more are averaged."""
 
 Progress = dict[str, float | int]
-"""``step``, ``steps``, ``loss``, ``eta`` (seconds) of a running training."""
+"""Of a running training: ``step``, ``steps``, ``loss`` and ``eta`` (seconds; both NaN where not known yet), ``spent``
+(device-seconds so far, all attempts) and, once evaluated, the student's ``AP``."""
 
 
 class Stopped(Exception):  # noqa: N818  not an error
@@ -166,10 +167,10 @@ class StepTimes(HookBase):
 
 
 class Report(HookBase):
-    """Tell the outside how far the training is, at most every ``period`` seconds."""
+    """Tell the outside how far the training is, at most every ``period`` seconds. further: what else to say."""
 
-    def __init__(self, tell: Callable[[Progress], None], period: float = 1.0) -> None:
-        self._tell, self._period = tell, period
+    def __init__(self, tell: Callable[[Progress], None], further: Callable[[], Progress], period: float = 1.0) -> None:
+        self._tell, self._further, self._period = tell, further, period
         self._last = 0.0
 
     def after_step(self) -> None:
@@ -186,6 +187,7 @@ class Report(HookBase):
                 "steps": self.trainer.max_iter,
                 "loss": float(latest[0]) if latest else math.nan,
                 "eta": seconds * (self.trainer.max_iter - done),
+                **self._further(),
             }
         )
 

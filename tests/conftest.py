@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+
+import psutil
 import pytest
 import torch
 
@@ -15,3 +22,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture
+def no_strays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process that the test started, at however many removes, is left running after it."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("LGD_TEST_MARK", mark)
+    yield
+    deadline = time.monotonic() + 30
+    while _marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert _marked(mark) == []
+
+
+def _marked(mark: str) -> list[str]:
+    """Command lines of the other processes that inherited the mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            # multiprocessing's tracker ends with whoever started it, which may be this process.
+            own = process.pid == os.getpid() or "resource_tracker" in command
+            if not own and process.environ().get("LGD_TEST_MARK") == mark:
+                found.append(command)
+    return found

@@ -111,7 +111,7 @@ def test_before_its_phase_the_distillation_loss_trains_its_adapter_only(storage:
         model.zero_grad(set_to_none=True)
         model(batch([3]))["loss_distill"].backward()
         assert (model.student.backbone.fpn_output3.weight.grad is not None) is reaches
-        assert model.distance.adapter[0].weight.grad is not None
+        assert model.distance.adapter[0].weight.grad.any()
         assert all(p.grad is None for p in model.teacher.parameters())
 
 

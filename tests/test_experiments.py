@@ -230,7 +230,7 @@ def test_a_failed_training_leaves_its_record_and_runs_again(
         ([], "say which experiment"),
         (["retinanet_r50_2x_ms"], "--method"),
         (["retinanet_r51_2x_ms", "--method", "lgd"], "did you mean 'retinanet_r50_2x_ms'"),
-        (["retinanet_r50_2x_ms", "--method", "fgfi"], "fgfi"),
+        (["retinanet_r50_2x_ms", "--method", "fitnet"], "fitnet"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--colour"], "--colour"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--batch", "0"], "schedule.batch"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--seed", "-1"], "seed"),

@@ -113,7 +113,7 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "table7", "--arms", "RetinaNet R-50 2x ms LabelEnc"], "LabelEnc's label-encoding network"),
         (["--grid", "components", "--data", "coco-json:/nowhere"], "/nowhere"),
         (["--grid", "components", "--data", "cifar:/x"], "cifar"),
-        (["--grid", "components", "--cpus", "5000"], "5000 CPUs"),
+        (["--grid", "components", "--cpus", "5000"], "5000 CPU and"),
         (["--grid", "components", "--gpus", "77"], "77 GPUs"),
         (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
         (["--grid", "components", "--cpus", "0"], "--cpus 0"),

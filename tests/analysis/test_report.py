@@ -42,20 +42,24 @@ def test_nothing_to_show(tmp_path: Path) -> None:
 
 def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
     records = [make_record(arm) for arm in ("LGD", "a variant", "baseline", "LGD")]
-    assert order(results, records) == (["baseline", "LGD", "a variant"], "baseline", "")
-    assert order(results, records[:2]) == (["LGD", "a variant"], "LGD", "")
+    assert order(results, records) == Sweep(["baseline", "LGD", "a variant"], "baseline")
+    assert order(results, records[:2]) == Sweep(["LGD", "a variant"], "LGD")
 
 
 @pytest.mark.parametrize(
     ("sweep", "expected"),
     [
-        ({"arms": ["LGD", "baseline"], "reference": "LGD", "grid": "main"}, (["LGD", "baseline"], "LGD", "main")),
-        ({"arms": ["LGD", "baseline"]}, (["LGD", "baseline"], "baseline", "")),
-        ({"arms": ["LGD", "none"]}, (["LGD", "none"], "LGD", "")),
-        ({"arms": ["LGD"], "reference": "baseline"}, (["LGD"], "baseline", "")),
+        ({"arms": ["LGD", "baseline"], "reference": "LGD", "grid": "main"}, Sweep(["LGD", "baseline"], "LGD", "main")),
+        ({"arms": ["LGD", "baseline"]}, Sweep(["LGD", "baseline"], "baseline")),
+        ({"arms": ["LGD", "none"]}, Sweep(["LGD", "none"], "LGD")),
+        ({"arms": ["LGD"], "reference": "baseline"}, Sweep(["LGD"], "baseline")),
+        (
+            {"arms": ["LGD"], "grid": "g", "ended": {"why": "time is over", "not_run": ["LGD, seed 1"]}},
+            Sweep(["LGD"], "LGD", "g", ("Not run (time is over): LGD, seed 1.",)),
+        ),
     ],
 )
-def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: tuple[list[str], str, str]) -> None:
+def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: Sweep) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     assert order(tmp_path, []) == expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +11,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils import comm
+from PIL import Image
 
-from lgd.data import DataSet, ShapesSpec, resolve, train_loader, val_loader
-from lgd.data.loaders import ImageCache
+from lgd.data import DataSet, ShapesSpec, images, loaders, resolve, train_loader, val_loader
+from lgd.data.loaders import ImageCache, worker_processes
 from lgd.errors import InputError
+from lgd.experiment import Experiment
 from tests.data.test_coco import COCO_TINY, change, directory
 
 SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
@@ -288,20 +291,19 @@ def test_validation(made: DataSet, with_labels: bool, workers: int) -> None:
 def test_cache_reads_once_within_its_budget(made: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(made.layout.train_images.iterdir())[:3]]
     reads: list[str] = []
-    real = detection_utils.read_image
+    real = images.read
 
-    def counted(path: str, format: str) -> Any:
+    def counted(path: str, shrink: int) -> Any:
         reads.append(path)
-        return real(path, format=format)
+        return real(path, shrink)
 
-    monkeypatch.setattr(detection_utils, "read_image", counted)
+    monkeypatch.setattr(loaders, "read", counted)
     cache = ImageCache(budget=2 * 64 * 64 * 3)
-    images = [cache.read(path, "BGR") for path in paths * 2]
+    found = [cache.read(path) for path in paths * 2]
     assert reads == [*paths, paths[2]]
     assert cache.used == cache.budget
-    np.testing.assert_array_equal(images[0], images[3])
-    np.testing.assert_array_equal(images[2], images[5])
-    assert not images[0].flags.writeable
+    assert found[0] is found[3]
+    assert torch.equal(found[2], found[5])
 
 
 def test_cached_and_uncached_batches_are_equal(made: DataSet) -> None:
@@ -329,3 +331,173 @@ def test_real_images() -> None:
             assert max(height, width) <= 160
             assert cast(bool, (boxes >= 0).all())
             assert cast(bool, (boxes <= torch.tensor([width, height, width, height])).all())
+
+
+@pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
+@pytest.mark.parametrize("size", [320, 800])
+def test_real_images_are_detectron2s_but_for_rounding(size: int) -> None:
+    """Resized by torch: shapes, boxes and masks are the same, pixels within one level, few of them off at all."""
+    from detectron2.data import DatasetCatalog
+
+    real = resolve(f"coco-json:{COCO_TINY}", shapes=SPEC)
+    theirs = DatasetMapper(
+        True,
+        augmentations=[T.ResizeShortestEdge([size], 1333, "choice")],
+        image_format="BGR",
+        use_instance_mask=True,
+    )
+    by_id = {record["image_id"]: record for record in DatasetCatalog.get(real.train)}
+    off = []
+    for sample in itertools.chain(*batches(real, 3, min_sizes=(size,), max_size=1333, flip=False, masks=True)):
+        expected = theirs(by_id[sample["image_id"]])
+        assert sample["image"].shape == expected["image"].shape
+        levels = (sample["image"].int() - expected["image"].int()).abs()
+        assert levels.max() <= 1
+        off.append(float((levels > 0).float().mean()))
+        assert torch.equal(sample["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+        assert torch.equal(sample["instances"].gt_masks.area(), expected["instances"].gt_masks.area())
+    assert np.mean(off) < 0.01
+
+
+# ---------------------------------------------------------------------------------------------- large pictures
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> DataSet:
+    """Smooth JPEGs of 601x403 pixels, with boxes and masks."""
+    root = directory(tmp_path)
+    for split in ("train", "val"):
+        path = root / f"annotations/instances_{split}2017.json"
+
+        def grow(contents: dict[str, Any], split: str = split) -> None:
+            for image in contents["images"]:
+                image.update(width=601, height=403)
+                x, y = np.meshgrid(np.linspace(0, 255, 601), np.linspace(0, 255, 403))
+                pixels = np.stack([x, y, np.full_like(x, image["id"])], 2).astype(np.uint8)
+                Image.fromarray(pixels).save(root / f"{split}2017" / image["file_name"])
+            runs = {"counts": [403 * 601 - 500, 500], "size": [403, 601]}
+            contents["annotations"] = [
+                {**x, "bbox": [101, 51, 300, 200], "segmentation": runs} for x in contents["annotations"]
+            ]
+
+        change(path, grow)
+    return resolve(f"coco-json:{root}", shapes=SPEC)
+
+
+def test_large_jpegs_are_decoded_small(large: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"min_sizes": (90, 100), "max_size": 200, "keep_empty": True, "masks": True}
+    cached, fresh = batches(large, 6, **options), batches(large, 6, cache_bytes=0, **options)
+    assert_equal(fresh, cached)
+    assert_equal(batches(large, 6, workers=2, **options), cached)
+    real, shrinks = images.read, []
+
+    def full(path: str, shrink: int) -> Any:
+        shrinks.append(shrink)
+        return real(path)
+
+    monkeypatch.setattr(loaders, "read", full)
+    whole = batches(large, 6, cache_bytes=0, **options)
+    # 403 pixels to 100 at most.
+    assert set(shrinks) == {4}
+    for a, b in zip(itertools.chain(*cached), itertools.chain(*whole), strict=True):
+        assert a["image"].shape == b["image"].shape
+        assert (a["image"].int() - b["image"].int()).abs().float().mean() < 2
+        assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+        assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
+    val = next(iter(val_loader(large, min_size=100, max_size=200, workers=0, with_labels=False)))[0]
+    assert val["image"].shape == (3, 100, 149)
+    assert (val["height"], val["width"]) == (403, 601)
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes", "longest", "expected"),
+    [
+        ((403, 601), (403,), 800, 1),
+        ((403, 601), (202,), 800, 1),
+        ((404, 601), (202,), 800, 2),
+        ((400, 800), (100, 201), 800, 1),
+        ((400, 800), (300,), 400, 2),
+        ((4000, 6000), (100,), 800, 8),
+    ],
+)
+def test_shrink(size: tuple[int, int], sizes: tuple[int, ...], longest: int, expected: int) -> None:
+    """Never below the largest of the sizes to choose from."""
+    mapper = loaders._Mapper(
+        min_sizes=sizes, max_size=longest, flip=False, labels=False, masks=False, mask_format="polygon",
+        cache=ImageCache(0),
+    )  # fmt: skip
+    assert mapper.shrink(*size) == expected
+
+
+# ---------------------------------------------------------------------------------------------------- workers
+
+
+def test_workers_are_sized_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert worker_processes(3, cuda=True) == 3
+    assert worker_processes("auto", cuda=False) == 0
+    assert worker_processes("auto", cuda=True) == 15
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert worker_processes("auto", cuda=True) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert worker_processes("auto", cuda=True) == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(256)))
+    assert worker_processes("auto", cuda=True) == 16
+
+
+@pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
+def test_impossible_numbers_of_workers(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"data\.workers: must be auto or a whole number from 0"):
+        Experiment().override({"data.workers": wrong})
+
+
+@pytest.mark.gpu
+def test_batches_for_a_gpu_are_pinned(made: DataSet) -> None:
+    for workers in (0, 2):
+        assert all(x["image"].is_pinned() for x in batches(made, 1, workers=workers, cuda=True)[0])
+        loader = val_loader(made, min_size=64, max_size=64, workers=workers, with_labels=False, cuda=True)
+        assert next(iter(loader))[0]["image"].is_pinned()
+
+
+def test_masks_of_data_that_had_to_be_cleaned(mixed: DataSet) -> None:
+    """Polygons and run lengths survive; what was dropped or ignored is not taught."""
+    runs = {"counts": [100, 50, 48 * 48 - 150], "size": [48, 48]}
+
+    def spoil(contents: dict[str, Any]) -> None:
+        contents["annotations"][0].update(bbox=[1, 1, 0, 0])
+        contents["annotations"][2].update(segmentation=runs)
+        contents["annotations"].append({**contents["annotations"][1], "id": 99, "ignore": 1})
+
+    change(mixed.layout.train_json, spoil)
+    cleaned = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
+    assert cleaned.layout.train_json != mixed.layout.train_json
+    seen = {x["image_id"]: x["instances"] for x in itertools.chain(*batches(cleaned, 4, masks=True, keep_empty=True))}
+    assert {image: len(found) for image, found in seen.items()} == {1: 1, 2: 1, 3: 0}
+    assert all(isinstance(found.gt_masks, BitMasks) for found in seen.values())
+    assert all(bool(seen[image].gt_masks.tensor.any()) for image in (1, 2))
+
+
+def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
+    """But not where they overlap somebody who is labelled, and not in the cache."""
+    root = tmp_path / "people"
+    (root / "Images").mkdir(parents=True)
+    pixels = np.full((60, 80, 3), 200, np.uint8)
+    for split in ("train", "val"):
+        Image.fromarray(pixels).save(root / "Images" / f"{split}.jpg")
+        boxes = [
+            {"tag": "person", "fbox": [10, 10, 20, 30], "extra": {}},
+            {"tag": "mask", "fbox": [20, 20, 40, 20], "extra": {"ignore": 1}},
+        ]
+        line = json.dumps({"ID": split, "gtboxes": boxes})
+        (root / f"annotation_{split}.odgt").write_text(line + "\n")
+    dataset = resolve(f"crowdhuman:{root}", shapes=ShapesSpec())
+    loader = train_loader(
+        dataset, batch_size=1, min_sizes=(60,), max_size=80, flip=False, masks=False, seed=0, workers=0
+    )
+    for sample in itertools.islice(loader, 2):
+        image, (row,) = sample[0]["image"], sample[0]["instances"].gt_boxes.tensor.tolist()
+        assert row == [10, 10, 30, 40]
+        expected = torch.full((3, 60, 80), 200, dtype=torch.uint8)
+        expected[:, 20:40, 30:60] = torch.tensor([104, 116, 124], dtype=torch.uint8)[:, None, None]
+        assert torch.equal(image, expected)

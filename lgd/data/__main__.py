@@ -1,0 +1,58 @@
+"""The command ``python -m lgd.data``: look at a data set before training on it.
+
+python -m lgd.data check voc:DIR
+python -m lgd.data check coco-json:DIR --draw 8 --output pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lgd.data import SCHEMES, Problem, ShapesSpec, resolve
+from lgd.data.check import draw, report
+from lgd.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
+    parser = argparse.ArgumentParser(prog="python -m lgd.data", description="Look at a data set.")
+    check = parser.add_subparsers(dest="command", required=True).add_parser(
+        "check", help="read it as training would and list every problem"
+    )
+    check.add_argument("source", metavar="DATASET", help=", ".join(SCHEMES))
+    check.add_argument(
+        "--draw", type=int, default=0, metavar="N", help="write N pictures a split, with boxes and masks"
+    )
+    check.add_argument(
+        "--output", type=Path, default=Path("check"), metavar="DIR", help="where the pictures go (default: check)"
+    )
+    options = parser.parse_args(arguments)
+    problems: list[Problem] = []
+    try:
+        try:
+            dataset = resolve(options.source, shapes=ShapesSpec(), problems=problems)
+        except InputError:
+            # What led to it, such as the images that are all missing.
+            _print(map(str, problems))
+            raise
+        _print(report(dataset, problems))
+        if options.draw > 0:
+            written = draw(dataset, options.draw, options.output)
+            _print(["", f"{len(written)} pictures in {options.output}"])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(any(x.outcome == "dropped" for x in problems))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        # A file may hold half characters, which no terminal can show.
+        print(line.encode(errors="backslashreplace").decode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

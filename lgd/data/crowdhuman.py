@@ -1,0 +1,89 @@
+"""CrowdHuman's layout: annotation_{train,val}.odgt, a JSON object a line, with the images in Images.
+
+Full-body boxes (fbox), which go on where a body is hidden or out of the picture; here they end with the picture, as in
+the benchmark's own evaluation. What is tagged other than person, or ignored, is a region to leave alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lgd.data.clean import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.coco import parse_json
+from lgd.errors import InputError
+
+__all__ = ["PERSON", "find_crowdhuman_splits"]
+
+PERSON = "person"
+
+
+def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
+    """Train and val of a directory with CrowdHuman's files; images in ``Images`` or ``Images_{train,val}``.
+
+    problems: see :func:`lgd.data.clean.layout`. Raises InputError, one line, where a file is missing or all of it
+    broken.
+    """
+    root = Path(directory).expanduser().absolute()
+    if not root.is_dir():
+        raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
+    files = [root / f"annotation_{split}.odgt" for split in ("train", "val")]
+    folders = [_folder(root, split) for split in ("train", "val")]
+
+    def read() -> tuple[Raw, Raw]:
+        return _raw(files[0], folders[0]), _raw(files[1], folders[1])
+
+    return layout(root, read, [*files, *folders], problems)
+
+
+def _folder(root: Path, split: str) -> Path:
+    for folder in (root / f"Images_{split}", root / "Images"):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"no images for CrowdHuman's {split} split: {root} has neither Images nor Images_{split}")
+
+
+def _raw(path: Path, folder: Path) -> Raw:
+    raw = Raw(path, folder, [], [], [(1, PERSON)])
+
+    def broken(line: int, what: str) -> None:
+        raw.problems.append(Problem("dropped", "broken line", f"{path}:{line}", what))
+
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = parse_json(line, f"{path}:{number}")
+        except InputError as error:
+            broken(number, str(error))
+            continue
+        if not isinstance(found, dict) or not isinstance(found.get("ID"), str):
+            broken(number, "has no ID")
+            continue
+        boxes = found.get("gtboxes", [])
+        if not isinstance(boxes, list):
+            broken(number, "its gtboxes are not a list")
+            continue
+        where = f"{path}:{number}"
+        raw.images.append({"_where": f"{where} ({found['ID']})", "id": number, "file_name": f"{found['ID']}.jpg"})
+        for position, box in enumerate(boxes):
+            place = f"{where} ({found['ID']}): gtboxes[{position}]"
+            if not isinstance(box, dict):
+                raw.problems.append(Problem("dropped", "broken entry", place, "is not an object"))
+                continue
+            raw.annotations.append(
+                {
+                    "_where": place,
+                    "id": len(raw.annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": box.get("fbox"),
+                    "iscrowd": int(_ignored(box)),
+                }
+            )
+    return raw
+
+
+def _ignored(box: dict[str, Any]) -> bool:
+    extra = box.get("extra")
+    return box.get("tag") != PERSON or (isinstance(extra, dict) and extra.get("ignore") == 1)

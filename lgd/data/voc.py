@@ -1,0 +1,171 @@
+"""Pascal VOC's layout: an XML file an image in Annotations, the splits in ImageSets/Main, the images in JPEGImages.
+
+As detectron2 reads it: boxes in pixels counted from 1, both ends inclusive; ``difficult`` objects are trained on. In
+evaluation they are ignored, as VOC's own rules say.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lgd.data.clean import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.errors import InputError
+
+__all__ = ["find_voc_splits", "voc_files"]
+
+
+class _Part(NamedTuple):
+    """A directory in VOC layout and a split of it."""
+
+    root: Path
+    split: str
+
+    @property
+    def listing(self) -> Path:
+        return self.root / "ImageSets" / "Main" / f"{self.split}.txt"
+
+
+def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
+    """Train and val of a directory in VOC layout, with the classes that its training objects have, by name.
+
+    Where there is a test.txt, trained on trainval (or train) and evaluated on test; else trained on train and evaluated
+    on val. problems: see :func:`lgd.data.clean.layout`.
+
+    Raises InputError, one line, when a split or everything in it is missing.
+    """
+    root = Path(directory).expanduser().absolute()
+    if not root.is_dir():
+        raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
+    there = {x for x in ("train", "trainval", "val", "test") if _Part(root, x).listing.is_file()}
+    pairs = [("trainval", "test"), ("train", "test"), ("train", "val")]
+    chosen = next(((train, val) for train, val in pairs if {train, val} <= there), None)
+    if chosen is None:
+        lists = root / "ImageSets" / "Main"
+        raise InputError(f"{lists} has neither trainval.txt and test.txt nor train.txt and val.txt")
+    return voc_files(root, [(root, chosen[0])], [(root, chosen[1])], problems=problems)
+
+
+def voc_files(
+    root: Path,
+    train: Sequence[tuple[Path, str]],
+    val: Sequence[tuple[Path, str]],
+    class_names: Sequence[str] = (),
+    problems: list[Problem] | None = None,
+) -> CocoLayout:
+    """The same for known (directory, split) pairs under ``root``. class_names: in order; those found where empty."""
+    parts = [[_Part(*x) for x in split] for split in (train, val)]
+    listings = [part.listing for split in parts for part in split]
+    roots = dict.fromkeys(part.root for split in parts for part in split)
+    for path in [*listings, *(x / y for x in roots for y in ("Annotations", "JPEGImages"))]:
+        if not path.exists():
+            raise InputError(f"no VOC data in {root}: {path} does not exist")
+    listed = [[(part, name) for part in split for name in _names(part)] for split in parts]
+    # By stem, for not all VOC-like data is JPEG.
+    images = {x: {path.stem: path.name for path in sorted((x / "JPEGImages").iterdir())} for x in roots}
+
+    def read() -> tuple[Raw, Raw]:
+        classes = list(class_names)
+        raws = []
+        for split, entries, evaluated in zip(parts, listed, (False, True), strict=True):
+            parsed = [_File(part.root, name, root, images[part.root]) for part, name in entries]
+            if not classes:
+                classes = sorted({x["name"] for file in parsed for x in file.objects})
+            raws.append(_raw(split[0].listing, root, parsed, classes, evaluated))
+        return raws[0], raws[1]
+
+    annotations = [_xml(part.root, name) for split in listed for part, name in split]
+    return layout(root, read, [*listings, *(x / "JPEGImages" for x in roots), *annotations], problems)
+
+
+def _xml(root: Path, name: str) -> Path:
+    return root / "Annotations" / f"{name}.xml"
+
+
+def _names(part: _Part) -> list[str]:
+    """The images of a split. A line may end in a flag, as in the lists of one class."""
+    try:
+        lines = read_bytes(part.listing).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{part.listing}, byte {error.start}: {error.reason}") from error
+    names = []
+    for line in map(str.strip, lines.splitlines()):
+        flagged = re.fullmatch(r"(.*\S)\s+-?[01]", line)
+        # A name may itself end so.
+        names.append(flagged.group(1) if flagged and not _xml(part.root, line).exists() else line)
+    return list(dict.fromkeys(x for x in names if x))
+
+
+class _File:
+    """What one XML file says. objects: plain values, whatever was there; trouble: why there is nothing to read."""
+
+    def __init__(self, root: Path, name: str, base: Path, images: dict[str, str]) -> None:
+        self.path = _xml(root, name)
+        folder = (root / "JPEGImages").relative_to(base)
+        self.image = str(folder / images.get(name, f"{name}.jpg"))
+        self.size: tuple[int | None, int | None] = (None, None)
+        self.objects: list[dict[str, Any]] = []
+        self.trouble = ""
+        try:
+            tree = ET.fromstring(self.path.read_bytes())
+        except (ET.ParseError, LookupError, ValueError) as error:
+            self.trouble = f"broken XML: {error}"
+            return
+        except OSError as error:
+            self.trouble = f"cannot be read ({error.strerror})"
+            return
+        width, height = (_number(tree, f"size/{side}") for side in ("width", "height"))
+        self.size = (int(width) if width else None, int(height) if height else None)
+        for entry in tree.iterfind("object"):
+            self.objects.append(
+                {
+                    "name": (entry.findtext("name") or "").strip(),
+                    "difficult": (entry.findtext("difficult") or "").strip() == "1",
+                    "corners": [_number(entry, f"bndbox/{x}") for x in ("xmin", "ymin", "xmax", "ymax")],
+                }
+            )
+
+
+def _number(element: ET.Element, path: str) -> float | None:
+    try:
+        found = float(element.findtext(path) or "")
+    except ValueError:
+        return None
+    return found if abs(found) < 2**31 else None
+
+
+def _raw(listing: Path, base: Path, files: list[_File], classes: list[str], evaluated: bool) -> Raw:
+    raw = Raw(listing, base, [], [], [(number, name) for number, name in enumerate(classes, 1)])
+    ids = {name: number for number, name in raw.categories}
+    for number, file in enumerate(files, 1):
+        if file.trouble:
+            raw.problems.append(Problem("dropped", "broken XML", str(file.path), file.trouble))
+            continue
+        width, height = file.size
+        raw.images.append(
+            {"_where": file.path, "id": number, "file_name": file.image, "width": width, "height": height}
+        )
+        for position, found in enumerate(file.objects, 1):
+            raw.annotations.append(
+                {
+                    "_where": f"{file.path}: object {position}",
+                    "id": len(raw.annotations) + 1,
+                    "image_id": number,
+                    "category_id": ids.get(found["name"], found["name"]),
+                    "bbox": _box(found["corners"]),
+                    "iscrowd": int(evaluated and found["difficult"]),
+                }
+            )
+    return raw
+
+
+def _box(corners: list[float | None]) -> list[float] | None:
+    """[x, y, width, height] from 0 on. A box whose ends meet or cross has no size."""
+    if None in corners:
+        return None
+    left, top, right, bottom = (float(x) for x in corners if x is not None)
+    width = right - left + 1 if right > left else 0.0
+    return [left - 1, top - 1, width, bottom - top + 1 if bottom > top else 0.0]

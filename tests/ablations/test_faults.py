@@ -1,0 +1,307 @@
+"""Faults, each injected into a real sweep: no trial is lost or counted twice, and nothing is left running."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from ablations.grids import Trial
+from ablations.run import main
+from ablations.sweep import Names, Outcome, Resources, done, run_sweep
+from lgd import provenance, scale
+from lgd.record import FILE, Record, load
+from tests.ablations.test_run import QUICK
+from tests.helpers import quick_experiment
+
+ROOT = Path(__file__).parents[2]
+NAMES = Names("components", "tiny")
+LONG: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 50, "method.name": "baseline", "schedule.batch": 4}
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_strays")]
+
+
+class _Display:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, Record]] = []
+        self.steps: dict[str, int] = {}
+
+    def add(self, trial: Trial) -> None: ...
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None:
+        self.steps[name] = progress["step"]
+
+    def ended(self, name: str, record: Record) -> None:
+        self.records.append((name, record))
+
+
+def _trials(output: Path, **arms: dict[str, Any]) -> list[Trial]:
+    return [
+        Trial(arm, quick_experiment(**changes), output / "trials" / f"{arm}-seed0") for arm, changes in arms.items()
+    ]
+
+
+def _sweep(trials: list[Trial], output: Path, **options: Any) -> tuple[_Display, Outcome]:
+    display = _Display()
+    resources = options.pop("resources", Resources(1, 0, 2))
+    with scale.cluster(None, cpus=2):
+        outcome = run_sweep(trials, NAMES, output, resources, display, **options)
+    return display, outcome
+
+
+def _workers(parent: int, words: str) -> list[psutil.Process]:
+    """Ray's workers under a process that do what ``words`` say."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        try:
+            if words in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _when(condition: Callable[[], Any], act: Callable[[], None]) -> threading.Thread:
+    """Do ``act`` in a thread as soon as ``condition`` holds."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if condition():
+                act()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_ends_one_trial_leaves_the_others_alone(tmp_path: Path) -> None:
+    """A trial that raises, one that diverges, and one that asks for more memory than there is."""
+    trials = _trials(
+        tmp_path,
+        raising={},
+        diverging={"schedule.lr": 1e12, "schedule.clip": 0, "schedule.steps": 40},
+        hungry={"detector.channels": 80_000},
+        good={"seed": 1},
+    )
+    (trials[0].directory / "metrics.json").mkdir(parents=True)
+    display, outcome = _sweep(trials, tmp_path)
+    assert sorted(name for name, _ in display.records) == sorted(t.name for t in trials)
+    assert outcome.ended == {t.name for t in trials}
+    assert outcome.why == ""
+    records = {t.arm: load(t.directory / FILE) for t in trials}
+    assert {arm: r.status for arm, r in records.items()} == {
+        "raising": "failed",
+        "diverging": "diverged",
+        "hungry": "failed",
+        "good": "finished",
+    }
+    assert "IsADirectoryError" in records["raising"].reason
+    assert "memory" in records["hungry"].reason
+    assert all("\n" not in r.reason for r in records.values())
+    # What raised is told once, and not tried again and again.
+    assert records["raising"].attempts == 1
+    assert [done(t) is None for t in trials] == [True, False, True, False]
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    trials = _trials(tmp_path, long=LONG, short={})
+    killed: list[int] = []
+
+    def kill() -> None:
+        for process in _workers(os.getpid(), "ray::"):
+            if "run_trial" in " ".join(process.cmdline()) or "ImplicitFunc" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    thread = _when(lambda: list((trials[0].directory / "checkpoints").glob("step-*.pth")), kill)
+    display, _ = _sweep(trials, tmp_path)
+    thread.join()
+    assert killed
+    assert sorted(name for name, _ in display.records) == sorted(t.name for t in trials)
+    record = load(trials[0].directory / FILE)
+    assert (record.status, record.attempts, record.steps) == ("finished", 2, 300)
+    assert record.device_seconds["lost"] >= 0
+    assert load(trials[1].directory / FILE).status == "finished"
+
+
+def test_a_trial_that_is_killed_every_time_is_given_up(tmp_path: Path) -> None:
+    trials = _trials(tmp_path, long={**LONG, "schedule.steps": 100_000}, short={})
+    stop = threading.Event()
+
+    def keep_killing() -> None:
+        while not stop.wait(0.2):
+            for process in _workers(os.getpid(), "ray::"):
+                command = " ".join(process.cmdline())
+                begun = (trials[0].directory / "metrics.json").exists()
+                if begun and ("run_trial" in command or "ImplicitFunc" in command) and load_is(trials[1], "finished"):
+                    process.kill()
+
+    def load_is(trial: Trial, status: str) -> bool:
+        path = trial.directory / FILE
+        return path.exists() and load(path).status == status
+
+    thread = threading.Thread(target=keep_killing, daemon=True)
+    thread.start()
+    display, _ = _sweep(trials, tmp_path)
+    stop.set()
+    thread.join()
+    assert sorted(name for name, _ in display.records) == sorted(t.name for t in trials)
+    record = load(trials[0].directory / FILE)
+    assert record.status == "failed"
+    assert record.reason.startswith("the worker died")
+    assert load(trials[1].directory / FILE).status == "finished"
+
+
+def test_a_full_disk_loses_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the worker nor the driver can write the record; the next sweep has that trial to run, and no other."""
+    trials = _trials(tmp_path, unlucky={**LONG, "checkpoint.every": 0}, good={"seed": 1})
+
+    def fill() -> None:
+        for process in _workers(os.getpid(), "ray::"):
+            command = " ".join(process.cmdline())
+            if "run_trial" in command or "ImplicitFunc" in command:
+                process.rlimit(psutil.RLIMIT_FSIZE, (1000, psutil.RLIM_INFINITY))
+
+    save = Record.save
+
+    def full(record: Record, directory: Path) -> Path:
+        if "unlucky" in str(directory):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(record, directory)
+
+    monkeypatch.setattr(Record, "save", full)
+    ready = lambda: load_or_none(trials[1]) and (trials[0].directory / "metrics.json").exists()  # noqa: E731
+    thread = _when(ready, fill)
+    display, outcome = _sweep(trials, tmp_path)
+    thread.join()
+    told = dict(display.records)
+    assert sorted(told) == sorted(t.name for t in trials)
+    assert len(display.records) == 2
+    assert told["unlucky-seed0"].status == "failed"
+    assert "File too large" in told["unlucky-seed0"].reason
+    assert "No space left on device" in told["unlucky-seed0"].reason
+    assert outcome.ended == set(told)
+    assert not (trials[0].directory / FILE).exists()
+    assert [done(t) is None for t in trials] == [True, False]
+    assert load(trials[1].directory / FILE).status == "finished"
+
+
+def load_or_none(trial: Trial) -> Record | None:
+    path = trial.directory / FILE
+    return load(path) if path.exists() else None
+
+
+@pytest.fixture
+def long_grid(tmp_path: Path) -> tuple[list[str], Path]:
+    """A command whose second arm takes long enough to be interrupted in, with frequent checkpoints."""
+    return [
+        sys.executable, str(ROOT / "ablations" / "run.py"), "--grid", "components", *QUICK,
+        "--set", "schedule.steps=250", "--set", "checkpoint.every=25", "--set", "threads=1",
+        "--arms", "baseline,LGD", "--cpus", "2", "--output", str(tmp_path / "out"),
+    ], tmp_path / "out"  # fmt: skip
+
+
+def test_a_killed_driver_leaves_a_sweep_that_goes_on(long_grid: tuple[list[str], Path]) -> None:
+    """One trial after the other: the first is finished, the second has a checkpoint when the driver is killed."""
+    command, output = long_grid
+    first, second = (output / "trials" / f"{arm}-seed0" for arm in ("baseline", "lgd"))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list((second / "checkpoints").glob("step-*.pth")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = (first / FILE).read_bytes()
+    assert not (second / FILE).exists()
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "ablations" / "run.py"), "--resume", str(output), "--cpus", "2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "2 trials, 1 to run" in resumed.stdout
+    assert (first / FILE).read_bytes() == kept
+    record = load(second / FILE)
+    assert (record.status, record.attempts, record.steps) == ("finished", 2, 250)
+
+
+def test_a_budget_ends_a_sweep_with_checkpoints(long_grid: tuple[list[str], Path]) -> None:
+    command, output = long_grid
+    begun = time.monotonic()
+    said = subprocess.run(
+        [*command, "--max-gpu-hours", str(1.5 / 3600)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert said.returncode == 3, said.stdout + said.stderr
+    assert time.monotonic() - begun < 240
+    assert "--max-gpu-hours 0.000416667 are used after 0 of 2 trials" in said.stdout
+    assert "not run: baseline, seed 0 (checkpoint after step " in said.stdout
+    assert "not run: LGD, seed 0\n" in said.stdout
+    ended = json.loads((output / "sweep.json").read_text())["ended"]
+    assert len(ended["not_run"]) == 2
+    assert not list(output.glob(f"trials/*/{FILE}"))
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "ablations" / "run.py"), "--resume", str(output), "--max-time", "10m"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "not run" not in resumed.stdout
+    assert load(output / "trials" / "baseline-seed0" / FILE).attempts == 2
+
+
+def test_trials_of_several_workers_are_placed_whole_and_survive_a_killed_worker(tmp_path: Path) -> None:
+    """Two trials of two workers each on two cores: one after the other, never half of each."""
+    trials = _trials(tmp_path, long=LONG, short={"schedule.batch": 4})
+    killed: list[int] = []
+
+    def kill() -> None:
+        victim = _workers(os.getpid(), "ray::_Member")[-1]
+        killed.append(victim.pid)
+        victim.kill()
+
+    thread = _when(lambda: list((trials[0].directory / "checkpoints").glob("step-*.pth")), kill)
+    _sweep(trials, tmp_path, resources=Resources(1, 0, 1, workers=2))
+    thread.join()
+    assert killed
+    records = [load(t.directory / FILE) for t in trials]
+    assert [(r.status, r.devices) for r in records] == [("finished", 2)] * 2
+    assert [r.attempts for r in records] == [2, 1]
+
+
+def test_a_directory_of_other_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--grid", "components", *QUICK, "--arms", "baseline", "--output", str(tmp_path)]
+    assert main([*arguments, "--max-time", "1h"]) == 0
+    path = tmp_path / "sweep.json"
+    sweep = json.loads(path.read_text())
+    sweep["code"]["versions"]["torch"] = "1.0"
+    sweep["code"]["files"]["lgd/distance.py"] = "another"
+    path.write_text(json.dumps(sweep))
+    capsys.readouterr()
+    assert main([*arguments, "--seeds", "2"]) == 2
+    said = capsys.readouterr().err
+    assert f"torch 1.0 there and {provenance.versions()['torch']} here" in said
+    assert "changed: lgd/distance.py" in said
+    assert said.count("\n") == 1
+    assert main([*arguments, "--seeds", "2", "--accept-other-code", "--dry-run"]) == 0
+
+
+def test_two_sweeps_do_not_share_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FileLock(tmp_path / "lock"):
+        assert main(["--grid", "components", *QUICK, "--arms", "baseline", "--output", str(tmp_path)]) == 2
+    assert "another sweep is at work there" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Searches: what Optuna may propose, and a real one end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from ablations.grids import Trial
+from ablations.presets import TINY
+from ablations.run import main
+from ablations.search import STUDY, STUDY_FILE, WITHOUT_ADAPTER, Search, changed, command, suggest
+from ablations.sweep import Names, Resources, _described
+from lgd.record import FILE, load
+from lgd.teacher import impossible
+from tests.ablations.test_run import QUICK
+
+ROOT = Path(__file__).parents[2]
+
+
+def _base(tmp_path: Path, **method: Any) -> dict[str, Any]:
+    experiment = TINY.override({f"method.{k}": v for k, v in method.items()})
+    return _described(Trial("", experiment, tmp_path), Names("components", "tiny"), tmp_path, Resources(1, 0, 1))
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Path) -> None:
+    base = _base(tmp_path, context=context)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(300):
+        trial = study.ask()
+        suggest(trial, base)
+        described = Search.trial({**trial.params, "base": base})
+        method = described["experiment"]["method"]
+        parts = {k: method[k] for k in ("encoder", "adapter", "mapper", "variant", "context")}
+        assert not impossible(**parts)
+        seen.add(tuple(parts.values()))
+        # A parameter is asked about only where it has a choice.
+        variants = [name for name in trial.params if name.startswith("method.variant")]
+        if not method["encoder"]:
+            assert variants == []
+        else:
+            assert variants == [f"method.variant{'' if method['adapter'] else WITHOUT_ADAPTER}"]
+        assert ("method.mapper" in trial.params) == context
+        assert ("method.adapter" in trial.params) == (method["mapper"] or method["encoder"])
+    # Every combination that works is reached.
+    wanted = {
+        (e, a, m, v, context)
+        for e in (True, False)
+        for a in (True, False)
+        for m in (True, False)
+        for v in ("appearance_queries", "label_queries", "appearance_only", "label_only")
+        if not impossible(encoder=e, adapter=a, mapper=m, variant=v, context=context)
+    }
+    assert seen == wanted
+
+
+def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
+    base = _base(tmp_path)
+    proposed = {"method.encoder": True, "method.distill_weight": 0.5}
+    one, same = (
+        Search.trial({**proposed, "base": base}),
+        Search.trial({"base": base, **dict(reversed(proposed.items()))}),
+    )
+    other = Search.trial({**proposed, "method.distill_weight": 0.6, "base": base})
+    assert one == same
+    assert one["name"] != other["name"]
+    assert one["names"]["overrides"] == ["method.distill_weight=0.5", "method.encoder=true"]
+
+
+def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = {"method.encoder": False, "method.distill_weight": 0.123456789, "method.adapter": True}
+    line = command("components", "tiny", ["schedule.steps=6", "data.source=coco-json:/a b"], parameters, "LGD", 3)
+    _, script, *arguments = shlex.split(line)
+    assert script == "ablations/run.py"
+    assert arguments.count("--set") == 6
+    assert "data.source=coco-json:/a b" in arguments
+    sets = [x for x in arguments if "=" in x and not x.startswith("data.")]
+    experiment = TINY.override([*sets, "schedule.warmup_steps=2"])
+    assert experiment.method.distill_weight == 0.123456789
+    assert not experiment.method.encoder
+    assert experiment.seed == 3
+    assert changed({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--grid", "components", *QUICK, "--output", str(tmp_path / "out")]
+    for arguments, words in (
+        (["--search", "optuna", "--samples", "0"], "--samples 0"),
+        (["--search", "optuna", "--objectives", "gpu_hours"], "--objectives gpu_hours"),
+        (["--search", "optuna", "--objectives", "AP,mAP"], "--objectives AP,mAP"),
+        (["--samples", "3"], "need --search optuna"),
+        (["--early-stop"], "need --search optuna"),
+        (["--max-time", "soon"], "--max-time soon"),
+        (["--max-gpu-hours", "0"], "--max-gpu-hours 0"),
+        (["--workers", "0"], "--workers 0"),
+        (["--workers", "3"], "does not split over 3 workers"),
+        (["--workers", "2", "--cpus", "4000"], "can never run here"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster"),
+    ):
+        assert main([*common, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+SEARCH = [
+    "--grid", "components", *QUICK, "--set", "schedule.steps=40", "--set", "evaluation.every=10",
+    "--search", "optuna", "--samples", "5", "--objectives", "AP,gpu_hours", "--early-stop",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_strays")
+def test_a_search_ends_in_its_front_and_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "ablations" / "run.py")]
+    process = subprocess.Popen(
+        [*script, *SEARCH, "--output", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) < 1 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
+    done = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    searched = [r for r in records.values() if r.arm.startswith("search-")]
+    assert len(searched) == 5
+    assert {r.status for r in searched} <= {"finished", "stopped"}
+    assert [r.arm for r in records.values() if not r.arm.startswith("search-")] == ["baseline"]
+    assert len({tuple(r.overrides) for r in searched}) == 5
+    for record in searched:
+        if record.status == "stopped":
+            assert record.evaluations
+            assert record.steps < 40
+
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / STUDY_FILE}")
+    states = [t.state for t in study.trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert 4 <= len(complete) <= 6
+    assert all(0 <= t.values[0] <= 100 and t.values[1] > 0 for t in complete)
+    assert "Pareto front:" in done.stdout
+    assert "python ablations/run.py --grid components --preset tiny --arms LGD" in done.stdout
+    assert {"history_AP.png", "history_gpu_hours.svg", "pareto.png"} <= {x.name for x in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
+
+    again = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 5

@@ -1,0 +1,159 @@
+"""One training over Ray's workers and nodes: real clusters on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from lgd import scale, train
+from lgd.errors import InputError
+from lgd.record import load
+from lgd.scale import Workers
+from tests.helpers import quick_experiment
+from tests.test_parallel import ALIKE
+
+ROOT = Path(__file__).parents[1]
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "lgd.train", *arguments]
+
+
+def _settings(**changes: Any) -> list[str]:
+    """A quick experiment as --set options for one of the paper's."""
+    from lgd.experiment import settings
+
+    quick = settings(quick_experiment(**{**ALIKE, **changes}))
+    skipped = ("method.name", "seed")
+    return [
+        x
+        for key, value in quick.items()
+        if key not in skipped
+        for x in ("--set", f"{key}={'auto' if value is None else json.dumps(value)}")
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no_strays: None) -> None:
+    """The command, with two workers of which one is killed: the losses are those of one undisturbed worker."""
+    changes: dict[str, Any] = {"schedule.steps": 60, "checkpoint.every": 20, "schedule.lr": 0.001}
+    output = tmp_path / "out put"
+    process = subprocess.Popen(
+        _command(
+            "retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--output", str(output), *_settings(**changes)
+        ),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    killed = False
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if not killed and list((output / "checkpoints").glob("step-*.pth")):
+            victims = [
+                x
+                for x in psutil.Process(process.pid).children(recursive=True)
+                if "RayTrainWorker" in " ".join(x.cmdline())
+            ]
+            assert len(victims) == 2
+            victims[-1].kill()
+            killed = True
+        time.sleep(0.05)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert killed
+    record = load(output / "record.json")
+    assert (record.status, record.devices, record.attempts) == ("finished", 2, 2)
+    assert record.device_seconds["lost"] > 0
+    alone = train.run(quick_experiment(**{**ALIKE, **changes}), tmp_path / "alone")
+    for name, curve in alone.losses.items():
+        assert [v for _, v in record.losses[name]] == pytest.approx([v for _, v in curve], rel=0.02), name
+    again = subprocess.run(
+        _command(
+            "retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--output", str(output), *_settings(**changes)
+        ),
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "trained already" in again.stdout
+
+
+@pytest.mark.slow
+def test_workers_spread_over_two_nodes(tmp_path: Path) -> None:
+    """Two real Ray nodes of one machine, a worker on each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    try:
+        # Ray Train tells nodes apart by their address.
+        cluster.add_node(**small, node_ip_address="127.0.0.2")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        experiment = quick_experiment(**ALIKE)
+        with pytest.raises(InputError, match="3 workers .* on a node of its own can never run here"):
+            scale.run(experiment.override({"schedule.batch": 6}), tmp_path / "x", Workers(3, spread=True))
+        record = scale.run(experiment, tmp_path / "out", Workers(2, spread=True))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert (record.status, record.devices, record.nodes) == ("finished", 2, 2)
+    alone = train.run(experiment, tmp_path / "alone")
+    for name, curve in alone.losses.items():
+        assert [v for _, v in record.losses[name]] == pytest.approx([v for _, v in curve], rel=2e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    """As a cluster's scheduler asks a job to go."""
+    settings = _settings(**{"schedule.steps": 400, "detector.backbone.norm": "BN", "detector.backbone.width": 8})
+    command = _command("retinanet_r50_2x_ms", "--method", "baseline", "--output", str(tmp_path), *settings)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said
+    assert "\n" not in said.strip().splitlines()[-1]
+    (newest, *_) = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
+    assert 0 < torch.load(newest, weights_only=True)["step"] < 400
+    assert not (tmp_path / "record.json").exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load(tmp_path / "record.json").attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes", "words"),
+    [
+        (Workers(0), {}, "--workers 0"),
+        (Workers(3), {}, "schedule.batch 4 does not split over 3 workers"),
+        (Workers(2), {"schedule.accumulate": 4}, "does not split over 2 workers in 4 parts each"),
+        (Workers(2, gpus=2), {}, "--gpus-per-worker 2"),
+        (Workers(2, gpus=1), {}, "device cpu"),
+        (Workers(2, cpus=0), {}, "--cpus-per-worker 0"),
+        (Workers(2, restarts=-1), {}, "--restarts -1"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_ray_starts(
+    workers: Workers, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        scale.run(quick_experiment(**{**ALIKE, **changes}), tmp_path, workers)
+
+
+def test_no_cluster_is_one_line() -> None:
+    with pytest.raises(InputError, match="no Ray cluster at '127.0.0.1:1'") as caught, scale.cluster("127.0.0.1:1"):
+        pass
+    assert "\n" not in str(caught.value)
