@@ -1,0 +1,249 @@
+"""From measured steps to the paper's Table 7: what a method's training costs, in GPU-hours.
+
+A step's time is the median of a stretch. In each round, the schedule's steps of every stage (see worker.py) times their
+step add up to a training; differences and ratios are taken within a round, whose stretches follow each other closely,
+and what is shown is the median of the rounds with their lowest and highest. Evaluation is left out, as are set-up and
+waiting for data: they cost every method the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+from tabulate import tabulate
+
+from lgd.errors import InputError
+from lgd.paper import METHODS as NAMES
+from lgd.paper import MethodName, MetricName, paper
+
+METHODS = ("baseline", "fgfi", "fgfi teacher", "lgd")
+"""What is measured; the teacher's training is FGFI's pre-training."""
+
+TABLE = "table7"
+HOURS: tuple[MetricName, ...] = ("pretraining_hours", "overall_hours", "method_hours")
+"""The paper's table and its columns, as analysis/paper.yaml names them."""
+
+NUMBERS = {
+    "stage_steps": 0, "round": 0, "median_ms": 1, "q25_ms": 1, "q75_ms": 1, "mean_ms": 1, "peak_mib": 1, "devices": 1,
+    "schedule_steps": 1,
+}  # fmt: skip
+"""Columns that must hold numbers, and whether 0 is too little."""
+
+TEXTS = ("method", "stage", "memory", "detector", "backbone", "teacher_backbone", "precision", "gpu", "cpu", "command")
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of each round: their median, lowest and highest."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+    def shown(self, form: str = "{:.3g}", scale: float = 1.0) -> str:
+        value, low, high = (form.format(scale * x) for x in (self.value, self.low, self.high))
+        return value if low == high else f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A method's row. Device-hours of pre-training, of everything, and of everything beyond the baseline's training.
+
+    ratio: overall, to the baseline's. reduction: how much less than FGFI's the method-specific cost is, a fraction.
+    peak_mib: the largest memory a device needs.
+    """
+
+    pretraining: Spread | None
+    overall: Spread
+    specific: Spread | None
+    ratio: Spread
+    reduction: Spread | None
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The paper's row: hours of wall clock on its devices; None where it has no number."""
+
+    pretraining: float | None
+    overall: float
+    specific: float | None
+    ratio: float
+    reduction: float | None
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows that cost.py wrote, one a stretch. Raises InputError, one line, for what is no such file."""
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "string"), keep_default_na=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV of measured steps ({' '.join(str(error).split())[:100]})") from None
+    missing = [x for x in (*TEXTS, *NUMBERS) if x not in frame]
+    if missing:
+        raise InputError(f"{path}: not a CSV of measured steps, it has no column {missing[0]!r}")
+    for name, above in NUMBERS.items():
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame.index[~(frame[name] >= above)] if not above else frame.index[~(frame[name] > 0)]
+        if len(wrong):
+            raise InputError(f"{path}:{int(wrong[0]) + 2}: {name} is no number {'above' if above else 'from'} 0")
+    check(frame, str(path))
+    return frame
+
+
+def check(frame: pd.DataFrame, name: str) -> None:
+    """Raise InputError unless every method is there, with each of its stages once in every round."""
+    absent = [x for x in METHODS if x not in set(frame["method"])]
+    if absent:
+        raise InputError(f"{name}: nothing measured of {absent[0]!r}")
+    rounds = set(frame["round"])
+    for (method, stage), rows in frame.groupby(["method", "stage"]):
+        if sorted(rows["round"]) != sorted(rounds):
+            raise InputError(f"{name}: {method} ({stage}) was not measured once in each of the {len(rounds)} rounds")
+
+
+def costs(frame: pd.DataFrame) -> dict[str, Cost]:
+    """The rows of Table 7 by method."""
+    hours = _hours(frame)
+    base, teacher = hours["baseline"], hours["fgfi teacher"]
+    overall = {"baseline": base, "fgfi": _sum(hours["fgfi"], teacher), "lgd": hours["lgd"]}
+    specific = {name: _sum(x, base, -1) for name, x in overall.items()}
+    peaks = frame.groupby("method")["peak_mib"].max()
+    found = {}
+    for name, each in overall.items():
+        less = [1 - a / b for a, b in zip(specific[name], specific["fgfi"], strict=True) if b > 0]
+        found[name] = Cost(
+            pretraining=Spread.of(teacher) if name == "fgfi" else None,
+            overall=Spread.of(each),
+            specific=Spread.of(specific[name]) if name != "baseline" else None,
+            ratio=Spread.of([a / b for a, b in zip(each, base, strict=True)]),
+            reduction=Spread.of(less) if name == "lgd" and len(less) == len(base) else None,
+            peak_mib=float(max(peaks[x] for x in (name, "fgfi teacher") if x.startswith(name))),
+        )
+    return found
+
+
+def reported() -> dict[MethodName, Reported]:
+    """The paper's rows by method."""
+    table = paper().tables[TABLE]
+    hours = {x.method: {y: table.value(x, y) for y in HOURS} for x in table.trainings}
+    base, comparator = hours["baseline"]["overall_hours"], hours["fgfi"]["method_hours"]
+    assert base
+    assert comparator
+    rows = {}
+    for name, (pretraining, overall, specific) in ((x, y.values()) for x, y in hours.items()):
+        assert overall is not None
+        less = None if specific is None or name == "fgfi" else 1 - specific / comparator
+        rows[name] = Reported(pretraining, overall, specific, overall / base, less)
+    return rows
+
+
+def markdown(frame: pd.DataFrame, price: float | None = None) -> str:
+    """Table 7 and the steps behind it, with what a reader must know. price: of a device-hour."""
+    return "\n".join([_table(frame, price), "", _steps(frame), "", *(f"- {x}" for x in notes(frame)), ""])
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """What was measured, how and on what, one line each."""
+    first = frame.iloc[0]
+    where = first["gpu"] if first["gpu"] != "none" else f"{first['cpu']}, {first['cores']} cores"
+    unit = "GPU" if first["gpu"] != "none" else "worker process on the CPU"
+    rounds = frame["round"].nunique()
+    said = [
+        f"{first['detector']} {first['backbone']} (FGFI's teacher: {first['teacher_backbone']}),"
+        f" {first['precision']}, {first['batch']} images a step on {first['devices']} device(s), made ones of"
+        f" {first['height']} x {first['width']} pixels with {first['objects']:g} boxes on average;"
+        f" {first['schedule_steps']} steps.",
+        f"Hours are device-hours (a device: a {unit}) of training alone: a stage's steps times the median step."
+        f" {rounds} rounds, every method and stage once in each, in turn; medians of the rounds, lowest and highest in"
+        " brackets. Ratios and differences are taken within a round.",
+        f"{where}; torch {first['torch']}, detectron2 {first['detectron2']}, commit {short(first['git_commit'])};"
+        f" measured {first['started']} by `{first['command']}`.",
+    ]
+    if first["devices"] > 1:
+        said.insert(1, "One device was measured, with its share of the batch; exchanging gradients is not in it.")
+    there = paper().tables[TABLE]
+    said.append(f"The paper's hours ({there.where}) are wall clock on {there.hardware}: compare ratios, not hours.")
+    return said
+
+
+def _hours(frame: pd.DataFrame) -> dict[str, list[float]]:
+    """Device-hours of each method's training by round, rounds rising."""
+    spent = frame["stage_steps"] * frame["median_ms"] * frame["devices"] / 3.6e6
+    by_round = spent.groupby([frame["method"], frame["round"]]).sum()
+    return {method: [float(x) for x in by_round[method].sort_index()] for method in METHODS}
+
+
+def _sum(a: Sequence[float], b: Sequence[float], sign: int = 1) -> list[float]:
+    return [x + sign * y for x, y in zip(a, b, strict=True)]
+
+
+def _table(frame: pd.DataFrame, price: float | None) -> str:
+    measured, there = costs(frame), reported()
+    header = ["", "pre-training h", "overall h", "method-specific h", "overall / baseline", "less than FGFI"]
+    header += ["peak MiB", *(["price"] if price is not None else [])]
+    header += [f"paper: {x}" for x in ("pre-training h", "overall h", "specific h", "ratio", "less")]
+    rows = []
+    for name, paper_row in there.items():
+        row, cost = [NAMES[name]], measured.get(name)
+        if cost is None:
+            row += [NONE] * (6 + (price is not None))
+        else:
+            row += [_shown(cost.pretraining), _shown(cost.overall), _shown(cost.specific)]
+            row += [cost.ratio.shown("{:.2f}"), cost.reduction.shown("{:.0f}%", 100) if cost.reduction else NONE]
+            row += [f"{cost.peak_mib:.0f}", *([f"{cost.overall.value * price:.2f}"] if price is not None else [])]
+        row += [_number(x) for x in (paper_row.pretraining, paper_row.overall, paper_row.specific)]
+        row += [f"{paper_row.ratio:.2f}", NONE if paper_row.reduction is None else f"{100 * paper_row.reduction:.0f}%"]
+        rows.append(row)
+    return pipe_table(header, rows)
+
+
+def _steps(frame: pd.DataFrame) -> str:
+    rows = []
+    for method in METHODS:
+        of_method = frame[frame["method"] == method]
+        for stage in dict.fromkeys(of_method["stage"]):
+            found = of_method[of_method["stage"] == stage]
+            steps, planned = found["stage_steps"].iloc[0], found["schedule_steps"].iloc[0]
+            step = Spread.of(list(found["median_ms"])).shown("{:.1f}")
+            quartiles = f"{found['q25_ms'].median():.1f} to {found['q75_ms'].median():.1f}"
+            peak = f"{found['peak_mib'].max():.0f} ({found['memory'].iloc[0]})"
+            rows.append([method, str(stage), f"{steps} of {planned}", step, quartiles, peak])
+    return pipe_table(["method", "stage", "steps", "step ms", "middle half of the steps, ms", "peak MiB"], rows)
+
+
+def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first ``left`` columns are flush left, the others right."""
+    align = ["left" if i < left else "right" for i in range(len(header))]
+    return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
+def _shown(spread: Spread | None) -> str:
+    return NONE if spread is None else spread.shown()
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:g}"
+
+
+def short(commit: str) -> str:
+    """A commit as it is shown, with its mark for a tree that differs from it."""
+    name, plus, mark = commit.partition("+")
+    return name[:12] + plus + mark
+
+
+def provenance_columns(hardware: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, str]:
+    """Machine and versions as columns that every row repeats."""
+    shown = ("python", "lgd", "torch", "detectron2")
+    return {**{x: hardware[x] for x in ("gpu", "cpu", "cores")}, **{x: versions[x] for x in shown}}
