@@ -24,12 +24,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
+from benchmarks.options import share_of
+from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
 from filelock import FileLock
 
 from ablations.display import clock
 from ablations.grids import Trial
-from benchmarks.options import share_of
-from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
 from lgd import pretraining, provenance, scale
 from lgd.data.shapes import cache_root
 from lgd.experiment import Data, Experiment, settings

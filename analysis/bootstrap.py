@@ -1,16 +1,13 @@
 """Paired bootstrap over images: how much of an AP difference hangs on which images were scored.
 
 The interval over seeds says what another training would give; this one says what other validation images would. It
-needs the detections of both runs (``detections.json.gz`` beside their records, COCO's result format).
+needs the detections of both runs, which ``evaluation.keep_detections`` leaves beside their records.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lgd.errors import InputError
 from lgd.evaluate import quiet
-
-FILE = "detections.json.gz"
 
 CHUNK = 50
 """Resamples that are scored at once: memory against speed."""
@@ -52,19 +46,6 @@ class Matched:
     recalls: Floats
 
 
-def read_detections(path: Path) -> list[dict[str, Any]]:
-    """The detections kept by a run. Raises InputError naming the file."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a file of detections ({error})") from None
-    wanted = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(found, list) or not all(isinstance(x, dict) and wanted <= x.keys() for x in found):
-        raise InputError(f"{path}: not a list of detections with {', '.join(sorted(wanted))}")
-    return found
-
-
 def match(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> Matched:
     """Match boxes as pycocotools does (its own code): all areas, 100 detections an image, IoU 0.5 to 0.95.
 
@@ -72,7 +53,8 @@ def match(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> 
     """
     with quiet():
         objects = COCO()
-        objects.dataset = dict(truth)
+        # pycocotools writes into what it is given.
+        objects.dataset = {**truth, "annotations": [dict(x) for x in truth["annotations"]]}
         objects.createIndex()
         found = COCO()
         found.dataset = {

@@ -30,6 +30,7 @@ from analysis.records import (
 from analysis.render import NONE, Shown
 from analysis.statistics import Difference, mean_interval, paired_difference, paired_ratio
 from lgd.errors import InputError
+from lgd.evaluate import STUDENTS, load_detections
 from lgd.experiment import Experiment
 from lgd.experiments import named
 from lgd.paper import SCORES, Training, paper
@@ -229,7 +230,7 @@ class _Matches:
     def interval(self, ours: Seeds, base: Seeds, resamples: int) -> tuple[float, float] | None:
         """None unless every pair of runs kept its detections, on images that are still to be had."""
         pairs = [(ours[seed], base[seed]) for seed in ours if seed in base]
-        if not resamples or not pairs or not all((x.directory / bootstrap.FILE).exists() for p in pairs for x in p):
+        if not resamples or not pairs or not all((x.directory / STUDENTS).exists() for p in pairs for x in p):
             return None
         try:
             matched = [(self._of(a), self._of(b)) for a, b in pairs]
@@ -239,7 +240,7 @@ class _Matches:
 
     def _of(self, run: Run) -> bootstrap.Matched:
         if run.directory not in self._found:
-            detections = bootstrap.read_detections(run.directory / bootstrap.FILE)
+            detections = load_detections(run.directory / STUDENTS)
             self._found[run.directory] = bootstrap.match(truth_of(run.record.experiment), detections)
         return self._found[run.directory]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis import bootstrap
 from analysis.comparison import reference_of
 from analysis.records import Run, arm_of
 from lgd.errors import InputError
+from lgd.evaluate import STUDENTS, load_detections
 from lgd.files import write_text
 
 CACHE = "examples.json"
@@ -80,7 +80,7 @@ def _pair(runs: Sequence[Run]) -> tuple[Run, Run] | None:
         run
         for run in runs
         if run.record.status == "finished"
-        and ((run.directory / bootstrap.FILE).exists() or (run.directory / "student.pth").exists())
+        and ((run.directory / STUDENTS).exists() or (run.directory / "student.pth").exists())
     ]
     for run in (x for x in usable if x.record.experiment.method.name == "lgd"):
         for other in usable:
@@ -95,9 +95,9 @@ def _pair(runs: Sequence[Run]) -> tuple[Run, Run] | None:
 
 def _detections(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
     """By image. Kept ones, those of an earlier call, or made now."""
-    kept = run.directory / bootstrap.FILE
+    kept = run.directory / STUDENTS
     if kept.exists():
-        found = bootstrap.read_detections(kept)
+        found = load_detections(kept)
         return {image: [x for x in found if x["image_id"] == image] for image in images}
     cache = run.directory / CACHE
     key = {"fingerprint": run.record.fingerprint, "finished": run.record.finished, "images": list(images)}

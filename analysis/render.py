@@ -49,27 +49,35 @@ def markdown(shown: Shown, *, title: bool = True) -> str:
     )
 
 
+WIDE = 6
+"""Columns from which on a LaTeX table is scaled to the page's width."""
+
+
 def latex(shown: Shown) -> str:
-    """A ``table`` environment for a document that loads booktabs; ends in a newline."""
+    """A ``table`` environment for a document that loads booktabs and graphicx; ends in a newline."""
     columns = "l" * shown.left + "r" * (len(shown.header) - shown.left)
+    wide = len(shown.header) > WIDE
 
     def line(row: Sequence[str]) -> str:
         return " & ".join(map(latex_text, row)) + r" \\"
 
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs}",
+            r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex_text(shown.title)}}}",
+            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             line(shown.header),
             r"\midrule",
             *map(line, shown.rows),
             r"\bottomrule",
-            r"\end{tabular}",
-            *(rf"\par\footnotesize {latex_text(note)}" for note in shown.notes),
+            r"\end{tabular}" + ("}" if wide else ""),
+            *([r"\par\medskip\begin{minipage}{\textwidth}\footnotesize"] if shown.notes else []),
+            *(rf"{latex_text(note)}\par" for note in shown.notes),
+            *([r"\end{minipage}"] if shown.notes else []),
             r"\end{table}",
             "",
         ]

@@ -115,14 +115,23 @@ def print_table(records: Sequence[Record], arms: Sequence[str], reference: str, 
     print_shown(arms_shown(records, arms, reference), console)
 
 
+LONGEST = 9
+"""Characters of a word that a narrow terminal does not break."""
+
+
 def print_shown(shown: Shown, console: Console) -> None:
     """A table and its notes for the terminal. Words, and a column of intervals, give way where it is narrow."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
     for i, heading in enumerate(shown.header):
-        wraps = i < shown.left or any("[" in row[i] for row in shown.rows) or heading.startswith("difference")
+        cells = [heading, *(row[i] for row in shown.rows)]
+        wraps = i < shown.left or any(" " in cell for cell in cells[1:]) or heading.startswith("difference")
         # Headings of two lines: the table should fit into 80 columns.
         text = Text(heading if wraps else heading.replace(" ", "\n"))
-        table.add_column(text, justify="left" if i < shown.left else "right", no_wrap=not wraps, overflow="fold")
+        longest = max((len(word) for cell in cells for word in cell.split()), default=0)
+        table.add_column(
+            text, justify="left" if i < shown.left else "right", no_wrap=not wraps, overflow="fold",
+            min_width=min(longest, LONGEST) if wraps else None,
+        )  # fmt: skip
     for row in shown.rows:
         # Text, since rich would read markup in an arm's name.
         table.add_row(*(Text(" ".join(cell.split())) for cell in row))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.worker import Stage
 
 from ablations.grids import Arm, Grid, Trial, plan
 from ablations.predict import (
@@ -24,7 +25,6 @@ from ablations.predict import (
 )
 from ablations.presets import TINY
 from ablations.sweep import Names, Resources, run_sweep
-from benchmarks.worker import Stage
 from lgd import scale
 from lgd.pretraining import home
 from lgd.record import FILE, Record, load

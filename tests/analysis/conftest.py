@@ -54,7 +54,8 @@ QUICK = [
     "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.fgfi.from_step=1",
     "data.shapes_train=12", "data.shapes_val=6", "data.shapes_side=64", "data.min_sizes=[64]", "data.max_size=64",
     "data.test_size=64", "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1",
-    "evaluation.every=3", "evaluation.teacher=true", "checkpoint.every=0", "threads=1",
+    "evaluation.every=3", "evaluation.teacher=true", "evaluation.keep_detections=true",
+    "checkpoint.every=0", "threads=1",
 ]  # fmt: skip
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.bootstrap import average_precision, difference_over_images, match, read_detections
-from lgd.errors import InputError
+from analysis.bootstrap import average_precision, difference_over_images, match
 from lgd.evaluate import quiet
 
 IMAGES, CLASSES = 24, 3
@@ -122,18 +118,6 @@ def test_other_images_are_refused() -> None:
     fewer = {**truth, "images": truth["images"][:-1]}
     with pytest.raises(ValueError, match="same images"):
         difference_over_images([(match(truth, []), match(fewer, []))])
-
-
-def test_detections_are_read_or_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "detections.json.gz"
-    detections = _detections(_truth(), 1.0)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump(detections, file)
-    assert read_detections(path) == detections
-    for content in (b"", gzip.compress(b"{"), gzip.compress(b"[{}]"), gzip.compress(b"[1]")):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"detections.json.gz: not a"):
-            read_detections(path)
 
 
 @pytest.mark.slow

@@ -77,7 +77,13 @@ def test_latex_escapes_its_own_characters() -> None:
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
 def test_latex_compiles(tmp_path: Path) -> None:
     tables = [latex(NASTY), *(latex(build(name, _runs())[1]) for name in ("teacher-based", "table7", "gpu-hours"))]
-    document = ["\\documentclass{article}", "\\usepackage{booktabs}", "\\begin{document}", *tables, "\\end{document}"]
+    document = [
+        "\\documentclass{article}",
+        "\\usepackage{booktabs,graphicx}",
+        "\\begin{document}",
+        *tables,
+        "\\end{document}",
+    ]
     (tmp_path / "tables.tex").write_text("\n".join(document), encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"],
