@@ -24,12 +24,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from benchmarks.options import share_of
-from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
 from filelock import FileLock
 
 from ablations.display import clock
 from ablations.grids import Trial
+from benchmarks.options import share_of
+from benchmarks.worker import Job, Stage, Stretch, Worker, all_ask, stages
 from lgd import pretraining, provenance, scale
 from lgd.data.shapes import cache_root
 from lgd.experiment import Data, Experiment, settings
@@ -167,7 +167,7 @@ class Prediction:
 
     rows: list[Row]
     missing: list[str]
-    devices: int
+    devices: float
     gpus: float
     wall_seconds: float
 
@@ -181,8 +181,8 @@ class Prediction:
         return self.device_seconds / 3600
 
     def price(self, per_gpu_hour: float) -> float:
-        """Of whole GPUs: those that share one pay for a part."""
-        return self.gpu_hours * (self.gpus or 1.0) * per_gpu_hour
+        """At so much for a GPU's hour; those that share one pay for a part."""
+        return self.gpu_hours * per_gpu_hour
 
     def lines(self, per_gpu_hour: float | None = None) -> list[str]:
         """What a person should read."""

@@ -12,9 +12,11 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,6 +35,7 @@ from lgd.experiment import settings
 from lgd.files import write_text
 from lgd.paper import paper
 from lgd.record import FILE, load
+from lgd.signals import signalled
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--early-stop", action="store_true", help="with --search: end trials that fall behind in AP (ASHA)"
     )
-    parser.add_argument("--max-gpu-hours", type=float, metavar="X", help="end the sweep when its trials have used them")
+    parser.add_argument("--max-gpu-hours", type=float, metavar="X", help="end the sweep when this call has used them")
     parser.add_argument("--max-time", metavar="T", help="end the sweep after this time, e.g. 90s, 45m, 8h")
     parser.add_argument(
         "--accept-other-code", action="store_true", help="go on in a directory whose trials other code or versions ran"
@@ -148,15 +151,16 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
             console.print(f"skipped: {arm.name}: {arm.skipped}", markup=False, highlight=False, soft_wrap=True)
     planned = [*missing, *([Trial("", search.base, directory)] if search else [])]
     held = (options.cpus, options.gpus, options.workers, options.spread)
-    if options.dry_run and not options.address:
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    if options.dry_run and not address:
         resources = resources_for(planned, [this_machine()], *held)
         _show_plan(trials, fingerprints, missing, resources, console)
         _show_cost(missing, described, search, resources, options, console)
         return 0
-    if not options.address:
+    if not address:
         # What can never fit is refused before Ray starts.
         resources_for(planned, [this_machine()], *held)
-    with scale.cluster(options.address):
+    with scale.cluster(address):
         resources = resources_for(planned, scale.nodes(), *held)
         if options.dry_run:
             _show_plan(trials, fingerprints, missing, resources, console)
@@ -165,12 +169,14 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with FileLock(directory / "lock", timeout=0):
+                # Another sweep may have been at work here until a moment ago.
+                missing = [t for t in missing if done(t) is None]
                 why = _train(missing, trials, described, directory, resources, search, over, console)
+                return _finish(trials, described, directory, search, why, console)
         except Timeout:
             raise InputError(
                 f"{directory}: another sweep is at work there; wait for it, or choose another --output"
             ) from None
-    return _finish(trials, described, directory, search, why, console)
 
 
 def _describe(options: argparse.Namespace) -> dict[str, Any]:
@@ -224,6 +230,8 @@ def _search(described: dict[str, Any], directory: Path) -> Any:
     wanted = described["search"]
     if not wanted["objectives"] or wanted["objectives"][0] != "AP" or set(wanted["objectives"]) - set(OBJECTIVES):
         raise InputError(f"--objectives {','.join(wanted['objectives'])}: AP, or AP,{','.join(list(OBJECTIVES)[1:])}")
+    if wanted["early_stop"] and len(wanted["objectives"]) > 1:
+        raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
     base = preset(described["preset"]).override(described["overrides"])
     base = base.override({"method.name": "lgd", "data.source": absolute(base.data.source)})
     if wanted["early_stop"] and not base.evaluation.every:
@@ -291,10 +299,18 @@ def _train(
         console=console,
     )
     names = Names(described["grid"], described["preset"], tuple(described["overrides"]))
+    terminated = threading.Event()
     try:
-        with display:
+        with display, signalled(terminated.set, signal.SIGTERM):
             why = run_sweep(
-                missing, names, directory, resources, display, search=search, samples=samples, over=over
+                missing,
+                names,
+                directory,
+                resources,
+                display,
+                search=search,
+                samples=samples,
+                over=lambda spent: "SIGTERM came" if terminated.is_set() else over(spent),
             ).why
     except KeyboardInterrupt:
         # A second Ctrl-C would cut the tables short.
@@ -333,7 +349,7 @@ def _finish(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     left = [t for t in trials if not (t.directory / FILE).exists()]
-    unsampled = max(0, described["search"]["samples"] - _searched(directory)) if search else 0
+    unsampled = max(0, described["search"]["samples"] - len(search.ended())) if search else 0
     described["ended"] = {
         "why": why,
         "not_run": [_unfinished(t) for t in left] + ([f"{unsampled} samples of the search"] if unsampled else []),
@@ -353,6 +369,8 @@ def _finish(
         say(f"{why} after {len(trials) - len(left)} of {len(trials)} trials; go on with:"
             f" python ablations/run.py --resume {directory}")  # fmt: skip
         return 130 if why == "interrupted" else 3
+    if search and any(run.record.status == "failed" for run in runs):
+        return 1
     return 0 if all(done(t) is not None and _is_finished(t) for t in trials) else 1
 
 
@@ -369,10 +387,10 @@ def _unfinished(trial: Trial) -> str:
 
 def _show_search(described: dict[str, Any], search: Any, directory: Path, say: Callable[[str], None]) -> list[Path]:
     """Print the best trials as commands; draw Optuna's plots."""
-    from ablations.search import STUDY_FILE, best, command, draw
+    from ablations.search import STUDY_FILE, command, draw
 
     study = search.study()
-    found = best(study)
+    found = search.best(study)
     if not found:
         say("no trial of the search was complete")
         return []
@@ -484,7 +502,7 @@ def _check_same(directory: Path, described: dict[str, Any]) -> None:
 
 def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
     """Build every arm once: what cannot be built is refused now, and so are two arms that are the same."""
-    from lgd.train import build
+    from lgd.train import look
 
     found: dict[str, str] = {}
     names: dict[str, str] = {}
@@ -493,7 +511,7 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
         if trial.experiment.seed != first_seed:
             continue
         try:
-            shown = build(trial.experiment.override({"device": "cpu"}), pretrained=False).fingerprint
+            shown = look(trial.experiment)
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if shown in names:

@@ -62,9 +62,15 @@ class Search:
 
         study = self.study()
         again = self._settle(study)
-        left = max(0, samples - len(list(self.output.glob(f"trials/search-*/{FILE}"))))
+        left = max(0, samples - len(self.ended()))
+
+        class Asked(OptunaSearch):
+            def suggest(self, trial_id: str) -> Any:
+                # Once the sweep's time is over nothing more is proposed.
+                return OptunaSearch.FINISHED if Path(base["stop"]).exists() else super().suggest(trial_id)
+
         with quiet():
-            algorithm = OptunaSearch(
+            algorithm = Asked(
                 partial(suggest, base=base),
                 metric=list(self.objectives),
                 mode=[OBJECTIVES[x] for x in self.objectives],
@@ -87,7 +93,21 @@ class Search:
                     reduction_factor=2,
                 )
             yield algorithm, scheduler, left
-        self._settle(study)
+        self._settle(study, last=True)
+
+    def ended(self) -> list[Record]:
+        """The records of the trials that ended, but for those that failed."""
+        records = [load(path) for path in sorted(self.output.glob(f"trials/search-*/{FILE}"))]
+        return [x for x in records if x.status != "failed"]
+
+    def best(self, study: optuna.Study) -> list[FrozenTrial]:
+        """The best trial of one objective, the Pareto front of two; of those that were trained to their end."""
+        finished = {x.arm for x in self.ended() if x.status == "finished"}
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        whole = [t for t in complete if _name(changed(t.params)) in finished]
+        if len(self.objectives) > 1 or not whole:
+            return [t for t in study.best_trials if t in whole] if whole else []
+        return [max(whole, key=lambda t: t.values[0])]
 
     def study(self) -> optuna.Study:
         """The study, made if need be."""
@@ -99,14 +119,19 @@ class Search:
                 load_if_exists=True,
             )
 
-    def _settle(self, study: optuna.Study) -> list[dict[str, Any]]:
-        """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not."""
+    def _settle(self, study: optuna.Study, *, last: bool = False) -> list[dict[str, Any]]:
+        """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not.
+
+        last: those stay as they are, for a later call to go on with.
+        """
         unfinished = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             path = self.output / "trials" / _name(changed(trial.params)) / FILE
             found = objectives(load(path)) if path.exists() else {}
             if found:
                 study.tell(trial.number, [found[x] for x in self.objectives])
+                continue
+            if last and not path.exists():
                 continue
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params and not path.exists():
@@ -190,13 +215,6 @@ def command(
     words = ["python", "ablations/run.py", "--grid", grid, "--preset", preset, "--arms", arm]
     words += [x for s in sets for x in ("--set", s)]
     return shlex.join(words)
-
-
-def best(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial of one objective, the Pareto front of two; none before a trial is complete."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        return []
-    return list(study.best_trials)
 
 
 def draw(study: optuna.Study, objectives: Sequence[str], directory: Path) -> list[Path]:

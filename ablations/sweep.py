@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from ablations.grids import Trial
 from ablations.search import Search, objectives
-from lgd import pretraining, scale, train
+from lgd import checkpoint, pretraining, scale, train
 from lgd.checkpoint import difference
 from lgd.errors import InputError
 from lgd.experiment import parse
+from lgd.meter import left_word
 from lgd.record import FILE, EvaluationPoint, Record, load
 from lgd.scale import Node, Workers
 from lgd.train import EVALUATIONS_FILE
@@ -52,7 +53,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial holds, and how many run side by side. cpus, gpus: of each of its workers."""
+    """What one trial holds, and how many run side by side. cpus, gpus: of each of its workers, gpus at most 1."""
 
     cpus: int
     gpus: float
@@ -61,9 +62,9 @@ class Resources:
     spread: bool = False
 
     @property
-    def devices(self) -> int:
+    def devices(self) -> float:
         """That a trial is charged for (see lgd/meter.py)."""
-        return self.workers
+        return self.workers * (self.gpus or 1.0)
 
 
 class Display(Protocol):
@@ -115,8 +116,6 @@ def resources_for(
         raise InputError(f"--cpus {cpus}: a trial needs at least one")
     if not 0 <= share <= 1:
         raise InputError(f"--gpus {share:g}: a worker trains on one GPU or a part of one; --workers takes several")
-    if share and not on_gpu and devices:
-        raise InputError(f"--gpus {share:g}: every trial says device cpu; --set device=auto")
     if cpus is None:
         cpus = 1
         if share and devices:
@@ -161,7 +160,8 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report({"stopped": stopped.step})
         return
     except Exception as error:
-        record = train.failure(experiment, f"{type(error).__name__}: {error}", started=started, **names)
+        reason = f"{type(error).__name__}: {error}"
+        record = train.failure(experiment, reason, started=started, directory=directory, **names)
         saved = False
         with contextlib.suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
@@ -198,10 +198,10 @@ def _trained(
         if "stopped" in outcome:
             raise train.Stopped(outcome["stopped"])
         return Record.model_validate_json(outcome["record"])
-    experiment = scale.prepared(experiment, trial["cpus"], trial["gpus"])
+    experiment, share = scale.prepared(experiment, trial["cpus"], trial["gpus"]), trial["gpus"] or 1.0
     if names["arm"] == TEACHER:
-        return pretraining.trained(experiment, directory, tell=tell, stop=stop.exists, **names)
-    return train.run(experiment, directory, teachers=teachers, tell=tell, stop=stop.exists, **names)
+        return pretraining.trained(experiment, directory, tell=tell, stop=stop.exists, share=share, **names)
+    return train.run(experiment, directory, teachers=teachers, tell=tell, stop=stop.exists, share=share, **names)
 
 
 def _report(record: Record) -> None:
@@ -225,8 +225,9 @@ def run_sweep(
 
     A trial that fails leaves a record that says so, and the others go on; one whose worker is killed goes on from its
     checkpoint, up to RETRIES times. FGFI's teachers are trained first, one trial each. over: asked again and again with
-    the device-seconds spent; once it gives a reason, what runs ends with a checkpoint, and nothing more begins. Needs a
-    running Ray (see :func:`lgd.scale.cluster`). An interrupt ends the sweep; raises KeyboardInterrupt then.
+    the device-seconds that this call has spent; once it gives a reason, what runs ends with a checkpoint, and nothing
+    more begins. Needs a running Ray (see :func:`lgd.scale.cluster`). An interrupt ends the sweep; raises
+    KeyboardInterrupt then.
     """
     output = output.resolve()
     for trial in trials:
@@ -242,6 +243,8 @@ def run_sweep(
                  [t for t in trials if t.experiment.teacher]):  # fmt: skip
         if wave and not outcome.why:
             follower.expect(wave)
+            wave = follower.without_the_hopeless(wave)
+        if wave and not outcome.why:
             described = [_described(t, names, output, resources) for t in wave]
             _fit({"trial": tune.grid_search(described)}, output, resources, [follower, *callbacks])
             if not outcome.why and not follower.all_ended():
@@ -343,6 +346,8 @@ class _Follower(tune.Callback):
         self._outcome = outcome
         self._by_name: dict[str, Trial] = {}
         self._spent: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        self._arms: dict[str, dict[str, Any]] = {}
         self.begun: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -351,7 +356,22 @@ class _Follower(tune.Callback):
 
     def expect(self, trials: Sequence[Trial]) -> None:
         self._by_name |= {trial.name: trial for trial in trials}
+        self._before |= {trial.name: left_word(trial.directory).device_seconds for trial in trials}
         self.begun |= {trial.name for trial in trials}
+
+    def without_the_hopeless(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials whose teacher, if they need one, was trained; the others get a record that says it was not."""
+        left = []
+        for trial in trials:
+            teacher = trial.experiment.teacher
+            path = pretraining.home(teacher, self._output / "teachers") / FILE if teacher else None
+            said = load(path) if path is not None and path.exists() else None
+            if said is None or said.status == "finished":
+                left.append(trial)
+                continue
+            reason = f"the teacher's training {said.status}: {said.reason}"
+            self._end(trial.name, train.failure(trial.experiment, reason, **self._names.of(trial.arm)))
+        return left
 
     def all_ended(self) -> bool:
         return self.begun <= self._outcome.ended
@@ -361,6 +381,7 @@ class _Follower(tune.Callback):
         if name not in self._by_name:
             described = Search.trial(trial.config)
             proposed = Trial(described["names"]["arm"], parse(described["experiment"]), Path(described["directory"]))
+            self._arms[name] = described["names"]
             self.expect([proposed])
             self._display.add(proposed)
         self._watch()
@@ -372,7 +393,7 @@ class _Follower(tune.Callback):
         if "record" in result:
             self._end(name, Record.model_validate_json(result["record"]))
         elif "stopped" not in result:
-            self._spent[name] = result.get("spent", 0.0)
+            self._spent[name] = result.get("spent", 0.0) - self._before[name]
             self._display.progress(name, result)
         self._watch()
 
@@ -390,7 +411,7 @@ class _Follower(tune.Callback):
         planned = self._by_name[name]
         said = trial.get_error()
         reason = f"the worker died: {said}" if said else "the worker died"
-        self._end(name, train.failure(planned.experiment, reason[:500], **self._names.of(planned.arm)))
+        self._end(name, self._failure(planned, reason[:500]))
 
     def _stopped_early(self, planned: Trial, last: dict[str, Any]) -> Record:
         """The record of a trial that the scheduler ended, with the scores it had by then."""
@@ -407,14 +428,19 @@ class _Follower(tune.Callback):
             "student": points[-1].student if points else None,
             "device_seconds": {"training": round(float(last.get("spent", 0.0)), 3)},
         }
-        failed = train.failure(planned.experiment, reason, **self._names.of(planned.arm))
-        return failed.model_copy(update=update)
+        checkpoint.remove(planned.directory)
+        return self._failure(planned, reason).model_copy(update=update)
+
+    def _failure(self, planned: Trial, reason: str) -> Record:
+        names = self._arms.get(planned.name) or self._names.of(planned.arm)
+        return train.failure(planned.experiment, reason, directory=planned.directory, **names)
 
     def _end(self, name: str, record: Record) -> None:
         if name in self._outcome.ended:
             return
         directory = self._by_name[name].directory
-        self._spent[name] = sum(record.device_seconds.values())
+        spent = math.fsum(record.device_seconds.values()) - self._before[name]
+        self._spent[name] = max(spent, self._spent.get(name, 0.0))
         if not (directory / FILE).exists():
             try:
                 record.save(directory)

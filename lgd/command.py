@@ -15,13 +15,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import torch
 
 from lgd import train
 from lgd.checkpoint import difference
@@ -30,9 +27,10 @@ from lgd.experiment import Experiment, settings
 from lgd.experiments import NAMES, Named, named
 from lgd.files import write_text
 from lgd.record import FILE, Record, Scores, load
+from lgd.signals import signalled
 
 if TYPE_CHECKING:
-    from lgd.scale import Workers
+    from lgd.scale import Node, Workers
 
 PAPER_BATCH = 16
 """Images a step in the paper."""
@@ -185,27 +183,26 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
     tell = _Progress()
     try:
+        # It takes seconds to import.
         if options.workers != 1 or options.address:
-            # It takes seconds to import.
             from lgd import scale
 
-            with _signalled(lambda: scale.request_stop(directory), signal.SIGTERM):
-                return scale.run(
-                    experiment,
-                    directory,
-                    _workers(options, experiment),
-                    address=options.address,
-                    teachers=options.teachers,
-                    tell=tell,
-                    **names,
-                )
+            return scale.run(
+                experiment,
+                directory,
+                lambda nodes: _workers(options, experiment, nodes),
+                address=options.address,
+                teachers=options.teachers,
+                tell=tell,
+                **names,
+            )
         asked = threading.Event()
-        with _signalled(asked.set, signal.SIGTERM, signal.SIGINT):
+        with signalled(asked.set, signal.SIGTERM, signal.SIGINT):
             return train.run(experiment, directory, teachers=options.teachers, tell=tell, stop=asked.is_set, **names)
     except (InputError, train.Stopped):
         raise
     except Exception as error:
-        record = train.failure(experiment, f"{type(error).__name__}: {error}", **names)
+        record = train.failure(experiment, f"{type(error).__name__}: {error}", directory=directory, **names)
         try:
             record.save(directory)
             write_text(directory / "error.txt", traceback.format_exc())
@@ -215,42 +212,20 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
         return record
 
 
-def _workers(options: argparse.Namespace, experiment: Experiment) -> Workers:
+def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequence[Node]) -> Workers:
+    """What the options ask for; a GPU for each worker where nothing is said and the cluster has any."""
     from lgd.scale import Workers
 
     gpus = options.gpus_per_worker
     if gpus is None:
-        gpus = float(experiment.device != "cpu" and (torch.cuda.is_available() or experiment.device == "cuda"))
-    workers = Workers(options.workers, gpus, options.cpus_per_worker, options.spread, options.restarts)
-    workers.check(experiment)
-    return workers
+        gpus = float(experiment.device != "cpu" and any(node.gpus for node in nodes))
+    return Workers(options.workers, gpus, options.cpus_per_worker, options.spread, options.restarts)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
     """What the options change about an experiment of the paper, as settings."""
     given = {"data.source": options.data, "schedule.batch": options.batch}
     return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
-
-
-@contextmanager
-def _signalled(act: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
-    """Inside, the first of ``signals`` is answered by ``act``; the next does what it always did."""
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def answer(*_: object) -> None:
-        restore()
-        act()
-
-    for number in signals:
-        signal.signal(number, answer)
-    try:
-        yield
-    finally:
-        restore()
 
 
 class _Progress:

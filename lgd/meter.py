@@ -8,16 +8,17 @@ A *second* is wall-clock time, and counts for the innermost phase that it falls 
 - ``checkpoint``: writing checkpoints;
 - ``lost``: work that an attempt did after its last checkpoint, before it was killed.
 
-A *device-second* is a second times the devices that the run held (GPUs; worker processes where there is none), and
-GPU-hours are device-seconds / 3600. *Within training*, ``waiting`` is how long the steps stood still for data, and
-``first_steps`` the first FIRST_STEPS of every attempt, with allocation, kernel choice and compilation: a
-steady step's time leaves these out. *Joules* are what NVML's energy counters gained, all devices together; the mean
-power of a phase is its joules over its device-seconds. *Peak memory* is the largest of all devices and attempts, MiB:
+A *device-second* is a second times the devices that the run held (GPUs, a part of one where trials share it; worker
+processes where there is none), and GPU-hours are device-seconds / 3600. *Within training*, ``waiting`` is how long the
+steps stood still for data, and ``first_steps`` the first FIRST_STEPS of every attempt, with allocation, kernel choice
+and compilation: a steady step's time leaves these out. *Joules* are what NVML's energy counters gained, all devices
+together; the mean power of a phase is its joules over its device-seconds. *Peak memory* is the largest of all devices
+and attempts, MiB:
 ``device`` what torch allocated on a GPU, ``host`` what was resident. *Pre-training* is a frozen teacher's own run, with
 a record of its own.
 
-A meter lives in the run's checkpoints. Between them it leaves its totals in a file every few seconds, so that an
-attempt which is killed is still accounted for.
+A meter lives in the run's checkpoints. Between them, from when its model is built, it leaves its totals in a file every
+few seconds, so that an attempt which is killed is still accounted for.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,23 @@ BEAT_PERIOD = 2.0
 BEAT_FILE = "meter.json"
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What attempts at a run, ``attempts`` of them, cost in all."""
+
+    device_seconds: float = 0.0
+    joules: float = 0.0
+    attempts: int = 0
+
+    def beyond(self, saved: Mapping[str, Any]) -> Spent:
+        """What of it is not in the :meth:`Meter.state` that a checkpoint saved: lost work."""
+        return Spent(
+            max(0.0, self.device_seconds - math.fsum(saved["device_seconds"].values())),
+            max(0.0, self.joules - math.fsum(saved["joules"].values())),
+            self.attempts,
+        )
+
+
 class Meter:
     """Wall-clock seconds, device-seconds and joules by phase. ``clock`` and ``energy`` are replaceable for tests.
 
@@ -61,7 +80,7 @@ class Meter:
 
     def __init__(
         self,
-        devices: int = 1,
+        devices: float = 1,
         clock: Callable[[], float] = time.perf_counter,
         energy: Callable[[], float] | None = None,
     ) -> None:
@@ -95,9 +114,20 @@ class Meter:
 
     def total(self) -> float:
         """Device-seconds of every phase up to now, from any thread."""
+        return self.spent().device_seconds
+
+    def spent(self) -> Spent:
+        """All up to now, this process's joules among it, from any thread."""
+        joules = self._energy() if self._energy else 0.0
         with self._lock:
-            running = self._clock() - self._since if self._stack else 0.0
-            return sum(self.device_seconds.values()) + running * self.devices
+            running, gained = 0.0, 0.0
+            if self._stack:
+                running, gained = self._clock() - self._since, joules - self._joules_since
+            return Spent(
+                math.fsum(self.device_seconds.values()) + running * self.devices,
+                math.fsum(self.joules.values()) + max(0.0, gained),
+                self.attempts,
+            )
 
     def state(self) -> dict[str, Any]:
         """All totals up to now as plain values. The phase that is running goes on."""
@@ -125,11 +155,13 @@ class Meter:
         self.peaks = _largest(self.peaks, state["peaks"])
         self.attempts = state["attempts"] + 1
 
-    def lose(self, device_seconds: float, attempts: int) -> None:
-        """Add what earlier attempts did in vain. ``attempts``: how many there were."""
-        self.device_seconds["lost"] += device_seconds
-        self.seconds["lost"] += device_seconds / self.devices
-        self.attempts = attempts + 1
+    def lose(self, spent: Spent) -> None:
+        """Add what earlier attempts did in vain."""
+        self.device_seconds["lost"] += spent.device_seconds
+        self.seconds["lost"] += spent.device_seconds / self.devices
+        if spent.joules:
+            self.joules["lost"] = self.joules.get("lost", 0.0) + spent.joules
+        self.attempts = spent.attempts + 1
 
     def _settle(self) -> None:
         # Work still queued on the GPU belongs to the phase that queued it.
@@ -161,14 +193,9 @@ class Beat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def earlier(self) -> tuple[float, int]:
-        """Device-seconds and attempts that earlier attempts of this run left word of; zeros where there are none."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            total = float(found["device_seconds"])
-            if found["fingerprint"] == self._fingerprint and math.isfinite(total):
-                return total, int(found["attempts"])
-        return 0.0, 0
+    def earlier(self) -> Spent:
+        """What earlier attempts of this run left word of; nothing where there were none."""
+        return left_word(self._path.parent, self._fingerprint)
 
     def __enter__(self) -> Beat:
         self._write()
@@ -185,19 +212,30 @@ class Beat:
             self._write()
 
     def _write(self) -> None:
-        meter = self._meter
-        described = {
-            "fingerprint": self._fingerprint,
-            "device_seconds": round(meter.total(), 3),
-            "attempts": meter.attempts,
-        }
+        described = {"fingerprint": self._fingerprint, **asdict(self._meter.spent())}
         # A full disk shall end a run where it matters, not here.
         with suppress(OSError):
             write_text(self._path, json.dumps(described) + "\n")
 
 
-def gpu_energy(device: torch.device) -> Callable[[], float] | None:
-    """Reader of the joules that a CUDA device has used since its driver started; None where NVML cannot say."""
+def left_word(directory: Path, fingerprint: str = "") -> Spent:
+    """What the attempts at the run in ``directory`` cost so far, by the file that they leave.
+
+    fingerprint: the run's, where that is known; another's file says nothing.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((directory / BEAT_FILE).read_text(encoding="utf-8"))
+        spent = Spent(float(found["device_seconds"]), float(found["joules"]), int(found["attempts"]))
+        if fingerprint in ("", found["fingerprint"]) and math.isfinite(spent.device_seconds + spent.joules):
+            return spent
+    return Spent()
+
+
+def gpu_energy(device: torch.device, share: float = 1.0) -> Callable[[], float] | None:
+    """Reader of the joules that a CUDA device has used since its driver started; None where NVML cannot say.
+
+    share: the part of the device that is this process's, to which a part of its joules is put down.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -209,7 +247,7 @@ def gpu_energy(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except Exception:  # no NVML, no permission, a GPU without the counter: energy is a bonus
         return None
-    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3 * share
 
 
 def reset_peak_memory() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from lgd.errors import InputError
+
+T = TypeVar("T")
 
 NODE_VARIABLE = "LGD_NODE"
 """Environment variable with the name of a worker's node, where several may share one host."""
@@ -62,6 +67,30 @@ def share_normaliser(detector: Any) -> None:
         return float(own(name, total.item() / world(), initial_value / world(), momentum))
 
     detector._ema_update = update
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every worker the first one's buffers (batch norm's running statistics): one model is scored and saved."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def together(act: Callable[[], T], *, first_only: bool = False) -> T:
+    """What ``act`` returns, on every worker; what it raises on one as InputError is raised on all.
+
+    first_only: the first worker acts, and all get what it got.
+    """
+    outcome, complaint = None, ""
+    if first() or not first_only:
+        try:
+            outcome = act()
+        except InputError as error:
+            complaint = str(error)
+    complaints = [x for x in gathered(complaint) if x]
+    if complaints:
+        raise InputError(complaints[0])
+    return cast(T, agreed(outcome) if first_only else outcome)
 
 
 def agreed(value: Any) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lgd import parallel, train
 from lgd.experiment import Experiment
@@ -17,10 +17,13 @@ from lgd.record import FILE, Pretraining, Record, load
 
 USERS = "users.json"
 
+LOCK_POLL = 30.0
+"""Seconds that a worker waits for a teacher's lock at a time."""
+
 
 def home(experiment: Experiment, teachers: Path) -> Path:
     """Where the teacher that ``experiment`` describes lies: under its fingerprint, known from building it."""
-    return teachers / train.build(experiment, pretrained=False).fingerprint
+    return teachers / train.look(experiment)
 
 
 def pretrained(
@@ -31,17 +34,19 @@ def pretrained(
     preset: str = "",
     tell: Callable[[train.Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    share: float = 1.0,
 ) -> tuple[Pretraining, Path]:
     """Train the teacher that ``experiment`` describes, unless an equal one is there; what it cost, and its weights.
 
     user: directory of the run that rests on it. Raises RuntimeError, one line, when the training did not finish.
     """
     place = home(experiment, teachers)
-    before = parallel.agreed(parallel.first() and _finished(place) is not None)
-    record = trained(experiment, place, preset=preset, arm="teacher", tell=tell, stop=stop)
+    before = parallel.together(lambda: _there(place) is not None, first_only=True)
+    record = trained(experiment, place, preset=preset, arm="teacher", tell=tell, stop=stop, share=share)
     if record.status != "finished":
         raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {place})")
-    shared_by = parallel.agreed(_users(place, user) if parallel.first() else 0)
+    with _lock(place):
+        shared_by = parallel.together(lambda: _users(place, user), first_only=True)
     return cost(record, reused=before, shared_by=shared_by), place / "student.pth"
 
 
@@ -49,21 +54,40 @@ def trained(experiment: Experiment, place: Path, **rest: Any) -> Record:
     """The record of the teacher in ``place``, trained now unless it was (``rest``: of :func:`lgd.train.run`).
 
     Of several processes that want the same teacher one trains it and the others wait. An interrupted training goes on
-    from its own checkpoint.
+    from its own checkpoint; one that diverged would diverge again.
     """
-    with ExitStack() as stack:
-        if parallel.first():
-            # The first worker holds the lock for all of its training's.
-            place.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(place / "lock"))
-        found: Record | None = parallel.agreed(_finished(place) if parallel.first() else None)
+    with _lock(place):
+        found = parallel.together(lambda: _there(place), first_only=True)
         return found or train.run(experiment, place, **rest)
 
 
-def _finished(place: Path) -> Record | None:
+@contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    """Inside, nobody else is at work on this teacher. The first worker holds the lock for all of its training's."""
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / "lock")
+    # The others must not wait in one collective for as long as a teacher trains elsewhere: it would time out.
+    while not parallel.agreed(parallel.first() and _acquired(lock)):
+        pass
+    try:
+        yield
+    finally:
+        if parallel.first():
+            lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=LOCK_POLL)
+    except Timeout:
+        return False
+    return True
+
+
+def _there(place: Path) -> Record | None:
     path = place / FILE
     record = load(path) if path.exists() else None
-    return record if record and record.status == "finished" else None
+    return record if record and record.status in ("finished", "diverged") else None
 
 
 def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:

@@ -11,6 +11,8 @@ import contextlib
 import json
 import math
 import os
+import shutil
+import signal
 import socket
 import sys
 import threading
@@ -36,10 +38,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from lgd import parallel, train  # noqa: E402
+from lgd.checkpoint import difference  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
 from lgd.experiment import Experiment, parse  # noqa: E402
 from lgd.files import write_text  # noqa: E402
-from lgd.record import Record  # noqa: E402
+from lgd.record import FILE, Record, load  # noqa: E402
+from lgd.signals import signalled  # noqa: E402
 
 PROGRESS_FILE = "progress.json"
 STOP_FILE = "stop"
@@ -51,8 +55,9 @@ POLL = 1.0
 class Workers:
     """What a training is spread over.
 
-    count: workers. gpus: of each, 1, a fraction to share one, or 0 for the CPU. cpus: of each. spread: every worker on
-    a node of its own. restarts: how often a group that lost a worker is started again.
+    count: workers. gpus: of each, 1, a fraction for one worker to share a GPU with others' trainings, or 0 for the CPU.
+    cpus: of each. spread: every worker on a node of its own. restarts: how often a group that lost a worker is started
+    again.
     """
 
     count: int
@@ -77,8 +82,12 @@ class Workers:
                 f"schedule.batch {experiment.schedule.batch} does not split over {self.count} workers"
                 + (f" in {experiment.schedule.accumulate} parts each" if experiment.schedule.accumulate > 1 else "")
             )
+        if self.count > 1 and 0 < self.gpus < 1:
+            raise InputError(f"{self.count} workers of {self.gpus:g} GPU: workers of one training need a GPU each")
         if self.gpus and experiment.device == "cpu":
-            raise InputError("device cpu: leave out --gpus-per-worker, or set device=auto")
+            raise InputError("device cpu: ask for no GPUs, or set device=auto")
+        if not self.gpus and experiment.device == "cuda":
+            raise InputError("device cuda: a worker needs a GPU, or a part of one, and 0 are asked for")
 
     def check_fits(self) -> None:
         """Raise InputError when the cluster could never hold them, however empty. Ray must be started."""
@@ -86,7 +95,11 @@ class Workers:
 
     def side_by_side(self, there: Sequence[Node]) -> int:
         """How many such groups of workers fit into these nodes at once. Raises InputError where not one ever does."""
-        room = [min(_fits(node.cpus, self.cpus), _fits(node.gpus, self.gpus)) for node in there]
+        # A part of a GPU is a part of one: what two have left over makes no third.
+        room = [
+            min(_fits(node.cpus, self.cpus), int(node.gpus) * _fits(1, self.gpus) if self.gpus else sys.maxsize)
+            for node in there
+        ]
         groups = sum(room) // self.count
         while self.spread and groups and sum(min(x, groups) for x in room) < groups * self.count:
             groups -= 1
@@ -116,7 +129,7 @@ def nodes() -> list[Node]:
 
 
 def _fits(there: float, wanted: float) -> int:
-    return math.floor(there / wanted + 1e-9) if wanted else sys.maxsize
+    return math.floor(there / wanted + 1e-9)
 
 
 @contextlib.contextmanager
@@ -163,7 +176,7 @@ def cores() -> int:
 def run(
     experiment: Experiment,
     directory: Path,
-    workers: Workers,
+    workers: Workers | Callable[[Sequence[Node]], Workers],
     *,
     address: str | None = None,
     preset: str = "",
@@ -174,32 +187,36 @@ def run(
 ) -> Record:
     """As :func:`lgd.train.run`, over ``workers``. Needs Ray's cluster (see :func:`cluster`) only while it runs.
 
-    Raises InputError before anything starts for what cannot run, and RuntimeError, in one line, when the workers
-    failed more often than ``workers.restarts``.
+    workers: may be chosen by what the cluster has. SIGTERM writes a checkpoint and ends in train.Stopped. Raises
+    InputError before anything starts for what cannot run, and RuntimeError, in one line, when the workers failed more
+    often than ``workers.restarts``.
     """
     # Here, not at the top: it takes seconds to import.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers.check(experiment)
+    if isinstance(workers, Workers):
+        workers.check(experiment)
     directory = directory.resolve()
-    described = {
-        "experiment": experiment.model_dump(mode="json"),
-        "directory": str(directory),
-        "teachers": str((teachers or directory.parent / "teachers").resolve()),
-        "names": {"preset": preset, "arm": arm, "overrides": list(overrides)},
-        "stops": [str(directory / STOP_FILE)],
-        "cpus": workers.cpus,
-        "gpus": workers.gpus,
-    }
     with cluster(address):
+        if not isinstance(workers, Workers):
+            workers = workers(nodes())
+            workers.check(experiment)
         workers.check_fits()
         directory.mkdir(parents=True, exist_ok=True)
         for left in (STOP_FILE, PROGRESS_FILE):
             (directory / left).unlink(missing_ok=True)
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]  # Ray's types know of no return value
-            train_loop_config=described,
+            train_loop_config={
+                "experiment": experiment.model_dump(mode="json"),
+                "directory": str(directory),
+                "teachers": str((teachers or directory.parent / "teachers").resolve()),
+                "names": {"preset": preset, "arm": arm, "overrides": list(overrides)},
+                "stops": [str(directory / STOP_FILE)],
+                "cpus": workers.cpus,
+                "gpus": workers.gpus,
+            },
             torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
@@ -214,22 +231,22 @@ def run(
                 failure_config=FailureConfig(max_failures=workers.restarts),
             ),
         )
-        with _followed(directory, tell):
+        # Ray answers SIGTERM in its own way from when it is started.
+        with _followed(directory, tell), signalled((directory / STOP_FILE).touch, signal.SIGTERM):
             try:
                 result = trainer.fit()
+            except SystemExit:
+                # Ray Train's answer to Ctrl-C.
+                raise KeyboardInterrupt from None
             except Exception as error:
                 raise RuntimeError(_reason(error)) from error
+        shutil.rmtree(directory / "ray", ignore_errors=True)
     outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # Ray types the older Result
     if "refused" in outcome:
         raise InputError(outcome["refused"])
     if "stopped" in outcome:
         raise train.Stopped(outcome["stopped"])
     return Record.model_validate_json(outcome["record"])
-
-
-def request_stop(directory: Path) -> None:
-    """Ask a training that runs to write a checkpoint and end. Safe in a signal handler."""
-    (directory / STOP_FILE).touch()
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
@@ -258,20 +275,30 @@ def _share(config: dict[str, Any], device: int) -> dict[str, Any]:
 
     stops = [Path(x) for x in config["stops"]]
     try:
-        record = train.run(
+        # A worker may have died after all was done and saved.
+        saved = parallel.together(lambda: _finished(directory, experiment), first_only=True)
+        record = saved or train.run(
             experiment,
             directory,
             **config["names"],
             teachers=Path(config["teachers"]),
             tell=tell,
             stop=lambda: any(x.exists() for x in stops),
+            share=config["gpus"] or 1.0,
         )
     except InputError as error:
-        # The workers see the same settings and files: what one refuses all do.
         return {"refused": str(error)}
     except train.Stopped as stopped:
         return {"stopped": stopped.step}
     return {"record": record.model_dump_json()}
+
+
+def _finished(directory: Path, experiment: Experiment) -> Record | None:
+    """The record of this very training in ``directory``, when it is finished."""
+    path = directory / FILE
+    record = load(path) if path.exists() else None
+    same = record is not None and record.status == "finished" and not difference(record.experiment, experiment)
+    return record if same else None
 
 
 def prepared(experiment: Experiment, cpus: int, gpus: float, device: int = 0) -> Experiment:
@@ -299,10 +326,10 @@ class _Member:
         # One GPU, or a part of one, is all that this process sees.
         backend = "nccl" if config["gpus"] else "gloo"
         dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world)
-        try:
-            return _share(config, device=0)
-        finally:
-            dist.destroy_process_group()
+        outcome = _share(config, device=0)
+        # Not after an error: it might wait for workers that wait for this one.
+        dist.destroy_process_group()
+        return outcome
 
 
 def run_held(config: dict[str, Any], workers: Workers, tell: Callable[[train.Progress], None]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from lgd.export import export_student, load_student, student_of
 from lgd.fgfi import FrozenTeacher, ImitationDistance
 from lgd.files import write_text
 from lgd.fingerprint import fingerprint
-from lgd.meter import Beat, Meter, gpu_energy, reset_peak_memory
+from lgd.meter import BEAT_FILE, Beat, Meter, Spent, gpu_energy, left_word, reset_peak_memory
 from lgd.phases import FreezeBackbone, Phases
 from lgd.record import EvaluationPoint, Record
 from lgd.taps import running_state
@@ -86,12 +86,23 @@ def dataset_of(settings: Data) -> DataSet:
     return resolve(settings.source, shapes=spec)
 
 
-def build(experiment: Experiment, *, pretrained: bool = True, teacher: Path | None = None) -> Built:
+def look(experiment: Experiment) -> str:
+    """The fingerprint of what ``experiment`` would train, built on the CPU whatever its device."""
+    return build(experiment, pretrained=False, device=torch.device("cpu")).fingerprint
+
+
+def build(
+    experiment: Experiment,
+    *,
+    pretrained: bool = True,
+    teacher: Path | None = None,
+    device: torch.device | None = None,
+) -> Built:
     """Build data, model and optimiser (see :func:`build_model` for ``pretrained`` and ``teacher``).
 
     Raises InputError where the description cannot be met.
     """
-    device = device_of(experiment)
+    device = device or device_of(experiment)
     dataset = dataset_of(experiment.data)
     model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher).to(device)
     optimizer = build_optimizer(model, experiment)
@@ -107,7 +118,7 @@ def build(experiment: Experiment, *, pretrained: bool = True, teacher: Path | No
         precision=experiment.precision,
         weights=experiment.detector.backbone.weights,
         seed=experiment.seed,
-        **({"teacher": build(experiment.teacher, pretrained=False).fingerprint} if experiment.teacher else {}),
+        **({"teacher": look(experiment.teacher)} if experiment.teacher else {}),
     )
     return Built(model, optimizer, scheduler, dataset, device, shown)
 
@@ -236,13 +247,15 @@ def run(
     teachers: Path | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    share: float = 1.0,
 ) -> Record:
     """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
 
     Goes on from the directory's last checkpoint where there is one. Every worker of a distributed training calls it
     alike; the first one writes. teachers: where frozen teachers are kept (default: ``teachers`` beside ``directory``).
     tell: called about once a second with the progress, and after each evaluation. stop: asked after each
-    step (several workers: every WRITE_PERIOD); True writes a checkpoint and raises Stopped.
+    step (several workers: every WRITE_PERIOD); True writes a checkpoint and raises Stopped. share: of its device that
+    each worker holds.
 
     A loss that becomes infinite or NaN ends the run with a record that says so. Any other error is raised (see
     :func:`failure` for its record).
@@ -253,25 +266,26 @@ def run(
         from lgd.pretraining import pretrained
 
         home = teachers or directory.parent / "teachers"
-        pretraining, weights = pretrained(experiment.teacher, home, user=directory, preset=preset, tell=tell, stop=stop)
+        pretraining, weights = pretrained(
+            experiment.teacher, home, user=directory, preset=preset, tell=tell, stop=stop, share=share
+        )
     # Read now: the tree may change while the training runs.
     started, commit = now(), provenance.git_commit()
     device = device_of(experiment)
     writers.check(experiment)
-    meter = Meter(parallel.world(), energy=gpu_energy(device))
+    meter = Meter(parallel.world() * share, energy=gpu_energy(device, share))
     reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
         stack.enter_context(_process(experiment))
-        built = build(experiment, teacher=weights)
-        if _makes_masks(experiment):
-            check_masks(built.dataset)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{directory} cannot be made ({error.strerror})") from None
-        training = _Training(built, experiment, directory, commit, meter, tell, stop)
-        reason, steps = training.run(stack)
+        # What one worker refuses all refuse: the others would wait for it.
+        built = parallel.together(lambda: _ready(experiment, weights, directory))
+        beat = Beat(meter, directory, built.fingerprint)
+        spent = parallel.agreed(beat.earlier())
+        if parallel.first():
+            stack.enter_context(beat)
+        training = _Training(built, experiment, directory, commit, meter, spent, tell, stop)
+        reason, steps = training.run()
         if not reason:
             training.score(steps)
             if parallel.first():
@@ -313,7 +327,21 @@ def run(
     if parallel.first():
         record.save(directory)
         checkpoint.remove(directory)
+        # Whatever is trained here next has a beginning of its own.
+        (directory / BEAT_FILE).unlink(missing_ok=True)
     return record
+
+
+def _ready(experiment: Experiment, weights: Path | None, directory: Path) -> Built:
+    """All that is built for a run, and its directory. Raises InputError for what cannot be trained."""
+    built = build(experiment, teacher=weights)
+    if _makes_masks(experiment):
+        check_masks(built.dataset)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be made ({error.strerror})") from None
+    return built
 
 
 @contextmanager
@@ -341,6 +369,7 @@ class _Training:
         directory: Path,
         commit: str,
         meter: Meter,
+        spent: Spent,
         tell: Callable[[Progress], None],
         stop: Callable[[], bool],
     ) -> None:
@@ -348,16 +377,14 @@ class _Training:
         self._commit, self._tell = commit, tell
         self.evaluations: list[EvaluationPoint] = []
         self.times = StepTimes(write_period(experiment.schedule.steps), meter)
-        self._start, losses = self._resume()
+        self._start, losses = self._resume(spent)
         parallel.share_normaliser(student_of(built.model))
         self.trainer = Trainer(built.model, self._loader(), built.optimizer, experiment, built.device, meter)
         self._seed_or_restore()
         self.trainer.register_hooks([RestoreHistory(losses), *self._hooks(tell, stop)])
 
-    def run(self, stack: ExitStack) -> tuple[str, int]:
-        """Why the training diverged ("" if it did not), and the steps done. ``stack``: the run's contexts."""
-        if parallel.first():
-            stack.enter_context(self._beat)
+    def run(self) -> tuple[str, int]:
+        """Why the training diverged ("" if it did not), and the steps done."""
         steps = self._experiment.schedule.steps
         try:
             with self._meter.phase("training"), quiet():
@@ -383,6 +410,7 @@ class _Training:
             directory=self._directory,
         )
         with self._meter.phase("evaluation"):
+            parallel.share_buffers(model)
             student = scoring(student_of(model))
             teacher = None
             if experiment.evaluation.teacher and experiment.method.name == "lgd":
@@ -419,12 +447,13 @@ class _Training:
             "attempts": mine["attempts"],
         }
 
-    def _resume(self) -> tuple[int, dict[str, Any]]:
-        """Load the last checkpoint, if there is one; the step to go on from, and the losses up to it."""
+    def _resume(self, spent: Spent) -> tuple[int, dict[str, Any]]:
+        """Load the last checkpoint, if there is one; the step to go on from, and the losses up to it.
+
+        spent: what earlier attempts left word of.
+        """
         built, meter = self._built, self._meter
-        self._beat = Beat(meter, self._directory, built.fingerprint)
-        spent, attempts = parallel.agreed(self._beat.earlier())
-        found = checkpoint.latest(self._directory, self._experiment, built.fingerprint)
+        found = parallel.together(lambda: checkpoint.latest(self._directory, self._experiment, built.fingerprint))
         if len(set(parallel.gathered(found and found[0]))) > 1:
             raise InputError(f"{self._directory}: the workers see different checkpoints: it must be on shared storage")
         self._random: list[Any] | None = None
@@ -433,8 +462,8 @@ class _Training:
             if parallel.first():
                 for left in (log, self._directory / EVALUATIONS_FILE):
                     left.unlink(missing_ok=True)
-            if attempts:
-                meter.lose(spent, attempts)
+            if spent.attempts:
+                meter.lose(spent)
             return 0, {}
         step, state = found
         built.model.load_state_dict(state["model"])
@@ -453,8 +482,8 @@ class _Training:
             # What all workers add up is kept by the first.
             saved = {**saved, "joules": {}}
         meter.restore(saved)
-        if attempts:
-            meter.lose(max(0.0, spent - sum(saved["device_seconds"].values())), attempts)
+        if spent.attempts:
+            meter.lose(spent.beyond(saved))
         return step, state["losses"]
 
     def _seed_or_restore(self) -> None:
@@ -473,6 +502,7 @@ class _Training:
     def _save(self, step: int) -> None:
         built, experiment = self._built, self._experiment
         with self._meter.phase("checkpoint"):
+            parallel.share_buffers(built.model)
             random_states = parallel.gathered(checkpoint.random_state())
             totals = parallel.gathered(self._meter.state())
             if not parallel.first():
@@ -516,10 +546,11 @@ class _Training:
         freezes = experiment.method.name == "lgd"
         return [
             hooks.IterationTimer(),
+            # Before the others, whose work after a step is not a step's.
+            self.times,
             FreezeBackbone(cast(nn.Module, bottom_up), schedule.phases) if freezes else None,
             hooks.LRScheduler(built.optimizer, built.scheduler),
             hooks.PeriodicWriter(outlets, period=period) if outlets else None,
-            self.times,
             Report(tell, self._further),
             hooks.EvalHook(every, self._evaluate_now, eval_after_train=False) if every else None,
             SaveAndStop(self._save, experiment.checkpoint.resolved_every(schedule.steps), stop, period),
@@ -550,8 +581,10 @@ def failure(
     arm: str = "",
     overrides: Sequence[str] = (),
     started: str = "",
+    directory: Path | None = None,
 ) -> Record:
-    """The record of a run that an error ended. Not saved."""
+    """The record of a run that an error ended. Not saved. directory: of the run, where it left word of what it cost."""
+    spent = left_word(directory) if directory else Spent()
     return Record(
         status="failed",
         reason=" ".join(reason.split()) or "unknown error",
@@ -560,6 +593,9 @@ def failure(
         arm=arm,
         experiment=experiment,
         overrides=list(overrides),
+        device_seconds={"lost": spent.device_seconds} if spent.attempts else {},
+        joules={"lost": spent.joules} if spent.joules else {},
+        attempts=max(1, spent.attempts),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
+
+_log = logging.getLogger(__name__)
 
 PROJECT = "lgd"
 """Project or experiment that the runs belong to, unless the service's environment names one."""
@@ -41,6 +44,7 @@ class _ServiceWriter(EventWriter):
 
     def __init__(self) -> None:
         self._sent = -1
+        self._complained = False
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -50,7 +54,12 @@ class _ServiceWriter(EventWriter):
             if step > self._sent and math.isfinite(value):
                 new.setdefault(step, {})[name] = value
         for step in sorted(new):
-            self._send(new[step], step)
+            try:
+                self._send(new[step], step)
+            except Exception as error:  # a network that is down for a while is no reason to end a training
+                if not self._complained:
+                    _log.warning("%s: %s", type(self).__name__, " ".join(str(error).split())[:200])
+                self._complained = True
         self._sent = max([self._sent, *new])
 
     def _send(self, values: dict[str, float], step: int) -> None:
@@ -79,15 +88,19 @@ class WandbWriter(_ServiceWriter):
 
 
 class MlflowWriter(_ServiceWriter):
-    """To MLflow: one run a training."""
+    """To MLflow: one run a training, which a resumed one goes on with."""
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         super().__init__()
         self._client: Any = _package("mlflow").tracking.MlflowClient()
         found = self._client.get_experiment_by_name(PROJECT)
         home = found.experiment_id if found else self._client.create_experiment(PROJECT)
-        run = self._client.create_run(home, run_name=directory.name, tags={"lgd.directory": str(directory.resolve())})
-        self._run: str = run.info.run_id
+        identity = _identity(directory)
+        earlier = self._client.search_runs([home], f"tags.`lgd.run` = '{identity}'", max_results=1)
+        if earlier:
+            self._run: str = earlier[0].info.run_id
+            return
+        self._run = self._client.create_run(home, run_name=directory.name, tags={"lgd.run": identity}).info.run_id
         for name, value in settings(experiment).items():
             self._client.log_param(self._run, name, value)
 

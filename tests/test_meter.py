@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from lgd.meter import Meter, peak_memory_mib, reset_peak_memory
+from lgd.meter import BEAT_FILE, Beat, Meter, Spent, left_word, peak_memory_mib, reset_peak_memory
 
 
 def test_an_inner_phase_pauses_the_outer_one() -> None:
@@ -41,3 +43,76 @@ def test_peak_memory_sees_an_allocation_that_is_gone() -> None:
     block = np.ones(200 * 2**17)
     del block
     assert peak_memory_mib()["host"] - before > 150
+
+
+class _Counter:
+    """A clock, or a counter of joules, that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def __call__(self) -> float:
+        return self.value
+
+
+def test_devices_and_joules_are_counted_by_phase() -> None:
+    clock, energy = _Counter(), _Counter()
+    energy.value = 1e6
+    meter = Meter(4, clock, energy)
+    with meter.phase("training"):
+        clock.value, energy.value = 10, 1e6 + 3000
+        with meter.phase("evaluation"):
+            clock.value, energy.value = 12, 1e6 + 3100
+        clock.value = 13
+        assert meter.spent() == Spent(52, 3100, 1)
+    clock.value, energy.value = 50, 2e6
+    assert meter.seconds["training"] == 11
+    assert meter.device_seconds == {"setup": 0, "training": 44, "evaluation": 8, "checkpoint": 0, "lost": 0}
+    assert meter.joules == {"training": 3000, "evaluation": 100}
+
+
+def test_a_part_of_a_gpu_is_a_part_of_a_device() -> None:
+    clock = _Counter()
+    meter = Meter(0.25, clock)
+    with meter.phase("training"):
+        clock.value = 8
+    assert meter.device_seconds["training"] == 2
+
+
+def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Path) -> None:
+    clock, energy = _Counter(), _Counter()
+    first = Meter(2, clock, energy)
+    beat = Beat(first, tmp_path, "this run")
+    assert beat.earlier() == Spent()
+    with beat:
+        with first.phase("setup"):
+            clock.value, energy.value = 3, 30
+        with first.phase("training"):
+            clock.value, energy.value = 13, 130
+            saved = first.state()
+            # Killed here: ten seconds later than the checkpoint.
+            clock.value, energy.value = 23, 250
+    assert left_word(tmp_path) == left_word(tmp_path, "this run") == Spent(46, 250, 1)
+    assert left_word(tmp_path, "another run") == Spent()
+
+    clock.value, energy.value = 100, 1000
+    second = Meter(2, clock, energy)
+    again = Beat(second, tmp_path, "this run")
+    with second.phase("setup"):
+        clock.value, energy.value = 101, 1010
+    spent = again.earlier()
+    second.restore(saved)
+    second.lose(spent.beyond(saved))
+    with second.phase("training"):
+        clock.value, energy.value = 106, 1060
+    assert second.attempts == 2
+    assert second.device_seconds == {"setup": 8, "training": 30, "evaluation": 0, "checkpoint": 0, "lost": 20}
+    assert second.joules == {"setup": 40, "training": 150, "lost": 120}
+    # What both attempts took, and nothing twice.
+    assert sum(second.device_seconds.values()) == 2 * (23 + 6)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', '{"device_seconds": "nan"}'])
+def test_a_broken_word_says_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / BEAT_FILE).write_text(content)
+    assert left_word(tmp_path) == Spent()

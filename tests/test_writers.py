@@ -52,6 +52,10 @@ class _Service(ModuleType):
     def create_experiment(self, name: str) -> str:
         return "7"
 
+    def search_runs(self, homes: list[str], matching: str, max_results: int) -> list[Any]:
+        assert "lgd.run" in matching
+        return [SimpleNamespace(info=SimpleNamespace(run_id="r"))] if self.ended else []
+
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
         self.begun |= {"name": run_name, "config": {}}
         return SimpleNamespace(info=SimpleNamespace(run_id="r"))
@@ -78,6 +82,32 @@ def test_a_service_gets_settings_and_curves(name: str, tmp_path: Path, monkeypat
     sent = {(step, key) for step, values in service.points for key in values}
     assert {(step, "total_loss") for step in range(6)} <= sent
     assert len([1 for _, values in service.points if "total_loss" in values]) == record.steps
+
+
+def test_a_service_that_is_down_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = _Service("wandb")
+
+    def fail(values: dict[str, float], step: int) -> None:
+        raise ConnectionError("no way\nthere")
+
+    monkeypatch.setattr(service, "log", fail)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    assert train.run(quick_experiment(log=["wandb"]), tmp_path / "run").status == "finished"
+    assert caplog.text.count("no way there") == 1
+
+
+def test_a_resumed_training_goes_on_with_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _Service("mlflow")
+    monkeypatch.setitem(sys.modules, "mlflow", service)
+    experiment = quick_experiment(log=["mlflow"])
+    with pytest.raises(train.Stopped):
+        train.run(experiment, tmp_path, stop=iter([False, True]).__next__)
+    service.begun.clear()
+    train.run(experiment, tmp_path)
+    assert "name" not in service.begun
+    assert {step for step, values in service.points if "total_loss" in values} == set(range(6))
 
 
 def test_a_missing_package_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,8 +115,8 @@ def test_what_ends_one_trial_leaves_the_others_alone(tmp_path: Path) -> None:
     assert "IsADirectoryError" in records["raising"].reason
     assert "memory" in records["hungry"].reason
     assert all("\n" not in r.reason for r in records.values())
-    # What raised is told once, and not tried again and again.
-    assert records["raising"].attempts == 1
+    # What raised is told once, and costs what it cost.
+    assert len(display.records) == len(trials)
     assert [done(t) is None for t in trials] == [True, False, True, False]
 
 
@@ -137,7 +137,6 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert sorted(name for name, _ in display.records) == sorted(t.name for t in trials)
     record = load(trials[0].directory / FILE)
     assert (record.status, record.attempts, record.steps) == ("finished", 2, 300)
-    assert record.device_seconds["lost"] >= 0
     assert load(trials[1].directory / FILE).status == "finished"
 
 
@@ -166,6 +165,8 @@ def test_a_trial_that_is_killed_every_time_is_given_up(tmp_path: Path) -> None:
     record = load(trials[0].directory / FILE)
     assert record.status == "failed"
     assert record.reason.startswith("the worker died")
+    assert record.device_seconds["lost"] > 0
+    assert record.attempts > 1
     assert load(trials[1].directory / FILE).status == "finished"
 
 

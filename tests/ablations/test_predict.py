@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.worker import Stage
 
 from ablations.grids import Arm, Grid, Trial, plan
 from ablations.predict import (
@@ -25,6 +24,7 @@ from ablations.predict import (
 )
 from ablations.presets import TINY
 from ablations.sweep import Names, Resources, run_sweep
+from benchmarks.worker import Stage
 from lgd import scale
 from lgd.pretraining import home
 from lgd.record import FILE, Record, load
@@ -177,7 +177,7 @@ def test_several_workers_and_shares_of_a_gpu_are_charged_for(tmp_path: Path) -> 
     store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path)[:1]
     for resources, hours, price in (
         (Resources(1, 0.0, 1, workers=4), 400, 400),
-        (Resources(1, 0.5, 1), 100, 50),
+        (Resources(1, 0.5, 1), 50, 50),
     ):
         store.put(cost_key(trials[0].experiment, resources), Measurement(steps={"free": 1.0}))
         found = predict(trials, resources, store)
@@ -230,7 +230,7 @@ class Quiet:
     def ended(self, name: str, record: Record) -> None: ...
 
 
-STEADY, TRIES = 0.15, 3
+STEADY, TRIES = 0.1, 4
 """How far the predictions before and after a sweep may differ for the machine to have stayed the same, and how often to
 wait for that."""
 
@@ -239,13 +239,11 @@ wait for that."""
 def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
     """Measured before a sweep and again after it, predicted and real device-seconds differ by less than 15%.
 
-    Where the two measurements differ, something else ran meanwhile, and the sweep says little: it is tried again, and
-    the steadiest try is judged.
+    Where the two measurements differ, something else ran meanwhile and the sweep says nothing: it is tried again.
     """
     changes = {"data.shapes_side": 96, "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96}
     changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 150}
     base = TINY.override({**changes, "schedule.warmup_steps": 10})
-    tries = []
     for attempt in range(TRIES):
         directory = tmp_path / str(attempt)
         trials = plan(GRID, base, 1, [], directory)
@@ -255,14 +253,13 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
             run_sweep(trials, Names("t", "tiny"), directory, ONE, Quiet())
         after = _measured(again, directory / "after.json")
         real = sum(_spent(path) for path in directory.glob(f"t*/*/{FILE}"))
-        tries.append((abs(after / before - 1), (before + after) / 2, real))
         learnt = Store(directory / "learnt.json")
         learn(trials, ONE, learnt)
-        assert predict(again, ONE, learnt).device_seconds == pytest.approx(real, rel=0.15)
-        if tries[-1][0] < STEADY:
-            break
-    _, predicted, real = min(tries)
-    assert predicted == pytest.approx(real, rel=0.15), tries
+        assert predict(again, ONE, learnt).device_seconds == pytest.approx(real, rel=0.02)
+        if abs(after / before - 1) < STEADY:
+            assert (before + after) / 2 == pytest.approx(real, rel=0.15)
+            return
+    pytest.skip("this machine never stayed the same for as long as a sweep takes")
 
 
 def _measured(trials: list[Trial], path: Path) -> float:

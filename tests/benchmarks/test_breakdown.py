@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from benchmarks.parts import DIRECTIONS, PARTS, REST, Cuts, counted, flop_counter, timed
-from benchmarks.worker import Bench, Images, Job, Stage
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from benchmarks import breakdown
+from benchmarks.parts import DIRECTIONS, PARTS, REST, Cuts, counted, flop_counter, timed
+from benchmarks.worker import Bench, Images, Job, Stage
 from lgd.detectors.deformable import DeformableBottleneck
 from lgd.distiller import Distiller
 from lgd.export import student_of

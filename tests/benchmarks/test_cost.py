@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 import pytest
-from benchmarks.table7 import costs, read
-from benchmarks.worker import Job, Stretch
 
 from ablations.presets import TINY
 from benchmarks import cost
+from benchmarks.table7 import costs, read
+from benchmarks.worker import Job, Stretch
 
 ROOT = Path(__file__).parents[2]
 

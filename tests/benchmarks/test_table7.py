@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from benchmarks.table7 import check, costs, markdown, notes, pipe_table, read, reported
 
+from benchmarks.table7 import check, costs, markdown, notes, pipe_table, read, reported
 from lgd.errors import InputError
 from lgd.paper import paper
 

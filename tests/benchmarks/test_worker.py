@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.worker import Bench, Images, Job, Stage, Stretch, Worker, make_batches, object_counts, stages
 from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ablations.presets import PAPER, TINY
+from benchmarks.worker import Bench, Images, Job, Stage, Stretch, Worker, make_batches, object_counts, stages
 from lgd.distiller import Distiller
 from lgd.errors import InputError
 from lgd.export import student_of
