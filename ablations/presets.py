@@ -107,7 +107,13 @@ _SCALES: dict[Preset, dict[ScaleName, tuple[int, ...]]] = {
 _PICTURES: dict[DataName, int] = {"coco": 0, "voc": 1, "crowdhuman": 2}
 """Seed of the made pictures that take a data set's place."""
 
-_TINY_RCNN: dict[str, Any] = {"detector.fc_dim": 64, "schedule.batch": 4, "schedule.lr": 0.02}
+_TINY_RCNN: dict[str, Any] = {
+    "detector.fc_dim": 64,
+    "detector.regions": 64,
+    "detector.proposals": 200,
+    "schedule.batch": 4,
+    "schedule.lr": 0.02,
+}
 """R-CNN's 512 regions an image are most of a step on a CPU, and at TINY's rate it diverges."""
 
 

@@ -108,7 +108,8 @@ class Detector(Settings):
 
     channels: of the FPN and the heads. head_convs: convolutions of a dense detector's towers, and of Mask R-CNN's mask
     head. head_norm: their norm (auto: none for RetinaNet and Mask R-CNN, GN for FCOS, ATSS and POTO). fc_dim: width of
-    R-CNN's two fully connected layers. anchor_scale: side of a level's smallest anchor over its stride (auto: 4 for
+    R-CNN's two fully connected layers; regions: an image that its heads are trained on; proposals: an image that NMS
+    leaves it, in training and evaluation. anchor_scale: side of a level's smallest anchor over its stride (auto: 4 for
     RetinaNet, 8 for R-CNN and ATSS; FCOS and POTO have no anchors). coarse_levels: a dense detector's p6 and p7, whose
     smallest anchors are larger than a small picture.
     """
@@ -119,6 +120,8 @@ class Detector(Settings):
     head_convs: PositiveInt = 4
     head_norm: Literal["auto", "", "GN"] = "auto"
     fc_dim: PositiveInt = 1024
+    regions: PositiveInt = 512
+    proposals: PositiveInt = 1000
     anchor_scale: float | Literal["auto"] = "auto"
     coarse_levels: bool = True
 

@@ -71,13 +71,13 @@ def _build(settings: Detector, num_classes: int, masks: dict[str, Any]) -> Gener
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_topk=(2000, 1000),
-        post_nms_topk=(1000, 1000),
+        pre_nms_topk=(2 * settings.proposals, settings.proposals),
+        post_nms_topk=(settings.proposals, settings.proposals),
         nms_thresh=0.7,
     )
     heads = StandardROIHeads(
         num_classes=num_classes,
-        batch_size_per_image=512,
+        batch_size_per_image=settings.regions,
         positive_fraction=0.25,
         proposal_matcher=Matcher([0.5], [0, 1], allow_low_quality_matches=False),
         box_in_features=list(FEATURES[:-1]),
