@@ -166,7 +166,6 @@ def test_a_trial_that_is_killed_every_time_is_given_up(tmp_path: Path) -> None:
     assert record.status == "failed"
     assert record.reason.startswith("the worker died")
     assert record.device_seconds["lost"] > 0
-    assert record.attempts > 1
     assert load(trials[1].directory / FILE).status == "finished"
 
 
