@@ -112,6 +112,39 @@ def test_workers_spread_over_two_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path) -> None:
+    """A worker on each of two nodes; one node goes down with its worker, and another one comes up."""
+    from ray.cluster_utils import Cluster
+
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    process = None
+    try:
+        lost = cluster.add_node(**small, node_ip_address="127.0.0.2")
+        changes: dict[str, Any] = {"schedule.steps": 60, "checkpoint.every": 20, "schedule.lr": 0.001}
+        command = _command(
+            "retinanet_r50_2x_ms", "--method", "baseline", "--workers", "2", "--spread", "--address", cluster.address,
+            "--output", str(tmp_path / "out"), *_settings(**changes),
+        )  # fmt: skip
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "out" / "checkpoints").glob("step-*.pth")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        cluster.remove_node(lost, allow_graceful=False)
+        cluster.add_node(**small, node_ip_address="127.0.0.3")
+        said = process.communicate(timeout=240)[0]
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+        cluster.shutdown()
+    assert process.returncode == 0, said
+    record = load(tmp_path / "out" / "record.json")
+    assert (record.status, record.devices, record.nodes, record.attempts) == ("finished", 2, 2, 2)
+    assert record.device_seconds["lost"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_the_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     """As a cluster's scheduler asks a job to go."""
