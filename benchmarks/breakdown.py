@@ -59,7 +59,7 @@ def measure(experiment: Experiment, images: Images, steps: int) -> tuple[pd.Data
     """
     planned = stages(experiment)
     stage = max(planned, key=planned.__getitem__)
-    with train._process(experiment), quiet():
+    with train.process_for(experiment), quiet():
         bench = Bench(Job(experiment, images, experiment.method.name))
         whole: list[float] = []
         cuts = timed(bench.model, bench.device)

@@ -277,7 +277,7 @@ def run(
     reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
-        stack.enter_context(_process(experiment))
+        stack.enter_context(process_for(experiment))
         # What one worker refuses all refuse: the others would wait for it.
         built = parallel.together(lambda: _ready(experiment, weights, directory))
         beat = Beat(meter, directory, built.fingerprint)
@@ -345,7 +345,7 @@ def _ready(experiment: Experiment, weights: Path | None, directory: Path) -> Bui
 
 
 @contextmanager
-def _process(experiment: Experiment) -> Iterator[None]:
+def process_for(experiment: Experiment) -> Iterator[None]:
     """The process as a run needs it; afterwards as it was."""
     before = torch.get_num_threads()
     # fvcore's scripted losses would be fused after their first calls in a process and round otherwise from then on: a
