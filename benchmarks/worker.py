@@ -421,7 +421,7 @@ def _serve(pipe: Any, gpu: int | None) -> None:
                 if what == "build":
                     bench = None
                     stack.close()
-                    stack.enter_context(train._process(arguments[0].experiment))
+                    stack.enter_context(train.process_for(arguments[0].experiment))
                     bench = Bench(*arguments)
                     pipe.send((True, None))
                 else:
