@@ -230,7 +230,7 @@ class Quiet:
     def ended(self, name: str, record: Record) -> None: ...
 
 
-STEADY, TRIES = 0.1, 4
+STEADY, TRIES = 0.1, 3
 """How far the predictions before and after a sweep may differ for the machine to have stayed the same, and how often to
 wait for that."""
 
