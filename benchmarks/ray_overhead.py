@@ -3,9 +3,10 @@
 python benchmarks/ray_overhead.py                  # two cores, single-worker trials; a few minutes
 python benchmarks/ray_overhead.py --trials 12 --output benchmarks/results/ray-overhead.csv
 
-Each trial is a real training of a few steps. Its record says what the run itself took (set-up, steps, evaluation); what
-the sweep took beyond that is Ray's: placing, starting the worker and importing torch in it where it is new, reports,
-freeing. ``gap_s`` is how long a slot stood empty between two trials.
+Each trial is a real training of a few steps. Its record says what the run itself took (set-up, steps, evaluation). What
+the sweep took beyond that, all slots together, is Ray's: coming up, placing, starting workers and importing torch in
+them, reports, freeing, and a slot that stays empty because the last trials do not fill them all. ``overhead_s`` is the
+part of it between a trial's start and its end, ``gap_s`` how long a slot stood empty between two trials.
 """
 
 from __future__ import annotations
@@ -51,24 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("trials", "steps", "cores"):
             if getattr(options, name) < (5 if name == "steps" else 1):
                 raise InputError(f"--{name} {getattr(options, name)}: too few")
-        table = measure(options.trials, options.steps, options.cores)
+        table, whole = measure(options.trials, options.steps, options.cores)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table.to_string(index=False, float_format="%.2f"))
     for worker, rows in table.groupby("worker"):
         print(f"{worker} worker: {rows['overhead_s'].median():.2f} s a trial (median of {len(rows)})")
-    print(
-        f"all: {table['overhead_s'].mean():.2f} s a trial (mean), {table['gap_s'].median():.2f} s between two (median)"
-    )
+    print(f"between two trials: {table['gap_s'].median():.2f} s (median)")
+    each = (whole * options.cores - table["run_s"].sum()) / len(table)
+    print(f"all in all: {each:.2f} s a trial ({len(table)} trials, {whole:.1f} s, {options.cores} side by side)")
     if options.output:
         with replacing(options.output) as temporary:
-            table.assign(**provenance.hardware(), commit=provenance.git_commit()).to_csv(temporary, index=False)
+            described = {"sweep_s": whole, "all_in_all_s": each, **provenance.hardware()}
+            table.assign(**described, commit=provenance.git_commit()).to_csv(temporary, index=False)
     return 0
 
 
-def measure(trials: int, steps: int, cores: int) -> pd.DataFrame:
-    """A row a trial, seconds. overhead_s = trial_s - run_s."""
+def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
+    """A row a trial, seconds, and those of the whole sweep, Ray's coming and going included."""
     # ray.tune is imported with ablations.sweep, which quiets it first.
     from ray import tune
 
@@ -88,7 +90,7 @@ def measure(trials: int, steps: int, cores: int) -> pd.DataFrame:
 
     quick = {"schedule.steps": steps, "schedule.warmup_steps": 2, "data.shapes_train": 64, "data.shapes_val": 16}
     base = TINY.override({**quick, "method.name": "baseline"})
-    clock = Clock()
+    clock, begun = Clock(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory, scale.cluster(None, cpus=cores):
         output = Path(directory)
         planned = [
@@ -96,6 +98,7 @@ def measure(trials: int, steps: int, cores: int) -> pd.DataFrame:
         ]
         run_sweep(planned, Names("overhead", "tiny"), output, Resources(1, 0, cores), _Silent(), callbacks=[clock])
         run = {t.name: sum(load(t.directory / FILE).seconds.values()) for t in planned}
+    whole = time.monotonic() - begun
     order = sorted(clock.begun, key=lambda name: clock.begun[name])
     rows = []
     for i, name in enumerate(order):
@@ -105,7 +108,7 @@ def measure(trials: int, steps: int, cores: int) -> pd.DataFrame:
         gap = clock.begun[name] - freed[i - cores] if i >= cores else float("nan")
         worker = "new" if i < cores else "used"
         rows.append((name, worker, took, run[name], took - run[name], max(gap, 0.0) if gap == gap else gap))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)), whole
 
 
 if __name__ == "__main__":
