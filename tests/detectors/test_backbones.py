@@ -13,7 +13,10 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone import resnet as detectron2_resnet
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.swin import SwinTransformer
 from detectron2.utils.events import EventStorage
@@ -25,6 +28,7 @@ from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up, build_fpn, out_channels
 from lgd.detectors.deformable import DeformableBottleneck, ModulatedDeformConv
 from lgd.detectors.swin import Swin
+from lgd.detectors.weights import conventions
 from lgd.distance import DistillationDistance
 from lgd.distiller import Distiller
 from lgd.experiment import Backbone, Detector
@@ -110,6 +114,73 @@ def test_a_step_reaches_every_parameter_and_the_exported_student_detects_the_sam
         assert len(ours["instances"]) > 0
         assert torch.equal(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
         assert torch.equal(ours["instances"].scores, theirs["instances"].scores)
+
+
+@pytest.mark.parametrize("backbone", EVERY, ids=IDS)
+def test_detectron2s_own_network_takes_the_weights_strictly_and_detects_the_same(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backbone.name in ("resnet18", "resnet34"):
+        # detectron2 builds these at one width.
+        backbone = backbone.model_copy(update={"width": 64, "norm": "BN"})
+    ours = _detector(backbone)
+    nn.init.constant_(ours.head.cls_score.bias, 0.0)
+    for module in ours.modules():
+        if isinstance(module, DeformableBottleneck):
+            nn.init.normal_(module.conv2_offset.weight, std=0.1)
+        elif isinstance(module, nn.BatchNorm2d):
+            # The batch's own statistics: with none, a hundred random layers leave float32's range.
+            module.momentum = None
+    with torch.no_grad():
+        ours.train()(batch([1, 1]))
+    theirs = _stock(backbone, monkeypatch)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    data = batch([1, 1], seed=5)
+    for x, y in zip(ours.eval()(data), theirs.eval()(data), strict=True):
+        assert len(x["instances"]) > 0
+        assert torch.equal(x["instances"].pred_boxes.tensor, y["instances"].pred_boxes.tensor)
+        assert torch.equal(x["instances"].scores, y["instances"].scores)
+
+
+def _stock(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The detector of :func:`_detector` as detectron2 builds it from a config; around its own Swin for swin_t."""
+    cfg = get_cfg()
+    cfg.merge_from_file(
+        str(Path(detectron2.__file__).parent / "model_zoo/configs/COCO-Detection/retinanet_R_50_FPN_3x.yaml"),
+        allow_unsafe=True,
+    )
+    width, assumed = backbone.resolved_width, conventions(backbone)
+    swin = backbone.name == "swin_t"
+    depth = 50 if swin else int(backbone.name.split("_")[0].lstrip("resnxt"))
+    changes = {
+        "DEVICE": "cpu",
+        "PIXEL_STD": assumed.pixel_std,
+        "BACKBONE.FREEZE_AT": 0,
+        "FPN.OUT_CHANNELS": 16,
+        "RETINANET.NUM_CLASSES": CLASSES,
+        "RETINANET.NUM_CONVS": 1,
+        "ANCHOR_GENERATOR.SIZES": [[2.0 * s * 2 ** (i / 3) for i in range(3)] for s in (8, 16, 32, 64, 128)],
+        "RESNETS.DEPTH": depth,
+        "RESNETS.NORM": "BN" if swin else backbone.resolved_norm,
+        "RESNETS.STEM_OUT_CHANNELS": width,
+        "RESNETS.RES2_OUT_CHANNELS": width if swin else out_channels(backbone, 2),
+        "RESNETS.NUM_GROUPS": 32 if "next" in backbone.name else 1,
+        "RESNETS.WIDTH_PER_GROUP": width // 8 if "next" in backbone.name else width,
+        "RESNETS.STRIDE_IN_1X1": assumed.stride_in_1x1,
+        "RESNETS.DEFORM_ON_PER_STAGE": [False, *[backbone.deformable] * 3],
+        "RESNETS.DEFORM_MODULATED": backbone.deformable,
+    }
+    cfg.merge_from_list([y for key, value in changes.items() for y in (f"MODEL.{key}", value)])
+    # The operator needs detectron2's compiled extension; the block around it does not.
+    monkeypatch.setattr(
+        detectron2_resnet, "ModulatedDeformConv", lambda *sizes, bias, **rest: ModulatedDeformConv(*sizes, **rest)
+    )
+    built = build_model(cfg)
+    if swin:
+        network = SwinTransformer(embed_dim=width, num_heads=(1, 2, 4, 8), drop_path_rate=0.0, out_indices=(1, 2, 3))
+        # Its p1 to p3 are res3 to res5.
+        built.backbone = FPN(network, ["p1", "p2", "p3"], 16, top_block=LastLevelP6P7(8 * width, 16, in_feature="p3"))
+    return built
 
 
 @pytest.mark.parametrize("backbone", EVERY, ids=IDS)
