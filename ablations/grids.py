@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.presets import preset, sized
+from lgd.data import absolute
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
 from lgd.paper import Training, paper
@@ -160,12 +161,6 @@ class Trial:
     @property
     def name(self) -> str:
         return self.directory.name
-
-
-def absolute(source: str) -> str:
-    """A data source with its directory made absolute, so that it means the same wherever a sweep is resumed."""
-    scheme, colon, path = source.partition(":")
-    return f"{scheme}:{Path(path).resolve()}" if colon else source
 
 
 def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:

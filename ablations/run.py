@@ -28,8 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
-from ablations.grids import NAMES, Arm, Grid, Trial, absolute, grid, plan
+from ablations.grids import NAMES, Arm, Grid, Trial, grid, plan
 from ablations.presets import preset
+from lgd.cli import Parser, answer
+from lgd.data import absolute
 from lgd.errors import InputError
 from lgd.experiment import settings
 from lgd.files import write_text
@@ -39,32 +41,19 @@ from lgd.signals import signalled
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
-FLAGS = {"overrides": "set"}
+FLAGS = {"overrides": "set", "early_stop": "early-stop"}
+KEPT = ("grid", "data", "output", "arms", "overrides", "seeds", "preset", "search", "objectives", "early_stop")
+"""Options that a results directory knows."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 3 budget spent, 130 interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    console = Console(stderr=False)
-    try:
-        return _run(options, parser, console)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted before a trial began", file=sys.stderr)
-        return 130
+    return answer(lambda: _run(arguments, Console(stderr=False)), "interrupted before a trial began")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ablations/run.py", description="Train the arms of a grid side by side and print its table."
-    )
+    parser = Parser(prog="ablations/run.py", description="Train the arms of a grid side by side and print its table.")
     parser.add_argument("--grid", help=f"which grid: {', '.join(NAMES)}")
     parser.add_argument(
         "--preset", default="tiny", help="tiny (CPU, minutes), small (one GPU) or paper (default: tiny)"
@@ -112,20 +101,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _run(arguments: Sequence[str] | None, console: Console) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.list:
         _list(options, console)
         return 0
     directory: Path | None = options.status or options.resume
     if directory is not None:
-        for flag in ("grid", "data", "output", "arms", "overrides", "seeds", "preset", "search", "objectives"):
+        for flag in KEPT:
             if getattr(options, flag) != parser.get_default(flag):
                 raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
         if options.samples and described.get("search"):
             described["search"]["samples"] = _samples(options)
     elif options.grid is None:
-        parser.error("say which grid: --grid NAME (see --list)")
+        raise InputError("say which grid: --grid NAME (see --list)")
     else:
         described = _describe(options)
         directory = options.output or Path("results") / _label(described)
@@ -228,8 +219,8 @@ def _search(described: dict[str, Any], directory: Path) -> Any:
     from ablations.search import OBJECTIVES, Search
 
     wanted = described["search"]
-    if not wanted["objectives"] or wanted["objectives"][0] != "AP" or set(wanted["objectives"]) - set(OBJECTIVES):
-        raise InputError(f"--objectives {','.join(wanted['objectives'])}: AP, or AP,{','.join(list(OBJECTIVES)[1:])}")
+    if wanted["objectives"] not in (["AP"], list(OBJECTIVES)):
+        raise InputError(f"--objectives {','.join(wanted['objectives'])}: AP, or {','.join(OBJECTIVES)}")
     if wanted["early_stop"] and len(wanted["objectives"]) > 1:
         raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
     base = preset(described["preset"]).override(described["overrides"])
@@ -397,9 +388,7 @@ def _show_search(described: dict[str, Any], search: Any, directory: Path, say: C
     say("best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in sorted(found, key=lambda t: -t.values[0]):
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(search.objectives, trial.values, strict=True))
-        again = command(
-            described["grid"], described["preset"], described["overrides"], trial.params, "LGD", search.base.seed
-        )
+        again = command(described["preset"], described["overrides"], trial.params, search.base.seed)
         say(f"  {values}: {again}")
     say(f"study: optuna-dashboard sqlite:///{directory / STUDY_FILE}")
     return draw(study, search.objectives, directory)
@@ -493,11 +482,23 @@ def _check_same(directory: Path, described: dict[str, Any]) -> None:
                 f"{directory} holds a sweep with {key} {there[key]!r}, not {described[key]!r}:"
                 " choose another --output or remove it"
             )
+    if there.get("search") and _study(there) != _study(described):
+        raise InputError(
+            f"{directory} holds a search with {_study(there)}, not {_study(described)}: choose another --output"
+        )
     if there["grid"] != described["grid"]:
         return
     order = [arm.name for arm in grid(described["grid"], described["preset"]).arms]
     described["arms"] = [x for x in order if x in there["arms"] or x in described["arms"]]
     described["seeds"] = max(there["seeds"], described["seeds"])
+
+
+def _study(described: dict[str, Any]) -> str:
+    """What a search's study cannot change, in words."""
+    search = described.get("search")
+    if not search:
+        return "no search"
+    return f"objectives {','.join(search['objectives'])}{' and early stopping' if search['early_stop'] else ''}"
 
 
 def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
@@ -506,10 +507,7 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     names: dict[str, str] = {}
-    first_seed = trials[0].experiment.seed
-    for trial in trials:
-        if trial.experiment.seed != first_seed:
-            continue
+    for trial in _of_the_first_seed(trials):
         try:
             shown = look(trial.experiment)
         except InputError as error:
@@ -521,13 +519,17 @@ def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
     return found
 
 
+def _of_the_first_seed(trials: Sequence[Trial]) -> list[Trial]:
+    """One trial an arm. None where a search has nothing that it is compared to."""
+    return [trial for trial in trials if trial.experiment.seed == trials[0].experiment.seed]
+
+
 def _check_still_same(trials: Sequence[Trial], fingerprints: dict[str, str]) -> None:
     """Refuse to put new trials beside records of what the code or the data no longer build."""
     from ablations.sweep import done
 
-    first_seed = trials[0].experiment.seed
-    for trial in trials:
-        record = done(trial) if trial.experiment.seed == first_seed else None
+    for trial in _of_the_first_seed(trials):
+        record = done(trial)
         if record is not None and record.fingerprint != fingerprints[trial.arm]:
             raise InputError(
                 f"{trial.directory}: its record was made from other data or code (fingerprint {record.fingerprint},"
@@ -571,7 +573,7 @@ def _show_plan(
     console.print(table)
     each = [settings(trial.experiment) for trial in trials]
     console.print("settings shared by the arms:", highlight=False)
-    for key, value in each[0].items():
+    for key, value in each[0].items() if each else ():
         if not key.startswith("method.") and all(x[key] == value for x in each):
             console.print(f"  {key} = {value!r}", markup=False, highlight=False, soft_wrap=True)
     console.print(

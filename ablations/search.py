@@ -203,16 +203,14 @@ def changed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removesuffix(WITHOUT_ADAPTER): value for name, value in sorted(parameters.items())}
 
 
-def command(
-    grid: str, preset: str, overrides: Sequence[str], parameters: Mapping[str, Any], arm: str, seed: int
-) -> str:
-    """The command that trains one trial of a search again, as an arm of its own."""
+def command(preset: str, overrides: Sequence[str], parameters: Mapping[str, Any], seed: int) -> str:
+    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of."""
     sets = [
         *overrides,
         *(f"{k}={_yaml(v)}" for k, v in changed(parameters).items()),
         *([f"seed={seed}"] if seed else []),
     ]
-    words = ["python", "ablations/run.py", "--grid", grid, "--preset", preset, "--arms", arm]
+    words = ["python", "ablations/run.py", "--grid", "components", "--preset", preset, "--arms", "LGD"]
     words += [x for s in sets for x in ("--set", s)]
     return shlex.join(words)
 

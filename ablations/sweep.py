@@ -19,11 +19,10 @@ from typing import Any, Protocol
 from ablations.grids import Trial
 from ablations.search import Search, objectives
 from lgd import checkpoint, pretraining, scale, train
-from lgd.checkpoint import difference
 from lgd.errors import InputError
 from lgd.experiment import parse
 from lgd.meter import left_word
-from lgd.record import FILE, EvaluationPoint, Record, load
+from lgd.record import FILE, EvaluationPoint, Record, earlier, load
 from lgd.scale import Node, Workers
 from lgd.train import EVALUATIONS_FILE
 
@@ -462,15 +461,5 @@ class _Follower(tune.Callback):
 
 
 def done(trial: Trial) -> Record | None:
-    """The record of a trial that needs no further run: any but a failed one (what diverged would diverge again).
-
-    Raises InputError when the directory holds the record of another experiment.
-    """
-    path = trial.directory / FILE
-    if not path.exists():
-        return None
-    record = load(path)
-    different = difference(record.experiment, trial.experiment)
-    if different:
-        raise InputError(f"{path} holds another experiment than planned: {different}")
-    return None if record.status == "failed" else record
+    """The record of a trial that needs no further run (see :func:`lgd.record.earlier`)."""
+    return earlier(trial.directory, trial.experiment)

@@ -6,7 +6,6 @@ python -m analysis.tables results/* --table gpu-hours
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from analysis.records import (
 )
 from analysis.render import NONE, Shown, html_table, latex, markdown
 from analysis.statistics import paired_difference, paired_ratio
+from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.record import Record
 
@@ -323,7 +323,11 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line on stderr for wrong input."""
-    parser = argparse.ArgumentParser(prog="analysis/tables.py", description="Print a table from recorded runs.")
+    return answer(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="analysis/tables.py", description="Print a table from recorded runs.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
     parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(TABLES_OF_ALL))
     parser.add_argument("--format", choices=FORMATS, default="md", help="default: md")
@@ -335,11 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="draws of the images (default: 1000; 0: no bootstrap)",
     )
     options = parser.parse_args(arguments)
-    try:
-        frame, shown = build(options.table, load_runs(*options.results), resamples=options.resamples)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.resamples < 0:
+        raise InputError(f"--resamples {options.resamples}: a number from 0")
+    frame, shown = build(options.table, load_runs(*options.results), resamples=options.resamples)
     print(FORMATS[options.format](frame, shown), end="")
     return 0
 

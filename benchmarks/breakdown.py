@@ -29,18 +29,17 @@ from matplotlib.figure import Figure
 
 from analysis.figures import BLUE, GREY, ORANGE, STYLE, save
 from benchmarks.options import (
-    Parser,
     add_options,
     command_line,
     experiment_of,
     images_of,
     output_stem,
-    run_command,
 )
 from benchmarks.parts import DIRECTIONS, PARTS, counted, flop_counter, timed
 from benchmarks.table7 import NONE, pipe_table, provenance_columns, short
 from benchmarks.worker import Bench, Images, Job, stages
 from lgd import provenance, train
+from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.evaluate import quiet
 from lgd.experiment import Experiment
@@ -168,7 +167,7 @@ def _cell(found: pd.DataFrame, column: str, direction: str, form: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return run_command(lambda: _run(_parser().parse_args(arguments), arguments))
+    return answer(lambda: _run(_parser().parse_args(arguments), arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,18 +24,17 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.options import (
-    Parser,
     add_options,
     command_line,
     experiment_of,
     images_of,
     output_stem,
-    run_command,
     share_of,
 )
 from benchmarks.table7 import METHODS, check, markdown, provenance_columns, read
 from benchmarks.worker import Images, Job, Stage, Stretch, Worker, stages
 from lgd import provenance
+from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.experiment import Experiment
 from lgd.files import replacing, write_text
@@ -45,7 +44,7 @@ from lgd.train import now
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return run_command(lambda: _run(_parser().parse_args(arguments), arguments))
+    return answer(lambda: _run(_parser().parse_args(arguments), arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

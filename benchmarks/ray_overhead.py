@@ -25,6 +25,7 @@ from ablations.grids import Trial
 from ablations.presets import TINY
 from ablations.sweep import Names, Resources, run_sweep, trial_name
 from lgd import provenance, scale
+from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.files import replacing
 from lgd.record import FILE, Record, load
@@ -41,21 +42,21 @@ class _Silent:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+    return answer(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=8, metavar="N", help="how many (default: 8)")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training (default: 20)")
     parser.add_argument("--cores", type=int, default=2, metavar="N", help="and trials side by side (default: 2)")
     parser.add_argument("--output", type=Path, metavar="CSV", help="write the table there, too")
     options = parser.parse_args(arguments)
-    try:
-        for name in ("trials", "steps", "cores"):
-            if getattr(options, name) < (5 if name == "steps" else 1):
-                raise InputError(f"--{name} {getattr(options, name)}: too few")
-        table, whole = measure(options.trials, options.steps, options.cores)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name, least in (("trials", 1), ("steps", 5), ("cores", 1)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
+    table, whole = measure(options.trials, options.steps, options.cores)
     print(table.to_string(index=False, float_format="%.2f"))
     for worker, rows in table.groupby("worker"):
         print(f"{worker} worker: {rows['overhead_s'].median():.2f} s a trial (median of {len(rows)})")

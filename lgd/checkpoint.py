@@ -18,14 +18,11 @@ import torch
 
 from lgd import provenance
 from lgd.errors import InputError
-from lgd.experiment import Experiment, parse, settings
+from lgd.experiment import Experiment, difference, parse
 from lgd.files import replacing
 
 FORMAT = 1
 DIRECTORY = "checkpoints"
-
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep", "log")
-"""Settings that change how a training goes, not what it trains."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,16 +73,6 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
 def remove(directory: Path) -> None:
     """Remove every checkpoint of a directory."""
     shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
-
-
-def difference(there: Experiment, here: Experiment) -> str:
-    """The settings in which two experiments would train another thing, in one line; empty where there are none."""
-    theirs, ours = settings(there), settings(here)
-    return ", ".join(
-        f"{key} is {theirs.get(key)!r} there and {ours[key]!r} here"
-        for key in ours
-        if key not in SAME_RESULT and theirs.get(key) != ours[key]
-    )
 
 
 def random_state() -> dict[str, Any]:

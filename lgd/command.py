@@ -18,15 +18,16 @@ import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from lgd import train
-from lgd.checkpoint import difference
+from lgd.cli import INTERRUPTED, Parser, answer
+from lgd.data import absolute
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
 from lgd.experiments import NAMES, Named, named
 from lgd.files import write_text
-from lgd.record import FILE, Record, Scores, load
+from lgd.record import FILE, Record, Scores, earlier
 from lgd.signals import signalled
 
 if TYPE_CHECKING:
@@ -41,32 +42,21 @@ LR_TOLERANCE = 0.01
 PERIOD = 10.0
 """Seconds between two lines of progress."""
 
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
     try:
-        return _run(_parser().parse_args(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return answer(
+            lambda: _run(_parser().parse_args(arguments)),
+            "interrupted; the same command goes on from the last checkpoint",
+        )
     except train.Stopped as stopped:
         print(f"stopped after {stopped.step} steps; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage in several lines first.
-        raise InputError(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
+    parser = Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="which one, such as retinanet_r50_2x_ms (see --list)"
     )
@@ -138,17 +128,12 @@ def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
     """The options in the order of their weight: whatever --set says comes last."""
     given = {
         "method.name": options.method,
-        "data.source": _absolute(options.data) if options.data else None,
+        "data.source": absolute(options.data) if options.data else None,
         "schedule.batch": options.batch,
         "seed": options.seed,
     }
     experiment = experiment.override({key: value for key, value in given.items() if value is not None})
     return experiment.override(options.overrides)
-
-
-def _absolute(source: str) -> str:
-    scheme, colon, path = source.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and path else source
 
 
 def mismatch(experiment: Experiment) -> str:
@@ -163,28 +148,13 @@ def mismatch(experiment: Experiment) -> str:
     )
 
 
-def earlier(directory: Path, experiment: Experiment) -> Record | None:
-    """The record of a training that needs no further run: finished, or diverged (it would diverge again).
-
-    Raises InputError when the directory holds the record of another experiment.
-    """
-    path = directory / FILE
-    if not path.exists():
-        return None
-    record = load(path)
-    different = difference(record.experiment, experiment)
-    if different:
-        raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")
-    return None if record.status == "failed" else record
-
-
 def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
     """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
     tell = _Progress()
     try:
-        # It takes seconds to import.
         if options.workers != 1 or options.address:
+            # It takes seconds to import.
             from lgd import scale
 
             return scale.run(

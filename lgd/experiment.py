@@ -21,6 +21,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep", "log")
+"""Settings that change how a training goes, not what it trains."""
+
+
 class Settings(BaseModel):
     """Base of every part: immutable, unknown keys refused."""
 
@@ -437,6 +441,16 @@ def settings(part: BaseModel, prefix: str = "") -> dict[str, Any]:
         value = getattr(part, name)
         found |= settings(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
     return found
+
+
+def difference(there: Experiment, here: Experiment) -> str:
+    """The settings in which two experiments would train another thing, in one line; empty where there are none."""
+    theirs, ours = settings(there), settings(here)
+    return ", ".join(
+        f"{key} is {theirs.get(key)!r} there and {ours[key]!r} here"
+        for key in ours
+        if key not in SAME_RESULT and theirs.get(key) != ours[key]
+    )
 
 
 def _split(assignment: str) -> tuple[str, Any]:

@@ -48,7 +48,7 @@ Part = Literal["waiting", "first_steps"]
 FIRST_STEPS = 5
 """Steps after a start that do not count as steady."""
 
-BEAT_PERIOD = 2.0
+BEAT_PERIOD = 1.0
 """Seconds between two writings of a running attempt's totals: at most so much of a killed one goes unseen."""
 
 BEAT_FILE = "meter.json"

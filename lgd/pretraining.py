@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lgd import parallel, train
 from lgd.experiment import Experiment
 from lgd.files import write_text
-from lgd.record import FILE, Pretraining, Record, load
+from lgd.record import Pretraining, Record, earlier
 
 USERS = "users.json"
 
@@ -40,8 +40,8 @@ def pretrained(
 
     user: directory of the run that rests on it. Raises RuntimeError, one line, when the training did not finish.
     """
-    place = home(experiment, teachers)
-    before = parallel.together(lambda: _there(place) is not None, first_only=True)
+    place = parallel.together(lambda: home(experiment, teachers))
+    before = parallel.together(lambda: earlier(place, experiment) is not None, first_only=True)
     record = trained(experiment, place, preset=preset, arm="teacher", tell=tell, stop=stop, share=share)
     if record.status != "finished":
         raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {place})")
@@ -57,7 +57,7 @@ def trained(experiment: Experiment, place: Path, **rest: Any) -> Record:
     from its own checkpoint; one that diverged would diverge again.
     """
     with _lock(place):
-        found = parallel.together(lambda: _there(place), first_only=True)
+        found = parallel.together(lambda: earlier(place, experiment), first_only=True)
         return found or train.run(experiment, place, **rest)
 
 
@@ -82,12 +82,6 @@ def _acquired(lock: FileLock) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _there(place: Path) -> Record | None:
-    path = place / FILE
-    record = load(path) if path.exists() else None
-    return record if record and record.status in ("finished", "diverged") else None
 
 
 def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:

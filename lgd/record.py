@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from lgd.errors import InputError
-from lgd.experiment import Experiment, Settings, explain
+from lgd.experiment import Experiment, Settings, difference, explain
 from lgd.files import write_text
 
 SCHEMA = 2
@@ -165,6 +165,21 @@ def load(path: Path) -> Record:
         return Record.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
+
+
+def earlier(directory: Path, experiment: Experiment) -> Record | None:
+    """The record in ``directory`` of a training that needs no further run: any but a failed one, or None.
+
+    What diverged would diverge again. Raises InputError when it is the record of another experiment.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None
+    record = load(path)
+    different = difference(record.experiment, experiment)
+    if different:
+        raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")
+    return None if record.status == "failed" else record
 
 
 def _from_1(raw: dict[str, Any]) -> dict[str, Any]:

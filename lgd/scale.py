@@ -38,11 +38,10 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from lgd import parallel, train  # noqa: E402
-from lgd.checkpoint import difference  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
 from lgd.experiment import Experiment, parse  # noqa: E402
 from lgd.files import write_text  # noqa: E402
-from lgd.record import FILE, Record, load  # noqa: E402
+from lgd.record import Record, earlier  # noqa: E402
 from lgd.signals import signalled  # noqa: E402
 
 PROGRESS_FILE = "progress.json"
@@ -295,10 +294,8 @@ def _share(config: dict[str, Any], device: int) -> dict[str, Any]:
 
 def _finished(directory: Path, experiment: Experiment) -> Record | None:
     """The record of this very training in ``directory``, when it is finished."""
-    path = directory / FILE
-    record = load(path) if path.exists() else None
-    same = record is not None and record.status == "finished" and not difference(record.experiment, experiment)
-    return record if same else None
+    record = earlier(directory, experiment)
+    return record if record and record.status == "finished" else None
 
 
 def prepared(experiment: Experiment, cpus: int, gpus: float, device: int = 0) -> Experiment:

@@ -271,14 +271,13 @@ def run(
         )
     # Read now: the tree may change while the training runs.
     started, commit = now(), provenance.git_commit()
-    device = device_of(experiment)
-    writers.check(experiment)
+    # What one worker refuses all refuse: the others would wait for it.
+    device = parallel.together(lambda: _device(experiment))
     meter = Meter(parallel.world() * share, energy=gpu_energy(device, share))
     reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
         stack.enter_context(process_for(experiment))
-        # What one worker refuses all refuse: the others would wait for it.
         built = parallel.together(lambda: _ready(experiment, weights, directory))
         beat = Beat(meter, directory, built.fingerprint)
         spent = parallel.agreed(beat.earlier())
@@ -330,6 +329,12 @@ def run(
         # Whatever is trained here next has a beginning of its own.
         (directory / BEAT_FILE).unlink(missing_ok=True)
     return record
+
+
+def _device(experiment: Experiment) -> torch.device:
+    """Where a run trains. Raises InputError where that, or a service that it logs to, is not to be had."""
+    writers.check(experiment)
+    return device_of(experiment)
 
 
 def _ready(experiment: Experiment, weights: Path | None, directory: Path) -> Built:
@@ -442,8 +447,8 @@ class _Training:
             "seconds": _rounded(mine["seconds"]),
             "device_seconds": _rounded(mine["device_seconds"]),
             "within_training": _rounded(mine["within_training"]),
-            "joules": _rounded(_sums([x["joules"] for x in states])),
-            "peak_memory_mib": _maxima([x["peaks"] for x in states]),
+            "joules": _rounded(_merged(sum, [x["joules"] for x in states])),
+            "peak_memory_mib": _merged(max, [x["peaks"] for x in states]),
             "attempts": mine["attempts"],
         }
 
@@ -517,7 +522,7 @@ class _Training:
                 "evaluations": [x.model_dump_json() for x in self.evaluations],
                 "losses": loss_history(self.trainer.storage),
                 "per_step": self.times.per_step,
-                "meter": {**totals[0], "joules": _sums([x["joules"] for x in totals])},
+                "meter": {**totals[0], "joules": _merged(sum, [x["joules"] for x in totals])},
             }
             checkpoint.save(self._directory, step, experiment, built.fingerprint, self._commit, state)
 
@@ -564,12 +569,10 @@ def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in values.items()}
 
 
-def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(x.get(name, 0.0) for x in parts) for name in dict.fromkeys(n for x in parts for n in x)}
-
-
-def _maxima(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: max(x.get(name, 0.0) for x in parts) for name in dict.fromkeys(n for x in parts for n in x)}
+def _merged(how: Callable[[list[float]], float], parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The workers' values of each name, added up or the like."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: how([part[name] for part in parts if name in part]) for name in names}
 
 
 def failure(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from ablations.presets import TINY
+from lgd import checkpoint
 from lgd.detectors import build_detector
 from lgd.experiment import Backbone, Detector, Experiment
+from lgd.meter import left_word
 
 CLASSES = 5
 
@@ -119,3 +123,26 @@ def quick_experiment(**changes: Any) -> Experiment:
         "threads": 1,
     }
     return TINY.override({**small, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def unsaved(directory: Path) -> float:
+    """Device-seconds that a running training has left word of and that its newest checkpoint does not hold; 0 before.
+
+    A kill loses what is measured here: a test that kills waits for it to be above 0.
+    """
+    found = sorted((directory / checkpoint.DIRECTORY).glob("step-*.pth"))
+    if not found:
+        return 0.0
+    try:
+        saved = torch.load(found[-1], weights_only=True)["state"]["meter"]["device_seconds"]
+    except FileNotFoundError:  # a newer one took its place
+        return 0.0
+    return left_word(directory).device_seconds - sum(saved.values())
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
+    """Raises AssertionError when it is not true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing within {seconds} s"
+        time.sleep(0.05)

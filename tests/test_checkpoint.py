@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 
 from lgd import checkpoint, train
 from lgd.errors import InputError
-from lgd.meter import BEAT_FILE
+from lgd.meter import left_word
 from lgd.record import Record, load
-from tests.helpers import quick_experiment
+from tests.helpers import quick_experiment, unsaved, wait_until
 
 # A frozen backbone, accumulation, a distillation that begins, evaluations: what a resumed run must find again.
 CHANGES: dict[str, Any] = {
@@ -148,27 +147,21 @@ train.run(parse(json.loads(sys.argv[1])), Path(sys.argv[2]))
 def test_a_killed_training_goes_on_and_its_lost_work_is_counted(tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: the steps since the last are done again, and paid for twice."""
     experiment = quick_experiment(
-        **{"schedule.steps": 400, "checkpoint.every": 100, "method.name": "baseline", "schedule.batch": 4}
+        **{"schedule.steps": 600, "checkpoint.every": 300, "method.name": "baseline", "schedule.batch": 4}
     )
     directory = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", RUN, experiment.model_dump_json(), str(directory)])
     try:
-        deadline = time.monotonic() + 120
-        # At least one beat after a checkpoint.
-        while not list((directory / "checkpoints").glob("step-*.pth")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(3)
+        wait_until(lambda: process.poll() is not None or unsaved(directory) > 0)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    spent = json.loads((directory / BEAT_FILE).read_text())["device_seconds"]
-    newest = sorted((directory / "checkpoints").iterdir())[-1]
-    saved = torch.load(newest, weights_only=True)["state"]["meter"]["device_seconds"]
-    assert spent > sum(saved.values())
+    lost, spent = unsaved(directory), left_word(directory).device_seconds
+    assert lost > 0
     record = train.run(experiment, directory)
     assert record.attempts == 2
-    assert record.device_seconds["lost"] == pytest.approx(spent - sum(saved.values()), abs=0.01)
+    assert record.device_seconds["lost"] == pytest.approx(lost, abs=0.01)
     assert sum(record.device_seconds.values()) > spent
     assert load(directory / "record.json") == record
 

@@ -12,12 +12,12 @@ import torch
 
 from ablations.presets import PAPER
 from lgd import train
-from lgd.command import earlier, main, mismatch
+from lgd.command import main, mismatch
 from lgd.detectors import build_detector
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
 from lgd.experiments import NAMES, REPORTED, named
-from lgd.record import load
+from lgd.record import earlier, load
 from tests.helpers import quick_experiment
 
 ROOT = Path(__file__).parents[1]

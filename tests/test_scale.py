@@ -20,7 +20,7 @@ from lgd import scale, train
 from lgd.errors import InputError
 from lgd.record import load
 from lgd.scale import Workers
-from tests.helpers import quick_experiment
+from tests.helpers import quick_experiment, unsaved, wait_until
 from tests.test_parallel import ALIKE
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def _settings(**changes: Any) -> list[str]:
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no_strays: None) -> None:
     """The command, with two workers of which one is killed: the losses are those of one undisturbed worker."""
-    changes: dict[str, Any] = {"schedule.steps": 60, "checkpoint.every": 20, "schedule.lr": 0.001}
+    changes: dict[str, Any] = {"schedule.steps": 90, "checkpoint.every": 30, "schedule.lr": 0.001}
     output = tmp_path / "out put"
     process = subprocess.Popen(
         _command(
@@ -58,7 +58,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no
     killed = False
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
-        if not killed and list((output / "checkpoints").glob("step-*.pth")):
+        if not killed and unsaved(output) > 0:
             victims = [
                 x
                 for x in psutil.Process(process.pid).children(recursive=True)
@@ -121,16 +121,14 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path) -> Non
     process = None
     try:
         lost = cluster.add_node(**small, node_ip_address="127.0.0.2")
-        changes: dict[str, Any] = {"schedule.steps": 60, "checkpoint.every": 20, "schedule.lr": 0.001}
+        changes: dict[str, Any] = {"schedule.steps": 120, "checkpoint.every": 60, "schedule.lr": 0.001}
         command = _command(
             "retinanet_r50_2x_ms", "--method", "baseline", "--workers", "2", "--spread", "--address", cluster.address,
             "--output", str(tmp_path / "out"), *_settings(**changes),
         )  # fmt: skip
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "out" / "checkpoints").glob("step-*.pth")) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.05)
+        wait_until(lambda: unsaved(tmp_path / "out") > 0 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(**small, node_ip_address="127.0.0.3")
         said = process.communicate(timeout=240)[0]

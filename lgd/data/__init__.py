@@ -29,6 +29,7 @@ __all__ = [
     "Problem",
     "ShapesSpec",
     "SplitCounts",
+    "absolute",
     "find_coco_splits",
     "register",
     "resolve",
@@ -133,6 +134,12 @@ def resolve(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None =
     )
     register(dataset)
     return dataset
+
+
+def absolute(source: str) -> str:
+    """A source with its directory made absolute, so that it means the same wherever a run goes on."""
+    scheme, colon, path = source.partition(":")
+    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and path else source
 
 
 def register(dataset: DataSet) -> None:

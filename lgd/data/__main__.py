@@ -6,11 +6,11 @@ python -m lgd.data check coco-json:DIR --draw 8 --output pictures
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lgd.cli import Parser, answer
 from lgd.data import SCHEMES, Problem, ShapesSpec, resolve
 from lgd.data.check import draw, report
 from lgd.errors import InputError
@@ -18,7 +18,11 @@ from lgd.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
-    parser = argparse.ArgumentParser(prog="python -m lgd.data", description="Look at a data set.")
+    return answer(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m lgd.data", description="Look at a data set.")
     check = parser.add_subparsers(dest="command", required=True).add_parser(
         "check", help="read it as training would and list every problem"
     )
@@ -30,21 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("check"), metavar="DIR", help="where the pictures go (default: check)"
     )
     options = parser.parse_args(arguments)
+    if options.draw < 0:
+        raise InputError(f"--draw {options.draw}: a number from 0")
     problems: list[Problem] = []
     try:
-        try:
-            dataset = resolve(options.source, shapes=ShapesSpec(), problems=problems)
-        except InputError:
-            # What led to it, such as the images that are all missing.
-            _print(map(str, problems))
-            raise
-        _print(report(dataset, problems))
-        if options.draw > 0:
-            written = draw(dataset, options.draw, options.output)
-            _print(["", f"{len(written)} pictures in {options.output}"])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        dataset = resolve(options.source, shapes=ShapesSpec(), problems=problems)
+    except InputError:
+        # What led to it, such as the images that are all missing.
+        _print(map(str, problems))
+        raise
+    _print(report(dataset, problems))
+    if options.draw:
+        written = draw(dataset, options.draw, options.output)
+        _print(["", f"{len(written)} pictures in {options.output}"])
     return int(any(x.outcome == "dropped" for x in problems))
 
 

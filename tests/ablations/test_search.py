@@ -82,7 +82,7 @@ def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
 
 def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parameters = {"method.encoder": False, "method.distill_weight": 0.123456789, "method.adapter": True}
-    line = command("components", "tiny", ["schedule.steps=6", "data.source=coco-json:/a b"], parameters, "LGD", 3)
+    line = command("tiny", ["schedule.steps=6", "data.source=coco-json:/a b"], parameters, 3)
     _, script, *arguments = shlex.split(line)
     assert script == "ablations/run.py"
     assert arguments.count("--set") == 6
@@ -101,6 +101,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--search", "optuna", "--samples", "0"], "--samples 0"),
         (["--search", "optuna", "--objectives", "gpu_hours"], "--objectives gpu_hours"),
         (["--search", "optuna", "--objectives", "AP,mAP"], "--objectives AP,mAP"),
+        (["--search", "optuna", "--objectives", "AP,AP"], "--objectives AP,AP"),
         (["--search", "optuna", "--early-stop", "--objectives", "AP,gpu_hours"], "--early-stop with --objectives"),
         (["--samples", "3"], "need --search optuna"),
         (["--early-stop"], "need --search optuna"),
@@ -116,6 +117,24 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert words in said
         assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_any_grid_can_be_searched_around(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the paper's tables have no arm that all are compared to: the search runs alone."""
+    arguments = [*QUICK, "--search", "optuna", "--samples", "3", "--output", str(tmp_path), "--dry-run"]
+    assert main(["--grid", "teacher-based", *arguments]) == 0
+    assert "0 of 0 trials to run" in capsys.readouterr().out
+
+
+def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {"samples": 3, "objectives": ["AP", "gpu_hours"], "early_stop": False}
+    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1, "search": described}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert main(["--grid", "components", *QUICK, "--search", "optuna", "--output", str(tmp_path)]) == 2
+    assert "holds a search with objectives AP,gpu_hours, not objectives AP" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path), "--early-stop"]) == 2
+    assert "leave out --early-stop" in capsys.readouterr().err
 
 
 def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -> None:
