@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, cast
 
 import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from lgd.passes import TwoPasses
 from lgd.phases import Phases
-from lgd.taps import Features, Tap, recording, replaying, rewound, running_state
+from lgd.taps import Features, Tap, recording, replaying, rewound, running_state, swapped
 
 Batch = Sequence[dict[str, Any]]
 """What detectron2's data loaders yield: one dict an image, with ``image`` and, in training, ``instances``."""
@@ -47,7 +48,8 @@ class Distiller(nn.Module):
     it is the detector alone.
 
     student: any detectron2 detector that reads ``self.backbone(images.tensor)``, unmodified.
-    distill_weight: lambda. instructive_weight: factor of the second detection loss.
+    distill_weight: lambda. instructive_weight: factor of the second detection loss. joint: both passes go through the
+    head in one batch (see lgd/passes.py); with False one after the other, which is the same but slower.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Distiller(nn.Module):
         phases: Phases,
         distill_weight: float = 1.0,
         instructive_weight: float = 1.0,
+        joint: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
@@ -67,6 +70,7 @@ class Distiller(nn.Module):
         self.phases = phases
         self.distill_weight = distill_weight
         self.instructive_weight = instructive_weight
+        self.joint = joint
 
     @property
     def device(self) -> torch.device:
@@ -88,20 +92,24 @@ class Distiller(nn.Module):
         compares = distils or distance.adapts_alone
 
         before = running_state(self.student)
-        with recording(self._backbone) as tap:
+        with ExitStack() as stack:
+            tap = stack.enter_context(recording(self._backbone))
+            passes = TwoPasses(self.student, tap, lambda: teacher(tap, instances), joint=self.joint)
+            if teacher.replays:
+                stack.enter_context(passes.first())
             losses: dict[str, Tensor] = dict(self.student(batch))
-        taught = teacher(tap, instances) if compares or teacher.replays else {}
         if teacher.replays:
             with (
                 storage.name_scope("instructive"),
                 rewound(self.student, before),
-                replaying(self._backbone, taught),
+                replaying(self._backbone, passes.taught),
+                passes.second(),
             ):
                 second = self.student(batch)
             losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in second.items()}
         if compares:
             features = tap.features if distils else {name: x.detach() for name, x in tap.features.items()}
-            losses["loss_distill"] = self.distill_weight * distance(features, taught, instances)
+            losses["loss_distill"] = self.distill_weight * distance(features, passes.taught, instances)
         else:
             losses["loss_distill"] = self._nothing()
         return losses
@@ -123,7 +131,7 @@ class Distiller(nn.Module):
         teacher = cast(Teacher, self.teacher)
         if not teacher.replays:
             raise ValueError(f"the student's head cannot detect from the features of a {type(teacher).__name__}")
-        own_forward, previous = self.student.forward, vars(self.student).get("forward")
+        own_forward = self.student.forward
 
         def detect(batch: Batch) -> Any:
             batch = self._on_device(batch)
@@ -132,14 +140,8 @@ class Distiller(nn.Module):
             with replaying(self._backbone, teacher(tap, [x["instances"] for x in batch])):
                 return own_forward(batch)
 
-        self.student.forward = detect
-        try:
+        with swapped(self.student, "forward", detect):
             yield
-        finally:
-            if previous is None:
-                del self.student.forward
-            else:
-                self.student.forward = previous
 
     def _on_device(self, batch: Batch) -> list[dict[str, Any]]:
         # Moved once here, since the detector would do it again in its second pass.

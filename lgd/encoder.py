@@ -1,6 +1,7 @@
 """Label-appearance encoder (LGD, section 3.1).
 
-Shape suffixes: B images, N object slots, K classes, C channels, P = h * w cells of a level.
+Shape suffixes: B images, N object slots of an image, T objects of the batch (with the padding slots where those are not
+left out), K classes, C channels, P = h * w cells of a level.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class SpatialTransformer(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.matrix = nn.Linear(widths[-1], size * size)
 
-    def forward(self, x_BNk: Tensor) -> Tensor:
-        """Return ``x @ M`` with each object's own M, shape (B, N, k)."""
-        hidden = x_BNk
+    def forward(self, x_Tk: Tensor) -> Tensor:
+        """Return ``x @ M`` with each object's own M, shape (T, k)."""
+        hidden = x_Tk
         for layer in self.layers:
             hidden = layer_norm(layer(hidden)).relu()
-        matrix_BNkk = self.matrix(hidden).unflatten(-1, (self.size, self.size))
-        return (x_BNk.to(matrix_BNkk.dtype).unsqueeze(-2) @ matrix_BNkk).squeeze(-2)
+        matrix_Tkk = self.matrix(hidden).unflatten(-1, (self.size, self.size))
+        return (x_Tk.to(matrix_Tkk.dtype).unsqueeze(-2) @ matrix_Tkk).squeeze(-2)
 
 
 class LabelEncoder(nn.Module):
@@ -56,15 +57,30 @@ class LabelEncoder(nn.Module):
 
     def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
         """Embed ``descriptors`` (B, N, 4 + K); slots where ``valid`` (B, N) is False do not reach the others."""
-        hidden = layer_norm(self.conv1(self.stn_in(descriptors))).relu()
-        feature_BN64 = self.stn_feat(hidden)
-        hidden = layer_norm(self.conv2(feature_BN64)).relu()
+        images, count = valid.shape
+        rows_Tk = descriptors.flatten(0, 1)
+        slots_T: Tensor | None = None
+        if not valid.is_cuda:
+            # Most slots may be padding. On a GPU asking which would cost more, a wait, than working on all of them.
+            slots_T = valid.flatten().nonzero().squeeze(1)
+            rows_Tk = rows_Tk[slots_T]
+        hidden = layer_norm(self.conv1(self.stn_in(rows_Tk))).relu()
+        feature_T64 = self.stn_feat(hidden)
+        hidden = layer_norm(self.conv2(feature_T64)).relu()
         hidden = layer_norm(self.conv3(hidden)).relu()
         # Every image has at least one valid slot, and a ReLU's output is never below zero, so zero in the padding
         # slots leaves the maximum as it is.
-        image_B1 = hidden.masked_fill(~valid[..., None], 0).amax(dim=1, keepdim=True)
-        joined = torch.cat([feature_BN64, image_B1.expand(-1, feature_BN64.shape[1], -1)], dim=-1)
-        return layer_norm(self.conv4(joined)).relu()
+        padded = _in_slots(hidden, slots_T, images * count).unflatten(0, (images, count))
+        image_BD = padded.masked_fill(~valid[..., None], 0).amax(dim=1)
+        image_of_T = torch.arange(images, device=valid.device).repeat_interleave(count)
+        image_TD = image_BD[image_of_T if slots_T is None else image_of_T[slots_T]]
+        embedded = layer_norm(self.conv4(torch.cat([feature_T64, image_TD], dim=-1))).relu()
+        return _in_slots(embedded, slots_T, images * count).unflatten(0, (images, count))
+
+
+def _in_slots(rows: Tensor, slots: Tensor | None, count: int) -> Tensor:
+    """Rows (T, D) in their ``slots`` (T,) of ``count``, zero in the others; as they are where all slots have one."""
+    return rows if slots is None else rows.new_zeros(count, rows.shape[-1]).index_copy(0, slots, rows)
 
 
 class LabelProjection(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd.errors import InputError
@@ -60,11 +60,13 @@ def share_normaliser(detector: Any) -> None:
     if world() == 1 or own is None:
         return
 
-    def update(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+    def update(name: str, value: float | Tensor, initial_value: float, momentum: float = 0.9) -> Any:
         device = next(detector.parameters()).device
-        total = torch.tensor(float(value), device=device, dtype=torch.float64)
+        total = torch.as_tensor(value, device=device, dtype=torch.float64).clone()
         dist.all_reduce(total)
-        return float(own(name, total.item() / world(), initial_value / world(), momentum))
+        mean = total / world()
+        # As it came: whoever gave a tensor does not want to wait for its value.
+        return own(name, mean if isinstance(value, Tensor) else mean.item(), initial_value / world(), momentum)
 
     detector._ema_update = update
 

@@ -6,7 +6,7 @@ and answering it with other features is all a distiller needs, so no detector is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,16 +69,23 @@ def recording(backbone: nn.Module) -> Iterator[Tap]:
 def replaying(backbone: nn.Module, features: Mapping[str, Tensor]) -> Iterator[None]:
     """Whoever calls ``backbone`` inside the block reads ``features``; the backbone itself does not run."""
     answer = dict(features)
-    # forward may already be an instance attribute (a compiled one): put back what was there, not the class's.
-    previous = vars(backbone).get("forward")
-    backbone.forward = lambda *_args, **_kwargs: answer
+    with swapped(backbone, "forward", lambda *_args, **_kwargs: answer):
+        yield
+
+
+@contextmanager
+def swapped(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block ``method`` answers in the place of ``owner.name``, of this one object."""
+    # It may already be an instance attribute (a compiled forward): put back what was there, not the class's.
+    previous = vars(owner).get(name)
+    setattr(owner, name, method)
     try:
         yield
     finally:
         if previous is None:
-            del backbone.forward
+            delattr(owner, name)
         else:
-            backbone.forward = previous
+            setattr(owner, name, previous)
 
 
 @contextmanager

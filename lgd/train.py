@@ -27,6 +27,7 @@ from torch import nn
 from lgd import checkpoint, parallel, provenance, writers
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.detectors import build_detector
+from lgd.detectors.quick import hasten
 from lgd.detectors.weights import load_weights
 from lgd.distance import DistillationDistance
 from lgd.distiller import Distiller
@@ -136,6 +137,7 @@ def build_model(
     student = build_detector(experiment.detector, num_classes)
     with quiet():
         load_weights(student, experiment.detector.backbone.weights if pretrained else "none")
+    hasten(student)
     if method.name == "baseline":
         return student
     if method.name == "fgfi":

@@ -1,0 +1,124 @@
+"""What two passes of one detector over one batch need only once.
+
+LGD sends the student's features and the instructive ones through one head, against one set of labels. Between the two
+passes only the features differ: the batch's images are normalised and padded once, anchors are matched once (where
+that does not depend on what the head finds), and the head runs once, on both sets of features in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lgd.taps import Features, Tap, swapped
+
+
+class TwoPasses:
+    """A detector's two passes over one batch. ``first`` and ``second`` are the contexts to run it in.
+
+    tap: of the first pass. teach: called when the first pass has its features; the features of the second.
+    joint: with False the head runs in each pass by itself, as someone who times the passes wants it.
+    """
+
+    def __init__(self, detector: nn.Module, tap: Tap, teach: Callable[[], Features], *, joint: bool = True) -> None:
+        self._detector, self._tap, self._teach = detector, tap, teach
+        self._head = head_of(detector) if joint else None
+        self._answers: dict[str, Any] = {}
+        self._taught: Features | None = None
+        self._second: Any = None
+
+    @property
+    def taught(self) -> Features:
+        """The second pass's features; computed at the first look, or in the first pass."""
+        if self._taught is None:
+            self._taught = self._teach()
+        return self._taught
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in repeatable(self._detector):
+                stack.enter_context(swapped(self._detector, name, self._keeping(name)))
+            if self._head is not None:
+                stack.enter_context(swapped(self._head, "forward", self._both(self._head.forward)))
+            yield
+
+    @contextmanager
+    def second(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, answer in self._answers.items():
+                stack.enter_context(swapped(self._detector, name, lambda *_, answer=answer, **__: answer))
+            if self._head is not None and self._second is not None:
+                stack.enter_context(swapped(self._head, "forward", lambda *_, **__: self._second))
+            yield
+
+    def _keeping(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._detector, name)
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            self._answers[name] = method(*arguments, **named)
+            return self._answers[name]
+
+        return called
+
+    def _both(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The head's forward on both passes' features; returns the first's half and keeps the second's."""
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            names = self._names(arguments) if not named else None
+            if names is None or self._second is not None:
+                return forward(*arguments, **named)
+            taught = self.taught
+            joined = [torch.cat([own, taught[name]]) for own, name in zip(arguments[0], names, strict=True)]
+            answer = forward(joined)
+            images = len(arguments[0][0])
+            self._second = _part(answer, slice(images, None))
+            return _part(answer, slice(images))
+
+        return called
+
+    def _names(self, arguments: Sequence[Any]) -> list[str] | None:
+        """The levels that a head was given, when these are the recorded features, one for one."""
+        if len(arguments) != 1 or not isinstance(arguments[0], (list, tuple)):
+            return None
+        known = {id(x): name for name, x in self._tap.features.items()}
+        names = [known.get(id(x)) for x in arguments[0]]
+        return cast(list[str], names) if names and all(names) else None
+
+
+def head_of(detector: nn.Module) -> nn.Module | None:
+    """What a detector sends all of its pyramid through at once: a dense one's ``head``, the RPN's in R-CNN.
+
+    None where there is no such module, or where it holds a batch norm: to that, two batches in one are another batch.
+    """
+    dense = getattr(detector, "head", None)
+    proposing = getattr(getattr(detector, "proposal_generator", None), "rpn_head", None)
+    head = dense if isinstance(dense, nn.Module) else proposing
+    if not isinstance(head, nn.Module) or any(isinstance(x, _BatchNorm) for x in head.modules()):
+        return None
+    return head
+
+
+def repeatable(detector: nn.Module) -> list[str]:
+    """Methods of a detector whose answers for a batch depend neither on its features nor on chance."""
+    # R-CNN draws its samples anew in each pass (METHOD), POTO matches what the head finds.
+    methods = ["preprocess_image", *(["label_anchors"] if isinstance(detector, (RetinaNet, FCOS)) else [])]
+    return [name for name in methods if callable(getattr(detector, name, None))]
+
+
+def _part(answer: Any, images: slice) -> Any:
+    """Some of the images of a head's answer: tensors with the images first, in lists, tuples or dicts."""
+    if isinstance(answer, Tensor):
+        return answer[images]
+    if isinstance(answer, Mapping):
+        return {name: _part(x, images) for name, x in answer.items()}
+    if isinstance(answer, (list, tuple)):
+        return type(answer)(_part(x, images) for x in answer)
+    raise TypeError(f"a head answered with {type(answer).__name__}: only tensors can be told apart by image")
