@@ -29,6 +29,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from benchmarks.straightforward import plain_sgd, straightforward
 from lgd import train
 from lgd.data import DataSet, train_loader, val_loader
 from lgd.distiller import Batch, Distiller
@@ -102,11 +103,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker builds. images: None for the experiment's own data, through its loader. name: for its errors."""
+    """What a worker builds. images: None for the experiment's own data, through its loader. name: for its errors.
+
+    plain: by straightforward.py, which takes made images only.
+    """
 
     experiment: Experiment
     images: Images | None = None
     name: str = "training"
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,11 @@ class Bench:
             self.dataset = built.dataset
         else:
             self.device = train.device_of(experiment)
-            self.model = train.build_model(experiment, job.images.classes, pretrained=False).to(self.device)
+            model = train.build_model(experiment, job.images.classes, pretrained=False)
+            self.model = train.placed(straightforward(model) if job.plain else model, experiment, self.device)
             self.optimizer = train.build_optimizer(self.model, experiment)
+            if job.plain:
+                self.optimizer = plain_sgd(self.optimizer)
         self.setup_s = time.perf_counter() - begun
         self._parts = experiment.schedule.accumulate
         self._masks = experiment.detector.name == "mask_rcnn"
@@ -159,6 +167,11 @@ class Bench:
             self._stream = None
         self._enter(Stage(distils=True))
         settle_norms(self.model, self._batches[0])
+
+    def losses(self) -> dict[str, float]:
+        """Of the first batch; nothing is trained."""
+        with EventStorage(), torch.no_grad():
+            return {name: float(x) for name, x in self.model(self._batches[0]).items()}
 
     def setup(self) -> float:
         """How long data, model and optimiser took."""

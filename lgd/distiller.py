@@ -48,8 +48,9 @@ class Distiller(nn.Module):
     it is the detector alone.
 
     student: any detectron2 detector that reads ``self.backbone(images.tensor)``, unmodified.
-    distill_weight: lambda. instructive_weight: factor of the second detection loss. joint: both passes go through the
-    head in one batch (see lgd/passes.py); with False one after the other, which is the same but slower.
+    distill_weight: lambda. instructive_weight: factor of the second detection loss. joint, repeats: both passes go
+    through the head in one batch, and the second repeats what the first worked out of images and labels (see
+    lgd/passes.py); with False they do not, which is the same but slower.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Distiller(nn.Module):
         distill_weight: float = 1.0,
         instructive_weight: float = 1.0,
         joint: bool = True,
+        repeats: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
@@ -71,6 +73,7 @@ class Distiller(nn.Module):
         self.distill_weight = distill_weight
         self.instructive_weight = instructive_weight
         self.joint = joint
+        self.repeats = repeats
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +97,9 @@ class Distiller(nn.Module):
         before = running_state(self.student)
         with ExitStack() as stack:
             tap = stack.enter_context(recording(self._backbone))
-            passes = TwoPasses(self.student, tap, lambda: teacher(tap, instances), joint=self.joint)
+            passes = TwoPasses(
+                self.student, tap, lambda: teacher(tap, instances), joint=self.joint, repeats=self.repeats
+            )
             if teacher.replays:
                 stack.enter_context(passes.first())
             losses: dict[str, Tensor] = dict(self.student(batch))

@@ -21,7 +21,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.every", "checkpoint.keep", "log")
+SAME_RESULT = (
+    "threads", "device", "memory_format", "compile", "data.workers", "checkpoint.every", "checkpoint.keep", "log"
+)  # fmt: skip
 """Settings that change how a training goes, not what it trains."""
 
 
@@ -350,7 +352,9 @@ class Checkpoints(Settings):
 
 class Experiment(Settings):
     """One run, whole. precision: of the forward pass (autocast); parameters stay float32. threads: CPU threads, 0 to
-    leave torch's own choice. log: services that get the curves besides TensorBoard (see writers.py)."""
+    leave torch's own choice. log: services that get the curves besides TensorBoard (see writers.py). memory_format: how
+    feature maps lie in memory (auto: what measured faster, see :meth:`channels_last`). compile: have torch compile
+    backbone, head, teacher and distance, which takes minutes once and a compiler (see docs/performance.md)."""
 
     detector: Detector = Detector()
     data: Data = Data()
@@ -362,6 +366,8 @@ class Experiment(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -380,6 +386,17 @@ class Experiment(Settings):
         except ValidationError as error:
             raise ValueError(f"method.fgfi describes a teacher that cannot be trained: {explain(error)}") from None
         return self
+
+    def channels_last(self, on_gpu: bool) -> bool:
+        """Whether feature maps have their channels innermost.
+
+        auto: on a GPU always; on a CPU in dense detectors, but with deformable convolutions, whose operator and
+        RoIAlign's know the other order only.
+        """
+        if self.memory_format != "auto":
+            return self.memory_format == "channels_last"
+        dense = self.detector.name not in ("faster_rcnn", "mask_rcnn")
+        return on_gpu or (dense and not self.detector.backbone.deformable)
 
     @property
     def teacher(self) -> Experiment | None:

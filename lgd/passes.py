@@ -24,12 +24,22 @@ class TwoPasses:
     """A detector's two passes over one batch. ``first`` and ``second`` are the contexts to run it in.
 
     tap: of the first pass. teach: called when the first pass has its features; the features of the second.
-    joint: with False the head runs in each pass by itself, as someone who times the passes wants it.
+    joint: with False the head runs in each pass by itself, as someone who times the passes wants it. repeats: with
+    False the second pass works out all anew.
     """
 
-    def __init__(self, detector: nn.Module, tap: Tap, teach: Callable[[], Features], *, joint: bool = True) -> None:
+    def __init__(
+        self,
+        detector: nn.Module,
+        tap: Tap,
+        teach: Callable[[], Features],
+        *,
+        joint: bool = True,
+        repeats: bool = True,
+    ) -> None:
         self._detector, self._tap, self._teach = detector, tap, teach
         self._head = head_of(detector) if joint else None
+        self._repeatable = repeatable(detector) if repeats else []
         self._answers: dict[str, Any] = {}
         self._taught: Features | None = None
         self._second: Any = None
@@ -44,7 +54,7 @@ class TwoPasses:
     @contextmanager
     def first(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for name in repeatable(self._detector):
+            for name in self._repeatable:
                 stack.enter_context(swapped(self._detector, name, self._keeping(name)))
             if self._head is not None:
                 stack.enter_context(swapped(self._head, "forward", self._both(self._head.forward)))

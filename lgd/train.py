@@ -25,6 +25,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
 from lgd import checkpoint, parallel, provenance, writers
+from lgd.compiled import compile_parts
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.detectors import build_detector
 from lgd.detectors.quick import hasten
@@ -105,7 +106,8 @@ def build(
     """
     device = device or device_of(experiment)
     dataset = dataset_of(experiment.data)
-    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher).to(device)
+    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher)
+    model = placed(model, experiment, device)
     optimizer = build_optimizer(model, experiment)
     scheduler = LRMultiplier(optimizer, lr_factor(experiment.schedule), experiment.schedule.steps)
     shown = fingerprint(
@@ -164,6 +166,16 @@ def build_model(
         distill_weight=method.distill_weight,
         instructive_weight=method.instructive_weight,
     )
+
+
+def placed(model: nn.Module, experiment: Experiment, device: torch.device) -> nn.Module:
+    """``model`` on its device, in its memory format, compiled where that is asked for."""
+    channels_last = experiment.channels_last(device.type == "cuda")
+    model = model.to(device)
+    model = model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if experiment.compile:
+        compile_parts(model)
+    return model
 
 
 def _imitating(experiment: Experiment, student: nn.Module, num_classes: int, weights: Path | None) -> Distiller:
