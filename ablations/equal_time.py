@@ -12,15 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablations.grids import STEPS, Arm, Grid, plan
-from analysis.records import by_seed, finished
+from analysis.records import by_seed, finished, training_device_seconds
 from analysis.statistics import paired_ratio
 from lgd.experiment import Experiment
-from lgd.record import Record, earlier
-
-
-def training_device_seconds(record: Record) -> float | None:
-    """Device-seconds of a run's training, evaluations and set-up left out."""
-    return record.device_seconds.get("training")
+from lgd.record import earlier
 
 
 def settled(
