@@ -178,7 +178,9 @@ def _evidence(size: str) -> Grid:
         of = Training(
             detector=detector, backbone="r50", schedule="2x", scale="ss" if size == "tiny" else "ms", method="lgd"
         )
-        setting = {**_arm(of, size, base).setting, "evaluation.teacher": True}
+        # RetinaNet is the preset's own, so that trainings of the other grids are trainings of this one.
+        own = {} if detector == base.detector.name else _arm(of, size, base).setting
+        setting = {**own, "evaluation.teacher": True}
         if size == "small":
             # Pictures that are wider than high keep the sizes that the preset draws from.
             setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}

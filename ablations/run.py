@@ -98,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", action="store_true", help="with --dry-run: measure the steps that were not yet")
     parser.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="with --dry-run: say the price, too")
     parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="run what a results directory still lacks; with --data where its data lies elsewhere now",
+    )
     return parser
 
 
@@ -111,9 +116,11 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     directory: Path | None = options.status or options.resume
     if directory is not None:
         for flag in KEPT:
-            if getattr(options, flag) != parser.get_default(flag):
+            if getattr(options, flag) != parser.get_default(flag) and not (flag == "data" and options.resume):
                 raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
+        if options.data:
+            described["overrides"] = _moved(described["overrides"], options.data)
         if options.samples and described.get("search"):
             described["search"]["samples"] = _samples(options)
     elif options.grid is None:
@@ -211,6 +218,14 @@ def _describe(options: argparse.Namespace) -> dict[str, Any]:
     elif options.samples or options.objectives or options.early_stop:
         raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
     return described
+
+
+def _moved(overrides: list[str], data: str) -> list[str]:
+    """A sweep's overrides where its data lies elsewhere now; that it is the same data is seen from each record."""
+    source, key = absolute(data), "data.source="
+    if not any(x.startswith(key) and x.partition(":")[0] == f"{key}{source.partition(':')[0]}" for x in overrides):
+        raise InputError(f"--data {data} with --resume says where the sweep's own data lies now; it has no such data")
+    return [f"{key}{source}" if x.startswith(key) else x for x in overrides]
 
 
 def _label(described: dict[str, Any]) -> str:
