@@ -147,8 +147,8 @@ def told(found: Difference | None) -> str:
 
 
 VERDICTS = {
-    "more": "it helped",
-    "less": "it did harm",
+    "more": "more, beyond noise",
+    "less": "less, beyond noise",
     "noise": "not to be told from noise",
     "": "one seed in common or none, which decides nothing",
 }
@@ -391,10 +391,10 @@ def _decided(study: Study) -> Iterator[str]:
                 groups[told(found)].append(f"{arm.name} over {other}: {shown(found)}")
                 count += 1
     heads = {
-        "more": "**More AP than what it is compared with:**",
-        "less": "**Less AP:**",
-        "noise": "**Not to be told from noise:**",
-        "": "**Not decided, for want of seeds:**",
+        "more": "**Helped: more AP than what it is compared with.**",
+        "less": "**Did harm: less AP.**",
+        "noise": "**Not to be told from noise.**",
+        "": "**Not decided, for want of seeds.**",
     }
     for key, lines in groups.items():
         if lines or key:

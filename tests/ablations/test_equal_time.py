@@ -13,6 +13,7 @@ from ablations.equal_time import lasting, settled
 from ablations.grids import EVIDENCE, Trial, grid, plan
 from ablations.presets import TINY
 from lgd import train
+from lgd.data import train_loader
 from lgd.export import student_of
 from lgd.record import Record
 
@@ -91,8 +92,10 @@ class _Seen:
 def test_all_arms_of_a_seed_see_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one order, augmented alike, from the same weights: whatever the method, the steps and the evaluations."""
     noted: dict[str, list[Any]] = {}
-    real, current = train.train_loader, ""
-    monkeypatch.setattr(train, "train_loader", lambda *a, **k: _Seen(real(*a, **k), noted.setdefault(current, [])))
+    current = ""
+    monkeypatch.setattr(
+        train, "train_loader", lambda *a, **k: _Seen(train_loader(*a, **k), noted.setdefault(current, []))
+    )
     base = quick_experiment(data__workers=0, schedule__steps=4, data__min_sizes=[48, 64])
     arms: dict[str, dict[str, Any]] = {
         "baseline": {"method.name": "baseline", "evaluation.every": 2},
