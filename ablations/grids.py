@@ -13,7 +13,9 @@ from ablations.presets import preset, sized
 from lgd.data import absolute
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
-from lgd.paper import Training, paper
+from lgd.paper import DETECTORS, Training, paper
+
+STEPS = "schedule.steps"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Arm:
     changes: the settings it is about; nothing overrides them. setting: those its row of a table shares with the arms
     it is compared to (detector, backbone, schedule); a sweep's ``--set`` comes on top of them. question: what it asks.
     reference: the arm its difference is taken to, where that is not the grid's. training: what it reproduces of the
-    paper. skipped: why it cannot be run; it is then listed, and nothing more.
+    paper. skipped: why it cannot be run; it is then listed, and nothing more. matched: the arm whose training time it
+    gets; its steps follow from what that one and the reference took (see equal_time.py).
     """
 
     name: str
@@ -33,6 +36,7 @@ class Arm:
     reference: str = ""
     training: Training | None = None
     skipped: str = ""
+    matched: str = ""
 
     @property
     def slug(self) -> str:
@@ -114,7 +118,10 @@ TABLES = (
 OWN = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
 """Grids of our own, the same for every preset."""
 
-NAMES = (*TABLES, *OWN)
+EVIDENCE = "evidence"
+"""Ours as well, but with a detector's own settings at each preset."""
+
+NAMES = (*TABLES, *OWN, EVIDENCE)
 
 NOT_HERE = {
     "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
@@ -131,6 +138,8 @@ def grid(name: str, size: str = "tiny") -> Grid:
     base = preset(size)
     if name in OWN:
         return OWN[name]
+    if name == EVIDENCE:
+        return _evidence(size)
     if name not in TABLES:
         raise InputError(f"no grid {name!r}: known are {', '.join(NAMES)}")
     table = paper().tables[name]
@@ -148,6 +157,43 @@ def _arm(training: Training, size: str, base: Experiment) -> Arm:
         changes |= {key: value for key, value in wanted.items() if key.startswith("method.fgfi.backbone.")}
     setting = {k: v for k, v in wanted.items() if v != there[k] and not k.startswith(("method.name", "method.fgfi."))}
     return replace(arm, changes=changes, setting=setting)
+
+
+CURVE = 5
+"""Points of a learning curve, the end included."""
+
+STUDENT, TEACHER = "resnet18", "resnet50"
+"""Backbones of the students, and of FGFI's teachers, on a GPU: light enough for five seeds of every arm."""
+
+
+def _evidence(size: str) -> Grid:
+    """Does it help? Each detector against its own baseline, after equal steps and in equal time.
+
+    ``tiny`` leaves FGFI out, which trains a teacher of its own for each detector.
+    """
+    base = preset(size)
+    arms: list[Arm] = []
+    for detector in ("retinanet", "fcos", "faster_rcnn"):
+        title, baseline = DETECTORS[detector], f"{DETECTORS[detector]} baseline"
+        of = Training(
+            detector=detector, backbone="r50", schedule="2x", scale="ss" if size == "tiny" else "ms", method="lgd"
+        )
+        # RetinaNet is the preset's own, so that trainings of the other grids are trainings of this one.
+        own = {} if detector == base.detector.name else _arm(of, size, base).setting
+        setting = {**own, "evaluation.teacher": True}
+        if size == "small":
+            # Pictures that are wider than high keep the sizes that the preset draws from.
+            setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
+        curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
+        for arm in COMPONENTS.arms if detector == "retinanet" else COMPONENTS.arms[:2]:
+            looked_at = curve if arm.name in ("baseline", "LGD") else setting
+            arms.append(replace(arm, name=f"{title} {arm.name}", setting=looked_at, reference=baseline))
+        if size != "tiny":
+            teacher = {"method.name": "fgfi"} | ({"method.fgfi.backbone.name": TEACHER} if size == "small" else {})
+            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier one", curve, baseline))
+        longer = Arm(f"{title} baseline in equal time", _BASELINE.changes, "as long as LGD took", curve, baseline)
+        arms.append(replace(longer, matched=f"{title} LGD"))
+    return Grid(EVIDENCE, "Does it help? Each detector against its own baseline", tuple(arms), reference="", seeds=5)
 
 
 @dataclass(frozen=True)
@@ -178,10 +224,12 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
     """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
 
-    Arms that are skipped have none. Raises InputError as :func:`experiment_of` does.
+    Arms that are skipped have none, nor have those whose steps are still to be measured. Raises InputError as
+    :func:`experiment_of` does.
     """
     overrides = list(overrides)
-    found = [(arm, experiment_of(arm, base, overrides)) for arm in grid.arms if not arm.skipped]
+    known = [arm for arm in grid.arms if not arm.skipped and (not arm.matched or STEPS in arm.changes)]
+    found = [(arm, experiment_of(arm, base, overrides)) for arm in known]
     trials = []
     for seed in range(seeds):
         for arm, first in found:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
+from ablations.equal_time import lasting, settled
 from ablations.grids import NAMES, Arm, Grid, Trial, grid, plan
 from ablations.presets import preset
 from lgd.cli import Parser, answer
@@ -97,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", action="store_true", help="with --dry-run: measure the steps that were not yet")
     parser.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="with --dry-run: say the price, too")
     parser.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="run what a results directory still lacks; with --data where its data lies elsewhere now",
+    )
     return parser
 
 
@@ -110,9 +116,11 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     directory: Path | None = options.status or options.resume
     if directory is not None:
         for flag in KEPT:
-            if getattr(options, flag) != parser.get_default(flag):
+            if getattr(options, flag) != parser.get_default(flag) and not (flag == "data" and options.resume):
                 raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(flag, flag)}")
         described = _read_sweep(directory)
+        if options.data:
+            described["overrides"] = _moved(described["overrides"], options.data)
         if options.samples and described.get("search"):
             described["search"]["samples"] = _samples(options)
     elif options.grid is None:
@@ -146,6 +154,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     if options.dry_run and not address:
         resources = resources_for(planned, [this_machine()], *held)
         _show_plan(trials, fingerprints, missing, resources, console)
+        _show_waiting(described, console)
         _show_cost(missing, described, search, resources, options, console)
         return 0
     if not address:
@@ -155,6 +164,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         resources = resources_for(planned, scale.nodes(), *held)
         if options.dry_run:
             _show_plan(trials, fingerprints, missing, resources, console)
+            _show_waiting(described, console)
             _show_cost(missing, described, search, resources, options, console)
             return 0
         try:
@@ -162,7 +172,16 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
             with FileLock(directory / "lock", timeout=0):
                 # Another sweep may have been at work here until a moment ago.
                 missing = [t for t in missing if done(t) is None]
-                why = _train(missing, trials, described, directory, resources, search, over, console)
+                why, spent = _train(missing, trials, described, directory, resources, search, over, console)
+                more = [] if why else _plan(described, directory)
+                if len(more) > len(trials):
+                    # What these trials took says how long others are to train.
+                    trials, missing = more, [t for t in more if done(t) is None]
+                    _check_built(trials)
+                    resources = resources_for(missing, scale.nodes(), *held)
+                    why, _ = _train(
+                        missing, trials, described, directory, resources, None, lambda x: over(spent + x), console
+                    )
                 return _finish(trials, described, directory, search, why, console)
         except Timeout:
             raise InputError(
@@ -199,6 +218,14 @@ def _describe(options: argparse.Namespace) -> dict[str, Any]:
     elif options.samples or options.objectives or options.early_stop:
         raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
     return described
+
+
+def _moved(overrides: list[str], data: str) -> list[str]:
+    """A sweep's overrides where its data lies elsewhere now; that it is the same data is seen from each record."""
+    source, key = absolute(data), "data.source="
+    if not any(x.startswith(key) and x.partition(":")[0] == f"{key}{source.partition(':')[0]}" for x in overrides):
+        raise InputError(f"--data {data} with --resume says where the sweep's own data lies now; it has no such data")
+    return [f"{key}{source}" if x.startswith(key) else x for x in overrides]
 
 
 def _label(described: dict[str, Any]) -> str:
@@ -265,8 +292,8 @@ def _train(
     search: Any,
     over: Callable[[float], str],
     console: Console,
-) -> str:
-    """Run the sweep; why it ended before all was run ("" if it did not)."""
+) -> tuple[str, float]:
+    """Run the sweep; why it ended before all was run ("" if it did not), and the device-seconds that it spent."""
     from ablations.sweep import Names, run_sweep
 
     samples = described["search"]["samples"] if search else 0
@@ -281,7 +308,7 @@ def _train(
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     if not missing and not search:
-        return ""
+        return "", 0.0
     display = SweepDisplay(
         missing,
         total=total,
@@ -293,7 +320,7 @@ def _train(
     terminated = threading.Event()
     try:
         with display, signalled(terminated.set, signal.SIGTERM):
-            why = run_sweep(
+            ended = run_sweep(
                 missing,
                 names,
                 directory,
@@ -302,17 +329,17 @@ def _train(
                 search=search,
                 samples=samples,
                 over=lambda spent: "SIGTERM came" if terminated.is_set() else over(spent),
-            ).why
+            )
     except KeyboardInterrupt:
         # A second Ctrl-C would cut the tables short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return "interrupted"
+        return "interrupted", 0.0
     from ablations.predict import learn
 
     with contextlib.suppress(OSError):
         # What the trials took is what the next dry run predicts with.
         learn(missing, resources)
-    return why
+    return ended.why, ended.spent
 
 
 def _searched(directory: Path) -> int:
@@ -343,7 +370,11 @@ def _finish(
     unsampled = max(0, described["search"]["samples"] - len(search.ended())) if search else 0
     described["ended"] = {
         "why": why,
-        "not_run": [_unfinished(t) for t in left] + ([f"{unsampled} samples of the search"] if unsampled else []),
+        "not_run": [
+            *map(_unfinished, left),
+            *_waiting(described),
+            *([f"{unsampled} samples of the search"] if unsampled else []),
+        ],
     }
     write_text(directory / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
     runs = load_runs(directory)
@@ -362,7 +393,7 @@ def _finish(
         return 130 if why == "interrupted" else 3
     if search and any(run.record.status == "failed" for run in runs):
         return 1
-    return 0 if all(done(t) is not None and _is_finished(t) for t in trials) else 1
+    return 0 if all(done(t) is not None and _is_finished(t) for t in trials) and not _waiting(described) else 1
 
 
 def _is_finished(trial: Trial) -> bool:
@@ -436,9 +467,29 @@ def _check_code(directory: Path, described: dict[str, Any], *, accepted: bool) -
 
 
 def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
-    whole = grid(described["grid"], described["preset"])
-    chosen = replace(whole, arms=tuple(arm for arm in whole.arms if arm.name in described["arms"]))
-    return plan(chosen, preset(described["preset"]), described["seeds"], described["overrides"], directory)
+    """Its trials, but for those whose steps are still to be measured; notes the steps that can be told by now."""
+    whole, base = grid(described["grid"], described["preset"]), preset(described["preset"])
+    rest = (described["seeds"], described["overrides"], directory)
+    steps = settled(whole, base, *rest, described.get("steps", {}))
+    if steps:
+        described["steps"] = steps
+    chosen = tuple(lasting(arm, steps) for arm in whole.arms if arm.name in described["arms"])
+    return plan(replace(whole, arms=chosen), base, *rest)
+
+
+def _waiting(described: dict[str, Any]) -> list[str]:
+    """The arms whose steps are still to be measured, a line each."""
+    known = described.get("steps", {})
+    return [
+        f"{arm.name}: its steps follow from what {arm.matched} takes"
+        for arm in grid(described["grid"], described["preset"]).arms
+        if arm.matched and arm.name in described["arms"] and arm.name not in known
+    ]
+
+
+def _show_waiting(described: dict[str, Any], console: Console) -> None:
+    for line in _waiting(described):
+        console.print(f"later: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _arms(chosen: Grid, names: str | None) -> list[str]:
@@ -486,6 +537,7 @@ def _check_same(directory: Path, described: dict[str, Any]) -> None:
         raise InputError(
             f"{directory} holds a search with {_study(there)}, not {_study(described)}: choose another --output"
         )
+    described["steps"] = there.get("steps", {})
     if there["grid"] != described["grid"]:
         return
     order = [arm.name for arm in grid(described["grid"], described["preset"]).arms]

@@ -90,10 +90,12 @@ class Names:
 
 @dataclass
 class Outcome:
-    """How a sweep ended. ended: names of the trials that have a record now. why: "" when all was run."""
+    """How a sweep ended. ended: names of the trials that have a record now. why: "" when all was run. spent:
+    device-seconds."""
 
     ended: set[str] = field(default_factory=set)
     why: str = ""
+    spent: float = 0.0
 
 
 def resources_for(
@@ -453,9 +455,10 @@ class _Follower(tune.Callback):
         self._display.ended(name, record)
 
     def _watch(self) -> None:
+        self._outcome.spent = math.fsum(self._spent.values())
         if self._outcome.why:
             return
-        self._outcome.why = self._over(math.fsum(self._spent.values()))
+        self._outcome.why = self._over(self._outcome.spent)
         if self._outcome.why:
             (self._output / STOP_FILE).touch()
 

@@ -491,7 +491,7 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
 
 def reference_of(record: Record) -> str:
     try:
-        return grid(record.grid).references.get(arm_of(record), "baseline")
+        return grid(record.grid, record.preset).references.get(arm_of(record), "baseline")
     except InputError:
         return "baseline"
 

@@ -42,6 +42,10 @@ NAME_WIDTH = 22
 """Characters of an arm's name on one line."""
 
 
+NARROW = 12
+"""Characters of the reference's name from which on it has a line of its own below the cost panel."""
+
+
 def arms_figure(records: Sequence[Record], arms: Sequence[str], reference: str, path_stem: Path) -> list[Path]:
     """AP of each arm (every seed, mean, interval) and its training cost relative to ``reference``.
 
@@ -155,7 +159,9 @@ def _interval(axes: Axes, row: int, low: float, high: float, colour: str) -> Non
 
 
 def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], reference: str) -> None:
-    axes.set_xlabel(f"training time / {textwrap.shorten(reference, 20, placeholder='…')}'s")
+    name = textwrap.shorten(reference, 22, placeholder="…")
+    # A long name needs a line of its own in a panel as narrow.
+    axes.set_xlabel(f"training time /{' ' if len(name) < NARROW else chr(10)}{name}'s")
     seconds = {arm: by_seed(finished(records, arm), training_seconds) for arm in (*arms, reference)}
     beside = axes.get_yaxis_transform()
     largest = 1.0

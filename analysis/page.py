@@ -97,7 +97,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
         "rebuild": f"python -m analysis {place}",
-        "begin": _training(directory, place),
+        "begin": training_command(directory, place),
         "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP).exists() else "",
     }
 
@@ -106,13 +106,16 @@ def _command(place: str, table: str) -> str:
     return f"python analysis/tables.py {place} --table {table}" if table in NAMES or table == "gpu-hours" else ""
 
 
-def _training(directory: Path, place: str) -> str:
-    """The command whose sweep this is; empty where sweep.json does not tell."""
+def training_command(directory: Path, place: str) -> str:
+    """The command whose sweep this is, with ``place`` as its output; empty where sweep.json does not tell."""
     try:
         sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
         changes = " ".join(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])
         named = f"--grid {sweep['grid']} --preset {sweep['preset']} --seeds {sweep['seeds']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        all_arms = [arm.name for arm in grid(sweep["grid"], sweep["preset"]).arms if not arm.skipped]
+        if sweep["arms"] != all_arms and "search" not in sweep:
+            named += f" --arms {shlex.quote(','.join(sweep['arms']))}"
+    except (OSError, ValueError, KeyError, TypeError, InputError):
         return ""
     return f"python ablations/run.py {named} --output {place} {changes}".strip()
 

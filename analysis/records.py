@@ -156,6 +156,11 @@ def training_seconds(record: Record) -> float | None:
     return record.seconds.get("training")
 
 
+def training_device_seconds(record: Record) -> float | None:
+    """Device-seconds of the training steps."""
+    return record.device_seconds.get("training")
+
+
 def measured(name: ScoreName) -> Callable[[Record], float | None]:
     """Reader of a student's score by its name in the paper's tables, percent."""
     kind, _, key = name.rpartition("_")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablations.grids import NAMES, OWN, TABLES, grid
+from ablations.grids import EVIDENCE, NAMES, OWN, TABLES, grid
 from analysis import comparison
 from analysis.comparison import CONFIDENCE, number, with_interval
 from analysis.records import (
@@ -308,7 +308,7 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     if name in TABLES:
         frame = comparison.comparison(runs, name, resamples=resamples)
         return frame, comparison.show_comparison(name, frame)
-    if name == "gpu-hours":
+    if name in ("gpu-hours", EVIDENCE):
         frame = comparison.frontier(runs)
         return frame, comparison.show_frontier(frame)
     if name == "noise-floor":

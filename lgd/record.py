@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from lgd.errors import InputError
-from lgd.experiment import Experiment, Settings, difference, explain
+from lgd.experiment import Data, Experiment, Settings, difference, explain
 from lgd.files import write_text
 
 SCHEMA = 2
@@ -170,16 +171,31 @@ def load(path: Path) -> Record:
 def earlier(directory: Path, experiment: Experiment) -> Record | None:
     """The record in ``directory`` of a training that needs no further run: any but a failed one, or None.
 
-    What diverged would diverge again. Raises InputError when it is the record of another experiment.
+    What diverged would diverge again. Data of the same fingerprint is the same data wherever it lies. Raises InputError
+    when it is the record of another experiment.
     """
     path = directory / FILE
     if not path.exists():
         return None
     record = load(path)
-    different = difference(record.experiment, experiment)
+    there, source = record.experiment, experiment.data.source
+    if there.data.source != source:
+        fingerprint = _data_fingerprint(experiment.data)
+        # One that failed may not have come to look at its data.
+        if record.data.get("fingerprint", fingerprint) == fingerprint:
+            there = there.override({"data.source": source})
+    different = difference(there, experiment)
     if different:
         raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")
     return None if record.status == "failed" else record
+
+
+@cache
+def _data_fingerprint(data: Data) -> str:
+    # Here, not at the top: a training writes records.
+    from lgd.train import dataset_of
+
+    return dataset_of(data).fingerprint
 
 
 def _from_1(raw: dict[str, Any]) -> dict[str, Any]:

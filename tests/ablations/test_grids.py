@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 import torch
 
-from ablations.grids import COMPONENTS, NAMES, NOT_HERE, TABLES, Arm, grid, plan
+from ablations.grids import COMPONENTS, EVIDENCE, NAMES, NOT_HERE, TABLES, Arm, grid, plan
 from ablations.presets import PAPER, TINY, Preset, preset, sized
+from analysis.records import identity
 from lgd import train
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
@@ -18,6 +19,7 @@ from lgd.experiments import BACKBONES, define
 from lgd.paper import paper
 
 PRESETS = get_args(Preset)
+SIZES = ("tiny", "small")
 
 
 @pytest.mark.parametrize("size", PRESETS)
@@ -25,7 +27,7 @@ PRESETS = get_args(Preset)
 def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, tmp_path: Path) -> None:
     chosen = grid(name, size)
     trials = plan(chosen, preset(size), 1, [], tmp_path)
-    run = [arm for arm in chosen.arms if not arm.skipped]
+    run = [arm for arm in chosen.arms if not arm.skipped and not arm.matched]
     assert len({t.experiment for t in trials}) == len({t.directory for t in trials}) == len(run)
     assert [t.arm for t in trials] == [arm.name for arm in run]
     references = {chosen.references[t.arm] for t in trials}
@@ -152,6 +154,28 @@ def test_unknown_grid_or_preset(call: Callable[[], object], words: str) -> None:
 
 def test_slugs_are_file_names() -> None:
     assert Arm("FGFI (R-101-DCNv2)").slug == "fgfi-r-101-dcnv2"
+
+
+def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) -> None:
+    tiny, small = ({t.arm: t.experiment for t in plan(grid(EVIDENCE, x), preset(x), 1, [], tmp_path)} for x in SIZES)
+    of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
+    # So runs of the components and noise-floor grids are runs of these arms.
+    assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
+    assert len(tiny) == len(COMPONENTS.arms) + 4
+    assert small.keys() - tiny.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
+    assert [small[f"{x} LGD"].schedule.resolved_lr for x in ("RetinaNet", "FCOS", "Faster R-CNN")] == [0.01, 0.01, 0.02]
+    for name, x in small.items():
+        assert x.detector.backbone.name == "resnet18"
+        assert x.detector.backbone.from_scratch
+        assert x.schedule.frozen == 0
+        assert (x.teacher is not None) is name.endswith("FGFI")
+        assert x.teacher is None or x.teacher.detector.backbone.name == "resnet50"
+        assert x.teacher is None or x.teacher.detector.backbone.from_scratch
+    for x in (*tiny.values(), *small.values()):
+        assert x.evaluation.teacher
+        assert x.evaluation.every in (0, x.schedule.steps // 5)
+    waiting = [arm.name for arm in grid(EVIDENCE).arms if arm.matched]
+    assert waiting == [f"{name} baseline in equal time" for name in ("RetinaNet", "FCOS", "Faster R-CNN")]
 
 
 @pytest.mark.slow

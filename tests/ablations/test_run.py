@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +17,9 @@ import pytest
 
 from ablations.grids import COMPONENTS, NAMES, grid, plan
 from ablations.presets import TINY
-from ablations.run import main
+from ablations.run import _code, main
 from lgd import train
-from lgd.data.shapes import CATEGORIES
+from lgd.data.shapes import CATEGORIES, ShapesSpec, make
 from lgd.record import Record, load
 
 ROOT = Path(__file__).parents[2]
@@ -213,3 +215,58 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert str(tmp_path / "file") in said
     assert said.count("\n") == 1
+
+
+BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseline in equal time"
+
+
+@pytest.mark.slow
+def test_what_a_sweep_took_says_how_long_others_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one command, or when it goes on; the steps stay."""
+    common = ["--grid", "evidence", *QUICK, "--seeds", "1", "--output", str(tmp_path)]
+    assert main([*common, "--arms", f"{BASELINE},{LONGER}", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"later: {LONGER}: its steps follow from what {LGD} takes" in said
+    assert "1 of 1 trials to run" in said
+    # Without LGD there is nothing to go by.
+    run(*common, "--arms", f"{BASELINE},{LONGER}", check=1)
+    assert f"{LONGER}: its steps" in json.loads((tmp_path / "sweep.json").read_text())["ended"]["not_run"][0]
+    done = run(*common, "--arms", LGD)
+    assert "3 trials, 1 to run" in done.stdout
+    records = {x.arm: x for x in (load(path) for path in tmp_path.glob("trials/*/record.json"))}
+    ratio = records[LGD].device_seconds["training"] / records[BASELINE].device_seconds["training"]
+    steps = round(6 * ratio)
+    assert records[LONGER].experiment.schedule.steps == records[LONGER].steps == steps
+    assert json.loads((tmp_path / "sweep.json").read_text())["steps"] == {LONGER: steps}
+    assert "0 to run" in run("--resume", str(tmp_path)).stdout
+
+
+def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has a record of the same data is not run again; other data is refused."""
+    here, there, output = tmp_path / "here", tmp_path / "there", tmp_path / "out"
+    spec = ShapesSpec(train=6, val=3, size=64)
+    shutil.copytree(make(spec), here)
+    overrides = [x for x in QUICK if x != "--set"] + [f"data.source=coco-json:{here}"]
+    first, second = plan(COMPONENTS, TINY, 1, overrides, output)[:2]
+    train.run(first.experiment, first.directory, arm=first.arm)
+    described = {
+        "schema_version": 1, "grid": "components", "preset": "tiny", "overrides": overrides, "seeds": 1,
+        "arms": [first.arm, second.arm], "reference": "baseline", "code": _code(),
+    }  # fmt: skip
+    (output / "sweep.json").write_text(json.dumps(described))
+    here.rename(there)
+    resume = ["--resume", str(output), "--dry-run"]
+    assert main([*resume, "--data", f"coco-json:{there}"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 trials to run" in said
+    assert f"data.source = 'coco-json:{there}'" in said
+    other = shutil.copytree(make(replace(spec, seed=1)), tmp_path / "other")
+    for source, words in (
+        (f"coco-json:{other}", "data.source is"),
+        ("voc:/data/bccd", "has no such data"),
+        ("coco-json:/nowhere", "/nowhere"),
+    ):
+        assert main([*resume, "--data", source]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["--status", str(output), "--data", f"coco-json:{there}"]) == 2
+    assert "leave out --data" in capsys.readouterr().err

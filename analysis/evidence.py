@@ -1,0 +1,450 @@
+"""Does it help? ``docs/evidence.md``, wholly from records: tables, curves, costs and what may be concluded from them.
+
+python -m analysis.evidence results/evidence-tiny results/noise-floor-tiny --keep benchmarks/results
+python -m analysis.evidence benchmarks/results/evidence* benchmarks/results/noise-floor*
+
+What only a person can judge is read from ``notes.md`` in a results directory and put in as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib as mpl
+
+from ablations.grids import EVIDENCE, NOISE_FLOOR, Arm, Grid, grid
+from analysis.charts import curves
+from analysis.comparison import CONFIDENCE, noise_floor, number, quantity, rows_of, show_noise_floor, with_interval
+from analysis.figures import STYLE, arms_figure, save
+from analysis.page import training_command
+from analysis.records import (
+    Run,
+    arm_of,
+    by_seed,
+    finished,
+    frame,
+    load_runs,
+    score,
+    teacher_ap,
+    training_device_seconds,
+    write_csv,
+)
+from analysis.render import NONE, Shown, markdown
+from analysis.report import main_table, order
+from analysis.statistics import Difference, paired_difference, paired_ratio
+from analysis.tables import arms_shown, notes
+from lgd.cli import Parser, answer
+from lgd.errors import InputError
+from lgd.files import write_text
+from lgd.record import Record
+
+NOTES = "notes.md"
+"""In a results directory: a person's reading of it."""
+
+KEPT = (
+    *("sweep.json", NOTES),
+    *(f"{part}/*/{file}" for part in ("trials", "teachers") for file in ("record.json", "metrics.json", "error.txt")),
+)
+"""What is worth keeping of a results directory: records and logs, no weights."""
+
+Value = Callable[[Record], float | None]
+
+AP: Value = score("AP")
+
+
+def keep(source: Path, target: Path) -> list[Path]:
+    """Copy what is worth keeping of a results directory, and write its ``records.csv`` and ``table.md``; their paths.
+
+    Raises InputError where there is no record.
+    """
+    runs = load_runs(source)
+    if not runs:
+        raise InputError(f"{source}: no trials/*/record.json in it")
+    copied = []
+    for path in sorted(x for pattern in KEPT for x in source.glob(pattern)):
+        copied.append(target / path.relative_to(source))
+        copied[-1].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied[-1])
+    records = [run.record for run in runs]
+    write_csv(frame(records), target / "records.csv")
+    write_text(target / "table.md", markdown(main_table(runs, order(source, records)), title=False))
+    return [*copied, target / "records.csv", target / "table.md"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of the grid in one directory; ``families``: by the arm that they are compared with, its arms in order."""
+
+    directory: Path
+    runs: tuple[Run, ...]
+    grid: Grid
+
+    @property
+    def records(self) -> list[Record]:
+        return [run.record for run in self.runs]
+
+    @property
+    def families(self) -> dict[str, list[Arm]]:
+        found: dict[str, list[Arm]] = {}
+        there = {arm_of(record) for record in self.records}
+        for arm in self.grid.arms:
+            if arm.name in there:
+                found.setdefault(self.grid.references[arm.name], []).append(arm)
+        return found
+
+    @property
+    def title(self) -> str:
+        data = " and ".join(dict.fromkeys(Path(r.experiment.data.source).name for r in self.records))
+        return f"Preset {self.records[0].preset}, data {data}"
+
+    @property
+    def on_gpu(self) -> bool:
+        return all(r.hardware.get("gpu", "none") != "none" for r in self.records)
+
+    def values(self, arm: str, value: Value) -> dict[int, float]:
+        """By seed."""
+        return by_seed(finished(self.records, arm), value)
+
+    def over(self, arm: str, reference: str, value: Value = AP) -> Difference | None:
+        """``arm`` less ``reference``, paired by seed."""
+        return paired_difference(self.values(arm, value), self.values(reference, value), CONFIDENCE)
+
+    def mean(self, arm: str, value: Value) -> float | None:
+        found = self.values(arm, value).values()
+        return fmean(found) if found else None
+
+
+def studies(directories: Iterable[Path]) -> tuple[list[Study], list[tuple[Path, list[Run]]]]:
+    """The runs of the evidence grid, and those of the noise floor with their directory, by directory."""
+    found, floors = [], []
+    for directory in directories:
+        runs = load_runs(directory)
+        ours = tuple(run for run in runs if run.record.grid == EVIDENCE)
+        floor = [run for run in runs if run.record.grid == NOISE_FLOOR.name]
+        if ours:
+            found.append(Study(directory, ours, grid(EVIDENCE, ours[0].record.preset)))
+        if floor:
+            floors.append((directory, floor))
+        if not ours and not floor:
+            raise InputError(f"{directory}: no run of the grids {EVIDENCE} and {NOISE_FLOOR.name} in it")
+    return found, floors
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def told(found: Difference | None) -> str:
+    """What an interval decides: ``more``, ``less``, ``noise``; "" where there is none."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return "more" if found.low > 0 else "less" if found.high < 0 else "noise"
+
+
+VERDICTS = {
+    "more": "more, beyond noise",
+    "less": "less, beyond noise",
+    "noise": "not to be told from noise",
+    "": "one seed in common or none, which decides nothing",
+}
+
+
+def shown(found: Difference | None) -> str:
+    return NONE if found is None else with_interval(found.mean, found.low, found.high)
+
+
+def whole_cost(record: Record) -> float | None:
+    """Device-seconds of the training, a frozen teacher's whole one included."""
+    seconds = training_device_seconds(record)
+    return None if seconds is None else seconds + (record.pretraining.full if record.pretraining else 0.0)
+
+
+def last_rise(record: Record) -> float | None:
+    """What the AP rose by between the last two evaluations, points."""
+    points = [x.student.AP for x in record.evaluations if x.student.AP is not None]
+    return points[-1] - points[-2] if len(points) > 1 else None
+
+
+# ------------------------------------------------------------------------------------------------- document
+
+
+def document(directories: Sequence[Path], output: Path) -> str:
+    """The page that lies in ``output``. Draws its figures into the results directories.
+
+    Raises InputError for a directory without runs of the two grids.
+    """
+    found, floors = studies(directories)
+    parts = [
+        "# Does it help?",
+        "Every number here comes from the records in the directories named below; intervals are two-sided"
+        f" {CONFIDENCE:.0%} Student t intervals of differences paired by seed (within a seed, each arm of a detector"
+        " starts from the same weights and sees the same pictures in the same order). Each interval is for itself: of"
+        " twenty arms that do nothing, one is expected to look as if it did something. Rebuild with",
+        code([f"python -m analysis.evidence {' '.join(map(str, directories))} --output {output}"]),
+    ]
+    if found:
+        parts += ["## In short", *(bullets(in_short(study)) for study in found)]
+    for study in found:
+        parts += [f"## {study.title}", *_study(study, output)]
+    for directory, runs in floors:
+        parts += ["## What a seed is worth", *_floor(directory, runs)]
+    if not any(study.on_gpu for study in found):
+        parts += ["## On a GPU", PREPARED]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def code(lines: Iterable[str]) -> str:
+    return "\n".join(["```sh", *lines, "```"])
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+PREPARED = """No run on a GPU is among these records. It is prepared: the first command trains the same grid with a
+ResNet-18, each detector's FGFI besides, on real pictures, and ends when its time is over; the second goes on from the
+checkpoints, on any machine that the directory is carried to (`--data` says where the pictures lie there), as often as
+it takes.
+
+```sh
+python ablations/run.py --grid evidence --preset small --data voc:../shared/data/bccd --seeds 5 --max-time 9m --output results/evidence-bccd
+python ablations/run.py --resume results/evidence-bccd --max-time 9m
+python -m analysis.evidence results/evidence-bccd --keep benchmarks/results
+```"""  # noqa: E501  commands are one line
+
+
+def in_short(study: Study) -> Iterator[str]:
+    """What the study says of LGD, a line a detector and comparison."""
+    where = "a GPU" if study.on_gpu else "the CPU"
+    for reference, arms in study.families.items():
+        for arm in arms:
+            lgd = arm.matched
+            if lgd:
+                yield f"{sentence(lgd, 'the baseline trained for as long', study.over(lgd, arm.name))}"
+            elif arm.name != reference and not arm.changes:
+                gain = study.over(arm.name, reference)
+                yield f"{study.title}, {where}: {sentence(arm.name, 'the baseline after as many steps', gain)}"
+
+
+def sentence(arm: str, other: str, found: Difference | None) -> str:
+    seeds = f", {found.n} seeds" if found else ""
+    return f"{arm} against {other}: AP {shown(found)}{seeds}: {VERDICTS[told(found)]}."
+
+
+def _study(study: Study, output: Path) -> Iterator[str]:
+    yield warning(study)
+    yield "Trained with"
+    yield code([training_command(study.directory, f"results/{study.directory.name}")])
+    each = {
+        reference: notes(_of(study, arms), [arm.name for arm in arms], reference)
+        for reference, arms in study.families.items()
+    }
+    common = [line for line in next(iter(each.values())) if all(line in lines for lines in each.values())]
+    dates = sorted(x for r in study.records for x in (r.started, r.finished) if x)
+    when = [f"Between {dates[0]} and {dates[-1]}; {len(study.runs)} trainings."] if dates else []
+    yield bullets([*common, *when, *order(study.directory, study.records).not_run])
+    for reference, arms in study.families.items():
+        own = [line for line in each[reference] if line not in common]
+        yield from _family(study, reference, arms, own, output)
+    yield "### In equal time"
+    yield from _equal_time(study)
+    yield "### What helped, what did not, what is noise"
+    yield from _decided(study)
+    written = study.directory / NOTES
+    if written.exists():
+        yield written.read_text(encoding="utf-8")
+
+
+def _of(study: Study, arms: Sequence[Arm]) -> list[Record]:
+    names = {arm.name for arm in arms}
+    return [record for record in study.records if arm_of(record) in names]
+
+
+def warning(study: Study) -> str:
+    """That a small study is one, in a quotation; "" for one at the paper's size."""
+    first = study.records[0]
+    if first.preset == "paper" and study.on_gpu:
+        return ""
+    e = first.experiment
+    width, place = e.detector.backbone.resolved_width, "a GPU" if study.on_gpu else "a CPU"
+    return (
+        f"> **Preset {first.preset} on {place}: no evidence for or against the method at the paper's size.** Backbones"
+        f" are a {e.detector.backbone.name} of width {width} from scratch, trained for {e.schedule.steps} steps of"
+        f" {e.schedule.batch} images on {first.data.get('train_images', 'unknown')} pictures of shorter side"
+        f" {min(e.data.min_sizes)} to {max(e.data.min_sizes)}."
+    )
+
+
+def _family(study: Study, reference: str, arms: Sequence[Arm], own: Sequence[str], output: Path) -> Iterator[str]:
+    """Tables and figures of one detector."""
+    title, names, records = reference.removesuffix(" baseline"), [arm.name for arm in arms], _of(study, arms)
+    yield f"### {title}"
+    yield markdown(replace(arms_shown(records, names, reference), notes=own), title=False)
+    yield markdown(_beyond(study, reference, names), title=False)
+    stem = title.lower().replace(" ", "-")
+    drawn = arms_figure(records, names, reference, study.directory / f"{stem}-arms")
+    yield picture(f"AP and training cost of each arm of {title}", drawn[0], output)
+    runs = [run for name in names for run in study.runs if arm_of(run.record) == name]
+    with mpl.rc_context(STYLE):
+        figure = curves(runs)
+        if figure is not None:
+            drawn = save(figure, study.directory / f"{stem}-curves")
+            yield picture(f"AP of {title} while training", drawn[0], output)
+    rise = study.mean(reference, last_rise)
+    if rise is not None:
+        points = finished(study.records, reference).values()
+        steps = {(r.evaluations[-2].step, r.evaluations[-1].step) for r in points if len(r.evaluations) > 1}
+        between = " / ".join(f"step {a} and step {b}" for a, b in sorted(steps))
+        yield f"Between {between} the baseline's AP rose by {number(rise)} points (mean over seeds)."
+
+
+def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
+    """What the first table leaves out: the other scores, LGD whole as the reference, and device-seconds."""
+    whole = next((x.name for x in study.grid.arms if not x.changes and x.name in arms), "")
+    rows = []
+    for arm in arms:
+        plain = arm == reference
+        ratio = paired_ratio(study.values(arm, whole_cost), study.values(reference, whole_cost))
+        rows.append(
+            [
+                arm,
+                *(NONE if plain else shown(study.over(arm, reference, score(x))) for x in ("AP50", "AP75")),
+                NONE if plain or arm == whole else shown(study.over(arm, whole)),
+                shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
+                quantity(study.mean(arm, whole_cost), "s"),
+                NONE if ratio is None else quantity(ratio.value, "x"),
+            ]
+        )
+    return Shown(
+        "",
+        [
+            *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
+            *("device-s", "times the baseline's"),
+        ],
+        rows,
+        ["device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."],
+    )
+
+
+def picture(text: str, path: Path, output: Path) -> str:
+    return f"![{text}]({Path(os.path.relpath(path, output.parent)).as_posix()})"
+
+
+def _equal_time(study: Study) -> Iterator[str]:
+    rows, said = [], []
+    for reference, arms in study.families.items():
+        for arm in (x for x in arms if x.matched):
+            title = reference.removesuffix(" baseline")
+            longer, ahead = study.over(arm.name, reference), study.over(arm.matched, arm.name)
+            steps = {r.experiment.schedule.steps for r in finished(study.records, arm.name).values()}
+            rows.append(
+                [
+                    title,
+                    " / ".join(map(str, sorted(steps))) or NONE,
+                    *(quantity(study.mean(x, training_device_seconds), "s") for x in (arm.matched, arm.name)),
+                    *(number(study.mean(x, AP)) for x in (arm.matched, arm.name)),
+                    shown(ahead),
+                    shown(longer),
+                ]
+            )
+            said.append(sentence(arm.matched, "the baseline in equal time", ahead))
+            said.append(
+                f"{title}: as many device-seconds as LGD's change the baseline's AP by {shown(longer)}: "
+                + {
+                    "more": "it had not converged after the steps that all arms share.",
+                    "noise": "no sign that the steps that all arms share were too few for it.",
+                    "less": "more steps made it worse.",
+                    "": VERDICTS[""] + ".",
+                }[told(longer)]
+            )
+    if not rows:
+        yield "No arm was trained in equal time."
+        return
+    header = [
+        *("detector", "steps of the baseline", "LGD device-s", "baseline device-s", "LGD AP", "baseline AP"),
+        *("LGD over that baseline", "that baseline over the shorter one"),
+    ]
+    note = (
+        "The baseline's steps are the shared steps times what LGD cost against it, in device-seconds of training over"
+        " all seeds, as measured by the first part of the same sweep (ablations/equal_time.py)."
+    )
+    yield markdown(Shown("", header, rows, [note]), title=False)
+    yield bullets(said)
+
+
+def _decided(study: Study) -> Iterator[str]:
+    """Every comparison after equal steps under what its interval decides; LGD's parts against LGD whole besides."""
+    groups: dict[str, list[str]] = {key: [] for key in VERDICTS}
+    count = 0
+    for reference, arms in study.families.items():
+        names = [x for x in arms if x.name != reference and not x.matched]
+        whole = next((x.name for x in names if not x.changes), "")
+        for arm in names:
+            is_part = whole and arm.changes and "method.name" not in arm.changes
+            for other in [reference, whole] if is_part else [reference]:
+                found = study.over(arm.name, other)
+                groups[told(found)].append(f"{arm.name} over {other}: {shown(found)}")
+                count += 1
+    heads = {
+        "more": "**Helped: more AP than what it is compared with.**",
+        "less": "**Did harm: less AP.**",
+        "noise": "**Not to be told from noise.**",
+        "": "**Not decided, for want of seeds.**",
+    }
+    for key, lines in groups.items():
+        if lines or key:
+            yield f"{heads[key]}\n\n{bullets(lines) if lines else 'None.'}"
+    yield (
+        f"These are {count} comparisons: by chance alone, {count * (1 - CONFIDENCE):.1f} of their intervals would leave"
+        " zero out."
+    )
+
+
+def _floor(directory: Path, runs: Sequence[Run]) -> Iterator[str]:
+    table = noise_floor(runs)
+    records = [run.record for run in runs]
+    arms = list(dict.fromkeys(map(arm_of, records)))
+    yield "Trained with"
+    yield code([training_command(directory, f"results/{directory.name}")])
+    yield markdown(show_noise_floor(table), title=False)
+    yield bullets(x for x in notes(records, arms, arms[0]) if x.startswith(("Preset", "Hardware", "Versions")))
+    for row in rows_of(table):
+        if row["sd"] is not None:
+            yield (
+                f"Between {row['seeds']} seeds of one training AP has a standard deviation of {row['sd']:.2f} points."
+                f" Were two arms independent, five seeds of each could tell a difference of {row['detectable_5']:.2f}"
+                " points from none; what pairing gains over that shows in the intervals above."
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one line on stderr for wrong input."""
+    return answer(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m analysis.evidence", description="Write docs/evidence.md from recorded runs.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories")
+    parser.add_argument("--output", type=Path, default=Path("docs/evidence.md"), metavar="FILE")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="copy each RESULTS there first, without weights, and build from that"
+    )
+    options = parser.parse_args(arguments)
+    places: list[Path] = options.results
+    if options.keep:
+        kept = [options.keep / place.resolve().name for place in places]
+        for place, target in zip(places, kept, strict=True):
+            print(f"kept {len(keep(place, target))} files in {target}")
+        places = kept
+    write_text(options.output, document(places, options.output))
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""docs/evidence.md: built from records, kept without weights, and what its words follow from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.equal_time import lasting
+from ablations.grids import EVIDENCE, NOISE_FLOOR, Grid, grid, plan
+from ablations.presets import preset
+from analysis.evidence import keep, main, studies, told
+from analysis.records import load_runs
+from analysis.statistics import mean_interval, paired_difference
+from lgd.errors import InputError
+from lgd.record import Record
+
+SEEDS = 5
+
+GAINS = {
+    "RetinaNet LGD": 2.0,
+    "RetinaNet without encoder": 0.0,
+    "RetinaNet without mapper": -3.0,
+    "RetinaNet baseline in equal time": 3.0,
+    "FCOS LGD": 0.0,
+    "FCOS baseline in equal time": 2.5,
+}
+"""Of the arms that are not their baseline, points; half a point of noise of their own on top. Those not named: none."""
+
+Make = Callable[..., Path]
+
+
+def _scores(ap: float) -> dict[str, Any]:
+    return {"AP": ap, "AP50": ap + 20, "AP75": ap - 5, "APs": None, "APm": None, "APl": None}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Make:
+    """A directory as a sweep leaves it, of all arms but those without a detector named in GAINS."""
+
+    def make(name: str, whole: Grid, size: str = "tiny", seeds: int = SEEDS, **changes: Any) -> Path:
+        directory = tmp_path / "results" / name
+        arms = tuple(lasting(arm, {arm.name: 950} if arm.matched else {}) for arm in whole.arms)
+        chosen = Grid(whole.name, whole.title, arms, whole.reference)
+        for trial in plan(chosen, preset(size), seeds, [], directory):
+            x = trial.experiment
+            noise = 0.5 * ((-1) ** x.seed) * (len(trial.arm) % 3)
+            ap = 20 + 2 * x.seed + GAINS.get(trial.arm, 0.0) + noise
+            taught = x.method.name == "lgd"
+            points = [
+                {"step": step, "student": _scores(ap - 4 + at), "teacher": _scores(ap) if taught else None}
+                for at, step in enumerate((100, 200, 300, 400, 500))
+            ]
+            record = {
+                "status": "finished", "grid": whole.name, "preset": size, "arm": trial.arm, "experiment": x,
+                "steps": x.schedule.steps, "student": _scores(ap), "teacher": _scores(ap + 1) if taught else None,
+                "evaluations": points, "device_seconds": {"training": 100.0 * (2 if taught else 1), "evaluation": 7.0},
+                "seconds": {"training": 100.0 * (2 if taught else 1)}, "data": {"train_images": 1000},
+                "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
+                "versions": {"torch": "2.11.0", "detectron2": "0.6"}, "git_commit": "0123456789abcdef",
+                "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00", **changes,
+            }  # fmt: skip
+            Record.model_validate(record).save(trial.directory)
+            (trial.directory / "student.pth").write_bytes(b"weights")
+            (trial.directory / "metrics.json").write_text("{}\n")
+        described = {
+            "schema_version": 1, "grid": whole.name, "preset": size, "overrides": [], "seeds": seeds,
+            "arms": [arm.name for arm in whole.arms], "reference": whole.reference,
+        }  # fmt: skip
+        (directory / "sweep.json").write_text(json.dumps(described))
+        return directory
+
+    return make
+
+
+def _built(tmp_path: Path, *arguments: object) -> str:
+    output = tmp_path / "docs" / "evidence.md"
+    assert main([*map(str, arguments), "--output", str(output)]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) -> None:
+    place = results("evidence-tiny", grid(EVIDENCE))
+    (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
+    text = _built(tmp_path, place, results("noise-floor-tiny", NOISE_FLOOR, seeds=10))
+    runs = {(r.record.arm, r.record.experiment.seed): r.record for r in load_runs(place)}
+
+    def difference(arm: str, reference: str) -> str:
+        a, b = ({s: runs[x, s].student.AP for s in range(SEEDS)} for x in (arm, reference))  # type: ignore[union-attr]
+        found = paired_difference(a, b)  # type: ignore[arg-type]
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        return f"{found.mean + 0.0:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+    helped, harmed, noise = (
+        text.split(head)[1].split("**")[0]
+        for head in (
+            "**Helped: more AP than what it is compared with.**",
+            "**Did harm: less AP.**",
+            "**Not to be told from noise.**",
+        )
+    )
+    gain = difference("RetinaNet LGD", "RetinaNet baseline")
+    assert f"RetinaNet LGD over RetinaNet baseline: {gain}" in helped
+    assert "RetinaNet without mapper over RetinaNet baseline: -" in harmed
+    assert "RetinaNet without mapper over RetinaNet LGD: -" in harmed
+    assert "RetinaNet without encoder over RetinaNet baseline: " in noise
+    assert "FCOS LGD over FCOS baseline: " in noise
+    ahead = difference("FCOS LGD", "FCOS baseline in equal time")
+    assert f"FCOS LGD against the baseline trained for as long: AP {ahead}, 5 seeds: less, beyond noise." in text
+    longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
+    assert f"change the baseline's AP by {longer}: it had not converged" in text
+    # Seven arms against RetinaNet's baseline, six against LGD whole, one each for the two other detectors.
+    assert "These are 15 comparisons: by chance alone, 0.8 " in text
+    assert "> **Preset tiny on a CPU: no evidence" in text
+    assert "950" in text
+    assert "### Why\n\nBecause *so*.\n" in text
+    assert "10 seeds of one training AP has a standard deviation of" in text
+    assert "git commit 0123456789ab" in text
+    assert "A processor, 2 cores, 8 GiB, no GPU" in text
+    assert "python ablations/run.py --grid evidence --preset tiny --seeds 5 --output results/evidence-tiny" in text
+    assert "No run on a GPU is among these records." in text
+    assert "Between step 400 and step 500 the baseline's AP rose by 1.0 points" in text
+    for name in ("retinanet-arms", "retinanet-curves", "fcos-curves", "faster-r-cnn-arms"):
+        assert f"](../results/evidence-tiny/{name}.png)" in text
+        assert (place / f"{name}.png").stat().st_size
+        assert (place / f"{name}.svg").stat().st_size
+
+
+def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_path: Path) -> None:
+    place = results("evidence-tiny", grid(EVIDENCE), seeds=2)
+    kept = tmp_path / "kept"
+    first = _built(tmp_path, place, "--keep", kept)
+    files = {x.name for x in (kept / "evidence-tiny").rglob("*") if x.is_file()}
+    assert {"record.json", "metrics.json", "sweep.json", "records.csv", "table.md", "retinanet-arms.svg"} <= files
+    assert "student.pth" not in files
+    assert [x.record for x in load_runs(kept / "evidence-tiny")] == [x.record for x in load_runs(place)]
+    assert _built(tmp_path, kept / "evidence-tiny") == first
+
+
+def test_a_gpu_study_of_part_of_the_arms(results: Make, tmp_path: Path) -> None:
+    hardware = {"cpu": "A processor", "cores": "16", "memory_gib": "128", "gpu": "A GPU"}
+    place = results("evidence-small", grid(EVIDENCE, "small"), "small", 1, hardware=hardware)
+    text = _built(tmp_path, place)
+    assert "Preset small on a GPU" in text
+    assert "prepared" not in text
+    assert "RetinaNet FGFI over RetinaNet baseline" in text
+    # One seed decides nothing.
+    assert "**Helped: more AP than what it is compared with.**\n\nNone." in text
+    assert "one seed in common or none" in text
+
+
+def test_directories_without_such_runs_are_refused(
+    tmp_path: Path, results: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), "--output", str(tmp_path / "x.md")]) == 2
+    assert "no run of the grids" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no trials"):
+        keep(tmp_path / "empty", tmp_path / "kept")
+    found, floors = studies([results("a", NOISE_FLOOR, seeds=2)])
+    assert found == []
+    assert len(floors[0][1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1.0, 1.1, 0.9], "more"), ([-1.0, -1.1, -0.9], "less"), ([1.0, -1.0, 0.1], "noise"), ([5.0], ""), ([], "")],
+)
+def test_an_interval_decides(values: list[float], said: str) -> None:
+    zeros = dict.fromkeys(range(len(values)), 0.0)
+    assert told(paired_difference(dict(enumerate(values)), zeros)) == said
+    assert (mean_interval(values) is None) is (not values)
