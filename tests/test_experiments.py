@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations.presets import PAPER
+from ablations.presets import PAPER, preset
 from lgd import train
-from lgd.command import main, mismatch
+from lgd.command import main
 from lgd.detectors import build_detector
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
@@ -136,11 +136,19 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(
     said = capsys.readouterr().err
     assert said.count("\n") == warns
     assert ("warning: schedule.lr" in said) is warns
-    assert bool(mismatch(_changed(batch, lr))) is warns
+    assert bool(_changed(batch, lr).schedule.mismatch) is warns
 
 
 def _changed(batch: int, lr: float | str) -> Experiment:
     return named("retinanet_r50_2x_ms").experiment.override({"schedule.batch": batch, "schedule.lr": lr})
+
+
+def test_the_rule_holds_in_every_preset() -> None:
+    for name in ("tiny", "small", "paper"):
+        base = preset(name)
+        halved = base.override({"schedule.batch": base.schedule.batch // 2})
+        assert halved.schedule.resolved_lr == pytest.approx(base.schedule.resolved_lr / 2)
+    assert preset("tiny").schedule.resolved_lr == pytest.approx(0.05)
 
 
 # --------------------------------------------------------------------------------------------------- command

@@ -173,6 +173,7 @@ def test_a_signal_writes_a_checkpoint_and_the_command_goes_on(number: signal.Sig
         (Workers(2), {"schedule.accumulate": 4}, "does not split over 2 workers in 4 parts each"),
         (Workers(2, gpus=2), {}, "--gpus-per-worker 2"),
         (Workers(2, gpus=1), {}, "device cpu"),
+        (Workers(2), {"device": "auto", "precision": "fp16"}, "precision fp16 needs a GPU"),
         (Workers(2, cpus=0), {}, "--cpus-per-worker 0"),
         (Workers(2, restarts=-1), {}, "--restarts -1"),
     ],

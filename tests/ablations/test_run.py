@@ -118,6 +118,9 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
         (["--grid", "components", "--cpus", "0"], "--cpus 0"),
         (["--grid", "components", "--gpus", "-1"], "--gpus -1"),
+        (["--grid", "components", "--set", "precision=fp16", "--set", "device=auto", "--gpus", "0"], "needs a GPU"),
+        (["--grid", "components", "--dry-run", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1"),
+        (["--grid", "components", "--price-per-gpu-hour", "1"], "need --dry-run"),
         (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),
         (["--status", "/nowhere", "--set", "seed=1"], "leave out --set"),
         (["--status", "/nowhere"], "/nowhere"),
@@ -147,6 +150,17 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "label-queries-seed1" in said
     assert "16 of 16 trials to run" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--grid", "components", *QUICK, "--arms", "baseline", "--dry-run", "--output", str(tmp_path / "out")]
+    assert main(common) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*common, "--set", "schedule.lr=0.05"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: schedule.lr 0.05 is not what the linear rule gives for 2 images a step: 0.0125 (0.1 for 16);"
+        " schedule.lr=auto follows the rule\n"
+    )
 
 
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,28 @@ def test_any_grid_can_be_searched_around(tmp_path: Path, capsys: pytest.CaptureF
     """Those of the paper's tables have no arm that all are compared to: the search runs alone."""
     arguments = [*QUICK, "--search", "optuna", "--samples", "3", "--output", str(tmp_path), "--dry-run"]
     assert main(["--grid", "teacher-based", *arguments]) == 0
-    assert "0 of 0 trials to run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 0 trials to run" in said
+    assert "and 3 samples of a search" in said
+
+
+def test_a_dry_run_counts_the_samples_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = _base(tmp_path)
+    for weight, status in ((0.5, "finished"), (0.6, "stopped"), (0.7, "failed")):
+        described = Search.trial({"method.distill_weight": weight, "base": base})
+        record = failure(parse(described["experiment"]), "", **described["names"])
+        record.model_copy(update={"status": status}).save(Path(described["directory"]))
+    arguments = [*QUICK, "--search", "optuna", "--samples", "5", "--output", str(tmp_path), "--dry-run"]
+    assert main(["--grid", "teacher-based", *arguments, "--accept-other-code"]) == 0
+    assert "and 3 samples of a search" in capsys.readouterr().out
+
+
+def test_only_a_search_has_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert main(["--resume", str(tmp_path), "--samples", "7"]) == 2
+    assert capsys.readouterr().err == f"error: --samples 7: {tmp_path} holds no search\n"
 
 
 def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,6 @@ def test_eight_pictures_are_learnt_by_heart(name: str, method: str, eight: Path,
         **paper_defaults(name, "resnet18"),
     }
     record = _learnt(eight, SIDE, tmp_path, settings)
-    print("SAW", name, method, record.student.AP50, record.student_mask.AP50 if record.student_mask else "")
     assert _reached(record.student) > AP50
     if name == "mask_rcnn":
         assert _reached(record.student_mask) > MASK_AP50
@@ -151,5 +150,4 @@ def test_retinanet_learns_eight_pictures_on_every_backbone(
     monkeypatch.setattr(train, "build_detector", _quick_norms)
     settings = {"detector.backbone.name": name.split()[0], "method.name": method, **QUICKLY, **BACKBONES[name]}
     record = _learnt(eight_small, BACKBONE_SIDE, tmp_path, settings)
-    print("SAW", name, method, record.student.AP50)
     assert _reached(record.student) > BACKBONE_AP50
