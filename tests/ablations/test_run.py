@@ -15,7 +15,7 @@ import pytest
 
 from ablations.grids import COMPONENTS, NAMES, grid, plan
 from ablations.presets import TINY
-from ablations.run import main
+from ablations.run import _budget, _parser, main
 from lgd import train
 from lgd.data.shapes import CATEGORIES
 from lgd.record import Record, load
@@ -161,6 +161,27 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytes
         "warning: schedule.lr 0.05 is not what the linear rule gives for 2 images a step: 0.0125 (0.1 for 16);"
         " schedule.lr=auto follows the rule\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "seconds"), [("2", 2), ("90s", 90), ("1.5m", 90), ("45m", 2700), ("8h", 28_800), ("2d", 172_800)]
+)
+def test_a_sweeps_time(option: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1e6]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    over = _budget(_parser().parse_args(["--max-time", option]))
+    assert over(1e9) == ""
+    now[0] += seconds - 0.001
+    assert over(0) == ""
+    now[0] += 0.001
+    assert over(0) == f"--max-time {option} is over"
+
+
+def test_a_sweeps_gpu_hours() -> None:
+    over = _budget(_parser().parse_args(["--max-gpu-hours", "1.5"]))
+    assert over(1.5 * 3600 - 1) == ""
+    assert over(1.5 * 3600) == "--max-gpu-hours 1.5 are used"
+    assert _budget(_parser().parse_args([]))(1e12) == ""
 
 
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
