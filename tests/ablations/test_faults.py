@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -215,7 +213,7 @@ def test_a_killed_driver_leaves_a_sweep_that_goes_on(long_grid: tuple[list[str],
         wait_until(lambda: unsaved(second) > 0 or process.poll() is not None)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     kept = (first / FILE).read_bytes()
     assert not (second / FILE).exists()

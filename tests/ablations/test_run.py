@@ -19,6 +19,7 @@ from ablations.run import _budget, _parser, main
 from lgd import train
 from lgd.data.shapes import CATEGORIES
 from lgd.record import Record, load
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,11 +89,13 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "ablations" / "run.py"), *long, "--output", str(output)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(output.glob("trials/*/metrics.json")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=90)
+    try:
+        wait_until(lambda: bool(list(output.glob("trials/*/metrics.json"))) or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be interrupted"
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert f"--resume {output}" in said
     assert "Traceback" not in said

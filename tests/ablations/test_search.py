@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from lgd.record import FILE, load
 from lgd.teacher import impossible
 from lgd.train import failure
 from tests.ablations.test_run import QUICK
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,12 +193,12 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     process = subprocess.Popen(
         [*script, *SEARCH, "--output", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 240
-    while len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) < 1 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob(f"trials/search-*/{FILE}"))) or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be killed"
+    finally:
+        process.kill()
+        process.wait()
     kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
     short = [*script, "--resume", str(tmp_path), "--max-gpu-hours", "1e-5"]
     over = subprocess.run(short, cwd=ROOT, capture_output=True, text=True, timeout=400)
