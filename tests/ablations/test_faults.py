@@ -219,7 +219,7 @@ def test_a_killed_driver_leaves_a_sweep_that_goes_on(long_grid: tuple[list[str],
     assert not (second / FILE).exists()
     resumed = subprocess.run(
         [sys.executable, str(ROOT / "ablations" / "run.py"), "--resume", str(output), "--cpus", "2"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "2 trials, 1 to run" in resumed.stdout
@@ -241,7 +241,7 @@ def test_a_budget_ends_a_sweep_with_checkpoints(long_grid: tuple[list[str], Path
     assert not list(output.glob(f"trials/*/{FILE}"))
     resumed = subprocess.run(
         [sys.executable, str(ROOT / "ablations" / "run.py"), "--resume", str(output), "--max-time", "10m"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "not run" not in resumed.stdout

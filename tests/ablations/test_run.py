@@ -34,7 +34,7 @@ QUICK = [
 def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "ablations" / "run.py"), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == check, done.stdout + done.stderr
     return done

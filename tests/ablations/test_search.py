@@ -201,10 +201,10 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
         process.wait()
     kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
     short = [*script, "--resume", str(tmp_path), "--max-gpu-hours", "1e-5"]
-    over = subprocess.run(short, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    over = subprocess.run(short, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert over.returncode == 3, over.stdout + over.stderr
     assert "samples of the search" in over.stdout
-    done = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert all(path.read_bytes() == content for path, content in kept.items())
@@ -229,6 +229,6 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
     assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
 
-    again = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    again = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 5
