@@ -24,7 +24,7 @@ TINY = Experiment(
     schedule=Schedule(
         steps=500,
         batch=8,
-        lr=0.05,
+        lr_per_16=0.1,
         warmup_steps=50,
         milestones=(0.7, 0.9),
         # From scratch there is nothing in a frozen backbone worth waiting for.
@@ -53,7 +53,7 @@ SMALL = Experiment(
         workers=8,
     ),
     schedule=Schedule(
-        steps=2000, batch=16, lr=0.01, warmup_steps=200, milestones=(0.7, 0.9), frozen=0.0, distill_from=1 / 6
+        steps=2000, batch=16, lr_per_16=0.01, warmup_steps=200, milestones=(0.7, 0.9), frozen=0.0, distill_from=1 / 6
     ),
     method=Method(
         fgfi=Imitation(backbone=Backbone(name="resnet101", norm="BN", weights="none", freeze_at=0), from_step=200)
@@ -112,7 +112,7 @@ _TINY_RCNN: dict[str, Any] = {
     "detector.regions": 64,
     "detector.proposals": 200,
     "schedule.batch": 4,
-    "schedule.lr": 0.02,
+    "schedule.lr_per_16": 0.08,
 }
 """R-CNN's 512 regions an image are most of a step on a CPU, and at TINY's rate it diverges."""
 
@@ -140,7 +140,7 @@ def sized(name: str, training: Training) -> Experiment:
             "data.min_sizes": _SCALES[size][training.scale],
             "data.shapes_seed": _PICTURES[training.data],
             "schedule.steps": round(base.schedule.steps * _LENGTHS[training.schedule]),
-            "schedule.lr": wanted.schedule.lr_per_16 if size == "small" else base.schedule.lr,
+            "schedule.lr_per_16": (wanted if size == "small" else base).schedule.lr_per_16,
             "schedule.distill_until": wanted.schedule.distill_until,
             "method.name": training.method,
             "method.context": wanted.method.context,

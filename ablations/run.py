@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -121,7 +122,9 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         described = _read_sweep(directory)
         if options.data:
             described["overrides"] = _moved(described["overrides"], options.data)
-        if options.samples and described.get("search"):
+        if options.samples is not None:
+            if not described.get("search"):
+                raise InputError(f"--samples {options.samples}: {directory} holds no search")
             described["search"]["samples"] = _samples(options)
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")
@@ -135,12 +138,15 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     over = _budget(options)
     if not options.dry_run and (options.measure or options.price_per_gpu_hour is not None):
         raise InputError("--measure and --price-per-gpu-hour need --dry-run")
-    if options.price_per_gpu_hour is not None and not options.price_per_gpu_hour >= 0:
-        raise InputError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: a number from 0")
+    if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
+        raise InputError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: a price from 0")
     from ablations.sweep import done, resources_for, this_machine
     from lgd import scale
 
     search = _search(described, directory)
+    for line in dict.fromkeys(t.experiment.schedule.mismatch for t in trials):
+        if line:
+            print(f"warning: {line}", file=sys.stderr)
     missing = [t for t in trials if done(t) is None]
     fingerprints = _check_built(trials)
     _check_still_same(trials, fingerprints)
@@ -346,6 +352,11 @@ def _searched(directory: Path) -> int:
     return len(list(directory.glob("trials/search-*/record.json")))
 
 
+def _unsampled(described: dict[str, Any], search: Any) -> int:
+    """Samples that the sweep's search, if it has one, still lacks."""
+    return max(0, described["search"]["samples"] - len(search.ended())) if search else 0
+
+
 def _held(resources: Any) -> str:
     """What the trials hold, in words."""
     each = f"{resources.cpus} CPU and {resources.gpus:g} GPU"
@@ -367,7 +378,7 @@ def _finish(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     left = [t for t in trials if not (t.directory / FILE).exists()]
-    unsampled = max(0, described["search"]["samples"] - len(search.ended())) if search else 0
+    unsampled = _unsampled(described, search)
     described["ended"] = {
         "why": why,
         "not_run": [
@@ -652,10 +663,10 @@ def _show_cost(
     planned = list(missing)
     if search is not None:
         # A search's trials are taken to cost what LGD whole does; components that are off make some cheaper.
-        samples = described["search"]["samples"]
-        planned += [
-            Trial("LGD (search)", search.base, search.output / "trials" / f"search-{i}") for i in range(samples)
-        ]
+        left = _unsampled(described, search)
+        if left:
+            say(f"and {left} samples of a search")
+        planned += [Trial("LGD (search)", search.base, search.output / "trials" / f"search-{i}") for i in range(left)]
     if options.measure:
         measure_missing(planned, resources, tell=say)
     for line in predict(planned, resources).lines(options.price_per_gpu_hour):

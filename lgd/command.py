@@ -33,11 +33,8 @@ from lgd.signals import signalled
 if TYPE_CHECKING:
     from lgd.scale import Node, Workers
 
-PAPER_BATCH = 16
-"""Images a step in the paper."""
-
-LR_TOLERANCE = 0.01
-"""How far a learning rate that was set may lie from the linear rule's, as a part of it, before it is remarked on."""
+UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
+"""Options that say how Ray runs a training; without any, it runs in this process."""
 
 PERIOD = 10.0
 """Seconds between two lines of progress."""
@@ -82,16 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--teachers", type=Path, metavar="DIR", help="where FGFI's teachers are kept (default: beside the output)"
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="share each step over N processes (Ray)")
+    parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
     parser.add_argument(
         "--gpus-per-worker", type=float, metavar="X", help="1, or 0 for the CPU (default: 1 where there are GPUs)"
     )
-    parser.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="CPU cores of each (default: 1)")
-    parser.add_argument("--spread", action="store_true", help="put every worker on a node of its own")
+    parser.add_argument("--cpus-per-worker", type=int, metavar="N", help="CPU cores of each (default: 1)")
+    parser.add_argument("--spread", action="store_true", default=None, help="put every worker on a node of its own")
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
-    parser.add_argument(
-        "--restarts", type=int, default=3, metavar="N", help="how often lost workers are replaced (default: 3)"
-    )
+    parser.add_argument("--restarts", type=int, metavar="N", help="how often lost workers are replaced (default: 3)")
     parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
     parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
     return parser
@@ -107,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.method is None and not options.show:
         raise InputError("say how to train it: --method baseline, lgd or fgfi")
     experiment = _changed(chosen.experiment, options)
-    complaint = mismatch(experiment)
+    complaint = experiment.schedule.mismatch
     if complaint:
         print(f"warning: {complaint}", file=sys.stderr)
     if options.show:
@@ -136,24 +131,12 @@ def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
     return experiment.override(options.overrides)
 
 
-def mismatch(experiment: Experiment) -> str:
-    """A line on a learning rate that was set for another batch than the paper's and is off the linear rule, or ""."""
-    schedule = experiment.schedule
-    expected, lr = schedule.linear_lr, schedule.resolved_lr
-    if schedule.batch == PAPER_BATCH or abs(lr - expected) <= LR_TOLERANCE * expected:
-        return ""
-    return (
-        f"schedule.lr {lr:g} is not what the linear rule gives for {schedule.batch} images a step:"
-        f" {expected:g} ({schedule.lr_per_16:g} for {PAPER_BATCH}); schedule.lr=auto follows the rule"
-    )
-
-
 def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
     """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
     tell = _Progress()
     try:
-        if options.workers != 1 or options.address:
+        if any(getattr(options, x) is not None for x in UNDER_RAY):
             # It takes seconds to import.
             from lgd import scale
 
@@ -189,7 +172,9 @@ def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequenc
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = float(experiment.device != "cpu" and any(node.gpus for node in nodes))
-    return Workers(options.workers, gpus, options.cpus_per_worker, options.spread, options.restarts)
+    given = {"count": options.workers, "cpus": options.cpus_per_worker, "restarts": options.restarts}
+    known = {key: value for key, value in given.items() if value is not None}
+    return Workers(**{"count": 1, **known}, gpus=gpus, spread=bool(options.spread))
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

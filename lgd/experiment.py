@@ -27,6 +27,13 @@ SAME_RESULT = (
 """Settings that change how a training goes, not what it trains."""
 
 
+PAPER_BATCH = 16
+"""Images a step in the paper, which the linear rule starts from."""
+
+LR_TOLERANCE = 0.01
+"""How far a learning rate that was set may lie from the linear rule's, as a part of it, before it is remarked on."""
+
+
 class Settings(BaseModel):
     """Base of every part: immutable, unknown keys refused."""
 
@@ -240,11 +247,21 @@ class Schedule(Settings):
     @property
     def linear_lr(self) -> float:
         """The linear rule's learning rate for this batch."""
-        return self.lr_per_16 * self.batch / 16
+        return self.lr_per_16 * self.batch / PAPER_BATCH
 
     @property
     def resolved_lr(self) -> float:
         return self.linear_lr if self.lr is None else self.lr
+
+    @property
+    def mismatch(self) -> str:
+        """A line on a rate that was set for another batch than the paper's and is off the linear rule, or ""."""
+        if self.batch == PAPER_BATCH or abs(self.resolved_lr - self.linear_lr) <= LR_TOLERANCE * self.linear_lr:
+            return ""
+        return (
+            f"schedule.lr {self.resolved_lr:g} is not what the linear rule gives for {self.batch} images a step:"
+            f" {self.linear_lr:g} ({self.lr_per_16:g} for {PAPER_BATCH}); schedule.lr=auto follows the rule"
+        )
 
     @property
     def phases(self) -> Phases:

@@ -87,6 +87,8 @@ class Workers:
             raise InputError("device cpu: ask for no GPUs, or set device=auto")
         if not self.gpus and experiment.device == "cuda":
             raise InputError("device cuda: a worker needs a GPU, or a part of one, and 0 are asked for")
+        if not self.gpus and experiment.precision == "fp16":
+            raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
 
     def check_fits(self) -> None:
         """Raise InputError when the cluster could never hold them, however empty. Ray must be started."""

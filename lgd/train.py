@@ -561,7 +561,9 @@ class _Training:
         student = student_of(built.model)
         bottom_up = getattr(student.backbone, "bottom_up", student.backbone)
         period = write_period(schedule.steps)
-        outlets = writers.writers(experiment, self._directory, self._start) if parallel.first() else []
+        outlets = parallel.together(
+            lambda: writers.writers(experiment, self._directory, self._start) if parallel.first() else []
+        )
         freezes = experiment.method.name == "lgd"
         return [
             hooks.IterationTimer(),

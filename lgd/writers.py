@@ -25,12 +25,15 @@ PROJECT = "lgd"
 
 
 def writers(experiment: Experiment, directory: Path, start: int) -> list[EventWriter]:
-    """The writers of a run in ``directory`` that begins with step ``start``. Raises InputError as check()."""
+    """The writers of a run in ``directory`` that begins with step ``start``.
+
+    Raises InputError as check(), and for a service that does not let us in.
+    """
     made: list[EventWriter] = [
         JSONWriter(str(directory / "metrics.json")),
         TensorboardXWriter(str(directory / "tensorboard"), purge_step=start or None),
     ]
-    return made + [_SERVICES[name](experiment, directory) for name in experiment.log]
+    return made + [_opened(name, experiment, directory) for name in experiment.log]
 
 
 def check(experiment: Experiment) -> None:
@@ -115,6 +118,17 @@ class MlflowWriter(_ServiceWriter):
 
 
 _SERVICES: dict[str, Any] = {"wandb": WandbWriter, "mlflow": MlflowWriter}
+
+
+def _opened(name: str, experiment: Experiment, directory: Path) -> EventWriter:
+    try:
+        writer: EventWriter = _SERVICES[name](experiment, directory)
+    except InputError:
+        raise
+    except Exception as error:  # no key, nobody there, a setting of its own that it refuses
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"log {name}: {reason}") from None
+    return writer
 
 
 def _package(name: str) -> Any:

@@ -111,6 +111,7 @@ def quick_experiment(**changes: Any) -> Experiment:
         "schedule.steps": 6,
         "schedule.warmup_steps": 2,
         "schedule.batch": 2,
+        "schedule.lr": 0.05,
         "data.shapes_train": 12,
         "data.shapes_val": 6,
         "data.shapes_side": 64,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ablations.presets import PAPER
-from lgd import train
-from lgd.command import main, mismatch
+from ablations.presets import PAPER, preset
+from lgd import scale, train
+from lgd.command import main
 from lgd.detectors import build_detector
 from lgd.errors import InputError
 from lgd.experiment import Experiment, settings
 from lgd.experiments import NAMES, REPORTED, named
 from lgd.record import earlier, load
+from lgd.scale import Node, Workers
 from tests.helpers import quick_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -136,11 +138,19 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(
     said = capsys.readouterr().err
     assert said.count("\n") == warns
     assert ("warning: schedule.lr" in said) is warns
-    assert bool(mismatch(_changed(batch, lr))) is warns
+    assert bool(_changed(batch, lr).schedule.mismatch) is warns
 
 
 def _changed(batch: int, lr: float | str) -> Experiment:
     return named("retinanet_r50_2x_ms").experiment.override({"schedule.batch": batch, "schedule.lr": lr})
+
+
+def test_the_rule_holds_in_every_preset() -> None:
+    for name in ("tiny", "small", "paper"):
+        base = preset(name)
+        halved = base.override({"schedule.batch": base.schedule.batch // 2})
+        assert halved.schedule.resolved_lr == pytest.approx(base.schedule.resolved_lr / 2)
+    assert preset("tiny").schedule.resolved_lr == pytest.approx(0.05)
 
 
 # --------------------------------------------------------------------------------------------------- command
@@ -190,6 +200,36 @@ def test_an_experiment_trains_and_is_not_trained_twice(tmp_path: Path, capsys: p
     assert "schedule.batch is 2 there and 4 here" in said.err
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--workers", "1"], Workers(1)),
+        (["--workers", "2", "--cpus-per-worker", "3"], Workers(2, cpus=3)),
+        (["--workers", "0"], Workers(0)),
+        (["--gpus-per-worker", "0"], Workers(1)),
+        (["--gpus-per-worker", "1"], Workers(1, gpus=1)),
+        (["--restarts", "0"], Workers(1, restarts=0)),
+        (["--spread"], Workers(1, spread=True)),
+        (["--address", "auto"], Workers(1)),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_whatever_is_said_of_workers_is_heard(
+    options: list[str], expected: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any of these options puts the training under Ray."""
+    heard = []
+
+    def run(experiment: Experiment, directory: Path, workers: Callable[[list[Node]], Workers], **_: object) -> None:
+        heard.append(workers([Node(4, 0)]))
+        raise InputError("this is all")
+
+    monkeypatch.setattr(scale, "run", run)
+    given = ["retinanet_r50_2x_ms", "--method", "baseline", *QUICK, "--batch", "2", "--output", str(tmp_path / "out")]
+    assert main([*given, *options]) == 2
+    assert heard == [expected]
 
 
 def test_a_diverged_training_ends_in_one_line(tmp_path: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from lgd.meter import BEAT_FILE, Beat, Meter, Spent, left_word, peak_memory_mib, reset_peak_memory
+from lgd import train
+from lgd.meter import BEAT_FILE, Beat, Meter, Spent, gpu_energy, left_word, peak_memory_mib, reset_peak_memory
+from lgd.record import load
+from tests.helpers import quick_experiment
 
 
 def test_an_inner_phase_pauses_the_outer_one() -> None:
@@ -116,3 +123,68 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
 def test_a_broken_word_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / BEAT_FILE).write_text(content)
     assert left_word(tmp_path) == Spent()
+
+
+# Energy
+
+
+@pytest.mark.parametrize("uuid", ["8f3b", "GPU-8f3b", "MIG-8f3b"])
+def test_joules_are_nvmls_of_the_very_device(uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML numbers a machine's GPUs, torch those that it may see: the name that both know tells which one is meant."""
+    millijoules, asked = iter((1000, 5_000_000, 5_250_000)), list[str]()
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda name: asked.append(name) or "handle",  # type: ignore[func-returns-value]
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+    read = gpu_energy(torch.device("cuda"), share=0.5)
+    assert read is not None
+    assert asked == ["MIG-8f3b" if uuid.startswith("MIG") else "GPU-8f3b"]
+    assert (read(), read()) == (2500, 2625)
+
+
+def test_where_nvml_cannot_say_no_energy_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_energy(torch.device("cpu")) is None
+
+    def refuse() -> None:
+        raise OSError("no driver")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=refuse))
+    assert gpu_energy(torch.device("cuda")) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_energy(torch.device("cuda")) is None
+
+
+def test_a_records_joules_and_watts_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the counter, which gains a joule each time that it is read."""
+    counter = _Counter()
+
+    def gain() -> float:
+        counter.value += 1
+        return counter.value
+
+    monkeypatch.setattr(train, "gpu_energy", lambda device, share: gain)
+    experiment = quick_experiment(**{"checkpoint.every": 2})
+    with pytest.raises(train.Stopped):
+        train.run(experiment, tmp_path, stop=iter([False, False, False, True]).__next__)
+    between = counter.value
+    record = train.run(experiment, tmp_path)
+    assert set(record.joules) >= {"setup", "training", "evaluation", "checkpoint"}
+    # The second attempt alone gained what the counter did while it was at work; the first one's are there besides.
+    assert record.joules["training"] > 0
+    assert between < sum(record.joules.values()) <= counter.value
+    assert record.watts == pytest.approx(record.joules["training"] / record.device_seconds["training"])
+    assert load(tmp_path / "record.json") == record
+
+
+@pytest.mark.gpu
+def test_a_gpu_uses_energy_and_its_record_says_so(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"device": "cuda", "schedule.steps": 200}
+    record = train.run(quick_experiment(**changes), tmp_path)
+    if gpu_energy(torch.device("cuda")) is None:
+        pytest.skip("this GPU has no counter of energy")
+    assert record.joules["training"] > 0
+    assert record.watts is not None
+    assert 5 < record.watts < 2000

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,18 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no
         ),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    killed = False
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if not killed and unsaved(output) > 0:
-            victims = [
-                x
-                for x in psutil.Process(process.pid).children(recursive=True)
-                if "RayTrainWorker" in " ".join(x.cmdline())
-            ]
-            assert len(victims) == 2
-            victims[-1].kill()
-            killed = True
-        time.sleep(0.05)
-    said = process.communicate(timeout=60)[0]
+    try:
+        wait_until(lambda: unsaved(output) > 0 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
+        victims = [
+            x for x in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(x.cmdline())
+        ]
+        assert len(victims) == 2
+        victims[-1].kill()
+        said = process.communicate(timeout=300)[0]
+    finally:
+        process.kill()
     assert process.returncode == 0, said
-    assert killed
     record = load(output / "record.json")
     assert (record.status, record.devices, record.attempts) == ("finished", 2, 2)
     assert record.device_seconds["lost"] > 0
@@ -81,7 +76,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no
         _command(
             "retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--output", str(output), *_settings(**changes)
         ),
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert "trained already" in again.stdout
 
@@ -131,7 +126,7 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path) -> Non
         assert process.poll() is None, process.communicate()[0]
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(**small, node_ip_address="127.0.0.3")
-        said = process.communicate(timeout=240)[0]
+        said = process.communicate(timeout=300)[0]
     finally:
         if process is not None and process.poll() is None:
             process.kill()
@@ -149,11 +144,14 @@ def test_a_signal_writes_a_checkpoint_and_the_command_goes_on(number: signal.Sig
     settings = _settings(**{"schedule.steps": 400, "detector.backbone.norm": "BN", "detector.backbone.width": 8})
     command = _command("retinanet_r50_2x_ms", "--method", "baseline", "--output", str(tmp_path), *settings)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, number)
-    said = process.communicate(timeout=60)[1]
+    try:
+        # Begun, and so listening.
+        wait_until(lambda: (tmp_path / "metrics.json").exists() or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be told"
+        os.kill(process.pid, number)
+        said = process.communicate(timeout=240)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "the same command goes on from there" in said
     assert "\n" not in said.strip().splitlines()[-1]
@@ -173,6 +171,7 @@ def test_a_signal_writes_a_checkpoint_and_the_command_goes_on(number: signal.Sig
         (Workers(2), {"schedule.accumulate": 4}, "does not split over 2 workers in 4 parts each"),
         (Workers(2, gpus=2), {}, "--gpus-per-worker 2"),
         (Workers(2, gpus=1), {}, "device cpu"),
+        (Workers(2), {"device": "auto", "precision": "fp16"}, "precision fp16 needs a GPU"),
         (Workers(2, cpus=0), {}, "--cpus-per-worker 0"),
         (Workers(2, restarts=-1), {}, "--restarts -1"),
     ],

@@ -98,6 +98,19 @@ def test_a_service_that_is_down_does_not_end_a_training(
     assert caplog.text.count("no way there") == 1
 
 
+def test_a_service_that_does_not_let_us_in_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _Service("wandb")
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("no API key:\nuse wandb login")
+
+    monkeypatch.setattr(service, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    with pytest.raises(InputError, match="^log wandb: no API key: use wandb login$"):
+        train.run(quick_experiment(log=["wandb"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "record.json").exists()
+
+
 def test_a_resumed_training_goes_on_with_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = _Service("mlflow")
     monkeypatch.setitem(sys.modules, "mlflow", service)

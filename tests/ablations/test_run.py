@@ -17,10 +17,11 @@ import pytest
 
 from ablations.grids import COMPONENTS, NAMES, grid, plan
 from ablations.presets import TINY
-from ablations.run import _code, main
+from ablations.run import _budget, _code, _parser, main
 from lgd import train
 from lgd.data.shapes import CATEGORIES, ShapesSpec, make
 from lgd.record import Record, load
+from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ QUICK = [
 def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "ablations" / "run.py"), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == check, done.stdout + done.stderr
     return done
@@ -90,11 +91,13 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "ablations" / "run.py"), *long, "--output", str(output)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(output.glob("trials/*/metrics.json")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=90)
+    try:
+        wait_until(lambda: bool(list(output.glob("trials/*/metrics.json"))) or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be interrupted"
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert f"--resume {output}" in said
     assert "Traceback" not in said
@@ -120,6 +123,9 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "components", "--set", "method.name=baseline"], "would train the same thing"),
         (["--grid", "components", "--cpus", "0"], "--cpus 0"),
         (["--grid", "components", "--gpus", "-1"], "--gpus -1"),
+        (["--grid", "components", "--set", "precision=fp16", "--set", "device=auto", "--gpus", "0"], "needs a GPU"),
+        (["--grid", "components", "--dry-run", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1"),
+        (["--grid", "components", "--price-per-gpu-hour", "1"], "need --dry-run"),
         (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),
         (["--status", "/nowhere", "--set", "seed=1"], "leave out --set"),
         (["--status", "/nowhere"], "/nowhere"),
@@ -149,6 +155,38 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "label-queries-seed1" in said
     assert "16 of 16 trials to run" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--grid", "components", *QUICK, "--arms", "baseline", "--dry-run", "--output", str(tmp_path / "out")]
+    assert main(common) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*common, "--set", "schedule.lr=0.05"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: schedule.lr 0.05 is not what the linear rule gives for 2 images a step: 0.0125 (0.1 for 16);"
+        " schedule.lr=auto follows the rule\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "seconds"), [("2", 2), ("90s", 90), ("1.5m", 90), ("45m", 2700), ("8h", 28_800), ("2d", 172_800)]
+)
+def test_a_sweeps_time(option: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1e6]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    over = _budget(_parser().parse_args(["--max-time", option]))
+    assert over(1e9) == ""
+    now[0] += seconds - 0.001
+    assert over(0) == ""
+    now[0] += 0.001
+    assert over(0) == f"--max-time {option} is over"
+
+
+def test_a_sweeps_gpu_hours() -> None:
+    over = _budget(_parser().parse_args(["--max-gpu-hours", "1.5"]))
+    assert over(1.5 * 3600 - 1) == ""
+    assert over(1.5 * 3600) == "--max-gpu-hours 1.5 are used"
+    assert _budget(_parser().parse_args([]))(1e12) == ""
 
 
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,7 +255,7 @@ def test_the_command_as_a_file_and_as_a_module(real_results: Path) -> None:
     for how in (["analysis/tables.py"], ["-m", "analysis.tables"]):
         done = subprocess.run(
             [sys.executable, *how, str(real_results), "--table", "table7"],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
+            cwd=ROOT, capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
