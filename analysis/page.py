@@ -91,7 +91,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "figures": [(name, ABOUT[name], svg) for name, svg in _figures(runs)],
         "examples": [(x.file, list(zip(x.names, (_uri("png", y) for y in x.pictures), strict=True))) for x in shown],
         "missing": missing,
-        "failed": [x for x in records if x.status != "finished"],
+        "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
         "slowest": [
             (arm_of(x), x.experiment.seed, quantity(gpu_hours(x), "h"), f"{x.step_ms:.0f}" if x.step_ms else "–")
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
@@ -110,11 +110,18 @@ def _training(directory: Path, place: str) -> str:
     """The command whose sweep this is; empty where sweep.json does not tell."""
     try:
         sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
-        changes = " ".join(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])
-        named = f"--grid {sweep['grid']} --preset {sweep['preset']} --seeds {sweep['seeds']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = grid(sweep["grid"], sweep["preset"])
+        parts = [f"--grid {whole.name} --preset {sweep['preset']} --seeds {sweep['seeds']}"]
+        search = sweep.get("search")
+        if search:
+            parts.append(f"--search optuna --samples {search['samples']} --objectives {','.join(search['objectives'])}")
+            parts += ["--early-stop"] if search["early_stop"] else []
+        elif set(sweep["arms"]) != {arm.name for arm in whole.arms if not arm.skipped}:
+            parts.append(f"--arms {shlex.quote(','.join(sweep['arms']))}")
+        parts += [f"--output {place}", *(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])]
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return ""
-    return f"python ablations/run.py {named} --output {place} {changes}".strip()
+    return f"python ablations/run.py {' '.join(parts)}"
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:

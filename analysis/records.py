@@ -18,8 +18,13 @@ from lgd.record import FILE, SCHEMA, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.")
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.", "log")
 """Settings, or groups of them, that change how fast a training goes and what is looked at, not what it trains."""
+
+
+def changes(record: Record) -> tuple[str, ...]:
+    """Those of a record's overrides that may change what it trained."""
+    return tuple(x for x in record.overrides if not x.strip().startswith(SAME_RESULT))
 
 
 class Run(NamedTuple):
@@ -102,6 +107,7 @@ def identity(experiment: Experiment) -> Experiment:
             "device": "auto",
             "checkpoint": Checkpoints(),
             "evaluation": Evaluation(),
+            "log": (),
             "data": data.model_copy(update={"workers": 0, "source": source}),
         }
     )
@@ -109,10 +115,7 @@ def identity(experiment: Experiment) -> Experiment:
 
 def is_reproduction(records: Iterable[Record]) -> bool:
     """Whether every record is from the ``paper`` preset, with nothing changed that could change a result."""
-    return all(
-        record.preset == "paper" and all(x.strip().startswith(SAME_RESULT) for x in record.overrides)
-        for record in records
-    )
+    return all(record.preset == "paper" and not changes(record) for record in records)
 
 
 def arm_of(record: Record) -> str:

@@ -10,6 +10,7 @@ from analysis.records import (
     by_seed,
     finished,
     frame,
+    identity,
     is_reproduction,
     load_records,
     load_runs,
@@ -18,6 +19,7 @@ from analysis.records import (
     write_csv,
 )
 from lgd.errors import InputError
+from lgd.experiment import SAME_RESULT, Experiment
 from lgd.record import Pretraining, Scores
 
 from .conftest import MakeRecord
@@ -265,7 +267,7 @@ def test_costs_masks_and_what_was_changed(make_record: MakeRecord) -> None:
     ("preset", "overrides", "expected"),
     [
         ("paper", [], True),
-        ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5"], True),
+        ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5", "log=[wandb]"], True),
         ("paper", ["schedule.steps=9"], False),
         ("paper", ["threads=4", "precision=bf16"], False),
         ("tiny", [], False),
@@ -275,3 +277,15 @@ def test_a_reproduction_is_the_papers_setting_unchanged(
     preset: str, overrides: list[str], expected: bool, make_record: MakeRecord
 ) -> None:
     assert is_reproduction([make_record("LGD", preset=preset, overrides=overrides)]) is expected
+
+
+def test_what_changes_no_result_is_the_same_training() -> None:
+    """All that a training may be gone on with under another value of, and what is looked at."""
+    others = {
+        "threads": 7, "device": "cpu", "data.workers": 3, "checkpoint.every": 9, "checkpoint.keep": 5, "log": ["wandb"],
+        "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
+    }  # fmt: skip
+    assert set(SAME_RESULT) <= others.keys()
+    for key, value in others.items():
+        assert identity(Experiment().override({key: value})) == identity(Experiment()), key
+    assert identity(Experiment().override({"precision": "bf16"})) != identity(Experiment())
