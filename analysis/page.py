@@ -20,7 +20,7 @@ from analysis.charts import figures
 from analysis.comparison import frontier, quantity, show_frontier
 from analysis.examples import Example, examples
 from analysis.records import Run, arm_of, gpu_hours, is_reproduction, load_runs
-from analysis.render import html_table
+from analysis.render import NONE, html_table
 from analysis.report import SWEEP, Sweep, main_table
 from analysis.tables import build, machine
 from lgd.errors import InputError
@@ -93,7 +93,13 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "missing": missing,
         "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
         "slowest": [
-            (arm_of(x), x.experiment.seed, quantity(gpu_hours(x), "h"), f"{x.step_ms:.0f}" if x.step_ms else "–")
+            (
+                arm_of(x),
+                x.experiment.seed,
+                quantity(gpu_hours(x), "h"),
+                f"{x.step_ms:.0f}" if x.step_ms else NONE,
+                NONE if x.waiting is None else f"{x.waiting:.1%}",
+            )
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
         "rebuild": f"python -m analysis {place}",

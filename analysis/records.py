@@ -197,6 +197,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     - ``seconds[phase]``: wall-clock seconds by phase (setup, training, evaluation);
     - ``gpu_hours``: device-hours of all phases; ``pretraining_hours``, ``pretraining_hours_shared``: of a frozen
       teacher's training, whole and divided between the runs that share it; ``watts``: mean while training;
+    - ``waiting``: the part of the training's seconds that steps stood still for data, 0 to 1;
     - ``device_seconds[phase]``, ``joules[phase]``, ``within_training[part]``: see lgd/meter.py;
     - ``step_ms``: median of a training step, milliseconds;
     - ``peak_memory_mib[kind]``: MiB, host and, with a GPU, device;
@@ -243,6 +244,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     put_group("loss", "Float64", [{k: c[-1][1] for k, c in r.losses.items() if c} for r in records])
     put_group("seconds", "Float64", [r.seconds for r in records])
     put_group("within_training", "Float64", [r.within_training for r in records])
+    put("waiting", "Float64", [r.waiting for r in records])
     put_group("device_seconds", "Float64", [r.device_seconds for r in records])
     put_group("joules", "Float64", [r.joules for r in records])
     put("gpu_hours", "Float64", [r.gpu_hours for r in records])

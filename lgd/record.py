@@ -135,6 +135,12 @@ class Record(Settings):
         return sum(self.device_seconds.values()) / 3600
 
     @property
+    def waiting(self) -> float | None:
+        """The part of the training's seconds that steps stood still for data, from 0 to 1; None without a step."""
+        seconds = self.seconds.get("training", 0.0)
+        return self.within_training["waiting"] / seconds if seconds and "waiting" in self.within_training else None
+
+    @property
     def watts(self) -> float | None:
         """Mean power of a device while it trained; None where no energy was measured."""
         seconds = self.device_seconds.get("training", 0.0)

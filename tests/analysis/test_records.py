@@ -100,6 +100,7 @@ def test_frame(make_record: MakeRecord) -> None:
                 parameters={"student": 1000},
                 data={"classes": 5, "name": "shapes"},
                 step_ms=12.5,
+                within_training={"waiting": 2.01, "first_steps": 1.0},
             ),
             make_record("", 2, status="failed", reason="RuntimeError: no memory", peak_memory_mib={}, started=""),
         ]
@@ -112,6 +113,8 @@ def test_frame(make_record: MakeRecord) -> None:
     assert first["loss[total_loss]"] == 0.5
     assert "loss[loss_cls]" not in table
     assert first["seconds[training]"] == 100.5
+    assert first["waiting"] == pytest.approx(0.02)
+    assert pd.isna(second["waiting"])
     assert first["peak_memory_mib[host]"] == 500.4
     assert first["schedule.steps"] == 600
     assert first["data.min_sizes"] == "[96, 128]"
