@@ -191,9 +191,7 @@ def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: 
     text = write_page(results, order(results, [run.record for run in load_runs(results)])).read_text(encoding="utf-8")
     # A frame, since no window of a headless browser is as narrow as a phone.
     path, loaded = tmp_path / "measured.html", "document.title = this.contentDocument.documentElement.scrollWidth"
-    frame = (
-        f'<iframe width="{width}" height="900" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'
-    )
+    frame = f'<iframe width="{width}" height="900" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'
     path.write_text(f"<title></title>{frame}", encoding="utf-8")
     done = subprocess.run(
         [
