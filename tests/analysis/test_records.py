@@ -62,6 +62,20 @@ def test_broken_record_is_named(tmp_path: Path, make_record: MakeRecord, content
     assert str(broken) in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b'{\n"arm": "\xff"}', 2), (b"[" * 100_000, 1), (b'{"steps": ' + b"1" * 10_000 + b"}", 1)],
+    ids=["bytes", "brackets", "digits"],
+)
+def test_what_no_parser_takes_is_one_line(tmp_path: Path, content: bytes, line: int) -> None:
+    path = tmp_path / "x" / "record.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_records(tmp_path)
+    assert str(refused.value).startswith(f"{path}:{line}: not a record (")
+
+
 def test_same_arm_and_seed_twice(tmp_path: Path, make_record: MakeRecord) -> None:
     first = make_record("baseline", 3).save(tmp_path / "trials" / "a")
     second = make_record("baseline", 3).save(tmp_path / "trials" / "b")
