@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 from scipy import stats
@@ -17,10 +17,10 @@ from ablations.grids import Arm, Grid, experiment_of, grid
 from ablations.presets import Preset, preset
 from analysis import bootstrap
 from analysis.records import (
-    SAME_RESULT,
     Run,
     arm_of,
     by_seed,
+    changes,
     gpu_hours,
     identity,
     measured,
@@ -36,7 +36,12 @@ from lgd.experiments import named
 from lgd.paper import SCORES, Training, paper
 from lgd.record import Record
 
+if TYPE_CHECKING:
+    from lgd.data import DataSet
+
 CONFIDENCE = 0.95
+PRESETS: tuple[str, ...] = get_args(Preset)
+"""The paper's last."""
 
 COMPARISON = (
     *("setting", "method", "metric", "reported", "reported_where", "reproduced", "difference", "seeds", "mark"),
@@ -70,7 +75,7 @@ class Source:
     @property
     def rank(self) -> tuple[bool, int, tuple[str, ...]]:
         """Lower is nearer to the paper."""
-        return self.label != "", -get_args(Preset).index(self.size), self.overrides
+        return self.label != "", -PRESETS.index(self.size), self.overrides
 
 
 @dataclass
@@ -116,14 +121,13 @@ def cells(runs: Sequence[Run], table: str) -> Cells:
 
 
 def _source(record: Record) -> Source | None:
-    changed = tuple(x for x in record.overrides if not x.strip().startswith(SAME_RESULT))
-    if record.preset in get_args(Preset):
-        return Source(record.preset, changed)
+    if record.preset in PRESETS:
+        return Source(record.preset, changes(record))
     try:
         named(record.preset)
     except InputError:
         return None
-    return Source("paper", changed)
+    return Source("paper", changes(record))
 
 
 def _planned(table: str, source: Source) -> dict[Experiment, str]:
@@ -137,6 +141,16 @@ def _planned(table: str, source: Source) -> dict[Experiment, str]:
         if experiment is not None:
             found[identity(experiment)] = arm.name
     return found
+
+
+def nearest_preset(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs of the preset nearest to the paper's that any has finished with; the other presets' names."""
+    finished = {run.record.preset for run in runs if run.record.status == "finished"}
+    presets = sorted(
+        {run.record.preset for run in runs},
+        key=lambda x: (x not in finished, x not in PRESETS, -PRESETS.index(x) if x in PRESETS else 0, x),
+    )
+    return [run for run in runs if run.record.preset == presets[0]], presets[1:]
 
 
 # ------------------------------------------------------------------------------------------------- scores
@@ -174,7 +188,7 @@ def comparison(runs: Sequence[Run], table: str, *, resamples: int = 1000) -> pd.
             theirs, _ = _reported(table, training.baseline, metric)
             plain = arm.name == arm.reference
             gain = None if plain else paired_difference(values, by_seed(_records(base), measured(metric)), CONFIDENCE)
-            over_images = matches.interval(ours, base, resamples) if gain and metric == "box_AP" else None
+            images = matches.interval(ours, base, resamples) if gain and metric == "box_AP" else None
             mean = fmean(values.values()) if values else None
             rows.append(
                 {
@@ -192,8 +206,8 @@ def comparison(runs: Sequence[Run], table: str, *, resamples: int = 1000) -> pd.
                     "reported_gain": None if plain or reported is None or theirs is None else reported - theirs,
                     **_interval("gain", gain),
                     "pairs": gain.n if gain else None,
-                    "image_low": over_images and over_images[0],
-                    "image_high": over_images and over_images[1],
+                    "image_low": images and images[0],
+                    "image_high": images and images[1],
                     "skipped": arm.skipped or None,
                 }
             )
@@ -236,21 +250,43 @@ class _Matches:
             matched = [(self._of(a), self._of(b)) for a, b in pairs]
         except InputError:
             return None
+        if len({x.images for pair in matched for x in pair}) != 1 or not matched[0][0].classes:
+            return None
         return bootstrap.difference_over_images(matched, resamples=resamples, confidence=CONFIDENCE)
 
     def _of(self, run: Run) -> bootstrap.Matched:
         if run.directory not in self._found:
             detections = load_detections(run.directory / STUDENTS)
-            self._found[run.directory] = bootstrap.match(truth_of(run.record.experiment), detections)
+            self._found[run.directory] = bootstrap.match(truth_of(run.record), detections)
         return self._found[run.directory]
 
 
-def truth_of(experiment: Experiment) -> dict[str, Any]:
-    """The validation split's annotation file of an experiment's data, as plain data. Raises InputError without it."""
+def over_images(
+    runs: Sequence[Run], arms: Iterable[str], reference: str, resamples: int = 1000
+) -> dict[str, tuple[float, float]]:
+    """By arm, the bootstrap interval over images of its AP over the reference's, where both kept their detections."""
+    seeds: dict[str, Seeds] = {}
+    for run in (x for x in runs if x.record.status == "finished" and score("AP")(x.record) is not None):
+        seeds.setdefault(arm_of(run.record), {})[run.record.experiment.seed] = run
+    matches, base = _Matches(), seeds.get(reference, {})
+    found = {x: matches.interval(seeds.get(x, {}), base, resamples) for x in arms if x != reference}
+    return {arm: interval for arm, interval in found.items() if interval}
+
+
+def data_of(record: Record) -> DataSet:
+    """The data that a run was scored on. Raises InputError where it is not here, or is not what it was."""
     # Here, not at the top: only what looks at images needs torch and the data sets.
     from lgd.train import dataset_of
 
-    found: dict[str, Any] = json.loads(dataset_of(experiment.data).layout.val_json.read_bytes())
+    found = dataset_of(record.experiment.data)
+    if found.fingerprint != record.data.get("fingerprint", found.fingerprint):
+        raise InputError(f"{found.root}: holds other data than {record.name} was scored on")
+    return found
+
+
+def truth_of(record: Record) -> dict[str, Any]:
+    """The validation split's annotation file of a run's data, as plain data. Raises InputError as :func:`data_of`."""
+    found: dict[str, Any] = json.loads(data_of(record).layout.val_json.read_bytes())
     return found
 
 
@@ -265,7 +301,6 @@ def show_comparison(table: str, frame: pd.DataFrame) -> Shown:
         mark = row["mark"] or ""
         marks |= {mark} if mark else set()
         ours, gain = number(row["reproduced"]), with_interval(row["gain"], row["gain_low"], row["gain_high"])
-        images = row["image_low"] is not None
         rows.append(
             [
                 row["setting"],
@@ -277,7 +312,7 @@ def show_comparison(table: str, frame: pd.DataFrame) -> Shown:
                 str(row["seeds"] or NONE),
                 signed(row["reported_gain"]),
                 marked(gain, mark),
-                f"[{signed(row['image_low'])}, {signed(row['image_high'])}]" if images else NONE,
+                interval(row["image_low"], row["image_high"]),
             ]
         )
     header = [
@@ -319,7 +354,7 @@ def _comparison_notes(table: str, frame: pd.DataFrame, places: list[str], marks:
             " one seed says nothing about the spread between seeds."
         )
     if frame["image_low"].notna().any():
-        notes.append(f"over images: {CONFIDENCE:.0%} bootstrap interval of our gain over the validation images.")
+        notes.append(over_images_note("our gain"))
     skipped = frame[["method", "skipped"]].dropna().drop_duplicates()
     return [*notes, *(f"Skipped: {x.method} {x.skipped}." for x in skipped.itertuples())]
 
@@ -452,7 +487,7 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
         record = run.record
         seen = identity(record.experiment).data
         label, data = record.preset or "none", f"{seen.source} {seen.shapes_seed}"
-        if record.overrides and not all(x.strip().startswith(SAME_RESULT) for x in record.overrides):
+        if changes(record):
             label += ", changed"
         key = (label, data, arm_of(record))
         groups.setdefault(key, {})[record.experiment.seed] = run
@@ -592,11 +627,20 @@ def signed(value: float | None) -> str:
     return NONE if value is None else f"{round(value, 1) + 0.0:+.1f}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """``[+0.8, +3.4]``."""
+    return NONE if low is None or high is None else f"[{signed(low)}, {signed(high)}]"
+
+
+def over_images_note(of: str) -> str:
+    return f"over images: {CONFIDENCE:.0%} bootstrap interval of {of} over the validation images."
+
+
 def with_interval(mean: float | None, low: float | None, high: float | None) -> str:
     """``+2.1 [+0.8, +3.4]``, or ``+2.1`` without an interval."""
     if low is None or high is None:
         return signed(mean)
-    return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
+    return f"{signed(mean)} {interval(low, high)}"
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.comparison import reference_of
+from analysis.comparison import data_of, reference_of
 from analysis.records import Run, arm_of
+from lgd.data.images import read
 from lgd.errors import InputError
 from lgd.evaluate import STUDENTS, load_detections
 from lgd.files import write_text
@@ -53,13 +54,12 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     pair = _pair(runs)
     if pair is None:
         return []
-    from lgd.train import dataset_of
-
     base, ours = pair
-    layout = dataset_of(ours.record.experiment.data).layout
+    layout = data_of(ours.record).layout
     truth = json.loads(layout.val_json.read_bytes())
     objects: dict[int, list[dict[str, Any]]] = {}
-    for each in truth["annotations"]:
+    # A region to ignore is nothing that a detector should find.
+    for each in (x for x in truth["annotations"] if not x.get("iscrowd", 0)):
         objects.setdefault(each["image_id"], []).append(each)
     shown = [x for x in sorted(truth["images"], key=lambda x: x["id"]) if x["id"] in objects]
     chosen = [shown[(2 * i + 1) * len(shown) // (2 * IMAGES)] for i in range(min(IMAGES, len(shown)))]
@@ -69,8 +69,9 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     found = []
     for image in chosen:
         boxes = [objects[image["id"]], *(x[image["id"]] for x in detected)]
-        with Image.open(layout.val_images / image["file_name"]) as picture:
-            drawn = tuple(_drawn(picture.convert("RGB"), x, titles, len(boxes[0])) for x in boxes)
+        # As training reads it: turned as EXIF says, of 16 bits the upper eight.
+        picture = Image.fromarray(read(layout.val_images / image["file_name"])[:, :, ::-1])
+        drawn = tuple(_drawn(picture, x, titles, len(boxes[0])) for x in boxes)
         found.append(Example(str(image["file_name"]), names, drawn))
     return found
 
@@ -119,10 +120,9 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
     from lgd.data import val_loader
     from lgd.detectors import build_detector
     from lgd.export import load_student
-    from lgd.train import dataset_of
 
     settings = run.record.experiment
-    dataset = dataset_of(settings.data)
+    dataset = data_of(run.record)
     student = build_detector(settings.detector, len(dataset.class_names)).eval()
     try:
         load_student(student, run.directory / "student.pth")

@@ -20,7 +20,7 @@ from analysis.charts import figures
 from analysis.comparison import frontier, quantity, show_frontier
 from analysis.examples import Example, examples
 from analysis.records import Run, arm_of, gpu_hours, is_reproduction, load_runs
-from analysis.render import html_table
+from analysis.render import NONE, html_table
 from analysis.report import SWEEP, Sweep, main_table
 from analysis.tables import build, machine
 from lgd.errors import InputError
@@ -91,9 +91,15 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "figures": [(name, ABOUT[name], svg) for name, svg in _figures(runs)],
         "examples": [(x.file, list(zip(x.names, (_uri("png", y) for y in x.pictures), strict=True))) for x in shown],
         "missing": missing,
-        "failed": [x for x in records if x.status != "finished"],
+        "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
         "slowest": [
-            (arm_of(x), x.experiment.seed, quantity(gpu_hours(x), "h"), f"{x.step_ms:.0f}" if x.step_ms else "–")
+            (
+                arm_of(x),
+                x.experiment.seed,
+                quantity(gpu_hours(x), "h"),
+                f"{x.step_ms:.0f}" if x.step_ms else NONE,
+                NONE if x.waiting is None else f"{x.waiting:.1%}",
+            )
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
         "rebuild": f"python -m analysis {place}",
@@ -110,14 +116,18 @@ def training_command(directory: Path, place: str) -> str:
     """The command whose sweep this is, with ``place`` as its output; empty where sweep.json does not tell."""
     try:
         sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
-        changes = " ".join(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])
-        named = f"--grid {sweep['grid']} --preset {sweep['preset']} --seeds {sweep['seeds']}"
-        all_arms = [arm.name for arm in grid(sweep["grid"], sweep["preset"]).arms if not arm.skipped]
-        if sweep["arms"] != all_arms and "search" not in sweep:
-            named += f" --arms {shlex.quote(','.join(sweep['arms']))}"
-    except (OSError, ValueError, KeyError, TypeError, InputError):
+        whole = grid(sweep["grid"], sweep["preset"])
+        parts = [f"--grid {whole.name} --preset {sweep['preset']} --seeds {sweep['seeds']}"]
+        search = sweep.get("search")
+        if search:
+            parts.append(f"--search optuna --samples {search['samples']} --objectives {','.join(search['objectives'])}")
+            parts += ["--early-stop"] if search["early_stop"] else []
+        elif set(sweep["arms"]) != {arm.name for arm in whole.arms if not arm.skipped}:
+            parts.append(f"--arms {shlex.quote(','.join(sweep['arms']))}")
+        parts += [f"--output {place}", *(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])]
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return ""
-    return f"python ablations/run.py {named} --output {place} {changes}".strip()
+    return f"python ablations/run.py {' '.join(parts)}"
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:

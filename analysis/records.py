@@ -18,8 +18,13 @@ from lgd.record import FILE, SCHEMA, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.")
+SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.", "log")
 """Settings, or groups of them, that change how fast a training goes and what is looked at, not what it trains."""
+
+
+def changes(record: Record) -> tuple[str, ...]:
+    """Those of a record's overrides that may change what it trained."""
+    return tuple(x for x in record.overrides if not x.strip().startswith(SAME_RESULT))
 
 
 class Run(NamedTuple):
@@ -102,6 +107,7 @@ def identity(experiment: Experiment) -> Experiment:
             "device": "auto",
             "checkpoint": Checkpoints(),
             "evaluation": Evaluation(),
+            "log": (),
             "data": data.model_copy(update={"workers": 0, "source": source}),
         }
     )
@@ -109,10 +115,7 @@ def identity(experiment: Experiment) -> Experiment:
 
 def is_reproduction(records: Iterable[Record]) -> bool:
     """Whether every record is from the ``paper`` preset, with nothing changed that could change a result."""
-    return all(
-        record.preset == "paper" and all(x.strip().startswith(SAME_RESULT) for x in record.overrides)
-        for record in records
-    )
+    return all(record.preset == "paper" and not changes(record) for record in records)
 
 
 def arm_of(record: Record) -> str:
@@ -199,6 +202,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     - ``seconds[phase]``: wall-clock seconds by phase (setup, training, evaluation);
     - ``gpu_hours``: device-hours of all phases; ``pretraining_hours``, ``pretraining_hours_shared``: of a frozen
       teacher's training, whole and divided between the runs that share it; ``watts``: mean while training;
+    - ``waiting``: the part of the training's seconds that steps stood still for data, 0 to 1;
     - ``device_seconds[phase]``, ``joules[phase]``, ``within_training[part]``: see lgd/meter.py;
     - ``step_ms``: median of a training step, milliseconds;
     - ``peak_memory_mib[kind]``: MiB, host and, with a GPU, device;
@@ -245,6 +249,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     put_group("loss", "Float64", [{k: c[-1][1] for k, c in r.losses.items() if c} for r in records])
     put_group("seconds", "Float64", [r.seconds for r in records])
     put_group("within_training", "Float64", [r.within_training for r in records])
+    put("waiting", "Float64", [r.waiting for r in records])
     put_group("device_seconds", "Float64", [r.device_seconds for r in records])
     put_group("joules", "Float64", [r.joules for r in records])
     put("gpu_hours", "Float64", [r.gpu_hours for r in records])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ablations.grids import NAMES, grid
 from analysis.charts import draw
+from analysis.comparison import over_images
 from analysis.figures import arms_figure
 from analysis.records import Run, arm_of, frame, load_runs, write_csv
 from analysis.render import Shown, markdown
@@ -43,7 +44,8 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> Shown:
         shown = build(sweep.grid, runs)[1]
     else:
         title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
-        shown = arms_shown([run.record for run in runs], sweep.arms, sweep.reference, title)
+        images = over_images(runs, sweep.arms, sweep.reference)
+        shown = arms_shown([run.record for run in runs], sweep.arms, sweep.reference, title, images)
     return replace(shown, notes=[*shown.notes, *sweep.not_run])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __spec__:
@@ -25,7 +26,7 @@ from rich.text import Text
 
 from ablations.grids import EVIDENCE, NAMES, OWN, TABLES, grid
 from analysis import comparison
-from analysis.comparison import CONFIDENCE, number, with_interval
+from analysis.comparison import CONFIDENCE, interval, number, over_images, over_images_note, with_interval
 from analysis.records import (
     Run,
     arm_of,
@@ -44,14 +45,21 @@ from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.record import Record
 
+Intervals = Mapping[str, tuple[float, float]]
+"""By arm, percentage points."""
 
-def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -> pd.DataFrame:
+
+def arms_table(
+    records: Sequence[Record], arms: Sequence[str], reference: str, images: Intervals | None = None
+) -> pd.DataFrame:
     """One row an arm, in the order of ``arms``; means over its finished seeds. Columns:
 
     - ``arm`` (text); ``seeds``: finished runs (Int64);
     - ``AP``, ``AP50``, ``AP75``: percent (Float64);
     - ``AP_difference``, ``AP_difference_low``, ``AP_difference_high``: to ``reference``, percentage points, paired by
       seed, with the 95% t interval from two pairs on; ``pairs``: the pairs (Int64). NA for the reference itself;
+    - ``AP_difference_image_low``, ``AP_difference_image_high``: its bootstrap interval over images, only where
+      ``images`` has any (see :func:`analysis.comparison.over_images`);
     - ``teacher_AP``: percent, only when any record has it;
     - ``training_cost``: mean training seconds over the reference's, paired by seed;
     - ``training_seconds``: mean, wall clock;
@@ -70,6 +78,7 @@ def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -
         ap, seconds = by_seed(runs, score("AP")), by_seed(runs, training_seconds)
         difference = paired_difference(ap, reference_ap, CONFIDENCE) if arm != reference else None
         cost = paired_ratio(seconds, reference_seconds)
+        image_low, image_high = (images or {}).get(arm, (None, None))
         rows.append(
             {
                 "arm": arm,
@@ -81,6 +90,8 @@ def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -
                 "AP_difference_low": difference and difference.low,
                 "AP_difference_high": difference and difference.high,
                 "pairs": difference.n if difference else None if arm == reference else 0,
+                "AP_difference_image_low": image_low,
+                "AP_difference_image_high": image_high,
                 "teacher_AP": _mean(by_seed(runs, teacher_ap)),
                 "training_cost": cost and cost.value,
                 "training_seconds": _mean(seconds),
@@ -91,6 +102,7 @@ def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -
     names = [
         *("arm", "seeds", "AP", "AP50", "AP75"),
         *("AP_difference", "AP_difference_low", "AP_difference_high", "pairs"),
+        *(["AP_difference_image_low", "AP_difference_image_high"] if images else []),
         *(["teacher_AP"] if teacher else []),
         *("training_cost", "training_seconds", f"peak_memory_mib[{memory}]"),
     ]
@@ -99,10 +111,15 @@ def arms_table(records: Sequence[Record], arms: Sequence[str], reference: str) -
     )
 
 
-def arms_shown(records: Sequence[Record], arms: Sequence[str], reference: str, title: str = "") -> Shown:
+def arms_shown(
+    records: Sequence[Record], arms: Sequence[str], reference: str, title: str = "", images: Intervals | None = None
+) -> Shown:
     """:func:`arms_table` and :func:`notes` as texts."""
-    cells = _cells(arms_table(records, arms, reference), reference)
-    return Shown(title, cells.header, cells.rows, notes(records, arms, reference))
+    cells = _cells(arms_table(records, arms, reference, images), reference)
+    said = notes(records, arms, reference)
+    if images:
+        said.append(over_images_note("the difference"))
+    return Shown(title, cells.header, cells.rows, said)
 
 
 def to_markdown(records: Sequence[Record], arms: Sequence[str], reference: str) -> str:
@@ -160,9 +177,10 @@ def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> lis
 def _cells(table: pd.DataFrame, reference: str) -> Shown:
     memory = table.columns[-1]
     place = "GPU" if memory == "peak_memory_mib[device]" else "host"
-    teacher = "teacher_AP" in table.columns
+    teacher, images = ("teacher_AP" in table.columns), ("AP_difference_image_low" in table.columns)
     header = [
         *("arm", "seeds", "AP", "AP50", "AP75", f"difference to {reference}"),
+        *(["over images"] if images else []),
         *(["teacher AP"] if teacher else []),
         *("cost", "train s", f"{place} MiB"),
     ]
@@ -183,6 +201,7 @@ def _cells(table: pd.DataFrame, reference: str) -> Shown:
                 str(row["seeds"]),
                 *(number(row[name], 1) for name in ("AP", "AP50", "AP75")),
                 difference,
+                *([interval(row["AP_difference_image_low"], row["AP_difference_image_high"])] if images else []),
                 *([number(row["teacher_AP"], 1)] if teacher else []),
                 NONE if row["training_cost"] is None else f"{row['training_cost']:.2f}x",
                 number(row["training_seconds"], 1 if (row["training_seconds"] or 0) < 100 else 0),
@@ -316,9 +335,14 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
         return frame, comparison.show_noise_floor(frame)
     if name not in ARMS_TABLES:
         raise InputError(f"no table {name!r}: known are {', '.join(TABLES_OF_ALL)}")
-    own, records = grid(name), [run.record for run in runs if run.record.grid == name]
-    arms = [arm.name for arm in own.arms]
-    return arms_table(records, arms, own.reference), arms_shown(records, arms, own.reference, own.title)
+    own, kept = grid(name), [run for run in runs if run.record.grid == name]
+    kept, others = comparison.nearest_preset(kept) if kept else ([], [])
+    arms, records = [arm.name for arm in own.arms], [run.record for run in kept]
+    images = over_images(kept, arms, own.reference, resamples)
+    shown = arms_shown(records, arms, own.reference, own.title, images)
+    if others:
+        shown = replace(shown, notes=[*shown.notes, f"Left out: runs of preset {' / '.join(others)}."])
+    return arms_table(records, arms, own.reference, images), shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -329,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="analysis/tables.py", description="Print a table from recorded runs.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
-    parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(TABLES_OF_ALL))
+    parser.add_argument("--table", required=True, choices=TABLES_OF_ALL, metavar="NAME", help=", ".join(TABLES_OF_ALL))
     parser.add_argument("--format", choices=FORMATS, default="md", help="default: md")
     parser.add_argument(
         "--resamples",
@@ -341,7 +365,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.resamples < 0:
         raise InputError(f"--resamples {options.resamples}: a number from 0")
-    frame, shown = build(options.table, load_runs(*options.results), resamples=options.resamples)
+    runs = load_runs(*options.results)
+    if not runs:
+        raise InputError(f"no record.json in {', '.join(map(str, options.results))}, nor in trials/* or * there")
+    frame, shown = build(options.table, runs, resamples=options.resamples)
     print(FORMATS[options.format](frame, shown), end="")
     return 0
 

@@ -218,6 +218,8 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
             print(f"{what} {_ap(scores)}")
     for line in chosen.reported:
         print(f"the paper reports {line}")
+    if record.waiting is not None:
+        print(f"waited for data {record.waiting:.1%} of the training's time")
     print(f"record: {directory / FILE}")
     print(f"student: {directory / 'student.pth'}")
     return 0

@@ -136,6 +136,12 @@ class Record(Settings):
         return sum(self.device_seconds.values()) / 3600
 
     @property
+    def waiting(self) -> float | None:
+        """The part of the training's seconds that steps stood still for data, from 0 to 1; None without a step."""
+        seconds = self.seconds.get("training", 0.0)
+        return self.within_training["waiting"] / seconds if seconds and "waiting" in self.within_training else None
+
+    @property
     def watts(self) -> float | None:
         """Mean power of a device while it trained; None where no energy was measured."""
         seconds = self.device_seconds.get("training", 0.0)
@@ -151,12 +157,15 @@ class Record(Settings):
 def load(path: Path) -> Record:
     """Read a record. Raises InputError naming the file, and the line or the field that is wrong."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", "?")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not a record ({error})") from None
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or brackets as deep, have no line.
+        raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: not a record ({error})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version == 1:
         raw = _from_1(raw)

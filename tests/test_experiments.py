@@ -183,6 +183,7 @@ def test_an_experiment_trains_and_is_not_trained_twice(tmp_path: Path, capsys: p
     assert "box AP " in said.out
     assert "LGD 40.4 (code's README)" in said.out
     assert f"record: {output / 'record.json'}" in said.out
+    assert "waited for data " in said.out
     assert f"student: {output / 'student.pth'}" in said.out
     assert said.err == ""
     record = load(output / "record.json")

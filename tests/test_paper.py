@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from lgd import experiments, paper
 from lgd.errors import InputError
@@ -15,6 +17,9 @@ from lgd.paper import Training, read
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "analysis" / "paper.yaml"
+REPORTED = next(
+    (x for x in (ROOT / "../shared/paper/reported.yaml", Path("/work/shared/paper/reported.yaml")) if x.is_file()), None
+)
 
 
 def test_names_are_those_of_the_experiments() -> None:
@@ -66,6 +71,76 @@ def test_lgd_is_above_its_baseline_in_every_table() -> None:
                     assert 0 < gain <= 3.05, (training.name, metric)
                     compared += 1
     assert compared == 36
+
+
+@pytest.mark.skipif(REPORTED is None, reason="the transcription is not on this machine")
+def test_every_number_is_the_transcriptions() -> None:
+    """Number by number, each at its place; none more, none less."""
+    assert REPORTED is not None
+    known = {(name, x.training.name, x.metric): x.value for name, t in paper.paper().tables.items() for x in t.cells}
+    theirs = {key: value for key, value in _transcribed(yaml.safe_load(REPORTED.read_text())) if value is not None}
+    assert theirs == {key: value for key, value in known.items() if value is not None}
+
+
+def _transcribed(raw: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
+    """((table, training, metric), number) of ../shared/paper/reported.yaml."""
+    keys = {"AP": "box_AP", "AP50": "box_AP50", "AP75": "box_AP75", "box": "box_AP", "mask": "mask_AP"}
+    methods = {"Baseline": "baseline", "baseline": "baseline", "lgd": "LGD"}
+    hours = {"pretraining": "pretraining_hours", "overall": "overall_hours", "method_specific": "method_hours"}
+    for row in raw["abstract"]:
+        setting = f"{row.get('detector')} {row.get('backbone')} {row.get('schedule')} {row.get('scale')}"
+        if "claim" in row:
+            yield ("reduction", "RetinaNet R-50 2x ms LGD", "reduction"), row["value"]
+        else:
+            for method in ("baseline", "lgd"):
+                yield ("abstract", f"{setting} {methods[method]}", "box_AP"), row[method]
+    for detector, row in raw["main_2x_ms"].items():
+        for backbone, value in row.items():
+            yield ("main", f"{detector} {backbone} 2x ms LGD", "box_AP"), value
+    for detector, row in raw["swin_3x_ms_rerun"].items():
+        for key in ("ap_box", "ap_mask"):
+            metric = f"{key.removeprefix('ap_')}_AP"
+            yield ("swin-rerun", f"{detector} {row['backbone']} 3x ms LGD", metric), row.get(key)
+    free = raw["teacher_free"]
+    for method, values in free.items():
+        for column, value in zip(free["columns"], values, strict=True) if method != "columns" else ():
+            detector, schedule, scale = column.rsplit(" ", 2)
+            name = f"{detector} R-50 {schedule} {scale} {methods.get(method, method)}"
+            yield ("teacher-free", name, "box_AP"), value
+    based = raw["teacher_based"]
+    for method, values in based.items():
+        for backbone, value in zip(based["columns"], values, strict=True) if method != "columns" else ():
+            yield ("teacher-based", f"RetinaNet {backbone} 2x ms {methods.get(method, method)}", "box_AP"), value
+    for method, row in raw["table7_training_cost_hours"].items():
+        how = {"FGFI": "FGFI (R-101)"}.get(method, methods.get(method, method))
+        for key, value in row.items():
+            yield ("table7", f"RetinaNet R-50 2x ms {how}", hours[key]), value
+    for detector, row in raw["table8_pascal_voc"].items():
+        for method, scores in row.items():
+            for key, value in scores.items():
+                yield ("table8", f"{detector} R-50 18k ms Pascal VOC {methods[method]}", keys[key]), value
+    for detector, row in raw["table9_crowdhuman_mmr"].items():
+        for method, value in row.items():
+            yield ("table9", f"{detector} R-50 30k ms CrowdHuman {methods[method]}", "mMR"), value
+    for name, row in raw["table10_instance_segmentation"].items():
+        for method, scores in row.items():
+            for key, value in scores.items():
+                yield ("table10", f"{name} 1x ms {methods[method]}", keys[key]), value
+    for detector, rows in raw["table11_3x_ms"].items():
+        for backbone, row in rows.items():
+            for method, value in row.items():
+                yield ("table11", f"{detector} {backbone} 3x ms {methods[method]}", "box_AP"), value
+    for row in raw["table12_other_detectors"]:
+        setting = f"{row['detector']} {row['backbone']} {row['schedule']} {row['scale']}"
+        for method in ("baseline", "lgd"):
+            yield ("table12", f"{setting} {methods[method]}", "box_AP"), row[method]
+    for detector, row in raw["table13_x101_dcnv2_2x_ms"].items():
+        for method, value in row.items():
+            yield ("table13", f"{detector} X-101-DCNv2 2x ms {methods[method]}", "box_AP"), value
+    for detector, row in raw["table14_swin_t_3x_ms"].items():
+        for method, scores in row.items():
+            for key, value in scores.items():
+                yield ("table14", f"{detector} Swin-T 3x ms {methods[method]}", keys[key]), value
 
 
 def test_names_say_what_was_trained() -> None:

@@ -96,6 +96,16 @@ def test_hotcoco_equals_pycocotools(seed: int, task: Any) -> None:
     assert len(reference[1]) == len(truth["categories"])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_hotcoco_equals_pycocotools_between_the_pixels(seed: int) -> None:
+    """Detectors' boxes are no whole numbers; some scores and some boxes are equal all the same."""
+    truth, detections = made(seed, classes=5, images=20, ties=seed % 2 == 0)
+    rng = np.random.default_rng(seed)
+    for x in (*truth["annotations"], *detections):
+        x["bbox"] = (np.array(x["bbox"]) + rng.choice([0.0, 1 / 3, rng.random()], 4)).tolist()
+    assert coco_ap(truth, detections, "bbox", "hotcoco") == coco_ap(truth, detections, "bbox", "pycocotools")
+
+
 def test_the_cases_are_what_they_are_meant_to_be() -> None:
     """Otherwise the test above would compare nothing."""
     cases = [made(seed, classes=5, images=20, ties=seed % 2 == 0) for seed in range(4)]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ablations.grids import LOSS_WEIGHTS, plan
 from ablations.presets import TINY
-from analysis.charts import FIGURES, draw, pareto
+from analysis.charts import COLOURS, FIGURES, MARKERS, PARTS, draw, pareto
 from analysis.figures import STYLE
 from analysis.records import Run, load_runs
 from lgd.record import Record, Scores
@@ -89,3 +91,38 @@ def test_many_arms_keep_apart(make_record: MakeRecord) -> None:
         figure = pareto(runs)
     assert figure is not None
     assert figure.axes[0].texts[-1].get_text().count("\n") == 23
+
+
+SIGHT = {
+    "all cones": np.eye(3),
+    "no red": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+    ],
+    "no green": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+    ],
+    "no blue": [
+        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
+    ],
+}  # fmt: skip
+"""What linear RGB looks like without a kind of cone (Machado et al. 2009, severity 1)."""
+
+
+@pytest.mark.parametrize("cones", SIGHT)
+def test_colours_are_told_apart_whatever_cones_a_reader_has(cones: str) -> None:
+    """In CIELAB, where 2.3 is just noticed; and a marker or a hatch each, for grey prints."""
+    found = [_lab(np.asarray(SIGHT[cones]) @ _linear(colour)) for colour in COLOURS]
+    assert min(float(np.linalg.norm(a - b)) for a, b in combinations(found, 2)) > 12
+    assert len(set(MARKERS)) == len(COLOURS) == len(MARKERS)
+    assert len({hatch for _, hatch in PARTS.values()}) == len(PARTS)
+
+
+def _linear(colour: str) -> np.ndarray:
+    levels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt((to_xyz @ linear.clip(0.01, 1)) / to_xyz.sum(axis=1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])

@@ -20,6 +20,7 @@ from ablations.presets import PAPER, TINY
 from analysis.comparison import comparison, costs, frontier, noise_floor, rows_of, truth_of
 from analysis.records import Run, load_runs
 from analysis.tables import FORMATS, TABLES_OF_ALL, build, main
+from lgd.experiment import Experiment
 from lgd.record import Pretraining, Record, Scores
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,7 @@ def test_real_runs_fill_table_7(real_results: Path) -> None:
     rows = {(r["method"], r["quantity"]): r for r in rows_of(frame)}
     overall = {m: rows[m, "overall"]["measured"] for m in ("baseline", "LGD", "FGFI (R-101)")}
     records = [run.record for run in runs]
+    assert all(r.waiting is not None and 0 < r.waiting < 1 for r in records)
     base = [r.gpu_hours for r in records if r.arm == BASE]
     fgfi = [r for r in records if r.arm == FGFI]
     assert overall["baseline"] == pytest.approx(fmean(base))
@@ -215,7 +217,7 @@ def test_kept_detections_give_an_interval_over_images(real_results: Path, tmp_pa
     """Of two runs, one that finds everything and one that finds half."""
     copied = tmp_path / "results"
     shutil.copytree(real_results, copied)
-    truth = truth_of(load_runs(copied)[0].record.experiment)
+    truth = truth_of(load_runs(copied)[0].record)
     found = [{**{k: x[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for x in truth["annotations"]]
     for run in load_runs(copied):
         kept = found if run.record.arm == LGD else found[::2]
@@ -224,9 +226,49 @@ def test_kept_detections_give_an_interval_over_images(real_results: Path, tmp_pa
     row = _row(comparison(load_runs(copied), "teacher-based", resamples=200), R50, "LGD")
     assert 0 < row["image_low"] < row["image_high"] <= 100
     assert _row(comparison(load_runs(copied), "teacher-based", resamples=0), R50, "LGD")["image_low"] is None
+    # Other data than was scored says nothing of these detections.
+    record = run.record.model_copy(update={"data": {**run.record.data, "fingerprint": "another"}})
+    record.save(run.directory)
+    assert _row(comparison(load_runs(copied), "teacher-based"), R50, "LGD")["image_low"] is None
+    run.record.save(run.directory)
     (run.directory / "detections.json.gz").unlink()
     shown = build("teacher-based", load_runs(copied))[1]
     assert not any("bootstrap" in note for note in shown.notes)
+
+
+def test_our_own_tables_have_intervals_over_images_too(make_record: Callable[..., Record], tmp_path: Path) -> None:
+    """From the detections that both arms kept, on made pictures that every machine has the same of."""
+    small = {"data.shapes_train": 4, "data.shapes_val": 12, "data.shapes_side": 64}
+    experiment = Experiment().override(small)
+    truth = truth_of(make_record("LGD", experiment=experiment))
+    found = [{**{k: x[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for x in truth["annotations"]]
+    for arm, kept in (("baseline", found[::2]), ("LGD", found), ("label only", None)):
+        method = {"method.name": "baseline" if arm == "baseline" else "lgd"}
+        make_record(arm, 0, 50.0, experiment=experiment.override(method)).save(tmp_path / "trials" / arm)
+        if kept is not None:
+            with gzip.open(tmp_path / "trials" / arm / "detections.json.gz", "wt", encoding="utf-8") as file:
+                json.dump(kept, file)
+    frame, shown = build("components", load_runs(tmp_path), resamples=100)
+    rows = {row["arm"]: (row["AP_difference_image_low"], row["AP_difference_image_high"]) for row in rows_of(frame)}
+    assert 0 < rows["LGD"][0] < rows["LGD"][1]
+    assert rows["baseline"] == rows["label only"] == (None, None)
+    column = list(shown.header).index("over images")
+    assert [row[column].startswith("[+") for row in shown.rows[:3]] == [False, True, False]
+    assert any("bootstrap interval of the difference" in note for note in shown.notes)
+    assert "over images" not in build("components", load_runs(tmp_path), resamples=0)[1].header
+
+
+def test_of_several_presets_the_nearest_to_the_papers_is_shown(make_record: Callable[..., Record]) -> None:
+    runs = [
+        Run(make_record(arm, 0, ap + i, preset=preset), Path("/r"))
+        for i, preset in enumerate(("tiny", "small"))
+        for arm, ap in (("baseline", 20.0), ("LGD", 22.0))
+    ]
+    frame, shown = build("components", runs)
+    assert frame.set_index("arm").loc["LGD", "AP"] == 23.0
+    assert "Left out: runs of preset tiny." in shown.notes
+    assert "Numbers from preset small: not a reproduction of the paper." in shown.notes
+    assert not any("Left out" in note for note in build("components", runs[:2])[1].notes)
 
 
 def test_directories_merge(real_results: Path, tmp_path: Path) -> None:
@@ -267,7 +309,8 @@ def test_the_command_as_a_file_and_as_a_module(real_results: Path) -> None:
     ("arguments", "words"),
     [
         (["/nowhere", "--table", "main"], "/nowhere: no such directory"),
-        ([".", "--table", "table6"], "no table 'table6'"),
+        ([".", "--table", "table6"], "--table: invalid choice: 'table6'"),
+        (["analysis", "--table", "main"], "no record.json in analysis"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

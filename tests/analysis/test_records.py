@@ -10,6 +10,7 @@ from analysis.records import (
     by_seed,
     finished,
     frame,
+    identity,
     is_reproduction,
     load_records,
     load_runs,
@@ -18,6 +19,7 @@ from analysis.records import (
     write_csv,
 )
 from lgd.errors import InputError
+from lgd.experiment import SAME_RESULT, Experiment
 from lgd.record import Pretraining, Scores
 
 from .conftest import MakeRecord
@@ -60,6 +62,20 @@ def test_broken_record_is_named(tmp_path: Path, make_record: MakeRecord, content
     assert str(broken) in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b'{\n"arm": "\xff"}', 2), (b"[" * 100_000, 1), (b'{"steps": ' + b"1" * 10_000 + b"}", 1)],
+    ids=["bytes", "brackets", "digits"],
+)
+def test_what_no_parser_takes_is_one_line(tmp_path: Path, content: bytes, line: int) -> None:
+    path = tmp_path / "x" / "record.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_records(tmp_path)
+    assert str(refused.value).startswith(f"{path}:{line}: not a record (")
+
+
 def test_same_arm_and_seed_twice(tmp_path: Path, make_record: MakeRecord) -> None:
     first = make_record("baseline", 3).save(tmp_path / "trials" / "a")
     second = make_record("baseline", 3).save(tmp_path / "trials" / "b")
@@ -98,6 +114,7 @@ def test_frame(make_record: MakeRecord) -> None:
                 parameters={"student": 1000},
                 data={"classes": 5, "name": "shapes"},
                 step_ms=12.5,
+                within_training={"waiting": 2.01, "first_steps": 1.0},
             ),
             make_record("", 2, status="failed", reason="RuntimeError: no memory", peak_memory_mib={}, started=""),
         ]
@@ -110,6 +127,8 @@ def test_frame(make_record: MakeRecord) -> None:
     assert first["loss[total_loss]"] == 0.5
     assert "loss[loss_cls]" not in table
     assert first["seconds[training]"] == 100.5
+    assert first["waiting"] == pytest.approx(0.02)
+    assert pd.isna(second["waiting"])
     assert first["peak_memory_mib[host]"] == 500.4
     assert first["schedule.steps"] == 600
     assert first["data.min_sizes"] == "[96, 128]"
@@ -265,7 +284,7 @@ def test_costs_masks_and_what_was_changed(make_record: MakeRecord) -> None:
     ("preset", "overrides", "expected"),
     [
         ("paper", [], True),
-        ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5"], True),
+        ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5", "log=[wandb]"], True),
         ("paper", ["schedule.steps=9"], False),
         ("paper", ["threads=4", "precision=bf16"], False),
         ("tiny", [], False),
@@ -275,3 +294,15 @@ def test_a_reproduction_is_the_papers_setting_unchanged(
     preset: str, overrides: list[str], expected: bool, make_record: MakeRecord
 ) -> None:
     assert is_reproduction([make_record("LGD", preset=preset, overrides=overrides)]) is expected
+
+
+def test_what_changes_no_result_is_the_same_training() -> None:
+    """All that a training may be gone on with under another value of, and what is looked at."""
+    others = {
+        "threads": 7, "device": "cpu", "data.workers": 3, "checkpoint.every": 9, "checkpoint.keep": 5, "log": ["wandb"],
+        "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
+    }  # fmt: skip
+    assert set(SAME_RESULT) <= others.keys()
+    for key, value in others.items():
+        assert identity(Experiment().override({key: value})) == identity(Experiment()), key
+    assert identity(Experiment().override({"precision": "bf16"})) != identity(Experiment())

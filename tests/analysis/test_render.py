@@ -13,7 +13,7 @@ from ablations.grids import grid, plan
 from ablations.presets import PAPER, TINY
 from analysis.records import Run
 from analysis.render import Shown, html_table, latex, latex_text, markdown
-from analysis.tables import build
+from analysis.tables import TABLES_OF_ALL, build
 from lgd.record import Record, Scores
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,7 +76,7 @@ def test_latex_escapes_its_own_characters() -> None:
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
 def test_latex_compiles(tmp_path: Path) -> None:
-    tables = [latex(NASTY), *(latex(build(name, _runs())[1]) for name in ("teacher-based", "table7", "gpu-hours"))]
+    tables = [latex(NASTY), *(latex(build(name, _runs())[1]) for name in TABLES_OF_ALL)]
     document = [
         "\\documentclass{article}",
         "\\usepackage{booktabs,graphicx}",
@@ -90,6 +90,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull \\hbox" not in done.stdout
     assert (tmp_path / "tables.pdf").stat().st_size > 1000
 
 

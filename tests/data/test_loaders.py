@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +20,14 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils import comm
 from PIL import Image
 
+from lgd import train
 from lgd.data import DataSet, ShapesSpec, images, loaders, resolve, train_loader, val_loader
 from lgd.data.loaders import ImageCache, worker_processes
 from lgd.errors import InputError
 from lgd.experiment import Experiment
+from lgd.record import load
 from tests.data.test_coco import COCO_TINY, change, directory
+from tests.helpers import quick_experiment
 
 SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
 Batch = list[dict[str, Any]]
@@ -501,3 +505,18 @@ def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
         expected = torch.full((3, 60, 80), 200, dtype=torch.uint8)
         expected[:, 20:40, 30:60] = torch.tensor([104, 116, 124], dtype=torch.uint8)[:, None, None]
         assert torch.equal(image, expected)
+
+
+def test_a_training_knows_how_long_it_stands_still_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that take long to read."""
+    read = ImageCache.read
+
+    def slow(self: ImageCache, path: str, shrink: int = 1) -> torch.Tensor:
+        time.sleep(0.05)
+        return read(self, path, shrink)
+
+    monkeypatch.setattr(ImageCache, "read", slow)
+    record = train.run(quick_experiment(method__name="baseline"), tmp_path)
+    # Six steps of two images; those of the evaluation are not waited for by steps.
+    assert 12 * 0.05 <= record.within_training["waiting"] < record.seconds["training"]
+    assert load(tmp_path / "record.json").waiting == record.waiting
