@@ -47,11 +47,12 @@ from lgd.record import Record
 NOTES = "notes.md"
 """In a results directory: a person's reading of it."""
 
-KEPT = (
-    *("sweep.json", NOTES),
-    *(f"{part}/*/{file}" for part in ("trials", "teachers") for file in ("record.json", "metrics.json", "error.txt")),
-)
-"""What is worth keeping of a results directory: records and logs, no weights."""
+KEPT = ("sweep.json", NOTES, "trials/*/record.json", "trials/*/metrics.json", "trials/*/error.txt")
+"""What is worth keeping of a results directory: records and logs, no weights.
+
+A sweep goes on from these: what has a record is not run again. So nothing of FGFI's teachers, whose record would pass
+for their weights; what they cost is in the records of the runs that rest on them.
+"""
 
 Value = Callable[[Record], float | None]
 
@@ -208,14 +209,17 @@ def bullets(lines: Iterable[str]) -> str:
 
 PREPARED = """No run on a GPU is among these records. It is prepared: the first command trains the same grid with a
 ResNet-18, each detector's FGFI besides, on real pictures, and ends when its time is over; the second goes on from the
-checkpoints, on any machine that the directory is carried to (`--data` says where the pictures lie there), as often as
-it takes.
+checkpoints, as often as it takes.
 
 ```sh
-python ablations/run.py --grid evidence --preset small --data voc:../shared/data/bccd --seeds 5 --max-time 9m --output results/evidence-bccd
-python ablations/run.py --resume results/evidence-bccd --max-time 9m
+python ablations/run.py --grid evidence --preset small --data voc:../shared/data/bccd --seeds 5 --max-time 8m --output results/evidence-bccd
+python ablations/run.py --resume results/evidence-bccd --max-time 8m
 python -m analysis.evidence results/evidence-bccd --keep benchmarks/results
-```"""  # noqa: E501  commands are one line
+```
+
+The directory may be carried to another machine and resumed there (`--data voc:DIR` where the pictures lie elsewhere).
+Where weights are too large to carry, what `--keep` leaves will do: what has a record is not run again, a training that
+was cut begins anew, and so does an FGFI teacher that is still needed."""  # noqa: E501  commands are one line
 
 
 def in_short(study: Study) -> Iterator[str]:
