@@ -407,13 +407,11 @@ class Experiment(Settings):
     def channels_last(self, on_gpu: bool) -> bool:
         """Whether feature maps have their channels innermost.
 
-        auto: on a GPU always; on a CPU in dense detectors, but with deformable convolutions, whose operator and
-        RoIAlign's know the other order only.
+        auto: always, but for deformable convolutions on a CPU, whose operator there knows the other order only.
         """
         if self.memory_format != "auto":
             return self.memory_format == "channels_last"
-        dense = self.detector.name not in ("faster_rcnn", "mask_rcnn")
-        return on_gpu or (dense and not self.detector.backbone.deformable)
+        return on_gpu or not self.detector.backbone.deformable
 
     @property
     def teacher(self) -> Experiment | None:
