@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, cast
 
 import torch
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -161,4 +162,16 @@ class Distiller(nn.Module):
 
 
 def _instances_to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if hasattr(value, "gt_boxes") else value
+    if not isinstance(value, Instances):
+        return value
+    # Instances' own way waits for every tensor of every image.
+    moved = Instances(value.image_size)
+    for name, field in value.get_fields().items():
+        if isinstance(field, Boxes):
+            field = Boxes(field.tensor.to(device, non_blocking=True))
+        elif isinstance(field, Tensor):
+            field = field.to(device, non_blocking=True)
+        elif hasattr(field, "to"):
+            field = field.to(device)
+        moved.set(name, field)
+    return moved

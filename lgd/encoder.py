@@ -72,8 +72,10 @@ class LabelEncoder(nn.Module):
         # slots leaves the maximum as it is.
         padded = _in_slots(hidden, slots_T, images * count).unflatten(0, (images, count))
         image_BD = padded.masked_fill(~valid[..., None], 0).amax(dim=1)
-        image_of_T = torch.arange(images, device=valid.device).repeat_interleave(count)
-        image_TD = image_BD[image_of_T if slots_T is None else image_of_T[slots_T]]
+        if slots_T is None:
+            image_TD = image_BD[:, None].expand(-1, count, -1).flatten(0, 1)
+        else:
+            image_TD = image_BD[slots_T // count]
         embedded = layer_norm(self.conv4(torch.cat([feature_T64, image_TD], dim=-1))).relu()
         return _in_slots(embedded, slots_T, images * count).unflatten(0, (images, count))
 

@@ -1,7 +1,12 @@
-"""Normalisations without learnt parameters, with float32 statistics whatever the precision around them."""
+"""Normalisations without learnt parameters, with float32 statistics whatever the precision around them.
+
+torch's kernels add up in float32 what comes in half precision, and put out the precision that came in; autocast would
+first write a float32 copy of everything.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,12 +15,14 @@ EPS = 1e-5
 
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last dimension of (..., C)."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def group_norm(x: Tensor) -> Tensor:
     """GroupNorm with one group over (C, h, w) of each image of (B, C, h, w)."""
-    return F.group_norm(x.float(), 1, eps=EPS).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.group_norm(x, 1, eps=EPS)
 
 
 def instance_norm(x: Tensor) -> Tensor:

@@ -125,11 +125,11 @@ def losses(
 
 def deltas(anchors: Tensor, boxes: Tensor, detector: Any) -> Tensor:
     """Box2BoxTransform.get_deltas (..., 4) of boxes that all have an area, which the device is not asked about."""
-    across, along, wide, high = detector.box2box_transform.weights
     sizes, wanted = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     moved = (boxes[..., :2] + 0.5 * wanted) - (anchors[..., :2] + 0.5 * sizes)
-    factors = anchors.new_tensor([across, along, wide, high])
-    return torch.cat([moved / sizes, (wanted / sizes).log()], dim=-1) * factors
+    parts = torch.cat([moved / sizes, (wanted / sizes).log()], dim=-1)
+    # Numbers of the host: a tensor of them would be a copy to wait for.
+    return torch.stack([x * w for x, w in zip(parts.unbind(-1), detector.box2box_transform.weights, strict=True)], -1)
 
 
 class FocalLoss(torch.autograd.Function):
