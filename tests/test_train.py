@@ -371,8 +371,9 @@ def test_what_cannot_be_met_is_one_line_before_training(changes: dict[str, Any],
 def test_golden_trace(tmp_path: Path) -> None:
     """Ten steps of LGD give the losses they always gave: the numerics did not move.
 
-    Made before the head's passes were joined, with feature maps in torch's own order: what is computed in another order
-    rounds otherwise, which grows to half a percent in ten steps. Made by ``python -m tests.golden``; run that again when a change of the numerics is meant, and say so.
+    Made before the head's passes were joined, with feature maps in torch's own order: what is computed in another
+    order rounds otherwise, which grows to half a percent in ten steps. Made by ``python -m tests.golden``; run that
+    again when a change of the numerics is meant, and say so.
     """
     golden = json.loads(GOLDEN.read_text())
     found = _losses(train.run(golden_experiment(), tmp_path))
