@@ -1,6 +1,7 @@
 """How fast a step is beside other ways to take it, measured side by side in one run.
 
 python benchmarks/speed.py                                    # tiny, CPU: the components grid, and straightforward code
+python benchmarks/speed.py --changes                          # LGD's step with one change undone at a time
 python benchmarks/speed.py --preset paper                     # one GPU: RetinaNet, 16 images of shorter side 800
 python benchmarks/speed.py --preset paper --side 320          # bound by launches
 python benchmarks/speed.py --preset paper --detector faster_rcnn
@@ -31,6 +32,7 @@ import yaml
 
 from ablations.grids import grid
 from benchmarks.options import add_options, command_line, experiment_of, images_of, output_stem
+from benchmarks.straightforward import CHANGES
 from benchmarks.table7 import NONE, pipe_table, provenance_columns
 from benchmarks.worker import Images, Job, Stage, Worker
 from lgd import provenance
@@ -48,12 +50,12 @@ PLAIN, OURS = "straightforward", "ours"
 
 @dataclass(frozen=True)
 class Row:
-    """What is timed. arm: what it trains, by which sides are paired; side: how. plain: by straightforward.py."""
+    """What is timed. arm: what it trains, by which sides are paired; side: how. without: what of CHANGES is undone."""
 
     arm: str
     side: str
     experiment: Experiment
-    plain: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=6, metavar="N", help="stretches of every row (default: 6)")
     add("--steps", type=int, default=8, metavar="N", help="steps that a stretch times (default: 8)")
     add("--drop", type=int, default=2, metavar="N", help="steps of a stretch before those, not timed (default: 2)")
+    add("--changes", action="store_true", help="instead: LGD, and LGD with one change undone at a time")
     add("--compile", action="store_true", help="on a GPU, rows with compile=true, too")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
     return parser
@@ -85,12 +88,15 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
             raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
     experiment = experiment_of(options)
     images = images_of(options, experiment)
-    stem = output_stem("speed", options, experiment)
+    stem = output_stem("changes" if options.changes else "speed", options, experiment)
     output: Path = options.output or stem.with_name(stem.name + ".csv")
     if output.suffix != ".csv":
         raise InputError(f"--output {output}: give it the suffix .csv")
     gpu = device_of(experiment).type == "cuda"
-    rows = forms(experiment, compiled=options.compile) if gpu else arms(experiment)
+    if options.changes:
+        rows = changes(experiment)
+    else:
+        rows = forms(experiment, compiled=options.compile) if gpu else arms(experiment)
     frame = measure(rows, images, options.rounds, options.drop, options.steps)
     frame = frame.assign(
         preset=options.preset,
@@ -119,8 +125,20 @@ def arms(experiment: Experiment) -> list[Row]:
     for arm in grid("components", "tiny").arms:
         changed = experiment.override(arm.changes)
         plain = changed.override({"memory_format": "contiguous"})
-        found += [Row(arm.name, PLAIN, plain, plain=True), Row(arm.name, OURS, changed)]
+        found += [Row(arm.name, PLAIN, plain, CHANGES), Row(arm.name, OURS, changed)]
     return found
+
+
+def changes(experiment: Experiment) -> list[Row]:
+    """LGD, straightforward and ours, and ours without one change at a time."""
+    lgd = experiment.override({"method.name": "lgd"})
+    contiguous = lgd.override({"memory_format": "contiguous"})
+    return [
+        Row("LGD", PLAIN, contiguous, CHANGES),
+        Row("LGD", OURS, lgd),
+        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in CHANGES),
+        Row("LGD", f"{OURS} without channels_last", contiguous),
+    ]
 
 
 def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
@@ -132,8 +150,8 @@ def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
     for arm, method in names.items():
         one = experiment.override({"method.name": method})
         found += [
-            Row(arm, f"{PLAIN} fp32", one.override({"precision": "fp32", **as_it_comes}), plain=True),
-            Row(arm, f"{PLAIN} bf16 channels_last", one.override(fast), plain=True),
+            Row(arm, f"{PLAIN} fp32", one.override({"precision": "fp32", **as_it_comes}), CHANGES),
+            Row(arm, f"{PLAIN} bf16 channels_last", one.override(fast), CHANGES),
             Row(arm, f"{OURS} fp32", one.override({**fast, "precision": "fp32"})),
             Row(arm, f"{OURS} bf16", one.override(fast)),
         ]
@@ -154,7 +172,7 @@ def measure(rows: Sequence[Row], images: Images, rounds: int, drop: int, steps: 
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker()) for _ in rows]
         for row, worker in zip(rows, workers, strict=True):
-            worker.ask("build", Job(row.experiment, images, row.name, row.plain))
+            worker.ask("build", Job(row.experiment, images, row.name, row.without))
         losses = [sum(worker.ask("losses").values()) for worker in workers]
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -218,7 +236,7 @@ def markdown(frame: pd.DataFrame, references: Sequence[Mapping[str, Any]]) -> st
         by_round = frame.pivot_table(index="round", columns="side", values="median_ms", aggfunc="sum")
         whole = (by_round[PLAIN] / by_round[OURS]).tolist()
         lines += [f"All arms together: **{_spread(whole)}** as fast as the straightforward implementation.", ""]
-    else:
+    elif {"baseline", "LGD"} <= set(frame["arm"]):
         lines += [*_extras(frame), ""]
     if references:
         lines += [

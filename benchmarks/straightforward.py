@@ -8,6 +8,7 @@ Shape suffixes: N objects of one image, C channels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -21,17 +22,21 @@ from lgd.objects import NO_CLASS, Objects
 from lgd.taps import Features
 from lgd.teacher import ImplicitTeacher
 
+CHANGES = ("joint head", "repeated labels", "quick losses", "vectorised teacher", "fused SGD")
+"""What makes the project's step faster, apart from the memory format and the precision, which are settings."""
 
-def straightforward(model: nn.Module) -> nn.Module:
-    """The same model, its parameters among it, made to work as this module does; changes ``model``."""
+
+def undone(model: nn.Module, changes: Collection[str] = CHANGES) -> nn.Module:
+    """The same model, its parameters among it, without some of CHANGES; changes ``model``."""
     student: Any = student_of(model)
-    for name in ("losses", "label_anchors"):
-        # The class's own again.
-        vars(student).pop(name, None)
+    if "quick losses" in changes:
+        for name in ("losses", "label_anchors"):
+            # The class's own again.
+            vars(student).pop(name, None)
     if isinstance(model, Distiller):
-        model.joint = False
-        model.repeats = False
-        if isinstance(model.teacher, ImplicitTeacher):
+        model.joint = "joint head" not in changes
+        model.repeats = "repeated labels" not in changes
+        if "vectorised teacher" in changes and isinstance(model.teacher, ImplicitTeacher):
             model.teacher.__class__ = StraightforwardTeacher
     return model
 

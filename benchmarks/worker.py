@@ -29,7 +29,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from benchmarks.straightforward import plain_sgd, straightforward
+from benchmarks.straightforward import plain_sgd, undone
 from lgd import train
 from lgd.data import DataSet, train_loader, val_loader
 from lgd.distiller import Batch, Distiller
@@ -105,13 +105,13 @@ class Images:
 class Job:
     """What a worker builds. images: None for the experiment's own data, through its loader. name: for its errors.
 
-    plain: by straightforward.py, which takes made images only.
+    without: changes of straightforward.py to undo, for made images only.
     """
 
     experiment: Experiment
     images: Images | None = None
     name: str = "training"
-    plain: bool = False
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class Bench:
         else:
             self.device = train.device_of(experiment)
             model = train.build_model(experiment, job.images.classes, pretrained=False)
-            self.model = train.placed(straightforward(model) if job.plain else model, experiment, self.device)
+            self.model = train.placed(undone(model, job.without), experiment, self.device)
             self.optimizer = train.build_optimizer(self.model, experiment)
-            if job.plain:
+            if "fused SGD" in job.without:
                 self.optimizer = plain_sgd(self.optimizer)
         self.setup_s = time.perf_counter() - begun
         self._parts = experiment.schedule.accumulate

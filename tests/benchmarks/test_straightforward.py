@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.events import EventStorage
 
 from ablations.presets import TINY
-from benchmarks.straightforward import StraightforwardTeacher, plain_sgd, straightforward
+from benchmarks.straightforward import CHANGES, StraightforwardTeacher, plain_sgd, undone
 from lgd import train
 from tests.helpers import CLASSES, batch
 
@@ -39,7 +39,7 @@ def test_losses_and_gradients_are_the_same(changes: dict[str, Any]) -> None:
         model: Any = train.build_model(experiment, CLASSES)
         optimizer = train.build_optimizer(model, experiment)
         if plain:
-            model = straightforward(model)
+            model = undone(model)
             optimizer = plain_sgd(optimizer)
             assert experiment.method.name == "baseline" or isinstance(model.teacher, StraightforwardTeacher)
         else:
@@ -64,8 +64,21 @@ def test_losses_and_gradients_are_the_same(changes: dict[str, Any]) -> None:
 
 
 def test_it_has_detectron2s_own_losses() -> None:
-    model: Any = straightforward(train.build_model(SMALL, CLASSES))
+    model: Any = undone(train.build_model(SMALL, CLASSES))
     assert "losses" not in vars(model.student)
     assert model.student.losses.__func__ is RetinaNet.losses
     assert not model.joint
     assert not model.repeats
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_one_change_can_be_undone(change: str) -> None:
+    model: Any = undone(train.build_model(SMALL, CLASSES), [change])
+    there = {
+        "joint head": model.joint,
+        "repeated labels": model.repeats,
+        "quick losses": "losses" in vars(model.student),
+        "vectorised teacher": not isinstance(model.teacher, StraightforwardTeacher),
+        "fused SGD": True,
+    }
+    assert [name for name, kept in there.items() if not kept] == ([] if change == "fused SGD" else [change])
