@@ -16,14 +16,16 @@ from lgd.passes import head_of
 def compile_parts(model: nn.Module) -> list[nn.Module]:
     """Compile what :func:`parts` lists, in place; the first steps of every image size take long.
 
+    Past torch's limit of recompilations (8 sizes of images) a new size runs as it would without.
+
     Parameters keep their names. A part's own ``forward`` is put in its place, so that hooks, recording and replaying
     (lgd/taps.py) stay outside of what is compiled. Needs a C compiler, on a GPU for Triton's launchers.
     """
     found = list(parts(model))
     for part in found:
         target = cast(Any, part)
-        # Sizes repeat after a few steps of multi-scale training; what is new after two of them is taken as any size.
-        target.forward = torch.compile(part.forward, dynamic=None)
+        # Each size by itself: for maps of any size, one cell among them, torch's compiler fails.
+        target.forward = torch.compile(part.forward, dynamic=False)
     return found
 
 
