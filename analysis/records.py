@@ -18,7 +18,9 @@ from lgd.record import FILE, SCHEMA, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
-SAME_RESULT = ("threads", "device", "data.workers", "checkpoint.", "evaluation.", "log")
+SAME_RESULT = (
+    "threads", "device", "memory_format", "compile", "data.workers", "checkpoint.", "evaluation.", "log"
+)  # fmt: skip
 """Settings, or groups of them, that change how fast a training goes and what is looked at, not what it trains."""
 
 
@@ -105,6 +107,8 @@ def identity(experiment: Experiment) -> Experiment:
             "seed": 0,
             "threads": 0,
             "device": "auto",
+            "memory_format": "auto",
+            "compile": False,
             "checkpoint": Checkpoints(),
             "evaluation": Evaluation(),
             "log": (),

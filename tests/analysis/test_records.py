@@ -300,7 +300,7 @@ def test_what_changes_no_result_is_the_same_training() -> None:
     """All that a training may be gone on with under another value of, and what is looked at."""
     others = {
         "threads": 7, "device": "cpu", "data.workers": 3, "checkpoint.every": 9, "checkpoint.keep": 5, "log": ["wandb"],
-        "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
+        "memory_format": "contiguous", "compile": True, "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
     }  # fmt: skip
     assert set(SAME_RESULT) <= others.keys()
     for key, value in others.items():
