@@ -157,13 +157,15 @@ def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
         ]
         if compiled:
             found.append(Row(arm, f"{OURS} bf16 compiled", one.override({**fast, "compile": True})))
-    fgfi = experiment.override({"method.name": "fgfi", **fast})
-    assert fgfi.teacher is not None
-    return [
-        *found,
-        Row("FGFI", f"{OURS} bf16", fgfi),
-        Row("FGFI's teacher in training", f"{OURS} bf16", fgfi.teacher),
-    ]
+    shapes: dict[str, dict[str, Any]] = {"bf16": fast, "bf16 compiled": {**fast, "compile": True}}
+    for name, form in list(shapes.items())[: 2 if compiled else 1]:
+        fgfi = experiment.override({"method.name": "fgfi", **form})
+        assert fgfi.teacher is not None
+        found += [
+            Row("FGFI", f"{OURS} {name}", fgfi),
+            Row("FGFI's teacher in training", f"{OURS} {name}", fgfi.teacher),
+        ]
+    return found
 
 
 def measure(rows: Sequence[Row], images: Images, rounds: int, drop: int, steps: int) -> pd.DataFrame:

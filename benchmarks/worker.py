@@ -164,14 +164,28 @@ class Bench:
             # As many as a step's parts go into, so that every stretch gets the same ones.
             count = self._parts * math.ceil(POOL / experiment.schedule.batch)
             self._batches = make_batches(job.images, part, count, masks=self._masks, seed=experiment.seed)
+            if self.device.type == "cuda":
+                # As the loader's are.
+                for image in itertools.chain.from_iterable(self._batches):
+                    image["image"] = image["image"].pin_memory()
             self._stream = None
         self._enter(Stage(distils=True))
         settle_norms(self.model, self._batches[0])
+        self._release()
 
     def losses(self) -> dict[str, float]:
         """Of the first batch; nothing is trained."""
-        with EventStorage(), torch.no_grad():
-            return {name: float(x) for name, x in self.model(self._batches[0]).items()}
+        precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.experiment.precision]
+        with EventStorage(), torch.no_grad(), torch.autocast(self.device.type, precision, enabled=bool(precision)):
+            found = {name: float(x) for name, x in self.model(self._batches[0]).items()}
+        self._release()
+        return found
+
+    def _release(self) -> None:
+        # Others may need the memory until it is this process's turn again.
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def setup(self) -> float:
         """How long data, model and optimiser took."""
@@ -186,10 +200,7 @@ class Bench:
             trainer.train(0, drop + steps)
         peak = peak_memory_mib()
         marks = clock.seconds()
-        # Others may need the memory until it is this process's turn again.
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._release()
         taken = tuple(1e3 * (b - a) for a, b in itertools.pairwise(marks[drop:]))
         return Stretch(taken, marks[min(FIRST_STEPS, drop + steps)] - marks[0], peak)
 

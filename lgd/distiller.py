@@ -88,7 +88,7 @@ class Distiller(nn.Module):
         """Losses by name (scalars) in training; the student's detections in evaluation."""
         if not self.training:
             return self.student(batch)
-        batch = self._on_device(batch)
+        batch = on_device(batch, self.device)
         instances = [x["instances"] for x in batch]
         teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
         storage = get_event_storage()
@@ -140,7 +140,7 @@ class Distiller(nn.Module):
         own_forward = self.student.forward
 
         def detect(batch: Batch) -> Any:
-            batch = self._on_device(batch)
+            batch = on_device(batch, self.device)
             with recording(self._backbone) as tap:
                 own_forward(batch)
             with replaying(self._backbone, teacher(tap, [x["instances"] for x in batch])):
@@ -149,22 +149,21 @@ class Distiller(nn.Module):
         with swapped(self.student, "forward", detect):
             yield
 
-    def _on_device(self, batch: Batch) -> list[dict[str, Any]]:
-        # Moved once here, since the detector would do it again in its second pass.
-        device = self.device
-        return [
-            {
-                name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device)
-                for name, x in y.items()
-            }
-            for y in batch
-        ]
+
+def on_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
+    """A batch with its images and instances moved, without a wait for each: the detector's own way has one."""
+    return [
+        {
+            name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device)
+            for name, x in y.items()
+        }
+        for y in batch
+    ]
 
 
 def _instances_to(value: Any, device: torch.device) -> Any:
     if not isinstance(value, Instances):
         return value
-    # Instances' own way waits for every tensor of every image.
     moved = Instances(value.image_size)
     for name, field in value.get_fields().items():
         if isinstance(field, Boxes):

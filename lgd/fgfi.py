@@ -67,6 +67,11 @@ class FrozenTeacher(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The frozen backbone and FPN."""
+        return self._unregistered[0]
+
     @torch.no_grad()
     def forward(self, tap: Tap, instances: Sequence[Any]) -> Features:
         """Features of the student's levels, without gradient.

@@ -1,12 +1,11 @@
 """Normalisations without learnt parameters, with float32 statistics whatever the precision around them.
 
-torch's kernels add up in float32 what comes in half precision, and put out the precision that came in; autocast would
-first write a float32 copy of everything.
+Given half precision, torch's own kernels would keep mean and deviation in it, which shifts a whole map by up to half a
+percent.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,14 +14,12 @@ EPS = 1e-5
 
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last dimension of (..., C)."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return F.layer_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
 
 
 def group_norm(x: Tensor) -> Tensor:
     """GroupNorm with one group over (C, h, w) of each image of (B, C, h, w)."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.group_norm(x, 1, eps=EPS)
+    return F.group_norm(x.float(), 1, eps=EPS).to(x.dtype)
 
 
 def instance_norm(x: Tensor) -> Tensor:

@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+SLOTS = 8
+"""On a GPU, slots of an image come in multiples of this: with fewer different shapes, memory and compiled code are used
+again."""
 
 STAND_IN = (0.0, 0.0, 1.0, 1.0)
 """Box, in pixels, of the one object that an image without objects is given."""
@@ -46,9 +51,15 @@ class Objects:
 
     @classmethod
     def from_lists(
-        cls, boxes: Sequence[Tensor], classes: Sequence[Tensor], image_size: tuple[int, int], *, context: bool
+        cls,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        image_size: tuple[int, int],
+        *,
+        context: bool,
+        slots: int = 0,
     ) -> Objects:
-        """Pad one (N_b, 4) and one (N_b,) tensor an image.
+        """Pad one (N_b, 4) and one (N_b,) tensor an image, to a multiple of ``slots`` (0: SLOTS on a GPU, else 1).
 
         An image without objects gets the stand-in object: in the context object's place where there is one,
         otherwise in its first slot.
@@ -59,6 +70,13 @@ class Objects:
         valid = pad_sequence(
             [torch.ones_like(x, dtype=torch.bool) for x in classes], batch_first=True, padding_value=False
         )
+        more = -padded.shape[1] % (slots or (SLOTS if padded.is_cuda else 1))
+        if more:
+            padded, labels, valid = (
+                F.pad(padded, (0, 0, 0, more)),
+                F.pad(labels, (0, more), value=NO_CLASS),
+                F.pad(valid, (0, more)),
+            )
         empty = ~valid.any(dim=1, keepdim=True)
         height, width = image_size
         stand_in = padded.new_zeros(1, 1, 4)

@@ -66,8 +66,13 @@ class TwoPasses:
             for name, answer in self._answers.items():
                 stack.enter_context(swapped(self._detector, name, lambda *_, answer=answer, **__: answer))
             if self._head is not None and self._second is not None:
-                stack.enter_context(swapped(self._head, "forward", lambda *_, **__: self._second))
+                stack.enter_context(swapped(self._head, "forward", self._rest))
             yield
+
+    def _rest(self, *_: Any, **__: Any) -> Any:
+        # Given away, not kept: these are the step's largest maps.
+        answer, self._second = self._second, None
+        return answer
 
     def _keeping(self, name: str) -> Callable[..., Any]:
         method = getattr(self._detector, name)
@@ -87,10 +92,8 @@ class TwoPasses:
                 return forward(*arguments, **named)
             taught = self.taught
             joined = [torch.cat([own, taught[name]]) for own, name in zip(arguments[0], names, strict=True)]
-            answer = forward(joined)
-            images = len(arguments[0][0])
-            self._second = _part(answer, slice(images, None))
-            return _part(answer, slice(images))
+            first, self._second = _halves(forward(joined), len(arguments[0][0]))
+            return first
 
         return called
 
@@ -123,12 +126,16 @@ def repeatable(detector: nn.Module) -> list[str]:
     return [name for name in methods if callable(getattr(detector, name, None))]
 
 
-def _part(answer: Any, images: slice) -> Any:
-    """Some of the images of a head's answer: tensors with the images first, in lists, tuples or dicts."""
+def _halves(answer: Any, images: int) -> tuple[Any, Any]:
+    """The answers of a head for the first ``images`` and for as many more: tensors, in lists, tuples or dicts."""
     if isinstance(answer, Tensor):
-        return answer[images]
+        # Slices would have their gradients put into maps of zeros, in torch's own memory format, and added up.
+        first, second = torch.unsafe_split(answer, images)
+        return first, second
     if isinstance(answer, Mapping):
-        return {name: _part(x, images) for name, x in answer.items()}
+        halves = {name: _halves(x, images) for name, x in answer.items()}
+        return tuple({name: x[i] for name, x in halves.items()} for i in range(2))  # type: ignore[return-value]
     if isinstance(answer, (list, tuple)):
-        return type(answer)(_part(x, images) for x in answer)
+        pairs = [_halves(x, images) for x in answer]
+        return type(answer)(x for x, _ in pairs), type(answer)(x for _, x in pairs)
     raise TypeError(f"a head answered with {type(answer).__name__}: only tensors can be told apart by image")

@@ -226,6 +226,17 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
     return optimizer
 
 
+def same_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give every momentum its parameter's memory format: the fused kernel takes both as they lie in memory.
+
+    A checkpoint's may be another, where its training had another ``memory_format``.
+    """
+    for parameter, state in optimizer.state.items():
+        momentum = state.get("momentum_buffer")
+        if momentum is not None and momentum.stride() != parameter.stride():
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+
 def lr_factor(schedule: Schedule) -> WarmupParamScheduler:
     """Linear warm-up, then a step down by ``gamma`` at each milestone."""
     # In a handful of steps milestones may round to the same one, or past the last.
@@ -490,6 +501,7 @@ class _Training:
         for name, value in state["running"].items():
             setattr(student, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
         built.optimizer.load_state_dict(state["optimizer"])
+        same_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
         self._scaler, self._random = state["scaler"], state["random"]
         self.evaluations = [EvaluationPoint.model_validate_json(x) for x in state["evaluations"]]

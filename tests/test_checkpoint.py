@@ -133,6 +133,18 @@ def test_what_changes_nothing_may_change(tmp_path: Path) -> None:
     _same(train.run(changed, tmp_path), train.run(quick_experiment(**CHANGES), tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("before", ["contiguous", "channels_last"])
+def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path) -> None:
+    """The momentum is a checkpoint's, and lies in memory as the parameters do."""
+    after = {"contiguous": "channels_last", "channels_last": "contiguous"}[before]
+    with pytest.raises(train.Stopped):
+        train.run(quick_experiment(**CHANGES, memory_format=before), tmp_path, stop=_Stop(6))
+    gone_on = train.run(quick_experiment(**CHANGES, memory_format=after), tmp_path)
+    whole = train.run(quick_experiment(**CHANGES, memory_format=before), tmp_path / "whole")
+    for name, curve in whole.losses.items():
+        assert [v for _, v in gone_on.losses[name]] == pytest.approx([v for _, v in curve], rel=0.02), name
+
+
 RUN = """
 import sys
 from pathlib import Path

@@ -257,3 +257,20 @@ def test_a_region_of_many_cells_stays_in_fp16s_range() -> None:
     assert mean.isfinite().all()
     projected = group_norm(encoder.conv(features)).relu().float().mean((2, 3))
     torch.testing.assert_close(mean[:, 0].float(), projected, rtol=5e-3, atol=1e-3)
+
+
+def test_more_padding_changes_nothing() -> None:
+    """As on a GPU, where slots come in multiples."""
+    found = instances([3, 0, 2], (64, 96))
+    boxes, classes = [x.gt_boxes.tensor for x in found], [x.gt_classes for x in found]
+    features = {"p3": torch.randn(3, 16, 8, 12), "p4": torch.randn(3, 16, 4, 6)}
+    for context in (True, False):
+        torch.manual_seed(0)
+        teacher = ImplicitTeacher(16, CLASSES, context=context)
+        few, many = (
+            teacher.instruct(features, Objects.from_lists(boxes, classes, (64, 96), context=context, slots=slots))
+            for slots in (1, 8)
+        )
+        assert Objects.from_lists(boxes, classes, (64, 96), context=context, slots=8).boxes.shape[1] == 8 + context
+        for level in features:
+            torch.testing.assert_close(few[level], many[level])

@@ -9,10 +9,13 @@ Shape suffixes: B images, N object slots of an image, R anchors of all levels, r
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.structures import Boxes, Instances
@@ -24,6 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 OVERLAPS = 32 * 2**20
 """IoUs that are worked on at once: images are taken together as long as theirs are not more."""
 
+SIZES = 32
+"""Sizes of pyramids whose anchors are kept: 3 MiB each at the paper's size."""
+
 LOG_PERIOD = 20
 """Steps between two logged numbers of positives on a GPU, each of which is waited for."""
 
@@ -33,12 +39,42 @@ def hasten(detector: nn.Module) -> nn.Module:
 
     The class, the parameters and their names stay. Box losses other than smooth L1 on the standard coding stay, too.
     """
-    standard = type(detector) is RetinaNet
-    if standard and type(detector.box2box_transform) is Box2BoxTransform and detector.box_reg_loss_type == "smooth_l1":
-        target = cast(Any, detector)
+    if type(detector) is not RetinaNet:
+        return detector
+    target = cast(Any, detector)
+    if (
+        type(target.box2box_transform) is Box2BoxTransform
+        and target.box_reg_loss_type == "smooth_l1"
+        # fvcore's sign for no weighting at all, and what an image without objects is labelled with.
+        and target.focal_loss_alpha >= 0
+        and target.anchor_matcher.labels[0] == 0
+    ):
         target.label_anchors = partial(label_anchors, detector)
         target.losses = partial(losses, detector)
+        if type(target.anchor_generator) is DefaultAnchorGenerator:
+            target.anchor_generator._grid_anchors = _Anchors(target.anchor_generator)
     return detector
+
+
+class _Anchors:
+    """An anchor generator's anchors of every size of pyramid that came up lately.
+
+    detectron2 makes them anew in each pass, on the CPU first, and waits for the copies.
+    """
+
+    def __init__(self, generator: DefaultAnchorGenerator) -> None:
+        self._generator = generator
+        self._known: OrderedDict[Any, list[Tensor]] = OrderedDict()
+
+    def __call__(self, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        cells = next(self._generator.cell_anchors.buffers())
+        key = (tuple(tuple(x) for x in grid_sizes), cells.device, cells.dtype)
+        if key not in self._known:
+            self._known[key] = DefaultAnchorGenerator._grid_anchors(self._generator, grid_sizes)
+            if len(self._known) > SIZES:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return list(self._known[key])
 
 
 @torch.no_grad()
@@ -107,7 +143,7 @@ def losses(
     storage = get_event_storage()
     if not positives.is_cuda or (storage.iter + 1) % LOG_PERIOD == 0:
         storage.put_scalar("num_pos_anchors", positives / len(labels_BR))
-    normalizer = detector._ema_update("loss_normalizer", positives.clamp(min=1).double(), 100)
+    normalizer = detector._ema_update("loss_normalizer", positives.clamp(min=1).double(), 100).float()
     classification: Any = 0.0
     start = 0
     for logits_BrK in pred_logits:

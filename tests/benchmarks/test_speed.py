@@ -34,8 +34,9 @@ def test_the_forms_of_a_gpus_step() -> None:
     rows = forms(PAPER, compiled=True)
     assert len({row.name for row in rows}) == len(rows)
     assert [r.arm for r in rows if r.without] == ["baseline"] * 2 + ["LGD"] * 2
-    assert sum(row.experiment.compile for row in rows) == 2
+    assert sum(row.experiment.compile for row in rows) == 4
     assert {row.experiment.method.name for row in rows if row.arm == "FGFI"} == {"fgfi"}
+    assert len(forms(PAPER, compiled=False)) == len(rows) - 4
     teacher = next(row.experiment for row in rows if "teacher" in row.arm)
     assert teacher.detector.backbone.name == "resnet101"
     assert teacher.precision == "bf16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -96,9 +97,25 @@ def test_only_the_stock_class_is_hastened() -> None:
     own = tiny_detector()
     own.__class__ = Own
     assert "losses" not in vars(hasten(own))
+    unweighted = tiny_detector()
+    unweighted.focal_loss_alpha = -1
+    assert "losses" not in vars(hasten(unweighted))
     giou = tiny_detector()
     giou.box_reg_loss_type = "giou"
     assert "losses" not in vars(hasten(giou))
+
+
+def test_anchors_are_made_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "SIZES", 2)
+    plain, hastened = tiny_detector(), tiny_detector()
+    hasten(hastened)
+    for side in (64, 96, 64, 128, 64, 32):
+        maps = [torch.zeros(1, 1, side // s, side // s) for s in (8, 16, 32, 64, 128) if side >= s]
+        maps += [torch.zeros(1, 1, 1, 1)] * (5 - len(maps))
+        for ours, theirs in zip(hastened.anchor_generator(maps), plain.anchor_generator(maps), strict=True):
+            assert torch.equal(ours.tensor, theirs.tensor)
+    assert len(hastened.anchor_generator._grid_anchors._known) == 2
+    assert torch.equal(copy.deepcopy(hastened).anchor_generator(maps)[0].tensor, plain.anchor_generator(maps)[0].tensor)
 
 
 def test_matches_at_the_thresholds_and_ties() -> None:
