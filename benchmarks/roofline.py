@@ -8,8 +8,9 @@ Nothing is timed: one image's step runs on the CPU in float32 while its operator
 multiplied by the number of images. So this needs no GPU, and says the same on every machine.
 
 Bytes are what every operator reads and writes, each by itself, as without any fusion; views move nothing. In bfloat16
-they are taken as half, though losses and matching stay in float32. A part's bound is the longer of the two times that its FLOPs and its bytes take at the limits of
-benchmarks/reference.yaml; a fused implementation may move fewer bytes, none gets by with fewer FLOPs.
+they are taken as half, though losses and matching stay in float32. A part's bound is the longer of the two times that
+its FLOPs and its bytes take at the limits of benchmarks/reference.yaml; a fused implementation may move fewer bytes,
+none gets by with fewer FLOPs.
 """
 
 from __future__ import annotations
