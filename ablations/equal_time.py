@@ -1,8 +1,8 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
 An arm that is matched to another trains for its reference's steps times that one's cost: its device-seconds of
-training (lgd/meter.py) over the reference's, both over the seeds that both finished. A sweep keeps the steps once they
-are known.
+training (lgd/meter.py) over the reference's, both over the seeds that both finished; at least one step more than that.
+A sweep keeps the steps once they are known.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def settled(
         there = [record for record in records if record is not None]
         ratio = paired_ratio(*(by_seed(finished(there, trials[0].arm), training_device_seconds) for trials in trained))
         if len(there) == len(records) and ratio is not None:
-            steps[arm.name] = round(trained[1][0].experiment.schedule.steps * ratio.value)
+            own = trained[1][0].experiment.schedule.steps
+            # Where both cost the same it would be the reference once more, which no sweep trains twice.
+            steps[arm.name] = max(own + 1, round(own * ratio.value))
     return steps
 
 

@@ -161,6 +161,11 @@ def on_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
     ]
 
 
+def is_batch(value: Any) -> bool:
+    """Whether it is what detectron2's loaders yield; a model of other making may read something else."""
+    return isinstance(value, (list, tuple)) and all(isinstance(x, dict) for x in value)
+
+
 def _instances_to(value: Any, device: torch.device) -> Any:
     if not isinstance(value, Instances):
         return value

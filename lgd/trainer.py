@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd import parallel
-from lgd.distiller import on_device
+from lgd.distiller import is_batch, on_device
 from lgd.experiment import Experiment
 from lgd.files import write_text
 from lgd.meter import FIRST_STEPS, Meter
@@ -80,7 +80,8 @@ class Trainer(SimpleTrainer):
             begun = time.perf_counter()
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - begun
-            batch = on_device(batch, self._device)
+            if is_batch(batch):
+                batch = on_device(batch, self._device)
             with self._gradients_shared(part == self._parts - 1):
                 with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
                     losses = self.model(batch)
