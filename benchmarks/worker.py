@@ -39,7 +39,7 @@ from lgd.experiment import Experiment
 from lgd.export import student_of
 from lgd.meter import FIRST_STEPS, peak_memory_mib, reset_peak_memory
 from lgd.phases import FreezeBackbone, Phases
-from lgd.trainer import Trainer
+from lgd.trainer import AUTOCAST, Trainer
 
 ASPECT = 4 / 3
 """Longer side of a made image to its shorter one: that of most of COCO's."""
@@ -175,7 +175,7 @@ class Bench:
 
     def losses(self) -> dict[str, float]:
         """Of the first batch; nothing is trained."""
-        precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.experiment.precision]
+        precision = AUTOCAST[self.experiment.precision]
         with EventStorage(), torch.no_grad(), torch.autocast(self.device.type, precision, enabled=bool(precision)):
             found = {name: float(x) for name, x in self.model(self._batches[0]).items()}
         self._release()

@@ -29,6 +29,9 @@ WRITE_PERIOD = 20
 """Steps between looks at the losses: each look waits for the device, and is when divergence is noticed. Shorter in
 trainings of less than ten such periods."""
 
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Type of the forward pass by an experiment's precision."""
+
 CURVE_POINTS = 200
 """Points kept of a loss curve in the record; more are averaged."""
 
@@ -62,7 +65,7 @@ class Trainer(SimpleTrainer):
         meter: Meter | None = None,
     ) -> None:
         super().__init__(model, loader, optimizer, gather_metric_period=write_period(experiment.schedule.steps))
-        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[experiment.precision]
+        self._autocast = AUTOCAST[experiment.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=experiment.precision == "fp16")
         self._clip = experiment.schedule.clip
         self._parts = experiment.schedule.accumulate
