@@ -19,6 +19,9 @@ from lgd.record import Record
 LINE_PERIOD = 15.0
 """Seconds between two lines about one trial where there is no terminal."""
 
+UNKNOWN = {"loss": math.nan, "eta": math.nan}
+"""Of a trial's progress, before its first figures."""
+
 
 def clock(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
@@ -27,6 +30,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def amount(loss: float) -> str:
+    """``loss 0.910``, or a dash before the first that is known: a loss that is not finite ends a training."""
+    return f"loss {loss:.3f}" if math.isfinite(loss) else "loss –"
 
 
 def outcome(record: Record) -> str:
@@ -84,13 +92,15 @@ class SweepDisplay:
         """A running trial is at ``progress`` (see lgd.train.Progress)."""
         now = self._now()
         self._begun.setdefault(name, now)
-        self._running[name] = progress
+        # A report after an evaluation knows neither loss nor pace: what was known before still holds.
+        known = {key: x for key, x in progress.items() if not (isinstance(x, float) and math.isnan(x))}
+        self._running[name] = progress = {**UNKNOWN, **self._running.get(name, {}), **known}
         if self._live:
             self._refresh()
         elif now - self._said.get(name, -math.inf) >= LINE_PERIOD:
             self._said[name] = now
             self._console.print(
-                f"  {self._label(name)}: step {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f},"
+                f"  {self._label(name)}: step {progress['step']}/{progress['steps']}, {amount(progress['loss'])},"
                 f" ETA {clock(progress['eta'])}; whole sweep ETA {clock(self._remaining())}",
                 markup=False,
                 highlight=False,
@@ -115,7 +125,7 @@ class SweepDisplay:
 
     def _remaining(self) -> float:
         """Seconds until the sweep ends, by the trials so far; those running count by their own pace."""
-        running = [max(float(p["eta"]), 0.0) for p in self._running.values()]
+        running = [max(float(p["eta"]), 0.0) for p in self._running.values() if not math.isnan(p["eta"])]
         waiting = self._total - self._done - len(self._running)
         if waiting <= 0:
             return max(running, default=math.inf)
@@ -135,7 +145,7 @@ class SweepDisplay:
                 self._label(name),
                 ProgressBar(total=progress["steps"], completed=progress["step"], width=24),
                 f"{progress['step']}/{progress['steps']}",
-                f"loss {progress['loss']:.3f}",
+                amount(progress["loss"]),
                 f"ETA {clock(progress['eta'])}",
             )
         head = Text(

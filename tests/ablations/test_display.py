@@ -59,6 +59,21 @@ def test_the_sweeps_eta_counts_what_waits(tmp_path: Path) -> None:
     assert display._remaining() == 50 + 100
 
 
+def test_a_report_without_figures_keeps_those_before(tmp_path: Path) -> None:
+    # After an evaluation neither loss nor pace is known: "loss nan" would read as a divergence.
+    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:1]
+    now, out = [0.0], io.StringIO()
+    console = Console(file=out, width=120, color_system=None)
+    display = SweepDisplay(trials, total=1, finished=0, side_by_side=1, console=console, now=lambda: now[0])
+    for step, loss, eta in ((1, float("nan"), float("nan")), (10, 1.25, 90.0), (20, float("nan"), float("nan"))):
+        display.progress(trials[0].name, {"step": step, "steps": 100, "loss": loss, "eta": eta})
+        now[0] += 100
+    first, second, third = out.getvalue().splitlines()
+    assert first.endswith("step 1/100, loss –, ETA ?; whole sweep ETA ?")
+    assert second.endswith("step 10/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
+    assert third.endswith("step 20/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
+
+
 def test_clock() -> None:
     assert [clock(x) for x in (0, 61, 3723, float("inf"), float("nan"))] == [
         "0:00",
