@@ -102,7 +102,8 @@ class Study:
     @property
     def title(self) -> str:
         data = " and ".join(dict.fromkeys(Path(r.experiment.data.source).name for r in self.records))
-        return f"Preset {self.records[0].preset}, data {data}"
+        steps = self.records[0].experiment.schedule.steps
+        return f"Preset {self.records[0].preset}, data {data}, {steps} steps"
 
     @property
     def on_gpu(self) -> bool:

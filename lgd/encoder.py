@@ -11,8 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lgd.init import init_balanced, init_he, init_identity
+from lgd.init import init_balanced, init_centred, init_he, init_identity, init_one_hot
 from lgd.norms import group_norm, layer_norm
+
+CORNERS = 4
+"""Entries of a descriptor before its one-hot class."""
 
 
 class SpatialTransformer(nn.Module):
@@ -39,7 +42,7 @@ class LabelEncoder(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        size = 4 + num_classes
+        size = CORNERS + num_classes
         self.num_classes = num_classes
         self.stn_in = SpatialTransformer(size)
         self.conv1 = nn.Linear(size, 64)
@@ -52,7 +55,10 @@ class LabelEncoder(nn.Module):
         """Start with an object's own label prominent (see lgd/init.py)."""
         init_he(self)
         for stn in (self.stn_in, self.stn_feat):
+            init_centred(*stn.layers[1:])
             init_identity(stn.matrix, stn.size)
+        init_one_hot(self.conv1, CORNERS)
+        init_centred(self.conv2, self.conv3)
         init_balanced(self.conv4, 64)
 
     def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:

@@ -2,7 +2,11 @@
 
 A teacher is worth learning from once it uses the labels. torch's default initialisation lets an object's own label
 fade on its way to the features: each linear map shrinks the signal, two random matrices mix it, and the 1,024 numbers
-shared by an image's objects drown the 64 that are an object's own. What follows keeps it audible from the first step.
+shared by an image's objects drown the 64 that are an object's own. Above all, descriptors of different objects are
+nearly the same vector (a one-hot of K classes has K - 1 entries of -1), and what a ReLU lets through has a mean, the
+same for all objects and larger than what tells them apart. Keys that are all alike leave attention uniform: every
+object is given the average of its image's labels, and the gradient hardly leads out of that (docs/evidence.md). What
+follows keeps an object's own label audible from the first step.
 """
 
 from __future__ import annotations
@@ -20,6 +24,12 @@ def init_he(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
+def init_one_hot(linear: nn.Linear, first: int) -> None:
+    """Let a linear map take the inputs from ``first`` on, a one-hot in [-1, 1], as if in [0, 2]: by its bias."""
+    with torch.no_grad():
+        linear.bias.copy_(linear.weight[:, first:].sum(dim=1))
+
+
 def init_identity(linear: nn.Linear, size: int) -> None:
     """Let a linear map that puts out a flattened (size, size) matrix start near the identity."""
     nn.init.normal_(linear.weight, std=1e-3)
@@ -27,7 +37,19 @@ def init_identity(linear: nn.Linear, size: int) -> None:
         linear.bias.copy_(torch.eye(size).flatten())
 
 
-def init_balanced(linear: nn.Linear, first: int) -> None:
-    """Let the first ``first`` inputs of a linear map weigh as much in its output as all the others together."""
+def init_centred(*linears: nn.Linear) -> None:
+    """Let the weights of each output sum to zero: what all inputs have in common, a ReLU's mean, does not pass."""
     with torch.no_grad():
+        for linear in linears:
+            linear.weight -= linear.weight.mean(dim=1, keepdim=True)
+
+
+def init_balanced(linear: nn.Linear, first: int) -> None:
+    """Let the first ``first`` inputs of a linear map weigh as much in its output as all the others together.
+
+    Each of the two parts is centred, as in :func:`init_centred`.
+    """
+    with torch.no_grad():
+        for part in (linear.weight[:, :first], linear.weight[:, first:]):
+            part -= part.mean(dim=1, keepdim=True)
         linear.weight[:, :first] *= ((linear.in_features - first) / first) ** 0.5

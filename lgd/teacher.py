@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lgd.adapter import AdapterVariant, RelationAdapter
 from lgd.encoder import AppearanceEncoder, LabelEncoder, LabelProjection
-from lgd.init import init_he
+from lgd.init import init_centred, init_he
 from lgd.mapper import KnowledgeMapper
 from lgd.objects import Objects
 from lgd.taps import Features, Tap
@@ -58,8 +58,11 @@ class ImplicitTeacher(nn.Module):
         self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter)
         self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
         init_he(self)
-        if self.label_encoder is not None:
+        if self.label_encoder is not None and self.label_projection is not None:
             self.label_encoder.init()
+            init_centred(self.label_projection.linear)
+        if self.relation_adapter.attends:
+            init_centred(self.relation_adapter.query, self.relation_adapter.key_value)
 
     def forward(self, tap: Tap, instances: Sequence[Any]) -> Features:
         """Instructive features, one map a level of the student's shapes, for detectron2 ``instances`` (B of them)."""

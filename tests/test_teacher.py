@@ -143,12 +143,29 @@ def test_adapter_off_isolates_objects() -> None:
     objects = Objects.from_lists([boxes], [torch.tensor([1, 2])], SIZE, context=False)
     appearance = torch.randn(1, 1, 2, 16)
     changed = appearance.clone()
-    changed[0, 0, 1] += 1.0
+    changed[0, 0, 1] += torch.randn(16)
     for exchange, equal in ((False, True), (True, False)):
         teacher = ImplicitTeacher(16, CLASSES, encoder=False, adapter=exchange, context=False)
         first = teacher.relation_adapter(appearance, None, objects.valid)[0, 0, 0]
         second = teacher.relation_adapter(changed, None, objects.valid)[0, 0, 0]
         assert torch.allclose(first, second) is equal
+
+
+@pytest.mark.parametrize("classes", [3, 20, 80])
+def test_objects_of_other_classes_start_far_apart(classes: int) -> None:
+    """Their keys and values differ from the first step on: attention among equal ones could not learn whom to see."""
+    torch.manual_seed(0)
+    teacher = ImplicitTeacher(32, classes, context=False)
+    labels = torch.arange(classes)
+    objects = Objects.from_lists(
+        [torch.tensor([[16.0, 16.0, 48.0, 48.0]]).expand(classes, 4)], [labels], SIZE, context=False
+    )
+    embedded = teacher.embed_labels(objects)
+    assert embedded is not None
+    assert teacher.label_projection is not None
+    vectors = teacher.relation_adapter.key_value(teacher.label_projection(embedded))[0]
+    for name, x in zip(("keys", "values"), vectors.chunk(2, dim=-1), strict=True):
+        assert x.std(0).mean() > 0.4 * x.square().mean().sqrt(), name
 
 
 def test_mapper_off_takes_the_context_object_alone() -> None:
