@@ -166,6 +166,11 @@ def whole_cost(record: Record) -> float | None:
     return None if seconds is None else seconds + (record.pretraining.full if record.pretraining else 0.0)
 
 
+def attention(record: Record) -> float | None:
+    """Of the teacher's objects to their own label at the end of the training (see lgd/attention.py)."""
+    return record.evaluations[-1].attention if record.evaluations else None
+
+
 def last_rise(record: Record) -> float | None:
     """What the AP rose by between the last two evaluations, points."""
     points = [x.student.AP for x in record.evaluations if x.student.AP is not None]
@@ -308,9 +313,18 @@ def _family(study: Study, reference: str, arms: Sequence[Arm], own: Sequence[str
         yield f"Between {between} the baseline's AP rose by {number(rise)} points (mean over seeds)."
 
 
+DEVICE_S = "device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."
+ATTENTION = (
+    "Attention to the own label: 0, each object sees all labels of its image alike; 1, its own alone"
+    " (lgd/attention.py)."
+)
+
+
 def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
     """What the first table leaves out: the other scores, LGD whole as the reference, and device-seconds."""
     whole = next((x.name for x in study.grid.arms if not x.changes and x.name in arms), "")
+    watched = {arm: study.mean(arm, attention) for arm in arms}
+    some = any(x is not None for x in watched.values())
     rows = []
     for arm in arms:
         plain = arm == reference
@@ -321,6 +335,7 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
                 *(NONE if plain else shown(study.over(arm, reference, score(x))) for x in ("AP50", "AP75")),
                 NONE if plain or arm == whole else shown(study.over(arm, whole)),
                 shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
+                *([NONE if watched[arm] is None else f"{watched[arm]:.2f}"] if some else []),
                 quantity(study.mean(arm, whole_cost), "s"),
                 NONE if ratio is None else quantity(ratio.value, "x"),
             ]
@@ -329,10 +344,11 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
         "",
         [
             *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
+            *(["attention to the own label"] if some else []),
             *("device-s", "times the baseline's"),
         ],
         rows,
-        ["device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."],
+        [DEVICE_S, *([ATTENTION] if some else [])],
     )
 
 

@@ -43,18 +43,33 @@ class RelationAdapter(nn.Module):
 
         ``labels_BNC`` is None when the encoder is off: the appearance embeddings are then their own keys and values.
         """
-        labels_1BNC = None if labels_BNC is None else labels_BNC[None]
         if self.variant == "label_only":
-            return _present(labels_1BNC, "label_only needs the encoder")
-        appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
+            return _present(None if labels_BNC is None else labels_BNC[None], "label_only needs the encoder")
         if self.variant == "appearance_only":
-            return appearance_LBNC
-        asked_from = appearance_LBNC if labels_1BNC is None else labels_1BNC
-        if self.variant == "appearance_queries":
-            return self._attend(appearance_LBNC, asked_from, valid_BN)
-        return self._attend(asked_from, appearance_LBNC, valid_BN)
+            return _present(appearance_LBNC, "appearance_only needs appearance embeddings")
+        query, key, value, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined = mixed.transpose(1, 2).flatten(2).unflatten(0, (-1, len(valid_BN)))
+        return self.output(joined)
 
-    def _attend(self, asking: Tensor, asked: Tensor, valid_BN: Tensor) -> Tensor:
+    def own_weights(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
+        """The attention that each object pays to its own entry, mean over the heads: (L, B, N), float32.
+
+        Only for a variant that attends (``attends``). What a padding slot has there means nothing.
+        """
+        query, key, _, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
+        logits = (query.float() @ key.float().transpose(-2, -1)) / math.sqrt(query.shape[-1])
+        weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        return weights.diagonal(dim1=-2, dim2=-1).mean(dim=1).unflatten(0, (-1, len(valid_BN)))
+
+    def _projected(
+        self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query, key and value (L * B, H, N, C / H) and who may see whom, bool (L * B, 1, N, N)."""
+        appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
+        others = appearance_LBNC if labels_BNC is None else labels_BNC[None]
+        appearance_asks = self.variant == "appearance_queries"
+        asking, asked = (appearance_LBNC, others) if appearance_asks else (others, appearance_LBNC)
         levels = max(len(asking), len(asked))
         batch, slots = valid_BN.shape
         query = self._split(self.query(asking), levels)
@@ -64,10 +79,7 @@ class RelationAdapter(nn.Module):
             mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
         else:
             mask = torch.eye(slots, dtype=torch.bool, device=valid_BN.device).expand(batch, 1, slots, slots)
-        mask = mask.repeat(levels, 1, 1, 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        joined = mixed.transpose(1, 2).flatten(2).unflatten(0, (levels, batch))
-        return self.output(joined)
+        return query, key, value, mask.repeat(levels, 1, 1, 1)
 
     def _split(self, x: Tensor, levels: int) -> Tensor:
         """(L or 1, B, N, C) -> (L * B, H, N, C / H)."""

@@ -17,6 +17,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from torch import nn
 
+from lgd.attention import OwnAttention, watching
 from lgd.data import DataSet, val_loader
 from lgd.distiller import Distiller
 from lgd.errors import InputError
@@ -40,10 +41,15 @@ LEVELS = {
 
 
 class Evaluated(NamedTuple):
-    """Scores of the boxes, and of the masks where the detector makes them."""
+    """Scores of the boxes, and of the masks where the detector makes them.
+
+    attention: of the teacher's objects to their own label (see OwnAttention); None for a student, and for a teacher
+    without attention.
+    """
 
     box: Scores
     mask: Scores | None
+    attention: float | None = None
 
 
 def evaluate(
@@ -72,15 +78,18 @@ def evaluate(
         with_labels=teacher,
         cuda=any(x.is_cuda for x in model.parameters()),
     )
-    detecting: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if teacher:
-        if not isinstance(model, Distiller):
-            raise ValueError("there is no teacher to evaluate: the model is a plain detector")
-        detecting = model.instructed()
-    with quiet(), detecting:
+    seen: OwnAttention | None = None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        if teacher:
+            if not isinstance(model, Distiller):
+                raise ValueError("there is no teacher to evaluate: the model is a plain detector")
+            seen = stack.enter_context(watching(model.teacher))
+            stack.enter_context(model.instructed())
         inference_on_dataset(model, loader, collected := _Collected(dataset.layout.category_ids))
     # In the order of the images, whatever the number of processes, for equal scores go by it.
     shares = comm.gather(collected.detections)
+    attended = comm.gather(seen.totals() if seen else (0.0, 0.0))
     outcome: Evaluated | Exception | None = None
     if comm.is_main_process():
         # An error here has to end the other processes too, which wait for the scores.
@@ -88,7 +97,10 @@ def evaluate(
             detections = list(itertools.chain(*shares))
             if evaluation.keep_detections and directory is not None:
                 _write(detections, directory / (TEACHERS if teacher else STUDENTS))
-            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)
+            total, count = map(sum, zip(*attended, strict=True))
+            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)._replace(
+                attention=total / count if count else None
+            )
         except Exception as error:
             outcome = error
     outcome = comm.all_gather(outcome)[0]

@@ -40,13 +40,18 @@ class Scores(Settings):
 
 
 class EvaluationPoint(Settings):
-    """Scores reached while training, after ``step`` steps (see Record for their names)."""
+    """Scores reached while training, after ``step`` steps (see Record for their names).
+
+    attention: how far the teacher's objects attend to their own label, from 0 (all labels of the image alike) to 1 (see
+    lgd/attention.py).
+    """
 
     step: int
     student: Scores
     teacher: Scores | None = None
     student_mask: Scores | None = None
     teacher_mask: Scores | None = None
+    attention: float | None = None
 
 
 class Pretraining(Settings):

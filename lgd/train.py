@@ -451,6 +451,7 @@ class _Training:
             teacher=teacher.box if teacher else None,
             student_mask=student.mask,
             teacher_mask=teacher.mask if teacher else None,
+            attention=teacher.attention if teacher else None,
         )
         self.evaluations.append(point)
         if parallel.first():

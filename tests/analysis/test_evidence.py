@@ -82,6 +82,18 @@ def _built(tmp_path: Path, *arguments: object) -> str:
     return output.read_text(encoding="utf-8")
 
 
+def test_attention_is_shown_where_it_was_measured(results: Make, tmp_path: Path) -> None:
+    head = "attention to the own label"
+    assert head not in _built(tmp_path, results("without", grid(EVIDENCE), seeds=2))
+    points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), "attention": 0.256}]
+    text = _built(tmp_path, results("with", grid(EVIDENCE), seeds=2, evaluations=points))
+    assert head in text
+    row = next(line for line in text.splitlines() if line.startswith("| RetinaNet LGD") and "0.26" in line)
+    table = text[: text.index(row)].splitlines()[::-1]
+    columns = next(line for line in table if line.startswith("| arm")).split("|")
+    assert row.split("|")[[x.strip() for x in columns].index(head)].strip() == "0.26"
+
+
 def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) -> None:
     place = results("evidence-tiny", grid(EVIDENCE))
     (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
