@@ -1,8 +1,9 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
-An arm that is matched to another trains for its reference's steps times that one's cost: its device-seconds of
-training (lgd/meter.py) over the reference's, both over the seeds that both finished; at least one step more than that.
-A sweep keeps the steps once they are known.
+An arm that is matched to another trains for the steps of the arm that it is paced by, times what the matched one cost
+against that: in device-seconds of training (lgd/meter.py), over the seeds that both finished. A frozen teacher's own
+training does not count, or no time would be left. A baseline gets at least one step more than it had. A sweep keeps the
+steps once they are known.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ def settled(
         if not arm.matched or arm.name in steps:
             continue
         trained = [
-            plan(replace(grid, arms=(arms[name],)), base, seeds, overrides, output)
-            for name in (arm.matched, grid.references[arm.name])
+            plan(replace(grid, arms=(arms[name],)), base, seeds, overrides, output) for name in (arm.matched, arm.paced)
         ]
         records = [earlier(trial.directory, trial.experiment) for trials in trained for trial in trials]
         there = [record for record in records if record is not None]
         ratio = paired_ratio(*(by_seed(finished(there, trials[0].arm), training_device_seconds) for trials in trained))
         if len(there) == len(records) and ratio is not None:
-            own = trained[1][0].experiment.schedule.steps
-            # Where both cost the same it would be the reference once more, which no sweep trains twice.
-            steps[arm.name] = max(own + 1, round(own * ratio.value))
+            schedule = trained[1][0].experiment.schedule
+            own, wanted = schedule.steps, round(schedule.steps * ratio.value)
+            if arm.paced == grid.references[arm.name]:
+                wanted = max(wanted, own)
+            wanted = max(wanted, schedule.warmup_steps + 1)
+            # Where both cost the same it would be the same training once more, which no sweep trains twice.
+            steps[arm.name] = wanted + (wanted == own)
     return steps
 
 

@@ -609,7 +609,7 @@ def show_noise_floor(frame: pd.DataFrame) -> Shown:
         rows=rows,
         notes=[
             f"±, n seeds: half the {CONFIDENCE:.0%} Student t interval of the difference between two such trainings"
-            " with n seeds each, were they independent; a gain below it cannot be told from noise.",
+            " with n seeds each, were they independent; a gain of that size is as often missed as found.",
             *_marked(frame),
         ],
     )

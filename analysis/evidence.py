@@ -62,11 +62,15 @@ AP: Value = score("AP")
 def keep(source: Path, target: Path) -> list[Path]:
     """Copy what is worth keeping of a results directory, and write its ``records.csv`` and ``table.md``; their paths.
 
-    Raises InputError where there is no record.
+    Raises InputError where there is no record, and where ``target`` has a trial that ``source`` lacks: the page would
+    mix two sweeps.
     """
     runs = load_runs(source)
     if not runs:
         raise InputError(f"{source}: no trials/*/record.json in it")
+    for other in sorted(target.glob("trials/*/record.json")):
+        if not (source / other.relative_to(target)).exists():
+            raise InputError(f"{other} is no trial of {source}: remove {target}, or keep under another name")
     copied = []
     for path in sorted(x for pattern in KEPT for x in source.glob(pattern)):
         copied.append(target / path.relative_to(source))
@@ -80,11 +84,15 @@ def keep(source: Path, target: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of the grid in one directory; ``families``: by the arm that they are compared with, its arms in order."""
+    """Runs of the grid in one directory.
+
+    mark: what tells its title from another's. families: by the arm that they are compared with, its arms in order.
+    """
 
     directory: Path
     runs: tuple[Run, ...]
     grid: Grid
+    mark: str = ""
 
     @property
     def records(self) -> list[Record]:
@@ -103,7 +111,7 @@ class Study:
     def title(self) -> str:
         data = " and ".join(dict.fromkeys(Path(r.experiment.data.source).name for r in self.records))
         steps = self.records[0].experiment.schedule.steps
-        return f"Preset {self.records[0].preset}, data {data}, {steps} steps"
+        return f"Preset {self.records[0].preset}, data {data}, {steps} steps{self.mark}"
 
     @property
     def on_gpu(self) -> bool:
@@ -135,7 +143,9 @@ def studies(directories: Iterable[Path]) -> tuple[list[Study], list[tuple[Path, 
             floors.append((directory, floor))
         if not ours and not floor:
             raise InputError(f"{directory}: no run of the grids {EVIDENCE} and {NOISE_FLOOR.name} in it")
-    return found, floors
+    titles = [study.title for study in found]
+    marked = [replace(x, mark=f" ({x.directory.name})") if titles.count(x.title) > 1 else x for x in found]
+    return marked, floors
 
 
 # ------------------------------------------------------------------------------------------------ in words
@@ -214,18 +224,20 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 PREPARED = """No run on a GPU is among these records. It is prepared: the first command trains the same grid with a
-ResNet-18, each detector's FGFI besides, on real pictures, and ends when its time is over; the second goes on from the
-checkpoints, as often as it takes.
+ResNet-18, each detector's FGFI besides and every arm in LGD's time besides, on real pictures, the second on made ones at a
+GPU's scale; each ends when its time is over. The third goes on from the checkpoints, as often as it takes.
 
 ```sh
 python ablations/run.py --grid evidence --preset small --data voc:../shared/data/bccd --seeds 5 --max-time 8m --output results/evidence-bccd
+python ablations/run.py --grid evidence --preset small --seeds 5 --max-time 8m --output results/evidence-shapes
 python ablations/run.py --resume results/evidence-bccd --max-time 8m
 python -m analysis.evidence results/evidence-bccd --keep benchmarks/results
 ```
 
-The directory may be carried to another machine and resumed there (`--data voc:DIR` where the pictures lie elsewhere).
-Where weights are too large to carry, what `--keep` leaves will do: what has a record is not run again, a training that
-was cut begins anew, and so does an FGFI teacher that is still needed."""  # noqa: E501  commands are one line
+The directory may be carried to another machine and resumed there (`--data voc:DIR` where the pictures lie elsewhere); keep
+to one kind of machine, for the steps of equal time follow from what training cost. Where weights are too large to carry,
+what `--keep` leaves will do: what has a record is not run again, a training that was cut begins anew, and so does an FGFI
+teacher that is still needed."""  # noqa: E501  commands are one line
 
 
 def in_short(study: Study) -> Iterator[str]:
@@ -234,9 +246,10 @@ def in_short(study: Study) -> Iterator[str]:
     for reference, arms in study.families.items():
         for arm in arms:
             lgd = arm.matched
-            if lgd:
-                yield f"{sentence(lgd, 'the baseline trained for as long', study.over(lgd, arm.name))}"
-            elif arm.name != reference and not arm.changes:
+            if lgd and arm.paced == reference:
+                ahead = study.over(lgd, arm.name)
+                yield f"{study.title}, {where}: {sentence(lgd, 'the baseline trained for as long', ahead)}"
+            elif not lgd and arm.name != reference and not arm.changes:
                 gain = study.over(arm.name, reference)
                 yield f"{study.title}, {where}: {sentence(arm.name, 'the baseline after as many steps', gain)}"
 
@@ -282,10 +295,11 @@ def warning(study: Study) -> str:
         return ""
     e = first.experiment
     width, place = e.detector.backbone.resolved_width, "a GPU" if study.on_gpu else "a CPU"
+    batches = " or ".join(map(str, sorted({r.experiment.schedule.batch for r in study.records})))
     return (
         f"> **Preset {first.preset} on {place}: no evidence for or against the method at the paper's size.** Backbones"
         f" are a {e.detector.backbone.name} of width {width} from scratch, trained for {e.schedule.steps} steps of"
-        f" {e.schedule.batch} images on {first.data.get('train_images', 'unknown')} pictures of shorter side"
+        f" {batches} images on {first.data.get('train_images', 'unknown')} pictures of shorter side"
         f" {min(e.data.min_sizes)} to {max(e.data.min_sizes)}."
     )
 
@@ -360,39 +374,41 @@ def _equal_time(study: Study) -> Iterator[str]:
     rows, said = [], []
     for reference, arms in study.families.items():
         for arm in (x for x in arms if x.matched):
-            title = reference.removesuffix(" baseline")
-            longer, ahead = study.over(arm.name, reference), study.over(arm.matched, arm.name)
+            longer, ahead = study.over(arm.name, arm.paced), study.over(arm.matched, arm.name)
             steps = {r.experiment.schedule.steps for r in finished(study.records, arm.name).values()}
             rows.append(
                 [
-                    title,
+                    arm.paced,
                     " / ".join(map(str, sorted(steps))) or NONE,
-                    *(quantity(study.mean(x, training_device_seconds), "s") for x in (arm.matched, arm.name)),
-                    *(number(study.mean(x, AP)) for x in (arm.matched, arm.name)),
+                    *(quantity(study.mean(x, training_device_seconds), "s") for x in (arm.name, arm.matched)),
+                    *(number(study.mean(x, AP)) for x in (arm.name, arm.matched)),
                     shown(ahead),
                     shown(longer),
                 ]
             )
-            said.append(sentence(arm.matched, "the baseline in equal time", ahead))
-            said.append(
-                f"{title}: as many device-seconds as LGD's change the baseline's AP by {shown(longer)}: "
-                + {
-                    "more": "it had not converged after the steps that all arms share.",
-                    "noise": "no sign that the steps that all arms share were too few for it.",
-                    "less": "more steps made it worse.",
-                    "": VERDICTS[""] + ".",
-                }[told(longer)]
-            )
+            said.append(sentence(arm.matched, f"{arm.paced} in equal time", ahead))
+            if arm.paced == reference:
+                title = reference.removesuffix(" baseline")
+                said.append(
+                    f"{title}: as many device-seconds as LGD's change the baseline's AP by {shown(longer)}: "
+                    + {
+                        "more": "it had not converged after the steps that all arms share.",
+                        "noise": "no sign that the steps that all arms share were too few for it.",
+                        "less": "more steps made it worse.",
+                        "": VERDICTS[""] + ".",
+                    }[told(longer)]
+                )
     if not rows:
         yield "No arm was trained in equal time."
         return
     header = [
-        *("detector", "steps of the baseline", "LGD device-s", "baseline device-s", "LGD AP", "baseline AP"),
-        *("LGD over that baseline", "that baseline over the shorter one"),
+        *("arm in LGD's time", "its steps", "device-s", "LGD's", "AP", "LGD's"),
+        *("LGD over it", "it over itself after the shared steps"),
     ]
     note = (
-        "The baseline's steps are the shared steps times what LGD cost against it, in device-seconds of training over"
-        " all seeds, as measured by the first part of the same sweep (ablations/equal_time.py)."
+        "Its steps are the shared steps times what LGD cost against it, in device-seconds of training over the seeds"
+        " that the sweep was begun with, as measured by its first part (ablations/equal_time.py); a frozen teacher's"
+        " training is not counted."
     )
     yield markdown(Shown("", header, rows, [note]), title=False)
     yield bullets(said)
@@ -410,7 +426,7 @@ def _decided(study: Study) -> Iterator[str]:
             for other in [reference, whole] if is_part else [reference]:
                 found = study.over(arm.name, other)
                 groups[told(found)].append(f"{arm.name} over {other}: {shown(found)}")
-                count += 1
+                count += bool(told(found))
     heads = {
         "more": "**Helped: more AP than what it is compared with.**",
         "less": "**Did harm: less AP.**",
@@ -421,9 +437,14 @@ def _decided(study: Study) -> Iterator[str]:
         if lines or key:
             yield f"{heads[key]}\n\n{bullets(lines) if lines else 'None.'}"
     yield (
-        f"These are {count} comparisons: by chance alone, {count * (1 - CONFIDENCE):.1f} of their intervals would leave"
+        f"{count} comparisons have an interval: by chance alone, {count * (1 - CONFIDENCE):.1f} of those would leave"
         " zero out."
     )
+    if any(arm_of(run.record).endswith("FGFI") for run in study.runs):
+        yield (
+            "All seeds of an FGFI arm imitate one teacher, trained once: its intervals do not hold what another teacher"
+            " would have changed."
+        )
 
 
 def _floor(directory: Path, runs: Sequence[Run]) -> Iterator[str]:
@@ -438,8 +459,8 @@ def _floor(directory: Path, runs: Sequence[Run]) -> Iterator[str]:
         if row["sd"] is not None:
             yield (
                 f"Between {row['seeds']} seeds of one training AP has a standard deviation of {row['sd']:.2f} points."
-                f" Were two arms independent, five seeds of each could tell a difference of {row['detectable_5']:.2f}"
-                " points from none; what pairing gains over that shows in the intervals above."
+                f" Were two arms independent, the interval of their difference over five seeds each would be"
+                f" ±{row['detectable_5']:.2f} points; what pairing gains over that shows in the intervals above."
             )
 
 

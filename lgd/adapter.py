@@ -53,7 +53,7 @@ class RelationAdapter(nn.Module):
         return self.output(joined)
 
     def own_weights(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
-        """The attention that each object pays to its own entry, mean over the heads: (L, B, N), float32.
+        """The attention that each object pays to its own entry, mean over the heads: (L, B, N).
 
         Only for a variant that attends (``attends``). What a padding slot has there means nothing.
         """

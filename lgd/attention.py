@@ -16,9 +16,9 @@ from lgd.teacher import ImplicitTeacher
 class OwnAttention:
     """By how much more than an equal share objects attend to their own label, over images and pyramid levels.
 
-    0: each object sees the average of its image's labels; 1: its own alone; below 0: the others'. Without an encoder it
-    is the own appearance. Objects alone in their image count only where they have the context object beside them; the
-    context object itself and the stand-in of an image without objects never count.
+    0: each object sees the average of its image's labels; 1: its own alone; below 0: the others'. Every level counts
+    alike. Objects alone in their image count only where they have the context object beside them; the context object
+    itself and the stand-in of an image without objects never count.
     """
 
     def __init__(self, context: bool) -> None:
@@ -43,9 +43,17 @@ class OwnAttention:
 
 @contextmanager
 def watching(teacher: Any) -> Iterator[OwnAttention | None]:
-    """Inside the block, what passes through ``teacher`` is taken in; None where there is no attention to watch."""
-    adapter = teacher.relation_adapter if isinstance(teacher, ImplicitTeacher) else None
-    if adapter is None or not (adapter.attends and adapter.exchange):
+    """Inside the block, what passes through ``teacher`` is taken in.
+
+    None where there is nothing of the kind: where objects do not ask for labels (no encoder, other variants), see
+    themselves alone (adapter off), or leave no trace in the features (mapper off).
+    """
+    if not isinstance(teacher, ImplicitTeacher) or not (
+        teacher.label_encoder is not None
+        and teacher.relation_adapter.variant == "appearance_queries"
+        and teacher.relation_adapter.exchange
+        and teacher.knowledge_mapper.write
+    ):
         yield None
         return
     seen = OwnAttention(teacher.context)
@@ -53,7 +61,7 @@ def watching(teacher: Any) -> Iterator[OwnAttention | None]:
     def take_in(module: RelationAdapter, inputs: tuple[Any, Any, Tensor], _: Tensor) -> None:
         seen.add(module.own_weights(*inputs), inputs[2])
 
-    handle = adapter.register_forward_hook(take_in)
+    handle = teacher.relation_adapter.register_forward_hook(take_in)
     try:
         yield seen
     finally:

@@ -5,8 +5,9 @@ fade on its way to the features: each linear map shrinks the signal, two random 
 shared by an image's objects drown the 64 that are an object's own. Above all, descriptors of different objects are
 nearly the same vector (a one-hot of K classes has K - 1 entries of -1), and what a ReLU lets through has a mean, the
 same for all objects and larger than what tells them apart. Keys that are all alike leave attention uniform: every
-object is given the average of its image's labels, and the gradient hardly leads out of that (docs/evidence.md). What
-follows keeps an object's own label audible from the first step.
+object is given the average of its image's labels (docs/evidence.md has a training that stayed there; lgd/attention.py
+measures it). What follows keeps an object's own label audible from the first step. It reaches from the descriptors to
+keys and queries; the first layers of the encoder's small networks and what comes after attention start as He has it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def init_identity(linear: nn.Linear, size: int) -> None:
 
 
 def init_centred(*linears: nn.Linear) -> None:
-    """Let the weights of each output sum to zero: what all inputs have in common, a ReLU's mean, does not pass."""
+    """Let the weights of each output sum to zero: what all its inputs share, such as the mean of a ReLU's outputs, does
+    not pass."""
     with torch.no_grad():
         for linear in linears:
             linear.weight -= linear.weight.mean(dim=1, keepdim=True)

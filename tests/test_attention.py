@@ -65,9 +65,12 @@ def test_equal_keys_are_zero_and_isolated_objects_are_not_watched() -> None:
     assert count == (3 + 2) * len(SIZES)
     teacher.instruct(features, objects)
     assert seen.totals()[1] == count
-    for other in (ImplicitTeacher(16, CLASSES, adapter=False), ImplicitTeacher(16, CLASSES, variant="label_only")):
-        with watching(other) as nothing:
-            assert nothing is None
+    for switched in (
+        *({"encoder": False}, {"adapter": False}, {"mapper": False}),
+        *({"variant": "label_only"}, {"variant": "appearance_only"}, {"variant": "label_queries"}),
+    ):
+        with watching(ImplicitTeacher(16, CLASSES, **switched)) as nothing:
+            assert nothing is None, switched
     with watching(nn.Identity()) as nothing:
         assert nothing is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from ablations.equal_time import lasting, settled
 from ablations.grids import EVIDENCE, Trial, grid, plan
-from ablations.presets import TINY
+from ablations.presets import TINY, preset
 from lgd import train
 from lgd.data import train_loader
 from lgd.export import student_of
@@ -71,10 +72,27 @@ def test_the_longer_baseline_is_the_baseline_but_for_its_steps(tmp_path: Path) -
         whole = grid(EVIDENCE, size)
         arms = {arm.name: arm for arm in whole.arms}
         for arm in (x for x in whole.arms if x.matched):
-            longer, reference = lasting(arm, {arm.name: 777}), arms[whole.references[arm.name]]
+            longer, reference = lasting(arm, {arm.name: 777}), arms[arm.paced]
             assert longer.setting == reference.setting
             assert longer.changes == {**reference.changes, "schedule.steps": 777}
             assert lasting(arm, {}) == arm
+
+
+def test_on_a_gpu_every_arm_gets_lgds_time(tmp_path: Path) -> None:
+    whole, base = grid(EVIDENCE, "small"), preset("small")
+    shared = {arm.name for arm in whole.arms if not arm.matched}
+    assert {arm.paced for arm in whole.arms if arm.matched} == {x for x in shared if not x.endswith(" LGD")}
+    chosen = replace(whole, arms=tuple(x for x in whole.arms if x.name.startswith("RetinaNet")))
+    trials = {t.arm: t for t in plan(chosen, base, 1, [], tmp_path)}
+    costs = {"RetinaNet baseline": 10.0, "RetinaNet LGD": 15.0, "RetinaNet FGFI": 20.0, "RetinaNet label only": 15.0}
+    for name, trial in trials.items():
+        _save(trial, costs.get(name, 300.0))
+    steps = settled(chosen, base, 1, [], tmp_path, {})
+    assert steps["RetinaNet baseline in equal time"] == 3000
+    assert steps["RetinaNet FGFI in equal time"] == 1500
+    assert steps["RetinaNet label only in equal time"] == 2001
+    # Too dear to train at all in that time: no schedule is shorter than its warm-up.
+    assert steps["RetinaNet without mapper in equal time"] == 201
 
 
 class _Seen:

@@ -127,7 +127,7 @@ def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) ->
     longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
     assert f"change the baseline's AP by {longer}: it had not converged" in text
     # Seven arms against RetinaNet's baseline, six against LGD whole, one each for the two other detectors.
-    assert "These are 15 comparisons: by chance alone, 0.8 " in text
+    assert "15 comparisons have an interval: by chance alone, 0.8 " in text
     assert "> **Preset tiny on a CPU: no evidence" in text
     assert "950" in text
     assert "### Why\n\nBecause *so*.\n" in text
@@ -152,6 +152,22 @@ def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_
     assert "student.pth" not in files
     assert [x.record for x in load_runs(kept / "evidence-tiny")] == [x.record for x in load_runs(place)]
     assert _built(tmp_path, kept / "evidence-tiny") == first
+
+
+def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    older, newer = results("older", grid(EVIDENCE), seeds=2), results("newer", grid(EVIDENCE), seeds=1)
+    keep(older, kept)
+    with pytest.raises(InputError, match=r"seed1/record\.json is no trial of .*newer"):
+        keep(newer, kept)
+    # The same one with more in it is.
+    keep(newer, tmp_path / "grows")
+    keep(older, tmp_path / "grows")
+    assert len(load_runs(tmp_path / "grows")) == len(load_runs(older))
+    text = _built(tmp_path, older, newer)
+    assert "## Preset tiny, data shapes, 500 steps (older)" in text
+    assert "- Preset tiny, data shapes, 500 steps (newer), the CPU: RetinaNet LGD against" in text
+    assert "## Preset tiny, data shapes, 500 steps\n" in _built(tmp_path, older)
 
 
 def test_a_gpu_study_of_part_of_the_arms(results: Make, tmp_path: Path) -> None:
