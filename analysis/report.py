@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ SEARCHED = "search-"
 class Sweep(NamedTuple):
     """What a results directory is about: arms to show, in their order, what they are compared with, and their grid.
 
-    not_run: what the sweep did not get to, and why, a line each.
+    not_run: what the sweep did not get to, and why, a line an arm.
     """
 
     arms: list[str]
@@ -93,5 +93,16 @@ def order(directory: Path, records: Sequence[Record]) -> Sweep:
     if "search" in sweep:
         arms = [*arms, *sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})]
     ended = sweep.get("ended", {})
-    not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {name}." for name in ended.get("not_run", ()))
+    not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {x}." for x in _by_arm(ended.get("not_run", ())))
     return Sweep(arms, reference, str(sweep.get("grid", "")), not_run)
+
+
+def _by_arm(trials: Iterable[str]) -> Iterator[str]:
+    """``arm, seed 0`` and ``arm, seed 1`` as ``arm, seeds 0, 1``; what is said of a seed stays with it."""
+    seeds: dict[str, list[str]] = {}
+    for trial in trials:
+        arm, found, seed = trial.rpartition(", seed ")
+        # What is no trial is said as it is.
+        seeds.setdefault(arm or trial, []).extend([seed] if found else [])
+    for arm, of in seeds.items():
+        yield f"{arm}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else arm

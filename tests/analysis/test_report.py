@@ -57,6 +57,25 @@ def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
             {"arms": ["LGD"], "grid": "g", "ended": {"why": "time is over", "not_run": ["LGD, seed 1"]}},
             Sweep(["LGD"], "LGD", "g", ("Not run (time is over): LGD, seed 1.",)),
         ),
+        (
+            {
+                "arms": ["LGD"],
+                "ended": {
+                    "why": "",
+                    "not_run": ["LGD, seed 1 (checkpoint after step 5)", "A, seed 0", "LGD, seed 2", "3 samples"],
+                },
+            },
+            Sweep(
+                ["LGD"],
+                "LGD",
+                "",
+                (
+                    "Not run (no record): LGD, seeds 1 (checkpoint after step 5), 2.",
+                    "Not run (no record): A, seed 0.",
+                    "Not run (no record): 3 samples.",
+                ),
+            ),
+        ),
     ],
 )
 def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: Sweep) -> None:
