@@ -4,10 +4,11 @@ A teacher is worth learning from once it uses the labels. torch's default initia
 fade on its way to the features: each linear map shrinks the signal, two random matrices mix it, and the 1,024 numbers
 shared by an image's objects drown the 64 that are an object's own. Above all, descriptors of different objects are
 nearly the same vector (a one-hot of K classes has K - 1 entries of -1), and what a ReLU lets through has a mean, the
-same for all objects and larger than what tells them apart. Keys that are all alike leave attention uniform: every
-object is given the average of its image's labels (docs/evidence.md has a training that stayed there; lgd/attention.py
-measures it). What follows keeps an object's own label audible from the first step. It reaches from the descriptors to
-keys and queries; the first layers of the encoder's small networks and what comes after attention start as He has it.
+same for all objects and larger than what tells them apart. Keys and values that are all alike make every object see one
+and the same thing, whatever attention does (docs/evidence.md has a training that stayed there for 1,500 steps). What
+follows keeps the labels of different objects apart from the first step. It reaches from the descriptors to keys, values
+and queries; the first layers of the encoder's small networks and what comes after attention start as He has it. Which
+label an object asks for is left to training: lgd/attention.py measures it.
 """
 
 from __future__ import annotations
