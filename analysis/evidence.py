@@ -170,10 +170,26 @@ def shown(found: Difference | None) -> str:
     return NONE if found is None else with_interval(found.mean, found.low, found.high)
 
 
+def in_thousandths(found: Difference | None) -> str:
+    """As :func:`shown`, with three decimals: of losses."""
+    if found is None:
+        return NONE
+    interval = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.mean:+.3f}{interval}"
+
+
 def whole_cost(record: Record) -> float | None:
     """Device-seconds of the training, a frozen teacher's whole one included."""
     seconds = training_device_seconds(record)
     return None if seconds is None else seconds + (record.pretraining.full if record.pretraining else 0.0)
+
+
+def own_loss(record: Record) -> float | None:
+    """The student's detection losses at the end of the training, summed: mean over the last fifth of their curves."""
+    own = [x for name, x in record.losses.items() if name not in ("total_loss", "loss_distill") and "/" not in name]
+    if not own or not all(own):
+        return None
+    return sum(fmean(value for _, value in curve[-max(len(curve) // 5, 1) :]) for curve in own)
 
 
 def attention(record: Record) -> float | None:
@@ -327,6 +343,10 @@ def _family(study: Study, reference: str, arms: Sequence[Arm], own: Sequence[str
         yield f"Between {between} the baseline's AP rose by {number(rise)} points (mean over seeds)."
 
 
+OWN_LOSS = (
+    "Own losses: the student's detection losses in training, summed, mean over the last fifth of the curve: how well it"
+    " fits, not how well it detects on other pictures."
+)
 DEVICE_S = "device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."
 ATTENTION = (
     "Attention to the own label: 0, each object sees all labels of its image alike; 1, its own alone"
@@ -349,6 +369,7 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
                 *(NONE if plain else shown(study.over(arm, reference, score(x))) for x in ("AP50", "AP75")),
                 NONE if plain or arm == whole else shown(study.over(arm, whole)),
                 shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
+                NONE if plain else in_thousandths(study.over(arm, reference, own_loss)),
                 *([NONE if watched[arm] is None else f"{watched[arm]:.2f}"] if some else []),
                 quantity(study.mean(arm, whole_cost), "s"),
                 NONE if ratio is None else quantity(ratio.value, "x"),
@@ -358,11 +379,12 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
         "",
         [
             *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
+            "own losses over baseline",
             *(["attention to the own label"] if some else []),
             *("device-s", "times the baseline's"),
         ],
         rows,
-        [DEVICE_S, *([ATTENTION] if some else [])],
+        [OWN_LOSS, DEVICE_S, *([ATTENTION] if some else [])],
     )
 
 
@@ -436,10 +458,9 @@ def _decided(study: Study) -> Iterator[str]:
     for key, lines in groups.items():
         if lines or key:
             yield f"{heads[key]}\n\n{bullets(lines) if lines else 'None.'}"
-    yield (
-        f"{count} comparisons have an interval: by chance alone, {count * (1 - CONFIDENCE):.1f} of those would leave"
-        " zero out."
-    )
+    if count:
+        chance = count * (1 - CONFIDENCE)
+        yield f"{count} comparisons have an interval: by chance alone, {chance:.1f} of those would leave zero out."
     if any(arm_of(run.record).endswith("FGFI") for run in study.runs):
         yield (
             "All seeds of an FGFI arm imitate one teacher, trained once: its intervals do not hold what another teacher"

@@ -12,7 +12,7 @@ import pytest
 from ablations.equal_time import lasting
 from ablations.grids import EVIDENCE, NOISE_FLOOR, Grid, grid, plan
 from ablations.presets import preset
-from analysis.evidence import keep, main, studies, told
+from analysis.evidence import in_thousandths, keep, main, own_loss, studies, told
 from analysis.records import load_runs
 from analysis.statistics import mean_interval, paired_difference
 from lgd.errors import InputError
@@ -92,6 +92,24 @@ def test_attention_is_shown_where_it_was_measured(results: Make, tmp_path: Path)
     table = text[: text.index(row)].splitlines()[::-1]
     columns = next(line for line in table if line.startswith("| arm")).split("|")
     assert row.split("|")[[x.strip() for x in columns].index(head)].strip() == "0.26"
+
+
+def test_the_students_own_losses_are_compared(results: Make, tmp_path: Path) -> None:
+    curve = [(20 * i, 1.0) for i in range(1, 9)]
+    losses = {
+        "total_loss": [(160, 99.0)], "loss_distill": [(160, 9.0)], "instructive/loss_cls": [(160, 9.0)],
+        "loss_cls": [*curve, (180, 0.5), (200, 0.25)], "loss_box_reg": [(200, 0.5)],
+    }  # fmt: skip
+    place = results("tiny", grid(EVIDENCE), seeds=2, losses=losses)
+    record = next(x.record for x in load_runs(place) if x.record.arm == "RetinaNet LGD")
+    # Of ten points the last two, of one the one.
+    assert own_loss(record) == 0.375 + 0.5
+    assert own_loss(record.model_copy(update={"losses": {}})) is None
+    text = _built(tmp_path, place)
+    assert "own losses over baseline" in text
+    assert "+0.000 [+0.000, +0.000]" in text
+    assert in_thousandths(paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})) == "-0.500 [-0.500, -0.500]"
+    assert in_thousandths(None) == "–"
 
 
 def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) -> None:
