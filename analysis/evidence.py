@@ -271,7 +271,7 @@ def in_short(study: Study) -> Iterator[str]:
 
 
 def sentence(arm: str, other: str, found: Difference | None) -> str:
-    seeds = f", {found.n} seeds" if found else ""
+    seeds = f", {found.n} seed{'s' * (found.n > 1)}" if found else ""
     return f"{arm} against {other}: AP {shown(found)}{seeds}: {VERDICTS[told(found)]}."
 
 
