@@ -44,7 +44,7 @@ class Evaluated(NamedTuple):
     """Scores of the boxes, and of the masks where the detector makes them.
 
     attention: of the teacher's objects to their own label (see OwnAttention); None for a student, and for a teacher
-    without attention.
+    whose objects do not ask for labels.
     """
 
     box: Scores
