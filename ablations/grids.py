@@ -166,6 +166,10 @@ CURVE = 5
 STUDENT, TEACHER = "resnet18", "resnet50"
 """Backbones of the students, and of FGFI's teachers, on a GPU: light enough for five seeds of every arm."""
 
+EVERYWHERE = ("baseline", "LGD", "without adapter")
+"""Components that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
+whether the exchange between objects is what holds LGD back."""
+
 
 def _evidence(size: str) -> Grid:
     """Does it help? Each detector against its own baseline, after equal steps and in equal time.
@@ -188,8 +192,10 @@ def _evidence(size: str) -> Grid:
             # Pictures that are wider than high keep the sizes that the preset draws from.
             setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
         curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
-        for arm in COMPONENTS.arms if detector == "retinanet" else COMPONENTS.arms[:2]:
-            looked_at = curve if arm.name in ("baseline", "LGD") else setting
+        for arm in COMPONENTS.arms:
+            if detector != base.detector.name and arm.name not in EVERYWHERE:
+                continue
+            looked_at = curve if arm.name in EVERYWHERE else setting
             arms.append(replace(arm, name=f"{title} {arm.name}", setting=looked_at, reference=baseline))
         if size != "tiny":
             teacher = {"method.name": "fgfi"} | ({"method.fgfi.backbone.name": TEACHER} if size == "small" else {})

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
-from ablations.grids import COMPONENTS, EVIDENCE, NAMES, NOT_HERE, TABLES, Arm, grid, plan
+from ablations.grids import COMPONENTS, EVERYWHERE, EVIDENCE, NAMES, NOT_HERE, TABLES, Arm, grid, plan
 from ablations.presets import PAPER, TINY, Preset, preset, sized
 from analysis.records import identity
 from lgd import train
@@ -161,7 +161,7 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
     of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
     # So runs of the components and noise-floor grids are runs of these arms.
     assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
-    assert len(tiny) == len(COMPONENTS.arms) + 4
+    assert len(tiny) == len(COMPONENTS.arms) + 2 * len(EVERYWHERE)
     assert small.keys() - tiny.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
     assert [small[f"{x} LGD"].schedule.resolved_lr for x in ("RetinaNet", "FCOS", "Faster R-CNN")] == [0.01, 0.01, 0.02]
     for name, x in small.items():
