@@ -42,7 +42,7 @@ from analysis.tables import arms_shown, notes
 from lgd.cli import Parser, answer
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.record import Record
+from lgd.record import EvaluationPoint, Record
 
 NOTES = "notes.md"
 """In a results directory: a person's reading of it."""
@@ -335,6 +335,9 @@ def _family(study: Study, reference: str, arms: Sequence[Arm], own: Sequence[str
         if figure is not None:
             drawn = save(figure, study.directory / f"{stem}-curves")
             yield picture(f"AP of {title} while training", drawn[0], output)
+    grown = _while_training(study, arms)
+    if grown.rows:
+        yield markdown(grown, title=False)
     rise = study.mean(reference, last_rise)
     if rise is not None:
         points = finished(study.records, reference).values()
@@ -386,6 +389,36 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
         rows,
         [OWN_LOSS, DEVICE_S, *([ATTENTION] if some else [])],
     )
+
+
+WATCHED: tuple[tuple[str, Callable[[EvaluationPoint], float | None], int], ...] = (
+    ("", lambda x: x.student.AP, 1),
+    (": its teacher", lambda x: x.teacher.AP if x.teacher else None, 1),
+    (": attention to the own label", lambda x: x.attention, 2),
+)
+"""What a row of the table of a training's course shows after the arm's name, and with how many decimals."""
+
+
+def _while_training(study: Study, arms: Sequence[Arm]) -> Shown:
+    """AP, the teacher's and its attention at the steps of the curves, means over seeds; without a curve no rows.
+
+    Arms in equal time are left out: their steps are others.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for arm in (x for x in arms if not x.matched):
+        records = finished(study.records, arm.name).values()
+        points = [point for record in records if len(record.evaluations) > 1 for point in record.evaluations]
+        for what, value, digits in WATCHED:
+            by_step: dict[int, list[float]] = {}
+            for point in points:
+                x = value(point)
+                if x is not None:
+                    by_step.setdefault(point.step, []).append(x)
+            if by_step:
+                found[arm.name + what] = {step: f"{fmean(xs):.{digits}f}" for step, xs in by_step.items()}
+    steps = sorted({step for row in found.values() for step in row})
+    rows = [[name, *(row.get(step, NONE) for step in steps)] for name, row in found.items()]
+    return Shown("", ["AP, mean over seeds, after step", *map(str, steps)], rows)
 
 
 def picture(text: str, path: Path, output: Path) -> str:

@@ -94,6 +94,28 @@ def test_attention_is_shown_where_it_was_measured(results: Make, tmp_path: Path)
     assert row.split("|")[[x.strip() for x in columns].index(head)].strip() == "0.26"
 
 
+def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_path: Path) -> None:
+    text = _built(tmp_path, results("tiny", grid(EVIDENCE), seeds=2))
+    head = "AP, mean over seeds, after step"
+    columns = next(line for line in text.splitlines() if line.startswith(f"| {head}")).split("|")
+    assert [x.strip() for x in columns[2:-1]] == ["100", "200", "300", "400", "500"]
+
+    def row(name: str) -> list[float]:
+        line = next(x for x in text[text.index(head) :].splitlines() if x.startswith(f"| {name} "))
+        return [float(x) for x in line.split("|")[2:-1]]
+
+    records = [x.record for x in load_runs(tmp_path / "results" / "tiny") if x.record.arm == "RetinaNet LGD"]
+    assert len(records) == 2
+    for name, of in (("RetinaNet LGD", "student"), ("RetinaNet LGD: its teacher", "teacher")):
+        scores = [[getattr(point, of).AP for point in x.evaluations] for x in records]
+        assert row(name) == pytest.approx([sum(x) / 2 for x in zip(*scores, strict=True)], abs=0.051)
+    # Its steps are others.
+    assert "RetinaNet baseline in equal time: its teacher" not in text
+    assert "attention" not in text
+    one = [{"step": 500, "student": _scores(20), "teacher": _scores(30)}]
+    assert head not in _built(tmp_path, results("ends", grid(EVIDENCE), seeds=2, evaluations=one))
+
+
 def test_the_students_own_losses_are_compared(results: Make, tmp_path: Path) -> None:
     curve = [(20 * i, 1.0) for i in range(1, 9)]
     losses = {
@@ -144,8 +166,8 @@ def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) ->
     assert f"FCOS LGD against the baseline trained for as long: AP {ahead}, 5 seeds: less, beyond noise." in text
     longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
     assert f"change the baseline's AP by {longer}: it had not converged" in text
-    # Seven arms against RetinaNet's baseline, six against LGD whole, one each for the two other detectors.
-    assert "15 comparisons have an interval: by chance alone, 0.8 " in text
+    # Seven arms against RetinaNet's baseline, six against LGD whole; three of each of the two other detectors.
+    assert "19 comparisons have an interval: by chance alone, 1.0 " in text
     assert "> **Preset tiny on a CPU: no evidence" in text
     assert "950" in text
     assert "### Why\n\nBecause *so*.\n" in text
