@@ -166,8 +166,13 @@ CURVE = 5
 STUDENT, TEACHER = "resnet18", "resnet50"
 """Backbones of the students, and of FGFI's teachers, on a GPU: light enough for five seeds of every arm."""
 
-EVERYWHERE = ("baseline", "LGD", "without adapter")
-"""Components that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
+ALONE = Arm(
+    "without imitation", {"method.distill_weight": 0.0}, "what the teacher's training beside it does to the student"
+)
+"""LGD in two parts: this over the baseline, what sharing head and backbone costs; LGD over this, what imitation gives."""
+
+EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name)
+"""Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
 whether the exchange between objects is what holds LGD back."""
 
 
@@ -192,7 +197,7 @@ def _evidence(size: str) -> Grid:
             # Pictures that are wider than high keep the sizes that the preset draws from.
             setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
         curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
-        for arm in COMPONENTS.arms:
+        for arm in (*COMPONENTS.arms, ALONE):
             if detector != base.detector.name and arm.name not in EVERYWHERE:
                 continue
             looked_at = curve if arm.name in EVERYWHERE else setting
