@@ -169,7 +169,7 @@ STUDENT, TEACHER = "resnet18", "resnet50"
 ALONE = Arm(
     "without imitation", {"method.distill_weight": 0.0}, "what the teacher's training beside it does to the student"
 )
-"""LGD in two parts: this over the baseline, what sharing head and backbone costs; LGD over this, what imitation gives."""
+"""LGD in two parts: this over the baseline, what sharing head and backbone costs; LGD over it, what imitation gives."""
 
 EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name)
 """Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
