@@ -178,6 +178,10 @@ def in_thousandths(found: Difference | None) -> str:
     return f"{found.mean:+.3f}{interval}"
 
 
+def in_hundredths(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
 def whole_cost(record: Record) -> float | None:
     """Device-seconds of the training, a frozen teacher's whole one included."""
     seconds = training_device_seconds(record)
@@ -193,8 +197,13 @@ def own_loss(record: Record) -> float | None:
 
 
 def attention(record: Record) -> float | None:
-    """Of the teacher's objects to their own label at the end of the training (see lgd/attention.py)."""
+    """Of the teacher's objects to their own label at the end of the training (see lgd/label_use.py)."""
     return record.evaluations[-1].attention if record.evaluations else None
+
+
+def label_use(record: Record) -> float | None:
+    """How far the teacher's features follow the classes at the end of the training (see lgd/label_use.py)."""
+    return record.evaluations[-1].label_use if record.evaluations else None
 
 
 def last_rise(record: Record) -> float | None:
@@ -353,15 +362,24 @@ OWN_LOSS = (
 DEVICE_S = "device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."
 ATTENTION = (
     "Attention to the own label: 0, each object sees all labels of its image alike; 1, its own alone"
-    " (lgd/attention.py)."
+    " (lgd/label_use.py)."
 )
+LABEL_USE = (
+    "Label use: how far the instructive features inside boxes change when every class is exchanged for the next: 0,"
+    " not at all, the teacher does not hear what it is told; 1, as far as to unrelated ones (lgd/label_use.py)."
+)
+MEASURED: tuple[tuple[str, Value, str], ...] = (
+    ("attention to the own label", attention, ATTENTION),
+    ("label use", label_use, LABEL_USE),
+)
+"""Columns of what is measured of a teacher: head, value, and what it says. Those that nothing was measured for are left
+out."""
 
 
 def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
     """What the first table leaves out: the other scores, LGD whole as the reference, and device-seconds."""
     whole = next((x.name for x in study.grid.arms if not x.changes and x.name in arms), "")
-    watched = {arm: study.mean(arm, attention) for arm in arms}
-    some = any(x is not None for x in watched.values())
+    columns = [x for x in MEASURED if any(study.mean(arm, x[1]) is not None for arm in arms)]
     rows = []
     for arm in arms:
         plain = arm == reference
@@ -373,7 +391,7 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
                 NONE if plain or arm == whole else shown(study.over(arm, whole)),
                 shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
                 NONE if plain else in_thousandths(study.over(arm, reference, own_loss)),
-                *([NONE if watched[arm] is None else f"{watched[arm]:.2f}"] if some else []),
+                *(in_hundredths(study.mean(arm, value)) for _, value, _ in columns),
                 quantity(study.mean(arm, whole_cost), "s"),
                 NONE if ratio is None else quantity(ratio.value, "x"),
             ]
@@ -383,11 +401,11 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
         [
             *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
             "own losses over baseline",
-            *(["attention to the own label"] if some else []),
+            *(head for head, _, _ in columns),
             *("device-s", "times the baseline's"),
         ],
         rows,
-        [OWN_LOSS, DEVICE_S, *([ATTENTION] if some else [])],
+        [OWN_LOSS, DEVICE_S, *(note for _, _, note in columns)],
     )
 
 
@@ -395,6 +413,7 @@ WATCHED: tuple[tuple[str, Callable[[EvaluationPoint], float | None], int], ...] 
     ("", lambda x: x.student.AP, 1),
     (": its teacher", lambda x: x.teacher.AP if x.teacher else None, 1),
     (": attention to the own label", lambda x: x.attention, 2),
+    (": label use", lambda x: x.label_use, 2),
 )
 """What a row of the table of a training's course shows after the arm's name, and with how many decimals."""
 

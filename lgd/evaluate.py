@@ -17,12 +17,12 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from torch import nn
 
-from lgd.attention import OwnAttention, watching
 from lgd.data import DataSet, val_loader
 from lgd.distiller import Distiller
 from lgd.errors import InputError
 from lgd.experiment import Data, Evaluation
 from lgd.files import replacing
+from lgd.label_use import Watched, watching
 from lgd.record import Scores
 from lgd.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
 
@@ -43,13 +43,14 @@ LEVELS = {
 class Evaluated(NamedTuple):
     """Scores of the boxes, and of the masks where the detector makes them.
 
-    attention: of the teacher's objects to their own label (see OwnAttention); None for a student, and for a teacher
-    whose objects do not ask for labels.
+    attention: of the teacher's objects to their own label (see OwnAttention). label_use: how far its features follow
+    the classes (see LabelUse). None for a student, and for a teacher that has nothing of the kind.
     """
 
     box: Scores
     mask: Scores | None
     attention: float | None = None
+    label_use: float | None = None
 
 
 def evaluate(
@@ -78,7 +79,7 @@ def evaluate(
         with_labels=teacher,
         cuda=any(x.is_cuda for x in model.parameters()),
     )
-    seen: OwnAttention | None = None
+    seen = Watched()
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
         if teacher:
@@ -89,7 +90,7 @@ def evaluate(
         inference_on_dataset(model, loader, collected := _Collected(dataset.layout.category_ids))
     # In the order of the images, whatever the number of processes, for equal scores go by it.
     shares = comm.gather(collected.detections)
-    attended = comm.gather(seen.totals() if seen else (0.0, 0.0))
+    measured = comm.gather([meter.totals() if meter else (0.0, 0.0) for meter in seen])
     outcome: Evaluated | Exception | None = None
     if comm.is_main_process():
         # An error here has to end the other processes too, which wait for the scores.
@@ -97,9 +98,10 @@ def evaluate(
             detections = list(itertools.chain(*shares))
             if evaluation.keep_detections and directory is not None:
                 _write(detections, directory / (TEACHERS if teacher else STUDENTS))
-            total, count = map(sum, zip(*attended, strict=True))
+            sums = [tuple(map(sum, zip(*of_all, strict=True))) for of_all in zip(*measured, strict=True)]
+            attention, label_use = (total / count if count else None for total, count in sums)
             outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)._replace(
-                attention=total / count if count else None
+                attention=attention, label_use=None if label_use is None else label_use**0.5
             )
         except Exception as error:
             outcome = error

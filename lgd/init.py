@@ -8,7 +8,7 @@ same for all objects and larger than what tells them apart. Keys and values that
 and the same thing, whatever attention does (docs/evidence.md has a training that stayed there for 1,500 steps). What
 follows keeps the labels of different objects apart from the first step. It reaches from the descriptors to keys, values
 and queries; the first layers of the encoder's small networks and what comes after attention start as He has it. Which
-label an object asks for is left to training: lgd/attention.py measures it.
+label an object asks for is left to training: lgd/label_use.py measures it.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class Scores(Settings):
 class EvaluationPoint(Settings):
     """Scores reached while training, after ``step`` steps (see Record for their names).
 
-    attention: how far the teacher's objects attend to their own label, from 0 (all labels of the image alike) to 1 (see
-    lgd/attention.py).
+    attention: how far the teacher's objects attend to their own label, from 0 (all labels of the image alike) to 1.
+    label_use: how far its features follow the objects' classes, from 0 (not at all) to 1 (see lgd/label_use.py).
     """
 
     step: int
@@ -52,6 +52,7 @@ class EvaluationPoint(Settings):
     student_mask: Scores | None = None
     teacher_mask: Scores | None = None
     attention: float | None = None
+    label_use: float | None = None
 
 
 class Pretraining(Settings):

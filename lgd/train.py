@@ -452,6 +452,7 @@ class _Training:
             student_mask=student.mask,
             teacher_mask=teacher.mask if teacher else None,
             attention=teacher.attention if teacher else None,
+            label_use=teacher.label_use if teacher else None,
         )
         self.evaluations.append(point)
         if parallel.first():

@@ -82,10 +82,10 @@ def _built(tmp_path: Path, *arguments: object) -> str:
     return output.read_text(encoding="utf-8")
 
 
-def test_attention_is_shown_where_it_was_measured(results: Make, tmp_path: Path) -> None:
-    head = "attention to the own label"
+@pytest.mark.parametrize(("head", "field"), [("attention to the own label", "attention"), ("label use", "label_use")])
+def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make, tmp_path: Path) -> None:
     assert head not in _built(tmp_path, results("without", grid(EVIDENCE), seeds=2))
-    points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), "attention": 0.256}]
+    points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), field: 0.256}]
     text = _built(tmp_path, results("with", grid(EVIDENCE), seeds=2, evaluations=points))
     assert head in text
     row = next(line for line in text.splitlines() if line.startswith("| RetinaNet LGD") and "0.26" in line)
