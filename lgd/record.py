@@ -186,8 +186,8 @@ def load(path: Path) -> Record:
 def earlier(directory: Path, experiment: Experiment) -> Record | None:
     """The record in ``directory`` of a training that needs no further run: any but a failed one, or None.
 
-    What diverged would diverge again. A baseline is the same whatever the method's settings. Data of the same
-    fingerprint is the same data wherever it lies. Raises InputError when it is the record of another experiment.
+    What diverged would diverge again. Data of the same fingerprint is the same data wherever it lies. Raises InputError
+    when it is the record of another experiment.
     """
     path = directory / FILE
     if not path.exists():
@@ -199,9 +199,6 @@ def earlier(directory: Path, experiment: Experiment) -> Record | None:
         # One that failed may not have come to look at its data.
         if record.data.get("fingerprint", fingerprint) == fingerprint:
             there = there.override({"data.source": source})
-    if there.method.name == experiment.method.name == "baseline":
-        # A detector alone has none of the method's settings: a sweep that sets one need not train it again.
-        there = there.model_copy(update={"method": experiment.method})
     different = difference(there, experiment)
     if different:
         raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")

@@ -9,7 +9,7 @@ import pytest
 
 from ablations.presets import TINY
 from lgd.errors import InputError
-from lgd.record import Record, Scores, earlier, load
+from lgd.record import Record, Scores, load
 from lgd.train import failure
 
 
@@ -21,19 +21,6 @@ def _record() -> Record:
 def test_round_trip(tmp_path: Path) -> None:
     record = _record()
     assert load(record.save(tmp_path)) == record
-
-
-def test_a_baseline_is_the_same_whatever_the_methods_settings(tmp_path: Path) -> None:
-    baseline = TINY.override({"method.name": "baseline"})
-    _record().model_copy(update={"experiment": baseline}).save(tmp_path / "baseline")
-    assert earlier(tmp_path / "baseline", baseline.override({"method.lr_factor": 0.3})) is not None
-    for other, named in ((TINY, "method.name"), (baseline.override({"schedule.steps": 501}), "schedule.steps")):
-        with pytest.raises(InputError, match=f"another experiment: {named}"):
-            earlier(tmp_path / "baseline", other)
-    _record().save(tmp_path / "taught")
-    assert earlier(tmp_path / "taught", TINY) is not None
-    with pytest.raises(InputError, match=r"another experiment: method\.lr_factor"):
-        earlier(tmp_path / "taught", TINY.override({"method.lr_factor": 0.3}))
 
 
 def test_a_failure_names_its_reason_in_one_line() -> None:
