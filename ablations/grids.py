@@ -169,7 +169,8 @@ STUDENT, TEACHER = "resnet18", "resnet50"
 ALONE = Arm(
     "without imitation", {"method.distill_weight": 0.0}, "what the teacher's training beside it does to the student"
 )
-"""LGD in two parts: this over the baseline, what sharing head and backbone costs; LGD over it, what imitation gives."""
+"""LGD in two parts. This over the baseline: what the teacher's training does to the student through what both share
+(the head; the backbone too unless ``detach_appearance``). LGD over this: what imitation does."""
 
 EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name)
 """Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
@@ -200,7 +201,8 @@ def _evidence(size: str) -> Grid:
         for arm in (*COMPONENTS.arms, ALONE):
             if detector != base.detector.name and arm.name not in EVERYWHERE:
                 continue
-            looked_at = curve if arm.name in EVERYWHERE else setting
+            # A sweep that was begun before the others were looked at goes on, for its own are what they were.
+            looked_at = curve if arm.name in ("baseline", "LGD") else setting
             arms.append(replace(arm, name=f"{title} {arm.name}", setting=looked_at, reference=baseline))
         if size != "tiny":
             teacher = {"method.name": "fgfi"} | ({"method.fgfi.backbone.name": TEACHER} if size == "small" else {})

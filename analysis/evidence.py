@@ -366,7 +366,8 @@ ATTENTION = (
 )
 LABEL_USE = (
     "Label use: how far the instructive features inside boxes change when every class is exchanged for the next: 0,"
-    " not at all, the teacher does not hear what it is told; 1, as far as to unrelated ones (lgd/label_use.py)."
+    " not at all, the teacher does not hear what it is told; 1, nothing in common is left. An untrained teacher's is"
+    " high, so that only low values tell (lgd/label_use.py)."
 )
 MEASURED: tuple[tuple[str, Value, str], ...] = (
     ("attention to the own label", attention, ATTENTION),
@@ -391,7 +392,7 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
                 NONE if plain or arm == whole else shown(study.over(arm, whole)),
                 shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
                 NONE if plain else in_thousandths(study.over(arm, reference, own_loss)),
-                *(in_hundredths(study.mean(arm, value)) for _, value, _ in columns),
+                *(_measured(study, arm, value) for _, value, _ in columns),
                 quantity(study.mean(arm, whole_cost), "s"),
                 NONE if ratio is None else quantity(ratio.value, "x"),
             ]
@@ -437,7 +438,14 @@ def _while_training(study: Study, arms: Sequence[Arm]) -> Shown:
                 found[arm.name + what] = {step: f"{fmean(xs):.{digits}f}" for step, xs in by_step.items()}
     steps = sorted({step for row in found.values() for step in row})
     rows = [[name, *(row.get(step, NONE) for step in steps)] for name, row in found.items()]
-    return Shown("", ["AP, mean over seeds, after step", *map(str, steps)], rows)
+    return Shown("", ["mean over seeds, after step", *map(str, steps)], rows)
+
+
+def _measured(study: Study, arm: str, value: Value) -> str:
+    """The mean, and over how many seeds where others lack it: it may be younger than their records."""
+    found, of_all = study.values(arm, value), len(finished(study.records, arm))
+    shown = in_hundredths(fmean(found.values()) if found else None)
+    return f"{shown} ({len(found)} of {of_all} seeds)" if 0 < len(found) < of_all else shown
 
 
 def picture(text: str, path: Path, output: Path) -> str:

@@ -336,9 +336,10 @@ class Method(Settings):
 
 
 class Evaluation(Settings):
-    """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive
-    features too (teacher AP). scorer: of COCO's AP (auto: hotcoco, whose numbers are pycocotools' own, where it is
-    installed). keep_detections: keep those of the last evaluation beside the record, as COCO's results, compressed."""
+    """every: steps between evaluations while training (0: at the end only). teacher: evaluate the instructive features
+    too: teacher AP, and whether they follow the labels, for which the teacher runs twice. scorer: of COCO's AP (auto:
+    hotcoco, whose numbers are pycocotools' own, where it is installed). keep_detections: keep those of the last
+    evaluation beside the record, as COCO's results, compressed."""
 
     every: Annotated[int, Field(ge=0)] = 0
     teacher: bool = False

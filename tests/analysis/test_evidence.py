@@ -96,7 +96,7 @@ def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: 
 
 def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_path: Path) -> None:
     text = _built(tmp_path, results("tiny", grid(EVIDENCE), seeds=2))
-    head = "AP, mean over seeds, after step"
+    head = "mean over seeds, after step"
     columns = next(line for line in text.splitlines() if line.startswith(f"| {head}")).split("|")
     assert [x.strip() for x in columns[2:-1]] == ["100", "200", "300", "400", "500"]
 
