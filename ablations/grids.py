@@ -172,7 +172,19 @@ ALONE = Arm(
 """LGD in two parts. This over the baseline: what the teacher's training does to the student through what both share
 (the head; the backbone too unless ``detach_appearance``). LGD over this: what imitation does."""
 
-EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name)
+LIGHT = 0.3
+"""The instructive features' detection loss, which trains the head that the student needs, at less than the paper's 1."""
+
+_LIGHTER = tuple(
+    Arm(
+        f"{name} at weight {LIGHT:g}",
+        {**changes, "method.instructive_weight": LIGHT},
+        "less of the head for the teacher",
+    )
+    for name, changes in (("LGD", {}), ("without adapter", {"method.adapter": False}))
+)
+
+EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name, *(arm.name for arm in _LIGHTER))
 """Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
 whether the exchange between objects is what holds LGD back."""
 
@@ -198,7 +210,7 @@ def _evidence(size: str) -> Grid:
             # Pictures that are wider than high keep the sizes that the preset draws from.
             setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
         curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
-        for arm in (*COMPONENTS.arms, ALONE):
+        for arm in (*COMPONENTS.arms, ALONE, *_LIGHTER):
             if detector != base.detector.name and arm.name not in EVERYWHERE:
                 continue
             # A sweep that was begun before the others were looked at goes on, for its own are what they were.

@@ -161,11 +161,14 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
     of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
     # So runs of the components and noise-floor grids are runs of these arms.
     assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
-    assert len(tiny) == len(COMPONENTS.arms) + 1 + 2 * len(EVERYWHERE)
+    assert len(tiny) == len(COMPONENTS.arms) + 3 + 2 * len(EVERYWHERE)
     for name in ("RetinaNet", "FCOS", "Faster R-CNN"):
         assert {f"{name} {arm}" for arm in EVERYWHERE} <= tiny.keys()
         method = tiny[f"{name} without imitation"].method
         assert (method.name, method.distill_weight) == ("lgd", 0)
+        for arm, adapter in (("LGD", True), ("without adapter", False)):
+            method = tiny[f"{name} {arm} at weight 0.3"].method
+            assert (method.instructive_weight, method.adapter) == (0.3, adapter)
     assert small.keys() - tiny.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
     assert [small[f"{x} LGD"].schedule.resolved_lr for x in ("RetinaNet", "FCOS", "Faster R-CNN")] == [0.01, 0.01, 0.02]
     for name, x in small.items():
