@@ -173,7 +173,7 @@ ALONE = Arm(
 (the head; the backbone too unless ``detach_appearance``). LGD over this: what imitation does."""
 
 LIGHT = 0.3
-"""The instructive features' detection loss, which trains the head that the student needs, at less than the paper's 1."""
+"""Of the instructive features' detection loss, which trains the head that the student needs; the paper's is 1."""
 
 _LIGHTER = tuple(
     Arm(

@@ -266,7 +266,7 @@ teacher that is still needed."""  # noqa: E501  commands are one line
 
 
 def in_short(study: Study) -> Iterator[str]:
-    """What the study says of LGD, a line a detector and comparison."""
+    """What the study says of LGD, a line a detector and comparison, and which other arms helped."""
     where = "a GPU" if study.on_gpu else "the CPU"
     for reference, arms in study.families.items():
         for arm in arms:
@@ -274,9 +274,10 @@ def in_short(study: Study) -> Iterator[str]:
             if lgd and arm.paced == reference:
                 ahead = study.over(lgd, arm.name)
                 yield f"{study.title}, {where}: {sentence(lgd, 'the baseline trained for as long', ahead)}"
-            elif not lgd and arm.name != reference and not arm.changes:
+            elif not lgd and arm.name != reference:
                 gain = study.over(arm.name, reference)
-                yield f"{study.title}, {where}: {sentence(arm.name, 'the baseline after as many steps', gain)}"
+                if not arm.changes or told(gain) == "more":
+                    yield f"{study.title}, {where}: {sentence(arm.name, 'the baseline after as many steps', gain)}"
 
 
 def sentence(arm: str, other: str, found: Difference | None) -> str:

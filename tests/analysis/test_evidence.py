@@ -26,6 +26,7 @@ GAINS = {
     "RetinaNet without mapper": -3.0,
     "RetinaNet baseline in equal time": 3.0,
     "FCOS LGD": 0.0,
+    "FCOS LGD at weight 0.3": 4.0,
     "FCOS baseline in equal time": 2.5,
 }
 """Of the arms that are not their baseline, points; half a point of noise of their own on top. Those not named: none."""
@@ -162,12 +163,18 @@ def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) ->
     assert "RetinaNet without mapper over RetinaNet LGD: -" in harmed
     assert "RetinaNet without encoder over RetinaNet baseline: " in noise
     assert "FCOS LGD over FCOS baseline: " in noise
+    short = text.split("## In short")[1].split("\n## ")[0]
+    assert f"RetinaNet LGD against the baseline after as many steps: AP {gain}, 5 seeds: more, beyond noise." in short
+    assert "FCOS LGD against the baseline after as many steps" in short
+    also = difference("FCOS LGD at weight 0.3", "FCOS baseline")
+    assert f"FCOS LGD at weight 0.3 against the baseline after as many steps: AP {also}, 5 seeds: more" in short
+    assert "without mapper" not in short
     ahead = difference("FCOS LGD", "FCOS baseline in equal time")
     assert f"FCOS LGD against the baseline trained for as long: AP {ahead}, 5 seeds: less, beyond noise." in text
     longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
     assert f"change the baseline's AP by {longer}: it had not converged" in text
-    # Eight arms against RetinaNet's baseline, seven against LGD whole; five of each of the two other detectors.
-    assert "25 comparisons have an interval: by chance alone, 1.3 " in text
+    # Ten arms against RetinaNet's baseline, nine against LGD whole; five and four of each of the two other detectors.
+    assert "37 comparisons have an interval: by chance alone, 1.9 " in text
     assert "> **Preset tiny on a CPU: no evidence" in text
     assert "950" in text
     assert "### Why\n\nBecause *so*.\n" in text
