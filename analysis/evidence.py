@@ -276,7 +276,7 @@ def in_short(study: Study) -> Iterator[str]:
                 yield f"{study.title}, {where}: {sentence(lgd, 'the baseline trained for as long', ahead)}"
             elif not lgd and arm.name != reference:
                 gain = study.over(arm.name, reference)
-                if not arm.changes or told(gain) == "more":
+                if gain is not None and (not arm.changes or told(gain) == "more"):
                     yield f"{study.title}, {where}: {sentence(arm.name, 'the baseline after as many steps', gain)}"
 
 

@@ -229,6 +229,16 @@ def test_a_gpu_study_of_part_of_the_arms(results: Make, tmp_path: Path) -> None:
     assert "one seed in common or none" in text
 
 
+def test_a_study_without_baselines_says_nothing_in_short(results: Make, tmp_path: Path) -> None:
+    place = results("variants", grid(EVIDENCE), seeds=2)
+    for path in place.glob("trials/*baseline*/record.json"):
+        path.unlink()
+    text = _built(tmp_path, place)
+    assert text.split("## In short")[1].split("\n## ")[0].strip() == ""
+    assert "No arm has a finished seed in common with RetinaNet baseline" in text
+    assert "RetinaNet without adapter over RetinaNet LGD: " in text
+
+
 def test_directories_without_such_runs_are_refused(
     tmp_path: Path, results: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
