@@ -178,10 +178,6 @@ def in_thousandths(found: Difference | None) -> str:
     return f"{found.mean:+.3f}{interval}"
 
 
-def in_hundredths(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
-
-
 def whole_cost(record: Record) -> float | None:
     """Device-seconds of the training, a frozen teacher's whole one included."""
     seconds = training_device_seconds(record)
@@ -421,7 +417,7 @@ WATCHED: tuple[tuple[str, Callable[[EvaluationPoint], float | None], int], ...] 
 
 
 def _while_training(study: Study, arms: Sequence[Arm]) -> Shown:
-    """AP, the teacher's and its attention at the steps of the curves, means over seeds; without a curve no rows.
+    """AP and what else is WATCHED at the steps of the curves, means over the seeds that have it; no curve, no rows.
 
     Arms in equal time are left out: their steps are others.
     """
@@ -445,8 +441,10 @@ def _while_training(study: Study, arms: Sequence[Arm]) -> Shown:
 def _measured(study: Study, arm: str, value: Value) -> str:
     """The mean, and over how many seeds where others lack it: it may be younger than their records."""
     found, of_all = study.values(arm, value), len(finished(study.records, arm))
-    shown = in_hundredths(fmean(found.values()) if found else None)
-    return f"{shown} ({len(found)} of {of_all} seeds)" if 0 < len(found) < of_all else shown
+    if not found:
+        return NONE
+    mean = f"{fmean(found.values()):.2f}"
+    return f"{mean} ({len(found)} of {of_all} seeds)" if len(found) < of_all else mean
 
 
 def picture(text: str, path: Path, output: Path) -> str:

@@ -1,4 +1,4 @@
-"""How far the teacher's objects attend to their own label."""
+"""Whether the teacher uses the labels: what its objects attend to, and how far its features follow the classes."""
 
 from __future__ import annotations
 
