@@ -192,16 +192,6 @@ def own_loss(record: Record) -> float | None:
     return sum(fmean(value for _, value in curve[-max(len(curve) // 5, 1) :]) for curve in own)
 
 
-def attention(record: Record) -> float | None:
-    """Of the teacher's objects to their own label at the end of the training (see lgd/label_use.py)."""
-    return record.evaluations[-1].attention if record.evaluations else None
-
-
-def label_use(record: Record) -> float | None:
-    """How far the teacher's features follow the classes at the end of the training (see lgd/label_use.py)."""
-    return record.evaluations[-1].label_use if record.evaluations else None
-
-
 def last_rise(record: Record) -> float | None:
     """What the AP rose by between the last two evaluations, points."""
     points = [x.student.AP for x in record.evaluations if x.student.AP is not None]
@@ -366,18 +356,33 @@ LABEL_USE = (
     " not at all, the teacher does not hear what it is told; 1, nothing in common is left. An untrained teacher's is"
     " high, so that only low values tell (lgd/label_use.py)."
 )
-MEASURED: tuple[tuple[str, Value, str], ...] = (
-    ("attention to the own label", attention, ATTENTION),
-    ("label use", label_use, LABEL_USE),
+
+
+def at_the_end(of: Callable[[EvaluationPoint], float | None]) -> Value:
+    """What the last evaluation of a training found."""
+    return lambda record: of(record.evaluations[-1]) if record.evaluations else None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an evaluation measures of a teacher besides its scores: its name in tables, and what a value says."""
+
+    name: str
+    of: Callable[[EvaluationPoint], float | None]
+    note: str
+
+
+MEASURES = (
+    Measure("attention to the own label", lambda x: x.attention, ATTENTION),
+    Measure("label use", lambda x: x.label_use, LABEL_USE),
 )
-"""Columns of what is measured of a teacher: head, value, and what it says. Those that nothing was measured for are left
-out."""
+"""Each is a column of what was found at the end, and a row of what was found on the way, where it was measured."""
 
 
 def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
     """What the first table leaves out: the other scores, LGD whole as the reference, and device-seconds."""
     whole = next((x.name for x in study.grid.arms if not x.changes and x.name in arms), "")
-    columns = [x for x in MEASURED if any(study.mean(arm, x[1]) is not None for arm in arms)]
+    columns = [x for x in MEASURES if any(study.mean(arm, at_the_end(x.of)) is not None for arm in arms)]
     rows = []
     for arm in arms:
         plain = arm == reference
@@ -389,7 +394,7 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
                 NONE if plain or arm == whole else shown(study.over(arm, whole)),
                 shown(paired_difference(study.values(arm, teacher_ap), study.values(arm, AP), CONFIDENCE)),
                 NONE if plain else in_thousandths(study.over(arm, reference, own_loss)),
-                *(_measured(study, arm, value) for _, value, _ in columns),
+                *(_measured(study, arm, at_the_end(x.of)) for x in columns),
                 quantity(study.mean(arm, whole_cost), "s"),
                 NONE if ratio is None else quantity(ratio.value, "x"),
             ]
@@ -399,19 +404,18 @@ def _beyond(study: Study, reference: str, arms: Sequence[str]) -> Shown:
         [
             *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
             "own losses over baseline",
-            *(head for head, _, _ in columns),
+            *(x.name for x in columns),
             *("device-s", "times the baseline's"),
         ],
         rows,
-        [OWN_LOSS, DEVICE_S, *(note for _, _, note in columns)],
+        [OWN_LOSS, DEVICE_S, *(x.note for x in columns)],
     )
 
 
 WATCHED: tuple[tuple[str, Callable[[EvaluationPoint], float | None], int], ...] = (
     ("", lambda x: x.student.AP, 1),
     (": its teacher", lambda x: x.teacher.AP if x.teacher else None, 1),
-    (": attention to the own label", lambda x: x.attention, 2),
-    (": label use", lambda x: x.label_use, 2),
+    *((f": {x.name}", x.of, 2) for x in MEASURES),
 )
 """What a row of the table of a training's course shows after the arm's name, and with how many decimals."""
 
