@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,10 +21,12 @@ from analysis.records import (
     arm_of,
     by_seed,
     changes,
+    check_data,
     gpu_hours,
     identity,
     measured,
     pretraining_hours,
+    same_data,
     score,
 )
 from analysis.render import NONE, Shown
@@ -187,7 +189,8 @@ def comparison(runs: Sequence[Run], table: str, *, resamples: int = 1000) -> pd.
             reported, where = _reported(table, training, metric)
             theirs, _ = _reported(table, training.baseline, metric)
             plain = arm.name == arm.reference
-            gain = None if plain else paired_difference(values, by_seed(_records(base), measured(metric)), CONFIDENCE)
+            theirs_by_seed = by_seed(_records(_comparable(ours, base)), measured(metric))
+            gain = None if plain else paired_difference(values, theirs_by_seed, CONFIDENCE)
             images = matches.interval(ours, base, resamples) if gain and metric == "box_AP" else None
             mean = fmean(values.values()) if values else None
             rows.append(
@@ -220,6 +223,11 @@ def _trainings(of: Grid) -> list[tuple[Arm, Training]]:
 
 def _records(seeds: Seeds) -> dict[int, Record]:
     return {seed: run.record for seed, run in seeds.items()}
+
+
+def _comparable(ours: Seeds, base: Seeds) -> Seeds:
+    """Those of ``base`` that a run of the same seed in ``ours`` may be paired with: scored on the same data."""
+    return {x: run for x, run in base.items() if x not in ours or same_data(ours[x].record, run.record)}
 
 
 def _reported(table: str, training: Training, metric: str) -> tuple[float | None, str | None]:
@@ -379,8 +387,10 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
     for arm, training in arms:
         source = found.source(arm.name)
         ours = _records(found.of(arm.name, source))
-        base = by_seed(_records(found.of(arm.reference, source)), gpu_hours)
-        other = by_seed(_records(found.of(fgfi.name, source)), gpu_hours)
+        base, other = (
+            by_seed(_records(_comparable(found.of(arm.name, source), found.of(x, source))), gpu_hours)
+            for x in (arm.reference, fgfi.name)
+        )
         overall = by_seed(ours, gpu_hours)
         plain = arm.name == arm.reference
         specific = None if plain else paired_difference(overall, base, CONFIDENCE)
@@ -480,15 +490,19 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     ``arm``, ``mark``, ``seeds``, ``AP`` (percent, mean), ``gpu_hours`` (mean, a teacher's pre-training whole), ``gain``
     with ``gain_low`` and ``gain_high`` and ``extra_hours``, both over the arm's reference and paired by seed;
     ``front``: no other of its source and data has a higher AP at the same cost or less (boolean).
+
+    Raises InputError for data of one name that is not the same.
     """
+    check_data(run.record for run in runs)
     groups: dict[tuple[str, str, str], Seeds] = {}
     references: dict[tuple[str, str, str], str] = {}
+    several = len({changes(run.record) for run in runs if changes(run.record)}) > 1
     for run in (x for x in runs if x.record.status == "finished" and score("AP")(x.record) is not None):
         record = run.record
         seen = identity(record.experiment).data
         label, data = record.preset or "none", f"{seen.source} {seen.shapes_seed}"
         if changes(record):
-            label += ", changed"
+            label += f", changed: {' '.join(changes(record))}" if several else ", changed"
         key = (label, data, arm_of(record))
         groups.setdefault(key, {})[record.experiment.seed] = run
         references[key] = reference_of(record)
@@ -556,6 +570,25 @@ def show_frontier(frame: pd.DataFrame) -> Shown:
             *_marked(frame),
         ],
     )
+
+
+def with_evaluations(shown: Shown, runs: Iterable[Run]) -> Shown:
+    """A table of hours of all phases, with a note where its arms were not evaluated equally often."""
+    looked = {
+        (len(record.evaluations), record.experiment.evaluation.teacher)
+        for record in (run.record for run in runs)
+        if record.status == "finished" and "evaluation" in record.device_seconds
+    }
+    # A baseline has no teacher to evaluate, whatever its setting says.
+    times = sorted({count for count, _ in looked})
+    if len(times) < 2 and not any(teacher for _, teacher in looked):
+        return shown
+    often = f" ({' to '.join(map(str, (times[0], times[-1])))} times)" if len(times) > 1 else ""
+    said = (
+        f"Hours hold the evaluations, which differ between these runs{often}: what the training alone took is in the"
+        " table of the grid's arms (train s)."
+    )
+    return replace(shown, notes=[*shown.notes, said])
 
 
 def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ablations.grids import NAMES, TABLES, grid
 from analysis.charts import figures
-from analysis.comparison import frontier, quantity, show_frontier
+from analysis.comparison import frontier, quantity, show_frontier, with_evaluations
 from analysis.examples import Example, examples
 from analysis.records import Run, arm_of, gpu_hours, is_reproduction, load_runs
 from analysis.render import NONE, html_table
@@ -70,7 +70,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         if frame["measured"].notna().any():
             tables.append((html_table(costs), _command(place, "table7")))
     if len(records) > 1:
-        tables.append((html_table(show_frontier(frontier(runs))), _command(place, "gpu-hours")))
+        tables.append((html_table(with_evaluations(show_frontier(frontier(runs)), runs)), _command(place, "gpu-hours")))
     shown, missing = list[Example](), ""
     try:
         shown = examples(runs)

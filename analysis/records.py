@@ -11,17 +11,17 @@ from typing import Any, NamedTuple, get_args
 import pandas as pd
 
 from lgd.errors import InputError
-from lgd.experiment import Checkpoints, Evaluation, Experiment, settings
+from lgd.experiment import Checkpoints, Evaluation, Experiment, difference, settings
 from lgd.files import replacing
 from lgd.paper import ScoreName
-from lgd.record import FILE, SCHEMA, Record, Scores, load
+from lgd.record import FILE, SCHEMA, Pretraining, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 SAME_RESULT = (
-    "threads", "device", "memory_format", "compile", "data.workers", "checkpoint.", "evaluation.", "log"
+    "seed", "threads", "device", "memory_format", "compile", "data.workers", "checkpoint.", "evaluation.", "log"
 )  # fmt: skip
-"""Settings, or groups of them, that change how fast a training goes and what is looked at, not what it trains."""
+"""Settings, or groups of them, that change how fast a training goes, what is looked at or its seed, not what it is."""
 
 
 def changes(record: Record) -> tuple[str, ...]:
@@ -40,8 +40,9 @@ def load_runs(*directories: Path) -> list[Run]:
     """Every record of a sweep (``trials/*/record.json``) or of single trainings (``*/record.json``) in ``directories``.
 
     Ordered by preset, arm, then seed. What several directories hold of one training and seed comes once, the one that
-    finished first. Raises InputError, naming the file, when a directory is missing, a record is broken or of an unknown
-    version, or two records of the same preset, arm and seed are of different trainings.
+    finished first. What a frozen teacher cost is divided between all the runs here that know of it. Raises InputError,
+    naming the file, when a directory is missing, a record is broken or of an unknown version, two records of the same
+    preset, arm and seed are of different trainings, or data of one name is not the same data.
     """
     found: dict[tuple[str, str, int], Run] = {}
     for directory in directories:
@@ -61,7 +62,51 @@ def load_runs(*directories: Path) -> list[Run]:
             here.add(key)
             if other is None or _rank(run.record) < _rank(other.record):
                 found[key] = run
-    return [found[key] for key in sorted(found)]
+    return _shared_out(found[key] for key in sorted(found))
+
+
+def check_data(records: Iterable[Record]) -> None:
+    """Refuse records whose data has one name and settings but another fingerprint: they would be taken for a pair.
+
+    Raises InputError naming both.
+    """
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(identity(record.experiment).data.model_dump_json(), record)
+        if not same_data(record, other):
+            raise InputError(
+                f"{record.name} was trained on other data than {other.name}, though both call it"
+                f" {record.experiment.data.source!r} (fingerprints {record.data['fingerprint']} and"
+                f" {other.data['fingerprint']}): they do not compare"
+            )
+
+
+def same_data(a: Record, b: Record) -> bool:
+    """Whether two records say nothing else of their data. One that ended before it looked at it says nothing."""
+    here, there = (x.data.get("fingerprint") for x in (a, b))
+    return here is None or there is None or here == there
+
+
+def _shared_out(runs: Iterable[Run]) -> list[Run]:
+    """Each run's teacher shared by as many as came to rest on it in the end; its record knows of those before it."""
+
+    def teacher(x: Pretraining) -> tuple[str, float]:
+        # Trained twice, on two machines, it is two teachers.
+        return x.fingerprint, x.full
+
+    users: dict[tuple[str, float], int] = {}
+    runs = list(runs)
+    for x in (run.record.pretraining for run in runs):
+        if x:
+            users[teacher(x)] = max(users.get(teacher(x), 1), x.shared_by)
+    return [
+        run._replace(
+            record=run.record.model_copy(update={"pretraining": x.model_copy(update={"shared_by": users[teacher(x)]})})
+        )
+        if (x := run.record.pretraining)
+        else run
+        for run in runs
+    ]
 
 
 def _load(path: Path) -> Record:
@@ -130,15 +175,21 @@ def arm_of(record: Record) -> str:
 def finished(records: Iterable[Record], arm: str) -> dict[int, Record]:
     """The finished runs of ``arm`` by seed, seeds rising.
 
-    Raises InputError for two finished runs of one seed: which one to pair would be a guess.
+    Raises InputError for two finished runs of one seed, for which one to pair would be a guess, and for seeds of
+    different trainings, whose mean would be of nothing.
     """
     runs: dict[int, Record] = {}
+    first: Record | None = None
     for record in records:
         if record.status != "finished" or arm_of(record) != arm:
             continue
         seed = record.experiment.seed
         if seed in runs:
             raise InputError(f"two finished records of {arm!r} seed {seed}")
+        first = first or record
+        differs = difference(identity(first.experiment), identity(record.experiment))
+        if differs:
+            raise InputError(f"{arm!r} seeds {first.experiment.seed} and {seed} are different trainings: {differs}")
         runs[seed] = record
     return dict(sorted(runs.items()))
 
@@ -164,8 +215,9 @@ def training_seconds(record: Record) -> float | None:
 
 
 def training_device_seconds(record: Record) -> float | None:
-    """Device-seconds of the training steps."""
-    return record.device_seconds.get("training")
+    """Device-seconds of the training steps; of a record that only has wall-clock seconds, those times its devices."""
+    wall = training_seconds(record)
+    return record.device_seconds.get("training", None if wall is None else wall * record.devices)
 
 
 def measured(name: ScoreName) -> Callable[[Record], float | None]:

@@ -31,12 +31,14 @@ from analysis.records import (
     Run,
     arm_of,
     by_seed,
+    check_data,
     finished,
     is_reproduction,
     load_runs,
     peak_memory,
     score,
     teacher_ap,
+    training_device_seconds,
     training_seconds,
 )
 from analysis.render import NONE, Shown, html_table, latex, markdown
@@ -61,23 +63,25 @@ def arms_table(
     - ``AP_difference_image_low``, ``AP_difference_image_high``: its bootstrap interval over images, only where
       ``images`` has any (see :func:`analysis.comparison.over_images`);
     - ``teacher_AP``: percent, only when any record has it;
-    - ``training_cost``: mean training seconds over the reference's, paired by seed;
+    - ``training_cost``: device-seconds of the training over the reference's, paired by seed;
     - ``training_seconds``: mean, wall clock;
     - ``peak_memory_mib[device]``, or ``[host]`` when no record is from a GPU: the largest of the seeds, MiB.
 
-    Raises InputError for two finished records of the same arm and seed.
+    Raises InputError for two finished records of the same arm and seed, for an arm whose seeds are different trainings,
+    and for data of one name that is not the same.
     """
+    check_data(records)
     teacher = any(teacher_ap(r) is not None for r in records)
     memory = "device" if any("device" in r.peak_memory_mib for r in records) else "host"
     runs_of = {arm: finished(records, arm) for arm in (*arms, reference)}
     reference_ap = by_seed(runs_of[reference], score("AP"))
-    reference_seconds = by_seed(runs_of[reference], training_seconds)
+    reference_cost = by_seed(runs_of[reference], training_device_seconds)
     rows: list[dict[str, Any]] = []
     for arm in arms:
         runs = runs_of[arm]
         ap, seconds = by_seed(runs, score("AP")), by_seed(runs, training_seconds)
         difference = paired_difference(ap, reference_ap, CONFIDENCE) if arm != reference else None
-        cost = paired_ratio(seconds, reference_seconds)
+        cost = paired_ratio(by_seed(runs, training_device_seconds), reference_cost)
         image_low, image_high = (images or {}).get(arm, (None, None))
         rows.append(
             {
@@ -323,13 +327,13 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     """A table by name: typed, and as texts. Raises InputError for an unknown one."""
     if name == "table7":
         frame = comparison.costs(runs)
-        return frame, comparison.show_costs(frame)
+        return frame, comparison.with_evaluations(comparison.show_costs(frame), runs)
     if name in TABLES:
         frame = comparison.comparison(runs, name, resamples=resamples)
         return frame, comparison.show_comparison(name, frame)
     if name in ("gpu-hours", EVIDENCE):
         frame = comparison.frontier(runs)
-        return frame, comparison.show_frontier(frame)
+        return frame, comparison.with_evaluations(comparison.show_frontier(frame), runs)
     if name == "noise-floor":
         frame = comparison.noise_floor(runs)
         return frame, comparison.show_noise_floor(frame)

@@ -319,3 +319,35 @@ def test_wrong_input_is_one_line(arguments: list[str], words: str, capsys: pytes
     assert words in said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+def test_a_gain_needs_the_same_data() -> None:
+    trials = _trials("teacher-based", 2)
+    runs = [
+        _run(trials[arm, seed], ap, data={"fingerprint": f"{arm if seed else 'the same'}"})
+        for arm, each in ((BASE, (38.0, 38.0)), (LGD, (40.0, 45.0)))
+        for seed, ap in enumerate(each)
+    ]
+    row = _row(comparison(runs, "teacher-based"), R50, "LGD")
+    assert (row["gain"], row["pairs"], row["seeds"]) == (2.0, 1, 2)
+
+
+def test_hours_that_hold_unequal_evaluations_say_so(make_record: Callable[..., Record]) -> None:
+    points = [{"step": x, "student": _scores(9.0)} for x in (3, 6)]
+    trials = _trials("table7")
+    runs = [
+        _run(trials[arm, 0], 40.0, device_seconds={"training": 9.0, "evaluation": 1.0}, evaluations=points[:times])
+        for arm, times in ((BASE, 1), (LGD, 2))
+    ]
+    said = build("gpu-hours", runs)[1].notes
+    assert any("Hours hold the evaluations, which differ between these runs (1 to 2 times)" in x for x in said)
+    assert not any("Hours hold the evaluations" in x for x in build("gpu-hours", runs[:1])[1].notes)
+
+
+def test_changed_runs_of_different_changes_are_not_one_arm() -> None:
+    trials = _trials("table7", 2)
+    runs = [_run(trials[LGD, x], 40.0, overrides=[f"schedule.lr=0.{x + 1}"]) for x in (0, 1)]
+    assert frontier(runs)[["mark", "seeds"]].values.tolist() == [
+        ["paper, changed: schedule.lr=0.1", 1],
+        ["paper, changed: schedule.lr=0.2", 1],
+    ]

@@ -8,6 +8,8 @@ import pytest
 
 from analysis.records import (
     by_seed,
+    changes,
+    check_data,
     finished,
     frame,
     identity,
@@ -306,3 +308,37 @@ def test_what_changes_no_result_is_the_same_training() -> None:
     for key, value in others.items():
         assert identity(Experiment().override({key: value})) == identity(Experiment()), key
     assert identity(Experiment().override({"precision": "bf16"})) != identity(Experiment())
+
+
+def test_a_shared_teacher_is_paid_for_once(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A record knows of the runs before its own; together they pay for the whole teacher, not for more."""
+    teacher = {"fingerprint": "f", "backbone": "r", "steps": 9, "AP": 4.0, "device_seconds": {"training": 7200.0}}
+    for seed in range(5):
+        taught = Pretraining.model_validate({**teacher, "reused": seed > 0, "shared_by": seed + 1})
+        make_record("FGFI", seed, 30.0, pretraining=taught).save(tmp_path / "trials" / f"fgfi-seed{seed}")
+    elsewhere = Pretraining.model_validate({**teacher, "device_seconds": {"training": 3600.0}, "reused": False})
+    make_record("FGFI", 5, 30.0, pretraining=elsewhere).save(tmp_path / "trials" / "fgfi-seed5")
+    shares = [run.record.pretraining.amortised for run in load_runs(tmp_path) if run.record.pretraining]
+    assert shares == pytest.approx([7200 / 5] * 5 + [3600.0])
+
+
+def test_seeds_of_different_trainings_make_no_mean(make_record: MakeRecord) -> None:
+    longer = make_record("LGD").experiment.override({"schedule.steps": 1500, "seed": 1})
+    records = [make_record("LGD", 0, 30.0), make_record("LGD", 1, 33.0, experiment=longer)]
+    with pytest.raises(InputError, match=r"'LGD' seeds 0 and 1 are different trainings: schedule.steps is 600 .* 1500"):
+        finished(records, "LGD")
+
+
+def test_data_of_one_name_must_be_one(make_record: MakeRecord) -> None:
+    """Pictures of the same last two directories on two machines may be others."""
+    mine, theirs = (make_record(x).experiment.override({"data.source": f"voc:/{x}/data/mine"}) for x in ("a", "b"))
+    here = make_record("baseline", 0, 30.0, experiment=mine, data={"fingerprint": "1"})
+    there = make_record("LGD", 0, 30.0, experiment=theirs, data={"fingerprint": "2"})
+    unseen = make_record("LGD", 1, experiment=theirs, status="failed", data={})
+    check_data([here, here.model_copy(update={"experiment": theirs}), unseen])
+    with pytest.raises(InputError, match="LGD seed 0 was trained on other data than baseline seed 0"):
+        check_data([here, unseen, there])
+
+
+def test_a_seed_changes_no_training(make_record: MakeRecord) -> None:
+    assert changes(make_record("LGD", 2, overrides=["seed=2", "data.shapes_seed=3"])) == ("data.shapes_seed=3",)

@@ -189,3 +189,17 @@ def test_terminal_shows_markup_as_it_is(make_record: MakeRecord) -> None:
     text = _printed(120, [record], ["[red]arm[/red]"], "baseline")
     assert "[red]arm[/red]   " in text
     assert "[bold]x[/nothing]" in text
+
+
+def test_cost_counts_every_device(make_record: MakeRecord) -> None:
+    """Four devices that are done in half the time cost twice as much."""
+    base = make_record("baseline", 0, 30.0, 64.0, device_seconds={"training": 64.0})
+    lgd = make_record("LGD", 0, 30.0, 32.0, devices=4, device_seconds={"training": 128.0})
+    row = arms_table([base, lgd], ["baseline", "LGD"], "baseline").set_index("arm").loc["LGD"]
+    assert (row["training_cost"], row["training_seconds"]) == (2.0, 32.0)
+
+
+def test_an_arm_on_other_data_is_refused(make_record: MakeRecord) -> None:
+    records = [make_record(arm, 0, 30.0, data={"fingerprint": arm}) for arm in ("baseline", "LGD")]
+    with pytest.raises(InputError, match="other data than baseline seed 0"):
+        arms_table(records, ["baseline", "LGD"], "baseline")
