@@ -126,8 +126,9 @@ class Store:
         self.path = path or cache_root() / "measurements.json"
 
     def get(self, key: str) -> Measurement | None:
-        found = self._read().get(key)
-        return None if found is None else Measurement(**found)
+        with suppress(KeyError, TypeError):
+            return Measurement(**self._read()[key])
+        return None
 
     def put(self, key: str, measurement: Measurement) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

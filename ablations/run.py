@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, PositiveInt, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ from ablations.presets import preset
 from lgd.cli import Parser, answer
 from lgd.data import absolute
 from lgd.errors import InputError
-from lgd.experiment import settings
+from lgd.experiment import explain, settings
 from lgd.files import write_text
 from lgd.paper import paper
 from lgd.record import FILE, load
@@ -148,7 +149,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         if line:
             print(f"warning: {line}", file=sys.stderr)
     missing = [t for t in trials if done(t) is None]
-    fingerprints = _check_built(trials)
+    fingerprints = _check_built(trials, missing)
     _check_still_same(trials, fingerprints)
     _check_code(directory, described, accepted=options.accept_other_code)
     for arm in grid(described["grid"], described["preset"]).arms:
@@ -183,16 +184,25 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
                 if len(more) > len(trials):
                     # What these trials took says how long others are to train.
                     trials, missing = more, [t for t in more if done(t) is None]
-                    _check_built(trials)
+                    _check_built(trials, missing)
                     resources = resources_for(missing, scale.nodes(), *held)
                     why, _ = _train(
                         missing, trials, described, directory, resources, None, lambda x: over(spent + x), console
                     )
-                return _finish(trials, described, directory, search, why, console)
+                again = f"python ablations/run.py --resume {directory}{_placed(options)}"
+                return _finish(trials, described, directory, search, why, again, console)
         except Timeout:
             raise InputError(
                 f"{directory}: another sweep is at work there; wait for it, or choose another --output"
             ) from None
+
+
+def _placed(options: argparse.Namespace) -> str:
+    """The options that say where trials run and what each holds, as the command had them: no sweep keeps those."""
+    default = vars(_parser().parse_args([]))
+    given = {flag: getattr(options, flag) for flag in ("cpus", "gpus", "workers", "address")}
+    said = [f" --{flag} {value}" for flag, value in given.items() if value != default[flag]]
+    return "".join([*said, " --spread" if options.spread else ""])
 
 
 def _describe(options: argparse.Namespace) -> dict[str, Any]:
@@ -366,8 +376,15 @@ def _held(resources: Any) -> str:
 
 
 def _finish(
-    trials: list[Trial], described: dict[str, Any], directory: Path, search: Any, why: str, console: Console
+    trials: list[Trial],
+    described: dict[str, Any],
+    directory: Path,
+    search: Any,
+    why: str,
+    again: str,
+    console: Console,
 ) -> int:
+    """Write and show what there is; the exit status. again: the command that goes on."""
     from ablations.sweep import done
     from analysis.page import write_page
     from analysis.records import load_runs
@@ -399,8 +416,7 @@ def _finish(
     for name in described["ended"]["not_run"]:
         say(f"not run: {name}")
     if why:
-        say(f"{why} after {len(trials) - len(left)} of {len(trials)} trials; go on with:"
-            f" python ablations/run.py --resume {directory}")  # fmt: skip
+        say(f"{why} after {len(trials) - len(left)} of {len(trials)} trials; go on with: {again}")
         return 130 if why == "interrupted" else 3
     if search and any(run.record.status == "failed" for run in runs):
         return 1
@@ -517,6 +533,31 @@ def _arms(chosen: Grid, names: str | None) -> list[str]:
     return [x for x in known if x in wanted]
 
 
+class _Code(BaseModel):
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+class _Searched(BaseModel):
+    samples: PositiveInt
+    objectives: list[str]
+    early_stop: bool
+
+
+class _Described(BaseModel, strict=True):
+    """What :func:`_describe` and :func:`_train` write of a sweep."""
+
+    grid: str
+    preset: str
+    overrides: list[str]
+    arms: list[str]
+    seeds: PositiveInt
+    reference: str = ""
+    steps: dict[str, PositiveInt] = {}
+    search: _Searched | None = None
+    code: _Code | None = None
+
+
 def _read_sweep(directory: Path) -> dict[str, Any]:
     path = directory / SWEEP_FILE
     try:
@@ -527,6 +568,10 @@ def _read_sweep(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a sweep's description ({error})") from None
     if not isinstance(described, dict) or described.get("schema_version") != SWEEP_SCHEMA:
         raise InputError(f"{path}: written by another version of this suite")
+    try:
+        _Described.model_validate(described)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
     return described
 
 
@@ -564,15 +609,19 @@ def _study(described: dict[str, Any]) -> str:
     return f"objectives {','.join(search['objectives'])}{' and early stopping' if search['early_stop'] else ''}"
 
 
-def _check_built(trials: Sequence[Trial]) -> dict[str, str]:
-    """Build every arm once: what cannot be built is refused now, and so are two arms that are the same."""
+def _check_built(trials: Sequence[Trial], missing: Sequence[Trial]) -> dict[str, str]:
+    """Build every arm once: what cannot be built is refused now, and so are two arms that are the same.
+
+    An arm that has trials ``missing`` must find all that training needs; one that has none may do without.
+    """
     from lgd.train import look
 
     found: dict[str, str] = {}
     names: dict[str, str] = {}
+    wanted = {trial.arm for trial in missing}
     for trial in _of_the_first_seed(trials):
         try:
-            shown = look(trial.experiment)
+            shown = look(trial.experiment, to_train=trial.arm in wanted)
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if shown in names:

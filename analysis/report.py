@@ -92,8 +92,11 @@ def order(directory: Path, records: Sequence[Record]) -> Sweep:
         raise InputError(f"{path}: 'reference' must be an arm's name")
     if "search" in sweep:
         arms = [*arms, *sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})]
-    ended = sweep.get("ended", {})
-    not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {x}." for x in _by_arm(ended.get("not_run", ())))
+    ended = sweep.get("ended") or {}
+    try:
+        not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {x}." for x in _by_arm(ended.get("not_run", ())))
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{path}: 'ended' must say why, and what was not run") from None
     return Sweep(arms, reference, str(sweep.get("grid", "")), not_run)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from lgd.errors import InputError
 from lgd.experiment import Data, Experiment, Settings, difference, explain
@@ -28,15 +28,15 @@ class Scores(Settings):
     (no object of that size or class in the split).
     """
 
-    AP: float | None
-    AP50: float | None
-    AP75: float | None
-    APs: float | None
-    APm: float | None
-    APl: float | None
-    mMR: float | None = None  # noqa: N815  the measure's name
-    VOC: float | None = None
-    per_class: dict[str, float | None] = Field(default_factory=dict)
+    AP: FiniteFloat | None
+    AP50: FiniteFloat | None
+    AP75: FiniteFloat | None
+    APs: FiniteFloat | None
+    APm: FiniteFloat | None
+    APl: FiniteFloat | None
+    mMR: FiniteFloat | None = None  # noqa: N815  the measure's name
+    VOC: FiniteFloat | None = None
+    per_class: dict[str, FiniteFloat | None] = Field(default_factory=dict)
 
 
 class EvaluationPoint(Settings):
@@ -66,9 +66,9 @@ class Pretraining(Settings):
     fingerprint: str
     backbone: str
     steps: int
-    AP: float | None
-    device_seconds: dict[str, float]
-    joules: dict[str, float] = Field(default_factory=dict)
+    AP: FiniteFloat | None
+    device_seconds: dict[str, FiniteFloat]
+    joules: dict[str, FiniteFloat] = Field(default_factory=dict)
     reused: bool
     shared_by: Annotated[int, Field(ge=1)] = 1
 
@@ -116,13 +116,13 @@ class Record(Settings):
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
     overrides: list[str] = Field(default_factory=list)
-    seconds: dict[str, float] = Field(default_factory=dict)
-    within_training: dict[str, float] = Field(default_factory=dict)
-    device_seconds: dict[str, float] = Field(default_factory=dict)
-    joules: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    within_training: dict[str, FiniteFloat] = Field(default_factory=dict)
+    device_seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    joules: dict[str, FiniteFloat] = Field(default_factory=dict)
     attempts: int = 1
-    step_ms: float | None = None
-    peak_memory_mib: dict[str, float] = Field(default_factory=dict)
+    step_ms: FiniteFloat | None = None
+    peak_memory_mib: dict[str, FiniteFloat] = Field(default_factory=dict)
     devices: int = 1
     nodes: int = 1
     pretraining: Pretraining | None = None

@@ -26,10 +26,10 @@ from torch import nn
 
 from lgd import checkpoint, parallel, provenance, writers
 from lgd.compiled import compile_parts
-from lgd.data import DataSet, ShapesSpec, resolve, train_loader
+from lgd.data import DataSet, ShapesSpec, check_objects, resolve, train_loader
 from lgd.detectors import build_detector
 from lgd.detectors.quick import hasten
-from lgd.detectors.weights import load_weights
+from lgd.detectors.weights import check_source, load_weights
 from lgd.distance import DistillationDistance
 from lgd.distiller import Distiller
 from lgd.errors import InputError
@@ -88,9 +88,21 @@ def dataset_of(settings: Data) -> DataSet:
     return resolve(settings.source, shapes=spec)
 
 
-def look(experiment: Experiment) -> str:
-    """The fingerprint of what ``experiment`` would train, built on the CPU whatever its device."""
-    return build(experiment, pretrained=False, device=torch.device("cpu")).fingerprint
+def look(experiment: Experiment, *, to_train: bool = False) -> str:
+    """The fingerprint of what ``experiment`` would train, built on the CPU whatever its device.
+
+    to_train: refuse besides what only the training would find missing: the file of the weights, a package that it logs
+    with, objects, masks. Raises InputError, one line, and as :func:`build` does.
+    """
+    built = build(experiment, pretrained=False, device=torch.device("cpu"))
+    if to_train:
+        writers.check(experiment)
+        for each in filter(None, (experiment, experiment.teacher)):
+            check_source(each.detector.backbone.weights)
+        check_objects(built.dataset)
+        if _makes_masks(experiment):
+            check_masks(built.dataset)
+    return built.fingerprint
 
 
 def build(

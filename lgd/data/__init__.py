@@ -16,7 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from lgd.data.clean import CocoLayout, Counts, Problem, SplitCounts
 from lgd.data.coco import coco_files, find_coco_splits
 from lgd.data.crowdhuman import PERSON, find_crowdhuman_splits
-from lgd.data.loaders import train_loader, val_loader
+from lgd.data.loaders import check_objects, train_loader, val_loader
 from lgd.data.shapes import ShapesSpec, make
 from lgd.data.voc import find_voc_splits, voc_files
 from lgd.errors import InputError
@@ -30,6 +30,7 @@ __all__ = [
     "ShapesSpec",
     "SplitCounts",
     "absolute",
+    "check_objects",
     "find_coco_splits",
     "register",
     "resolve",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lgd.cli import Parser, answer
-from lgd.data import SCHEMES, Problem, ShapesSpec, resolve
+from lgd.data import SCHEMES, Problem, ShapesSpec, check_objects, resolve
 from lgd.data.check import draw, report
 from lgd.errors import InputError
 
@@ -47,6 +47,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.draw:
         written = draw(dataset, options.draw, options.output)
         _print(["", f"{len(written)} pictures in {options.output}"])
+    check_objects(dataset)
+    if dataset.counts.val.objects == 0:
+        raise InputError(f"{dataset.layout.val_json} has no object to score on: AP would not be defined")
     return int(any(x.outcome == "dropped" for x in problems))
 
 

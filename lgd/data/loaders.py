@@ -290,9 +290,8 @@ def train_loader(
         raise InputError(f"start {start} is not a multiple of the batch size {batch_size}")
     if not min_sizes:
         raise InputError("min_sizes is empty")
-    if dataset.counts.train.objects == 0 and not keep_empty:
-        dropped = f"; dropped: {dataset.layout.dropped[0]}" if dataset.layout.dropped[0] else ""
-        raise InputError(f"{dataset.layout.train_json} has no object to train on{dropped}")
+    if not keep_empty:
+        check_objects(dataset)
     _register(dataset)
     records = _records(dataset.train, filter_empty=not keep_empty)
     processes = worker_processes(workers, cuda=cuda)
@@ -388,6 +387,13 @@ def _cache(budget: int | None, workers: int) -> ImageCache:
 
 def _records(name: str, filter_empty: bool) -> list[Sample]:
     return cast("list[Sample]", get_detection_dataset_dicts([name], filter_empty=filter_empty))
+
+
+def check_objects(dataset: DataSet) -> None:
+    """Raise InputError, one line, when the training split has no object."""
+    if dataset.counts.train.objects == 0:
+        dropped = f"; dropped: {dataset.layout.dropped[0]}" if dataset.layout.dropped[0] else ""
+        raise InputError(f"{dataset.layout.train_json} has no object to train on{dropped}")
 
 
 def _mask_format(dataset: DataSet, records: list[Sample]) -> str:

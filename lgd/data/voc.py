@@ -73,7 +73,7 @@ def voc_files(
         for split, entries, evaluated in zip(parts, listed, (False, True), strict=True):
             parsed = [_File(part.root, name, root, images[part.root]) for part, name in entries]
             if not classes:
-                classes = sorted({x["name"] for file in parsed for x in file.objects})
+                classes = sorted({x["name"] for file in parsed for x in file.objects} - {""})
             raws.append(_raw(split[0].listing, root, parsed, classes, evaluated))
         return raws[0], raws[1]
 

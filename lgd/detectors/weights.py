@@ -209,6 +209,15 @@ def local_path(source: str) -> Path:
     return path
 
 
+def check_source(source: str) -> None:
+    """Raise InputError, one line, for a source that nothing can be loaded from. Downloads nothing."""
+    if source == "none":
+        return
+    url, path = _locate(source)
+    if not url and not path.is_file():
+        raise InputError(f"weights {source}: there is no file {path}")
+
+
 def _locate(source: str) -> tuple[str, Path]:
     """Where ``source`` comes from (empty for a local file) and where it is kept."""
     if source.startswith(_TORCHVISION):

@@ -111,6 +111,18 @@ def trials_in(directory: Path, seeds: int = 1, **changes: Any) -> list[Trial]:
     )
 
 
+def test_a_measurement_that_is_none_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.json")
+    store.put("a", Measurement(whole=2.0))
+    kept = store.get("a")
+    assert kept is not None
+    assert kept.whole == 2.0
+    text = store.path.read_text()
+    for broken in (text.replace('"whole"', '"hole"'), text.replace('"a": {', '"b": {'), "{"):
+        store.path.write_text(broken)
+        assert store.get("a") is None
+
+
 def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.json")
     trials = trials_in(tmp_path, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)

@@ -17,10 +17,12 @@ import pytest
 
 from ablations.grids import COMPONENTS, NAMES, grid, plan
 from ablations.presets import TINY
-from ablations.run import _budget, _code, _parser, main
+from ablations.run import _budget, _code, _parser, _placed, main
 from lgd import train
 from lgd.data.shapes import CATEGORIES, ShapesSpec, make
 from lgd.record import Record, load
+from tests.data.test_coco import change, directory
+from tests.data.test_voc import SPLITS, voc
 from tests.helpers import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +128,11 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
         (["--grid", "components", "--set", "precision=fp16", "--set", "device=auto", "--gpus", "0"], "needs a GPU"),
         (["--grid", "components", "--dry-run", "--price-per-gpu-hour", "-1"], "--price-per-gpu-hour -1"),
         (["--grid", "components", "--price-per-gpu-hour", "1"], "need --dry-run"),
+        (
+            ["--grid", "components", "--dry-run", "--set", "detector.backbone.weights=/no.pkl"],
+            "there is no file /no.pkl",
+        ),
+        (["--grid", "components", "--dry-run", "--set", "log=[mlflow]"], "log mlflow: its package is not installed"),
         (["--resume", "/nowhere", "--seeds", "3"], "leave out --seeds"),
         (["--status", "/nowhere", "--set", "seed=1"], "leave out --set"),
         (["--status", "/nowhere"], "/nowhere"),
@@ -253,6 +260,55 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert str(tmp_path / "file") in said
     assert said.count("\n") == 1
+
+
+def test_a_dry_run_looks_for_what_only_training_would_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An arm that has its records needs nothing any more."""
+    path = directory(tmp_path / "data") / "annotations/instances_train2017.json"
+    change(path, lambda c: c.update(annotations=[]))
+    changed = ["--set", "detector.name=mask_rcnn", "--dry-run"]
+    command = ["--grid", "components", "--arms", "baseline", *QUICK]
+    assert main([*command, "--data", f"coco-json:{tmp_path / 'data'}", "--dry-run"]) == 2
+    assert "has no object to train on" in capsys.readouterr().err
+    assert main([*command, "--data", f"voc:{voc(tmp_path / 'boxes', SPLITS)}", *changed]) == 2
+    assert "has no segmentation, which mask_rcnn is scored with" in capsys.readouterr().err
+    overrides = [x for x in QUICK if x != "--set"] + ["detector.backbone.weights=/no.pkl"]
+    trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]
+    Record(
+        status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=train.look(trial.experiment)
+    ).save(trial.directory)
+    again = [*command, "--set", overrides[-1], "--output", str(tmp_path), "--accept-other-code", "--dry-run"]
+    assert main(again) == 0
+    assert "0 of 1 trials to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"overrides": None}, "overrides"),
+        ({"seeds": "x"}, "seeds"),
+        ({"seeds": 0}, "seeds"),
+        ({"arms": 3}, "arms"),
+        ({"code": {}}, "code.versions"),
+        ({"search": {"samples": 3}}, "search.objectives"),
+    ],
+)
+def test_a_damaged_sweep_is_one_line(
+    changes: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": [], "arms": [], "seeds": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps(whole | changes))
+    for option in ("--status", "--resume"):
+        assert main([option, str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {tmp_path / 'sweep.json'}: {words}")
+        assert said.count("\n") == 1
+
+
+def test_the_way_to_go_on_says_how_trials_are_placed() -> None:
+    options = _parser().parse_args(["--workers", "4", "--gpus", "0.5", "--address", "auto", "--spread", "--seeds", "3"])
+    assert _placed(options) == " --gpus 0.5 --workers 4 --address auto --spread"
+    assert _placed(_parser().parse_args([])) == ""
 
 
 BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseline in equal time"

@@ -247,6 +247,7 @@ def test_a_broken_row_is_refused_with_its_line(
         ('"batch": 8', '"batch": "many"', r":\d+: experiment.schedule.batch: .*many"),
         ('"status": "finished"', '"status": "fine"', r":3: status: .*fine"),
         ('"reason": "",', '"reason": "" "",', r":4: not a record"),
+        ('"host": 500.4', '"host": NaN', r":\d+: peak_memory_mib.host: .*finite"),
     ],
 )
 def test_a_broken_record_is_refused_with_its_line(

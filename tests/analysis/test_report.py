@@ -53,6 +53,7 @@ def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
         ({"arms": ["LGD", "baseline"]}, Sweep(["LGD", "baseline"], "baseline")),
         ({"arms": ["LGD", "none"]}, Sweep(["LGD", "none"], "LGD")),
         ({"arms": ["LGD"], "reference": "baseline"}, Sweep(["LGD"], "baseline")),
+        ({"arms": ["LGD"], "ended": None}, Sweep(["LGD"], "LGD")),
         (
             {"arms": ["LGD"], "grid": "g", "ended": {"why": "time is over", "not_run": ["LGD, seed 1"]}},
             Sweep(["LGD"], "LGD", "g", ("Not run (time is over): LGD, seed 1.",)),
@@ -84,7 +85,11 @@ def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: Sw
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"arms": []}', '{"arms": [1]}', '{"arms": ["a"], "reference": 1}', "\xff"]
+    "content",
+    [
+        *("{", "[]", "{}", '{"arms": []}', '{"arms": [1]}', '{"arms": ["a"], "reference": 1}', "\xff"),
+        *('{"arms": ["a"], "ended": 3}', '{"arms": ["a"], "ended": {"not_run": ["a"]}}'),
+    ],
 )
 def test_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sweep.json"

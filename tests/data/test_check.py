@@ -62,6 +62,19 @@ def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["check", "nothing"]) == 2
 
 
+@pytest.mark.parametrize(("split", "words"), [("train", "train on"), ("val", "score on")])
+def test_a_split_without_objects_is_of_no_use(
+    split: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = directory(tmp_path) / f"annotations/instances_{split}2017.json"
+    change(path, lambda c: c.update(annotations=[]))
+    assert main(["check", f"coco-json:{tmp_path}"]) == 2
+    shown, said = capsys.readouterr()
+    assert "images without objects" in shown
+    assert f"has no object to {words}" in said
+    assert said.count("\n") == 1
+
+
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory(tmp_path)
     assert main(["check", f"coco-json:{tmp_path}", "--draw", "2", "--output", str(tmp_path / "seen")]) == 0

@@ -154,6 +154,13 @@ def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
     assert records(dataset.train)["boxes"] == [(0, [29, 29, 60, 40], 0)]
 
 
+def test_an_object_without_a_name_is_of_no_class(tmp_path: Path) -> None:
+    objects: list[Object] = [("dog", (1, 1, 60, 50), False), (" ", (5, 5, 20, 20), False)]
+    dataset, problems = found("voc", voc(tmp_path, {**SPLITS, "trainval": {"a": objects}}))
+    assert dataset.class_names == ("dog",)
+    assert [x.where for x in problems if x.outcome == "dropped"][:1] == [f"{tmp_path / 'Annotations/a.xml'}: object 2"]
+
+
 def test_a_changed_xml_is_other_data(tmp_path: Path) -> None:
     first = found("voc", voc(tmp_path / "a", SPLITS))[0]
     assert found("voc", voc(tmp_path / "b", SPLITS))[0].fingerprint == first.fingerprint
