@@ -42,7 +42,7 @@ mypy: setup-dev
 	@echo "test: mypy" && $(VENV) -m mypy
 
 # What is held against the clock has the machine to itself.
-ALONE := tests/ablations/test_prediction.py
+ALONE := tests/integration/test_prediction.py
 
 pytest: setup-dev
 	@echo "test: pytest" && $(VENV) -m pytest -m "not gpu" -n 2 --dist loadfile --ignore $(ALONE) $(ARGS)

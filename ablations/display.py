@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ablations.grids import Trial
-from lgd.record import Record
+from lgd.config.grids import Trial
+from lgd.results.record import Record
 
 LINE_PERIOD = 15.0
 """Seconds between two lines about one trial where there is no terminal."""
@@ -57,12 +57,12 @@ class SweepDisplay:
         *,
         total: int,
         finished: int,
-        side_by_side: int,
+        max_concurrent: int,
         console: Console,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trials = {t.name: t for t in trials}
-        self._total, self._done, self._at_once = total, finished, side_by_side
+        self._total, self._done, self._at_once = total, finished, max_concurrent
         self._console, self._now = console, now
         self._running: dict[str, dict[str, Any]] = {}
         self._begun: dict[str, float] = {}
@@ -89,7 +89,7 @@ class SweepDisplay:
                 self._total += 1
 
     def progress(self, name: str, progress: dict[str, Any]) -> None:
-        """A running trial is at ``progress`` (see lgd.train.Progress)."""
+        """A running trial is at ``progress`` (see lgd.training.run.Progress)."""
         now = self._now()
         self._begun.setdefault(name, now)
         # A report after an evaluation knows neither loss nor pace: what was known before still holds.

@@ -1,7 +1,7 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
 An arm that is matched to another trains for the steps of the arm that it is paced by, times what the matched one cost
-against that: in device-seconds of training (lgd/meter.py), over the seeds that both finished. A frozen teacher's own
+against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. A frozen teacher's own
 training does not count, or no time would be left. A baseline gets at least one step more than it had. A sweep keeps the
 steps once they are known.
 """
@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ablations.grids import STEPS, Arm, Grid, plan
-from analysis.records import by_seed, finished, training_device_seconds
-from analysis.statistics import paired_ratio
-from lgd.experiment import Experiment
-from lgd.record import earlier
+from analysis.load import by_seed, finished, training_device_seconds
+from analysis.stats import paired_ratio
+from lgd.config.experiment import Experiment
+from lgd.config.grids import STEPS, Arm, Grid, plan
+from lgd.training.resume import existing_record
 
 
-def settled(
+def steps_for_equal_time(
     grid: Grid, base: Experiment, seeds: int, overrides: Sequence[str], output: Path, known: Mapping[str, int]
 ) -> dict[str, int]:
     """Steps by matched arm: the ``known`` ones as they are, and those that the records in ``output`` tell.
@@ -28,18 +28,19 @@ def settled(
     """
     steps, arms = dict(known), {arm.name: arm for arm in grid.arms}
     for arm in grid.arms:
-        if not arm.matched or arm.name in steps:
+        if not arm.time_budget_from or arm.name in steps:
             continue
         trained = [
-            plan(replace(grid, arms=(arms[name],)), base, seeds, overrides, output) for name in (arm.matched, arm.paced)
+            plan(replace(grid, arms=(arms[name],)), base, seeds, overrides, output)
+            for name in (arm.time_budget_from, arm.steps_from)
         ]
-        records = [earlier(trial.directory, trial.experiment) for trials in trained for trial in trials]
+        records = [existing_record(trial.directory, trial.experiment) for trials in trained for trial in trials]
         there = [record for record in records if record is not None]
         ratio = paired_ratio(*(by_seed(finished(there, trials[0].arm), training_device_seconds) for trials in trained))
         if len(there) == len(records) and ratio is not None:
             schedule = trained[1][0].experiment.schedule
             own, wanted = schedule.steps, round(schedule.steps * ratio.value)
-            if arm.paced == grid.references[arm.name]:
+            if arm.steps_from == grid.references[arm.name]:
                 wanted = max(wanted, own)
             wanted = max(wanted, schedule.warmup_steps + 1)
             # Where both cost the same it would be the same training once more, which no sweep trains twice.
@@ -47,6 +48,6 @@ def settled(
     return steps
 
 
-def lasting(arm: Arm, steps: Mapping[str, int]) -> Arm:
+def with_steps(arm: Arm, steps: Mapping[str, int]) -> Arm:
     """``arm`` with the steps that are known for it."""
     return replace(arm, changes={**arm.changes, STEPS: steps[arm.name]}) if arm.name in steps else arm

@@ -30,17 +30,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import SweepDisplay, outcome
-from ablations.equal_time import lasting, settled
-from ablations.grids import NAMES, Arm, Grid, Trial, grid, plan
-from ablations.presets import preset
+from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.cli import Parser, answer
-from lgd.data import absolute
+from lgd.config.data_source import absolute_source
+from lgd.config.experiment import explain, settings
+from lgd.config.grids import NAMES, Arm, Grid, Trial, grid, plan
+from lgd.config.paper import paper
+from lgd.config.presets import preset
 from lgd.errors import InputError
-from lgd.experiment import explain, settings
 from lgd.files import write_text
-from lgd.paper import paper
-from lgd.record import FILE, load
-from lgd.signals import signalled
+from lgd.results.record import FILE, load
+from lgd.signals import on_signal
 
 SWEEP_FILE = "sweep.json"
 SWEEP_SCHEMA = 1
@@ -141,8 +141,8 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
         raise InputError("--measure and --price-per-gpu-hour need --dry-run")
     if options.price_per_gpu_hour is not None and not 0 <= options.price_per_gpu_hour < math.inf:
         raise InputError(f"--price-per-gpu-hour {options.price_per_gpu_hour:g}: a price from 0")
-    from ablations.sweep import done, resources_for, this_machine
-    from lgd import scale
+    from ablations.ray_sweep import done, resources_for, this_machine
+    from lgd.distributed import ray_train
 
     search = _search(described, directory)
     for line in dict.fromkeys(t.experiment.schedule.mismatch for t in trials):
@@ -167,8 +167,8 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
     if not address:
         # What can never fit is refused before Ray starts.
         resources_for(planned, [this_machine()], *held)
-    with scale.cluster(address):
-        resources = resources_for(planned, scale.nodes(), *held)
+    with ray_train.cluster(address):
+        resources = resources_for(planned, ray_train.nodes(), *held)
         if options.dry_run:
             _show_plan(trials, fingerprints, missing, resources, console)
             _show_waiting(described, console)
@@ -185,7 +185,7 @@ def _run(arguments: Sequence[str] | None, console: Console) -> int:
                     # What these trials took says how long others are to train.
                     trials, missing = more, [t for t in more if done(t) is None]
                     _check_built(trials, missing)
-                    resources = resources_for(missing, scale.nodes(), *held)
+                    resources = resources_for(missing, ray_train.nodes(), *held)
                     why, _ = _train(
                         missing, trials, described, directory, resources, None, lambda x: over(spent + x), console
                     )
@@ -211,7 +211,7 @@ def _describe(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--seeds {options.seeds}: at least one")
     overrides = list(options.overrides)
     if options.data:
-        overrides.append(f"data.source={absolute(options.data)}")
+        overrides.append(f"data.source={absolute_source(options.data)}")
     chosen = grid(options.grid, options.preset)
     described = {
         "schema_version": SWEEP_SCHEMA,
@@ -238,7 +238,7 @@ def _describe(options: argparse.Namespace) -> dict[str, Any]:
 
 def _moved(overrides: list[str], data: str) -> list[str]:
     """A sweep's overrides where its data lies elsewhere now; that it is the same data is seen from each record."""
-    source, key = absolute(data), "data.source="
+    source, key = absolute_source(data), "data.source="
     if not any(x.startswith(key) and x.partition(":")[0] == f"{key}{source.partition(':')[0]}" for x in overrides):
         raise InputError(f"--data {data} with --resume says where the sweep's own data lies now; it has no such data")
     return [f"{key}{source}" if x.startswith(key) else x for x in overrides]
@@ -259,7 +259,7 @@ def _search(described: dict[str, Any], directory: Path) -> Any:
     """The sweep's search; None where it has none."""
     if not described.get("search"):
         return None
-    from ablations.search import OBJECTIVES, Search
+    from ablations.optuna_search import OBJECTIVES, Search
 
     wanted = described["search"]
     if wanted["objectives"] not in (["AP"], list(OBJECTIVES)):
@@ -267,7 +267,7 @@ def _search(described: dict[str, Any], directory: Path) -> Any:
     if wanted["early_stop"] and len(wanted["objectives"]) > 1:
         raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
     base = preset(described["preset"]).override(described["overrides"])
-    base = base.override({"method.name": "lgd", "data.source": absolute(base.data.source)})
+    base = base.override({"method.name": "lgd", "data.source": absolute_source(base.data.source)})
     if wanted["early_stop"] and not base.evaluation.every:
         base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
     return Search(base, directory.resolve(), tuple(wanted["objectives"]), wanted["early_stop"], base.seed)
@@ -310,7 +310,7 @@ def _train(
     console: Console,
 ) -> tuple[str, float]:
     """Run the sweep; why it ended before all was run ("" if it did not), and the device-seconds that it spent."""
-    from ablations.sweep import Names, run_sweep
+    from ablations.ray_sweep import Names, run_sweep
 
     samples = described["search"]["samples"] if search else 0
     total = len(trials) + samples
@@ -329,13 +329,13 @@ def _train(
         missing,
         total=total,
         finished=len(trials) - len(missing) + (_searched(directory) if search else 0),
-        side_by_side=resources.side_by_side,
+        max_concurrent=resources.max_concurrent,
         console=console,
     )
     names = Names(described["grid"], described["preset"], tuple(described["overrides"]))
     terminated = threading.Event()
     try:
-        with display, signalled(terminated.set, signal.SIGTERM):
+        with display, on_signal(terminated.set, signal.SIGTERM):
             ended = run_sweep(
                 missing,
                 names,
@@ -350,7 +350,7 @@ def _train(
         # A second Ctrl-C would cut the tables short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return "interrupted", 0.0
-    from ablations.predict import learn
+    from benchmarks.predict_cost import learn
 
     with contextlib.suppress(OSError):
         # What the trials took is what the next dry run predicts with.
@@ -372,7 +372,7 @@ def _held(resources: Any) -> str:
     each = f"{resources.cpus} CPU and {resources.gpus:g} GPU"
     if resources.workers > 1:
         each = f"{resources.workers} workers of {each}{' on nodes of their own' if resources.spread else ''}"
-    return f"{resources.side_by_side} side by side, {each} each"
+    return f"{resources.max_concurrent} side by side, {each} each"
 
 
 def _finish(
@@ -385,9 +385,9 @@ def _finish(
     console: Console,
 ) -> int:
     """Write and show what there is; the exit status. again: the command that goes on."""
-    from ablations.sweep import done
-    from analysis.page import write_page
-    from analysis.records import load_runs
+    from ablations.ray_sweep import done
+    from analysis.html_report import write_page
+    from analysis.load import load_runs
     from analysis.report import main_table, order, write_outputs
     from analysis.tables import print_shown
 
@@ -436,7 +436,7 @@ def _unfinished(trial: Trial) -> str:
 
 def _show_search(described: dict[str, Any], search: Any, directory: Path, say: Callable[[str], None]) -> list[Path]:
     """Print the best trials as commands; draw Optuna's plots."""
-    from ablations.search import STUDY_FILE, command, draw
+    from ablations.optuna_search import STUDY_FILE, command, draw
 
     study = search.study()
     found = search.best(study)
@@ -455,7 +455,7 @@ def _show_search(described: dict[str, Any], search: Any, directory: Path, say: C
 def _code() -> dict[str, dict[str, str]]:
     """What computes a sweep's numbers: versions of the packages, and the files of this one by a digest."""
     import lgd
-    from lgd import provenance
+    from lgd.results import provenance
 
     root = Path(lgd.__file__).parent
     files = {
@@ -497,10 +497,10 @@ def _plan(described: dict[str, Any], directory: Path) -> list[Trial]:
     """Its trials, but for those whose steps are still to be measured; notes the steps that can be told by now."""
     whole, base = grid(described["grid"], described["preset"]), preset(described["preset"])
     rest = (described["seeds"], described["overrides"], directory)
-    steps = settled(whole, base, *rest, described.get("steps", {}))
+    steps = steps_for_equal_time(whole, base, *rest, described.get("steps", {}))
     if steps:
         described["steps"] = steps
-    chosen = tuple(lasting(arm, steps) for arm in whole.arms if arm.name in described["arms"])
+    chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in described["arms"])
     return plan(replace(whole, arms=chosen), base, *rest)
 
 
@@ -508,9 +508,9 @@ def _waiting(described: dict[str, Any]) -> list[str]:
     """The arms whose steps are still to be measured, a line each."""
     known = described.get("steps", {})
     return [
-        f"{arm.name}: its steps follow from what {arm.matched} takes"
+        f"{arm.name}: its steps follow from what {arm.time_budget_from} takes"
         for arm in grid(described["grid"], described["preset"]).arms
-        if arm.matched and arm.name in described["arms"] and arm.name not in known
+        if arm.time_budget_from and arm.name in described["arms"] and arm.name not in known
     ]
 
 
@@ -614,14 +614,14 @@ def _check_built(trials: Sequence[Trial], missing: Sequence[Trial]) -> dict[str,
 
     An arm that has trials ``missing`` must find all that training needs; one that has none may do without.
     """
-    from lgd.train import look
+    from lgd.training.run import dry_build
 
     found: dict[str, str] = {}
     names: dict[str, str] = {}
     wanted = {trial.arm for trial in missing}
     for trial in _of_the_first_seed(trials):
         try:
-            shown = look(trial.experiment, to_train=trial.arm in wanted)
+            shown = dry_build(trial.experiment, to_train=trial.arm in wanted)
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if shown in names:
@@ -638,7 +638,7 @@ def _of_the_first_seed(trials: Sequence[Trial]) -> list[Trial]:
 
 def _check_still_same(trials: Sequence[Trial], fingerprints: dict[str, str]) -> None:
     """Refuse to put new trials beside records of what the code or the data no longer build."""
-    from ablations.sweep import done
+    from ablations.ray_sweep import done
 
     for trial in _of_the_first_seed(trials):
         record = done(trial)
@@ -704,7 +704,7 @@ def _show_cost(
 ) -> None:
     """Say what the sweep will take, from steps that were measured on this machine."""
     # It takes seconds to import.
-    from ablations.predict import measure_missing, predict
+    from benchmarks.predict_cost import measure_missing, predict
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -717,7 +717,7 @@ def _show_cost(
             say(f"and {left} samples of a search")
         planned += [Trial("LGD (search)", search.base, search.output / "trials" / f"search-{i}") for i in range(left)]
     if options.measure:
-        measure_missing(planned, resources, tell=say)
+        measure_missing(planned, resources, on_progress=say)
     for line in predict(planned, resources).lines(options.price_per_gpu_hour):
         say(line)
 

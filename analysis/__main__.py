@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.page import write_page
-from analysis.records import load_runs
+from analysis.html_report import write_page
+from analysis.load import load_runs
 from analysis.report import main_table, order, write_outputs
 from analysis.tables import print_shown
 from lgd.cli import Parser, answer

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lgd.evaluate import quiet
+from lgd.logs import quiet_libraries
 
 CHUNK = 50
 """Resamples that are scored at once: memory against speed."""
@@ -51,7 +51,7 @@ def match(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> 
 
     truth: a COCO annotation file's content.
     """
-    with quiet():
+    with quiet_libraries():
         objects = COCO()
         # pycocotools writes into what it is given.
         objects.dataset = {**truth, "annotations": [dict(x) for x in truth["annotations"]]}

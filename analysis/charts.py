@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ablations.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
-from analysis.comparison import CONFIDENCE, frontier, marked, reference_of, rows_of
+from analysis.arms import CONFIDENCE, frontier, marked, reference_of, rows_of
 from analysis.figures import BLACK, BLUE, GREY, ORANGE, STYLE, save
-from analysis.records import Run, arm_of, by_seed, finished, gpu_hours, is_reproduction, pretraining_hours, score
-from analysis.statistics import mean_interval
-from lgd.record import Record, Scores
+from analysis.load import Run, arm_of, by_seed, finished, gpu_hours, is_reproduction, pretraining_hours, score
+from analysis.stats import mean_interval
+from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
+from lgd.results.record import Record, Scores
 
 GREEN, VERMILION, PURPLE, SKY = "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY)

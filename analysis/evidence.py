@@ -18,12 +18,11 @@ from statistics import fmean
 
 import matplotlib as mpl
 
-from ablations.grids import EVIDENCE, NOISE_FLOOR, Arm, Grid, grid
+from analysis.arms import CONFIDENCE, noise_floor, number, quantity, rows_of, show_noise_floor, with_interval
 from analysis.charts import curves
-from analysis.comparison import CONFIDENCE, noise_floor, number, quantity, rows_of, show_noise_floor, with_interval
 from analysis.figures import STYLE, arms_figure, save
-from analysis.page import training_command
-from analysis.records import (
+from analysis.html_report import training_command
+from analysis.load import (
     Run,
     arm_of,
     by_seed,
@@ -37,12 +36,13 @@ from analysis.records import (
 )
 from analysis.render import NONE, Shown, markdown
 from analysis.report import main_table, order
-from analysis.statistics import Difference, paired_difference, paired_ratio
+from analysis.stats import Difference, paired_difference, paired_ratio
 from analysis.tables import arms_shown, notes
 from lgd.cli import Parser, answer
+from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Arm, Grid, grid
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.record import EvaluationPoint, Record
+from lgd.results.record import EvaluationPoint, Record
 
 NOTES = "notes.md"
 """In a results directory: a person's reading of it."""
@@ -51,7 +51,7 @@ KEPT = ("sweep.json", NOTES, "trials/*/record.json", "trials/*/metrics.json", "t
 """What is worth keeping of a results directory: records and logs, no weights.
 
 A sweep goes on from these: what has a record is not run again. So nothing of FGFI's teachers, whose record would pass
-for their weights; what they cost is in the records of the runs that rest on them.
+for their weights; what they cost is in the records of the runs that use them.
 """
 
 Value = Callable[[Record], float | None]
@@ -256,8 +256,8 @@ def in_short(study: Study) -> Iterator[str]:
     where = "a GPU" if study.on_gpu else "the CPU"
     for reference, arms in study.families.items():
         for arm in arms:
-            lgd = arm.matched
-            if lgd and arm.paced == reference:
+            lgd = arm.time_budget_from
+            if lgd and arm.steps_from == reference:
                 ahead = study.over(lgd, arm.name)
                 yield f"{study.title}, {where}: {sentence(lgd, 'the baseline trained for as long', ahead)}"
             elif not lgd and arm.name != reference:
@@ -346,15 +346,15 @@ OWN_LOSS = (
     "Own losses: the student's detection losses in training, summed, mean over the last fifth of the curve: how well it"
     " fits, not how well it detects on other pictures."
 )
-DEVICE_S = "device-s: of the training (lgd/meter.py), evaluations left out, a frozen teacher's whole training included."
+DEVICE_S = "device-s: of the training (lgd/results/cost_meter.py), evaluations left out, a frozen teacher's whole training included."
 ATTENTION = (
     "Attention to the own label: 0, each object sees all labels of its image alike; 1, its own alone"
-    " (lgd/label_use.py)."
+    " (lgd/methods/label_guided/label_use.py)."
 )
 LABEL_USE = (
     "Label use: how far the instructive features inside boxes change when every class is exchanged for the next: 0,"
     " not at all, the teacher does not hear what it is told; 1, nothing in common is left. An untrained teacher's is"
-    " high, so that only low values tell (lgd/label_use.py)."
+    " high, so that only low values tell (lgd/methods/label_guided/label_use.py)."
 )
 
 
@@ -426,7 +426,7 @@ def _while_training(study: Study, arms: Sequence[Arm]) -> Shown:
     Arms in equal time are left out: their steps are others.
     """
     found: dict[str, dict[int, str]] = {}
-    for arm in (x for x in arms if not x.matched):
+    for arm in (x for x in arms if not x.time_budget_from):
         records = finished(study.records, arm.name).values()
         points = [point for record in records if len(record.evaluations) > 1 for point in record.evaluations]
         for what, value, digits in WATCHED:
@@ -458,21 +458,21 @@ def picture(text: str, path: Path, output: Path) -> str:
 def _equal_time(study: Study) -> Iterator[str]:
     rows, said = [], []
     for reference, arms in study.families.items():
-        for arm in (x for x in arms if x.matched):
-            longer, ahead = study.over(arm.name, arm.paced), study.over(arm.matched, arm.name)
+        for arm in (x for x in arms if x.time_budget_from):
+            longer, ahead = study.over(arm.name, arm.steps_from), study.over(arm.time_budget_from, arm.name)
             steps = {r.experiment.schedule.steps for r in finished(study.records, arm.name).values()}
             rows.append(
                 [
-                    arm.paced,
+                    arm.steps_from,
                     " / ".join(map(str, sorted(steps))) or NONE,
-                    *(quantity(study.mean(x, training_device_seconds), "s") for x in (arm.name, arm.matched)),
-                    *(number(study.mean(x, AP)) for x in (arm.name, arm.matched)),
+                    *(quantity(study.mean(x, training_device_seconds), "s") for x in (arm.name, arm.time_budget_from)),
+                    *(number(study.mean(x, AP)) for x in (arm.name, arm.time_budget_from)),
                     shown(ahead),
                     shown(longer),
                 ]
             )
-            said.append(sentence(arm.matched, f"{arm.paced} in equal time", ahead))
-            if arm.paced == reference:
+            said.append(sentence(arm.time_budget_from, f"{arm.steps_from} in equal time", ahead))
+            if arm.steps_from == reference:
                 title = reference.removesuffix(" baseline")
                 said.append(
                     f"{title}: as many device-seconds as LGD's change the baseline's AP by {shown(longer)}: "
@@ -504,7 +504,7 @@ def _decided(study: Study) -> Iterator[str]:
     groups: dict[str, list[str]] = {key: [] for key in VERDICTS}
     count = 0
     for reference, arms in study.families.items():
-        names = [x for x in arms if x.name != reference and not x.matched]
+        names = [x for x in arms if x.name != reference and not x.time_budget_from]
         whole = next((x.name for x in names if not x.changes), "")
         for arm in names:
             is_part = whole and arm.changes and "method.name" not in arm.changes

@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.comparison import data_of, reference_of
-from analysis.records import Run, arm_of
+from analysis.arms import data_of, reference_of
+from analysis.load import Run, arm_of
 from lgd.data.images import read
 from lgd.errors import InputError
-from lgd.evaluate import STUDENTS, load_detections
+from lgd.evaluation.evaluate import STUDENTS, load_detections
 from lgd.files import write_text
 
 CACHE = "examples.json"
@@ -119,7 +119,7 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
 
     from lgd.data import val_loader
     from lgd.detectors import build_detector
-    from lgd.export import load_student
+    from lgd.training.export import load_student
 
     settings = run.record.experiment
     dataset = data_of(run.record)

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.comparison import CONFIDENCE, with_interval
-from analysis.records import arm_of, by_seed, finished, is_reproduction, score, training_seconds
+from analysis.arms import CONFIDENCE, with_interval
+from analysis.load import arm_of, by_seed, finished, is_reproduction, score, training_seconds
 from analysis.render import NONE
-from analysis.statistics import paired_difference, paired_ratio
-from lgd.files import replacing
-from lgd.record import Record
+from analysis.stats import paired_difference, paired_ratio
+from lgd.files import atomic_write
+from lgd.results.record import Record
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers differ as well, for grey prints.
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#6B6B6B"
@@ -66,7 +66,7 @@ def save(figure: Figure, path_stem: Path) -> list[Path]:
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
         # with_suffix would cut a stem that holds a dot.
         path = path_stem.with_name(path_stem.name + suffix)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)
         written.append(path)
     return written

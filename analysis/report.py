@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ablations.grids import NAMES, grid
+from analysis.arms import over_images
 from analysis.charts import draw
-from analysis.comparison import over_images
 from analysis.figures import arms_figure
-from analysis.records import Run, arm_of, frame, load_runs, write_csv
+from analysis.load import Run, arm_of, frame, load_runs, write_csv
 from analysis.render import Shown, markdown
 from analysis.tables import ARMS_TABLES, arms_shown, build
+from lgd.config.grids import NAMES, grid
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.record import Record
+from lgd.results.record import Record
 
 SWEEP = "sweep.json"
 

@@ -24,10 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablations.grids import EVIDENCE, NAMES, OWN, TABLES, grid
-from analysis import comparison
-from analysis.comparison import CONFIDENCE, interval, number, over_images, over_images_note, with_interval
-from analysis.records import (
+from analysis import arms as comparison
+from analysis.arms import CONFIDENCE, interval, number, over_images, over_images_note, with_interval
+from analysis.load import (
     Run,
     arm_of,
     by_seed,
@@ -42,10 +41,11 @@ from analysis.records import (
     training_seconds,
 )
 from analysis.render import NONE, Shown, html_table, latex, markdown
-from analysis.statistics import paired_difference, paired_ratio
+from analysis.stats import paired_difference, paired_ratio
 from lgd.cli import Parser, answer
+from lgd.config.grids import EVIDENCE, NAMES, OWN, TABLES, grid
 from lgd.errors import InputError
-from lgd.record import Record
+from lgd.results.record import Record
 
 Intervals = Mapping[str, tuple[float, float]]
 """By arm, percentage points."""
@@ -61,7 +61,7 @@ def arms_table(
     - ``AP_difference``, ``AP_difference_low``, ``AP_difference_high``: to ``reference``, percentage points, paired by
       seed, with the 95% t interval from two pairs on; ``pairs``: the pairs (Int64). NA for the reference itself;
     - ``AP_difference_image_low``, ``AP_difference_image_high``: its bootstrap interval over images, only where
-      ``images`` has any (see :func:`analysis.comparison.over_images`);
+      ``images`` has any (see :func:`analysis.arms.over_images`);
     - ``teacher_AP``: percent, only when any record has it;
     - ``training_cost``: device-seconds of the training over the reference's, paired by seed;
     - ``training_seconds``: mean, wall clock;

@@ -35,17 +35,18 @@ from benchmarks.options import (
     images_of,
     output_stem,
 )
-from benchmarks.parts import DIRECTIONS, PARTS, counted, flop_counter, timed
+from benchmarks.step_profiler import DIRECTIONS, PARTS, counted, flop_counter, timed
+from benchmarks.step_timer import Bench, Images, Job, stages
 from benchmarks.table7 import NONE, pipe_table, provenance_columns, short
-from benchmarks.worker import Bench, Images, Job, stages
-from lgd import provenance, train
 from lgd.cli import Parser, answer
-from lgd.distiller import Distiller
+from lgd.config.experiment import Experiment
 from lgd.errors import InputError
-from lgd.evaluate import quiet
-from lgd.experiment import Experiment
-from lgd.files import replacing, write_text
-from lgd.meter import FIRST_STEPS
+from lgd.files import atomic_write, write_text
+from lgd.logs import quiet_libraries
+from lgd.methods.distiller import Distiller
+from lgd.results import provenance
+from lgd.results.cost_meter import FIRST_STEPS
+from lgd.training import run as training
 
 PIECE = 4
 """Steps between a look at the parts and a look at the whole."""
@@ -59,7 +60,7 @@ def measure(experiment: Experiment, images: Images, steps: int) -> tuple[pd.Data
     """
     planned = stages(experiment)
     stage = max(planned, key=planned.__getitem__)
-    with train.process_for(experiment), quiet():
+    with training.process_settings(experiment), quiet_libraries():
         bench = Bench(Job(experiment, images, experiment.method.name))
         if isinstance(bench.model, Distiller):
             # In one batch nobody could tell the head's second pass from its first.
@@ -116,7 +117,7 @@ def markdown(frame: pd.DataFrame) -> str:
         f" the stage {first['stage']!r}.",
         f"A step that nobody looked at takes {first['step_ms']:.2f} ms (median): looking at the parts adds"
         f" {first['looked_ms'] / first['step_ms'] - 1:+.1%}. Both are of steps whose passes through the head are taken"
-        " one after the other, so that they can be told apart; a training takes them in one batch (lgd/passes.py).",
+        " one after the other, so that they can be told apart; a training takes them in one batch (lgd/methods/shared_head.py).",
         "FLOPs: torch.utils.flop_counter, a multiplication and an addition being two; what is no convolution, matrix"
         " product or attention is not counted.",
         f"{where}; torch {first['torch']}, detectron2 {first['detectron2']}, commit {short(first['git_commit'])};"
@@ -159,7 +160,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 def write(frame: pd.DataFrame, stem: Path) -> list[Path]:
     """The CSV, the table and the figure; atomically."""
     table, text = (stem.with_name(stem.name + x) for x in (".csv", ".md"))
-    with replacing(table) as temporary:
+    with atomic_write(table) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
     write_text(text, markdown(frame))
     with mpl.rc_context(STYLE):
@@ -191,7 +192,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     experiment = experiment_of(options).override({"method.name": options.method})
     images = images_of(options, experiment)
     stem: Path = options.output or output_stem(f"breakdown-{options.method}", options, experiment)
-    shared = {"started": train.now(), "git_commit": provenance.git_commit()}
+    shared = {"started": training.now(), "git_commit": provenance.git_commit()}
     frame, whole = measure(experiment, images, options.steps)
     height, width = images.size
     described = {

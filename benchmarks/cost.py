@@ -31,15 +31,15 @@ from benchmarks.options import (
     output_stem,
     share_of,
 )
+from benchmarks.step_timer import Images, Job, Stage, Stretch, Worker, stages
 from benchmarks.table7 import METHODS, check, markdown, provenance_columns, read
-from benchmarks.worker import Images, Job, Stage, Stretch, Worker, stages
-from lgd import provenance
 from lgd.cli import Parser, answer
+from lgd.config.experiment import Experiment
 from lgd.errors import InputError
-from lgd.experiment import Experiment
-from lgd.files import replacing, write_text
-from lgd.meter import FIRST_STEPS
-from lgd.train import now
+from lgd.files import atomic_write, write_text
+from lgd.results import provenance
+from lgd.results.cost_meter import FIRST_STEPS
+from lgd.training.run import now
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,14 +118,14 @@ def measure(
         # All start at once: that takes as long as the slowest.
         workers = {name: stack.enter_context(Worker()) for name in experiments}
         for name, worker in workers.items():
-            worker.tell("build", Job(experiments[name], images, name))
+            worker.send("build", Job(experiments[name], images, name))
         for worker in workers.values():
-            worker.hear()
+            worker.receive()
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
             for name, stage, count in plan[:: -1 if turn % 2 else 1]:
                 dropped = max(drop, FIRST_STEPS) if turn == 0 else drop
-                found: Stretch = workers[name].ask("stretch", stage, dropped, steps)
+                found: Stretch = workers[name].request("stretch", stage, dropped, steps)
                 rows.append({**_row(name, stage, turn, found), "stage_steps": count})
                 rows[-1]["schedule_steps"] = experiments[name].schedule.steps
     return rows
@@ -133,7 +133,7 @@ def measure(
 
 def write(frame: pd.DataFrame, path: Path, price: float | None) -> None:
     """The CSV, and its table as Markdown beside it; atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
     write_text(path.with_suffix(".md"), markdown(frame, price))
 

@@ -24,11 +24,11 @@ import torch
 from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 
-from lgd import provenance
 from lgd.cli import Parser, answer
 from lgd.data import DataSet, ShapesSpec, resolve, train_loader
 from lgd.errors import InputError
 from lgd.files import write_text
+from lgd.results import provenance
 
 
 def ours(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Iterator[list[dict[str, Any]]]:

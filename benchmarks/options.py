@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ablations.presets import preset
-from benchmarks.worker import Images
-from lgd import provenance
+from benchmarks.step_timer import Images
+from lgd.config.experiment import Backbone, Experiment
+from lgd.config.paper import DETECTORS
+from lgd.config.paper_recipes import BACKBONES, paper_defaults
+from lgd.config.presets import preset
+from lgd.data import load_dataset
 from lgd.data.shapes import CATEGORIES
-from lgd.detectors import paper_defaults
 from lgd.errors import InputError
-from lgd.experiment import Backbone, Experiment
-from lgd.experiments import BACKBONES
-from lgd.paper import DETECTORS
-from lgd.train import dataset_of, device_of
+from lgd.results import provenance
+from lgd.training.run import resolve_device
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,7 +64,7 @@ def experiment_of(options: argparse.Namespace) -> Experiment:
     if options.precision:
         changes["precision"] = options.precision
     experiment = experiment.override(changes).override(options.overrides)
-    if not experiment.threads and device_of(experiment).type == "cpu":
+    if not experiment.threads and resolve_device(experiment).type == "cpu":
         # A device is a worker process with a core of its own, as in a sweep.
         return experiment.override({"threads": 1})
     return experiment
@@ -78,7 +78,7 @@ def images_of(options: argparse.Namespace, experiment: Experiment) -> Images:
         raise InputError(f"--side {side}: at least 32 pixels")
     objects = options.objects
     if objects is None:
-        objects = dataset_of(experiment.data).counts.train.mean_objects if shapes else COCO_OBJECTS
+        objects = load_dataset(experiment.data).counts.train.mean_objects if shapes else COCO_OBJECTS
     if not 1 <= objects <= 1000:
         raise InputError(f"--objects {objects:g}: from 1 to 1000")
     longest = max(experiment.data.max_size, side)

@@ -28,18 +28,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.options import add_options, command_line, experiment_of, images_of, output_stem
-from benchmarks.parts import DIRECTIONS, PARTS, Cuts, flop_counter
 from benchmarks.speed import REFERENCES
+from benchmarks.step_profiler import DIRECTIONS, PARTS, Cuts, flop_counter
+from benchmarks.step_timer import Bench, Images, Job, Stage
 from benchmarks.table7 import pipe_table
-from benchmarks.worker import Bench, Images, Job, Stage
-from lgd import provenance, train
 from lgd.cli import Parser, answer
-from lgd.distiller import Distiller
+from lgd.config.experiment import Experiment
 from lgd.errors import InputError
-from lgd.evaluate import quiet
-from lgd.experiment import Experiment
-from lgd.files import replacing, write_text
-from lgd.train import now
+from lgd.files import atomic_write, write_text
+from lgd.logs import quiet_libraries
+from lgd.methods.distiller import Distiller
+from lgd.results import provenance
+from lgd.training import run as training
+from lgd.training.run import now
 
 
 class BytesCounter(TorchDispatchMode):
@@ -67,7 +68,7 @@ def _storage(x: torch.Tensor) -> int:
 def measure(experiment: Experiment, images: Images, count: int) -> pd.DataFrame:
     """``part``, ``direction``, ``gflop`` and ``gbyte`` (float32) of a step of ``count`` images."""
     one = experiment.override({"schedule.batch": 1, "schedule.accumulate": 1, "precision": "fp32", "device": "cpu"})
-    with train.process_for(one), quiet():
+    with training.process_settings(one), quiet_libraries():
         bench = Bench(Job(one, images, experiment.method.name))
         if isinstance(bench.model, Distiller):
             bench.model.joint = False
@@ -164,7 +165,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
         command=command_line("benchmarks/roofline.py", arguments),
     )
     text = markdown(frame, limits, precision)
-    with replacing(output) as temporary:
+    with atomic_write(output) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
     write_text(output.with_suffix(".md"), text)
     print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")

@@ -7,7 +7,7 @@ python benchmarks/speed.py --preset paper --side 320          # bound by launche
 python benchmarks/speed.py --preset paper --detector faster_rcnn
 
 Every row has a process of its own; they take turns, every second round backwards (see docs/cost.md). The other side is
-benchmarks/straightforward.py: the same parameters and the same losses, by plain loops; the table says how far the two
+benchmarks/naive_lgd.py: the same parameters and the same losses, by plain loops; the table says how far the two
 sides' losses of one batch are apart.
 
 On the CPU the arms of the components grid are timed in the stage in which they all distil. On a GPU each row is one
@@ -30,18 +30,18 @@ import pandas as pd
 import torch
 import yaml
 
-from ablations.grids import grid
+from benchmarks.naive_lgd import CHANGES
 from benchmarks.options import add_options, command_line, experiment_of, images_of, output_stem
-from benchmarks.straightforward import CHANGES
+from benchmarks.step_timer import Images, Job, Stage, Worker
 from benchmarks.table7 import NONE, pipe_table, provenance_columns
-from benchmarks.worker import Images, Job, Stage, Worker
-from lgd import provenance
 from lgd.cli import Parser, answer
+from lgd.config.experiment import Experiment
+from lgd.config.grids import grid
 from lgd.errors import InputError
-from lgd.experiment import Experiment
-from lgd.files import replacing, write_text
-from lgd.meter import FIRST_STEPS
-from lgd.train import device_of, now
+from lgd.files import atomic_write, write_text
+from lgd.results import provenance
+from lgd.results.cost_meter import FIRST_STEPS
+from lgd.training.run import now, resolve_device
 
 REFERENCES = Path(__file__).with_name("reference.yaml")
 
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
     output: Path = options.output or stem.with_name(stem.name + ".csv")
     if output.suffix != ".csv":
         raise InputError(f"--output {output}: give it the suffix .csv")
-    gpu = device_of(experiment).type == "cuda"
+    gpu = resolve_device(experiment).type == "cuda"
     if options.changes:
         rows = changes(experiment)
     else:
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
         command=command_line("benchmarks/speed.py", arguments),
     )
     text = markdown(frame, reference(frame))
-    with replacing(output) as temporary:
+    with atomic_write(output) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6g")
     write_text(output.with_suffix(".md"), text)
     print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
@@ -174,13 +174,13 @@ def measure(rows: Sequence[Row], images: Images, rounds: int, drop: int, steps: 
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker()) for _ in rows]
         for row, worker in zip(rows, workers, strict=True):
-            worker.ask("build", Job(row.experiment, images, row.name, row.without))
-        losses = [sum(worker.ask("losses").values()) for worker in workers]
+            worker.request("build", Job(row.experiment, images, row.name, row.without))
+        losses = [sum(worker.request("losses").values()) for worker in workers]
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
             for i in list(range(len(rows)))[:: -1 if turn % 2 else 1]:
                 dropped = max(drop, FIRST_STEPS) if turn == 0 else drop
-                stretch = workers[i].ask("stretch", Stage(distils=rows[i].experiment.method.name != "baseline"),
+                stretch = workers[i].request("stretch", Stage(distils=rows[i].experiment.method.name != "baseline"),
                                          dropped, steps)  # fmt: skip
                 memory = "device" if "device" in stretch.peak_mib else "host"
                 found.append(

@@ -16,16 +16,16 @@ from statistics import median
 import pandas as pd
 from tabulate import tabulate
 
+from lgd.config.paper import METHODS as NAMES
+from lgd.config.paper import MethodName, MetricName, paper
 from lgd.errors import InputError
-from lgd.paper import METHODS as NAMES
-from lgd.paper import MethodName, MetricName, paper
 
 METHODS = ("baseline", "fgfi", "fgfi teacher", "lgd")
 """What is measured; the teacher's training is FGFI's pre-training."""
 
 TABLE = "table7"
 HOURS: tuple[MetricName, ...] = ("pretraining_hours", "overall_hours", "method_hours")
-"""The paper's table and its columns, as analysis/paper.yaml names them."""
+"""The paper's table and its columns, as lgd/config/paper.yaml names them."""
 
 NUMBERS = {
     "stage_steps": 0, "round": 0, "median_ms": 1, "q25_ms": 1, "q75_ms": 1, "mean_ms": 1, "peak_mib": 1, "devices": 1,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def signalled(act: Callable[[], object], *signals: signal.Signals) -> Iterator[None]:
+def on_signal(act: Callable[[], object], *signals: signal.Signals) -> Iterator[None]:
     """Inside, the first of ``signals`` is answered by ``act``; the next does what it did before.
 
     Only a process's main thread can; in another nothing is changed.

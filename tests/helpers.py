@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
-from ablations.presets import TINY
-from lgd import checkpoint
+from lgd.config.experiment import Backbone, Detector, Experiment
+from lgd.config.presets import TINY
 from lgd.detectors import build_detector
-from lgd.experiment import Backbone, Detector, Experiment
-from lgd.meter import left_word
+from lgd.results.cost_meter import read_heartbeat
+from lgd.training import checkpoint
 
 CLASSES = 5
 
@@ -138,7 +138,7 @@ def unsaved(directory: Path) -> float:
         saved = torch.load(found[-1], weights_only=True)["state"]["meter"]["device_seconds"]
     except FileNotFoundError:  # a newer one took its place
         return 0.0
-    return left_word(directory).device_seconds - sum(saved.values())
+    return read_heartbeat(directory).device_seconds - sum(saved.values())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:

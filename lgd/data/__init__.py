@@ -1,7 +1,7 @@
 """Data sets by name, registered with detectron2, and the loaders that read them.
 
 Whatever its layout, a set is read as COCO files: its own where they are without fault, else those that
-lgd/data/clean.py writes into the cache.
+lgd/data/validate.py writes into the cache.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from lgd.data.clean import CocoLayout, Counts, Problem, SplitCounts
+from lgd.config.data_source import SCHEMES
+from lgd.config.experiment import Data
 from lgd.data.coco import coco_files, find_coco_splits
 from lgd.data.crowdhuman import PERSON, find_crowdhuman_splits
 from lgd.data.loaders import check_objects, train_loader, val_loader
 from lgd.data.shapes import ShapesSpec, make
+from lgd.data.validate import CocoLayout, Counts, Problem, SplitCounts
 from lgd.data.voc import find_voc_splits, voc_files
 from lgd.errors import InputError
 
@@ -29,16 +31,14 @@ __all__ = [
     "Problem",
     "ShapesSpec",
     "SplitCounts",
-    "absolute",
     "check_objects",
     "find_coco_splits",
+    "load_dataset",
     "register",
     "resolve",
     "train_loader",
     "val_loader",
 ]
-
-SCHEMES = ("shapes", "coco", "voc0712", "coco-json:DIR", "voc:DIR", "crowdhuman:DIR")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,17 @@ class DataSet:
         }
 
 
+def load_dataset(settings: Data) -> DataSet:
+    """The data set that ``settings`` name, generated or looked up, registered with detectron2."""
+    spec = ShapesSpec(
+        train=settings.shapes_train,
+        val=settings.shapes_val,
+        size=settings.shapes_side,
+        seed=settings.shapes_seed,
+    )
+    return resolve(settings.source, shapes=spec)
+
+
 def resolve(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None) -> DataSet:
     """Find or make the data that ``source`` names and register it with detectron2.
 
@@ -135,12 +146,6 @@ def resolve(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None =
     )
     register(dataset)
     return dataset
-
-
-def absolute(source: str) -> str:
-    """A source with its directory made absolute, so that it means the same wherever a run goes on."""
-    scheme, colon, path = source.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and path else source
 
 
 def register(dataset: DataSet) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lgd.cli import Parser, answer
-from lgd.data import SCHEMES, Problem, ShapesSpec, check_objects, resolve
+from lgd.config.data_source import SCHEMES
+from lgd.data import Problem, ShapesSpec, check_objects, resolve
 from lgd.data.check import draw, report
 from lgd.errors import InputError
 

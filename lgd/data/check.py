@@ -19,7 +19,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from lgd.data import DataSet, Problem
 from lgd.data.images import Pixels, read
 from lgd.errors import InputError
-from lgd.files import replacing
+from lgd.files import atomic_write
 
 __all__ = ["AREAS", "draw", "report"]
 
@@ -108,7 +108,7 @@ def draw(dataset: DataSet, count: int, directory: Path) -> list[Path]:
             path = directory / f"{split}-{image['id']}.png"
             picture = _picture(read(folder / image["file_name"]), found, names)
             try:
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary)
             except OSError as error:
                 raise InputError(f"{path} cannot be written ({error.strerror})") from None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lgd.data.clean import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
 from lgd.errors import InputError
 
 __all__ = ["coco_files", "find_coco_splits", "parse_json"]
@@ -22,7 +22,7 @@ def find_coco_splits(
 
     Takes ``annotations/instances_{train,val}*.json`` with the images in ``<split><suffix>/``,
     ``images/<split><suffix>/``, or the same without the suffix (2017 in ``train2017``). Where there are several
-    sets of annotations, ``suffix`` says which. problems: see :func:`lgd.data.clean.layout`.
+    sets of annotations, ``suffix`` says which. problems: see :func:`lgd.data.validate.layout`.
 
     Raises InputError, one line that names the path, when something is missing, broken, ambiguous or when the
     splits' categories differ.

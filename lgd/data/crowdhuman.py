@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lgd.data.clean import CocoLayout, Problem, Raw, layout, read_bytes
 from lgd.data.coco import parse_json
+from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
 from lgd.errors import InputError
 
 __all__ = ["PERSON", "find_crowdhuman_splits"]
@@ -21,7 +21,7 @@ PERSON = "person"
 def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
     """Train and val of a directory with CrowdHuman's files; images in ``Images`` or ``Images_{train,val}``.
 
-    problems: see :func:`lgd.data.clean.layout`. Raises InputError, one line, where a file is missing or all of it
+    problems: see :func:`lgd.data.validate.layout`. Raises InputError, one line, where a file is missing or all of it
     broken.
     """
     root = Path(directory).expanduser().absolute()

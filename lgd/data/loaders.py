@@ -162,13 +162,13 @@ def _painted(pixels: torch.Tensor, sample: Sample) -> torch.Tensor:
     Nothing of what may or may not be a person there is taught as background, whatever the detector.
     """
     scale = pixels.shape[1] / sample["height"], pixels.shape[2] / sample["width"]
-    ignored, taught = torch.zeros(2, *pixels.shape[1:], dtype=torch.bool)
+    ignored, teacher_features = torch.zeros(2, *pixels.shape[1:], dtype=torch.bool)
     for annotation in sample["annotations"]:
         x, y, w, h = annotation["bbox"]
         rows = slice(round(y * scale[0]), round((y + h) * scale[0]))
         columns = slice(round(x * scale[1]), round((x + w) * scale[1]))
-        (ignored if annotation.get("iscrowd", 0) else taught)[rows, columns] = True
-    hidden = ignored & ~taught
+        (ignored if annotation.get("iscrowd", 0) else teacher_features)[rows, columns] = True
+    hidden = ignored & ~teacher_features
     if not hidden.any():
         return pixels
     return torch.where(hidden, torch.tensor(MEAN).round().to(pixels.dtype)[:, None, None], pixels)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lgd.data.clean import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
 from lgd.errors import InputError
 
 __all__ = ["find_voc_splits", "voc_files"]
@@ -33,7 +33,7 @@ def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None
     """Train and val of a directory in VOC layout, with the classes that its training objects have, by name.
 
     Where there is a test.txt, trained on trainval (or train) and evaluated on test; else trained on train and evaluated
-    on val. problems: see :func:`lgd.data.clean.layout`.
+    on val. problems: see :func:`lgd.data.validate.layout`.
 
     Raises InputError, one line, when a split or everything in it is missing.
     """

@@ -18,15 +18,9 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
-from lgd.detectors.common import (
-    dense_head,
-    dense_levels,
-    dense_pyramid,
-    mean_over_workers,
-    pixels,
-    targets,
-)
-from lgd.experiment import Detector
+from lgd.config.experiment import Detector
+from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixels, targets
+from lgd.distributed.ranks import mean_over_workers
 
 
 class ATSS(FCOS):

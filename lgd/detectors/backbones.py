@@ -10,10 +10,10 @@ from detectron2.modeling.backbone import Backbone as BottomUp
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import nn
 
+from lgd.config.experiment import Backbone
 from lgd.detectors.deformable import DeformableBottleneck
 from lgd.detectors.swin import Swin
 from lgd.detectors.weights import conventions
-from lgd.experiment import Backbone
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.structures import Instances
-from detectron2.utils.comm import get_world_size
 from torch import Tensor, nn
 
+from lgd.config.experiment import Backbone, Detector
 from lgd.detectors.backbones import build_fpn, out_channels
 from lgd.detectors.weights import conventions
-from lgd.experiment import Backbone, Detector
 
 DENSE_FEATURES = ("p3", "p4", "p5", "p6", "p7")
 DENSE_STRIDES = (8, 16, 32, 64, 128)
@@ -100,13 +97,3 @@ def targets(matched: Tensor, instances: Instances, num_classes: int) -> tuple[Te
     classes = F.pad(instances.gt_classes, (0, 1), value=num_classes)
     boxes = F.pad(instances.gt_boxes.tensor, (0, 0, 0, 1))
     return classes[matched], boxes[matched]
-
-
-def mean_over_workers(total: Tensor) -> Tensor:
-    """A normaliser: the mean over all workers of a scalar that each has summed up, and at least 1."""
-    workers = get_world_size()
-    if workers > 1:
-        total = total.detach().clone()
-        torch.distributed.all_reduce(total)
-        total = total / workers
-    return total.clamp(min=1)

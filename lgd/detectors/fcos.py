@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 
+from lgd.config.experiment import Detector
 from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixels
-from lgd.experiment import Detector
 
 
 def build(settings: Detector, num_classes: int) -> FCOS:

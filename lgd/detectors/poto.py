@@ -18,16 +18,9 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lgd.detectors.common import (
-    LinearTransform,
-    dense_head,
-    dense_levels,
-    dense_pyramid,
-    mean_over_workers,
-    pixels,
-    targets,
-)
-from lgd.experiment import Detector
+from lgd.config.experiment import Detector
+from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixels, targets
+from lgd.distributed.ranks import mean_over_workers
 
 
 class POTO(FCOS):

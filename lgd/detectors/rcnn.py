@@ -19,9 +19,9 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+from lgd.config.experiment import Detector
 from lgd.detectors.backbones import build_fpn
 from lgd.detectors.common import head_norm, pixels
-from lgd.experiment import Detector
 
 FEATURES = ("p2", "p3", "p4", "p5", "p6")
 STRIDES = (4, 8, 16, 32, 64)

@@ -7,8 +7,8 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
+from lgd.config.experiment import Detector
 from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixels
-from lgd.experiment import Detector
 
 
 def build(settings: Detector, num_classes: int) -> RetinaNet:

@@ -38,8 +38,8 @@ from detectron2.layers import FrozenBatchNorm2d
 from iopath.common.file_io import get_cache_dir
 from torch import Tensor, nn
 
+from lgd.config.experiment import Backbone
 from lgd.errors import InputError
-from lgd.experiment import Backbone
 
 Triple = tuple[float, float, float]
 

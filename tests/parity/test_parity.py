@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lgd.distance import DistillationDistance
-from lgd.objects import Objects
-from lgd.teacher import ImplicitTeacher
+from lgd.methods.label_guided.distance import DistillationDistance
+from lgd.methods.label_guided.teacher import ImplicitTeacher
+from lgd.methods.objects import Objects
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 RTOL, ATOL = 1e-4, 1e-5

@@ -1,0 +1,270 @@
+"""Grids: a table's rows as named arms, each a small difference from a preset's experiment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lgd.config.data_source import absolute_source
+from lgd.config.experiment import Experiment, settings
+from lgd.config.paper import DETECTORS, Training, paper
+from lgd.config.presets import preset, sized
+from lgd.errors import InputError
+
+STEPS = "schedule.steps"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named training of a grid.
+
+    changes: the settings it is about; nothing overrides them. setting: those its row of a table shares with the arms
+    it is compared to (detector, backbone, schedule); a sweep's ``--set`` comes on top of them. question: what it asks.
+    reference: the arm its difference is taken to, where that is not the grid's. training: what it reproduces of the
+    paper. skipped: why it cannot be run; it is then listed, and nothing more. matched: the arm whose training time it
+    gets; its steps follow from what that one and the reference took (see equal_time.py).
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    question: str = ""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    training: Training | None = None
+    skipped: str = ""
+    time_budget_from: str = ""
+    steps_from: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Arms to compare with each other.
+
+    reference: the arm that differences are taken to; "" where each arm names its own. seeds: trainings of each arm
+    where nothing else is asked for.
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    reference: str = "baseline"
+    seeds: int = 1
+
+    @property
+    def references(self) -> dict[str, str]:
+        """By arm, the one that its difference is taken to."""
+        return {arm.name: arm.reference or self.reference for arm in self.arms}
+
+
+_BASELINE = Arm("baseline", {"method.name": "baseline"}, "the detector alone")
+
+COMPONENTS = Grid(
+    name="components",
+    title="LGD's components on RetinaNet: what each one is worth and what it costs",
+    arms=(
+        _BASELINE,
+        Arm("LGD", {}, "encoder, adapter and mapper"),
+        Arm("without encoder", {"method.encoder": False}, "objects attend to appearance, not to labels"),
+        Arm("without adapter", {"method.adapter": False}, "no exchange between objects"),
+        Arm("without mapper", {"method.mapper": False}, "nothing written into boxes, the context object alone"),
+        Arm("appearance only", {"method.variant": "appearance_only"}, "appearance embeddings, no attention"),
+        Arm("label only", {"method.variant": "label_only"}, "label embeddings, no attention"),
+        Arm("label queries", {"method.variant": "label_queries"}, "labels ask, appearance answers"),
+    ),
+)
+
+DISTILL_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+INSTRUCTIVE_WEIGHTS = (0.1, 1.0, 10.0)
+
+
+def _weights() -> Iterable[Arm]:
+    yield _BASELINE
+    for distill in DISTILL_WEIGHTS:
+        for instructive in INSTRUCTIVE_WEIGHTS:
+            yield Arm(
+                f"distill {distill:g} instructive {instructive:g}",
+                {"method.distill_weight": distill, "method.instructive_weight": instructive},
+                "the paper's" if distill == instructive == 1 else "",
+            )
+
+
+LOSS_WEIGHTS = Grid(
+    name="loss-weights",
+    title="Weights of the distillation loss and of the instructive features' detection loss, on a log scale",
+    arms=tuple(_weights()),
+)
+
+NOISE_FLOOR = Grid(
+    name="noise-floor",
+    title="One detector, seed after seed: what a difference between two trainings is worth",
+    arms=(_BASELINE,),
+    seeds=10,
+)
+
+TABLES = (
+    *("main", "teacher-based", "teacher-free"),
+    *("table7", "table8", "table9", "table10", "table11", "table12", "table13", "table14"),
+)
+"""Tables of the paper that are grids: names in lgd/config/paper.yaml."""
+
+OWN = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
+"""Grids of our own, the same for every preset."""
+
+EVIDENCE = "evidence"
+"""Ours as well, but with a detector's own settings at each preset."""
+
+NAMES = (*TABLES, *OWN, EVIDENCE)
+
+NOT_HERE = {
+    "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
+    "dml": "needs two students that teach each other (deep mutual learning); not implemented here",
+    "tfkd": "needs teacher-free knowledge distillation of the class scores; not implemented here",
+    "ban": "needs a chain of students that teach each other (born-again networks); not implemented here",
+}
+"""Why a method of the paper's tables is listed and skipped."""
+
+
+@cache
+def grid(name: str, size: str = "tiny") -> Grid:
+    """The grid of that name at a preset's size. Raises InputError for an unknown grid or preset."""
+    base = preset(size)
+    if name in OWN:
+        return OWN[name]
+    if name == EVIDENCE:
+        return _evidence(size)
+    if name not in TABLES:
+        raise InputError(f"no grid {name!r}: known are {', '.join(NAMES)}")
+    table = paper().tables[name]
+    return Grid(name, table.title, tuple(_arm(x, size, base) for x in table.trainings), reference="")
+
+
+def _arm(training: Training, size: str, base: Experiment) -> Arm:
+    """A row of one of the paper's tables. Tables that repeat a training have the same arm."""
+    arm = Arm(training.name, reference=training.baseline.name, training=training)
+    if training.method in NOT_HERE:
+        return replace(arm, skipped=NOT_HERE[training.method])
+    wanted, there = settings(sized(size, training)), settings(base)
+    changes = {"method.name": wanted["method.name"]}
+    if training.method == "fgfi":
+        changes |= {key: value for key, value in wanted.items() if key.startswith("method.fgfi.backbone.")}
+    setting = {k: v for k, v in wanted.items() if v != there[k] and not k.startswith(("method.name", "method.fgfi."))}
+    return replace(arm, changes=changes, setting=setting)
+
+
+CURVE = 5
+"""Points of a learning curve, the end included."""
+
+STUDENT, TEACHER = "resnet18", "resnet50"
+"""Backbones of the students, and of FGFI's teachers, on a GPU: light enough for five seeds of every arm."""
+
+ALONE = Arm(
+    "without imitation", {"method.distill_weight": 0.0}, "what the teacher's training beside it does to the student"
+)
+"""LGD in two parts. This over the baseline: what the teacher's training does to the student through what both share
+(the head; the backbone too unless ``detach_appearance``). LGD over this: what imitation does."""
+
+LIGHT = 0.3
+"""Of the instructive features' detection loss, which trains the head that the student needs; the paper's is 1."""
+
+_LIGHTER = tuple(
+    Arm(
+        f"{name} at weight {LIGHT:g}",
+        {**changes, "method.instructive_weight": LIGHT},
+        "less of the head for the teacher",
+    )
+    for name, changes in (("LGD", {}), ("without adapter", {"method.adapter": False}))
+)
+
+EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name, *(arm.name for arm in _LIGHTER))
+"""Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
+whether the exchange between objects is what holds LGD back."""
+
+
+def _evidence(size: str) -> Grid:
+    """Does it help? Each detector against its own baseline, after equal steps and in equal time.
+
+    ``tiny`` leaves FGFI out, which trains a teacher of its own for each detector, and gives only the baselines LGD's
+    time; the others give every arm that.
+    """
+    base = preset(size)
+    arms: list[Arm] = []
+    for detector in ("retinanet", "fcos", "faster_rcnn"):
+        first = len(arms)
+        title, baseline = DETECTORS[detector], f"{DETECTORS[detector]} baseline"
+        of = Training(
+            detector=detector, backbone="r50", schedule="2x", scale="ss" if size == "tiny" else "ms", method="lgd"
+        )
+        # RetinaNet is the preset's own, so that trainings of the other grids are trainings of this one.
+        own = {} if detector == base.detector.name else _arm(of, size, base).setting
+        setting = {**own, "evaluation.teacher": True}
+        if size == "small":
+            # Pictures that are wider than high keep the sizes that the preset draws from.
+            setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
+        curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
+        for arm in (*COMPONENTS.arms, ALONE, *_LIGHTER):
+            if detector != base.detector.name and arm.name not in EVERYWHERE:
+                continue
+            # A sweep that was begun before the others were looked at goes on, for its own are what they were.
+            looked_at = curve if arm.name in ("baseline", "LGD") else setting
+            arms.append(replace(arm, name=f"{title} {arm.name}", setting=looked_at, reference=baseline))
+        if size != "tiny":
+            teacher = {"method.name": "fgfi"} | ({"method.fgfi.backbone.name": TEACHER} if size == "small" else {})
+            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier one", curve, baseline))
+        lgd = f"{title} LGD"
+        for arm in arms[first:]:
+            if arm.name == baseline or (arm.name != lgd and size != "tiny"):
+                longer = replace(arm, name=f"{arm.name} in equal time", question="as long as LGD took")
+                arms.append(replace(longer, time_budget_from=lgd, steps_from=arm.name, reference=baseline))
+    return Grid(EVIDENCE, "Does it help? Each detector against its own baseline", tuple(arms), reference="", seeds=5)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep: an arm with a seed. ``directory`` is absolute: workers run elsewhere."""
+
+    arm: str
+    experiment: Experiment
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:
+    """What an arm trains: ``overrides`` (``key=value``) lie between its setting and its own changes.
+
+    Raises InputError, naming the arm, when it cannot be built from them.
+    """
+    try:
+        experiment = base.override(arm.setting).override(overrides)
+        return experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
+    except InputError as error:
+        raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
+def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
+    """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
+
+    Arms that are skipped have none, nor have those whose steps are still to be measured. Raises InputError as
+    :func:`experiment_of` does.
+    """
+    overrides = list(overrides)
+    known = [arm for arm in grid.arms if not arm.skipped and (not arm.time_budget_from or STEPS in arm.changes)]
+    found = [(arm, experiment_of(arm, base, overrides)) for arm in known]
+    trials = []
+    for seed in range(seeds):
+        for arm, first in found:
+            experiment = first.override({"seed": first.seed + seed})
+            directory = output.resolve() / "trials" / f"{arm.slug}-seed{experiment.seed}"
+            trials.append(Trial(arm.name, experiment, directory))
+    return trials

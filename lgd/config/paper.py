@@ -1,0 +1,225 @@
+"""What the LGD paper reports, read from ``lgd/config/paper.yaml``: typed, checked, and typed in nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from lgd.config.experiment import Settings, explain
+from lgd.errors import InputError
+
+DetectorName = Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"]
+BackboneName = Literal["r50", "r101", "r101_dcnv2", "x101", "x101_dcnv2", "swin_t"]
+ScheduleName = Literal["1x", "2x", "3x", "18k", "30k"]
+ScaleName = Literal["ss", "ms"]
+DataName = Literal["coco", "voc", "crowdhuman"]
+MethodName = Literal["baseline", "lgd", "fgfi", "labelenc", "dml", "tfkd", "ban"]
+ScoreName = Literal["box_AP", "box_AP50", "box_AP75", "mask_AP", "mMR"]
+CostName = Literal["pretraining_hours", "overall_hours", "method_hours", "reduction"]
+MetricName = ScoreName | CostName
+
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+METRICS: tuple[MetricName, ...] = (*SCORES, *get_args(CostName))
+
+DETECTORS: dict[DetectorName, str] = {
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "atss": "ATSS",
+    "poto": "POTO",
+}
+BACKBONES: dict[BackboneName, str] = {
+    "r50": "R-50",
+    "r101": "R-101",
+    "r101_dcnv2": "R-101-DCNv2",
+    "x101": "X-101",
+    "x101_dcnv2": "X-101-DCNv2",
+    "swin_t": "Swin-T",
+}
+METHODS: dict[MethodName, str] = {
+    "baseline": "baseline",
+    "lgd": "LGD",
+    "fgfi": "FGFI",
+    "labelenc": "LabelEnc",
+    "dml": "DML",
+    "tfkd": "tf-KD",
+    "ban": "BAN",
+}
+DATA: dict[DataName, str] = {"coco": "MS-COCO", "voc": "Pascal VOC", "crowdhuman": "CrowdHuman"}
+"""How the paper writes each name."""
+
+
+class Training(Settings):
+    """What was trained. teacher: backbone of FGFI's teacher, a detector of the student's kind."""
+
+    detector: DetectorName
+    backbone: BackboneName
+    schedule: ScheduleName
+    scale: ScaleName
+    data: DataName = "coco"
+    method: MethodName
+    teacher: BackboneName | None = None
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> Self:
+        if (self.method == "fgfi") != (self.teacher is not None):
+            raise ValueError("fgfi needs the backbone of its teacher, and no other method has one")
+        return self
+
+    @property
+    def setting(self) -> str:
+        """All but the method: trainings of one setting are compared with each other."""
+        found = f"{DETECTORS[self.detector]} {BACKBONES[self.backbone]} {self.schedule} {self.scale}"
+        return found if self.data == "coco" else f"{found} {DATA[self.data]}"
+
+    @property
+    def how(self) -> str:
+        """The method, as tables write it."""
+        teacher = f" ({BACKBONES[self.teacher]})" if self.teacher else ""
+        return f"{METHODS[self.method]}{teacher}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting} {self.how}"
+
+    @property
+    def baseline(self) -> Training:
+        return self.model_copy(update={"method": "baseline", "teacher": None})
+
+
+class Metric(Settings):
+    """A measured quantity. unit: ``%`` (percent) or ``h`` (hours of wall clock, on the table's devices)."""
+
+    title: str
+    unit: Literal["%", "h"]
+    better: Literal["higher", "lower"]
+
+
+class Cell(Settings):
+    """One number: what was trained, what was measured, what came out (None: there is a cell, its number not known)."""
+
+    training: Training
+    metric: MetricName
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+
+
+class Table(Settings):
+    """A table of the paper, or another place with numbers.
+
+    where: the place, in a few words. source: which document we read it in. assumed: what the place does not say of its
+    trainings, and we took. devices: GPUs, where hours are given.
+    """
+
+    title: str
+    where: str
+    source: Literal["abstract", "poster", "readme"]
+    assumed: tuple[Literal["detector", "backbone", "schedule", "scale"], ...] = ()
+    devices: Annotated[int, Field(gt=0)] | None = None
+    hardware: str = ""
+    cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unfold(cls, raw: Any) -> Any:
+        """A written cell is a training's keys (those all cells share under ``of``) and its numbers by metric."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
+            return raw
+        raw = dict(raw)
+        shared, cells = raw.pop("of", {}), []
+        for i, row in enumerate(raw["cells"]):
+            if not isinstance(row, dict) or not isinstance(shared, dict) or not row.keys() & set(METRICS):
+                raise ValueError(f"cell {i + 1} has no number: it needs one of {', '.join(METRICS)}")
+            training = shared | {key: value for key, value in row.items() if key not in METRICS}
+            cells += [{"training": training, "metric": x, "value": row[x]} for x in row if x in METRICS]
+        return raw | {"cells": cells}
+
+    @model_validator(mode="after")
+    def _no_cell_twice(self) -> Self:
+        seen = set()
+        for cell in self.cells:
+            key = (cell.training, cell.metric)
+            if key in seen:
+                raise ValueError(f"{cell.training.name} has {cell.metric} twice")
+            seen.add(key)
+        return self
+
+    @property
+    def trainings(self) -> list[Training]:
+        """Those of its cells, each once, in order."""
+        return list(dict.fromkeys(cell.training for cell in self.cells))
+
+    @property
+    def metrics(self) -> list[MetricName]:
+        return list(dict.fromkeys(cell.metric for cell in self.cells))
+
+    def value(self, training: Training, metric: str) -> float | None:
+        """The number of a cell; None where there is none."""
+        return next((x.value for x in self.cells if x.training == training and x.metric == metric), None)
+
+    def assumptions(self, training: Training) -> str:
+        """``R-50 1x`` for what was taken for granted of a training; empty where nothing was."""
+        titles = {
+            "detector": DETECTORS[training.detector],
+            "backbone": BACKBONES[training.backbone],
+            "schedule": training.schedule,
+            "scale": training.scale,
+        }
+        return " ".join(titles[key] for key in self.assumed)
+
+
+class Paper(Settings):
+    """All of it. Tables by name, in the order of the file."""
+
+    title: str
+    arxiv: Annotated[str, BeforeValidator(str)]
+    sources: dict[Literal["abstract", "poster", "readme"], str]
+    metrics: dict[MetricName, Metric]
+    tables: dict[str, Table]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, table in self.tables.items():
+            if table.source not in self.sources:
+                raise ValueError(f"tables.{name}: source {table.source} is not among the sources")
+            missing = [x for x in table.metrics if x not in self.metrics]
+            if missing:
+                raise ValueError(f"tables.{name}: metric {missing[0]} is not among the metrics")
+        return self
+
+    def elsewhere(self, training: Training, metric: str, but: Iterable[str] = ()) -> tuple[float, str] | None:
+        """The first number known for a training in the tables not in ``but``, and where it stands."""
+        for name, table in self.tables.items():
+            value = None if name in but else table.value(training, metric)
+            if value is not None:
+                return value, table.where
+        return None
+
+
+def read(path: Traversable) -> Paper:
+    """Read a file of that form. Raises InputError, one line, naming the file and the place in it."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(
+            f"{path}:{mark.line + 1 if mark else '?'}: not YAML ({getattr(error, 'problem', error)})"
+        ) from None
+    try:
+        return Paper.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+
+
+@cache
+def paper() -> Paper:
+    """The suite's own ``lgd/config/paper.yaml``."""
+    return read(resources.files("lgd.config") / "paper.yaml")

@@ -1,0 +1,25 @@
+"""When a training changes phase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Iterations at which a training changes phase.
+
+    frozen_until: before it the student's bottom-up backbone gets no update.
+    distill_from, distill_until: outside [from, until) the student does not learn from the distance: LGD's trains its
+    adapter only, FGFI's rests.
+    """
+
+    frozen_until: int = 0
+    distill_from: int = 0
+    distill_until: int | None = None
+
+    def freezes_backbone(self, iteration: int) -> bool:
+        return iteration < self.frozen_until
+
+    def distills_student(self, iteration: int) -> bool:
+        return self.distill_from <= iteration and (self.distill_until is None or iteration < self.distill_until)

@@ -1,0 +1,118 @@
+"""Listening to a detector's backbone, and speaking in its place.
+
+detectron2's detectors read their features through one call, ``self.backbone(images.tensor)``. Recording that call
+and answering it with other features is all a distiller needs, so no detector is subclassed or patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Features = dict[str, Tensor]
+"""Feature maps by level name (``p3``, ``p4``, ...), each (B, C, h, w), finest first."""
+
+
+class FeatureCapture:
+    """What one pass of a detector put into and took out of its backbone."""
+
+    def __init__(self) -> None:
+        self._images: Tensor | None = None
+        self._features: Features | None = None
+
+    def _fill(self, images: Tensor, features: Mapping[str, Tensor]) -> None:
+        if self._features is not None:
+            raise RuntimeError("the detector ran its backbone more than once in one pass")
+        self._images, self._features = images, dict(features)
+
+    @property
+    def images(self) -> Tensor:
+        """The padded, normalised batch, (B, 3, H, W)."""
+        if self._images is None:
+            raise RuntimeError("the detector did not call its backbone while it was recorded")
+        return self._images
+
+    @property
+    def features(self) -> Features:
+        """The features of every level, in the backbone's order."""
+        if self._features is None:
+            raise RuntimeError("the detector did not call its backbone while it was recorded")
+        return self._features
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the padded batch image in pixels."""
+        height, width = self.images.shape[-2:]
+        return int(height), int(width)
+
+
+@contextmanager
+def capture_features(backbone: nn.Module) -> Iterator[FeatureCapture]:
+    """Keep what ``backbone`` puts out inside the block, without changing it."""
+    capture = FeatureCapture()
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Mapping[str, Tensor]) -> None:
+        capture._fill(inputs[0], output)
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield capture
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def inject_features(backbone: nn.Module, features: Mapping[str, Tensor]) -> Iterator[None]:
+    """Whoever calls ``backbone`` inside the block reads ``features``; the backbone itself does not run."""
+    answer = dict(features)
+    with patched_method(backbone, "forward", lambda *_args, **_kwargs: answer):
+        yield
+
+
+@contextmanager
+def patched_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block ``method`` answers in the place of ``owner.name``, of this one object."""
+    # It may already be an instance attribute (a compiled forward): put back what was there, not the class's.
+    previous = vars(owner).get(name)
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        if previous is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, previous)
+
+
+@contextmanager
+def restored_running_state(detector: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
+    """Start the block from an earlier :func:`running_state`.
+
+    A second pass over one batch then sees the loss normaliser that the first pass saw and leaves it as the first
+    pass did, instead of averaging the same batch in twice.
+    """
+    for name in running_state(detector):
+        if name not in state:
+            delattr(detector, name)
+    for name, value in state.items():
+        setattr(detector, name, value)
+    yield
+
+
+def running_state(detector: nn.Module) -> dict[str, Any]:
+    """The numbers a detector updates outside its parameters and buffers (detectron2's ``loss_normalizer``)."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in vars(detector).items()
+        if not name.startswith("_") and name != "training" and _is_number(value)
+    }
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not isinstance(value, nn.Parameter) and value.dtype != torch.bool
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,294 @@
+"""FGFI (Wang et al., "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019): near the objects, a
+student imitates the features of a detector trained before.
+
+One more source of taught features and one more distance for :class:`lgd.methods.distiller.Distiller`.
+
+Shape suffixes: B images, N object slots of an image (padding included), A anchors of a cell, L levels, h rows and w
+columns of a level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, cast
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lgd.distributed.ranks import mean_over_workers
+from lgd.errors import InputError
+from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.label_guided.init import init_he
+
+LevelRule = Literal["best", "fpn", "all"]
+"""On which levels an object marks cells to imitate. The paper does not say.
+
+``best`` (default): on the one with the anchor that it overlaps most, so that each level uses only the boxes assigned to
+it (its author's answer). ``fpn``: on the one of FPN's equation 1 (k0 = 4 at 224 pixels), or the nearest there is.
+``all``: on every level, each with a threshold of its own.
+"""
+
+POINT_ANCHOR = 8
+"""Side, in strides, of the square that stands for a location of a detector without anchors."""
+
+
+class FrozenTeacher(nn.Module):
+    """A trained detector's backbone and FPN on the images that the student saw.
+
+    detector: detectron2's, with a level of the same name and stride for each of the student's; InputError otherwise.
+    Its backbone is frozen and put into evaluation mode for good. It is no submodule: its weights stay out of this
+    module's parameters and state dict, so out of optimiser, workers' synchronisation and checkpoint, and follow it to
+    a device or type all the same.
+    """
+
+    uses_student_head = False
+    """The student's head was not trained to read these features."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, detector: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        own, wanted = _levels(detector), _levels(student)
+        if any(name not in own or own[name].stride != x.stride for name, x in wanted.items()):
+            raise InputError(f"the teacher's levels are {_listed(own)}: FGFI needs the student's, {_listed(wanted)}")
+        backbone = cast(nn.Module, detector.backbone).eval().requires_grad_(False)
+        # torch looks for submodules among attributes, not inside tuples.
+        self._unregistered = (backbone,)
+        self._names = tuple(wanted)
+        scale, shift = _renormalisation(detector, student)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The frozen backbone and FPN."""
+        return self._unregistered[0]
+
+    @torch.no_grad()
+    def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
+        """Features of the student's levels, without gradient.
+
+        instances: read for their ``image_size``, where the detectors' pixel statistics differ.
+        """
+        images = capture.images
+        if self.scale is not None and self.shift is not None:
+            # Padding is zero for either detector, so must not be shifted.
+            inside = _inside([x.image_size for x in instances], capture.image_size, images.device)
+            images = (images * self.scale + self.shift).masked_fill(~inside[:, None], 0)
+        features = self._unregistered[0](images)
+        return {name: features[name] for name in self._names}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What to(), cuda(), float() and the like call.
+        if recurse:
+            self._unregistered[0]._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+
+class ImitationDistance(nn.Module):
+    """Half the squared difference from the taught features, averaged over the cells near objects (sections 3.1, 3.2).
+
+    The student's features go through one 3x3 convolution (then a ReLU, with ``relu``, as in the released code) to the
+    teacher's channels; it is shared by the levels and dropped after training.
+
+    student, teacher: the detectors, read for their channels and the student's anchors, not kept. InputError where the
+    channels differ between levels or there are no anchors (see :func:`anchors_of`). levels: see LevelRule. threshold:
+    of an object's largest overlap with a level's anchors. weight: of the loss.
+    """
+
+    trains_adapter_alone = False
+    """Before its phase (the first 400 iterations of the released code) there is no imitation at all."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        levels: LevelRule = "best",
+        threshold: float = 0.5,
+        weight: float = 0.01,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(_channels(student, "student"), _channels(teacher, "teacher"), 3, padding=1)
+        self.adapter = nn.Sequential(convolution, nn.ReLU()) if relu else nn.Sequential(convolution)
+        init_he(self)
+        self.anchors = nn.ModuleDict(anchors_of(student))
+        self.levels: LevelRule = levels
+        self.threshold = threshold
+        self.weight = weight
+
+    def forward(
+        self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any]
+    ) -> Tensor:
+        """Return, in float32, weight / (2 * cells) * the sum over masked cells and channels of all levels.
+
+        ``cells`` are those in the masks of all the batch's images and levels together (the mean over the workers that
+        share it); without any, the loss and its gradients are zero. ``taught`` gets no gradient.
+        """
+        masks = self.masks(student, instances)
+        totals = []
+        for name, mask in masks.items():
+            difference = self.adapter(student[name]).float() - teacher_features[name].detach().float()
+            # Squared over all cells: picking the masked ones would wait for the device to count them.
+            totals.append((difference.square().sum(dim=1) * mask).sum())
+        cells = torch.stack([x.sum() for x in masks.values()]).sum()
+        return self.weight / 2 * torch.stack(totals).sum() / mean_over_workers(cells.float())
+
+    def masks(self, features: Mapping[str, Tensor], instances: Sequence[Any]) -> dict[str, Tensor]:
+        """The cells to imitate on each level that has anchors, (B, h, w) bool, for detectron2 ``instances``."""
+        # A padding slot is a box without area, which overlaps nothing.
+        boxes = pad_sequence([x.gt_boxes.tensor for x in instances], batch_first=True)
+        anchors = {name: cast(Anchors, x) for name, x in self.anchors.items()}
+        sizes = {name: (features[name].shape[-2], features[name].shape[-1]) for name in anchors}
+        return imitation_masks(boxes, anchors, sizes, levels=self.levels, threshold=self.threshold)
+
+
+class Anchors(nn.Module):
+    """The anchors of one level: the same A boxes around a point in each cell.
+
+    cells: (A, 4) corners in pixels, seen from the point. stride: pixels to a cell. offset: of the point from its cell's
+    upper left corner, in cells.
+    """
+
+    cells: Tensor
+
+    def __init__(self, cells: Tensor, stride: int, offset: float) -> None:
+        super().__init__()
+        self.register_buffer("cells", cells.detach().clone(), persistent=False)
+        self.stride = stride
+        self.offset = offset
+
+    def areas(self) -> Tensor:
+        """(A,) square pixels."""
+        return (self.cells[:, 2:] - self.cells[:, :2]).prod(dim=1)
+
+    def shared(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sides, in pixels, of what boxes (B, N, 4) share with the anchors of a level of (h, w) cells.
+
+        Its height depends on the anchor's row alone and its width on the column: (B, N, A, h) and (B, N, A, w).
+        """
+        sides = []
+        for axis, count in ((1, size[0]), (0, size[1])):
+            points = (torch.arange(count, device=boxes.device) + self.offset) * self.stride
+            low, high = (self.cells[:, i, None] + points for i in (axis, axis + 2))
+            start = torch.maximum(boxes[..., axis, None, None], low)
+            end = torch.minimum(boxes[..., axis + 2, None, None], high)
+            sides.append((end - start).clamp(min=0))
+        return sides[0], sides[1]
+
+
+def anchors_of(detector: nn.Module) -> dict[str, Anchors]:
+    """The anchors of each level that a detector's head, or its RPN, reads; by level name, finest first.
+
+    They are those of detectron2's generator: ``detector.anchor_generator``, or ``detector.proposal_generator``'s. FCOS,
+    and what derives from it without anchors of its own, has only points there, written as squares of one stride. Each
+    counts as one square of 8 strides: with it, ATSS (CVPR 2020, section 3) finds no difference between starting from
+    an anchor and from its point. Raises InputError where there is no such generator.
+    """
+    owner: Any = getattr(detector, "proposal_generator", detector)
+    generator: Any = getattr(owner, "anchor_generator", None)
+    if not isinstance(generator, DefaultAnchorGenerator):
+        raise InputError(f"FGFI needs anchors, and {type(detector).__name__} has no generator of upright ones")
+    # What dense detectors and the RPN call the levels they read.
+    names = owner.head_in_features if hasattr(owner, "head_in_features") else owner.in_features
+    found = {}
+    for name, stride, cells in zip(names, generator.strides, generator.cell_anchors, strict=True):
+        point = cells.new_tensor([[-stride, -stride, stride, stride]]) / 2
+        if isinstance(detector, FCOS) and torch.equal(cells, point):
+            cells = POINT_ANCHOR * point
+        found[name] = Anchors(cells, stride, generator.offset)
+    return found
+
+
+@torch.no_grad()
+def imitation_masks(
+    boxes: Tensor,
+    anchors: Mapping[str, Anchors],
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    levels: LevelRule = "best",
+    threshold: float = 0.5,
+) -> dict[str, Tensor]:
+    """The cells near objects, (B, h, w) bool on each level (section 3.1).
+
+    A cell is one where an anchor's IoU with an object is above ``threshold`` (0 or more, below 1) times the largest one
+    that the object has on the level. boxes: (B, N, 4) corners in pixels; one without area marks nothing. sizes: (h, w)
+    of each level.
+    """
+    boxes = boxes.float()
+    area_BN1 = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1, keepdim=True)
+    shared = {name: x.shared(boxes, sizes[name]) for name, x in anchors.items()}
+    areas_BNA = {name: area_BN1 + x.areas() for name, x in anchors.items()}
+    peaks = []
+    for name, (height_BNAh, width_BNAw) in shared.items():
+        # The IoU with an anchor of a given shape is largest where both sides of what they share are.
+        largest_BNA = height_BNAh.amax(dim=-1) * width_BNAw.amax(dim=-1)
+        peaks.append((largest_BNA / (areas_BNA[name] - largest_BNA)).amax(dim=-1))
+    peaks_LBN = torch.stack(peaks)
+    counts_LBN = _counts(levels, peaks_LBN, boxes, [x.stride for x in anchors.values()])
+    masks = {}
+    for i, (name, (height_BNAh, width_BNAw)) in enumerate(shared.items()):
+        # As is shared / (areas - shared) > bound, without the division for each cell and object.
+        bound_BN1 = (threshold * peaks_LBN[i])[..., None]
+        least_BNA = areas_BNA[name] * bound_BN1 / (1 + bound_BN1)
+        least_BNA = least_BNA.masked_fill(~counts_LBN[i][..., None], math.inf)
+        mask = torch.zeros(len(boxes), *sizes[name], dtype=torch.bool, device=boxes.device)
+        # One shape of anchor at a time: all of them at all cells for all objects are gigabytes.
+        for a in range(least_BNA.shape[2]):
+            shared_BNhw = height_BNAh[:, :, a, :, None] * width_BNAw[:, :, a, None, :]
+            mask |= (shared_BNhw > least_BNA[:, :, a, None, None]).any(dim=1)
+        masks[name] = mask
+    return masks
+
+
+def _counts(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """(L, B, N) bool: whether a level counts for an object; ``peaks`` (L, B, N) are its largest IoUs there."""
+    if rule == "all":
+        return torch.ones_like(peaks, dtype=torch.bool)
+    if rule == "best":
+        chosen = peaks.argmax(dim=0)
+    else:
+        finest, coarsest = (int(math.log2(x)) for x in (strides[0], strides[-1]))
+        chosen = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], finest, coarsest, 224, 4).view(boxes.shape[:2])
+    return chosen == torch.arange(len(peaks), device=peaks.device)[:, None, None]
+
+
+def _levels(detector: nn.Module) -> dict[str, ShapeSpec]:
+    return dict(cast(Any, detector.backbone).output_shape())
+
+
+def _listed(levels: Mapping[str, ShapeSpec]) -> str:
+    return ", ".join(f"{name} (stride {x.stride})" for name, x in levels.items())
+
+
+def _channels(detector: nn.Module, role: str) -> int:
+    channels = {x.channels for x in _levels(detector).values()}
+    if len(channels) != 1:
+        raise InputError(f"FGFI needs the same number of channels on every level, the {role} has {sorted(channels)}")
+    return int(channels.pop())
+
+
+def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """What to multiply the student's pixels with and then to add, (3, 1, 1) each; None where they are the teacher's."""
+    mean, std = (cast(Tensor, x) for x in (detector.pixel_mean, detector.pixel_std))
+    student_mean, student_std = (cast(Tensor, x).to(mean) for x in (student.pixel_mean, student.pixel_std))
+    if torch.equal(mean, student_mean) and torch.equal(std, student_std):
+        return None, None
+    return student_std / std, (student_mean - mean) / std
+
+
+def _inside(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
+    """(B, H, W) bool: the pixels of a padded batch that lie in an image of its own (height, width)."""
+    size_B2 = torch.tensor(image_sizes).to(device, non_blocking=True)
+    rows, columns = (torch.arange(x, device=device) for x in padded)
+    return (rows < size_B2[:, :1])[:, :, None] & (columns < size_B2[:, 1:])[:, None, :]

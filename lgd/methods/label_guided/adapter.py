@@ -1,0 +1,92 @@
+"""Inter-object relation adapter (LGD, section 3.2): objects of one image attend to each other.
+
+Shape suffixes: L levels, B images, N object slots, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgd.config.components import AdapterVariant
+
+HEADS = 8
+"""Attention heads in the paper; with channels that 8 does not divide, their greatest common divisor."""
+
+
+class RelationAdapter(nn.Module):
+    """Multi-head attention among an image's objects, its weights shared by the levels.
+
+    exchange: with False every object sees itself alone, all else equal (the components grid's "adapter off").
+    """
+
+    def __init__(self, channels: int, variant: AdapterVariant, *, exchange: bool = True) -> None:
+        super().__init__()
+        if variant not in get_args(AdapterVariant):
+            raise ValueError(f"adapter variant {variant!r} is not one of {', '.join(get_args(AdapterVariant))}")
+        self.variant = variant
+        self.exchange = exchange
+        self.heads = math.gcd(channels, HEADS)
+        self.attends = variant.endswith("_queries")
+        if self.attends:
+            self.query = nn.Linear(channels, channels)
+            self.key_value = nn.Linear(channels, 2 * channels)
+            self.output = nn.Linear(channels, channels)
+
+    def forward(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
+        """Return the objects' vectors, (L, B, N, C), or (1, B, N, C) when they do not depend on the level.
+
+        ``labels_BNC`` is None when the encoder is off: the appearance embeddings are then their own keys and values.
+        """
+        if self.variant == "label_only":
+            return _present(None if labels_BNC is None else labels_BNC[None], "label_only needs the encoder")
+        if self.variant == "appearance_only":
+            return _present(appearance_LBNC, "appearance_only needs appearance embeddings")
+        query, key, value, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined = mixed.transpose(1, 2).flatten(2).unflatten(0, (-1, len(valid_BN)))
+        return self.output(joined)
+
+    def own_weights(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
+        """The attention that each object pays to its own entry, mean over the heads: (L, B, N).
+
+        Only for a variant that attends (``attends``). What a padding slot has there means nothing.
+        """
+        query, key, _, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
+        logits = (query.float() @ key.float().transpose(-2, -1)) / math.sqrt(query.shape[-1])
+        weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        return weights.diagonal(dim1=-2, dim2=-1).mean(dim=1).unflatten(0, (-1, len(valid_BN)))
+
+    def _projected(
+        self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query, key and value (L * B, H, N, C / H) and who may see whom, bool (L * B, 1, N, N)."""
+        appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
+        others = appearance_LBNC if labels_BNC is None else labels_BNC[None]
+        appearance_asks = self.variant == "appearance_queries"
+        asking, asked = (appearance_LBNC, others) if appearance_asks else (others, appearance_LBNC)
+        levels = max(len(asking), len(asked))
+        batch, slots = valid_BN.shape
+        query = self._split(self.query(asking), levels)
+        key, value = (self._split(x, levels) for x in self.key_value(asked).chunk(2, dim=-1))
+        if self.exchange:
+            # A padding slot may ask (nobody reads its answer) but is never asked.
+            mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
+        else:
+            mask = torch.eye(slots, dtype=torch.bool, device=valid_BN.device).expand(batch, 1, slots, slots)
+        return query, key, value, mask.repeat(levels, 1, 1, 1)
+
+    def _split(self, x: Tensor, levels: int) -> Tensor:
+        """(L or 1, B, N, C) -> (L * B, H, N, C / H)."""
+        x = x.expand(levels, -1, -1, -1).flatten(0, 1)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _present(x: Tensor | None, why: str) -> Tensor:
+    if x is None:
+        raise ValueError(why)
+    return x

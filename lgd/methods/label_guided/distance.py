@@ -1,0 +1,47 @@
+"""Distillation adapter and loss (LGD, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lgd.methods.label_guided.init import init_he
+from lgd.methods.norms import instance_norm
+
+
+class DistillationDistance(nn.Module):
+    """Mean squared error between instance-normalised maps, the student's sent through an adapter first.
+
+    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training.
+    """
+
+    trains_adapter_alone = True
+    """The adapter trains before the student's features learn through it (METHOD, "Schedule")."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.adapter = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        init_he(self)
+
+    def forward(
+        self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any] = ()
+    ) -> Tensor:
+        """Return the float32 mean over all elements of all levels, whatever the ``instances``.
+
+        ``taught`` gets no gradient.
+        """
+        total, elements = torch.zeros((), device=next(iter(student.values())).device), 0
+        for name, features in student.items():
+            difference = instance_norm(self.adapter(features)) - instance_norm(teacher_features[name].detach())
+            total = total + difference.square().sum()
+            elements += difference.numel()
+        return total / elements

@@ -1,0 +1,119 @@
+"""Label-appearance encoder (LGD, section 3.1).
+
+Shape suffixes: B images, N object slots of an image, T objects of the batch (with the padding slots where those are not
+left out), K classes, C channels, P = h * w cells of a level.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lgd.methods.label_guided.init import init_balanced, init_centred, init_he, init_identity, init_one_hot
+from lgd.methods.norms import group_norm, layer_norm
+
+CORNERS = 4
+"""Entries of a descriptor before its one-hot class."""
+
+
+class SpatialTransformer(nn.Module):
+    """A learnt k x k matrix for each object (PointNet's STN, without its pooling and without an identity added)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        widths = (size, 64, 128, 1024, 512, 256)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        self.matrix = nn.Linear(widths[-1], size * size)
+
+    def forward(self, x_Tk: Tensor) -> Tensor:
+        """Return ``x @ M`` with each object's own M, shape (T, k)."""
+        hidden = x_Tk
+        for layer in self.layers:
+            hidden = layer_norm(layer(hidden)).relu()
+        matrix_Tkk = self.matrix(hidden).unflatten(-1, (self.size, self.size))
+        return (x_Tk.to(matrix_Tkk.dtype).unsqueeze(-2) @ matrix_Tkk).squeeze(-2)
+
+
+class LabelEncoder(nn.Module):
+    """PointNet over an image's label descriptors: (B, N, 4 + K) -> label embeddings (B, N, C)."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        size = CORNERS + num_classes
+        self.num_classes = num_classes
+        self.stn_in = SpatialTransformer(size)
+        self.conv1 = nn.Linear(size, 64)
+        self.stn_feat = SpatialTransformer(64)
+        self.conv2 = nn.Linear(64, 128)
+        self.conv3 = nn.Linear(128, 1024)
+        self.conv4 = nn.Linear(64 + 1024, channels)
+
+    def init(self) -> None:
+        """Start with an object's own label prominent (see lgd/methods/label_guided/init.py)."""
+        init_he(self)
+        for stn in (self.stn_in, self.stn_feat):
+            init_centred(*stn.layers[1:])
+            init_identity(stn.matrix, stn.size)
+        init_one_hot(self.conv1, CORNERS)
+        init_centred(self.conv2, self.conv3)
+        init_balanced(self.conv4, 64)
+
+    def forward(self, descriptors: Tensor, valid: Tensor) -> Tensor:
+        """Embed ``descriptors`` (B, N, 4 + K); slots where ``valid`` (B, N) is False do not reach the others."""
+        images, count = valid.shape
+        rows_Tk = descriptors.flatten(0, 1)
+        slots_T: Tensor | None = None
+        if not valid.is_cuda:
+            # Most slots may be padding. On a GPU asking which would cost more, a wait, than working on all of them.
+            slots_T = valid.flatten().nonzero().squeeze(1)
+            rows_Tk = rows_Tk[slots_T]
+        hidden = layer_norm(self.conv1(self.stn_in(rows_Tk))).relu()
+        feature_T64 = self.stn_feat(hidden)
+        hidden = layer_norm(self.conv2(feature_T64)).relu()
+        hidden = layer_norm(self.conv3(hidden)).relu()
+        # Every image has at least one valid slot, and a ReLU's output is never below zero, so zero in the padding
+        # slots leaves the maximum as it is.
+        padded = _in_slots(hidden, slots_T, images * count).unflatten(0, (images, count))
+        image_BD = padded.masked_fill(~valid[..., None], 0).amax(dim=1)
+        if slots_T is None:
+            image_TD = image_BD[:, None].expand(-1, count, -1).flatten(0, 1)
+        else:
+            image_TD = image_BD[slots_T // count]
+        embedded = layer_norm(self.conv4(torch.cat([feature_T64, image_TD], dim=-1))).relu()
+        return _in_slots(embedded, slots_T, images * count).unflatten(0, (images, count))
+
+
+def _in_slots(rows: Tensor, slots: Tensor | None, count: int) -> Tensor:
+    """Rows (T, D) in their ``slots`` (T,) of ``count``, zero in the others; as they are where all slots have one."""
+    return rows if slots is None else rows.new_zeros(count, rows.shape[-1]).index_copy(0, slots, rows)
+
+
+class LabelProjection(nn.Module):
+    """Linear C -> C, LayerNorm without affine, ReLU, on label embeddings (..., C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return layer_norm(self.linear(embeddings)).relu()
+
+
+class AppearanceEncoder(nn.Module):
+    """Mean of the projected student features over each object's region, at one level."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
+        """Return (B, N, C); an object whose region is empty gets the zero vector."""
+        projected = group_norm(self.conv(features_BChw)).relu()
+        # A sum over a whole level leaves fp16's range.
+        with torch.autocast(projected.device.type, enabled=False):
+            total = regions_BNP.float() @ projected.float().flatten(2).transpose(1, 2)
+            mean = total / regions_BNP.sum(-1, keepdim=True).clamp(min=1)
+        return mean.to(projected.dtype)

@@ -1,0 +1,97 @@
+"""The implicit teacher: labels and the student's features in, instructive features out (LGD, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lgd.config.components import AdapterVariant, component_conflict
+from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.label_guided.adapter import RelationAdapter
+from lgd.methods.label_guided.encoder import AppearanceEncoder, LabelEncoder, LabelProjection
+from lgd.methods.label_guided.init import init_centred, init_he
+from lgd.methods.label_guided.mapper import KnowledgeMapper
+from lgd.methods.objects import Objects
+
+
+class ImplicitTeacher(nn.Module):
+    """Encoder, adapter and mapper. What a switched-off component would need is not built.
+
+    encoder, adapter, mapper: the components (off as in the components grid). variant: who attends to whom. context: one
+    more object an image, its box the whole image. detach_appearance: the student's features get no gradient from here.
+    Raises ValueError for a combination that cannot work.
+    """
+
+    uses_student_head = True
+    """The instructive features go through the student's head too."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        encoder: bool = True,
+        adapter: bool = True,
+        mapper: bool = True,
+        variant: AdapterVariant = "appearance_queries",
+        context: bool = True,
+        detach_appearance: bool = False,
+    ) -> None:
+        super().__init__()
+        refusal = component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=variant, context=context)
+        if refusal:
+            raise ValueError(refusal)
+        self.channels = channels
+        self.num_classes = num_classes
+        self.context = context
+        self.detach_appearance = detach_appearance
+        self.label_encoder: LabelEncoder | None = None
+        self.label_projection: LabelProjection | None = None
+        self.appearance_encoder: AppearanceEncoder | None = None
+        if encoder and variant != "appearance_only":
+            self.label_encoder = LabelEncoder(num_classes, channels)
+            self.label_projection = LabelProjection(channels)
+        if variant != "label_only":
+            self.appearance_encoder = AppearanceEncoder(channels)
+        self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter)
+        self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
+        init_he(self)
+        if self.label_encoder is not None and self.label_projection is not None:
+            self.label_encoder.init()
+            init_centred(self.label_projection.linear)
+        if self.relation_adapter.attends:
+            init_centred(self.relation_adapter.query, self.relation_adapter.key_value)
+
+    def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
+        """Instructive features, one map a level of the student's shapes, for detectron2 ``instances`` (B of them)."""
+        objects = Objects.from_instances(instances, capture.image_size, context=self.context)
+        return self.instruct(capture.features, objects)
+
+    def instruct(self, features: Features, objects: Objects) -> Features:
+        """As :meth:`forward`, from the features and the padded objects themselves."""
+        sizes = {name: (int(x.shape[-2]), int(x.shape[-1])) for name, x in features.items()}
+        regions = {name: objects.regions(size) for name, size in sizes.items()}
+        labels = self.embed_labels(objects)
+        appearance: Tensor | None = None
+        if self.appearance_encoder is not None:
+            appearance = torch.stack(
+                [
+                    self.appearance_encoder(x.detach() if self.detach_appearance else x, regions[name])
+                    for name, x in features.items()
+                ]
+            )
+        projected = None
+        if labels is not None and self.label_projection is not None:
+            projected = self.label_projection(labels)
+        vectors = self.relation_adapter(appearance, projected, objects.valid)
+        vectors = vectors.expand(len(features), -1, -1, -1)
+        return {name: self.knowledge_mapper(vectors[i], regions[name], sizes[name]) for i, name in enumerate(features)}
+
+    def embed_labels(self, objects: Objects) -> Tensor | None:
+        """Label embeddings (B, N, C) before their projection; None where the encoder is off."""
+        if self.label_encoder is None:
+            return None
+        return self.label_encoder(objects.descriptors(self.num_classes), objects.valid)

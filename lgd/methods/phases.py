@@ -1,0 +1,36 @@
+"""When the backbone trains and when the distillation loss reaches the student (METHOD, "Schedule")."""
+
+from __future__ import annotations
+
+from detectron2.engine import HookBase
+from torch import nn
+
+from lgd.config.phases import Phases
+
+
+class FreezeBackbone(HookBase):
+    """Keep a bottom-up network out of the backward pass while its phase lasts.
+
+    What detectron2 froze for good (``freeze_at``) stays frozen. Parameters without a gradient are skipped by the
+    optimiser, weight decay and momentum included.
+    """
+
+    def __init__(self, bottom_up: nn.Module, phases: Phases) -> None:
+        self._parameters = [p for p in bottom_up.parameters() if p.requires_grad]
+        self._phases = phases
+        self._frozen = False
+
+    def before_step(self) -> None:
+        self._set(self._phases.freezes_backbone(self.trainer.iter))
+
+    def after_train(self) -> None:
+        self._set(False)
+
+    def _set(self, frozen: bool) -> None:
+        if frozen == self._frozen:
+            return
+        for parameter in self._parameters:
+            parameter.requires_grad_(not frozen)
+            if frozen:
+                parameter.grad = None
+        self._frozen = frozen

@@ -1,0 +1,266 @@
+"""The command ``python -m lgd.train``: train one of the paper's experiments.
+
+python -m lgd.train retinanet_r50_2x_ms --method lgd
+python -m lgd.train --list
+python -m lgd.train retinanet_r50_2x_ms --show
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lgd.cli import INTERRUPTED, Parser, answer
+from lgd.config.data_source import absolute_source
+from lgd.config.experiment import Experiment, settings
+from lgd.config.paper_recipes import NAMES, Named, named
+from lgd.errors import InputError
+from lgd.files import write_text
+from lgd.results.record import FILE, Record, Scores
+from lgd.signals import on_signal
+from lgd.training import run as training
+from lgd.training.resume import existing_record
+
+if TYPE_CHECKING:
+    from lgd.distributed.ray_train import Node, Workers
+
+UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
+"""Options that say how Ray runs a training; without any, it runs in this process."""
+
+PERIOD = 10.0
+"""Seconds between two lines of progress."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
+    try:
+        return answer(
+            lambda: _run(_parser().parse_args(arguments)),
+            "interrupted; the same command goes on from the last checkpoint",
+        )
+    except training.Stopped as stopped:
+        print(f"stopped after {stopped.step} steps; the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
+    parser.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="which one, such as retinanet_r50_2x_ms (see --list)"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("baseline", "lgd", "fgfi"),
+        help="the plain detector, with LGD, or with FGFI and its teacher",
+    )
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change a setting, e.g. schedule.steps=100; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images a step (default: 16); the learning rate follows unless it is set"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to (default: results/train/EXPERIMENT-METHOD-seedN)"
+    )
+    parser.add_argument(
+        "--teachers", type=Path, metavar="DIR", help="where FGFI's teachers are kept (default: beside the output)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="1, or 0 for the CPU (default: 1 where there are GPUs)"
+    )
+    parser.add_argument("--cpus-per-worker", type=int, metavar="N", help="CPU cores of each (default: 1)")
+    parser.add_argument("--spread", action="store_true", default=None, help="put every worker on a node of its own")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+    parser.add_argument("--restarts", type=int, metavar="N", help="how often lost workers are replaced (default: 3)")
+    parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
+    parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.list:
+        print("\n".join(_summary(named(name)) for name in NAMES))
+        return 0
+    if options.experiment is None:
+        raise InputError("say which experiment to train; --list shows them")
+    chosen = named(options.experiment)
+    if options.method is None and not options.show:
+        raise InputError("say how to train it: --method baseline, lgd or fgfi")
+    experiment = _changed(chosen.experiment, options)
+    complaint = experiment.schedule.mismatch
+    if complaint:
+        print(f"warning: {complaint}", file=sys.stderr)
+    if options.show:
+        _show(chosen, experiment)
+        return 0
+    label = f"{chosen.name}-{experiment.method.name}-seed{experiment.seed}"
+    directory: Path = options.output or Path("results") / "train" / label
+    record = existing_record(directory, experiment)
+    if record is None:
+        print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {directory}")
+        record = _train(experiment, directory, chosen.name, options)
+    else:
+        print(f"{label}: trained already, on {record.finished}")
+    return _report(record, chosen, directory)
+
+
+def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
+    """The options in the order of their weight: whatever --set says comes last."""
+    given = {
+        "method.name": options.method,
+        "data.source": absolute_source(options.data) if options.data else None,
+        "schedule.batch": options.batch,
+        "seed": options.seed,
+    }
+    experiment = experiment.override({key: value for key, value in given.items() if value is not None})
+    return experiment.override(options.overrides)
+
+
+def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
+    """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
+    names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
+    on_progress = _Progress()
+    try:
+        if any(getattr(options, x) is not None for x in UNDER_RAY):
+            # It takes seconds to import.
+            from lgd.distributed import ray_train
+
+            return ray_train.run(
+                experiment,
+                directory,
+                lambda nodes: _workers(options, experiment, nodes),
+                address=options.address,
+                teachers=options.teachers,
+                on_progress=on_progress,
+                **names,
+            )
+        asked = threading.Event()
+        with on_signal(asked.set, signal.SIGTERM, signal.SIGINT):
+            return training.run(
+                experiment,
+                directory,
+                teachers=options.teachers,
+                on_progress=on_progress,
+                should_stop=asked.is_set,
+                **names,
+            )
+    except (InputError, training.Stopped):
+        raise
+    except Exception as error:
+        record = training.failed_record(experiment, f"{type(error).__name__}: {error}", directory=directory, **names)
+        try:
+            record.save(directory)
+            write_text(directory / "error.txt", traceback.format_exc())
+        except OSError as unwritable:
+            reason = f"{record.reason} (and its record could not be written: {unwritable})"
+            record = record.model_copy(update={"reason": reason})
+        return record
+
+
+def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequence[Node]) -> Workers:
+    """What the options ask for; a GPU for each worker where nothing is said and the cluster has any."""
+    from lgd.distributed.ray_train import Workers
+
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = float(experiment.device != "cpu" and any(node.gpus for node in nodes))
+    given = {"count": options.workers, "cpus": options.cpus_per_worker, "restarts": options.restarts}
+    known = {key: value for key, value in given.items() if value is not None}
+    return Workers(**{"count": 1, **known}, gpus=gpus, spread=bool(options.spread))
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """What the options change about an experiment of the paper, as settings."""
+    given = {"data.source": options.data, "schedule.batch": options.batch}
+    return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
+
+
+class _Progress:
+    """Prints a line of progress every PERIOD seconds."""
+
+    def __init__(self) -> None:
+        # training.run hides what the libraries print, and with it whatever is printed while it runs.
+        self._stdout = sys.stdout
+        self._next = 0.0
+
+    def __call__(self, progress: training.Progress) -> None:
+        now = time.monotonic()
+        if now < self._next or math.isnan(progress["eta"]):
+            return
+        self._next = now + PERIOD
+        left = timedelta(seconds=round(progress["eta"]))
+        # Not yet known in the first steps, and looked at only now and then.
+        loss = "" if math.isnan(progress["loss"]) else f"loss {progress['loss']:.4g}, "
+        print(f"step {progress['step']} of {progress['steps']}, {loss}{left} left", file=self._stdout, flush=True)
+
+
+def _report(record: Record, chosen: Named, directory: Path) -> int:
+    if record.status != "finished":
+        after = f" after {record.steps} steps" if record.steps else ""
+        print(f"{record.status}{after}: {record.reason}")
+        print(f"record: {directory / FILE}")
+        return 1
+    for what, scores in (
+        ("box", record.student),
+        ("mask", record.student_mask),
+        ("teacher's box", record.teacher),
+        ("teacher's mask", record.teacher_mask),
+    ):
+        if scores is not None:
+            print(f"{what} {_ap(scores)}")
+    for line in chosen.reported:
+        print(f"the paper reports {line}")
+    if record.waiting is not None:
+        print(f"waited for data {record.waiting:.1%} of the training's time")
+    print(f"record: {directory / FILE}")
+    print(f"student: {directory / 'student.pth'}")
+    return 0
+
+
+def _ap(scores: Scores) -> str:
+    shown = ((name, getattr(scores, name)) for name in ("AP", "AP50", "AP75"))
+    return ", ".join(f"{name} {'undefined' if value is None else f'{value:.1f}'}" for name, value in shown)
+
+
+def _summary(experiment: Named) -> str:
+    """Name and the paper's figures on one line."""
+    return f"{experiment.name:<30}{'; '.join(map(str, experiment.reported))}"
+
+
+def _show(chosen: Named, experiment: Experiment) -> None:
+    """Head and settings; a line of a setting may be given to --set as it stands."""
+    schedule = experiment.schedule
+    notes = {
+        "schedule.lr": f"{schedule.resolved_lr:g} for {schedule.batch} images" if schedule.lr is None else "",
+        "detector.backbone.width": str(experiment.detector.backbone.resolved_width),
+        "detector.backbone.norm": experiment.detector.backbone.resolved_norm,
+        "detector.backbone.freeze_at": str(experiment.detector.backbone.resolved_freeze_at),
+        "detector.head_norm": experiment.detector.resolved_head_norm or "none",
+        "detector.anchor_scale": f"{experiment.detector.resolved_anchor_scale:g}",
+    }
+    for line in chosen.head:
+        print(f"# {line}")
+    for key, value in settings(experiment).items():
+        shown = "auto" if value is None else value if isinstance(value, str) else json.dumps(value)
+        note = notes.get(key) if shown == "auto" else None
+        print(f"{key}={shown}" + (f"    # {note}" if note else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Checkpoints of a running training: written atomically, a few of them kept, read back without running code.
+
+A checkpoint is a dict of tensors and plain values, so ``torch.load(weights_only=True)`` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lgd.config.experiment import Experiment, difference, parse
+from lgd.errors import InputError
+from lgd.files import atomic_write
+from lgd.results import provenance
+
+FORMAT = 1
+DIRECTORY = "checkpoints"
+
+_log = logging.getLogger(__name__)
+
+
+def save(
+    directory: Path, step: int, experiment: Experiment, fingerprint: str, commit: str, state: dict[str, Any]
+) -> Path:
+    """Write the state after ``step`` steps, and remove all but the latest that the experiment keeps."""
+    path = directory / DIRECTORY / f"step-{step:08}.pth"
+    head = {
+        "format": FORMAT,
+        "step": step,
+        "fingerprint": fingerprint,
+        "experiment": experiment.model_dump_json(),
+        "versions": provenance.versions(),
+        "commit": commit,
+    }
+    with atomic_write(path) as temporary:
+        torch.save({**head, "state": state}, temporary)
+    for old in _all(directory)[: -experiment.checkpoint.keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest checkpoint that can be read, on the CPU; None where there is none.
+
+    Raises InputError, naming the difference, when it is another experiment's or was made by code that built another
+    thing from the same settings.
+    """
+    for path in reversed(_all(directory)):
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if found["format"] != FORMAT:
+                raise InputError(f"{path}: checkpoint format {found['format']!r} is not known: remove it to start anew")
+            if found["fingerprint"] != fingerprint:
+                why = difference(parse(json.loads(found["experiment"])), experiment) or _versions(found)
+                raise InputError(f"{path} is of another training ({why}): remove it or choose another directory")
+            return int(found["step"]), found["state"]
+        except InputError:
+            raise
+        except Exception as error:  # half a disk, bad memory: an older one will do
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("%s cannot be read (%s): going back to the one before", path, reason)
+    return None
+
+
+def remove(directory: Path) -> None:
+    """Remove every checkpoint of a directory."""
+    shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of every generator that a training step may draw from."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  detectron2 draws from the global state
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`random_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _all(directory: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((directory / DIRECTORY).glob("step-*.pth"))
+
+
+def _versions(found: Mapping[str, Any]) -> str:
+    """How the code that made a checkpoint differs from this one's, in one line."""
+    here = provenance.versions()
+    changed = [f"{k} {v} there and {here.get(k)} here" for k, v in found["versions"].items() if here.get(k) != v]
+    commits = f"commit {found['commit'][:12]} there and {provenance.git_commit()[:12]} here"
+    return ", ".join([*changed, commits, "the same settings build another model, optimiser or data"])

@@ -1,0 +1,143 @@
+"""Where a training's curves go besides its own files: TensorBoard always, Weights & Biases and MLflow on request.
+
+All of them are detectron2's event writers, which its trainer calls. The services' packages are optional extras
+(``pip install 'lgd-suite[wandb]'``); where and as whom they log is theirs to say (``WANDB_*``, ``MLFLOW_*``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+
+from lgd.config.experiment import Experiment, settings
+from lgd.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+PROJECT = "lgd"
+"""Project or experiment that the runs belong to, unless the service's environment names one."""
+
+
+def writers(experiment: Experiment, directory: Path, start: int) -> list[EventWriter]:
+    """The writers of a run in ``directory`` that begins with step ``start``.
+
+    Raises InputError as check(), and for a service that does not let us in.
+    """
+    made: list[EventWriter] = [
+        JSONWriter(str(directory / "metrics.json")),
+        TensorboardXWriter(str(directory / "tensorboard"), purge_step=start or None),
+    ]
+    return made + [_opened(name, experiment, directory) for name in experiment.log]
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError, one line, when a service's package is missing."""
+    for name in experiment.log:
+        _package(name)
+
+
+class _ServiceWriter(EventWriter):
+    """Sends the scalars that are new since the last time."""
+
+    def __init__(self) -> None:
+        self._sent = -1
+        self._complained = False
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        new: dict[int, dict[str, float]] = {}
+        for name, (value, step) in storage.latest_with_smoothing_hint(20).items():
+            # What is not finite is no point of a curve.
+            if step > self._sent and math.isfinite(value):
+                new.setdefault(step, {})[name] = value
+        for step in sorted(new):
+            try:
+                self._send(new[step], step)
+            except Exception as error:  # a network that is down for a while is no reason to end a training
+                if not self._complained:
+                    _log.warning("%s: %s", type(self).__name__, " ".join(str(error).split())[:200])
+                self._complained = True
+        self._sent = max([self._sent, *new])
+
+    def _send(self, values: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+
+class WandbWriter(_ServiceWriter):
+    """To Weights & Biases: one run a training, which a resumed one goes on with."""
+
+    def __init__(self, experiment: Experiment, directory: Path) -> None:
+        super().__init__()
+        self._run: Any = _package("wandb").init(
+            project=PROJECT,
+            id=_identity(directory),
+            name=directory.name,
+            config=settings(experiment),
+            dir=str(directory),
+            resume="allow",
+        )
+
+    def _send(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MlflowWriter(_ServiceWriter):
+    """To MLflow: one run a training, which a resumed one goes on with."""
+
+    def __init__(self, experiment: Experiment, directory: Path) -> None:
+        super().__init__()
+        self._client: Any = _package("mlflow").tracking.MlflowClient()
+        found = self._client.get_experiment_by_name(PROJECT)
+        home = found.experiment_id if found else self._client.create_experiment(PROJECT)
+        identity = _identity(directory)
+        earlier = self._client.search_runs([home], f"tags.`lgd.run` = '{identity}'", max_results=1)
+        if earlier:
+            self._run: str = earlier[0].info.run_id
+            return
+        self._run = self._client.create_run(home, run_name=directory.name, tags={"lgd.run": identity}).info.run_id
+        for name, value in settings(experiment).items():
+            self._client.log_param(self._run, name, value)
+
+    def _send(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            # MLflow refuses any other character.
+            allowed = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+            self._client.log_metric(self._run, allowed, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+_SERVICES: dict[str, Any] = {"wandb": WandbWriter, "mlflow": MlflowWriter}
+
+
+def _opened(name: str, experiment: Experiment, directory: Path) -> EventWriter:
+    try:
+        writer: EventWriter = _SERVICES[name](experiment, directory)
+    except InputError:
+        raise
+    except Exception as error:  # no key, nobody there, a setting of its own that it refuses
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"log {name}: {reason}") from None
+    return writer
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"log {name}: its package is not installed: pip install 'lgd-suite[{name}]'") from None
+
+
+def _identity(directory: Path) -> str:
+    """The same for every attempt at a run, and for no other run."""
+    return hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]

@@ -1,0 +1,234 @@
+"""Searches: what Optuna may propose, and a real one end to end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from ablations.optuna_search import STUDY, STUDY_FILE, WITHOUT_ADAPTER, Search, changed, command, draw, suggest
+from ablations.ray_sweep import Names, Resources, _described
+from ablations.run import main
+from lgd.config.components import component_conflict
+from lgd.config.experiment import parse
+from lgd.config.grids import Trial
+from lgd.config.presets import TINY
+from lgd.results.record import FILE, load
+from lgd.training.run import failed_record
+from tests.helpers import wait_until
+from tests.integration.test_sweep_command import QUICK
+
+ROOT = Path(__file__).parents[2]
+
+
+def _base(tmp_path: Path, **method: Any) -> dict[str, Any]:
+    experiment = TINY.override({f"method.{k}": v for k, v in method.items()})
+    return _described(Trial("", experiment, tmp_path), Names("components", "tiny"), tmp_path, Resources(1, 0, 1))
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Path) -> None:
+    base = _base(tmp_path, context=context)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(300):
+        trial = study.ask()
+        suggest(trial, base)
+        described = Search.trial({**trial.params, "base": base})
+        method = described["experiment"]["method"]
+        parts = {k: method[k] for k in ("encoder", "adapter", "mapper", "variant", "context")}
+        assert not component_conflict(**parts)
+        seen.add(tuple(parts.values()))
+        # A parameter is asked about only where it has a choice.
+        variants = [name for name in trial.params if name.startswith("method.variant")]
+        if not method["encoder"]:
+            assert variants == []
+        else:
+            assert variants == [f"method.variant{'' if method['adapter'] else WITHOUT_ADAPTER}"]
+        assert ("method.mapper" in trial.params) == context
+        assert ("method.adapter" in trial.params) == (method["mapper"] or method["encoder"])
+    # Every combination that works is reached.
+    wanted = {
+        (e, a, m, v, context)
+        for e in (True, False)
+        for a in (True, False)
+        for m in (True, False)
+        for v in ("appearance_queries", "label_queries", "appearance_only", "label_only")
+        if not component_conflict(encoder=e, adapter=a, mapper=m, variant=v, context=context)
+    }
+    assert seen == wanted
+
+
+def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
+    base = _base(tmp_path)
+    proposed = {"method.encoder": True, "method.distill_weight": 0.5}
+    one, same = (
+        Search.trial({**proposed, "base": base}),
+        Search.trial({"base": base, **dict(reversed(proposed.items()))}),
+    )
+    other = Search.trial({**proposed, "method.distill_weight": 0.6, "base": base})
+    assert one == same
+    assert one["name"] != other["name"]
+    assert one["names"]["overrides"] == ["method.distill_weight=0.5", "method.encoder=true"]
+
+
+def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parameters = {"method.encoder": False, "method.distill_weight": 0.123456789, "method.adapter": True}
+    line = command("tiny", ["schedule.steps=6", "data.source=coco-json:/a b"], parameters, 3)
+    _, script, *arguments = shlex.split(line)
+    assert script == "ablations/run.py"
+    assert arguments.count("--set") == 6
+    assert "data.source=coco-json:/a b" in arguments
+    sets = [x for x in arguments if "=" in x and not x.startswith("data.")]
+    experiment = TINY.override([*sets, "schedule.warmup_steps=2"])
+    assert experiment.method.distill_weight == 0.123456789
+    assert not experiment.method.encoder
+    assert experiment.seed == 3
+    assert changed({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--grid", "components", *QUICK, "--output", str(tmp_path / "out")]
+    for arguments, words in (
+        (["--search", "optuna", "--samples", "0"], "--samples 0"),
+        (["--search", "optuna", "--objectives", "gpu_hours"], "--objectives gpu_hours"),
+        (["--search", "optuna", "--objectives", "AP,mAP"], "--objectives AP,mAP"),
+        (["--search", "optuna", "--objectives", "AP,AP"], "--objectives AP,AP"),
+        (["--search", "optuna", "--early-stop", "--objectives", "AP,gpu_hours"], "--early-stop with --objectives"),
+        (["--samples", "3"], "need --search optuna"),
+        (["--early-stop"], "need --search optuna"),
+        (["--max-time", "soon"], "--max-time soon"),
+        (["--max-gpu-hours", "0"], "--max-gpu-hours 0"),
+        (["--workers", "0"], "--workers 0"),
+        (["--workers", "3"], "does not split over 3 workers"),
+        (["--workers", "2", "--cpus", "4000"], "can never run here"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster"),
+    ):
+        assert main([*common, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_grid_can_be_searched_around(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the paper's tables have no arm that all are compared to: the search runs alone."""
+    arguments = [*QUICK, "--search", "optuna", "--samples", "3", "--output", str(tmp_path), "--dry-run"]
+    assert main(["--grid", "teacher-based", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "0 of 0 trials to run" in said
+    assert "and 3 samples of a search" in said
+
+
+def test_a_dry_run_counts_the_samples_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = _base(tmp_path)
+    for weight, status in ((0.5, "finished"), (0.6, "stopped"), (0.7, "failed")):
+        described = Search.trial({"method.distill_weight": weight, "base": base})
+        record = failed_record(parse(described["experiment"]), "", **described["names"])
+        record.model_copy(update={"status": status}).save(Path(described["directory"]))
+    arguments = [*QUICK, "--search", "optuna", "--samples", "5", "--output", str(tmp_path), "--dry-run"]
+    assert main(["--grid", "teacher-based", *arguments, "--accept-other-code"]) == 0
+    assert "and 3 samples of a search" in capsys.readouterr().out
+
+
+def test_only_a_search_has_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert main(["--resume", str(tmp_path), "--samples", "7"]) == 2
+    assert capsys.readouterr().err == f"error: --samples 7: {tmp_path} holds no search\n"
+
+
+def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {"samples": 3, "objectives": ["AP", "gpu_hours"], "early_stop": False}
+    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1, "search": described}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert main(["--grid", "components", *QUICK, "--search", "optuna", "--output", str(tmp_path)]) == 2
+    assert "holds a search with objectives AP,gpu_hours, not objectives AP" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path), "--early-stop"]) == 2
+    assert "leave out --early-stop" in capsys.readouterr().err
+
+
+def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -> None:
+    """Optuna's plots of both objectives, and the Pareto front without a trial that was cut off."""
+    search = Search(TINY, tmp_path, ("AP", "gpu_hours"))
+    study = search.study()
+    base = _base(tmp_path)
+    for ap, hours, status in (
+        (10.0, 1.0, "finished"),
+        (12.0, 2.0, "finished"),
+        (9.0, 3.0, "finished"),
+        (8.0, 0.1, "stopped"),
+    ):
+        trial = study.ask()
+        suggest(trial, base)
+        described = Search.trial({**trial.params, "base": base})
+        record = failed_record(parse(described["experiment"]), "", **described["names"])
+        record.model_copy(update={"status": status}).save(Path(described["directory"]))
+        study.tell(trial, [ap, hours])
+    assert [t.values for t in search.best(study)] == [[10.0, 1.0], [12.0, 2.0]]
+    written = {path.name for path in draw(study, search.objectives, tmp_path)}
+    for name in ("history_AP", "history_gpu_hours", "importances_AP", "importances_gpu_hours", "pareto"):
+        assert {f"{name}.png", f"{name}.svg"} <= written
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+SEARCH = [
+    "--grid", "components", *QUICK, "--set", "schedule.steps=40", "--set", "evaluation.every=10",
+    "--search", "optuna", "--samples", "5", "--early-stop",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_strays")
+def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "ablations" / "run.py")]
+    process = subprocess.Popen(
+        [*script, *SEARCH, "--output", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob(f"trials/search-*/{FILE}"))) or process.poll() is not None)
+        assert process.poll() is None, "it ended before it could be killed"
+    finally:
+        process.kill()
+        process.wait()
+    kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
+    short = [*script, "--resume", str(tmp_path), "--max-gpu-hours", "1e-5"]
+    over = subprocess.run(short, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert over.returncode == 3, over.stdout + over.stderr
+    assert "samples of the search" in over.stdout
+    done = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    searched = [r for r in records.values() if r.arm.startswith("search-")]
+    assert len(searched) == 5
+    assert {r.status for r in searched} <= {"finished", "stopped"}
+    assert [r.arm for r in records.values() if not r.arm.startswith("search-")] == ["baseline"]
+    assert len({tuple(r.overrides) for r in searched}) == 5
+    for record in searched:
+        if record.status == "stopped":
+            assert record.evaluations
+            assert record.steps < 40
+
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / STUDY_FILE}")
+    states = [t.state for t in study.trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert 4 <= len(complete) <= 6
+    assert all(0 <= t.values[0] <= 100 for t in complete)
+    assert "best trial:" in done.stdout
+    assert "python ablations/run.py --grid components --preset tiny --arms LGD" in done.stdout
+    assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
+
+    again = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 5

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgd.config.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
+from lgd.config.grids import grid, plan
+from lgd.config.presets import TINY
+from lgd.results.record import Record, Scores
+from lgd.training import run as training
+
+MakeRecord = Callable[..., Record]
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    """Records of a small grid; ``ap`` None leaves the trial without scores."""
+
+    def make(arm: str, seed: int = 0, ap: float | None = None, seconds: float | None = None, **changes: Any) -> Record:
+        values: dict[str, Any] = {
+            "status": "finished",
+            "grid": "components",
+            "preset": "tiny",
+            "arm": arm,
+            "experiment": Experiment(
+                detector=Detector(backbone=Backbone(name="resnet18", norm="BN", freeze_at=0)),
+                data=Data(min_sizes=(96, 128)),
+                schedule=Schedule(steps=600, batch=8, warmup_steps=50),
+                method=Method(name="baseline" if arm == "baseline" else "lgd"),
+                seed=seed,
+            ),
+            "fingerprint": f"fingerprint of {arm} {seed}",
+            "steps": 600,
+            "student": None
+            if ap is None
+            else Scores(AP=ap, AP50=ap + 20, AP75=ap - 5, APs=None, APm=ap, APl=ap, per_class={"disc": ap}),
+            "seconds": {} if seconds is None else {"setup": 2.0, "training": seconds, "evaluation": 3.0},
+            "peak_memory_mib": {"host": 500.4},
+            "versions": {"torch": "2.11.0", "detectron2": "0.6"},
+            "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
+            "git_commit": "0123456789abcdef0123+changes",
+            "started": "2025-01-02T03:04:05+00:00",
+            "finished": "2025-01-02T03:05:06+00:00",
+        }
+        return Record.model_validate(values | changes)
+
+    return make
+
+
+QUICK = [
+    "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.fgfi.from_step=1",
+    "data.shapes_train=12", "data.shapes_val=6", "data.shapes_side=64", "data.min_sizes=[64]", "data.max_size=64",
+    "data.test_size=64", "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1",
+    "evaluation.every=3", "evaluation.teacher=true", "evaluation.keep_detections=true",
+    "checkpoint.every=0", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results directory as a sweep of table7 leaves it: real trainings of a few steps, two seeds of each arm."""
+    directory = tmp_path_factory.mktemp("results") / "table7-tiny"
+    for trial in plan(grid("table7"), TINY, 2, QUICK, directory):
+        training.run(trial.experiment, trial.directory, grid="table7", preset="tiny", arm=trial.arm, overrides=QUICK)
+    return directory

@@ -1,0 +1,262 @@
+"""docs/evidence.md: built from records, kept without weights, and what its words follow from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.equal_time import with_steps
+from analysis.evidence import in_thousandths, keep, main, own_loss, studies, told
+from analysis.load import load_runs
+from analysis.stats import mean_interval, paired_difference
+from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Grid, grid, plan
+from lgd.config.presets import preset
+from lgd.errors import InputError
+from lgd.results.record import Record
+
+SEEDS = 5
+
+GAINS = {
+    "RetinaNet LGD": 2.0,
+    "RetinaNet without encoder": 0.0,
+    "RetinaNet without mapper": -3.0,
+    "RetinaNet baseline in equal time": 3.0,
+    "FCOS LGD": 0.0,
+    "FCOS LGD at weight 0.3": 4.0,
+    "FCOS baseline in equal time": 2.5,
+}
+"""Of the arms that are not their baseline, points; half a point of noise of their own on top. Those not named: none."""
+
+Make = Callable[..., Path]
+
+
+def _scores(ap: float) -> dict[str, Any]:
+    return {"AP": ap, "AP50": ap + 20, "AP75": ap - 5, "APs": None, "APm": None, "APl": None}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Make:
+    """A directory as a sweep leaves it, of all arms but those without a detector named in GAINS."""
+
+    def make(name: str, whole: Grid, size: str = "tiny", seeds: int = SEEDS, **changes: Any) -> Path:
+        directory = tmp_path / "results" / name
+        arms = tuple(with_steps(arm, {arm.name: 950} if arm.time_budget_from else {}) for arm in whole.arms)
+        chosen = Grid(whole.name, whole.title, arms, whole.reference)
+        for trial in plan(chosen, preset(size), seeds, [], directory):
+            x = trial.experiment
+            noise = 0.5 * ((-1) ** x.seed) * (len(trial.arm) % 3)
+            ap = 20 + 2 * x.seed + GAINS.get(trial.arm, 0.0) + noise
+            teacher_features = x.method.name == "lgd"
+            points = [
+                {"step": step, "student": _scores(ap - 4 + at), "teacher": _scores(ap) if teacher_features else None}
+                for at, step in enumerate((100, 200, 300, 400, 500))
+            ]
+            record = {
+                "status": "finished", "grid": whole.name, "preset": size, "arm": trial.arm, "experiment": x,
+                "steps": x.schedule.steps, "student": _scores(ap), "teacher": _scores(ap + 1) if teacher_features else None,
+                "evaluations": points, "device_seconds": {"training": 100.0 * (2 if teacher_features else 1), "evaluation": 7.0},
+                "seconds": {"training": 100.0 * (2 if teacher_features else 1)}, "data": {"train_images": 1000},
+                "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
+                "versions": {"torch": "2.11.0", "detectron2": "0.6"}, "git_commit": "0123456789abcdef",
+                "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00", **changes,
+            }  # fmt: skip
+            Record.model_validate(record).save(trial.directory)
+            (trial.directory / "student.pth").write_bytes(b"weights")
+            (trial.directory / "metrics.json").write_text("{}\n")
+        described = {
+            "schema_version": 1, "grid": whole.name, "preset": size, "overrides": [], "seeds": seeds,
+            "arms": [arm.name for arm in whole.arms], "reference": whole.reference,
+        }  # fmt: skip
+        (directory / "sweep.json").write_text(json.dumps(described))
+        return directory
+
+    return make
+
+
+def _built(tmp_path: Path, *arguments: object) -> str:
+    output = tmp_path / "docs" / "evidence.md"
+    assert main([*map(str, arguments), "--output", str(output)]) == 0
+    return output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("head", "field"), [("attention to the own label", "attention"), ("label use", "label_use")])
+def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make, tmp_path: Path) -> None:
+    assert head not in _built(tmp_path, results("without", grid(EVIDENCE), seeds=2))
+    points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), field: 0.256}]
+    text = _built(tmp_path, results("with", grid(EVIDENCE), seeds=2, evaluations=points))
+    assert head in text
+    row = next(line for line in text.splitlines() if line.startswith("| RetinaNet LGD") and "0.26" in line)
+    table = text[: text.index(row)].splitlines()[::-1]
+    columns = next(line for line in table if line.startswith("| arm")).split("|")
+    assert row.split("|")[[x.strip() for x in columns].index(head)].strip() == "0.26"
+
+
+def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_path: Path) -> None:
+    text = _built(tmp_path, results("tiny", grid(EVIDENCE), seeds=2))
+    head = "mean over seeds, after step"
+    columns = next(line for line in text.splitlines() if line.startswith(f"| {head}")).split("|")
+    assert [x.strip() for x in columns[2:-1]] == ["100", "200", "300", "400", "500"]
+
+    def row(name: str) -> list[float]:
+        line = next(x for x in text[text.index(head) :].splitlines() if x.startswith(f"| {name} "))
+        return [float(x) for x in line.split("|")[2:-1]]
+
+    records = [x.record for x in load_runs(tmp_path / "results" / "tiny") if x.record.arm == "RetinaNet LGD"]
+    assert len(records) == 2
+    for name, of in (("RetinaNet LGD", "student"), ("RetinaNet LGD: its teacher", "teacher")):
+        scores = [[getattr(point, of).AP for point in x.evaluations] for x in records]
+        assert row(name) == pytest.approx([sum(x) / 2 for x in zip(*scores, strict=True)], abs=0.051)
+    # Its steps are others.
+    assert "RetinaNet baseline in equal time: its teacher" not in text
+    assert "attention" not in text
+    one = [{"step": 500, "student": _scores(20), "teacher": _scores(30)}]
+    assert head not in _built(tmp_path, results("ends", grid(EVIDENCE), seeds=2, evaluations=one))
+
+
+def test_the_students_own_losses_are_compared(results: Make, tmp_path: Path) -> None:
+    curve = [(20 * i, 1.0) for i in range(1, 9)]
+    losses = {
+        "total_loss": [(160, 99.0)], "loss_distill": [(160, 9.0)], "instructive/loss_cls": [(160, 9.0)],
+        "loss_cls": [*curve, (180, 0.5), (200, 0.25)], "loss_box_reg": [(200, 0.5)],
+    }  # fmt: skip
+    place = results("tiny", grid(EVIDENCE), seeds=2, losses=losses)
+    record = next(x.record for x in load_runs(place) if x.record.arm == "RetinaNet LGD")
+    # Of ten points the last two, of one the one.
+    assert own_loss(record) == 0.375 + 0.5
+    assert own_loss(record.model_copy(update={"losses": {}})) is None
+    text = _built(tmp_path, place)
+    assert "own losses over baseline" in text
+    assert "+0.000 [+0.000, +0.000]" in text
+    assert in_thousandths(paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})) == "-0.500 [-0.500, -0.500]"
+    assert in_thousandths(None) == "–"
+
+
+def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) -> None:
+    place = results("evidence-tiny", grid(EVIDENCE))
+    (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
+    text = _built(tmp_path, place, results("noise-floor-tiny", NOISE_FLOOR, seeds=10))
+    runs = {(r.record.arm, r.record.experiment.seed): r.record for r in load_runs(place)}
+
+    def difference(arm: str, reference: str) -> str:
+        a, b = ({s: runs[x, s].student.AP for s in range(SEEDS)} for x in (arm, reference))  # type: ignore[union-attr]
+        found = paired_difference(a, b)  # type: ignore[arg-type]
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        return f"{found.mean + 0.0:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+    helped, harmed, noise = (
+        text.split(head)[1].split("**")[0]
+        for head in (
+            "**Helped: more AP than what it is compared with.**",
+            "**Did harm: less AP.**",
+            "**Not to be told from noise.**",
+        )
+    )
+    gain = difference("RetinaNet LGD", "RetinaNet baseline")
+    assert f"RetinaNet LGD over RetinaNet baseline: {gain}" in helped
+    assert "RetinaNet without mapper over RetinaNet baseline: -" in harmed
+    assert "RetinaNet without mapper over RetinaNet LGD: -" in harmed
+    assert "RetinaNet without encoder over RetinaNet baseline: " in noise
+    assert "FCOS LGD over FCOS baseline: " in noise
+    short = text.split("## In short")[1].split("\n## ")[0]
+    assert f"RetinaNet LGD against the baseline after as many steps: AP {gain}, 5 seeds: more, beyond noise." in short
+    assert "FCOS LGD against the baseline after as many steps" in short
+    also = difference("FCOS LGD at weight 0.3", "FCOS baseline")
+    assert f"FCOS LGD at weight 0.3 against the baseline after as many steps: AP {also}, 5 seeds: more" in short
+    assert "without mapper" not in short
+    ahead = difference("FCOS LGD", "FCOS baseline in equal time")
+    assert f"FCOS LGD against the baseline trained for as long: AP {ahead}, 5 seeds: less, beyond noise." in text
+    longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
+    assert f"change the baseline's AP by {longer}: it had not converged" in text
+    # Ten arms against RetinaNet's baseline, nine against LGD whole; five and four of each of the two other detectors.
+    assert "37 comparisons have an interval: by chance alone, 1.9 " in text
+    assert "> **Preset tiny on a CPU: no evidence" in text
+    assert "950" in text
+    assert "### Why\n\nBecause *so*.\n" in text
+    assert "10 seeds of one training AP has a standard deviation of" in text
+    assert "git commit 0123456789ab" in text
+    assert "A processor, 2 cores, 8 GiB, no GPU" in text
+    assert "python ablations/run.py --grid evidence --preset tiny --seeds 5 --output results/evidence-tiny" in text
+    assert "No run on a GPU is among these records." in text
+    assert "Between step 400 and step 500 the baseline's AP rose by 1.0 points" in text
+    for name in ("retinanet-arms", "retinanet-curves", "fcos-curves", "faster-r-cnn-arms"):
+        assert f"](../results/evidence-tiny/{name}.png)" in text
+        assert (place / f"{name}.png").stat().st_size
+        assert (place / f"{name}.svg").stat().st_size
+
+
+def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_path: Path) -> None:
+    place = results("evidence-tiny", grid(EVIDENCE), seeds=2)
+    kept = tmp_path / "kept"
+    first = _built(tmp_path, place, "--keep", kept)
+    files = {x.name for x in (kept / "evidence-tiny").rglob("*") if x.is_file()}
+    assert {"record.json", "metrics.json", "sweep.json", "records.csv", "table.md", "retinanet-arms.svg"} <= files
+    assert "student.pth" not in files
+    assert [x.record for x in load_runs(kept / "evidence-tiny")] == [x.record for x in load_runs(place)]
+    assert _built(tmp_path, kept / "evidence-tiny") == first
+
+
+def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    older, newer = results("older", grid(EVIDENCE), seeds=2), results("newer", grid(EVIDENCE), seeds=1)
+    keep(older, kept)
+    with pytest.raises(InputError, match=r"seed1/record\.json is no trial of .*newer"):
+        keep(newer, kept)
+    # The same one with more in it is.
+    keep(newer, tmp_path / "grows")
+    keep(older, tmp_path / "grows")
+    assert len(load_runs(tmp_path / "grows")) == len(load_runs(older))
+    text = _built(tmp_path, older, newer)
+    assert "## Preset tiny, data shapes, 500 steps (older)" in text
+    assert "- Preset tiny, data shapes, 500 steps (newer), the CPU: RetinaNet LGD against" in text
+    assert "## Preset tiny, data shapes, 500 steps\n" in _built(tmp_path, older)
+
+
+def test_a_gpu_study_of_part_of_the_arms(results: Make, tmp_path: Path) -> None:
+    hardware = {"cpu": "A processor", "cores": "16", "memory_gib": "128", "gpu": "A GPU"}
+    place = results("evidence-small", grid(EVIDENCE, "small"), "small", 1, hardware=hardware)
+    text = _built(tmp_path, place)
+    assert "Preset small on a GPU" in text
+    assert "prepared" not in text
+    assert "RetinaNet FGFI over RetinaNet baseline" in text
+    # One seed decides nothing.
+    assert "**Helped: more AP than what it is compared with.**\n\nNone." in text
+    assert "one seed in common or none" in text
+
+
+def test_a_study_without_baselines_says_nothing_in_short(results: Make, tmp_path: Path) -> None:
+    place = results("variants", grid(EVIDENCE), seeds=2)
+    for path in place.glob("trials/*baseline*/record.json"):
+        path.unlink()
+    text = _built(tmp_path, place)
+    assert text.split("## In short")[1].split("\n## ")[0].strip() == ""
+    assert "No arm has a finished seed in common with RetinaNet baseline" in text
+    assert "RetinaNet without adapter over RetinaNet LGD: " in text
+
+
+def test_directories_without_such_runs_are_refused(
+    tmp_path: Path, results: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), "--output", str(tmp_path / "x.md")]) == 2
+    assert "no run of the grids" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no trials"):
+        keep(tmp_path / "empty", tmp_path / "kept")
+    found, floors = studies([results("a", NOISE_FLOOR, seeds=2)])
+    assert found == []
+    assert len(floors[0][1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1.0, 1.1, 0.9], "more"), ([-1.0, -1.1, -0.9], "less"), ([1.0, -1.0, 0.1], "noise"), ([5.0], ""), ([], "")],
+)
+def test_an_interval_decides(values: list[float], said: str) -> None:
+    zeros = dict.fromkeys(range(len(values)), 0.0)
+    assert told(paired_difference(dict(enumerate(values)), zeros)) == said
+    assert (mean_interval(values) is None) is (not values)

@@ -1,0 +1,203 @@
+"""The report: whole, self-contained and escaped, from real tiny runs."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ablations.run import _describe, _parser
+from analysis.examples import CACHE, WIDTH, examples
+from analysis.html_report import write_page
+from analysis.load import load_runs
+from analysis.report import Sweep, order
+from lgd.config.experiment import Experiment
+from lgd.results.record import load
+from tests.unit.data.test_coco import change, directory
+
+from .conftest import MakeRecord
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.texts = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts += data
+
+
+@pytest.fixture
+def results(real_results: Path, tmp_path: Path) -> Path:
+    """The real runs, one of them failed for a reason full of markup."""
+    copied = tmp_path / "results of <mine>"
+    shutil.copytree(real_results, copied)
+    path = sorted(copied.glob("trials/*fgfi*/record.json"))[0]
+    failed = load(path).model_copy(update={"status": "failed", "reason": EVIL, "student": None})
+    failed.save(path.parent)
+    (copied / "sweep.json").write_text(
+        json.dumps(
+            {
+                "grid": "table7",
+                "arms": ["RetinaNet R-50 2x ms LGD"],
+                "reference": "",
+                "preset": "tiny",
+                "seeds": 2,
+                "overrides": ["threads=1", "a=<b>"],
+            }
+        )
+    )
+    return copied
+
+
+def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
+    sweep = order(results, [run.record for run in load_runs(results)])
+    text = write_page(results, sweep).read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert EVIL in page.texts
+    assert all(x.startswith(("data:image/", "#")) for x in page.loads)
+    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", text)
+    for part in (
+        "5 finished, 1 failed", "not a reproduction of the paper", "What a training costs (Table 7)",
+        "AP against GPU-hours",
+        "Example detections", "ground truth", "The slowest", "Not finished", "python -m analysis '", "--resume '",
+        "analysis/tables.py '", "--table table7",
+        "--grid table7 --preset tiny --seeds 2 --arms 'RetinaNet R-50 2x ms LGD' --output '",
+        "--set threads=1 --set 'a=<b>'",
+    ):  # fmt: skip
+        assert part in page.texts, part
+    # Five figures, and three pictures of three images.
+    assert page.tags.count("img") == 5 + 9
+    assert write_page(results, sweep).read_text(encoding="utf-8") == text
+
+
+def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
+    kept = examples(load_runs(results))
+    for detections in results.glob("trials/*/detections.json.gz"):
+        detections.unlink()
+    runs = load_runs(results)
+    found = examples(runs)
+    # What the runs kept, and what their students detect now.
+    assert [x.pictures for x in found] == [x.pictures for x in kept]
+    names = ("ground truth", "RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD")
+    assert [x.names for x in found] == [names] * 3
+    assert len({x.file for x in found}) == 3
+    caches = sorted(results.glob(f"trials/*/{CACHE}"))
+    assert len(caches) == 2
+    # What a call left is what the next one draws.
+    box = {"bbox": [5.0, 5.0, 30.0, 30.0], "category_id": 1, "score": 0.99}
+    for cache in caches:
+        kept = json.loads(cache.read_text())
+        kept["detections"] = {image: [box] for image in kept["detections"]}
+        cache.write_text(json.dumps(kept))
+    changed = examples(runs)
+    assert [x.pictures[0] for x in changed] == [x.pictures[0] for x in found]
+    assert all(a.pictures[1] != b.pictures[1] for a, b in zip(changed, found, strict=True))
+    for weights in results.glob("trials/*/student.pth"):
+        weights.unlink()
+    assert examples(load_runs(results)) == []
+
+
+def test_a_directory_without_records_still_has_a_page(tmp_path: Path) -> None:
+    text = write_page(tmp_path, Sweep(["baseline"], "baseline")).read_text(encoding="utf-8")
+    assert "nothing to draw yet" in text
+
+
+def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path) -> None:
+    """An image that EXIF turns, one of 16 bits, and no region to ignore among the objects."""
+    data = directory(tmp_path / "data")
+    turned, deep = data / "val2017/turned.jpg", data / "val2017/deep.png"
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (48, 40)).save(turned, exif=exif)
+    Image.fromarray(np.full((48, 48), 200 << 8, np.uint16)).save(deep)
+
+    def edit(contents: dict[str, Any]) -> None:
+        for image, path in zip(contents["images"], (turned, deep), strict=False):
+            image["file_name"] = path.name
+
+    change(data / "annotations/instances_val2017.json", edit)
+    for arm in ("baseline", "LGD"):
+        settings = {"method.name": "baseline" if arm == "baseline" else "lgd", "data.source": f"coco-json:{data}"}
+        record = make_record(arm, 0, 20.0, experiment=Experiment().override(settings))
+        record.save(tmp_path / "results/trials" / arm)
+        with gzip.open(tmp_path / "results/trials" / arm / "detections.json.gz", "wt", encoding="utf-8") as file:
+            file.write("[]")
+    found = {x.file: Image.open(io.BytesIO(x.pictures[1])) for x in examples(load_runs(tmp_path / "results"))}
+    # The third image has a region to ignore alone.
+    assert found.keys() == {"turned.jpg", "deep.png"}
+    assert found["turned.jpg"].size == (WIDTH, WIDTH * 48 // 40)
+    assert found["deep.png"].getpixel((5, 5)) == (200, 200, 200)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--grid", "components", "--seeds", "3", "--set", "threads=1", "--data", "shapes"],
+        ["--grid", "components", "--arms", "LGD,without adapter"],
+        ["--grid", "teacher-based", "--preset", "small"],
+        ["--grid", "components", "--search", "optuna", "--samples", "7", "--objectives", "AP,gpu_hours"],
+        ["--grid", "components", "--search", "optuna", "--early-stop"],
+    ],
+)
+def test_the_command_of_the_trainings_is_that_sweeps(options: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "of mine"
+    described = _describe(_parser().parse_args([*options, "--output", str(output)]))
+    output.mkdir()
+    (output / "sweep.json").write_text(json.dumps(described))
+    text = write_page(output, Sweep(described["arms"], "baseline")).read_text(encoding="utf-8")
+    shown = next(x for x in _Page(text).texts.splitlines() if x.startswith("python ablations/run.py --grid"))
+    again = _parser().parse_args(shlex.split(shown)[2:])
+    assert again.output == output
+    assert _describe(again) == described
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1366, 390])
+def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:
+    """What is wide scrolls in a frame of its own."""
+    assert CHROMIUM is not None
+    text = write_page(results, order(results, [run.record for run in load_runs(results)])).read_text(encoding="utf-8")
+    # A frame, since no window of a headless browser is as narrow as a phone.
+    path, loaded = tmp_path / "measured.html", "document.title = this.contentDocument.documentElement.scrollWidth"
+    frame = f'<iframe width="{width}" height="900" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'
+    path.write_text(f"<title></title>{frame}", encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert f"<title>{width}</title>" in done.stdout

@@ -1,0 +1,30 @@
+"""The loader's benchmark runs and writes a row for either loader, with where it ran."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.loader import main
+from tests.unit.data.test_coco import directory
+
+
+def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"coco-json:{directory(tmp_path / 'data')}", "--size", "40", "24", "--workers", "0"]
+    few = ["--batch", "2", "--batches", "2", "--rounds", "3", "--output", str(tmp_path / "out")]
+    assert main([*arguments, *few]) == 0
+    rows = list(csv.DictReader((tmp_path / "out/loader.csv").open()))
+    assert [row["loader"] for row in rows] == ["lgd", "detectron2"] * 2
+    assert [row["size"] for row in rows] == ["40", "40", "24", "24"]
+    for row in rows:
+        assert 0 < float(row["least"]) <= float(row["images_per_second"]) <= float(row["most"])
+        assert row["cpu"]
+        assert row["data"] == "data"
+    assert capsys.readouterr().out.count("images/s") == 4
+
+
+def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"voc:{tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

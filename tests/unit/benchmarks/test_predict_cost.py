@@ -1,0 +1,234 @@
+"""Predictions of what a sweep costs: their arithmetic, and that they come true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.ray_sweep import Resources
+from benchmarks.predict_cost import (
+    RAY_START_S,
+    RAY_TRIAL_S,
+    RAY_WAVE_S,
+    Measurement,
+    Store,
+    as_run,
+    checkpoints,
+    cost_key,
+    evaluations,
+    learn,
+    predict,
+)
+from benchmarks.step_timer import Stage
+from lgd.config.grids import Arm, Grid, Trial, plan
+from lgd.config.presets import TINY
+from lgd.results.record import Record
+from lgd.training.run import failed_record
+from lgd.training.teacher import home
+from tests.helpers import quick_experiment
+
+ONE = Resources(1, 0.0, 1)
+GRID = Grid("t", "t", (Arm("baseline", {"method.name": "baseline"}), Arm("LGD"), Arm("FGFI", {"method.name": "fgfi"})))
+
+
+def key(resources: Resources = ONE, **changes: Any) -> str:
+    return cost_key(quick_experiment(**changes), resources)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 3},
+        {"schedule__steps": 50},
+        {"schedule__lr": 0.3},
+        {"schedule__frozen": 0.5},
+        {"method__distill_weight": 3.0},
+        {"evaluation__every": 2},
+        {"data__shapes_train": 20},
+        {"method__fgfi__levels": "all"},
+        {"checkpoint__keep": 1},
+    ],
+    ids=lambda x: next(iter(x)),
+)
+def test_trainings_that_cost_the_same_share_a_key(changes: dict[str, Any]) -> None:
+    assert key(**changes) == key()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule__batch": 4},
+        {"schedule__accumulate": 2},
+        {"detector__channels": 24},
+        {"detector__backbone__name": "resnet34"},
+        {"method__name": "baseline"},
+        {"method__name": "fgfi", "method__fgfi__from_step": 1},
+        {"method__encoder": False},
+        {"method__detach_appearance": True},
+        {"data__min_sizes": [48]},
+        {"precision": "bf16"},
+        {"threads": 2},
+    ],
+    ids=lambda x: "-".join(map(str, x.items())),
+)
+def test_what_costs_otherwise_has_a_key_of_its_own(changes: dict[str, Any]) -> None:
+    assert key(**changes) != key()
+
+
+def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
+    """On the sweep's threads, and on the CPU without a share of a GPU."""
+    plain = TINY.override({"device": "auto"})
+    assert as_run(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
+    assert as_run(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
+    assert as_run(plain.override({"threads": 2}), ONE).threads == 2
+
+
+def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
+    assert key(Resources(1, 0.0, 2)) != key()
+    assert key(Resources(1, 0.0, 1, workers=2)) != key()
+    fgfi: dict[str, Any] = {"method__name": "fgfi", "method__fgfi__from_step": 1}
+    assert key(**fgfi, method__fgfi__levels="all") != key(**fgfi)
+    assert key(**fgfi, method__encoder=False) == key(**fgfi)
+    assert key(method__name="baseline", method__encoder=False) == key(method__name="baseline")
+
+
+def test_counts_of_evaluations_and_checkpoints() -> None:
+    base = TINY.override({"schedule.steps": 100})
+    assert evaluations(base) == 1
+    assert evaluations(base.override({"evaluation.every": 30})) == 4
+    # The one at the end is the last of them.
+    assert evaluations(base.override({"evaluation.every": 50})) == 2
+    assert checkpoints(base) == 1
+    assert checkpoints(base.override({"checkpoint.every": 30})) == 3
+    assert checkpoints(base.override({"checkpoint.every": 0})) == 0
+
+
+def trials_in(directory: Path, seeds: int = 1, **changes: Any) -> list[Trial]:
+    return plan(
+        GRID, quick_experiment(**{"schedule__steps": 100, "checkpoint__every": 30, **changes}), seeds, [], directory
+    )
+
+
+def test_a_measurement_that_is_none_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.json")
+    store.put("a", Measurement(whole=2.0))
+    kept = store.get("a")
+    assert kept is not None
+    assert kept.whole == 2.0
+    text = store.path.read_text()
+    for broken in (text.replace('"whole"', '"hole"'), text.replace('"a": {', '"b": {'), "{"):
+        store.path.write_text(broken)
+        assert store.get("a") is None
+
+
+def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.json")
+    trials = trials_in(tmp_path, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)
+    baseline, lgd, fgfi = (t.experiment for t in trials)
+    nothing = predict(trials, ONE, store)
+    assert nothing.missing == ["baseline", "LGD", "FGFI"]
+    assert nothing.gpu_hours == nothing.wall_seconds == 0
+    assert nothing.lines() == ["not measured on this machine yet: baseline, LGD, FGFI; --measure does it"]
+
+    rest = {"first": 2.0, "setup": 1.0, "evaluation": (0.5, 0.25), "checkpoint": 0.125}
+    known = Measurement(steps={"free": 0.1}, **rest)  # type: ignore[arg-type]
+    store.put(cost_key(baseline, ONE), known)
+    store.put(cost_key(lgd, ONE), Measurement(steps={"frozen": 0.2, "free": 0.4, "distilling": 0.6}, **rest))  # type: ignore[arg-type]
+    store.put(cost_key(fgfi, ONE), Measurement(steps={"free": 0.1, "distilling": 0.3}, **rest))  # type: ignore[arg-type]
+    assert predict(trials, ONE, store).missing == ["FGFI"], "its teacher is not measured"
+    assert fgfi.teacher is not None
+    store.put(cost_key(fgfi.teacher, ONE), Measurement(steps={"free": 0.2}, **rest))  # type: ignore[arg-type]
+
+    found = predict(trials, ONE, store)
+    assert not found.missing
+    # Six images of the validation split; three checkpoints; twice as many detections with the teacher's features.
+    other = 1.0 + 0.5 + 6 * 0.25 + 3 * 0.125
+    totals = {row.arm: row.total for row in found.rows}
+    assert totals == pytest.approx(
+        {
+            "baseline": 100 * 0.1 + 2 + other,
+            "LGD": 25 * 0.2 + 25 * 0.4 + 50 * 0.6 + 2 + other + 0.5 + 6 * 0.25,
+            "teacher": 100 * 0.2 + 2 + other,
+            "FGFI": 20 * 0.1 + 80 * 0.3 + 2 + other,
+        }
+    )
+    assert found.gpu_hours == pytest.approx(sum(totals.values()) / 3600)
+    assert found.price(36.0) == pytest.approx(sum(totals.values()) / 100)
+    assert found.wall_seconds == pytest.approx(
+        RAY_START_S + 2 * RAY_WAVE_S + 4 * RAY_TRIAL_S + sum(totals.values())
+    )  # fmt: skip
+    assert found.lines(2)[0].startswith("predicted: 0.0")
+    assert "device-hours on the CPU" in found.lines(2)[0]
+
+    # Of two seeds, the teacher is trained for the first alone; one that is there costs nothing.
+    two = trials_in(tmp_path, 2, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)
+    assert [row.arm for row in predict(two, ONE, store).rows].count("teacher") == 1
+    there = home(fgfi.teacher, tmp_path / "teachers")
+    record = failed_record(fgfi.teacher, "x").model_copy(update={"status": "finished"})
+    record.save(there)
+    assert "teacher" not in [row.arm for row in predict(two, ONE, store).rows]
+
+
+def test_side_by_side_takes_less_wall_time_and_as_many_hours(tmp_path: Path) -> None:
+    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path, 3)[::3]
+    walls = []
+    for at_once in (1, 2, 3):
+        resources = Resources(1, 0.0, at_once)
+        store.put(cost_key(trials[0].experiment, resources), Measurement(steps={"free": 1.0}))
+        found = predict(trials, resources, store)
+        assert found.device_seconds == pytest.approx(300)
+        walls.append(found.wall_seconds - RAY_START_S - RAY_WAVE_S)
+    assert walls == pytest.approx([300 + 3 * RAY_TRIAL_S, 200 + 2 * RAY_TRIAL_S, 100 + RAY_TRIAL_S])
+
+
+def test_several_workers_and_shares_of_a_gpu_are_charged_for(tmp_path: Path) -> None:
+    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path)[:1]
+    for resources, hours, price in (
+        (Resources(1, 0.0, 1, workers=4), 400, 400),
+        (Resources(1, 0.5, 1), 50, 50),
+    ):
+        store.put(cost_key(trials[0].experiment, resources), Measurement(steps={"free": 1.0}))
+        found = predict(trials, resources, store)
+        assert found.gpu_hours == pytest.approx(hours / 3600)
+        assert found.price(3600) == pytest.approx(price)
+
+
+def test_a_finished_training_is_learnt_from(tmp_path: Path) -> None:
+    store, (trial, *_) = Store(tmp_path / "store.json"), trials_in(tmp_path)
+    base = failed_record(trial.experiment, "x").model_dump() | {
+        "status": "finished",
+        "steps": 100,
+        "seconds": {"setup": 3.0, "training": 49.0, "evaluation": 12.0, "checkpoint": 0.6},
+        "within_training": {"first_steps": 11.0, "waiting": 1.0},
+    }
+    Record.model_validate({**base, "attempts": 2}).save(trial.directory)
+    learn([trial], ONE, store)
+    assert predict([trial], ONE, store).missing == ["baseline"], "one that was interrupted tells nothing"
+    Record.model_validate(base).save(trial.directory)
+    learn([trial], ONE, store)
+    assert predict([trial], ONE, store).device_seconds == pytest.approx(3 + 49 + 12 + 0.6)
+    # Twice the steps and twice the images: 100 more of (49 - 11) / 95 s, 6 more of 2 s.
+    longer = Trial(
+        "baseline", trial.experiment.override({"schedule.steps": 200, "data.shapes_val": 12}), tmp_path / "x"
+    )
+    step = (49 - 11) / 95
+    assert predict([longer], ONE, store).device_seconds == pytest.approx(3 + 49 + 100 * step + 24 + 6 * 0.2, rel=1e-6)
+
+
+def test_a_learnt_mean_is_of_its_schedule() -> None:
+    measured = Measurement(whole=2.0, shares={"free": 0.25, "distilling": 0.75})
+    free, distilling = Stage(), Stage(distils=True)
+    assert measured.training({free: 100, distilling: 300}) == 800
+    assert measured.training({free: 200, distilling: 200}) is None
+    assert measured.training({free: 400}) is None
+
+
+def test_a_broken_store_is_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "store.json"
+    for text in ("", "{", "[]", '{"schema_version": 99, "measurements": {"a": 1}}'):
+        path.write_text(text)
+        assert Store(path).get("a") is None
+    Store(path).put("a", Measurement(first=1.5))
+    assert Store(path).get("a") == Measurement(first=1.5, evaluation=Store(path).get("a").evaluation)  # type: ignore[union-attr]

@@ -1,0 +1,116 @@
+"""The benchmark of a step's speed: rows, table, and one small run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks import speed
+from benchmarks.naive_lgd import CHANGES
+from benchmarks.speed import OURS, PLAIN, Row, arms, changes, forms, main, markdown, measure, reference
+from benchmarks.step_timer import Images
+from lgd.config.presets import PAPER, TINY
+
+SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "threads": 1, "schedule.batch": 2})
+
+
+def test_the_rows_are_pairs_of_one_training() -> None:
+    pairs = arms(TINY)
+    for plain, ours in zip(pairs[::2], pairs[1::2], strict=True):
+        assert (plain.arm, plain.side, ours.side) == (ours.arm, PLAIN, OURS)
+        assert (plain.without, ours.without) == (CHANGES, ())
+        assert plain.experiment.override({"memory_format": "auto"}) == ours.experiment
+    assert len({row.arm for row in pairs}) == 8
+    undone = changes(TINY)
+    assert [row.without for row in undone] == [CHANGES, (), *((x,) for x in CHANGES), ()]
+    assert len({row.name for row in undone}) == len(undone)
+
+
+def test_the_forms_of_a_gpus_step() -> None:
+    rows = forms(PAPER, compiled=True)
+    assert len({row.name for row in rows}) == len(rows)
+    assert [r.arm for r in rows if r.without] == ["baseline"] * 2 + ["LGD"] * 2
+    assert sum(row.experiment.compile for row in rows) == 4
+    assert {row.experiment.method.name for row in rows if row.arm == "FGFI"} == {"fgfi"}
+    assert len(forms(PAPER, compiled=False)) == len(rows) - 4
+    teacher = next(row.experiment for row in rows if "teacher" in row.arm)
+    assert teacher.detector.backbone.name == "resnet101"
+    assert teacher.precision == "bf16"
+
+
+@pytest.mark.slow
+def test_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(speed, "arms", lambda experiment: arms(SMALL)[2:4])
+    output = tmp_path / "speed.csv"
+    assert main(["--rounds", "2", "--steps", "2", "--drop", "0", "--side", "64", "--output", str(output)]) == 0
+    frame = pd.read_csv(output)
+    assert frame.groupby("side").size().to_dict() == {PLAIN: 2, OURS: 2}
+    assert (frame["median_ms"] > 0).all()
+    # Both sides begin with the same losses.
+    first = frame.groupby("side")["first_loss"].first()
+    assert first[PLAIN] == pytest.approx(first[OURS], rel=1e-4)
+    said = capsys.readouterr().out
+    assert output.with_suffix(".md").read_text().strip() in said
+    assert "All arms together" in said
+
+
+def _frame(times: dict[tuple[str, str], float], **columns: Any) -> pd.DataFrame:
+    described = {
+        "peak_mib": 100.0, "first_loss": 2.0, "detector": "retinanet", "backbone": "resnet50", "batch": 16,
+        "height": 800, "width": 1066, "objects": 7.3, "gpu": "none", "cpu": "a CPU", "torch": "2",
+        "git_commit": "c" * 40, "started": "now", "command": "python", **columns,
+    }  # fmt: skip
+    rows = [
+        {"arm": arm, "side": side, "round": turn, "median_ms": ms * (1 + turn / 10), **described}
+        for (arm, side), ms in times.items()
+        for turn in range(2)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    frame = _frame({("baseline", PLAIN): 10, ("baseline", OURS): 10, ("LGD", PLAIN): 40, ("LGD", OURS): 15})
+    text = markdown(frame, reference(frame))
+    assert "All arms together: **2.00x [2.00, 2.00]**" in text
+    assert "2.67x [2.67, 2.67]" in text
+    assert "figures of others" not in text
+
+
+def test_what_the_methods_cost_on_a_gpu() -> None:
+    fast = "ours bf16"
+    times = {
+        ("baseline", f"{PLAIN} fp32"): 270.0, ("baseline", fast): 100.0, ("LGD", f"{PLAIN} fp32"): 540.0,
+        ("LGD", fast): 150.0, ("FGFI", fast): 140.0, ("FGFI's teacher in training", fast): 160.0,
+    }  # fmt: skip
+    frame = _frame(times, gpu="1 x NVIDIA H100 80GB HBM3")
+    text = markdown(frame, reference(frame))
+    assert "LGD's extra over our fastest baseline: **0.50 [0.50, 0.50]**" in text
+    # 50 ms beside 40 + 160.
+    assert "**0.75 [0.75, 0.75]** below" in text
+    assert "3.60x" in text
+    assert "| RetinaNet R-50 + LGD, fp32 | 550 | 44.6 | released LGD code |" in text
+    assert reference(_frame(times, gpu="1 x NVIDIA H100 80GB HBM3", height=320))
+    assert not reference(_frame(times, gpu="1 x NVIDIA A100"))
+
+
+def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--rounds", "0"], "--rounds 0"),
+        (["--output", "x.txt"], "--output x.txt"),
+        (["--detector", "yolo"], "no detector 'yolo'"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert len(said.splitlines()) == 1
+
+
+def test_measured_rows_keep_their_order() -> None:
+    rows = [Row("LGD", OURS, SMALL), Row("baseline", OURS, SMALL.override({"method.name": "baseline"}))]
+    frame = measure(rows, Images(64, 64, 2.0, 5), 1, 0, 2)
+    assert frame["arm"].tolist() == ["LGD", "baseline"]
+    assert json.loads(frame.to_json(orient="records"))[0]["precision"] == "fp32"

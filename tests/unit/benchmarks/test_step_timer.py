@@ -1,0 +1,168 @@
+"""Made batches, stages of a schedule, and the processes that time steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+
+from benchmarks.step_timer import Bench, Images, Job, Stage, Stretch, Worker, make_batches, object_counts, stages
+from lgd.config.presets import PAPER, TINY
+from lgd.errors import InputError
+from lgd.methods.distiller import Distiller, student_of
+from lgd.methods.fgfi import FrozenTeacher
+from tests.helpers import quick_experiment
+
+IMAGES = Images(64, 96, 3, 7)
+
+
+def test_stages_of_the_papers_schedules() -> None:
+    free, frozen, distilling = Stage(), Stage(frozen=True), Stage(distils=True)
+    assert stages(PAPER.override({"method.name": "baseline"})) == {free: 180_000}
+    assert stages(PAPER) == {frozen: 20_000, free: 10_000, distilling: 150_000}
+    assert stages(PAPER.override({"method.name": "fgfi"})) == {free: 400, distilling: 179_600}
+    # Where distillation ends early, the last steps cost what those before it did.
+    early = stages(PAPER.override({"schedule.distill_until": 130 / 180}))
+    assert early == {frozen: 20_000, free: 60_000, distilling: 100_000}
+    assert stages(PAPER.override({"schedule.frozen": 0.5})) == {
+        frozen: 30_000,
+        Stage(frozen=True, distils=True): 60_000,
+        distilling: 90_000,
+    }
+    assert [str(x) for x in (free, frozen, distilling)] == ["free", "frozen", "distilling"]
+
+
+@pytest.mark.parametrize("mean", [3.4, 7.3, 20.0])
+def test_objects_spread_around_their_mean(mean: float) -> None:
+    counts = object_counts(64, mean)
+    assert min(counts) >= 1
+    assert sum(counts) / 64 == pytest.approx(mean, rel=0.06)
+    # As an exponential distribution: most have fewer than the mean, some several times as many.
+    assert sorted(counts)[32] < mean
+    assert max(counts) > 3 * mean
+
+
+def test_made_batches_are_what_the_loaders_yield() -> None:
+    batches = make_batches(Images(48, 100, 4, 5), batch=3, count=4, masks=True, seed=1)
+    assert [len(x) for x in batches] == [3] * 4
+    counts = []
+    for image in (image for x in batches for image in x):
+        assert image["image"].dtype == torch.uint8
+        assert image["image"].shape == (3, 48, 64)
+        boxes = image["instances"].gt_boxes
+        counts.append(len(boxes))
+        assert (boxes.tensor >= 0).all()
+        assert (boxes.tensor[:, 2] <= 64).all()
+        assert (boxes.tensor[:, 3] <= 48).all()
+        assert (boxes.area() > 0).all()
+        assert len(image["instances"].gt_masks) == len(boxes)
+        assert image["instances"].gt_classes.max() < 5
+    assert sorted(counts) == sorted(object_counts(12, 4))
+    assert Images(48, 60, 4, 5).size == (48, 60)
+
+
+class Watch(HookBase):
+    """What a step of a stage has switched on."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.trains: set[bool] = set()
+        self.distils: set[bool] = set()
+
+    def after_step(self) -> None:
+        student: Any = student_of(self.model)
+        self.trains.add(any(p.grad is not None for p in student.backbone.bottom_up.parameters()))
+        if isinstance(self.model, Distiller):
+            self.distils.add(self.model.phases.distills_student(self.trainer.iter))
+
+
+@pytest.mark.parametrize(
+    ("stage", "trains", "distils"),
+    [(Stage(frozen=True), False, False), (Stage(), True, False), (Stage(distils=True), True, True)],
+    ids=str,
+)
+def test_a_stretch_is_of_its_stage(stage: Stage, trains: bool, distils: bool) -> None:
+    bench = Bench(Job(quick_experiment(), IMAGES))
+    watch = Watch(bench.model)
+    bench.trainer(stage, watch).train(0, 2)
+    assert watch.trains == {trains}
+    assert watch.distils == {distils}
+
+
+def test_stretches_time_their_own_steps_and_leave_the_network_as_it_is() -> None:
+    bench = Bench(Job(quick_experiment(method__name="baseline"), IMAGES))
+    before = {name: x.clone() for name, x in bench.model.named_parameters()}
+    found = bench.stretch(Stage(), 2, 5)
+    assert len(found.steps_ms) == 5
+    assert all(x > 0 for x in found.steps_ms)
+    assert found.first_s * 1e3 >= sum(found.steps_ms[:3])
+    assert found.peak_mib["host"] > 100
+    assert found.median_ms == sorted(found.steps_ms)[2]
+    for name, x in bench.model.named_parameters():
+        torch.testing.assert_close(x, before[name], atol=1e-4, rtol=1e-3)
+
+
+def test_accumulated_parts_come_from_the_pool() -> None:
+    bench = Bench(Job(quick_experiment(schedule__accumulate=2, schedule__batch=4, method__name="baseline"), IMAGES))
+    assert {len(x) for x in bench._batches} == {2}
+    assert len(bench._batches) % 2 == 0
+    assert len(bench.stretch(Stage(), 0, 2).steps_ms) == 2
+
+
+def test_the_real_data_is_loaded_evaluated_and_saved() -> None:
+    bench = Bench(Job(quick_experiment()))
+    assert bench.dataset is not None
+    assert len(bench.stretch(Stage(distils=True), 1, 2).steps_ms) == 2
+    fixed, image = bench.evaluation(4)
+    assert fixed > 0
+    assert image > 0
+    assert bench.checkpoint() > 0
+    assert bench.model.training
+    student: Any = student_of(bench.model)
+    assert student.test_score_thresh > 0
+
+
+@pytest.mark.parametrize("method", ["baseline", "fgfi"])
+def test_frozen_norms_settle(method: str) -> None:
+    """Without weights, the activations of a deep network with frozen norms stay in the range of a trained one's."""
+    deep = {"name": "resnet50", "width": 16, "norm": "FrozenBN", "weights": "unread.pkl"}
+    changes = {f"detector__backbone__{key}": value for key, value in deep.items()}
+    changes |= {f"method__fgfi__backbone__{key}": value for key, value in deep.items()}
+    bench = Bench(Job(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
+    student: Any = student_of(bench.model)
+    backbones: list[nn.Module] = [student.backbone]
+    if isinstance(bench.model, Distiller):
+        assert isinstance(bench.model.teacher, FrozenTeacher)
+        backbones.append(bench.model.teacher._unregistered[0])
+    for backbone in backbones:
+        norms = [x for x in backbone.modules() if isinstance(x, FrozenBatchNorm2d)]
+        assert norms
+        assert all((x.running_var != 1).any() for x in norms)
+        with torch.no_grad():
+            features = backbone(torch.randn(2, 3, 64, 96) * 60)
+        assert all(x.std() < 50 for x in features.values())
+    assert math.isfinite(bench.stretch(Stage(distils=method == "fgfi"), 0, 2).mean_ms)
+
+
+@pytest.mark.slow
+def test_a_worker_answers_from_its_own_process() -> None:
+    with Worker() as worker:
+        worker.request("build", Job(quick_experiment(), IMAGES, "LGD"))
+        found = worker.request("stretch", Stage(), 0, 2)
+        assert isinstance(found, Stretch)
+        assert len(found.steps_ms) == 2
+        # Another one in the same process.
+        worker.request("build", Job(quick_experiment(method__name="baseline"), IMAGES, "plain"))
+        with pytest.raises(InputError, match=r"^plain: ValueError: made batches have no validation split$"):
+            worker.request("evaluation", 3)
+        with pytest.raises(InputError, match="plain: the measuring process died"):
+            worker.request("stretch", Stage(), 0, 2)
+    with Worker() as worker, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
+        if torch.cuda.is_available():
+            raise InputError("here: device cuda: torch sees no GPU here")
+        worker.request("build", Job(TINY.override({"device": "cuda"}), IMAGES, "here"))

@@ -1,0 +1,196 @@
+"""Arms as interventions, the paper's tables as grids, and the plan of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from analysis.load import identity
+from lgd.config.experiment import Experiment, settings
+from lgd.config.grids import COMPONENTS, EVERYWHERE, EVIDENCE, NAMES, NOT_HERE, TABLES, Arm, grid, plan
+from lgd.config.paper import paper
+from lgd.config.paper_recipes import BACKBONES, define
+from lgd.config.presets import PAPER, TINY, Preset, preset, sized
+from lgd.errors import InputError
+from lgd.training import run as training
+
+PRESETS = get_args(Preset)
+SIZES = ("tiny", "small")
+
+
+@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, tmp_path: Path) -> None:
+    chosen = grid(name, size)
+    trials = plan(chosen, preset(size), 1, [], tmp_path)
+    run = [arm for arm in chosen.arms if not arm.skipped and not arm.time_budget_from]
+    assert len({t.experiment for t in trials}) == len({t.directory for t in trials}) == len(run)
+    assert [t.arm for t in trials] == [arm.name for arm in run]
+    references = {chosen.references[t.arm] for t in trials}
+    assert all(t.experiment.method.name == "baseline" for t in trials if t.arm in references)
+    assert references <= {t.arm for t in trials}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arms_of_a_tiny_grid_build_different_things(name: str, tmp_path: Path) -> None:
+    """What run.py refuses a grid for: two arms with the same model, optimiser and data."""
+    small = ["data.shapes_train=12", "data.shapes_val=6"]
+    trials = plan(grid(name), TINY, 1, small, tmp_path)
+    prints = {training.build(t.experiment, pretrained=False).fingerprint for t in trials}
+    assert len(prints) == len(trials)
+
+
+def test_every_table_has_a_grid_with_its_rows() -> None:
+    for name in TABLES:
+        table = paper().tables[name]
+        assert [arm.training for arm in grid(name).arms] == table.trainings
+        assert grid(name).title == table.title
+    skipped = {arm.training.method for name in TABLES for arm in grid(name).arms if arm.training and arm.skipped}
+    assert skipped == set(NOT_HERE)
+    assert len(grid("main").arms) == 24
+    assert len(grid("teacher-based").arms) == 15
+    assert {len(grid("loss-weights").arms), len(grid("noise-floor").arms)} == {16, 1}
+    assert grid("noise-floor").seeds == 10
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_paper_preset_is_the_papers_setting(name: str, tmp_path: Path) -> None:
+    chosen = grid(name, "paper")
+    found = {t.arm: t.experiment for t in plan(chosen, PAPER, 1, [], tmp_path)}
+    for arm in chosen.arms:
+        x = arm.training
+        assert x is not None
+        if arm.skipped:
+            continue
+        wanted = define(x.detector, x.backbone, x.schedule, x.scale, x.data)
+        there, here = settings(wanted), settings(found[arm.name])
+        different = {key for key in there if there[key] != here[key]} - {"data.source"}
+        assert different <= {"method.name"} | {k for k in there if k.startswith("method.fgfi.backbone.")}
+        assert here["method.name"] == x.method
+        # Only the directory is made absolute.
+        assert here["data.source"].endswith(there["data.source"].rpartition(":")[2])
+        teacher = found[arm.name].teacher
+        assert (teacher is None) is (x.teacher is None)
+        if teacher is not None and x.teacher is not None:
+            assert teacher.detector.backbone == BACKBONES[x.teacher]
+            assert teacher.schedule == found[arm.name].schedule
+
+
+def test_other_presets_keep_a_tables_shape() -> None:
+    by_name = {arm.name: sized("tiny", arm.training) for arm in grid("table12").arms if arm.training}
+    one, two, three = (by_name[f"{x} LGD"] for x in ("ATSS R-50 1x ss", "ATSS R-101-DCNv2 2x ms", "POTO R-101 3x ms"))
+    assert [x.schedule.steps for x in (one, two, three)] == [250, 500, 750]
+    assert [len(x.data.min_sizes) for x in (one, two, three)] == [1, 3, 3]
+    assert [x.detector.backbone.deformable for x in (one, two, three)] == [False, True, False]
+    assert one.detector.backbone.name != three.detector.backbone.name
+    for described in paper().tables["main"].trainings:
+        tiny, small, whole = (sized(size, described) for size in PRESETS)
+        for x in (tiny, small):
+            assert x.detector.name == whole.detector.name
+            assert x.method.context == whole.method.context
+            assert x.method.detach_appearance == whole.method.detach_appearance
+            assert x.schedule.distill_until == whole.schedule.distill_until
+            assert x.detector.backbone.from_scratch
+            assert x.data.source == "shapes"
+    sources = [{sized(size, x).data.source for x in paper().tables["table8"].trainings} for size in PRESETS]
+    assert sources == [{"shapes"}, {"shapes"}, {"voc0712"}]
+
+
+def test_tables_share_their_trainings(tmp_path: Path) -> None:
+    """Into one directory, a training that stands in two tables is one trial."""
+    trials = {n: {t.directory: t.experiment for t in plan(grid(n), TINY, 1, [], tmp_path)} for n in TABLES}
+    shared = trials["teacher-based"].keys() & trials["table7"].keys()
+    assert len(shared) == 3
+    every: dict[Path, Experiment] = {}
+    for each in trials.values():
+        for directory, experiment in each.items():
+            assert every.setdefault(directory, experiment) == experiment
+    assert len(set(every.values())) == len(every)
+
+
+def test_overrides_lie_between_a_row_and_what_the_arm_is_about(tmp_path: Path) -> None:
+    overrides = ["schedule.steps=99", "method.name=baseline", "detector.channels=16"]
+    trials = plan(grid("table12"), TINY, 1, overrides, tmp_path)
+    assert {t.experiment.schedule.steps for t in trials} == {99}
+    assert {t.experiment.detector.channels for t in trials} == {16}
+    assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"] * 4
+
+
+def test_seeds_run_one_after_the_other(tmp_path: Path) -> None:
+    trials = plan(COMPONENTS, TINY, 2, ["seed=5"], tmp_path)
+    assert [t.experiment.seed for t in trials] == [5] * 8 + [6] * 8
+    assert trials[0].name == "baseline-seed5"
+    assert trials[0].directory.is_absolute()
+
+
+def test_an_arms_own_change_comes_on_top_of_the_overrides(tmp_path: Path) -> None:
+    trials = plan(COMPONENTS, TINY, 1, ["method.distill_weight=0.5", "schedule.steps=99"], tmp_path)[:2]
+    assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"]
+    assert all(t.experiment.method.distill_weight == 0.5 for t in trials)
+    assert all(t.experiment.schedule.steps == 99 for t in trials)
+
+
+def test_an_impossible_arm_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="arm 'without mapper': .*context object"):
+        plan(COMPONENTS, TINY, 1, ["method.context=false"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: grid("colours"), "no grid 'colours'.*main, .*components"),
+        (lambda: grid("main", "huge"), "no preset 'huge'"),
+        (lambda: grid("components", "huge"), "no preset 'huge'"),
+    ],
+)
+def test_unknown_grid_or_preset(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_slugs_are_file_names() -> None:
+    assert Arm("FGFI (R-101-DCNv2)").slug == "fgfi-r-101-dcnv2"
+
+
+def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) -> None:
+    tiny, small = ({t.arm: t.experiment for t in plan(grid(EVIDENCE, x), preset(x), 1, [], tmp_path)} for x in SIZES)
+    of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
+    # So runs of the components and noise-floor grids are runs of these arms.
+    assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
+    assert len(tiny) == len(COMPONENTS.arms) + 3 + 2 * len(EVERYWHERE)
+    for name in ("RetinaNet", "FCOS", "Faster R-CNN"):
+        assert {f"{name} {arm}" for arm in EVERYWHERE} <= tiny.keys()
+        method = tiny[f"{name} without imitation"].method
+        assert (method.name, method.distill_weight) == ("lgd", 0)
+        for arm, adapter in (("LGD", True), ("without adapter", False)):
+            method = tiny[f"{name} {arm} at weight 0.3"].method
+            assert (method.instructive_weight, method.adapter) == (0.3, adapter)
+    assert small.keys() - tiny.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
+    assert [small[f"{x} LGD"].schedule.resolved_lr for x in ("RetinaNet", "FCOS", "Faster R-CNN")] == [0.01, 0.01, 0.02]
+    for name, x in small.items():
+        assert x.detector.backbone.name == "resnet18"
+        assert x.detector.backbone.from_scratch
+        assert x.schedule.frozen == 0
+        assert (x.teacher is not None) is name.endswith("FGFI")
+        assert x.teacher is None or x.teacher.detector.backbone.name == "resnet50"
+        assert x.teacher is None or x.teacher.detector.backbone.from_scratch
+    for x in (*tiny.values(), *small.values()):
+        assert x.evaluation.teacher
+        assert x.evaluation.every in (0, x.schedule.steps // 5)
+    waiting = [arm.name for arm in grid(EVIDENCE).arms if arm.time_budget_from]
+    assert waiting == [f"{name} baseline in equal time" for name in ("RetinaNet", "FCOS", "Faster R-CNN")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster_rcnn", "fcos", "atss", "poto", "mask_rcnn"])
+def test_the_tiny_learning_rate_is_one_the_detector_trains_at(name: str, tmp_path: Path) -> None:
+    """With its own rate for the first steps, at which a rate that is too high shows."""
+    described = next(x for t in TABLES for x in paper().tables[t].trainings if x.detector == name and x.method == "lgd")
+    quick = {"schedule.steps": 60, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
+    record = training.run(sized("tiny", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path)
+    assert record.status == "finished", record.reason
+    assert record.losses["total_loss"][-1][1] < record.losses["total_loss"][0][1]

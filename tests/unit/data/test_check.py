@@ -1,0 +1,104 @@
+"""``python -m lgd.data check``: the report, the pictures and the exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgd.data.__main__ import main
+from tests.unit.data.test_coco import change, directory
+from tests.unit.data.test_voc import SPLITS, voc
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    assert main(["check", f"coco-json:{tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    rows = {" ".join(line.split()) for line in shown.splitlines()}
+    assert {"images 3 3", "objects 3 3", "crowds or ignored 1 1", "objects an image, mean 1.00 1.00"} <= rows
+    assert {"objects an image, 95th percentile 2 2", "medium objects 0 0", "small objects 3 3"} <= rows
+    assert "image width, least / median / most 40 / 48 / 56 40 / 48 / 56" in rows
+    assert {"0 3 three 2 2", "1 7 seven 1 1", "noted empty image 2"} <= rows
+    assert f"noted   empty image         {path}: image 3: '000000000003.jpg' has no object" in shown
+
+
+def test_something_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    change(path, lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]))
+    (tmp_path / "val2017/000000000101.jpg").write_bytes(b"no image")
+    assert main(["check", f"coco-json:{tmp_path}"]) == 1
+    shown, warned = capsys.readouterr()
+    assert f"dropped degenerate box      {path}: annotation 11: has the bbox [1, 2, 0, 3]\n" in shown
+    assert "'000000000101.jpg' cannot be decoded (no image format)\n" in shown
+    assert warned == ""
+
+
+def test_damage_that_the_ends_of_a_file_do_not_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check decodes every image whole."""
+    path = directory(tmp_path) / "train2017/000000000001.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 9, (48, 40, 3), np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    path.write_bytes(data)
+    change(tmp_path / "annotations/instances_train2017.json", lambda c: c["images"][0].update(file_name=path.name))
+    assert main(["check", f"coco-json:{tmp_path}"]) == 1
+    assert "dropped unreadable image" in capsys.readouterr().out
+
+
+def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory(tmp_path) / "annotations/instances_val2017.json"
+    change(path, lambda c: [x.update(width=1) for x in c["images"]])
+    assert main(["check", f"coco-json:{tmp_path}"]) == 2
+    shown, said = capsys.readouterr()
+    assert shown.count("dropped other size") == 3
+    assert said == f"error: {path}: no image is left; dropped: 4 of dropped image, 3 other size\n"
+    path.write_text("{")
+    assert main(["check", f"coco-json:{tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: broken JSON in {path}, line 1 column 2")
+    assert main(["check", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(("split", "words"), [("train", "train on"), ("val", "score on")])
+def test_a_split_without_objects_is_of_no_use(
+    split: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = directory(tmp_path) / f"annotations/instances_{split}2017.json"
+    change(path, lambda c: c.update(annotations=[]))
+    assert main(["check", f"coco-json:{tmp_path}"]) == 2
+    shown, said = capsys.readouterr()
+    assert "images without objects" in shown
+    assert f"has no object to {words}" in said
+    assert said.count("\n") == 1
+
+
+def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory(tmp_path)
+    assert main(["check", f"coco-json:{tmp_path}", "--draw", "2", "--output", str(tmp_path / "seen")]) == 0
+    assert "4 pictures in" in capsys.readouterr().out
+    assert sorted(x.name for x in (tmp_path / "seen").iterdir()) == [
+        "train-1.png", "train-3.png", "val-100.png", "val-102.png",
+    ]  # fmt: skip
+    first = np.asarray(Image.open(tmp_path / "seen/train-1.png"))
+    plain = np.asarray(Image.open(tmp_path / "train2017/000000000001.jpg"))
+    assert first.shape == plain.shape
+    changed = (first != plain).any(2)
+    # The box's frame and the mask in it, nothing in the far corner.
+    assert changed[5:20, 5:20].mean() > 0.9
+    assert not changed[30:, 30:].any()
+
+
+def test_pictures_of_boxes_without_masks(tmp_path: Path) -> None:
+    voc(tmp_path, SPLITS)
+    assert main(["check", f"voc:{tmp_path}", "--draw", "9", "--output", str(tmp_path / "seen")]) == 0
+    assert len(list((tmp_path / "seen").iterdir())) == 3
+
+
+def test_an_unwritable_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["check", f"coco-json:{tmp_path}", "--draw", "1", "--output", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""Finding a COCO directory's splits, naming what is wrong with it, and registering it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from lgd.data import ShapesSpec, find_coco_splits, resolve
+from lgd.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SHAPES = ShapesSpec(4, 2, 64)
+COCO_TINY = next(
+    (path for path in (REPOSITORY / "../shared/data/coco_tiny", Path("/work/shared/data/coco_tiny")) if path.is_dir()),
+    None,
+)
+
+
+def contents(first_id: int) -> dict[str, Any]:
+    """Annotations of three images with gaps in the category ids; the third has a crowd only."""
+    images = [
+        {"id": first_id + i, "file_name": f"{first_id + i:012d}.jpg", "width": 40 + 8 * i, "height": 48}
+        for i in range(3)
+    ]
+    square = [[5, 5, 20, 5, 20, 20, 5, 20]]
+    base = {"area": 225, "bbox": [5, 5, 15, 15], "iscrowd": 0}
+    crowd = {"counts": [100, 50, 56 * 48 - 150], "size": [48, 56]}
+    annotations: list[dict[str, Any]] = [
+        {**base, "id": 11, "image_id": first_id, "category_id": 7, "segmentation": square},
+        {**base, "id": 12, "image_id": first_id, "category_id": 3, "segmentation": square},
+        {**base, "id": 13, "image_id": first_id + 1, "category_id": 3, "segmentation": square},
+        {**base, "id": 14, "image_id": first_id + 2, "category_id": 7, "iscrowd": 1, "segmentation": crowd},
+    ]
+    # Not sorted by id, and without "info", as real files are.
+    categories = [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write(root: Path, split: str, suffix: str = "", folder: str | None = None, first_id: int = 1) -> Path:
+    """One split in COCO layout; returns its annotation file."""
+    found = contents(first_id)
+    images = root / (folder or f"{split}{suffix}")
+    images.mkdir(parents=True, exist_ok=True)
+    for image in found["images"]:
+        pixels = np.full((image["height"], image["width"], 3), image["id"], np.uint8)
+        Image.fromarray(pixels).save(images / image["file_name"])
+    (root / "annotations").mkdir(exist_ok=True)
+    path = root / "annotations" / f"instances_{split}{suffix}.json"
+    path.write_text(json.dumps(found))
+    return path
+
+
+def directory(root: Path, suffix: str = "2017") -> Path:
+    write(root, "train", suffix)
+    write(root, "val", suffix, first_id=100)
+    return root
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    found = json.loads(path.read_text())
+    edit(found)
+    path.write_text(json.dumps(found))
+
+
+def refused(root: Path, *said: str) -> str:
+    """The message of the error for a directory: one line with these parts."""
+    with pytest.raises(InputError) as caught:
+        resolve(f"coco-json:{root}", shapes=SHAPES)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("suffix", ["2017", "", "2014", "_mine"])
+@pytest.mark.parametrize("parent", ["", "images/"])
+def test_layouts(tmp_path: Path, suffix: str, parent: str) -> None:
+    write(tmp_path, "train", suffix, f"{parent}train{suffix}")
+    write(tmp_path, "val", suffix, f"{parent}val{suffix}", first_id=100)
+    layout = find_coco_splits(tmp_path)
+    assert layout.train_json == tmp_path / f"annotations/instances_train{suffix}.json"
+    assert layout.val_json == tmp_path / f"annotations/instances_val{suffix}.json"
+    assert layout.train_images == tmp_path / f"{parent}train{suffix}"
+    assert layout.val_images == tmp_path / f"{parent}val{suffix}"
+    assert layout.class_names == ("three", "seven")
+    assert layout.category_ids == (3, 7)
+    assert layout.counts.train == (3, 3, 1, 1)
+    assert layout.counts.val.mean_objects == 1
+
+
+def test_subset_of_a_year_reads_the_years_images(tmp_path: Path) -> None:
+    write(tmp_path, "train", "2017")
+    write(tmp_path, "val", "2017_100", "val2017", first_id=100)
+    assert find_coco_splits(tmp_path).val_images == tmp_path / "val2017"
+
+
+def test_an_empty_folder_does_not_hide_the_images(tmp_path: Path) -> None:
+    write(tmp_path, "train", "2017", "images/train2017")
+    write(tmp_path, "val", "2017", first_id=100)
+    (tmp_path / "train2017").mkdir()
+    assert find_coco_splits(tmp_path).train_images == tmp_path / "images/train2017"
+
+
+def test_several_years(tmp_path: Path) -> None:
+    directory(tmp_path, "2014")
+    directory(tmp_path, "2017")
+    refused(tmp_path, "instances_train2014.json", "instances_val2017.json", f"{tmp_path}#2017")
+    assert find_coco_splits(tmp_path, "2014").val_images == tmp_path / "val2014"
+    chosen = resolve(f"coco-json:{tmp_path}#2017", shapes=SHAPES)
+    assert chosen.layout.train_images == tmp_path / "train2017"
+    with pytest.raises(InputError, match=r"no instances_train2015\.json, only instances_train2014\.json"):
+        resolve(f"coco-json:{tmp_path}#2015", shapes=SHAPES)
+
+
+def test_a_second_val_file_is_told_apart_by_trains_suffix(tmp_path: Path) -> None:
+    directory(tmp_path)
+    write(tmp_path, "val", "2017_100", "val2017", first_id=100)
+    assert find_coco_splits(tmp_path).val_json.name == "instances_val2017.json"
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    refused(tmp_path / "none", str(tmp_path / "none"), "does not exist")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", str(tmp_path / "file"), "not a directory")
+
+
+def test_missing_annotations(tmp_path: Path) -> None:
+    refused(tmp_path, str(tmp_path / "annotations"))
+    write(tmp_path, "train", "2017")
+    refused(tmp_path, "no val annotations", str(tmp_path / "annotations"), "instances_val*.json")
+
+
+def test_ambiguous_without_a_common_suffix(tmp_path: Path) -> None:
+    directory(tmp_path)
+    (tmp_path / "annotations/instances_val2017.json").rename(tmp_path / "annotations/instances_val1.json")
+    write(tmp_path, "val", "2", first_id=100)
+    refused(tmp_path, "instances_val1.json", "instances_val2.json", "leave one of each")
+
+
+def test_broken_json(tmp_path: Path) -> None:
+    path = directory(tmp_path) / "annotations/instances_val2017.json"
+    path.write_text('{"images": [],\n "annotations": [}')
+    refused(tmp_path, str(path), "line 2 column 18")
+    path.write_bytes(b'{"images": "\xff"}')
+    refused(tmp_path, str(path), "byte 12")
+
+
+BROKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    *((f"no {key}", lambda c, key=key: c.pop(key), f"the key '{key}' is missing") for key in contents(1)),
+    ("no images", lambda c: c["images"].clear(), "'images' is empty"),
+    ("no categories", lambda c: c["categories"].clear(), "'categories' is empty"),
+    ("list", lambda c: c.update(images={}), "'images' is not a list"),
+    ("no name", lambda c: c["categories"][0].pop("name"), "categories[0] has no 'name'"),
+    ("no class", lambda c: c["categories"].insert(0, 1), "categories[0] is not an object"),
+    ("text id", lambda c: c["categories"][0].update(id="a"), "categories[0] has the id 'a'"),
+    ("class twice", lambda c: c["categories"][0].update(id=3), "categories has the id 3 twice"),
+]
+
+
+@pytest.mark.parametrize(("edit", "said"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_wrong_contents(tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str) -> None:
+    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    change(path, edit)
+    refused(tmp_path, str(path), said)
+
+
+def test_top_level_list(tmp_path: Path) -> None:
+    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    path.write_text("[]")
+    refused(tmp_path, str(path), "top level")
+
+
+def test_missing_image_directory(tmp_path: Path) -> None:
+    (directory(tmp_path) / "val2017").rename(tmp_path / "elsewhere")
+    refused(tmp_path, "instances_val2017.json", "images/val2017")
+
+
+def test_no_image_on_disk(tmp_path: Path) -> None:
+    for path in (directory(tmp_path) / "val2017").iterdir():
+        path.unlink()
+    refused(tmp_path, "none of the 3 images", str(tmp_path / "val2017"), "000000000100.jpg")
+
+
+def test_different_categories(tmp_path: Path) -> None:
+    path = directory(tmp_path) / "annotations/instances_val2017.json"
+    change(path, lambda c: c["categories"][0].update(name="eight"))
+    refused(tmp_path, "different categories", "id 7", "'seven'", "'eight'", str(path))
+
+
+@pytest.mark.parametrize("source", ["coco:x", "shapes:x", "coco-json:", "coco-json", "", "voc", "voc:", "crowdhuman"])
+def test_unknown_source(source: str) -> None:
+    with pytest.raises(
+        InputError, match=re.escape("known are shapes, coco, voc0712, coco-json:DIR, voc:DIR and crowdhuman:DIR")
+    ):
+        resolve(source, shapes=SHAPES)
+
+
+# ----------------------------------------------------------------------------------------------- registration
+
+
+def test_resolve_registers(tmp_path: Path) -> None:
+    found = resolve(f"coco-json:{directory(tmp_path)}", shapes=SHAPES)
+    for name, split, first in ((found.train, "train", 1), (found.val, "val", 100)):
+        records = DatasetCatalog.get(name)
+        assert [record["image_id"] for record in records] == [first, first + 1, first + 2]
+        assert [a["category_id"] for a in records[0]["annotations"]] == [1, 0]
+        metadata = MetadataCatalog.get(name)
+        assert metadata.evaluator_type == "coco"
+        assert metadata.thing_classes == ["three", "seven"]
+        assert metadata.json_file == str(tmp_path / f"annotations/instances_{split}2017.json")
+        assert metadata.image_root == str(tmp_path / f"{split}2017")
+    assert found.class_names == ("three", "seven")
+    assert found.root == tmp_path
+    assert resolve(f"coco-json:{tmp_path}", shapes=SHAPES) == found
+    summary = found.summary()
+    assert (summary["train_images"], summary["train_objects"], summary["val_mean_objects"]) == (3, 3, 1.0)
+    json.dumps(summary)
+
+
+def test_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    found = resolve("coco-json:here", shapes=SHAPES)
+    monkeypatch.chdir("/")
+    assert found.root == tmp_path / "here"
+    assert len(DatasetCatalog.get(found.val)) == 3
+
+
+def test_a_directory_with_a_hash_in_its_name(tmp_path: Path) -> None:
+    directory(tmp_path / "a#b")
+    assert resolve(f"coco-json:{tmp_path / 'a#b'}", shapes=SHAPES).root == tmp_path / "a#b"
+
+
+def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
+    first = resolve(f"coco-json:{directory(tmp_path / 'first')}", shapes=SHAPES)
+    second = resolve(f"coco-json:{directory(tmp_path / 'second')}", shapes=SHAPES)
+    assert first.fingerprint == second.fingerprint
+    assert first.train != second.train
+    change(second.layout.train_json, lambda c: c["annotations"][0].update(area=224))
+    edited = resolve(f"coco-json:{tmp_path / 'second'}", shapes=SHAPES)
+    assert edited.fingerprint != first.fingerprint
+    assert edited.train != second.train
+    image = first.layout.val_images / "000000000100.jpg"
+    other = image.with_suffix(".part")
+    other.write_bytes(image.read_bytes() + b"\0")
+    other.rename(image)
+    assert resolve(f"coco-json:{tmp_path / 'first'}", shapes=SHAPES).fingerprint != first.fingerprint
+
+
+def test_a_pickled_data_set_works_in_another_process(tmp_path: Path) -> None:
+    found = resolve(f"coco-json:{directory(tmp_path)}", shapes=SHAPES)
+    code = (
+        "import pickle, sys; from lgd.data import val_loader; d = pickle.load(sys.stdin.buffer);"
+        "print(len(list(val_loader(d, min_size=48, max_size=96, workers=0, with_labels=False))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(found),
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert done.stdout.decode().split() == ["3"], done.stderr.decode()
+
+
+def test_shapes_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path))
+    found = resolve("shapes", shapes=SHAPES)
+    assert found.root.parent == tmp_path / "data"
+    assert (found.counts.train.images, found.counts.val.images) == (4, 2)
+    assert len(found.class_names) == 7
+    assert resolve("shapes", shapes=ShapesSpec(4, 2, 64, seed=1)).fingerprint != found.fingerprint
+
+
+@pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
+def test_real_images() -> None:
+    found = resolve(f"coco-json:{COCO_TINY}", shapes=SHAPES)
+    assert len(found.class_names) == 80
+    assert found.class_names[0] == "person"
+    assert found.counts.train == (80, 699, 6, 0)
+    assert found.counts.val.images == 80
+    assert len(DatasetCatalog.get(found.train)) == 80

@@ -1,0 +1,92 @@
+"""The detector of docs/own-detector.md, taught without a line of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from lgd.methods.feature_capture import capture_features, inject_features
+from lgd.training.export import export_student
+from tests.helpers import CLASSES, batch, one_thread
+
+PAGE = Path(__file__).parents[3] / "docs" / "own-detector.md"
+
+
+@pytest.fixture(autouse=True)
+def storage() -> Iterator[EventStorage]:
+    with one_thread(), EventStorage(0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    """What the page's code defines."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    defined: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), defined)
+    return defined
+
+
+def test_it_trains_under_the_distiller(page: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = page["taught"](CLASSES).train()
+    losses = model(batch([3, 0]))
+    assert set(losses) == {
+        "loss_score",
+        "loss_size",
+        "instructive/loss_score",
+        "instructive/loss_size",
+        "loss_distill",
+    }
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_both_sets_of_losses_fall(page: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = page["taught"](CLASSES).train()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    data = batch([3, 2])
+    totals = []
+    for _ in range(60):
+        losses = model(data)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        totals.append((losses["loss_size"].item(), losses["instructive/loss_size"].item()))
+    assert totals[-1][0] < 0.7 * totals[0][0]
+    assert totals[-1][1] < 0.7 * totals[0][1]
+
+
+def test_replaying_its_own_features_reproduces_its_losses(page: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    detector = page["CentreDetector"](CLASSES, 16).train()
+    data = batch([3, 2])
+    with capture_features(detector.backbone) as capture:
+        first = detector(data)
+    with inject_features(detector.backbone, capture.features):
+        second = detector(data)
+    assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in second.items()}
+
+
+def test_it_detects_and_exports_alone(page: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = page["taught"](CLASSES)
+    export_student(model, tmp_path / "student.pth")
+    plain = page["CentreDetector"](CLASSES, 16).eval()
+    plain.load_state_dict(torch.load(tmp_path / "student.pth", weights_only=True)["model"], strict=True)
+    data = batch([1, 1])
+    with torch.no_grad():
+        ours, theirs = model.eval()(data), plain(data)
+        with model.detecting_from_teacher():
+            teacher_features = model.student(data)
+    for a, b, c in zip(ours, theirs, teacher_features, strict=True):
+        assert len(a["instances"]) == 8 * 12
+        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+        assert not torch.equal(a["instances"].scores, c["instances"].scores)

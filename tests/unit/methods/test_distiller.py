@@ -1,0 +1,165 @@
+"""Recording, replaying and distilling on a real detector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from lgd.config.phases import Phases
+from lgd.methods.distiller import Distiller
+from lgd.methods.feature_capture import capture_features, inject_features, restored_running_state, running_state
+from lgd.methods.label_guided.distance import DistillationDistance
+from lgd.methods.label_guided.teacher import ImplicitTeacher
+from lgd.training.export import export_student
+from tests.helpers import CLASSES, batch, tiny_detector
+
+
+@pytest.fixture(autouse=True)
+def storage() -> Iterator[EventStorage]:
+    with EventStorage(0) as opened:
+        yield opened
+
+
+def _distiller(phases: Phases | None = None, **options: Any) -> Any:
+    student = tiny_detector()
+    torch.manual_seed(1)
+    teacher = ImplicitTeacher(16, CLASSES, **options)
+    return Distiller(student, teacher, DistillationDistance(16), phases=phases or Phases())
+
+
+def test_replaying_its_own_features_reproduces_the_losses_exactly() -> None:
+    detector = tiny_detector().train()
+    data = batch([3, 0, 5])
+    for _ in range(2):
+        # The second round starts with a loss normaliser that the first left behind.
+        before = running_state(detector)
+        with capture_features(detector.backbone) as capture:
+            first = detector(data)
+        after = running_state(detector)
+        with restored_running_state(detector, before), inject_features(detector.backbone, capture.features):
+            second = detector(data)
+        assert {k: v.item() for k, v in second.items()} == {k: v.item() for k, v in first.items()}
+        assert running_state(detector) == after
+        assert "loss_normalizer" in after
+
+
+def test_replaying_leaves_the_detector_as_it_was() -> None:
+    detector = tiny_detector().eval()
+    data = batch([1])
+    keys = list(detector.state_dict())
+    before = detector(data)[0]["instances"].scores
+    with capture_features(detector.backbone) as capture:
+        detector(data)
+    with pytest.raises(RuntimeError, match="boom"), inject_features(detector.backbone, capture.features):
+        raise RuntimeError("boom")
+    assert "forward" not in vars(detector.backbone)
+    assert not detector.backbone._forward_hooks
+    assert list(detector.state_dict()) == keys
+    assert torch.equal(detector(data)[0]["instances"].scores, before)
+
+
+def test_recording_says_when_the_backbone_did_not_run() -> None:
+    with capture_features(tiny_detector().backbone) as capture:
+        pass
+    with pytest.raises(RuntimeError, match="did not call its backbone"):
+        _ = capture.features
+
+
+def test_every_trainable_parameter_gets_a_gradient() -> None:
+    model = _distiller().train()
+    losses = model(batch([3, 2]))
+    assert set(losses) == {
+        "loss_cls",
+        "loss_box_reg",
+        "instructive/loss_cls",
+        "instructive/loss_box_reg",
+        "loss_distill",
+    }
+    sum(losses.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_student_losses_are_the_plain_detectors() -> None:
+    plain = tiny_detector().train()(batch([3, 2]))
+    losses = _distiller().train()(batch([3, 2]))
+    for name, value in plain.items():
+        assert torch.equal(losses[name], value)
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 7]])
+def test_images_without_objects(counts: list[int]) -> None:
+    model = _distiller().train()
+    losses = model(batch(counts))
+    assert all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_before_its_phase_the_distillation_loss_trains_its_adapter_only(storage: EventStorage) -> None:
+    model = _distiller(Phases(distill_from=5, distill_until=8)).train()
+    for iteration, reaches in ((4, False), (5, True), (7, True), (8, False)):
+        storage.iter = iteration
+        model.zero_grad(set_to_none=True)
+        model(batch([3]))["loss_distill"].backward()
+        assert (model.student.backbone.fpn_output3.weight.grad is not None) is reaches
+        assert model.distance.adapter[0].weight.grad.any()
+        assert all(p.grad is None for p in model.teacher.parameters())
+
+
+def test_weights_scale_their_losses() -> None:
+    data = batch([3])
+    once = _distiller().train()(data)
+    model = _distiller().train()
+    model.distill_weight, model.instructive_weight = 0.5, 3.0
+    losses = model(data)
+    torch.testing.assert_close(losses["loss_distill"], once["loss_distill"] * 0.5)
+    torch.testing.assert_close(losses["instructive/loss_cls"], once["instructive/loss_cls"] * 3)
+    torch.testing.assert_close(losses["loss_cls"], once["loss_cls"])
+
+
+def test_evaluation_is_the_student_alone() -> None:
+    model = _distiller().eval()
+    nn.init.constant_(model.student.head.cls_score.bias, 0.0)
+    data = batch([2])
+    ours, plain = model(data)[0]["instances"], model.student(data)[0]["instances"]
+    assert len(plain) > 0
+    assert torch.equal(ours.pred_boxes.tensor, plain.pred_boxes.tensor)
+    with model.detecting_from_teacher(), torch.no_grad():
+        teacher_features = model.student(data)[0]["instances"]
+    assert not torch.equal(teacher_features.scores[:10], plain.scores[:10])
+    assert torch.equal(model(data)[0]["instances"].scores, plain.scores)
+
+
+def test_exported_student_loads_strictly_into_stock_detectron2_and_detects_the_same(tmp_path: Path) -> None:
+    model = _distiller().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for seed in range(3):
+        optimizer.zero_grad()
+        sum(model(batch([3, 4], seed=seed)).values()).backward()
+        optimizer.step()
+    # Detections with something to compare: scores above the threshold.
+    nn.init.constant_(model.student.head.cls_score.bias, 0.0)
+    export_student(model, tmp_path / "student.pth")
+
+    plain = tiny_detector(seed=9)
+    stored = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
+    assert list(stored) == list(plain.state_dict())
+    plain.load_state_dict(stored, strict=True)
+    found = DetectionCheckpointer(tiny_detector(seed=8)).load(str(tmp_path / "student.pth"))
+    assert "__author__" not in found
+
+    data = batch([1, 1], seed=5)
+    for ours, theirs in zip(model.eval()(data), plain.eval()(data), strict=True):
+        assert len(ours["instances"]) > 0
+        assert torch.equal(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
+        assert torch.equal(ours["instances"].scores, theirs["instances"].scores)
+        assert torch.equal(ours["instances"].pred_classes, theirs["instances"].pred_classes)

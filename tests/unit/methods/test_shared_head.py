@@ -1,0 +1,104 @@
+"""Two passes that share their work give what two passes by themselves give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from lgd.config.paper_recipes import paper_defaults
+from lgd.config.presets import TINY
+from lgd.methods.shared_head import head_of, repeatable
+from lgd.training import run as training
+from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
+
+
+def _model(name: str, **options: bool) -> Any:
+    rules = paper_defaults(name, "resnet18")
+    changes = {key: value for key, value in rules.items() if key.startswith("method.")}
+    experiment = TINY.override({"detector.name": name, **changes})
+    experiment = experiment.model_copy(update={"detector": tiny_settings(name)})
+    model: Any = training.build_model(experiment, CLASSES)
+    for option, value in options.items():
+        setattr(model, option, value)
+    return model.train()
+
+
+def _losses(model: Any, name: str) -> tuple[dict[str, float], Tensor]:
+    """Losses and all gradients of a batch, sampled alike."""
+    torch.manual_seed(0)
+    with EventStorage():
+        losses = model(detector_batch(name, [3, 0, 6]))
+    sum(losses.values()).backward()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return {key: x.item() for key, x in losses.items()}, gradients
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_shared_work_changes_nothing(name: str) -> None:
+    losses, gradients = _losses(_model(name), name)
+    apart, apart_gradients = _losses(_model(name, joint=False, repeats=False), name)
+    assert losses == pytest.approx(apart, rel=1e-4)
+    assert (gradients - apart_gradients).norm() < 1e-3 * apart_gradients.norm()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_head_runs_once(name: str) -> None:
+    for joint in (True, False):
+        model = _model(name, joint=joint)
+        head = head_of(model.student)
+        assert head is not None
+        seen: list[int] = []
+        head.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0][0])))
+        before = {id(x): dict(vars(x)) for x in (model.student, head, model.student.backbone)}
+        _losses(model, name)
+        # A hook sees what the detector gave.
+        assert seen == [3, 3]
+        for owner in (model.student, head, model.student.backbone):
+            assert vars(owner).keys() - {"loss_normalizer"} == before[id(owner)].keys() - {"loss_normalizer"}
+
+
+def test_labels_and_images_are_worked_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("retinanet")
+    assert repeatable(model.student) == ["preprocess_image", "label_anchors"]
+    calls: list[str] = []
+    for name in repeatable(model.student):
+        method = getattr(model.student, name)
+
+        def counted(*arguments: Any, name: str = name, method: Any = method) -> Any:
+            calls.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(model.student, name, counted)
+    _losses(model, "retinanet")
+    assert calls == ["preprocess_image", "label_anchors"]
+    model.repeats = False
+    _losses(model, "retinanet")
+    assert sorted(calls[2:]) == sorted(calls[:2] * 2)
+
+
+def test_a_batch_norm_in_the_head_sees_each_pass_by_itself() -> None:
+    model = _model("retinanet")
+    conv = model.student.head.cls_subnet[0]
+    model.student.head.cls_subnet = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
+    assert head_of(model.student) is None
+    losses, _ = _losses(model, "retinanet")
+    assert losses.keys() > {"loss_cls", "instructive/loss_cls"}
+
+
+def test_a_head_that_is_given_something_else_runs_in_each_pass() -> None:
+    """Features that are no longer the backbone's are not put together with the taught ones."""
+    model = _model("retinanet")
+    joint, gradients = _losses(model, "retinanet")
+    model.zero_grad()
+    del model.student.loss_normalizer
+    ran: list[int] = []
+    model.student.head.cls_score.register_forward_pre_hook(lambda _, inputs: ran.append(len(inputs[0])))
+    model.student.head.register_forward_pre_hook(lambda _, inputs: ([x * 1 for x in inputs[0]],))
+    apart, apart_gradients = _losses(model, "retinanet")
+    assert set(ran) == {3}
+    assert apart == pytest.approx(joint, rel=1e-4)
+    assert (gradients - apart_gradients).norm() < 1e-3 * apart_gradients.norm()

@@ -1,0 +1,199 @@
+"""Seconds by phase."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lgd.results.cost_meter import (
+    HEARTBEAT_FILE,
+    Heartbeat,
+    Meter,
+    Spent,
+    gpu_energy,
+    peak_memory_mib,
+    read_heartbeat,
+    reset_peak_memory,
+)
+from lgd.results.record import load
+from lgd.training import run as training
+from tests.helpers import quick_experiment
+
+
+def test_an_inner_phase_pauses_the_outer_one() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    with meter.phase("setup"):
+        now[0] += 2
+        with meter.phase("training"):
+            now[0] += 10
+            with meter.phase("evaluation"):
+                now[0] += 3
+            now[0] += 5
+        now[0] += 1
+    now[0] += 100
+    assert meter.seconds == {"setup": 3, "training": 15, "evaluation": 3, "checkpoint": 0, "lost": 0}
+
+
+def test_a_phase_ends_with_an_error_too() -> None:
+    now = [0.0]
+    meter = Meter(clock=lambda: now[0])
+    with pytest.raises(ValueError, match="boom"), meter.phase("training"):
+        now[0] += 4
+        raise ValueError("boom")
+    now[0] += 4
+    with meter.phase("setup"):
+        now[0] += 1
+    assert meter.seconds == {"setup": 1, "training": 4, "evaluation": 0, "checkpoint": 0, "lost": 0}
+
+
+def test_peak_memory_sees_an_allocation_that_is_gone() -> None:
+    reset_peak_memory()
+    before = peak_memory_mib()["host"]
+    block = np.ones(200 * 2**17)
+    del block
+    assert peak_memory_mib()["host"] - before > 150
+
+
+class _Counter:
+    """A clock, or a counter of joules, that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def __call__(self) -> float:
+        return self.value
+
+
+def test_devices_and_joules_are_counted_by_phase() -> None:
+    clock, energy = _Counter(), _Counter()
+    energy.value = 1e6
+    meter = Meter(4, clock, energy)
+    with meter.phase("training"):
+        clock.value, energy.value = 10, 1e6 + 3000
+        with meter.phase("evaluation"):
+            clock.value, energy.value = 12, 1e6 + 3100
+        clock.value = 13
+        assert meter.spent() == Spent(52, 3100, 1)
+    clock.value, energy.value = 50, 2e6
+    assert meter.seconds["training"] == 11
+    assert meter.device_seconds == {"setup": 0, "training": 44, "evaluation": 8, "checkpoint": 0, "lost": 0}
+    assert meter.joules == {"training": 3000, "evaluation": 100}
+
+
+def test_a_part_of_a_gpu_is_a_part_of_a_device() -> None:
+    clock = _Counter()
+    meter = Meter(0.25, clock)
+    with meter.phase("training"):
+        clock.value = 8
+    assert meter.device_seconds["training"] == 2
+
+
+def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Path) -> None:
+    clock, energy = _Counter(), _Counter()
+    first = Meter(2, clock, energy)
+    heartbeat = Heartbeat(first, tmp_path, "this run")
+    assert heartbeat.earlier() == Spent()
+    with heartbeat:
+        with first.phase("setup"):
+            clock.value, energy.value = 3, 30
+        with first.phase("training"):
+            clock.value, energy.value = 13, 130
+            saved = first.state()
+            # Killed here: ten seconds later than the checkpoint.
+            clock.value, energy.value = 23, 250
+    assert read_heartbeat(tmp_path) == read_heartbeat(tmp_path, "this run") == Spent(46, 250, 1)
+    assert read_heartbeat(tmp_path, "another run") == Spent()
+
+    clock.value, energy.value = 100, 1000
+    second = Meter(2, clock, energy)
+    again = Heartbeat(second, tmp_path, "this run")
+    with second.phase("setup"):
+        clock.value, energy.value = 101, 1010
+    spent = again.earlier()
+    second.restore(saved)
+    second.lose(spent.beyond(saved))
+    with second.phase("training"):
+        clock.value, energy.value = 106, 1060
+    assert second.attempts == 2
+    assert second.device_seconds == {"setup": 8, "training": 30, "evaluation": 0, "checkpoint": 0, "lost": 20}
+    assert second.joules == {"setup": 40, "training": 150, "lost": 120}
+    # What both attempts took, and nothing twice.
+    assert sum(second.device_seconds.values()) == 2 * (23 + 6)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', '{"device_seconds": "nan"}'])
+def test_a_broken_word_says_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / HEARTBEAT_FILE).write_text(content)
+    assert read_heartbeat(tmp_path) == Spent()
+
+
+# Energy
+
+
+@pytest.mark.parametrize("uuid", ["8f3b", "GPU-8f3b", "MIG-8f3b"])
+def test_joules_are_nvmls_of_the_very_device(uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML numbers a machine's GPUs, torch those that it may see: the name that both know tells which one is meant."""
+    millijoules, asked = iter((1000, 5_000_000, 5_250_000)), list[str]()
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda name: asked.append(name) or "handle",  # type: ignore[func-returns-value]
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+    read = gpu_energy(torch.device("cuda"), share=0.5)
+    assert read is not None
+    assert asked == ["MIG-8f3b" if uuid.startswith("MIG") else "GPU-8f3b"]
+    assert (read(), read()) == (2500, 2625)
+
+
+def test_where_nvml_cannot_say_no_energy_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_energy(torch.device("cpu")) is None
+
+    def refuse() -> None:
+        raise OSError("no driver")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=refuse))
+    assert gpu_energy(torch.device("cuda")) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_energy(torch.device("cuda")) is None
+
+
+def test_a_records_joules_and_watts_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the counter, which gains a joule each time that it is read."""
+    counter = _Counter()
+
+    def gain() -> float:
+        counter.value += 1
+        return counter.value
+
+    monkeypatch.setattr(training, "gpu_energy", lambda device, share: gain)
+    experiment = quick_experiment(**{"checkpoint.every": 2})
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path, should_stop=iter([False, False, False, True]).__next__)
+    between = counter.value
+    record = training.run(experiment, tmp_path)
+    assert set(record.joules) >= {"setup", "training", "evaluation", "checkpoint"}
+    # The second attempt alone gained what the counter did while it was at work; the first one's are there besides.
+    assert record.joules["training"] > 0
+    assert between < sum(record.joules.values()) <= counter.value
+    assert record.watts == pytest.approx(record.joules["training"] / record.device_seconds["training"])
+    assert load(tmp_path / "record.json") == record
+
+
+@pytest.mark.gpu
+def test_a_gpu_uses_energy_and_its_record_says_so(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"device": "cuda", "schedule.steps": 200}
+    record = training.run(quick_experiment(**changes), tmp_path)
+    if gpu_energy(torch.device("cuda")) is None:
+        pytest.skip("this GPU has no counter of energy")
+    assert record.joules["training"] > 0
+    assert record.watts is not None
+    assert 5 < record.watts < 2000

@@ -1,0 +1,110 @@
+"""A frozen teacher is trained once, shared, and paid for by every run that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lgd.config.experiment import Experiment
+from lgd.errors import InputError
+from lgd.results.record import load
+from lgd.training import run as training
+from tests.helpers import quick_experiment
+
+FGFI: dict[str, Any] = {"method.name": "fgfi", "method.fgfi.from_step": 2, "method.fgfi.backbone.width": 8}
+
+
+def _quick(**changes: Any) -> Experiment:
+    return quick_experiment(**{**FGFI, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None:
+    teachers = tmp_path / "teachers"
+    first = training.run(_quick(), tmp_path / "runs" / "a", teachers=teachers)
+    (home,) = teachers.iterdir()
+    alone = load(home / "record.json")
+    assert first.status == "finished"
+    assert first.pretraining is not None
+    assert alone.experiment == _quick().teacher
+    assert (first.pretraining.reused, first.pretraining.shared_by) == (False, 1)
+    assert first.pretraining.device_seconds == alone.device_seconds
+    assert first.pretraining.full == first.pretraining.amortised == sum(alone.device_seconds.values()) > 0
+    assert alone.student is not None
+    assert first.pretraining.AP == alone.student.AP
+    assert first.pretraining.fingerprint == alone.fingerprint == home.name
+
+    made = (home / "student.pth").stat().st_mtime_ns
+    second = training.run(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
+    assert second.pretraining is not None
+    assert (home / "student.pth").stat().st_mtime_ns == made
+    assert (second.pretraining.reused, second.pretraining.shared_by) == (True, 2)
+    assert second.pretraining.full == first.pretraining.full
+    assert second.pretraining.amortised == first.pretraining.full / 2
+    # Once more in the same place is no further user.
+    again = training.run(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
+    assert again.pretraining == second.pretraining
+    assert again.losses == second.losses
+
+    other = training.run(_quick(method__fgfi__seed=1), tmp_path / "runs" / "c", teachers=teachers)
+    assert other.pretraining is not None
+    assert not other.pretraining.reused
+    assert len(list(teachers.iterdir())) == 2
+    assert len({first.fingerprint, second.fingerprint, other.fingerprint}) == 3
+
+
+def test_nothing_is_imitated_before_its_time(tmp_path: Path) -> None:
+    record = training.run(_quick(schedule__steps=8, method__fgfi__from_step=4), tmp_path / "a")
+    by_step = dict(record.losses["loss_distill"])
+    assert [step for step, value in by_step.items() if value == 0] == [1, 2, 3, 4]
+    plain = training.run(_quick(schedule__steps=8, method__name="baseline"), tmp_path / "b")
+    assert record.losses["loss_cls"][:5] == plain.losses["loss_cls"][:5]
+    assert record.losses["loss_cls"][6] != plain.losses["loss_cls"][6]
+
+
+def test_the_teachers_weights_are_those_it_was_trained_to(tmp_path: Path) -> None:
+    experiment = _quick()
+    training.run(experiment, tmp_path / "run")
+    (home,) = (tmp_path / "teachers").iterdir()
+    trained = torch.load(home / "student.pth", weights_only=True)["model"]
+    model: Any = training.build(experiment, teacher=home / "student.pth").model
+    (backbone,) = model.teacher._unregistered
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, trained[f"backbone.{name}"])
+    # Only the student leaves a file that a detector loads.
+    exported = torch.load(tmp_path / "run" / "student.pth", weights_only=True)["model"]
+    assert exported.keys() == model.student.state_dict().keys()
+
+
+def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
+    calls = iter([False, False, False, True])
+    with pytest.raises(training.Stopped):
+        training.run(_quick(), tmp_path / "run", should_stop=lambda: next(calls))
+    record = training.run(_quick(), tmp_path / "run")
+    assert record.pretraining is not None
+    (home,) = (tmp_path / "teachers").iterdir()
+    assert load(home / "record.json").attempts == 2
+    assert record.attempts == 1
+
+
+def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> None:
+    experiment = _quick(schedule__lr=1e12, schedule__clip=0, schedule__steps=40)
+    with pytest.raises(RuntimeError, match="the teacher's training diverged: .*NaN") as caught:
+        training.run(experiment, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method.fgfi.from_step": 6}, "method.fgfi.from_step 6 must be below schedule.steps 6"),
+        ({"method.fgfi.steps": 1}, "method.fgfi describes a teacher that cannot be trained: .*warmup_steps"),
+        ({"method.fgfi.levels": "none"}, "method.fgfi.levels"),
+    ],
+)
+def test_what_cannot_imitate_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        _quick().override(changes)

@@ -1,0 +1,130 @@
+"""TensorBoard always; the services through stand-ins that remember what they were sent."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lgd.errors import InputError
+from lgd.training import run as training
+from tests.helpers import quick_experiment
+
+
+def test_tensorboard_shows_every_loss_once_after_a_resume(tmp_path: Path) -> None:
+    experiment = quick_experiment(**{"schedule.steps": 8, "checkpoint.every": 3})
+    calls = iter([False] * 4 + [True])
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path, should_stop=lambda: next(calls))
+    training.run(experiment, tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"total_loss", "loss_distill", "instructive/loss_cls", "lr"} <= set(board.Tags()["scalars"])
+    assert [point.step for point in board.Scalars("total_loss")] == list(range(8))
+
+
+class _Service(ModuleType):
+    """wandb and mlflow, as far as they are used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.begun: dict[str, Any] = {}
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.ended = 0
+        self.tracking = SimpleNamespace(MlflowClient=lambda: self)
+
+    def init(self, **given: Any) -> _Service:
+        self.begun = given
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.points.append((step, values))
+
+    def finish(self) -> None:
+        self.ended += 1
+
+    def get_experiment_by_name(self, name: str) -> None:
+        self.begun["project"] = name
+
+    def create_experiment(self, name: str) -> str:
+        return "7"
+
+    def search_runs(self, homes: list[str], matching: str, max_results: int) -> list[Any]:
+        assert "lgd.run" in matching
+        return [SimpleNamespace(info=SimpleNamespace(run_id="r"))] if self.ended else []
+
+    def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
+        self.begun |= {"name": run_name, "config": {}}
+        return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+
+    def log_param(self, run: str, name: str, value: Any) -> None:
+        self.begun["config"][name] = value
+
+    def log_metric(self, run: str, name: str, value: float, step: int) -> None:
+        self.points.append((step, {name: value}))
+
+    def set_terminated(self, run: str) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_service_gets_settings_and_curves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _Service(name)
+    monkeypatch.setitem(sys.modules, name, service)
+    record = training.run(quick_experiment(log=[name]), tmp_path / "run")
+    assert service.begun["project"] == "lgd"
+    assert service.begun["name"] == "run"
+    assert service.begun["config"]["method.distill_weight"] == 1.0
+    assert service.ended == 1
+    sent = {(step, key) for step, values in service.points for key in values}
+    assert {(step, "total_loss") for step in range(6)} <= sent
+    assert len([1 for _, values in service.points if "total_loss" in values]) == record.steps
+
+
+def test_a_service_that_is_down_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = _Service("wandb")
+
+    def fail(values: dict[str, float], step: int) -> None:
+        raise ConnectionError("no way\nthere")
+
+    monkeypatch.setattr(service, "log", fail)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    assert training.run(quick_experiment(log=["wandb"]), tmp_path / "run").status == "finished"
+    assert caplog.text.count("no way there") == 1
+
+
+def test_a_service_that_does_not_let_us_in_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _Service("wandb")
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("no API key:\nuse wandb login")
+
+    monkeypatch.setattr(service, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    with pytest.raises(InputError, match="^log wandb: no API key: use wandb login$"):
+        training.run(quick_experiment(log=["wandb"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "record.json").exists()
+
+
+def test_a_resumed_training_goes_on_with_its_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _Service("mlflow")
+    monkeypatch.setitem(sys.modules, "mlflow", service)
+    experiment = quick_experiment(log=["mlflow"])
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path, should_stop=iter([False, True]).__next__)
+    service.begun.clear()
+    training.run(experiment, tmp_path)
+    assert "name" not in service.begun
+    assert {step for step, values in service.points if "total_loss" in values} == set(range(6))
+
+
+def test_a_missing_package_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'lgd-suite\[wandb\]'"):
+        training.run(quick_experiment(log=["wandb"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
