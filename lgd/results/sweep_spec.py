@@ -1,0 +1,103 @@
+"""What a sweep is: its results directory's ``sweep.json``, as the command, the report and the status read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from lgd.config.experiment import Settings, explain
+from lgd.errors import InputError
+from lgd.files import write_text
+
+SWEEP_FILE = "sweep.json"
+SCHEMA = 1
+
+SEARCHED = "search-"
+"""Begins the arm, and the directory, of every trial that a search proposed."""
+
+Objective = Literal["AP", "gpu_hours"]
+
+
+class SearchSpec(Settings):
+    """The search around a sweep's base experiment."""
+
+    samples: PositiveInt
+    """Trials, all commands together."""
+    objectives: tuple[Objective, ...]
+    """``AP``, or ``AP`` and ``gpu_hours`` for the Pareto front of both."""
+    early_stop: bool
+    """Trials that fall behind in AP are ended (ASHA)."""
+
+    @property
+    def description(self) -> str:
+        """What its study cannot change, in words."""
+        return f"objectives {','.join(self.objectives)}{' and early stopping' if self.early_stop else ''}"
+
+
+class CodeVersion(Settings):
+    """What computes a sweep's numbers."""
+
+    versions: dict[str, str]
+    """By package."""
+    files: dict[str, str]
+    """Digest by file of the package ``lgd``, relative to the repository."""
+
+
+class SweepEnd(Settings):
+    """How the last command on a sweep ended."""
+
+    why: str
+    """Why it ended before all was run; "" if it did not."""
+    not_run: tuple[str, ...]
+    """What has no record, a line each."""
+
+
+class SweepSpec(Settings):
+    """A sweep: a grid's arms at a preset's size, with settings changed, for a number of seeds."""
+
+    schema_version: Literal[1] = SCHEMA
+    grid: str
+    preset: str
+    overrides: tuple[str, ...]
+    """``key=value``, of every arm."""
+    arms: tuple[str, ...]
+    """In the grid's order."""
+    reference: str = ""
+    """The arm that differences are taken to; "" where each arm of the grid names its own."""
+    seeds: PositiveInt
+    steps: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Steps by arm, of those whose length follows from what other arms took (equal training time)."""
+    search: SearchSpec | None = None
+    code: CodeVersion | None = None
+    ended: SweepEnd | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of its results directory, where none is given."""
+        return f"{self.grid}-{self.preset}{'-search' if self.search else ''}"
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The sweep in ``directory``. Raises InputError, one line that names the file and what is wrong with it."""
+        path = directory / SWEEP_FILE
+        try:
+            text = path.read_bytes().decode("utf-8")
+            raw = json.loads(text)
+        except OSError as error:
+            raise InputError(f"{path}: no sweep to read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not a sweep's description ({error})") from None
+        if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA:
+            raise InputError(f"{path}: written by another version of this suite")
+        try:
+            return cls.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise InputError(f"{path}: {explain(error)}") from None
+
+    def write(self, directory: Path) -> None:
+        """Replace the description in ``directory``, atomically. What is not known is left out."""
+        left_out = {name for name in ("steps", "search", "code", "ended") if not getattr(self, name)}
+        write_text(directory / SWEEP_FILE, self.model_dump_json(indent=1, exclude=left_out) + "\n")
