@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tabulate import tabulate
+
 NONE = "–"
 """What a cell without a number shows."""
 
@@ -22,26 +24,25 @@ class Shown:
     left: int = 1
 
 
+def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table without a final newline: the first ``left`` columns flush left, the others right.
+
+    Texts are shown as they are: see :func:`markdown_text` for those that may hold Markdown's own characters.
+    """
+    align = ["left" if i < left else "right" for i in range(len(header))]
+    return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
 def markdown(shown: Shown, *, title: bool = True) -> str:
-    """A pipe table padded to be read as text, its notes as a list; ends in a newline."""
-    header = [markdown_text(text) for text in shown.header]
-    rows = [[markdown_text(text) for text in row] for row in shown.rows]
-    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = (
-            text.ljust(width) if i < shown.left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return f"| {' | '.join(cells)} |"
-
-    rule = [":" + "-" * (x - 1) if i < shown.left else "-" * (x - 1) + ":" for i, x in enumerate(widths)]
+    """A pipe table, its notes as a list; ends in a newline."""
     return "\n".join(
         [
             *([f"### {markdown_text(shown.title)}", ""] if title else []),
-            line(header),
-            line(rule),
-            *map(line, rows),
+            pipe_table(
+                [markdown_text(text) for text in shown.header],
+                [[markdown_text(text) for text in row] for row in shown.rows],
+                shown.left,
+            ),
             "",
             *(f"- {markdown_text(note)}" for note in shown.notes),
             "",
