@@ -18,8 +18,6 @@ from lgd.methods.feature_capture import (
     capture_features,
     inject_features,
     patched_method,
-    restored_running_state,
-    running_state,
 )
 from lgd.methods.shared_head import TwoPasses
 
@@ -103,7 +101,6 @@ class Distiller(nn.Module):
         distils = self.phases.distills_student(storage.iter)
         compares = distils or distance.trains_adapter_alone
 
-        before = running_state(self.student)
         with ExitStack() as stack:
             capture = stack.enter_context(capture_features(self._backbone))
             passes = TwoPasses(
@@ -115,7 +112,6 @@ class Distiller(nn.Module):
         if teacher.uses_student_head:
             with (
                 storage.name_scope("instructive"),
-                restored_running_state(self.student, before),
                 inject_features(self._backbone, passes.teacher_features),
                 passes.second(),
             ):

@@ -88,23 +88,11 @@ def patched_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterato
             setattr(owner, name, previous)
 
 
-@contextmanager
-def restored_running_state(detector: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
-    """Start the block from an earlier :func:`running_state`.
-
-    A second pass over one batch then sees the loss normaliser that the first pass saw and leaves it as the first
-    pass did, instead of averaging the same batch in twice.
-    """
-    for name in running_state(detector):
-        if name not in state:
-            delattr(detector, name)
-    for name, value in state.items():
-        setattr(detector, name, value)
-    yield
-
-
 def running_state(detector: nn.Module) -> dict[str, Any]:
-    """The numbers a detector updates outside its parameters and buffers (detectron2's ``loss_normalizer``)."""
+    """The numbers that a detector updates outside its parameters and buffers, which a checkpoint has to hold as well.
+
+    detectron2's dense detectors keep the running mean of their positives there (``loss_normalizer``).
+    """
     return {
         name: value.clone() if isinstance(value, Tensor) else value
         for name, value in vars(detector).items()

@@ -1,4 +1,4 @@
-"""The implicit teacher and the distillation loss against the reference numbers (parity/README in the notes).
+"""The implicit teacher and the distillation loss against the reference numbers .
 
 The fixtures hold the reference implementation's inputs and results; parameters are drawn from their names.
 """
@@ -82,17 +82,22 @@ def fill_from_names(
     assert set(unused) == idle, f"the reference has parameters we lack: {sorted(unused)}"
 
 
+def parameter_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the reference's parameters, by its names."""
+    with np.load(Path(__file__).parent / f"{name}.npz") as stored:
+        return {
+            str(n): tuple(int(x) for x in str(s).strip("(),").split(","))
+            for n, s in zip(stored["parameter_names"], stored["parameter_shapes"], strict=True)
+        }
+
+
 class Fixture:
     def __init__(self, name: str) -> None:
         self.arrays: dict[str, Any] = dict(np.load(Path(__file__).parent / f"{name}.npz"))
         context = name == "context"
         self.teacher = ImplicitTeacher(256, 80, context=context, detach_appearance=not context)
         self.distance = DistillationDistance(256)
-        shapes = {
-            str(n): tuple(int(x) for x in str(s).strip("(),").split(","))
-            for n, s in zip(self.arrays["parameter_names"], self.arrays["parameter_shapes"], strict=True)
-        }
-        fill_from_names(self.teacher, self.distance, shapes)
+        fill_from_names(self.teacher, self.distance, parameter_shapes(name))
         counts = [int(x) for x in self.arrays["counts"]]
         height, width = (int(x) for x in self.arrays["image_hw"])
         self.objects = Objects.from_lists(

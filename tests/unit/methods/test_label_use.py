@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lgd.data import load_dataset
+from lgd.data.catalog import load_dataset
 from lgd.evaluation.evaluate import evaluate
 from lgd.methods.feature_capture import FeatureCapture
 from lgd.methods.label_guided import label_use
