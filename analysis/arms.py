@@ -39,7 +39,7 @@ from lgd.evaluation.evaluate import STUDENTS, load_detections
 from lgd.results.record import Record
 
 if TYPE_CHECKING:
-    from lgd.data import DataSet
+    from lgd.data.dataset import DataSet
 
 CONFIDENCE = 0.95
 PRESETS: tuple[str, ...] = get_args(Preset)
@@ -284,7 +284,7 @@ def over_images(
 def data_of(record: Record) -> DataSet:
     """The data that a run was scored on. Raises InputError where it is not here, or is not what it was."""
     # Here, not at the top: only what looks at images needs torch and the data sets.
-    from lgd.data import load_dataset
+    from lgd.data.catalog import load_dataset
 
     found = load_dataset(record.experiment.data)
     if found.fingerprint != record.data.get("fingerprint", found.fingerprint):

@@ -117,7 +117,7 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
     """Run the exported student on the CPU."""
     import torch
 
-    from lgd.data import val_loader
+    from lgd.data.loaders import val_loader
     from lgd.detectors import build_detector
     from lgd.training.export import load_student
 

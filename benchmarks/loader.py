@@ -25,7 +25,10 @@ from detectron2.data import DatasetMapper, build_detection_train_loader, get_det
 from detectron2.data import transforms as T
 
 from lgd.cli import Parser, answer
-from lgd.data import DataSet, ShapesSpec, resolve, train_loader
+from lgd.data.catalog import resolve
+from lgd.data.dataset import DataSet
+from lgd.data.loaders import train_loader
+from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results import provenance

@@ -29,10 +29,10 @@ from filelock import FileLock
 from ablations.display import clock
 from benchmarks.options import share_of
 from benchmarks.step_timer import Job, Stage, Stretch, Worker, request_all, stages
+from lgd.cache import cache_root
 from lgd.config.experiment import Data, Experiment, settings
 from lgd.config.grids import Trial
-from lgd.data import load_dataset
-from lgd.data.shapes import cache_root
+from lgd.data.catalog import load_dataset
 from lgd.distributed import ray_train
 from lgd.files import write_text
 from lgd.results import provenance

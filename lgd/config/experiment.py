@@ -169,7 +169,7 @@ class Detector(Settings):
 class Data(Settings):
     """Where images come from and how they are resized.
 
-    source: what :func:`lgd.data.resolve` takes, such as "shapes" or "voc:DIR". shapes_*: size of the generated set
+    source: what :func:`lgd.data.catalog.resolve` takes, such as "shapes" or "voc:DIR". shapes_*: size of the generated set
     (images, and their side in pixels).
     min_sizes: shorter sides to draw from in training; test_size: shorter side in evaluation; max_size: longer side.
     workers: processes that load data, beside each that trains (auto: sized to the machine, see

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from lgd.cli import Parser, answer
 from lgd.config.data_source import SCHEMES
-from lgd.data import Problem, ShapesSpec, check_objects, resolve
+from lgd.data.catalog import resolve
 from lgd.data.check import draw, report
+from lgd.data.dataset import check_objects
+from lgd.data.layout import Problem
+from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 
 

@@ -16,8 +16,9 @@ from pycocotools import mask as mask_util
 from tabulate import tabulate
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from lgd.data import DataSet, Problem
+from lgd.data.dataset import DataSet
 from lgd.data.images import Pixels, read
+from lgd.data.layout import Problem
 from lgd.errors import InputError
 from lgd.files import atomic_write
 

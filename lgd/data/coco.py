@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
 __all__ = ["coco_files", "find_coco_splits", "parse_json"]
@@ -22,7 +23,7 @@ def find_coco_splits(
 
     Takes ``annotations/instances_{train,val}*.json`` with the images in ``<split><suffix>/``,
     ``images/<split><suffix>/``, or the same without the suffix (2017 in ``train2017``). Where there are several
-    sets of annotations, ``suffix`` says which. problems: see :func:`lgd.data.validate.layout`.
+    sets of annotations, ``suffix`` says which. problems: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line that names the path, when something is missing, broken, ambiguous or when the
     splits' categories differ.
@@ -32,7 +33,7 @@ def find_coco_splits(
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
     chosen = _choose(root, suffix)
 
-    def read() -> tuple[Raw, Raw]:
+    def read() -> tuple[RawSplit, RawSplit]:
         train, val = (_raw(chosen[split]) for split in _SPLITS)
         train.folder, val.folder = (
             _image_folder(root, split, raw) for split, raw in zip(_SPLITS, (train, val), strict=True)
@@ -40,7 +41,7 @@ def find_coco_splits(
         return train, val
 
     folders = [folder for split in _SPLITS for folder in _candidates(root, split, chosen[split])]
-    return layout(root, read, [*chosen.values(), *folders], problems)
+    return validated_layout(root, read, [*chosen.values(), *folders], problems)
 
 
 def coco_files(
@@ -48,7 +49,7 @@ def coco_files(
 ) -> CocoLayout:
     """The same for known files: each split's annotation file and directory of images."""
 
-    def read() -> tuple[Raw, Raw]:
+    def read() -> tuple[RawSplit, RawSplit]:
         raws = []
         for json_file, folder in (train, val):
             raw = _raw(json_file)
@@ -56,7 +57,7 @@ def coco_files(
             raws.append(raw)
         return raws[0], raws[1]
 
-    return layout(root, read, [*train, *val], problems)
+    return validated_layout(root, read, [*train, *val], problems)
 
 
 # ----------------------------------------------------------------------------------------------------- files
@@ -102,7 +103,7 @@ def _candidates(root: Path, split: str, json_file: Path) -> list[Path]:
     return [parent / name for name in names for parent in (root, root / "images")]
 
 
-def _image_folder(root: Path, split: str, raw: Raw) -> Path:
+def _image_folder(root: Path, split: str, raw: RawSplit) -> Path:
     """The first folder of the known ones that has images which the annotation file names."""
     candidates = _candidates(root, split, raw.path)
     existing = [folder for folder in candidates if folder.is_dir()]
@@ -142,7 +143,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputError(f"broken JSON in {where}: {error}") from error
 
 
-def _raw(path: Path) -> Raw:
+def _raw(path: Path) -> RawSplit:
     """One annotation file, its outline checked; the folder of its images is still to be found."""
 
     def fail(what: str) -> NoReturn:
@@ -173,7 +174,7 @@ def _raw(path: Path) -> Raw:
         if entry["id"] in categories:
             fail(f"categories has the id {entry['id']} twice")
         categories[entry["id"]] = str(entry["name"])
-    return Raw(
+    return RawSplit(
         path=path,
         folder=path.parent,
         images=contents["images"],

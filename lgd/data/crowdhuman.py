@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lgd.data.coco import parse_json
-from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
 __all__ = ["PERSON", "find_crowdhuman_splits"]
@@ -21,8 +22,8 @@ PERSON = "person"
 def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
     """Train and val of a directory with CrowdHuman's files; images in ``Images`` or ``Images_{train,val}``.
 
-    problems: see :func:`lgd.data.validate.layout`. Raises InputError, one line, where a file is missing or all of it
-    broken.
+    problems: see :func:`lgd.data.validate.validated_layout`. Raises InputError, one line, where a file is missing or
+    all of it broken.
     """
     root = Path(directory).expanduser().absolute()
     if not root.is_dir():
@@ -30,10 +31,10 @@ def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None
     files = [root / f"annotation_{split}.odgt" for split in ("train", "val")]
     folders = [_folder(root, split) for split in ("train", "val")]
 
-    def read() -> tuple[Raw, Raw]:
+    def read() -> tuple[RawSplit, RawSplit]:
         return _raw(files[0], folders[0]), _raw(files[1], folders[1])
 
-    return layout(root, read, [*files, *folders], problems)
+    return validated_layout(root, read, [*files, *folders], problems)
 
 
 def _folder(root: Path, split: str) -> Path:
@@ -43,8 +44,8 @@ def _folder(root: Path, split: str) -> Path:
     raise InputError(f"no images for CrowdHuman's {split} split: {root} has neither Images nor Images_{split}")
 
 
-def _raw(path: Path, folder: Path) -> Raw:
-    raw = Raw(path, folder, [], [], [(1, PERSON)])
+def _raw(path: Path, folder: Path) -> RawSplit:
+    raw = RawSplit(path, folder, [], [], [(1, PERSON)])
 
     def broken(line: int, what: str) -> None:
         raw.problems.append(Problem("dropped", "broken line", f"{path}:{line}", what))

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lgd.data.validate import CocoLayout, Problem, Raw, layout, read_bytes
+from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
 __all__ = ["find_voc_splits", "voc_files"]
@@ -33,7 +34,7 @@ def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None
     """Train and val of a directory in VOC layout, with the classes that its training objects have, by name.
 
     Where there is a test.txt, trained on trainval (or train) and evaluated on test; else trained on train and evaluated
-    on val. problems: see :func:`lgd.data.validate.layout`.
+    on val. problems: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line, when a split or everything in it is missing.
     """
@@ -67,7 +68,7 @@ def voc_files(
     # By stem, for not all VOC-like data is JPEG.
     images = {x: {path.stem: path.name for path in sorted((x / "JPEGImages").iterdir())} for x in roots}
 
-    def read() -> tuple[Raw, Raw]:
+    def read() -> tuple[RawSplit, RawSplit]:
         classes = list(class_names)
         raws = []
         for split, entries, evaluated in zip(parts, listed, (False, True), strict=True):
@@ -78,7 +79,7 @@ def voc_files(
         return raws[0], raws[1]
 
     annotations = [_xml(part.root, name) for split in listed for part, name in split]
-    return layout(root, read, [*listings, *(x / "JPEGImages" for x in roots), *annotations], problems)
+    return validated_layout(root, read, [*listings, *(x / "JPEGImages" for x in roots), *annotations], problems)
 
 
 def _xml(root: Path, name: str) -> Path:
@@ -137,8 +138,8 @@ def _number(element: ET.Element, path: str) -> float | None:
     return found if abs(found) < 2**31 else None
 
 
-def _raw(listing: Path, base: Path, files: list[_File], classes: list[str], evaluated: bool) -> Raw:
-    raw = Raw(listing, base, [], [], [(number, name) for number, name in enumerate(classes, 1)])
+def _raw(listing: Path, base: Path, files: list[_File], classes: list[str], evaluated: bool) -> RawSplit:
+    raw = RawSplit(listing, base, [], [], [(number, name) for number, name in enumerate(classes, 1)])
     ids = {name: number for number, name in raw.categories}
     for number, file in enumerate(files, 1):
         if file.trouble:

@@ -38,6 +38,6 @@ def existing_record(directory: Path, experiment: Experiment) -> Record | None:
 @cache
 def _data_fingerprint(data: Data) -> str:
     # Here, not at the top: whoever only asks which trainings are finished need not load torch.
-    from lgd.data import load_dataset
+    from lgd.data.catalog import load_dataset
 
     return load_dataset(data).fingerprint

@@ -22,8 +22,7 @@ from lgd.data.shapes import CATEGORIES, ShapesSpec, make
 from lgd.results.record import Record, load
 from lgd.training import run as training
 from tests.helpers import wait_until
-from tests.unit.data.test_coco import change, directory
-from tests.unit.data.test_voc import SPLITS, voc
+from tests.helpers_data import VOC_SPLITS, edit_json, write_coco, write_voc
 
 ROOT = Path(__file__).parents[2]
 
@@ -264,13 +263,13 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: py
 
 def test_a_dry_run_looks_for_what_only_training_would_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An arm that has its records needs nothing any more."""
-    path = directory(tmp_path / "data") / "annotations/instances_train2017.json"
-    change(path, lambda c: c.update(annotations=[]))
+    path = write_coco(tmp_path / "data") / "annotations/instances_train2017.json"
+    edit_json(path, lambda c: c.update(annotations=[]))
     changed = ["--set", "detector.name=mask_rcnn", "--dry-run"]
     command = ["--grid", "components", "--arms", "baseline", *QUICK]
     assert main([*command, "--data", f"coco-json:{tmp_path / 'data'}", "--dry-run"]) == 2
     assert "has no object to train on" in capsys.readouterr().err
-    assert main([*command, "--data", f"voc:{voc(tmp_path / 'boxes', SPLITS)}", *changed]) == 2
+    assert main([*command, "--data", f"voc:{write_voc(tmp_path / 'boxes', VOC_SPLITS)}", *changed]) == 2
     assert "has no segmentation, which mask_rcnn is scored with" in capsys.readouterr().err
     overrides = [x for x in QUICK if x != "--set"] + ["detector.backbone.weights=/no.pkl"]
     trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]

@@ -13,7 +13,7 @@ import torch
 from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.config.grids import EVIDENCE, Trial, grid, plan
 from lgd.config.presets import TINY, preset
-from lgd.data import train_loader
+from lgd.data.loaders import train_loader
 from lgd.methods.distiller import student_of
 from lgd.results.record import Record
 from lgd.training import run as training

@@ -25,7 +25,7 @@ from analysis.load import load_runs
 from analysis.report import Sweep, order
 from lgd.config.experiment import Experiment
 from lgd.results.record import load
-from tests.unit.data.test_coco import change, directory
+from tests.helpers_data import edit_json, write_coco
 
 from .conftest import MakeRecord
 
@@ -136,7 +136,7 @@ def test_a_directory_without_records_still_has_a_page(tmp_path: Path) -> None:
 
 def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path) -> None:
     """An image that EXIF turns, one of 16 bits, and no region to ignore among the objects."""
-    data = directory(tmp_path / "data")
+    data = write_coco(tmp_path / "data")
     turned, deep = data / "val2017/turned.jpg", data / "val2017/deep.png"
     exif = Image.Exif()
     exif[274] = 6
@@ -147,7 +147,7 @@ def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path
         for image, path in zip(contents["images"], (turned, deep), strict=False):
             image["file_name"] = path.name
 
-    change(data / "annotations/instances_val2017.json", edit)
+    edit_json(data / "annotations/instances_val2017.json", edit)
     for arm in ("baseline", "LGD"):
         settings = {"method.name": "baseline" if arm == "baseline" else "lgd", "data.source": f"coco-json:{data}"}
         record = make_record(arm, 0, 20.0, experiment=Experiment().override(settings))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.loader import main
-from tests.unit.data.test_coco import directory
+from tests.helpers_data import write_coco
 
 
 def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [f"coco-json:{directory(tmp_path / 'data')}", "--size", "40", "24", "--workers", "0"]
+    arguments = [f"coco-json:{write_coco(tmp_path / 'data')}", "--size", "40", "24", "--workers", "0"]
     few = ["--batch", "2", "--batches", "2", "--rounds", "3", "--output", str(tmp_path / "out")]
     assert main([*arguments, *few]) == 0
     rows = list(csv.DictReader((tmp_path / "out/loader.csv").open()))

@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 from lgd.data.__main__ import main
-from tests.unit.data.test_coco import change, directory
-from tests.unit.data.test_voc import SPLITS, voc
+from tests.helpers_data import VOC_SPLITS, edit_json, write_coco, write_voc
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     assert main(["check", f"coco-json:{tmp_path}"]) == 0
     shown = capsys.readouterr().out
     rows = {" ".join(line.split()) for line in shown.splitlines()}
@@ -26,8 +25,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_something_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
-    change(path, lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]))
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]))
     (tmp_path / "val2017/000000000101.jpg").write_bytes(b"no image")
     assert main(["check", f"coco-json:{tmp_path}"]) == 1
     shown, warned = capsys.readouterr()
@@ -38,20 +37,20 @@ def test_something_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_damage_that_the_ends_of_a_file_do_not_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The check decodes every image whole."""
-    path = directory(tmp_path) / "train2017/000000000001.png"
+    path = write_coco(tmp_path) / "train2017/000000000001.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (48, 40, 3), np.uint8)).save(path)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 200] = bytes(200)
     path.write_bytes(data)
-    change(tmp_path / "annotations/instances_train2017.json", lambda c: c["images"][0].update(file_name=path.name))
+    edit_json(tmp_path / "annotations/instances_train2017.json", lambda c: c["images"][0].update(file_name=path.name))
     assert main(["check", f"coco-json:{tmp_path}"]) == 1
     assert "dropped unreadable image" in capsys.readouterr().out
 
 
 def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = directory(tmp_path) / "annotations/instances_val2017.json"
-    change(path, lambda c: [x.update(width=1) for x in c["images"]])
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    edit_json(path, lambda c: [x.update(width=1) for x in c["images"]])
     assert main(["check", f"coco-json:{tmp_path}"]) == 2
     shown, said = capsys.readouterr()
     assert shown.count("dropped other size") == 3
@@ -66,8 +65,8 @@ def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_split_without_objects_is_of_no_use(
     split: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = directory(tmp_path) / f"annotations/instances_{split}2017.json"
-    change(path, lambda c: c.update(annotations=[]))
+    path = write_coco(tmp_path) / f"annotations/instances_{split}2017.json"
+    edit_json(path, lambda c: c.update(annotations=[]))
     assert main(["check", f"coco-json:{tmp_path}"]) == 2
     shown, said = capsys.readouterr()
     assert "images without objects" in shown
@@ -76,7 +75,7 @@ def test_a_split_without_objects_is_of_no_use(
 
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory(tmp_path)
+    write_coco(tmp_path)
     assert main(["check", f"coco-json:{tmp_path}", "--draw", "2", "--output", str(tmp_path / "seen")]) == 0
     assert "4 pictures in" in capsys.readouterr().out
     assert sorted(x.name for x in (tmp_path / "seen").iterdir()) == [
@@ -92,13 +91,13 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_pictures_of_boxes_without_masks(tmp_path: Path) -> None:
-    voc(tmp_path, SPLITS)
+    write_voc(tmp_path, VOC_SPLITS)
     assert main(["check", f"voc:{tmp_path}", "--draw", "9", "--output", str(tmp_path / "seen")]) == 0
     assert len(list((tmp_path / "seen").iterdir())) == 3
 
 
 def test_an_unwritable_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory(tmp_path)
+    write_coco(tmp_path)
     (tmp_path / "file").touch()
     assert main(["check", f"coco-json:{tmp_path}", "--draw", "1", "--output", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -12,72 +12,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from lgd.data import ShapesSpec, find_coco_splits, resolve
+from lgd.data.catalog import resolve
+from lgd.data.coco import find_coco_splits
+from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-SHAPES = ShapesSpec(4, 2, 64)
-COCO_TINY = next(
-    (path for path in (REPOSITORY / "../shared/data/coco_tiny", Path("/work/shared/data/coco_tiny")) if path.is_dir()),
-    None,
+from tests.helpers_data import (
+    COCO_TINY,
+    REPOSITORY,
+    SMALL_SHAPES,
+    coco_contents,
+    edit_json,
+    write_coco,
+    write_coco_split,
 )
-
-
-def contents(first_id: int) -> dict[str, Any]:
-    """Annotations of three images with gaps in the category ids; the third has a crowd only."""
-    images = [
-        {"id": first_id + i, "file_name": f"{first_id + i:012d}.jpg", "width": 40 + 8 * i, "height": 48}
-        for i in range(3)
-    ]
-    square = [[5, 5, 20, 5, 20, 20, 5, 20]]
-    base = {"area": 225, "bbox": [5, 5, 15, 15], "iscrowd": 0}
-    crowd = {"counts": [100, 50, 56 * 48 - 150], "size": [48, 56]}
-    annotations: list[dict[str, Any]] = [
-        {**base, "id": 11, "image_id": first_id, "category_id": 7, "segmentation": square},
-        {**base, "id": 12, "image_id": first_id, "category_id": 3, "segmentation": square},
-        {**base, "id": 13, "image_id": first_id + 1, "category_id": 3, "segmentation": square},
-        {**base, "id": 14, "image_id": first_id + 2, "category_id": 7, "iscrowd": 1, "segmentation": crowd},
-    ]
-    # Not sorted by id, and without "info", as real files are.
-    categories = [{"id": 7, "name": "seven"}, {"id": 3, "name": "three"}]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def write(root: Path, split: str, suffix: str = "", folder: str | None = None, first_id: int = 1) -> Path:
-    """One split in COCO layout; returns its annotation file."""
-    found = contents(first_id)
-    images = root / (folder or f"{split}{suffix}")
-    images.mkdir(parents=True, exist_ok=True)
-    for image in found["images"]:
-        pixels = np.full((image["height"], image["width"], 3), image["id"], np.uint8)
-        Image.fromarray(pixels).save(images / image["file_name"])
-    (root / "annotations").mkdir(exist_ok=True)
-    path = root / "annotations" / f"instances_{split}{suffix}.json"
-    path.write_text(json.dumps(found))
-    return path
-
-
-def directory(root: Path, suffix: str = "2017") -> Path:
-    write(root, "train", suffix)
-    write(root, "val", suffix, first_id=100)
-    return root
-
-
-def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    found = json.loads(path.read_text())
-    edit(found)
-    path.write_text(json.dumps(found))
 
 
 def refused(root: Path, *said: str) -> str:
     """The message of the error for a directory: one line with these parts."""
     with pytest.raises(InputError) as caught:
-        resolve(f"coco-json:{root}", shapes=SHAPES)
+        resolve(f"coco-json:{root}", shapes=SMALL_SHAPES)
     message = str(caught.value)
     assert "\n" not in message
     for part in said:
@@ -91,8 +47,8 @@ def refused(root: Path, *said: str) -> str:
 @pytest.mark.parametrize("suffix", ["2017", "", "2014", "_mine"])
 @pytest.mark.parametrize("parent", ["", "images/"])
 def test_layouts(tmp_path: Path, suffix: str, parent: str) -> None:
-    write(tmp_path, "train", suffix, f"{parent}train{suffix}")
-    write(tmp_path, "val", suffix, f"{parent}val{suffix}", first_id=100)
+    write_coco_split(tmp_path, "train", suffix, f"{parent}train{suffix}")
+    write_coco_split(tmp_path, "val", suffix, f"{parent}val{suffix}", first_id=100)
     layout = find_coco_splits(tmp_path)
     assert layout.train_json == tmp_path / f"annotations/instances_train{suffix}.json"
     assert layout.val_json == tmp_path / f"annotations/instances_val{suffix}.json"
@@ -105,32 +61,32 @@ def test_layouts(tmp_path: Path, suffix: str, parent: str) -> None:
 
 
 def test_subset_of_a_year_reads_the_years_images(tmp_path: Path) -> None:
-    write(tmp_path, "train", "2017")
-    write(tmp_path, "val", "2017_100", "val2017", first_id=100)
+    write_coco_split(tmp_path, "train", "2017")
+    write_coco_split(tmp_path, "val", "2017_100", "val2017", first_id=100)
     assert find_coco_splits(tmp_path).val_images == tmp_path / "val2017"
 
 
 def test_an_empty_folder_does_not_hide_the_images(tmp_path: Path) -> None:
-    write(tmp_path, "train", "2017", "images/train2017")
-    write(tmp_path, "val", "2017", first_id=100)
+    write_coco_split(tmp_path, "train", "2017", "images/train2017")
+    write_coco_split(tmp_path, "val", "2017", first_id=100)
     (tmp_path / "train2017").mkdir()
     assert find_coco_splits(tmp_path).train_images == tmp_path / "images/train2017"
 
 
 def test_several_years(tmp_path: Path) -> None:
-    directory(tmp_path, "2014")
-    directory(tmp_path, "2017")
+    write_coco(tmp_path, "2014")
+    write_coco(tmp_path, "2017")
     refused(tmp_path, "instances_train2014.json", "instances_val2017.json", f"{tmp_path}#2017")
     assert find_coco_splits(tmp_path, "2014").val_images == tmp_path / "val2014"
-    chosen = resolve(f"coco-json:{tmp_path}#2017", shapes=SHAPES)
+    chosen = resolve(f"coco-json:{tmp_path}#2017", shapes=SMALL_SHAPES)
     assert chosen.layout.train_images == tmp_path / "train2017"
     with pytest.raises(InputError, match=r"no instances_train2015\.json, only instances_train2014\.json"):
-        resolve(f"coco-json:{tmp_path}#2015", shapes=SHAPES)
+        resolve(f"coco-json:{tmp_path}#2015", shapes=SMALL_SHAPES)
 
 
 def test_a_second_val_file_is_told_apart_by_trains_suffix(tmp_path: Path) -> None:
-    directory(tmp_path)
-    write(tmp_path, "val", "2017_100", "val2017", first_id=100)
+    write_coco(tmp_path)
+    write_coco_split(tmp_path, "val", "2017_100", "val2017", first_id=100)
     assert find_coco_splits(tmp_path).val_json.name == "instances_val2017.json"
 
 
@@ -145,19 +101,19 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 def test_missing_annotations(tmp_path: Path) -> None:
     refused(tmp_path, str(tmp_path / "annotations"))
-    write(tmp_path, "train", "2017")
+    write_coco_split(tmp_path, "train", "2017")
     refused(tmp_path, "no val annotations", str(tmp_path / "annotations"), "instances_val*.json")
 
 
 def test_ambiguous_without_a_common_suffix(tmp_path: Path) -> None:
-    directory(tmp_path)
+    write_coco(tmp_path)
     (tmp_path / "annotations/instances_val2017.json").rename(tmp_path / "annotations/instances_val1.json")
-    write(tmp_path, "val", "2", first_id=100)
+    write_coco_split(tmp_path, "val", "2", first_id=100)
     refused(tmp_path, "instances_val1.json", "instances_val2.json", "leave one of each")
 
 
 def test_broken_json(tmp_path: Path) -> None:
-    path = directory(tmp_path) / "annotations/instances_val2017.json"
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
     path.write_text('{"images": [],\n "annotations": [}')
     refused(tmp_path, str(path), "line 2 column 18")
     path.write_bytes(b'{"images": "\xff"}')
@@ -165,7 +121,7 @@ def test_broken_json(tmp_path: Path) -> None:
 
 
 BROKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
-    *((f"no {key}", lambda c, key=key: c.pop(key), f"the key '{key}' is missing") for key in contents(1)),
+    *((f"no {key}", lambda c, key=key: c.pop(key), f"the key '{key}' is missing") for key in coco_contents(1)),
     ("no images", lambda c: c["images"].clear(), "'images' is empty"),
     ("no categories", lambda c: c["categories"].clear(), "'categories' is empty"),
     ("list", lambda c: c.update(images={}), "'images' is not a list"),
@@ -178,31 +134,31 @@ BROKEN: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
 
 @pytest.mark.parametrize(("edit", "said"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
 def test_wrong_contents(tmp_path: Path, edit: Callable[[dict[str, Any]], object], said: str) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
-    change(path, edit)
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, edit)
     refused(tmp_path, str(path), said)
 
 
 def test_top_level_list(tmp_path: Path) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     path.write_text("[]")
     refused(tmp_path, str(path), "top level")
 
 
 def test_missing_image_directory(tmp_path: Path) -> None:
-    (directory(tmp_path) / "val2017").rename(tmp_path / "elsewhere")
+    (write_coco(tmp_path) / "val2017").rename(tmp_path / "elsewhere")
     refused(tmp_path, "instances_val2017.json", "images/val2017")
 
 
 def test_no_image_on_disk(tmp_path: Path) -> None:
-    for path in (directory(tmp_path) / "val2017").iterdir():
+    for path in (write_coco(tmp_path) / "val2017").iterdir():
         path.unlink()
     refused(tmp_path, "none of the 3 images", str(tmp_path / "val2017"), "000000000100.jpg")
 
 
 def test_different_categories(tmp_path: Path) -> None:
-    path = directory(tmp_path) / "annotations/instances_val2017.json"
-    change(path, lambda c: c["categories"][0].update(name="eight"))
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    edit_json(path, lambda c: c["categories"][0].update(name="eight"))
     refused(tmp_path, "different categories", "id 7", "'seven'", "'eight'", str(path))
 
 
@@ -211,14 +167,14 @@ def test_unknown_source(source: str) -> None:
     with pytest.raises(
         InputError, match=re.escape("known are shapes, coco, voc0712, coco-json:DIR, voc:DIR and crowdhuman:DIR")
     ):
-        resolve(source, shapes=SHAPES)
+        resolve(source, shapes=SMALL_SHAPES)
 
 
 # ----------------------------------------------------------------------------------------------- registration
 
 
 def test_resolve_registers(tmp_path: Path) -> None:
-    found = resolve(f"coco-json:{directory(tmp_path)}", shapes=SHAPES)
+    found = resolve(f"coco-json:{write_coco(tmp_path)}", shapes=SMALL_SHAPES)
     for name, split, first in ((found.train, "train", 1), (found.val, "val", 100)):
         records = DatasetCatalog.get(name)
         assert [record["image_id"] for record in records] == [first, first + 1, first + 2]
@@ -230,46 +186,46 @@ def test_resolve_registers(tmp_path: Path) -> None:
         assert metadata.image_root == str(tmp_path / f"{split}2017")
     assert found.class_names == ("three", "seven")
     assert found.root == tmp_path
-    assert resolve(f"coco-json:{tmp_path}", shapes=SHAPES) == found
+    assert resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES) == found
     summary = found.summary()
     assert (summary["train_images"], summary["train_objects"], summary["val_mean_objects"]) == (3, 3, 1.0)
     json.dumps(summary)
 
 
 def test_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory(tmp_path / "here")
+    write_coco(tmp_path / "here")
     monkeypatch.chdir(tmp_path)
-    found = resolve("coco-json:here", shapes=SHAPES)
+    found = resolve("coco-json:here", shapes=SMALL_SHAPES)
     monkeypatch.chdir("/")
     assert found.root == tmp_path / "here"
     assert len(DatasetCatalog.get(found.val)) == 3
 
 
 def test_a_directory_with_a_hash_in_its_name(tmp_path: Path) -> None:
-    directory(tmp_path / "a#b")
-    assert resolve(f"coco-json:{tmp_path / 'a#b'}", shapes=SHAPES).root == tmp_path / "a#b"
+    write_coco(tmp_path / "a#b")
+    assert resolve(f"coco-json:{tmp_path / 'a#b'}", shapes=SMALL_SHAPES).root == tmp_path / "a#b"
 
 
 def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
-    first = resolve(f"coco-json:{directory(tmp_path / 'first')}", shapes=SHAPES)
-    second = resolve(f"coco-json:{directory(tmp_path / 'second')}", shapes=SHAPES)
+    first = resolve(f"coco-json:{write_coco(tmp_path / 'first')}", shapes=SMALL_SHAPES)
+    second = resolve(f"coco-json:{write_coco(tmp_path / 'second')}", shapes=SMALL_SHAPES)
     assert first.fingerprint == second.fingerprint
     assert first.train != second.train
-    change(second.layout.train_json, lambda c: c["annotations"][0].update(area=224))
-    edited = resolve(f"coco-json:{tmp_path / 'second'}", shapes=SHAPES)
+    edit_json(second.layout.train_json, lambda c: c["annotations"][0].update(area=224))
+    edited = resolve(f"coco-json:{tmp_path / 'second'}", shapes=SMALL_SHAPES)
     assert edited.fingerprint != first.fingerprint
     assert edited.train != second.train
     image = first.layout.val_images / "000000000100.jpg"
     other = image.with_suffix(".part")
     other.write_bytes(image.read_bytes() + b"\0")
     other.rename(image)
-    assert resolve(f"coco-json:{tmp_path / 'first'}", shapes=SHAPES).fingerprint != first.fingerprint
+    assert resolve(f"coco-json:{tmp_path / 'first'}", shapes=SMALL_SHAPES).fingerprint != first.fingerprint
 
 
 def test_a_pickled_data_set_works_in_another_process(tmp_path: Path) -> None:
-    found = resolve(f"coco-json:{directory(tmp_path)}", shapes=SHAPES)
+    found = resolve(f"coco-json:{write_coco(tmp_path)}", shapes=SMALL_SHAPES)
     code = (
-        "import pickle, sys; from lgd.data import val_loader; d = pickle.load(sys.stdin.buffer);"
+        "import pickle, sys; from lgd.data.loaders import val_loader; d = pickle.load(sys.stdin.buffer);"
         "print(len(list(val_loader(d, min_size=48, max_size=96, workers=0, with_labels=False))))"
     )
     done = subprocess.run(
@@ -285,7 +241,7 @@ def test_a_pickled_data_set_works_in_another_process(tmp_path: Path) -> None:
 
 def test_shapes_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGD_CACHE", str(tmp_path))
-    found = resolve("shapes", shapes=SHAPES)
+    found = resolve("shapes", shapes=SMALL_SHAPES)
     assert found.root.parent == tmp_path / "data"
     assert (found.counts.train.images, found.counts.val.images) == (4, 2)
     assert len(found.class_names) == 7
@@ -294,7 +250,7 @@ def test_shapes_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
 def test_real_images() -> None:
-    found = resolve(f"coco-json:{COCO_TINY}", shapes=SHAPES)
+    found = resolve(f"coco-json:{COCO_TINY}", shapes=SMALL_SHAPES)
     assert len(found.class_names) == 80
     assert found.class_names[0] == "person"
     assert found.counts.train == (80, 699, 6, 0)

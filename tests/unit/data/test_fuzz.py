@@ -12,12 +12,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lgd.data import Problem, resolve, train_loader, validate
+from lgd.data import validate
+from lgd.data.catalog import resolve
 from lgd.data.check import draw, report
+from lgd.data.layout import Problem
+from lgd.data.loaders import train_loader
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import score
-from tests.unit.data.test_coco import SHAPES, contents, directory
-from tests.unit.data.test_voc import SPLITS, crowdhuman, person, voc
+from tests.helpers_data import (
+    SMALL_SHAPES,
+    VOC_SPLITS,
+    coco_contents,
+    person_box,
+    write_coco,
+    write_crowdhuman,
+    write_voc,
+)
 
 fuzzed = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -84,11 +94,11 @@ def torn(text: bytes, data: st.DataObject) -> bytes:
 
 def works(source: str, root: Path) -> bool:
     """Whether the data loads. If it does not, one line names a file or the directory; if it does, all else works."""
-    validate._known.clear()
+    validate._layouts.clear()
     problems: list[Problem] = []
     try:
-        dataset = resolve(f"{source}:{root}", shapes=SHAPES)
-        assert resolve(f"{source}:{root}", shapes=SHAPES, problems=problems) == dataset
+        dataset = resolve(f"{source}:{root}", shapes=SMALL_SHAPES)
+        assert resolve(f"{source}:{root}", shapes=SMALL_SHAPES, problems=problems) == dataset
     except InputError as error:
         message = str(error)
         assert str(root) in message
@@ -112,14 +122,14 @@ def works(source: str, root: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return directory(tmp_path_factory.mktemp("coco"))
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 @fuzzed
 @given(data=st.data())
 def test_coco_with_other_values(coco: Path, data: st.DataObject) -> None:
     path = coco / "annotations/instances_train2017.json"
-    path.write_text(json.dumps(changed(contents(1), data)))
+    path.write_text(json.dumps(changed(coco_contents(1), data)))
     works("coco-json", coco)
 
 
@@ -127,7 +137,7 @@ def test_coco_with_other_values(coco: Path, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_coco_torn(coco: Path, data: st.DataObject) -> None:
     path = coco / "annotations/instances_train2017.json"
-    path.write_bytes(torn(json.dumps(contents(1)).encode(), data))
+    path.write_bytes(torn(json.dumps(coco_contents(1)).encode(), data))
     works("coco-json", coco)
 
 
@@ -139,13 +149,13 @@ def test_coco_of_nothing_but_trouble(coco: Path, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def pascal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return voc(tmp_path_factory.mktemp("voc"), SPLITS)
+    return write_voc(tmp_path_factory.mktemp("voc"), VOC_SPLITS)
 
 
 @fuzzed
 @given(data=st.data())
 def test_voc_torn(pascal: Path, data: st.DataObject) -> None:
-    voc(pascal, SPLITS)
+    write_voc(pascal, VOC_SPLITS)
     for path in [*sorted((pascal / "Annotations").iterdir()), pascal / "ImageSets/Main/trainval.txt"]:
         if data.draw(st.booleans()):
             path.write_bytes(torn(path.read_bytes(), data))
@@ -159,7 +169,7 @@ def test_voc_torn(pascal: Path, data: st.DataObject) -> None:
     | st.sampled_from(["nan", "inf", "-1", "1e400", "0", "9999999999", "<object/>", "&amp;", "12.5"]),
 )
 def test_voc_with_other_values(pascal: Path, tag: str, text: str) -> None:
-    voc(pascal, SPLITS)
+    write_voc(pascal, VOC_SPLITS)
     path = pascal / "Annotations/a 1.xml"
     head, _, rest = path.read_text().partition(f"<{tag}>")
     path.write_text(f"{head}<{tag}>{text}</{tag}>{rest.partition(f'</{tag}>')[2]}", encoding="utf-8")
@@ -177,20 +187,20 @@ XML_TROUBLE = [
 
 @pytest.mark.parametrize("text", XML_TROUBLE, ids=range(len(XML_TROUBLE)))
 def test_voc_of_nothing_but_trouble(pascal: Path, text: bytes) -> None:
-    voc(pascal, SPLITS)
+    write_voc(pascal, VOC_SPLITS)
     (pascal / "Annotations/b.xml").write_bytes(text)
     assert works("voc", pascal)
 
 
 LINES = [
-    {"ID": "a", "gtboxes": [person([5, 5, 10, 20]), person([30, 5, 10, 20], extra={"ignore": 1})]},
-    {"ID": "b", "gtboxes": [person([-5, 5, 90, 90]), {"tag": "mask", "fbox": [1, 1, 5, 5]}]},
+    {"ID": "a", "gtboxes": [person_box([5, 5, 10, 20]), person_box([30, 5, 10, 20], extra={"ignore": 1})]},
+    {"ID": "b", "gtboxes": [person_box([-5, 5, 90, 90]), {"tag": "mask", "fbox": [1, 1, 5, 5]}]},
 ]
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crowdhuman(tmp_path_factory.mktemp("people"), LINES, LINES)
+    return write_crowdhuman(tmp_path_factory.mktemp("people"), LINES, LINES)
 
 
 @fuzzed

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lgd.data.images import read, size_of
 from lgd.errors import InputError
-from tests.unit.data.test_coco import COCO_TINY
+from tests.helpers_data import COCO_TINY
 
 
 @pytest.fixture

@@ -21,13 +21,17 @@ from detectron2.utils import comm
 from PIL import Image
 
 from lgd.config.experiment import Experiment
-from lgd.data import DataSet, ShapesSpec, images, loaders, resolve, train_loader, val_loader
-from lgd.data.loaders import ImageCache, worker_processes
+from lgd.data import images, mapper
+from lgd.data.catalog import resolve
+from lgd.data.dataset import DataSet
+from lgd.data.loaders import train_loader, val_loader, worker_processes
+from lgd.data.mapper import FastDatasetMapper, ImageCache
+from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training import run as training
 from tests.helpers import quick_experiment
-from tests.unit.data.test_coco import COCO_TINY, change, directory
+from tests.helpers_data import COCO_TINY, edit_json, write_coco
 
 SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
 Batch = list[dict[str, Any]]
@@ -43,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 @pytest.fixture
 def mixed(tmp_path: Path) -> DataSet:
     """A data set of wide and high images."""
-    return resolve(f"coco-json:{directory(tmp_path)}", shapes=SPEC)
+    return resolve(f"coco-json:{write_coco(tmp_path)}", shapes=SPEC)
 
 
 def batches(dataset: DataSet, count: int, **options: Any) -> list[Batch]:
@@ -237,13 +241,13 @@ def test_masks(made: DataSet, mixed: DataSet) -> None:
     assert not batches(made, 1)[0][0]["instances"].has("gt_masks")
     # An object, not a crowd, in run lengths.
     runs = {"counts": [100, 50, 48 * 48 - 150], "size": [48, 48]}
-    change(mixed.layout.train_json, lambda c: c["annotations"][2].update(segmentation=runs))
+    edit_json(mixed.layout.train_json, lambda c: c["annotations"][2].update(segmentation=runs))
     changed = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
     for sample in itertools.chain(*batches(changed, 4, masks=True, keep_empty=True)):
         found = sample["instances"]
         assert isinstance(found.gt_masks, BitMasks)
         assert found.gt_masks.tensor.shape == (len(found), *sample["image"].shape[1:])
-    change(mixed.layout.train_json, lambda c: c["annotations"][2].pop("segmentation"))
+    edit_json(mixed.layout.train_json, lambda c: c["annotations"][2].pop("segmentation"))
     without = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
     assert batches(without, 1)
     with pytest.raises(InputError, match=r"000000000002\.jpg has no segmentation"):
@@ -265,7 +269,7 @@ def test_wrong_options(made: DataSet, wrong: dict[str, Any], said: str) -> None:
 
 
 def test_nothing_to_train_on(mixed: DataSet) -> None:
-    change(mixed.layout.train_json, lambda c: c["annotations"].clear())
+    edit_json(mixed.layout.train_json, lambda c: c["annotations"].clear())
     bare = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
     with pytest.raises(InputError, match=r"instances_train2017\.json has no object"):
         batches(bare, 1)
@@ -301,7 +305,7 @@ def test_cache_reads_once_within_its_budget(made: DataSet, monkeypatch: pytest.M
         reads.append(path)
         return real(path, shrink)
 
-    monkeypatch.setattr(loaders, "read", counted)
+    monkeypatch.setattr(mapper, "read", counted)
     cache = ImageCache(budget=2 * 64 * 64 * 3)
     found = [cache.read(path) for path in paths * 2]
     assert reads == [*paths, paths[2]]
@@ -369,7 +373,7 @@ def test_real_images_are_detectron2s_but_for_rounding(size: int) -> None:
 @pytest.fixture
 def large(tmp_path: Path) -> DataSet:
     """Smooth JPEGs of 601x403 pixels, with boxes and masks."""
-    root = directory(tmp_path)
+    root = write_coco(tmp_path)
     for split in ("train", "val"):
         path = root / f"annotations/instances_{split}2017.json"
 
@@ -384,7 +388,7 @@ def large(tmp_path: Path) -> DataSet:
                 {**x, "bbox": [101, 51, 300, 200], "segmentation": runs} for x in contents["annotations"]
             ]
 
-        change(path, grow)
+        edit_json(path, grow)
     return resolve(f"coco-json:{root}", shapes=SPEC)
 
 
@@ -399,7 +403,7 @@ def test_large_jpegs_are_decoded_small(large: DataSet, monkeypatch: pytest.Monke
         shrinks.append(shrink)
         return real(path)
 
-    monkeypatch.setattr(loaders, "read", full)
+    monkeypatch.setattr(mapper, "read", full)
     whole = batches(large, 6, cache_bytes=0, **options)
     # 403 pixels to 100 at most.
     assert set(shrinks) == {4}
@@ -426,11 +430,11 @@ def test_large_jpegs_are_decoded_small(large: DataSet, monkeypatch: pytest.Monke
 )
 def test_shrink(size: tuple[int, int], sizes: tuple[int, ...], longest: int, expected: int) -> None:
     """Never below the largest of the sizes to choose from."""
-    mapper = loaders._Mapper(
+    built = FastDatasetMapper(
         min_sizes=sizes, max_size=longest, flip=False, labels=False, masks=False, mask_format="polygon",
         cache=ImageCache(0),
     )  # fmt: skip
-    assert mapper.shrink(*size) == expected
+    assert built.shrink(*size) == expected
 
 
 # ---------------------------------------------------------------------------------------------------- workers
@@ -473,7 +477,7 @@ def test_masks_of_data_that_had_to_be_cleaned(mixed: DataSet) -> None:
         contents["annotations"][2].update(segmentation=runs)
         contents["annotations"].append({**contents["annotations"][1], "id": 99, "ignore": 1})
 
-    change(mixed.layout.train_json, spoil)
+    edit_json(mixed.layout.train_json, spoil)
     cleaned = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
     assert cleaned.layout.train_json != mixed.layout.train_json
     seen = {x["image_id"]: x["instances"] for x in itertools.chain(*batches(cleaned, 4, masks=True, keep_empty=True))}

@@ -15,8 +15,11 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from lgd.data import shapes
-from lgd.data.shapes import CATEGORIES, SCENES, Picture, ShapesSpec, cache_root, draw, make
+from lgd.cache import cache_root
+from lgd.data.shapes import CATEGORIES, SCENES, ShapesSpec, generate, make
+from lgd.data.shapes.annotations import coco_annotations, mask_to_polygons
+from lgd.data.shapes.draw import draw
+from lgd.data.shapes.spec import Picture
 from lgd.errors import InputError
 
 SPEC = ShapesSpec(train=40, val=12, size=96, seed=3)
@@ -107,7 +110,7 @@ def test_annotations_describe_the_visible_masks_exactly(size: int) -> None:
     for index in range(40):
         picture = draw(spec, "train", index)
         assert picture.masks.sum(0).max() <= 1, "visible regions overlap"
-        found: list[dict[str, Any]] = list(shapes._annotations(picture, 1, 1))
+        found: list[dict[str, Any]] = list(coco_annotations(picture, 1, 1))
         assert len(found) == len(picture.labels) == len(picture.visible)
         for annotation, mask in zip(found, picture.masks, strict=True):
             polygons = annotation["segmentation"]
@@ -134,14 +137,14 @@ def test_polygons_of_awkward_masks() -> None:
     for density in (0.2, 0.5, 0.8):
         for _ in range(20):
             mask = rng.random((13, 17)) < density
-            polygons = shapes._polygons(mask)
+            polygons = mask_to_polygons(mask)
             rle = mask_util.merge(mask_util.frPyObjects(polygons, 13, 17))
             np.testing.assert_array_equal(mask_util.decode(rle).astype(bool), mask)
             assert sum(_shoelace(polygon) for polygon in polygons) == mask.sum()
 
 
 def test_pixels_that_meet_at_a_corner_are_polygons_of_their_own() -> None:
-    assert sorted(shapes._polygons(np.eye(2, dtype=bool))) == [[0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 2, 1, 2, 2, 1, 2]]
+    assert sorted(mask_to_polygons(np.eye(2, dtype=bool))) == [[0, 0, 1, 0, 1, 1, 0, 1], [1, 1, 2, 1, 2, 2, 1, 2]]
 
 
 def _shoelace(polygon: list[int]) -> float:
@@ -247,7 +250,7 @@ def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_made_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(generate, "draw", lambda *_: pytest.fail("drawn again"))
     assert make(SPEC, made.parent.parent) == made
 
 
@@ -260,7 +263,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return real(spec, split, index)
 
     spec = ShapesSpec(3, 3, 64)
-    monkeypatch.setattr(shapes, "draw", interrupted)
+    monkeypatch.setattr(generate, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(spec, tmp_path)
     assert list((tmp_path / "data").iterdir()) == []
@@ -270,14 +273,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def _race(arguments: tuple[ShapesSpec, Path, Any]) -> Path:
     spec, root, barrier = arguments
-    real = shapes._generate
+    real = generate._generate
 
     # Both have seen that the set is missing before either begins.
     def together(spec: ShapesSpec, target: Path) -> None:
         barrier.wait(timeout=60)
         real(spec, target)
 
-    shapes._generate = together
+    generate._generate = together
     return make(spec, root)
 
 

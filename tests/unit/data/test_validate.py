@@ -1,4 +1,4 @@
-"""What is dropped, mended and noted of a COCO directory, and that training and evaluation see what is left."""
+"""What is dropped, fixed and noted of a COCO directory, and that training and evaluation see what is left."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from lgd.data import DataSet, Problem, resolve
-from lgd.data.validate import _run_lengths
+from lgd.data.annotation_values import decode_run_lengths
+from lgd.data.catalog import resolve
+from lgd.data.dataset import DataSet
+from lgd.data.layout import Problem
 from lgd.errors import InputError
-from tests.unit.data.test_coco import SHAPES, change, directory
+from tests.helpers_data import SMALL_SHAPES, edit_json, write_coco
 
 Edit = Callable[[dict[str, Any]], object]
 
 
 def looked_at(root: Path) -> tuple[DataSet, list[Problem]]:
     problems: list[Problem] = []
-    return resolve(f"coco-json:{root}", shapes=SHAPES, problems=problems), problems
+    return resolve(f"coco-json:{root}", shapes=SMALL_SHAPES, problems=problems), problems
 
 
 def box(value: Any) -> Edit:
@@ -69,9 +71,9 @@ DROPPED: list[tuple[Edit, str, str, str]] = [
 def test_dropped(
     tmp_path: Path, edit: Edit, kind: str, where: str, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
-    change(path, edit)
-    found = resolve(f"coco-json:{tmp_path}", shapes=SHAPES)
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, edit)
+    found = resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES)
     assert [x.levelno for x in caplog.records] == [logging.WARNING]
     assert f"{path}: dropped" in caplog.text
     same, problems = looked_at(tmp_path)
@@ -89,13 +91,13 @@ def test_dropped(
 
 
 def test_an_object_of_a_dropped_image_goes_with_it(tmp_path: Path) -> None:
-    (directory(tmp_path) / "train2017/000000000001.jpg").unlink()
-    found = resolve(f"coco-json:{tmp_path}", shapes=SHAPES)
+    (write_coco(tmp_path) / "train2017/000000000001.jpg").unlink()
+    found = resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES)
     assert found.counts.train == (2, 1, 1, 1)
     assert found.summary()["train_dropped"] == "1 missing image, 2 of dropped image"
 
 
-MENDED: list[tuple[Edit, str, dict[str, Any]]] = [
+FIXED: list[tuple[Edit, str, dict[str, Any]]] = [
     (lambda c: c["annotations"][1].pop("area"), "no area", {"area": 225}),
     (lambda c: c["annotations"][1].update(area=-1), "no area", {"area": 225}),
     (lambda c: c["annotations"][1].pop("iscrowd"), "no iscrowd", {"iscrowd": 0}),
@@ -111,11 +113,11 @@ MENDED: list[tuple[Edit, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "kind", "expected"), MENDED)
-def test_mended(tmp_path: Path, edit: Edit, kind: str, expected: dict[str, Any]) -> None:
-    change(directory(tmp_path) / "annotations/instances_train2017.json", edit)
+@pytest.mark.parametrize(("edit", "kind", "expected"), FIXED)
+def test_fixed(tmp_path: Path, edit: Edit, kind: str, expected: dict[str, Any]) -> None:
+    edit_json(write_coco(tmp_path) / "annotations/instances_train2017.json", edit)
     found, problems = looked_at(tmp_path)
-    assert [x.kind for x in problems if x.outcome == "mended"] == [kind]
+    assert [x.kind for x in problems if x.outcome == "fixed"] == [kind]
     assert found.summary()["train_dropped"] == ""
     contents = json.loads(found.layout.train_json.read_bytes())
     assert contents["annotations"][1].items() >= expected.items()
@@ -124,8 +126,8 @@ def test_mended(tmp_path: Path, edit: Edit, kind: str, expected: dict[str, Any])
 
 
 def test_ignored_objects_are_crowds(tmp_path: Path) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
-    change(path, lambda c: c["annotations"][1].update(ignore=1))
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, lambda c: c["annotations"][1].update(ignore=1))
     found, problems = looked_at(tmp_path)
     assert found.counts.train == (3, 2, 2, 1)
     assert [x.where for x in problems if x.kind == "crowd or ignored"][:2] == [
@@ -136,7 +138,7 @@ def test_ignored_objects_are_crowds(tmp_path: Path) -> None:
 
 def test_a_file_without_fault_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
-    found, problems = looked_at(directory(tmp_path))
+    found, problems = looked_at(write_coco(tmp_path))
     assert found.layout.train_json == tmp_path / "annotations/instances_train2017.json"
     assert not (tmp_path / "cache").exists()
     assert {(x.outcome, x.kind) for x in problems} == {
@@ -149,32 +151,32 @@ def test_a_file_without_fault_is_read_where_it_is(tmp_path: Path, monkeypatch: p
 def test_the_same_faults_elsewhere_are_the_same_data(tmp_path: Path) -> None:
     fingerprints = set()
     for name in ("first", "second"):
-        path = directory(tmp_path / name) / "annotations/instances_train2017.json"
-        change(path, box([1, 2, 0, 0]))
-        fingerprints.add(resolve(f"coco-json:{tmp_path / name}", shapes=SHAPES).fingerprint)
+        path = write_coco(tmp_path / name) / "annotations/instances_train2017.json"
+        edit_json(path, box([1, 2, 0, 0]))
+        fingerprints.add(resolve(f"coco-json:{tmp_path / name}", shapes=SMALL_SHAPES).fingerprint)
     assert len(fingerprints) == 1
 
 
 def test_nothing_left(tmp_path: Path) -> None:
-    path = directory(tmp_path) / "annotations/instances_train2017.json"
-    change(path, lambda c: [x.update(width=1) for x in c["images"]])
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, lambda c: [x.update(width=1) for x in c["images"]])
     with pytest.raises(InputError, match=rf"{path}: no image is left; dropped: 4 of dropped image, 3 other size"):
-        resolve(f"coco-json:{tmp_path}", shapes=SHAPES)
+        resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES)
 
 
 def test_an_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(directory(tmp_path) / "annotations/instances_train2017.json", box([1, 2, 0, 0]))
+    edit_json(write_coco(tmp_path) / "annotations/instances_train2017.json", box([1, 2, 0, 0]))
     (tmp_path / "cache").write_text("a file where the directory should be")
     monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match=r"cannot write the cache .*LGD_CACHE"):
-        resolve(f"coco-json:{tmp_path}", shapes=SHAPES)
+        resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES)
 
 
 def test_names_with_spaces_and_in_other_scripts(tmp_path: Path) -> None:
-    root = directory(tmp_path / "mine и твоё")
+    root = write_coco(tmp_path / "mine и твоё")
     path = root / "annotations/instances_train2017.json"
     (root / "train2017/000000000001.jpg").rename(root / "train2017/фото 1 ü.jpg")
-    change(path, lambda c: c["images"][0].update(file_name="фото 1 ü.jpg"))
+    edit_json(path, lambda c: c["images"][0].update(file_name="фото 1 ü.jpg"))
     found, problems = looked_at(root)
     assert found.layout.train_json == path
     assert not [x for x in problems if x.outcome != "noted"]
@@ -182,7 +184,7 @@ def test_names_with_spaces_and_in_other_scripts(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_annotated_without_its_turn(tmp_path: Path) -> None:
-    root = directory(tmp_path)
+    root = write_coco(tmp_path)
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (40, 48)).save(root / "train2017/000000000001.jpg", exif=exif)
@@ -197,7 +199,7 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(density: float) -> None
     for _ in range(20):
         pixels = np.asfortranarray(rng.random((37, 211)) < density, dtype=np.uint8)
         text = mask_util.encode(pixels)["counts"].decode()
-        runs = _run_lengths(text)
+        runs = decode_run_lengths(text)
         assert runs is not None
         assert sum(runs) == pixels.size
         flat = np.repeat(np.arange(len(runs)) % 2, runs)
@@ -206,4 +208,4 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(density: float) -> None
 
 @pytest.mark.parametrize("text", ["\x00", "o", "oooooooooooooooooooooooooo0", "é"])
 def test_broken_run_lengths(text: str) -> None:
-    assert _run_lengths(text) is None
+    assert decode_run_lengths(text) is None

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from lgd.data import DataSet, Problem, resolve
+from lgd.data.catalog import resolve
+from lgd.data.dataset import DataSet
+from lgd.data.layout import Problem
 from lgd.errors import InputError
-from tests.unit.data.test_coco import COCO_TINY, SHAPES
-
-BCCD = COCO_TINY.parent / "bccd" if COCO_TINY else None
-Object = tuple[str, tuple[int, int, int, int], bool]
-
-
-def voc(root: Path, splits: dict[str, dict[str, list[Object]]], size: tuple[int, int] = (60, 50)) -> Path:
-    """A directory of images by split and name, each with (class, corners, difficult) objects."""
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for split, images in splits.items():
-        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in images))
-        for name, objects in images.items():
-            Image.new("RGB", size).save(root / f"JPEGImages/{name}.jpg")
-            (root / f"Annotations/{name}.xml").write_text(_xml(objects, size))
-    return root
-
-
-def _xml(objects: list[Object], size: tuple[int, int]) -> str:
-    parts = [f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"]
-    for name, corners, difficult in objects:
-        box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
-        parts.append(
-            f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{box}</bndbox></object>"
-        )
-    return f"<annotation>{''.join(parts)}</annotation>"
+from tests.helpers_data import (
+    BCCD,
+    COCO_TINY,
+    SMALL_SHAPES,
+    VOC_SPLITS,
+    VocObject,
+    person_box,
+    voc_xml,
+    write_crowdhuman,
+    write_voc,
+)
 
 
 def found(source: str, root: Path) -> tuple[DataSet, list[Problem]]:
     problems: list[Problem] = []
-    return resolve(f"{source}:{root}", shapes=SHAPES, problems=problems), problems
+    return resolve(f"{source}:{root}", shapes=SMALL_SHAPES, problems=problems), problems
 
 
 def records(name: str) -> dict[str, list[tuple[int, list[float], int]]]:
@@ -59,17 +43,11 @@ def records(name: str) -> dict[str, list[tuple[int, list[float], int]]]:
     }
 
 
-SPLITS: dict[str, dict[str, list[Object]]] = {
-    "trainval": {"a 1": [("dog", (1, 1, 60, 50), False), ("cat", (5, 6, 20, 30), True)], "b": []},
-    "test": {"c": [("cat", (2, 2, 9, 9), False), ("dog", (10, 10, 30, 30), True)]},
-}
-
-
 # --------------------------------------------------------------------------------------------------------- VOC
 
 
 def test_voc(tmp_path: Path) -> None:
-    dataset, problems = found("voc", voc(tmp_path / "my data", SPLITS))
+    dataset, problems = found("voc", write_voc(tmp_path / "my data", VOC_SPLITS))
     assert dataset.class_names == ("cat", "dog")
     # Difficult objects are trained on and, in evaluation, ignored.
     assert records(dataset.train) == {"a 1": [(1, [0, 0, 60, 50], 0), (0, [4, 5, 20, 30], 0)], "b": []}
@@ -90,29 +68,29 @@ def test_voc(tmp_path: Path) -> None:
     ],
 )
 def test_splits(tmp_path: Path, there: set[str], train: str, val: str) -> None:
-    voc(tmp_path, {split: {f"in_{split}": [("dog", (1, 1, 60, 50), False)]} for split in there})
+    write_voc(tmp_path, {split: {f"in_{split}": [("dog", (1, 1, 60, 50), False)]} for split in there})
     dataset = found("voc", tmp_path)[0]
     assert (set(records(dataset.train)), set(records(dataset.val))) == ({f"in_{train}"}, {f"in_{val}"})
 
 
 def test_missing_splits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has neither trainval.txt and test.txt nor"):
-        found("voc", voc(tmp_path, {"trainval": {}}))
+        found("voc", write_voc(tmp_path, {"trainval": {}}))
     with pytest.raises(InputError, match="does not exist"):
         found("voc", tmp_path / "none")
-    (voc(tmp_path, SPLITS) / "JPEGImages").rename(tmp_path / "elsewhere")
+    (write_voc(tmp_path, VOC_SPLITS) / "JPEGImages").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="JPEGImages does not exist"):
         found("voc", tmp_path)
 
 
 def test_flags_of_the_lists_of_one_class_are_read_over(tmp_path: Path) -> None:
-    voc(tmp_path, SPLITS)
+    write_voc(tmp_path, VOC_SPLITS)
     (tmp_path / "ImageSets/Main/trainval.txt").write_text("a 1  1\nb -1\na 1\n\n")
     assert set(records(found("voc", tmp_path)[0].train)) == {"a 1", "b"}
 
 
 def test_images_need_not_be_jpegs(tmp_path: Path) -> None:
-    voc(tmp_path, SPLITS)
+    write_voc(tmp_path, VOC_SPLITS)
     Image.new("RGB", (60, 50)).save(tmp_path / "JPEGImages/b.png")
     (tmp_path / "JPEGImages/b.jpg").unlink()
     dataset, problems = found("voc", tmp_path)
@@ -121,7 +99,7 @@ def test_images_need_not_be_jpegs(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
-    images: dict[str, list[Object]] = {
+    images: dict[str, list[VocObject]] = {
         "good": [("dog", (1, 1, 60, 50), False)],
         "torn": [("dog", (1, 1, 60, 50), False)],
         "gone": [("dog", (1, 1, 60, 50), False)],
@@ -132,7 +110,7 @@ def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
             ("dog", (30, 30, 90, 40), False),
         ],
     }
-    root = voc(tmp_path, {"trainval": images, "test": {"t": [("cow", (1, 1, 9, 9), False)]}})
+    root = write_voc(tmp_path, {"trainval": images, "test": {"t": [("cow", (1, 1, 9, 9), False)]}})
     (root / "Annotations/torn.xml").write_text("<annotation><size>")
     (root / "Annotations/gone.xml").unlink()
     dataset, problems = found("voc", root)
@@ -145,7 +123,7 @@ def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
             ("dropped", "degenerate box", f"{boxes} 1"),
             ("dropped", "degenerate box", f"{boxes} 2"),
             ("dropped", "outside box", f"{boxes} 3"),
-            ("mended", "outside box", f"{boxes} 4"),
+            ("fixed", "outside box", f"{boxes} 4"),
             ("dropped", "unknown category", f"{root / 'Annotations/t.xml'}: object 1"),
         ]
     )
@@ -155,18 +133,18 @@ def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
 
 
 def test_an_object_without_a_name_is_of_no_class(tmp_path: Path) -> None:
-    objects: list[Object] = [("dog", (1, 1, 60, 50), False), (" ", (5, 5, 20, 20), False)]
-    dataset, problems = found("voc", voc(tmp_path, {**SPLITS, "trainval": {"a": objects}}))
+    objects: list[VocObject] = [("dog", (1, 1, 60, 50), False), (" ", (5, 5, 20, 20), False)]
+    dataset, problems = found("voc", write_voc(tmp_path, {**VOC_SPLITS, "trainval": {"a": objects}}))
     assert dataset.class_names == ("dog",)
     assert [x.where for x in problems if x.outcome == "dropped"][:1] == [f"{tmp_path / 'Annotations/a.xml'}: object 2"]
 
 
 def test_a_changed_xml_is_other_data(tmp_path: Path) -> None:
-    first = found("voc", voc(tmp_path / "a", SPLITS))[0]
-    assert found("voc", voc(tmp_path / "b", SPLITS))[0].fingerprint == first.fingerprint
-    assert resolve(f"voc:{tmp_path / 'a'}", shapes=SHAPES) == first
-    (tmp_path / "a/Annotations/b.xml").write_text(_xml([("cat", (1, 1, 9, 9), False)], (60, 50)))
-    assert resolve(f"voc:{tmp_path / 'a'}", shapes=SHAPES).fingerprint != first.fingerprint
+    first = found("voc", write_voc(tmp_path / "a", VOC_SPLITS))[0]
+    assert found("voc", write_voc(tmp_path / "b", VOC_SPLITS))[0].fingerprint == first.fingerprint
+    assert resolve(f"voc:{tmp_path / 'a'}", shapes=SMALL_SHAPES) == first
+    (tmp_path / "a/Annotations/b.xml").write_text(voc_xml([("cat", (1, 1, 9, 9), False)], (60, 50)))
+    assert resolve(f"voc:{tmp_path / 'a'}", shapes=SMALL_SHAPES).fingerprint != first.fingerprint
 
 
 @pytest.mark.skipif(BCCD is None, reason="the real images are not on this machine")
@@ -191,12 +169,12 @@ def test_the_real_images_are_as_detectron2_reads_them() -> None:
 
 
 def test_voc0712(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dog: list[Object] = [("dog", (1, 1, 60, 50), False)]
-    voc(tmp_path / "VOC2007", {"trainval": {"old": dog}, "test": {"new": dog}})
-    voc(tmp_path / "VOC2012", {"trainval": {"young": dog, "old": []}})
+    dog: list[VocObject] = [("dog", (1, 1, 60, 50), False)]
+    write_voc(tmp_path / "VOC2007", {"trainval": {"old": dog}, "test": {"new": dog}})
+    write_voc(tmp_path / "VOC2012", {"trainval": {"young": dog, "old": []}})
     for name, year in (("2007_trainval", 2007), ("2012_trainval", 2012), ("2007_test", 2007)):
         monkeypatch.setitem(vars(MetadataCatalog.get(f"voc_{name}")), "dirname", str(tmp_path / f"VOC{year}"))
-    dataset = resolve("voc0712", shapes=SHAPES)
+    dataset = resolve("voc0712", shapes=SMALL_SHAPES)
     assert [Path(x["file_name"]) for x in DatasetCatalog.get(dataset.train)] == [
         tmp_path / "VOC2007/JPEGImages/old.jpg",
         tmp_path / "VOC2012/JPEGImages/young.jpg",
@@ -208,7 +186,7 @@ def test_voc0712(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert records(dataset.val) == {"new": [(11, [0, 0, 60, 50], 0)]}
     (tmp_path / "VOC2012").rename(tmp_path / "VOC12")
     with pytest.raises(InputError, match="VOC2012 is missing; set DETECTRON2_DATASETS"):
-        resolve("voc0712", shapes=SHAPES)
+        resolve("voc0712", shapes=SMALL_SHAPES)
 
 
 @pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
@@ -217,45 +195,28 @@ def test_coco(monkeypatch: pytest.MonkeyPatch) -> None:
         known = vars(MetadataCatalog.get(f"coco_2017_{split}"))
         monkeypatch.setitem(known, "json_file", f"{COCO_TINY}/annotations/instances_{split}2017.json")
         monkeypatch.setitem(known, "image_root", f"{COCO_TINY}/{split}2017")
-    dataset = resolve("coco", shapes=SHAPES)
-    assert dataset.fingerprint == resolve(f"coco-json:{COCO_TINY}", shapes=SHAPES).fingerprint
+    dataset = resolve("coco", shapes=SMALL_SHAPES)
+    assert dataset.fingerprint == resolve(f"coco-json:{COCO_TINY}", shapes=SMALL_SHAPES).fingerprint
     assert dataset.root == COCO_TINY.absolute()  # type: ignore[union-attr]
 
 
 def test_coco_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(vars(MetadataCatalog.get("coco_2017_train")), "json_file", str(tmp_path / "x.json"))
     with pytest.raises(InputError, match="x.json is missing; set DETECTRON2_DATASETS"):
-        resolve("coco", shapes=SHAPES)
+        resolve("coco", shapes=SMALL_SHAPES)
 
 
 # -------------------------------------------------------------------------------------------------- CrowdHuman
 
 
-def person(box: Any, **more: Any) -> dict[str, Any]:
-    return {"tag": "person", "fbox": box, "vbox": [0, 0, 1, 1], "hbox": [0, 0, 1, 1], "extra": {"box_id": 0}, **more}
-
-
-def crowdhuman(root: Path, train: list[Any], val: list[Any]) -> Path:
-    """A directory; each line of a split is written as it is when it is text."""
-    (root / "Images").mkdir(parents=True)
-    for split, lines in (("train", train), ("val", val)):
-        (root / f"annotation_{split}.odgt").write_text(
-            "".join(f"{x if isinstance(x, str) else json.dumps(x)}\n" for x in lines)
-        )
-        for line in lines:
-            if isinstance(line, dict) and "ID" in line:
-                Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(root / f"Images/{line['ID']}.jpg")
-    return root
-
-
 def test_crowdhuman(tmp_path: Path) -> None:
     boxes = [
-        person([5, 5, 10, 20]),
-        person([-8, 30, 20, 40]),
-        person([30, 5, 10, 20], extra={"ignore": 1}),
+        person_box([5, 5, 10, 20]),
+        person_box([-8, 30, 20, 40]),
+        person_box([30, 5, 10, 20], extra={"ignore": 1}),
         {"tag": "mask", "fbox": [40, 5, 10, 20]},
     ]
-    root = crowdhuman(
+    root = write_crowdhuman(
         tmp_path,
         [{"ID": "273271,c9db000d5146c15", "gtboxes": boxes}, {"ID": "b", "gtboxes": []}, ""],
         [{"ID": "c", "gtboxes": boxes[:1]}],
@@ -277,15 +238,15 @@ def test_crowdhuman(tmp_path: Path) -> None:
     assert dataset.counts.train == (2, 2, 2, 1)
     where = f"{root / 'annotation_train.odgt'}:1 (273271,c9db000d5146c15): gtboxes"
     assert [(x.outcome, x.kind, x.where) for x in problems[:3]] == [
-        ("mended", "outside box", f"{where}[1]"),
+        ("fixed", "outside box", f"{where}[1]"),
         ("noted", "crowd or ignored", f"{where}[2]"),
         ("noted", "crowd or ignored", f"{where}[3]"),
     ]
 
 
 def test_what_is_wrong_with_odgt_is_left_out(tmp_path: Path) -> None:
-    good = {"ID": "a", "gtboxes": [person([5, 5, 10, 20]), 7, person(None), person([1, 1, 0, 5])]}
-    root = crowdhuman(tmp_path, ["{", good, "[]", {"ID": "b", "gtboxes": 3}], [good])
+    good = {"ID": "a", "gtboxes": [person_box([5, 5, 10, 20]), 7, person_box(None), person_box([1, 1, 0, 5])]}
+    root = write_crowdhuman(tmp_path, ["{", good, "[]", {"ID": "b", "gtboxes": 3}], [good])
     dataset, problems = found("crowdhuman", root)
     train = root / "annotation_train.odgt"
     assert [(x.kind, x.where) for x in problems if x.where.startswith(str(train)) and x.outcome == "dropped"] == [
@@ -301,7 +262,7 @@ def test_what_is_wrong_with_odgt_is_left_out(tmp_path: Path) -> None:
 
 
 def test_missing_files_of_crowdhuman(tmp_path: Path) -> None:
-    root = crowdhuman(tmp_path, [{"ID": "a"}], [{"ID": "b"}])
+    root = write_crowdhuman(tmp_path, [{"ID": "a"}], [{"ID": "b"}])
     (root / "annotation_val.odgt").unlink()
     with pytest.raises(InputError, match=r"cannot read .*annotation_val\.odgt"):
         found("crowdhuman", root)

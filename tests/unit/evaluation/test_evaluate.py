@@ -17,11 +17,12 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from lgd.config.experiment import Data, Evaluation
-from lgd.data import DataSet, resolve
+from lgd.data.catalog import resolve
+from lgd.data.dataset import DataSet
 from lgd.errors import InputError
-from lgd.evaluation.evaluate import STUDENTS, Evaluated, evaluate, load_detections, score
-from tests.unit.data.test_coco import SHAPES, directory
-from tests.unit.data.test_voc import crowdhuman, person, voc
+from lgd.evaluation.evaluate import Evaluated, evaluate, score
+from lgd.results.detections import STUDENTS, load_detections
+from tests.helpers_data import SMALL_SHAPES, person_box, write_coco, write_crowdhuman, write_voc
 
 SETTINGS = Data(min_sizes=(64,), test_size=64, max_size=96)
 KEEP = Evaluation(keep_detections=True)
@@ -66,7 +67,7 @@ class Guessing(nn.Module):
 
 
 def shapes() -> DataSet:
-    return resolve("shapes", shapes=SHAPES.__class__(train=1, val=13, size=64))
+    return resolve("shapes", shapes=SMALL_SHAPES.__class__(train=1, val=13, size=64))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,9 +94,9 @@ def test_scorers_agree() -> None:
 
 
 def test_people_are_scored_by_their_miss_rate(tmp_path: Path) -> None:
-    lines = [{"ID": str(i), "gtboxes": [person([5, 5, 10, 20]), person([25, 5, 10, 20])]} for i in range(5)]
+    lines = [{"ID": str(i), "gtboxes": [person_box([5, 5, 10, 20]), person_box([25, 5, 10, 20])]} for i in range(5)]
     lines.append({"ID": "i", "gtboxes": [{"tag": "mask", "fbox": [0, 0, 60, 50]}]})
-    dataset = resolve(f"crowdhuman:{crowdhuman(tmp_path, lines, lines)}", shapes=SHAPES)
+    dataset = resolve(f"crowdhuman:{write_crowdhuman(tmp_path, lines, lines)}", shapes=SMALL_SHAPES)
     box = evaluate(Guessing(dataset), dataset, SETTINGS).box
     assert box.mMR is not None
     assert 5 < box.mMR < 95
@@ -106,7 +107,7 @@ def test_people_are_scored_by_their_miss_rate(tmp_path: Path) -> None:
 
 def test_voc_has_its_own_ap_beside_cocos(tmp_path: Path) -> None:
     images: Any = {str(i): [("dog", (5, 5, 30, 30), i % 2 == 1), ("cat", (31, 31, 50, 50), False)] for i in range(6)}
-    dataset = resolve(f"voc:{voc(tmp_path, {'train': images, 'val': images})}", shapes=SHAPES)
+    dataset = resolve(f"voc:{write_voc(tmp_path, {'train': images, 'val': images})}", shapes=SMALL_SHAPES)
     box = evaluate(Guessing(dataset), dataset, SETTINGS).box
     assert box.VOC is not None
     assert box.AP50 is not None
@@ -162,13 +163,13 @@ def test_any_number_of_processes_counts_each_image_once(tmp_path: Path, world: i
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    single = directory(tmp_path / "data")
+    single = write_coco(tmp_path / "data")
     path = single / "annotations/instances_val2017.json"
     contents = json.loads(path.read_text())
     image = contents["images"][0]
     own = [x for x in contents["annotations"] if x["image_id"] == image["id"]]
     path.write_text(json.dumps({**contents, "images": [image], "annotations": own}))
-    cases = [shapes(), resolve(f"coco-json:{single}", shapes=SHAPES)]
+    cases = [shapes(), resolve(f"coco-json:{single}", shapes=SMALL_SHAPES)]
     assert [x.counts.val.images for x in cases] == [13, 1]
     spawn(_process, (world, port, cases, tmp_path), nprocs=world)
     for number, dataset in enumerate(cases):

@@ -11,7 +11,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from pycocotools import mask as mask_util
 
 from lgd.evaluation.scoring import coco_ap, log_average_miss_rate, voc_ap
-from tests.unit.data.test_voc import voc
+from tests.helpers_data import write_voc
 
 Box = tuple[float, float, float, float]
 HEIGHT, WIDTH = 90, 120
@@ -158,7 +158,7 @@ def test_voc_ap_equals_detectron2s(tmp_path: Path, seed: int, eleven_points: boo
         left, top, w, h = (int(v) for v in x["bbox"])
         corners = (left + 1, top + 1, left + w, top + h)
         by_image[str(x["image_id"])].append((names[x["category_id"]], corners, bool(x["iscrowd"])))
-    voc(tmp_path, {"test": by_image}, (WIDTH, HEIGHT))
+    write_voc(tmp_path, {"test": by_image}, (WIDTH, HEIGHT))
     for path in (tmp_path / "Annotations").iterdir():
         # Theirs wants to be told.
         extra = "</name><pose>?</pose><truncated>0</truncated>"

@@ -17,7 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from lgd.config.experiment import Experiment
-from lgd.data import load_dataset
+from lgd.data.catalog import load_dataset
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import evaluate
 from lgd.methods.distiller import student_of

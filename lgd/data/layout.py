@@ -1,0 +1,94 @@
+"""The types that describe a data set's splits: as they were read, their problems, and where the result lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lgd.errors import InputError
+
+__all__ = ["CocoLayout", "Counts", "Outcome", "Problem", "RawSplit", "SplitCounts", "read_bytes"]
+
+
+class SplitCounts(NamedTuple):
+    """Size of a split. objects: without crowds. empty: images that show no object (crowds do not count)."""
+
+    images: int
+    objects: int
+    crowds: int
+    empty: int
+
+    @property
+    def mean_objects(self) -> float:
+        """Objects an image, over all images of the split."""
+        return self.objects / self.images
+
+
+class Counts(NamedTuple):
+    """Sizes of both splits."""
+
+    train: SplitCounts
+    val: SplitCounts
+
+
+@dataclass(frozen=True)
+class CocoLayout:
+    """Where the COCO files of two splits lie and what is in them; all paths are absolute."""
+
+    root: Path
+    """Directory of the data."""
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
+    class_names: tuple[str, ...]
+    """By rising category id, the order of detectron2's contiguous labels."""
+    category_ids: tuple[int, ...]
+    """Of these classes, in the annotation files."""
+    counts: Counts
+    fingerprint: str
+    """Hex digest of the annotation files' bytes and of the images' names and sizes; the directory does not matter."""
+    dropped: tuple[str, str]
+    """What was dropped from train and from val, in words; empty where nothing was."""
+
+
+Outcome = Literal["dropped", "fixed", "noted"]
+"""What is noted changes nothing."""
+
+
+class Problem(NamedTuple):
+    """Something about a data set. where: file, and entry in it. outcome: what became of the entry."""
+
+    outcome: Outcome
+    kind: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome:<8}{self.kind:<20}{self.where}: {self.what}"
+
+
+@dataclass
+class RawSplit:
+    """A split in COCO's terms, its entries as they were read. An entry may say in "_where" where it was read."""
+
+    path: Path
+    """What a message names; the COCO file itself where ``is_coco``."""
+    folder: Path
+    """Of the images."""
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[tuple[int, str]]
+    """Ids and names, by rising id."""
+    problems: list[Problem] = field(default_factory=list)
+    """Of entries that could not even be put into COCO's terms."""
+    is_coco: bool = False
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises InputError, one line."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,79 @@
+"""Samples and batches that depend on the seed and on the position in the stream, and on nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import Dataset, Sampler
+
+from lgd.data.mapper import FastDatasetMapper, Sample
+
+__all__ = ["BatchSampler", "SampleStream"]
+
+
+@contextlib.contextmanager
+def _random_states(seed: int, position: int) -> Iterator[None]:
+    """Inside, python's, numpy's and torch's CPU states follow from (seed, position); outside nothing changes."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    words = np.random.SeedSequence([seed, position]).generate_state(4)
+    try:
+        random.seed(int(words[0]))
+        np.random.seed(words[1:3])  # noqa: NPY002 - detectron2's augmentations draw from it
+        # Not torch.manual_seed: that would also reset the GPUs' states, in the middle of training.
+        torch.default_generator.manual_seed(int(words[3]))
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+class SampleStream(Dataset[Sample]):
+    """Samples by (position in the stream, index in the data set)."""
+
+    def __init__(self, records: list[Sample], mapper: FastDatasetMapper, seed: int) -> None:
+        self._records = DatasetFromList(records, copy=False)
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        with _random_states(self._seed, position):
+            return self._mapper(self._records[index])
+
+
+class BatchSampler(Sampler[list[tuple[int, int]]]):
+    """This rank's endless batches of (position, index), from batch number ``start`` on.
+
+    wide: for each image whether it is wider than high, to put alike images into a batch as detectron2's
+    AspectRatioGroupedDataset does; None for no grouping. That class groups samples after they were loaded: its
+    half-filled buckets are lost in a resume and its order changes with the number of workers. Grouping the indices
+    gives the same batches and keeps them a function of the seed alone; a resume replays the integers.
+    """
+
+    def __init__(self, size: int, seed: int, batch: int, wide: list[bool] | None, start: int) -> None:
+        self._sampler = TrainingSampler(size, seed=seed)
+        self._batch = batch
+        self._wide = wide
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._all(), self._start, None)
+
+    def _all(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        buckets: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        for step, index in enumerate(self._sampler):
+            bucket = buckets[self._wide[index] if self._wide else 0]
+            bucket.append((rank + step * world, index))
+            if len(bucket) == self._batch:
+                yield bucket[:]
+                bucket.clear()

@@ -1,0 +1,91 @@
+"""Data sets by name: which files a source means, read and validated. Neither torch nor detectron2 is loaded for most.
+
+Whatever its layout, a set is read as COCO files: its own where they are without fault, else those that
+lgd/data/validate.py writes into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lgd.config.data_source import SCHEMES
+from lgd.data.coco import coco_files, find_coco_splits
+from lgd.data.crowdhuman import find_crowdhuman_splits
+from lgd.data.dataset import DataSet
+from lgd.data.layout import CocoLayout, Problem
+from lgd.data.shapes import ShapesSpec, make
+from lgd.data.voc import find_voc_splits, voc_files
+from lgd.errors import InputError
+
+__all__ = ["find_dataset"]
+
+
+def find_dataset(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None) -> DataSet:
+    """Find or make the data that ``source`` names; see :func:`lgd.data.catalog.resolve`, which registers it too."""
+    layout = _find_layout(source, shapes, problems)
+    # The name says what the data is *now*: files that change under a long-lived process get a new one.
+    identity = f"{layout.root}\0{layout.train_json}\0{layout.fingerprint}"
+    key = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:12]
+    scheme = source.partition(":")[0]
+    return DataSet(
+        source=source,
+        root=layout.root,
+        train=f"lgd_{scheme}_{key}_train",
+        val=f"lgd_{scheme}_{key}_val",
+        class_names=layout.class_names,
+        fingerprint=layout.fingerprint,
+        counts=layout.counts,
+        layout=layout,
+    )
+
+
+def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None) -> CocoLayout:
+    scheme, _, rest = source.partition(":")
+    if source == "shapes":
+        return find_coco_splits(make(shapes), problems=problems)
+    if source == "coco":
+        return _coco_2017(problems)
+    if source == "voc0712":
+        return _voc_0712(problems)
+    if scheme == "coco-json" and rest:
+        return _coco(rest, problems)
+    if scheme == "voc" and rest:
+        return find_voc_splits(rest, problems)
+    if scheme == "crowdhuman" and rest:
+        return find_crowdhuman_splits(rest, problems)
+    raise InputError(f"unknown data {source!r}: known are {', '.join(SCHEMES[:-1])} and {SCHEMES[-1]}")
+
+
+def _coco(rest: str, problems: list[Problem] | None) -> CocoLayout:
+    """A directory, or DIR#SUFFIX where there is no directory of the whole name."""
+    directory, mark, suffix = rest.rpartition("#")
+    if mark and not Path(rest).expanduser().is_dir():
+        return find_coco_splits(directory, suffix, problems)
+    return find_coco_splits(rest, problems=problems)
+
+
+def _coco_2017(problems: list[Problem] | None) -> CocoLayout:
+    # Not at the top: it loads torch, which no other source needs.
+    from detectron2.data import MetadataCatalog
+
+    splits = []
+    for split in ("train", "val"):
+        known = MetadataCatalog.get(f"coco_2017_{split}")
+        splits.append((Path(known.json_file).absolute(), Path(known.image_root).absolute()))
+        if not splits[-1][0].is_file():
+            raise InputError(f"no MS-COCO: {splits[-1][0]} is missing; set DETECTRON2_DATASETS to what holds coco/")
+    return coco_files(splits[0][0].parents[1], splits[0], splits[1], problems)
+
+
+def _voc_0712(problems: list[Problem] | None) -> CocoLayout:
+    # Not at the top: it loads torch, which no other source needs.
+    from detectron2.data import MetadataCatalog
+
+    names = ("voc_2007_trainval", "voc_2012_trainval", "voc_2007_test")
+    known = [MetadataCatalog.get(name) for name in names]
+    *train, val = ((Path(x.dirname).absolute(), str(x.split)) for x in known)
+    for directory, _ in (*train, val):
+        if not directory.is_dir():
+            raise InputError(f"no Pascal VOC: {directory} is missing; set DETECTRON2_DATASETS to what holds VOC2007/")
+    return voc_files(val[0].parent, train, [val], known[-1].thing_classes, problems)
