@@ -32,7 +32,7 @@ EXACT = 4e-6
 """Relative error of the first steps. Rounding, which depends on the number of threads, then grows with every update."""
 
 LATER = {"retinanet": 1e-4, "faster_rcnn": 5e-4}
-"""Relative error of the later steps. R-CNN draws regions: where rounding swaps one for another, a loss moves by 3e-4."""
+"""Relative error of the later steps. Where rounding changes which regions R-CNN draws, a loss moves by 3e-4."""
 
 
 class Trace:
