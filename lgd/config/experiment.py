@@ -50,7 +50,7 @@ class Backbone(Settings):
     ResNet with weights as in detectron2's configs, else 0).
     deformable: DCNv2 in res3 to res5. pixel_std: what the weights expect, "unit" for images with only the mean
     subtracted, "imagenet" for ones divided by ImageNet's deviation too (auto: known from the weights' name, see
-    :func:`lgd.detectors.weights.conventions`).
+    :func:`lgd.detectors.conventions.conventions`).
     """
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "swin_t"] = "resnet50"

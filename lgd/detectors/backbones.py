@@ -11,9 +11,9 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import nn
 
 from lgd.config.experiment import Backbone
+from lgd.detectors.conventions import conventions
 from lgd.detectors.deformable import DeformableBottleneck
 from lgd.detectors.swin import Swin
-from lgd.detectors.weights import conventions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lgd.config.experiment import Backbone, Detector
 from lgd.detectors.backbones import build_fpn, out_channels
-from lgd.detectors.weights import conventions
+from lgd.detectors.conventions import conventions
 
 DENSE_FEATURES = ("p3", "p4", "p5", "p6", "p7")
 DENSE_STRIDES = (8, 16, 32, 64, 128)

@@ -21,15 +21,9 @@ from torchvision.models.swin_transformer import SwinTransformer
 from lgd.config.experiment import Backbone, Detector
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up
-from lgd.detectors.weights import (
-    IMAGENET_STD,
-    PIXEL_MEAN,
-    UNIT_STD,
-    LoadReport,
-    conventions,
-    load_weights,
-    local_path,
-)
+from lgd.detectors.conventions import IMAGENET_STD, PIXEL_MEAN, UNIT_STD, conventions
+from lgd.detectors.weight_sources import local_path
+from lgd.detectors.weights import LoadReport, load_weights
 from lgd.errors import InputError
 from lgd.training.export import export_student
 

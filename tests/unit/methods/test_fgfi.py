@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lgd.config.experiment import Backbone
 from lgd.config.phases import Phases
 from lgd.detectors import build_detector
-from lgd.detectors.weights import conventions
+from lgd.detectors.conventions import conventions
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features

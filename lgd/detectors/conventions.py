@@ -1,0 +1,68 @@
+"""What pretrained weights assume of the images and of the network, beyond names and shapes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lgd.config.experiment import Backbone
+
+Triple = tuple[float, float, float]
+
+PIXEL_MEAN: Triple = (103.530, 116.280, 123.675)
+"""ImageNet's mean, BGR, 0 to 255."""
+UNIT_STD: Triple = (1.0, 1.0, 1.0)
+"""For weights whose first layer has the deviation in it already: Caffe2's."""
+IMAGENET_STD: Triple = (57.375, 57.120, 58.395)
+"""ImageNet's deviation, BGR, 0 to 255."""
+
+TORCHVISION = "torchvision://"
+"""Scheme of torchvision's weights; see lgd/detectors/weight_sources.py."""
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What pretrained weights assume."""
+
+    pixel_mean: Triple
+    """BGR, as detectron2's meta-architectures take it."""
+    pixel_std: Triple
+    """The same."""
+    stride_in_1x1: bool
+    """A bottleneck with a stride has it in its first 1x1 convolution, as in MSRA's ResNets, and not in the 3x3 one."""
+
+
+def conventions(settings: Backbone) -> Conventions:
+    """What a backbone's weights assume, known from their name alone so that it holds without the file too.
+
+    - torchvision's (``torchvision://``, a file under torch hub's name, detectron2's ``ImageNetPretrained/torchvision``)
+      and Swin's: divided by the deviation, stride in the 3x3 convolution.
+    - ResNeXt: the same (detectron2's X-101 configs), but the ``catalog://`` models, which have it in their first layer.
+    - FAIR's GroupNorm ResNets (``R-50-GN``): mean only, stride in the 3x3 convolution.
+    - every other ResNet is taken for MSRA's or a model-zoo detector: mean only, stride in the 1x1 convolution.
+    - from scratch: divided by the deviation.
+
+    ``settings.pixel_std`` overrules the deviation. Where a file turns out otherwise, load_weights says so.
+    """
+    source = settings.weights
+    std, stride_in_1x1 = UNIT_STD, True
+    if _is_torchvision(source):
+        std, stride_in_1x1 = IMAGENET_STD, False
+    elif settings.name == "resnext101_32x8d":
+        std, stride_in_1x1 = (UNIT_STD if source.startswith("catalog://") else IMAGENET_STD), False
+    elif settings.name == "swin_t" or settings.from_scratch:
+        std = IMAGENET_STD
+    elif re.search(r"-GN(\.pkl)?$", source):
+        stride_in_1x1 = False
+    if settings.pixel_std != "auto":
+        std = UNIT_STD if settings.pixel_std == "unit" else IMAGENET_STD
+    return Conventions(PIXEL_MEAN, std, stride_in_1x1)
+
+
+def _is_torchvision(source: str) -> bool:
+    return (
+        source.startswith(TORCHVISION)
+        or "ImageNetPretrained/torchvision/" in source
+        # resnet50-0676ba61.pth: how torch hub names its files.
+        or re.fullmatch(r"(resne|swin)[a-z0-9_]*-[0-9a-f]{8}\.pth", source.rsplit("/", 1)[-1]) is not None
+    )

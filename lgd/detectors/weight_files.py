@@ -1,0 +1,140 @@
+"""Files of weights: reading them without running any code of theirs, and detectron2's names for their tensors.
+
+``.pkl`` with Caffe2's names (the MSRA and FAIR models) or detectron2's; ``.pth`` with detectron2's names (a whole
+detector, such as an exported student), torchvision's, or those of Swin's original repository.
+
+Detectors here read BGR images of 0 to 255, as detectron2's do. torchvision's and Swin's weights were trained on RGB:
+the input channels of their first convolution are flipped when they are read.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from torch import Tensor
+
+from lgd.detectors.conventions import TORCHVISION
+from lgd.errors import InputError
+
+__all__ = ["Format", "NamedTensors", "read_weights"]
+
+Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin"]
+
+
+class NamedTensors(NamedTuple):
+    """A file's tensors under detectron2's names."""
+
+    format: Format
+    """How the file names them."""
+    tensors: dict[str, Tensor]
+    partial_names: bool = False
+    """The names may lack any part of their beginning (Detectron1's)."""
+
+
+def read_weights(path: Path, source: str) -> NamedTensors:
+    """source: what a message names. Raises InputError, one line, for a file that holds no weights."""
+    try:
+        named = _named_tensors(_load(path))
+    except Exception as error:  # the unpicklers, and whatever reads what they return, raise anything at a damaged file
+        raise InputError(
+            f"weights {source}: {path} is damaged or no checkpoint of weights ({_reason(error)})"
+        ) from None
+    if not named.tensors:
+        raise InputError(f"weights {source}: {path} holds no weights by name")
+    if source.startswith(TORCHVISION) and named.format not in ("torchvision", "swin"):
+        raise InputError(f"weights {source}: {path} does not hold torchvision's weights, but {named.format}'s")
+    return named
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    if said.startswith("Weights only load failed"):
+        # It goes on with the advice to load the file in the way that lets it run code.
+        return "not a checkpoint of tensors and plain values alone"
+    return said[:160]
+
+
+def _named_tensors(content: Any) -> NamedTensors:
+    """Without tensors where the file holds none by name."""
+    if not isinstance(content, Mapping):
+        return NamedTensors("detectron2", {})
+    model = next((content[x] for x in ("model", "state_dict", "blobs") if isinstance(content.get(x), Mapping)), content)
+    tensors = {
+        str(name).removeprefix("module."): torch.as_tensor(x)
+        for name, x in model.items()
+        if isinstance(x, (Tensor, np.ndarray)) and not str(name).endswith("_momentum")
+    }
+    return _with_detectron2_names(tensors, author=str(content.get("__author__", "")))
+
+
+def _load(path: Path) -> Any:
+    """Nothing but tensors, arrays and plain values: a checkpoint from elsewhere runs no code."""
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Arrays and plain containers, and nothing that could run code."""
+
+    _ALLOWED: ClassVar = {
+        ("collections", "OrderedDict"),
+        ("_codecs", "encode"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.numeric", "_frombuffer"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Files from before numpy 2 name its inner modules otherwise.
+        module = re.sub(r"^numpy\.core\.", "numpy._core.", module)
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return super().find_class(module, name)
+
+
+def _with_detectron2_names(tensors: dict[str, Tensor], author: str) -> NamedTensors:
+    if "conv1_w" in tensors or author == "Caffe2":
+        return NamedTensors("caffe2", convert_c2_detectron_names(tensors)[0], partial_names=True)
+    if "layer1.0.conv1.weight" in tensors:
+        renamed = {_torchvision_resnet(name): x for name, x in tensors.items()}
+        return NamedTensors("torchvision", _to_bgr(renamed, "stem.conv1.weight"))
+    if "features.0.0.weight" in tensors:
+        renamed = {_torchvision_swin(name): x for name, x in tensors.items()}
+        return NamedTensors("torchvision", _to_bgr(renamed, "patch_embed.proj.weight"))
+    if "patch_embed.proj.weight" in tensors:
+        return NamedTensors("swin", _to_bgr(tensors, "patch_embed.proj.weight"))
+    if author == "torchvision":
+        return NamedTensors("torchvision", _to_bgr(tensors, "stem.conv1.weight"))
+    return NamedTensors("detectron2", tensors)
+
+
+def _torchvision_resnet(name: str) -> str:
+    name = re.sub(r"^layer(\d)\.", lambda x: f"res{int(x[1]) + 1}.", name)
+    name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
+    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def _torchvision_swin(name: str) -> str:
+    # features: 0 is the patch embedding, then blocks (odd) and the merging of patches after them (even) in turn.
+    name = re.sub(r"^features\.0\.0\.", "patch_embed.proj.", name)
+    name = re.sub(r"^features\.0\.2\.", "patch_embed.norm.", name)
+    name = re.sub(r"^features\.(\d*[13579])\.", lambda x: f"layers.{int(x[1]) // 2}.blocks.", name)
+    name = re.sub(r"^features\.(\d+)\.", lambda x: f"layers.{int(x[1]) // 2 - 1}.downsample.", name)
+    return name.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+
+
+def _to_bgr(tensors: dict[str, Tensor], first: str) -> dict[str, Tensor]:
+    """first: name of the convolution that reads the image."""
+    return {name: x.flip(1) if name == first and x.ndim == 4 else x for name, x in tensors.items()}
