@@ -7,14 +7,12 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -22,7 +20,6 @@ from lgd.config.experiment import Backbone, Detector
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up
 from lgd.detectors.conventions import IMAGENET_STD, PIXEL_MEAN, UNIT_STD, conventions
-from lgd.detectors.weight_sources import local_path
 from lgd.detectors.weights import LoadReport, load_weights
 from lgd.errors import InputError
 from lgd.training.export import export_student
@@ -329,65 +326,8 @@ def test_a_file_cannot_run_code(name: str, tmp_path: Path) -> None:
     assert not touched.exists()
 
 
-# Downloads
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def fail(*_: Any, **__: Any) -> None:
-        raise URLError("[Errno -2]\nName or service not known")
-
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "fvcore"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("source", "url", "file"),
-    [
-        (
-            MSRA,
-            "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl",
-            "fvcore/detectron2/ImageNetPretrained/MSRA/R-50.pkl",
-        ),
-        (
-            "catalog://ImageNetPretrained/FAIR/R-50-GN",
-            "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/47261647/R-50-GN.pkl",
-            "fvcore/detectron/ImageNetPretrained/47261647/R-50-GN.pkl",
-        ),
-        (
-            "torchvision://resnet50",
-            "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-            "torch/hub/checkpoints/resnet50-0676ba61.pth",
-        ),
-        (
-            "torchvision://Swin_T_Weights.IMAGENET1K_V1",
-            "https://download.pytorch.org/models/swin_t-704ceda3.pth",
-            "torch/hub/checkpoints/swin_t-704ceda3.pth",
-        ),
-        ("https://example.org/a/b.pth", "https://example.org/a/b.pth", "fvcore/a/b.pth"),
-    ],
-)
-def test_without_a_network_the_error_says_what_to_put_where(offline: Path, source: str, url: str, file: str) -> None:
-    said = _refused(_detector(), source)
-    assert source in said
-    assert "[Errno -2] Name or service not known" in said
-    assert said.endswith(f"get {url} elsewhere and put it at {offline / file}")
-    # Put there, it is found.
-    (offline / file).parent.mkdir(parents=True, exist_ok=True)
-    (offline / file).touch()
-    assert local_path(source) == offline / file
-
-
-def test_detectron2_finds_files_in_the_same_place(offline: Path) -> None:
-    path = offline / "fvcore/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    assert PathManager.get_local_path(MSRA) == str(path)
-
-
-def test_a_download_is_kept(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     blobs = _caffe2(_bottom_up(_randomised(_detector())))
     asked = []
 
