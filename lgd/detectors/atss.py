@@ -19,7 +19,7 @@ from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
 from lgd.config.experiment import Detector
-from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixels, targets
+from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, matched_targets, pixel_mean_std
 from lgd.distributed.ranks import mean_over_workers
 
 
@@ -49,34 +49,34 @@ class ATSS(FCOS):
         to 10) and the centre inside its box (lines 11 to 15). Of several objects an anchor takes the one with the
         largest IoU (section 4.1). The deviation is the sample's (n - 1), as in the authors' code.
         """
-        every = Boxes.cat(anchors)
-        matched = torch.full((len(every),), -1, dtype=torch.long, device=every.device)
+        all_anchors = Boxes.cat(anchors)
+        matched = torch.full((len(all_anchors),), -1, dtype=torch.long, device=all_anchors.device)
         if len(gt_boxes) == 0:
             return matched
-        centres, middles = every.get_centers(), gt_boxes.get_centers()
+        centres, gt_centres = all_anchors.get_centers(), gt_boxes.get_centers()
         # The default way of measuring many distances loses the digits that tell neighbours apart.
-        far = torch.cdist(middles, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        distances_MR = torch.cdist(gt_centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
         nearest, start = [], 0
-        for level in far.split([len(x) for x in anchors], dim=1):
+        for level in distances_MR.split([len(x) for x in anchors], dim=1):
             k = min(self.candidates, level.shape[1])
             nearest.append(level.topk(k, dim=1, largest=False).indices + start)
             start += level.shape[1]
         chosen_MC = torch.cat(nearest, dim=1)
-        overlap_MC = pairwise_iou(gt_boxes, every).gather(1, chosen_MC)
+        overlap_MC = pairwise_iou(gt_boxes, all_anchors).gather(1, chosen_MC)
         deviation = overlap_MC.std(dim=1, correction=min(1, chosen_MC.shape[1] - 1))
         threshold = overlap_MC.mean(dim=1) + deviation
         chosen_centres, box = centres[chosen_MC], gt_boxes.tensor[:, None]
         inside = ((chosen_centres > box[..., :2]) & (chosen_centres < box[..., 2:])).all(dim=-1)
         positive = (overlap_MC >= threshold[:, None]) & inside
-        quality_MR = torch.full_like(far, -1).scatter(1, chosen_MC, overlap_MC.masked_fill(~positive, -1))
-        best, owner = quality_MR.max(dim=0)
-        return torch.where(best < 0, matched, owner)
+        quality_MR = torch.full_like(distances_MR, -1).scatter(1, chosen_MC, overlap_MC.masked_fill(~positive, -1))
+        best_quality, best_object = quality_MR.max(dim=0)
+        return torch.where(best_quality < 0, matched, best_object)
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
         """Labels (R,), K for background, and the matched boxes (R, 4) of every image."""
-        found = [targets(self.match(anchors, x.gt_boxes), x, self.num_classes) for x in gt_instances]
-        return [labels for labels, _ in found], [boxes for _, boxes in found]
+        targets = [matched_targets(self.match(anchors, x.gt_boxes), x, self.num_classes) for x in gt_instances]
+        return [labels for labels, _ in targets], [boxes for _, boxes in targets]
 
     def losses(
         self,
@@ -94,23 +94,23 @@ class ATSS(FCOS):
         the last two are zero, with zero gradients.
         """
         labels_BR, boxes_BR4 = torch.stack(gt_labels), torch.stack(gt_boxes)
-        image, place = (labels_BR != self.num_classes).nonzero(as_tuple=True)
+        image, anchor_index = (labels_BR != self.num_classes).nonzero(as_tuple=True)
         get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels_BR))
         logits_BRK = torch.cat(pred_logits, dim=1)
-        wanted = F.one_hot(labels_BR, self.num_classes + 1)[..., :-1]
+        targets = F.one_hot(labels_BR, self.num_classes + 1)[..., :-1]
         loss_cls = sigmoid_focal_loss_jit(
             logits_BRK,
-            wanted.to(logits_BRK.dtype),
+            targets.to(logits_BRK.dtype),
             alpha=self.focal_loss_alpha,
             gamma=self.focal_loss_gamma,
             reduction="sum",
         )
-        anchor, box = Boxes.cat(anchors).tensor[place], boxes_BR4[image, place]
-        decoded = self.box2box_transform.apply_deltas(torch.cat(pred_anchor_deltas, dim=1)[image, place], anchor)
+        anchor, box = Boxes.cat(anchors).tensor[anchor_index], boxes_BR4[image, anchor_index]
+        decoded = self.box2box_transform.apply_deltas(torch.cat(pred_anchor_deltas, dim=1)[image, anchor_index], anchor)
         weights = centerness(anchor, box)
         loss_box = (giou_loss(decoded, box) * weights).sum()
         loss_centerness = F.binary_cross_entropy_with_logits(
-            torch.cat(pred_centerness, dim=1).squeeze(2)[image, place].float(), weights, reduction="sum"
+            torch.cat(pred_centerness, dim=1).squeeze(2)[image, anchor_index].float(), weights, reduction="sum"
         )
         positives = mean_over_workers(weights.new_tensor(float(len(image))))
         return {
@@ -142,5 +142,5 @@ def build(settings: Detector, num_classes: int) -> ATSS:
         anchor_scale=settings.resolved_anchor_scale,
         test_score_thresh=0.2,
         test_nms_thresh=0.6,
-        **pixels(settings.backbone),
+        **pixel_mean_std(settings.backbone),
     )

@@ -30,7 +30,7 @@ GROUP_CHANNELS = 8
 """Channels a group at the standard 256 channels; a narrower head has fewer groups, not narrower ones."""
 
 
-def pixels(settings: Backbone) -> dict[str, Any]:
+def pixel_mean_std(settings: Backbone) -> dict[str, Any]:
     """``pixel_mean`` and ``pixel_std`` (BGR) of a meta-architecture: what the backbone's weights were trained with."""
     assumed = conventions(settings)
     return {"pixel_mean": assumed.pixel_mean, "pixel_std": assumed.pixel_std}
@@ -88,7 +88,7 @@ class LinearTransform(Box2BoxTransformLinear):
         return decoded
 
 
-def targets(matched: Tensor, instances: Instances, num_classes: int) -> tuple[Tensor, Tensor]:
+def matched_targets(matched: Tensor, instances: Instances, num_classes: int) -> tuple[Tensor, Tensor]:
     """Labels (R,) and boxes (R, 4) of the objects that ``matched`` (R,) names, -1 for none.
 
     Where nothing is matched the label is K (background) and the box zero; works for an image without objects.

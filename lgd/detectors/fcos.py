@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 
 from lgd.config.experiment import Detector
-from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixels
+from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixel_mean_std
 
 
 def build(settings: Detector, num_classes: int) -> FCOS:
@@ -21,5 +21,5 @@ def build(settings: Detector, num_classes: int) -> FCOS:
         num_classes=num_classes,
         test_score_thresh=0.2,
         test_nms_thresh=0.6,
-        **pixels(settings.backbone),
+        **pixel_mean_std(settings.backbone),
     )

@@ -19,7 +19,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lgd.config.experiment import Detector
-from lgd.detectors.common import LinearTransform, dense_head, dense_levels, dense_pyramid, pixels, targets
+from lgd.detectors.common import (
+    LinearTransform,
+    dense_head,
+    dense_levels,
+    dense_pyramid,
+    matched_targets,
+    pixel_mean_std,
+)
 from lgd.distributed.ranks import mean_over_workers
 
 
@@ -48,12 +55,12 @@ class POTO(FCOS):
         anchors_R4 = Boxes.cat(self.anchor_generator(features)).tensor
         boxes_BR4 = torch.stack([self.box2box_transform.apply_deltas(x, anchors_R4) for x in deltas_BR4])
         scores_BRK = logits_BRK.detach().float().sigmoid()
-        found = [
-            targets(self.match(self.quality(anchors_R4, scores, boxes, x)), x, self.num_classes)
+        targets = [
+            matched_targets(self.match(self.quality(anchors_R4, scores, boxes, x)), x, self.num_classes)
             for scores, boxes, x in zip(scores_BRK, boxes_BR4.detach(), gt_instances, strict=True)
         ]
-        labels_BR, wanted_BR4 = (torch.stack(x) for x in zip(*found, strict=True))
-        image, place = (labels_BR != self.num_classes).nonzero(as_tuple=True)
+        labels_BR, gt_boxes_BR4 = (torch.stack(x) for x in zip(*targets, strict=True))
+        image, location = (labels_BR != self.num_classes).nonzero(as_tuple=True)
         get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels_BR))
         loss_cls = sigmoid_focal_loss_jit(
             logits_BRK,
@@ -62,7 +69,7 @@ class POTO(FCOS):
             gamma=self.focal_loss_gamma,
             reduction="sum",
         )
-        loss_box = giou_loss(boxes_BR4[image, place], wanted_BR4[image, place], reduction="sum")
+        loss_box = giou_loss(boxes_BR4[image, location], gt_boxes_BR4[image, location], reduction="sum")
         positives = mean_over_workers(boxes_BR4.new_tensor(float(len(image))))
         return {"loss_cls": loss_cls / positives, "loss_box_reg": self.box_weight * loss_box / positives}
 
@@ -83,12 +90,12 @@ class POTO(FCOS):
         predicted = scores[:, instances.gt_classes].T
         overlap = pairwise_iou(instances.gt_boxes, Boxes(boxes))
         # A diverged prediction shall show in the loss, not stop the assignment.
-        worth = (predicted ** (1 - self.alpha) * overlap**self.alpha).nan_to_num(nan=0.0)
-        away = (locations[None] - instances.gt_boxes.get_centers()[:, None]).abs().amax(dim=2)
+        quality = (predicted ** (1 - self.alpha) * overlap**self.alpha).nan_to_num(nan=0.0)
+        distance = (locations[None] - instances.gt_boxes.get_centers()[:, None]).abs().amax(dim=2)
         inside = pairwise_point_box_distance(locations, instances.gt_boxes).amin(dim=2).T > 0
-        prior = inside & (away < self.center_sampling_radius * strides)
-        farthest = away.amax(dim=1, keepdim=True).clamp(min=1)
-        return torch.where(prior, worth, -1 - away / farthest)
+        prior = inside & (distance < self.center_sampling_radius * strides)
+        largest_distance = distance.amax(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(prior, quality, -1 - distance / largest_distance)
 
     @torch.no_grad()
     def match(self, quality: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ class POTO(FCOS):
         anchors = self.anchor_generator(features)
         results = []
         for i, image_size in enumerate(images.image_sizes):
-            found = self._decode_multi_level_predictions(
+            detections = self._decode_multi_level_predictions(
                 anchors,
                 [x[i].sigmoid() for x in logits],
                 [x[i] for x in deltas],
@@ -123,7 +130,9 @@ class POTO(FCOS):
                 self.test_topk_candidates,
                 image_size,
             )
-            results.append(found[found.scores.topk(min(len(found), self.max_detections_per_image)).indices])
+            results.append(
+                detections[detections.scores.topk(min(len(detections), self.max_detections_per_image)).indices]
+            )
         return results
 
 
@@ -135,5 +144,5 @@ def build(settings: Detector, num_classes: int) -> POTO:
         head_in_features=dense_levels(settings)[0],
         num_classes=num_classes,
         test_score_thresh=0.05,
-        **pixels(settings.backbone),
+        **pixel_mean_std(settings.backbone),
     )

@@ -21,7 +21,7 @@ from detectron2.modeling.roi_heads import (
 
 from lgd.config.experiment import Detector
 from lgd.detectors.backbones import build_fpn
-from lgd.detectors.common import head_norm, pixels
+from lgd.detectors.common import head_norm, pixel_mean_std
 
 FEATURES = ("p2", "p3", "p4", "p5", "p6")
 STRIDES = (4, 8, 16, 32, 64)
@@ -99,7 +99,7 @@ def _build(settings: Detector, num_classes: int, masks: dict[str, Any]) -> Gener
         backbone=build_fpn(settings.backbone, settings.channels, ["res2", "res3", "res4", "res5"], LastLevelMaxPool()),
         proposal_generator=proposals,
         roi_heads=heads,
-        **pixels(settings.backbone),
+        **pixel_mean_std(settings.backbone),
         input_format="BGR",
     )
 

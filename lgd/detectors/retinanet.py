@@ -8,7 +8,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
 from lgd.config.experiment import Detector
-from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixels
+from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixel_mean_std
 
 
 def build(settings: Detector, num_classes: int) -> RetinaNet:
@@ -31,5 +31,5 @@ def build(settings: Detector, num_classes: int) -> RetinaNet:
         box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
         anchor_matcher=Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True),
         num_classes=num_classes,
-        **pixels(settings.backbone),
+        **pixel_mean_std(settings.backbone),
     )

@@ -24,18 +24,20 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-OVERLAPS = 32 * 2**20
-"""IoUs that are worked on at once: images are taken together as long as theirs are not more."""
+MAX_IOUS = 32 * 2**20
+"""IoUs that are computed at once: as many images as have no more together."""
 
-SIZES = 32
-"""Sizes of pyramids whose anchors are kept: 3 MiB each at the paper's size."""
+CACHED_GRIDS = 32
+"""Sizes of feature pyramids whose anchors are kept: 3 MiB each at the paper's size."""
 
 LOG_PERIOD = 20
 """Steps between two logged numbers of positives on a GPU, each of which is waited for."""
 
 
 def use_fast_losses(detector: nn.Module) -> nn.Module:
-    """Give detectron2's own RetinaNet the methods of this module; any other detector, and a subclass, stays as it is.
+    """Replace two methods of detectron2's own RetinaNet by those of this module; returns ``detector``.
+
+    Any other detector, and a subclass, stays as it is.
 
     The class, the parameters and their names stay. Box losses other than smooth L1 on the standard coding stay, too.
     """
@@ -52,29 +54,29 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
         target.label_anchors = partial(label_anchors, detector)
         target.losses = partial(losses, detector)
         if type(target.anchor_generator) is DefaultAnchorGenerator:
-            target.anchor_generator._grid_anchors = _Anchors(target.anchor_generator)
+            target.anchor_generator._grid_anchors = _CachedGridAnchors(target.anchor_generator)
     return detector
 
 
-class _Anchors:
-    """An anchor generator's anchors of every size of pyramid that came up lately.
+class _CachedGridAnchors:
+    """An anchor generator's anchors of the last ``CACHED_GRIDS`` sizes of feature pyramids.
 
     detectron2 makes them anew in each pass, on the CPU first, and waits for the copies.
     """
 
     def __init__(self, generator: DefaultAnchorGenerator) -> None:
         self._generator = generator
-        self._known: OrderedDict[Any, list[Tensor]] = OrderedDict()
+        self._cache: OrderedDict[Any, list[Tensor]] = OrderedDict()
 
     def __call__(self, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-        cells = next(self._generator.cell_anchors.buffers())
-        key = (tuple(tuple(x) for x in grid_sizes), cells.device, cells.dtype)
-        if key not in self._known:
-            self._known[key] = DefaultAnchorGenerator._grid_anchors(self._generator, grid_sizes)
-            if len(self._known) > SIZES:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return list(self._known[key])
+        cell_anchors = next(self._generator.cell_anchors.buffers())
+        key = (tuple(tuple(x) for x in grid_sizes), cell_anchors.device, cell_anchors.dtype)
+        if key not in self._cache:
+            self._cache[key] = DefaultAnchorGenerator._grid_anchors(self._generator, grid_sizes)
+            if len(self._cache) > CACHED_GRIDS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return list(self._cache[key])
 
 
 @torch.no_grad()
@@ -82,7 +84,7 @@ def label_anchors(
     detector: Any, anchors: list[Boxes], gt_instances: list[Instances]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Labels (R,) of every image, K for background and -1 for what is ignored, and the matched boxes (R, 4)."""
-    every = Boxes.cat(anchors).tensor
+    anchors_R4 = Boxes.cat(anchors).tensor
     boxes_BN4 = pad_sequence([x.gt_boxes.tensor for x in gt_instances], batch_first=True)
     classes_BN = pad_sequence([x.gt_classes for x in gt_instances], batch_first=True)
     valid_BN = pad_sequence([torch.ones_like(x.gt_classes, dtype=torch.bool) for x in gt_instances], batch_first=True)
@@ -90,42 +92,47 @@ def label_anchors(
         boxes_BN4, classes_BN, valid_BN = (
             x.new_zeros(len(x), 1, *x.shape[2:]) for x in (boxes_BN4, classes_BN, valid_BN)
         )
-    together = max(1, OVERLAPS // (boxes_BN4.shape[1] * len(every)))
-    labels: list[Tensor] = []
-    matched: list[Tensor] = []
+    images_at_once = max(1, MAX_IOUS // (boxes_BN4.shape[1] * len(anchors_R4)))
+    gt_labels: list[Tensor] = []
+    matched_boxes: list[Tensor] = []
     for boxes, classes, valid in zip(
-        boxes_BN4.split(together), classes_BN.split(together), valid_BN.split(together), strict=True
+        boxes_BN4.split(images_at_once), classes_BN.split(images_at_once), valid_BN.split(images_at_once), strict=True
     ):
-        places, kinds = match(detector.anchor_matcher, overlaps(boxes, every, valid), valid)
-        found = classes.gather(1, places)
-        found = torch.where(kinds == 0, detector.num_classes, torch.where(kinds == -1, -1, found))
-        labels += found.unbind()
-        matched += boxes.gather(1, places[..., None].expand(-1, -1, 4)).unbind()
-    return labels, matched
+        matched_idxs, match_labels = match_anchors(
+            detector.anchor_matcher, batched_iou(boxes, anchors_R4, valid), valid
+        )
+        labels = classes.gather(1, matched_idxs)
+        labels = torch.where(match_labels == 0, detector.num_classes, torch.where(match_labels == -1, -1, labels))
+        gt_labels += labels.unbind()
+        matched_boxes += boxes.gather(1, matched_idxs[..., None].expand(-1, -1, 4)).unbind()
+    return gt_labels, matched_boxes
 
 
-def overlaps(boxes_BN4: Tensor, anchors_R4: Tensor, valid_BN: Tensor) -> Tensor:
-    """IoU (B, N, R) of objects and anchors, by detectron2's arithmetic; -1 for padding."""
+def batched_iou(boxes_BN4: Tensor, anchors_R4: Tensor, valid_BN: Tensor) -> Tensor:
+    """IoU (B, N, R) of objects and anchors, by the arithmetic of detectron2's pairwise_iou; -1 for padding."""
     x1, y1, x2, y2 = boxes_BN4[:, :, None].unbind(-1)
     left, top, right, bottom = anchors_R4.unbind(-1)
     width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)
     height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
-    shared = width.mul_(height)
+    intersection = width.mul_(height)
     areas = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)
-    iou = torch.where(shared > 0, shared / areas.sub_(shared), 0.0)
+    iou = torch.where(intersection > 0, intersection / areas.sub_(intersection), 0.0)
     return iou.masked_fill_(~valid_BN[..., None], -1)
 
 
-def match(matcher: Any, iou_BNR: Tensor, valid_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """As detectron2's Matcher: the object of each anchor (B, R) and the kind of the match (B, R), 1, 0 or -1."""
-    value, place = iou_BNR.max(dim=1)
-    kind = torch.full_like(place, matcher.labels[0])
+def match_anchors(matcher: Any, iou_BNR: Tensor, valid_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """What detectron2's Matcher returns, of a batch: matched indices (B, R) of objects and match labels (B, R).
+
+    The labels are 1 for positive, 0 for background, -1 for ignored.
+    """
+    best_iou, matched_idxs = iou_BNR.max(dim=1)
+    match_labels = torch.full_like(matched_idxs, matcher.labels[0])
     for label, low in zip(matcher.labels[1:], matcher.thresholds[1:], strict=False):
-        kind = torch.where(value >= low, label, kind)
+        match_labels = torch.where(best_iou >= low, label, match_labels)
     if matcher.allow_low_quality_matches:
-        best = iou_BNR.amax(dim=2, keepdim=True).masked_fill(~valid_BN[..., None], 2)
-        kind = torch.where((iou_BNR == best).any(dim=1), 1, kind)
-    return place, kind
+        highest = iou_BNR.amax(dim=2, keepdim=True).masked_fill(~valid_BN[..., None], 2)
+        match_labels = torch.where((iou_BNR == highest).any(dim=1), 1, match_labels)
+    return matched_idxs, match_labels
 
 
 def losses(
@@ -153,26 +160,26 @@ def losses(
         )
         start += logits_BrK.shape[1]
     anchors_R4 = Boxes.cat(anchors).tensor
-    wanted_BR4 = deltas(anchors_R4, torch.where(positive_BR[..., None], boxes_BR4, anchors_R4), detector)
-    off = smooth_l1_loss(torch.cat(pred_anchor_deltas, dim=1), wanted_BR4, beta=detector.smooth_l1_beta)
-    regression = torch.where(positive_BR[..., None], off, 0.0).sum()
+    gt_deltas_BR4 = box_deltas(anchors_R4, torch.where(positive_BR[..., None], boxes_BR4, anchors_R4), detector)
+    each = smooth_l1_loss(torch.cat(pred_anchor_deltas, dim=1), gt_deltas_BR4, beta=detector.smooth_l1_beta)
+    regression = torch.where(positive_BR[..., None], each, 0.0).sum()
     return {"loss_cls": classification / normalizer, "loss_box_reg": regression / normalizer}
 
 
-def deltas(anchors: Tensor, boxes: Tensor, detector: Any) -> Tensor:
-    """Box2BoxTransform.get_deltas (..., 4) of boxes that all have an area, which the device is not asked about."""
-    sizes, wanted = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
-    moved = (boxes[..., :2] + 0.5 * wanted) - (anchors[..., :2] + 0.5 * sizes)
-    parts = torch.cat([moved / sizes, (wanted / sizes).log()], dim=-1)
+def box_deltas(anchors: Tensor, boxes: Tensor, detector: Any) -> Tensor:
+    """Box2BoxTransform.get_deltas (..., 4), without its check of the boxes' areas, which would wait for the device."""
+    sizes, box_sizes = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + 0.5 * box_sizes) - (anchors[..., :2] + 0.5 * sizes)
+    parts = torch.cat([shift / sizes, (box_sizes / sizes).log()], dim=-1)
     # Numbers of the host: a tensor of them would be a copy to wait for.
     return torch.stack([x * w for x, w in zip(parts.unbind(-1), detector.box2box_transform.weights, strict=True)], -1)
 
 
 class FocalLoss(torch.autograd.Function):
-    """Sum of the sigmoid focal loss (Lin et al., ICCV 2017, equation 5), which works out its gradient on the way.
+    """Sum of the sigmoid focal loss (Lin et al., ICCV 2017, equation 5); its gradient is computed in the forward pass.
 
     logits (B, r, K) in any floating type; labels (B, r) long: K for background, -1 for rows without a loss. Every
-    class is counted as absent first; the present ones, one a row, are then set right. The sum is in float32, and so is
+    class is counted as absent first; the present ones, one a row, are then corrected. The sum is in float32, and so is
     the gradient that is kept, but for bfloat16 logits, whose own it is.
     """
 
@@ -188,17 +195,17 @@ class FocalLoss(torch.autograd.Function):
             total = ((weight * penalty).sum(-1, keepdim=True) * counted).sum() * (1 - alpha)
             s, p, w = (y.gather(-1, label) for y in (score, penalty, weight))
             # softplus(-x) = softplus(x) - x
-            missed, rest = p - x.gather(-1, label), (1 - s).pow(gamma)
-            total = total + ((alpha * rest * missed - (1 - alpha) * w * p) * present).sum()
+            log_loss, modulation = p - x.gather(-1, label), (1 - s).pow(gamma)
+            total = total + ((alpha * modulation * log_loss - (1 - alpha) * w * p) * present).sum()
             if ctx.needs_input_grad[0]:
-                slope = penalty.mul_(1 - score).mul_(gamma).add_(score).mul_(weight).mul_((1 - alpha) * counted)
-                right = -alpha * rest * (gamma * s * missed + 1 - s)
-                slope.scatter_(-1, label, torch.where(present, right, slope.gather(-1, label)))
-                ctx.save_for_backward(slope.to(logits.dtype if logits.dtype is torch.bfloat16 else torch.float32))
+                gradient = penalty.mul_(1 - score).mul_(gamma).add_(score).mul_(weight).mul_((1 - alpha) * counted)
+                of_present = -alpha * modulation * (gamma * s * log_loss + 1 - s)
+                gradient.scatter_(-1, label, torch.where(present, of_present, gradient.gather(-1, label)))
+                ctx.save_for_backward(gradient.to(logits.dtype if logits.dtype is torch.bfloat16 else torch.float32))
                 ctx.dtype = logits.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (slope,) = ctx.saved_tensors
-        return (slope * grads[0]).to(ctx.dtype), None, None, None
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0]).to(ctx.dtype), None, None, None

@@ -65,8 +65,8 @@ class Swin(SwinTransformer):
 
     def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         """Feature maps by stage name, finest first."""
-        found = super().forward(images_B3HW)
-        return {name: found[p] for p, name in self._names.items()}
+        features = super().forward(images_B3HW)
+        return {name: features[p] for p, name in self._names.items()}
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

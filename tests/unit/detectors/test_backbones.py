@@ -29,9 +29,9 @@ from lgd.config.experiment import Backbone, Detector
 from lgd.config.phases import Phases
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up, build_fpn, out_channels
+from lgd.detectors.conventions import conventions
 from lgd.detectors.deformable import DeformableBottleneck, ModulatedDeformConv
 from lgd.detectors.swin import Swin
-from lgd.detectors.weights import conventions
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features, inject_features
 from lgd.methods.label_guided.distance import DistillationDistance

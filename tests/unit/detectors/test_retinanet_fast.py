@@ -1,4 +1,4 @@
-"""RetinaNet's quick losses and matches against detectron2's own."""
+"""RetinaNet's fast losses and matches against detectron2's own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lgd.detectors.retinanet_fast import FocalLoss, use_fast_losses
 from tests.helpers import CLASSES, batch, instances, tiny_detector
 
 
-@pytest.mark.parametrize("together", [1, 10**9])
+@pytest.mark.parametrize("max_ious", [1, 10**9])
 @pytest.mark.parametrize("counts", [[3, 0, 40], [0, 0, 0], [1, 2, 3]])
-def test_labels_are_detectron2s(counts: list[int], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retinanet_fast, "OVERLAPS", together)
+def test_labels_are_detectron2s(counts: list[int], max_ious: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retinanet_fast, "MAX_IOUS", max_ious)
     detector = tiny_detector()
     found = instances(counts, (64, 96))
     # A box that no anchor overlaps: every anchor is then its best one, by detectron2's rule.
@@ -28,20 +28,20 @@ def test_labels_are_detectron2s(counts: list[int], together: int, monkeypatch: p
     sizes = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
     anchors = detector.anchor_generator([torch.zeros(1, 1, *x) for x in sizes])
     labels, boxes = RetinaNet.label_anchors(detector, anchors, found)
-    quick_labels, quick_boxes = retinanet_fast.label_anchors(detector, anchors, found)
-    for ours, theirs, our_boxes, their_boxes in zip(quick_labels, labels, quick_boxes, boxes, strict=True):
+    fast_labels, fast_boxes = retinanet_fast.label_anchors(detector, anchors, found)
+    for ours, theirs, our_boxes, their_boxes in zip(fast_labels, labels, fast_boxes, boxes, strict=True):
         assert torch.equal(ours, theirs)
         positive = (ours >= 0) & (ours < CLASSES)
         assert torch.equal(our_boxes[positive], their_boxes[positive])
-    assert set(torch.cat(quick_labels).tolist()) > ({-1, CLASSES} if any(counts) else set())
+    assert set(torch.cat(fast_labels).tolist()) > ({-1, CLASSES} if any(counts) else set())
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 5], [0, 0]])
 def test_losses_and_gradients_are_detectron2s(counts: list[int]) -> None:
     found: list[Any] = []
-    for quickly in (False, True):
+    for fast in (False, True):
         detector = tiny_detector().double()
-        if quickly:
+        if fast:
             use_fast_losses(detector)
         assert type(detector) is RetinaNet
         with EventStorage(0) as storage:
@@ -87,7 +87,7 @@ def test_focal_loss(gamma: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.grad.double(), reference.grad * 3, rtol=rtol, atol=1e-6)
 
 
-def test_only_the_stock_class_is_hastened() -> None:
+def test_only_detectron2s_own_class_is_changed() -> None:
     class Own(RetinaNet):
         pass
 
@@ -106,16 +106,16 @@ def test_only_the_stock_class_is_hastened() -> None:
 
 
 def test_anchors_are_made_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retinanet_fast, "SIZES", 2)
-    plain, hastened = tiny_detector(), tiny_detector()
-    use_fast_losses(hastened)
+    monkeypatch.setattr(retinanet_fast, "CACHED_GRIDS", 2)
+    plain, fast = tiny_detector(), tiny_detector()
+    use_fast_losses(fast)
     for side in (64, 96, 64, 128, 64, 32):
         maps = [torch.zeros(1, 1, side // s, side // s) for s in (8, 16, 32, 64, 128) if side >= s]
         maps += [torch.zeros(1, 1, 1, 1)] * (5 - len(maps))
-        for ours, theirs in zip(hastened.anchor_generator(maps), plain.anchor_generator(maps), strict=True):
+        for ours, theirs in zip(fast.anchor_generator(maps), plain.anchor_generator(maps), strict=True):
             assert torch.equal(ours.tensor, theirs.tensor)
-    assert len(hastened.anchor_generator._grid_anchors._known) == 2
-    assert torch.equal(copy.deepcopy(hastened).anchor_generator(maps)[0].tensor, plain.anchor_generator(maps)[0].tensor)
+    assert len(fast.anchor_generator._grid_anchors._cache) == 2
+    assert torch.equal(copy.deepcopy(fast).anchor_generator(maps)[0].tensor, plain.anchor_generator(maps)[0].tensor)
 
 
 def test_matches_at_the_thresholds_and_ties() -> None:
