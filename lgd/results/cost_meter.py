@@ -1,24 +1,25 @@
-"""What a run costs: the one place where its figures are defined.
+"""What a training costs: the one place where the figures of a record are defined.
 
-A *second* is wall-clock time, and counts for the innermost phase that it falls in:
+A *second* is a second of wall-clock time. It counts for one phase, the innermost that is running:
 
-- ``setup``: all before the first step (data, model, optimiser, a checkpoint read back), and once more after a restart;
-- ``training``: the steps, waiting for data included;
+- ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart;
+- ``training``: the steps, time spent waiting for data included;
 - ``evaluation``: inference and scoring;
 - ``checkpoint``: writing checkpoints;
-- ``lost``: work that an attempt did after its last checkpoint, before it was killed.
+- ``lost``: what an attempt did after its last checkpoint before it was killed.
 
-A *device-second* is a second times the devices that the run held (GPUs, a part of one where trials share it; worker
-processes where there is none), and GPU-hours are device-seconds / 3600. *Within training*, ``waiting`` is how long the
-steps stood still for data, and ``first_steps`` the first FIRST_STEPS of every attempt, with allocation, kernel choice
-and compilation: a steady step's time leaves these out. *Joules* are what NVML's energy counters gained, all devices
-together; the mean power of a phase is its joules over its device-seconds. *Peak memory* is the largest of all devices
-and attempts, MiB:
-``device`` what torch allocated on a GPU, ``host`` what was resident. *Pre-training* is a frozen teacher's own run, with
-a record of its own.
+A *device-second* is a second times the number of devices that the training held: GPUs (0.5 where two trials share one),
+or worker processes where there is no GPU. GPU-hours are device-seconds / 3600. *Within training* two sums are kept:
+``data_wait``, the time that steps waited for the data loader, and ``first_steps``, the first FIRST_STEPS steps of every
+attempt, in which memory is allocated and kernels are chosen or compiled. Both are left out of the time of a step.
+*Joules* are the increase of NVML's energy counters, summed over the devices; joules / device-seconds is the mean power.
+*Peak memory*, in MiB, is the largest over devices and attempts: ``device`` is what torch had allocated on a GPU,
+``host`` the resident set size of the process.
 
-A meter lives in the run's checkpoints. Between them, from when its model is built, it leaves its totals in a file every
-few seconds, so that an attempt which is killed is still accounted for.
+The meter's totals are part of every checkpoint. In between, a thread writes them to a file about once a second (see
+:class:`Heartbeat`), so that an attempt which is killed is accounted for.
+
+This module does not import torch: reading what a training cost must not take the seconds that this takes.
 """
 
 from __future__ import annotations
@@ -33,37 +34,38 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from lgd.files import write_text
+
+if TYPE_CHECKING:
+    import torch
 
 Phase = Literal["setup", "training", "evaluation", "checkpoint", "lost"]
 PHASES: tuple[Phase, ...] = ("setup", "training", "evaluation", "checkpoint", "lost")
 
-Part = Literal["waiting", "first_steps"]
-"""Of training."""
+WithinTraining = Literal["data_wait", "first_steps"]
+"""Sums that are kept besides the phases; their seconds are part of the phase ``training``."""
 
 FIRST_STEPS = 5
-"""Steps after a start that do not count as steady."""
+"""Steps after a start that do not count for the time of a step."""
 
 HEARTBEAT_PERIOD = 1.0
-"""Seconds between two writings of a running attempt's totals: at most so much of a killed one goes unseen."""
+"""Seconds between two writes of a running attempt's totals: at most this much of a killed attempt is not counted."""
 
 HEARTBEAT_FILE = "meter.json"
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What attempts at a run, ``attempts`` of them, cost in all."""
+    """What all attempts at a training cost so far. ``attempts``: how many there were."""
 
     device_seconds: float = 0.0
     joules: float = 0.0
     attempts: int = 0
 
-    def beyond(self, saved: Mapping[str, Any]) -> Spent:
-        """What of it is not in the :meth:`Meter.state` that a checkpoint saved: lost work."""
+    def since_checkpoint(self, saved: Mapping[str, Any]) -> Spent:
+        """The part that came after the checkpoint whose :meth:`CostMeter.state` is ``saved``: the lost work."""
         return Spent(
             max(0.0, self.device_seconds - math.fsum(saved["device_seconds"].values())),
             max(0.0, self.joules - math.fsum(saved["joules"].values())),
@@ -71,11 +73,11 @@ class Spent:
         )
 
 
-class Meter:
+class CostMeter:
     """Wall-clock seconds, device-seconds and joules by phase. ``clock`` and ``energy`` are replaceable for tests.
 
-    devices: how many the run holds. energy: joules that this process's device has used since some moment; None where
-    that is not measured.
+    devices: how many the training holds. energy: returns a counter of the joules that this process's device has used;
+    None where it cannot be measured.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Meter:
         self.attempts = 1
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.device_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.within_training: dict[str, float] = {"waiting": 0.0, "first_steps": 0.0}
+        self.within_training: dict[str, float] = {"data_wait": 0.0, "first_steps": 0.0}
         self.joules: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self._clock, self._energy = clock, energy
@@ -99,7 +101,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Count the block as ``name``; an outer phase pauses meanwhile."""
+        """Count the time of the block for the phase ``name``; an outer phase is paused meanwhile."""
         self._settle()
         self._stack.append(name)
         try:
@@ -108,16 +110,16 @@ class Meter:
             self._settle()
             self._stack.pop()
 
-    def part(self, name: Part, seconds: float) -> None:
-        """Seconds of a training that went on ``name``; they count as training already."""
+    def add_within_training(self, name: WithinTraining, seconds: float) -> None:
+        """Add to one of the sums within training. The phase ``training`` counts these seconds as well."""
         self.within_training[name] += seconds
 
     def total(self) -> float:
-        """Device-seconds of every phase up to now, from any thread."""
+        """Device-seconds of all phases up to now. May be called from any thread."""
         return self.spent().device_seconds
 
     def spent(self) -> Spent:
-        """All up to now, this process's joules among it, from any thread."""
+        """Device-seconds, joules of this process and attempts up to now. May be called from any thread."""
         joules = self._energy() if self._energy else 0.0
         with self._lock:
             running, gained = 0.0, 0.0
@@ -130,9 +132,9 @@ class Meter:
             )
 
     def state(self) -> dict[str, Any]:
-        """All totals up to now as plain values. The phase that is running goes on."""
+        """All totals up to now as plain values, for a checkpoint. The running phase goes on."""
         self._settle()
-        self._see_peaks()
+        self.peaks = _largest(self.peaks, peak_memory_mib())
         return {
             "seconds": dict(self.seconds),
             "device_seconds": dict(self.device_seconds),
@@ -143,7 +145,7 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier attempt's :meth:`state`; what this one counted so far is added to it."""
+        """Add an earlier attempt's :meth:`state` to what this attempt has counted so far."""
         for mine, theirs in (
             (self.seconds, state["seconds"]),
             (self.device_seconds, state["device_seconds"]),
@@ -155,8 +157,8 @@ class Meter:
         self.peaks = _largest(self.peaks, state["peaks"])
         self.attempts = state["attempts"] + 1
 
-    def lose(self, spent: Spent) -> None:
-        """Add what earlier attempts did in vain."""
+    def add_lost_work(self, spent: Spent) -> None:
+        """Count what earlier attempts did after their last checkpoint for the phase ``lost``."""
         self.device_seconds["lost"] += spent.device_seconds
         self.seconds["lost"] += spent.device_seconds / self.devices
         if spent.joules:
@@ -164,9 +166,10 @@ class Meter:
         self.attempts = spent.attempts + 1
 
     def _settle(self) -> None:
-        # Work still queued on the GPU belongs to the phase that queued it.
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        # Kernels that are still queued on the GPU belong to the phase that launched them.
+        cuda = _initialized_cuda()
+        if cuda is not None:
+            cuda.synchronize()
         joules = self._energy() if self._energy else 0.0
         with self._lock:
             now = self._clock()
@@ -178,23 +181,20 @@ class Meter:
                     self.joules[phase] = self.joules.get(phase, 0.0) + joules - self._joules_since
             self._since, self._joules_since = now, joules
 
-    def _see_peaks(self) -> None:
-        self.peaks = _largest(self.peaks, peak_memory_mib())
-
 
 class Heartbeat:
-    """While its block runs, a thread leaves a meter's total in ``directory``/meter.json every few seconds.
+    """While the block runs, a thread writes the meter's total to ``directory``/meter.json about once a second.
 
-    fingerprint: of the run, so that another run's file is not taken for this one's.
+    fingerprint: of the training, so that the file of another training is not taken for this one's.
     """
 
-    def __init__(self, meter: Meter, directory: Path, fingerprint: str) -> None:
+    def __init__(self, meter: CostMeter, directory: Path, fingerprint: str) -> None:
         self._meter, self._path, self._fingerprint = meter, directory / HEARTBEAT_FILE, fingerprint
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def earlier(self) -> Spent:
-        """What earlier attempts of this run left word of; nothing where there were none."""
+        """What earlier attempts at this training cost; zero where there were none."""
         return read_heartbeat(self._path.parent, self._fingerprint)
 
     def __enter__(self) -> Heartbeat:
@@ -213,15 +213,16 @@ class Heartbeat:
 
     def _write(self) -> None:
         described = {"fingerprint": self._fingerprint, **asdict(self._meter.spent())}
-        # A full disk shall end a run where it matters, not here.
+        # A full disk ends a training where it writes a checkpoint or the record, not here.
         with suppress(OSError):
             write_text(self._path, json.dumps(described) + "\n")
 
 
 def read_heartbeat(directory: Path, fingerprint: str = "") -> Spent:
-    """What the attempts at the run in ``directory`` cost so far, by the file that they leave.
+    """What the attempts at the training in ``directory`` cost so far, read from the file that they write.
 
-    fingerprint: the run's, where that is known; another's file says nothing.
+    fingerprint: of the training, where it is known: the file of another training then counts as none. Returns a zero
+    Spent where there is no file or it cannot be read.
     """
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((directory / HEARTBEAT_FILE).read_text(encoding="utf-8"))
@@ -232,28 +233,30 @@ def read_heartbeat(directory: Path, fingerprint: str = "") -> Spent:
 
 
 def gpu_energy(device: torch.device, share: float = 1.0) -> Callable[[], float] | None:
-    """Reader of the joules that a CUDA device has used since its driver started; None where NVML cannot say.
+    """A function that returns the joules which a CUDA device has used since its driver was loaded.
 
-    share: the part of the device that is this process's, to which a part of its joules is put down.
+    None where NVML cannot tell. share: the part of the device that this process holds; its joules are that part.
     """
     if device.type != "cuda":
         return None
     try:
         import pynvml
+        import torch  # not at the top: see the module's docstring
 
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no NVML, no permission, a GPU without the counter: energy is a bonus
+    except Exception:  # no NVML, no permission, a GPU without this counter: the record then has no joules
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3 * share
 
 
 def reset_peak_memory() -> None:
-    """Start the peaks anew, so that a process that runs several trainings reports each one's own."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    """Reset the peaks, so that a process which runs several trainings reports each one's own."""
+    cuda = _initialized_cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
     # Where this is not Linux, or not allowed, the host's peak is that of the process so far.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -262,9 +265,17 @@ def reset_peak_memory() -> None:
 def peak_memory_mib() -> dict[str, float]:
     """Largest memory since the last reset, MiB: ``host`` (resident) and, with a GPU, ``device`` (allocated)."""
     peaks = {"host": _host_peak_mib()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peaks["device"] = torch.cuda.max_memory_allocated() / 2**20
+    cuda = _initialized_cuda()
+    if cuda is not None:
+        peaks["device"] = cuda.max_memory_allocated() / 2**20
     return peaks
+
+
+def _initialized_cuda() -> Any:
+    """``torch.cuda`` where this process uses a GPU, else None."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return cuda if cuda is not None and cuda.is_available() and cuda.is_initialized() else None
 
 
 def _host_peak_mib() -> float:

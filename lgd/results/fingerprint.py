@@ -1,7 +1,7 @@
-"""What a run would train, read back from what was built for it.
+"""The fingerprint of a training: a hash of what was built for it.
 
-Two descriptions that build the same thing have the same fingerprint, whatever their names and settings say; so a
-setting that silently does nothing shows as two arms with one fingerprint.
+Two experiments that build the same model, optimiser and data have the same fingerprint, whatever their names and
+settings say. So a setting that has no effect shows: its arm has the fingerprint of another.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from lgd.results.record import FINGERPRINT_VERSION
+
 _DEPTH = 3
 _SKIPPED = {"training"}
 
+__all__ = ["FINGERPRINT_VERSION", "fingerprint"]
+
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, **rest: object) -> str:
-    """16 hex digits over the modules (types, shapes, public settings), optimiser groups and ``rest``.
+    """16 hex digits, a hash of the modules (classes, shapes, public attributes), the optimiser's groups and ``rest``.
 
-    ``rest`` is what lies outside the model (data, schedule, seed, precision), as plain values.
+    ``rest`` is what lies outside the model (data, schedule, seed, precision), as plain values. Fingerprints of
+    different FINGERPRINT_VERSION cannot be compared.
     """
     described = {
         "modules": [[name, _type(module), _public(module)] for name, module in model.named_modules()],
-        # Anchors and pixel statistics are settings that are kept as buffers; persistent ones are learnt.
+        # Non-persistent buffers hold settings, such as anchors and pixel statistics; persistent ones are learnt.
         "buffers": [
             [f"{name}.{buffer}", _digest(value)]
             for name, module in model.named_modules()
@@ -51,10 +56,13 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 def _type(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    """A class's top-level package and name, such as ``lgd.Distiller``: moving it to another module changes nothing."""
+    package = type(value).__module__.partition(".")[0]
+    return f"{package}.{type(value).__qualname__}"
 
 
 def _public(value: object, depth: int = 0) -> dict[str, Any]:
+    """The public attributes of ``value`` that are plain data."""
     found = {}
     for name, attribute in vars(value).items():
         if name.startswith("_") or name in _SKIPPED:
@@ -66,7 +74,7 @@ def _public(value: object, depth: int = 0) -> dict[str, Any]:
 
 
 def _value(value: object, depth: int) -> Any:
-    """``value`` as plain JSON data; None for what has no settings to read (or lies too deep)."""
+    """``value`` as plain JSON data; None for what has no settings to read or is nested deeper than _DEPTH."""
     if isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (nn.Module, torch.Tensor)) or depth > _DEPTH:

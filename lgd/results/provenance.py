@@ -1,17 +1,20 @@
-"""What a result came from: versions, hardware, commit."""
+"""Where a result comes from: versions, hardware, commit and time.
+
+torch and detectron2 are imported by the functions that need them: a command that only names a commit or a time must not
+take the seconds that their import takes.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import detectron2
 import psutil
-import torch
 
 import lgd
 
@@ -20,7 +23,9 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pycocotools", "fv
 
 @cache
 def versions() -> dict[str, str]:
-    """Version of Python, of this suite and of every package that computes something."""
+    """Versions of Python, of this suite and of the packages that its numbers depend on."""
+    import detectron2
+
     found = {
         "python": platform.python_version(),
         "lgd": lgd.__version__,
@@ -37,6 +42,8 @@ def versions() -> dict[str, str]:
 @cache
 def hardware() -> dict[str, str]:
     """Host, processor, memory and GPU (``none`` without one)."""
+    import torch
+
     gpu = "none"
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -52,13 +59,18 @@ def hardware() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of this checkout, with ``+changes`` when the tree differs from it; ``unknown`` outside one."""
+    """Commit of this checkout, with ``+changes`` when the working tree differs; ``unknown`` where there is none."""
     root = Path(lgd.__file__).parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return f"{commit}+changes" if _git(root, "status", "--porcelain") else commit
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git(root: Path, *arguments: str) -> str:

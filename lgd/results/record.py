@@ -1,4 +1,4 @@
-"""The record of one run: a versioned schema, written atomically."""
+"""The record of one training: a versioned schema, written atomically."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from lgd.config.experiment import Experiment, Settings, explain
 from lgd.errors import InputError
 from lgd.files import write_text
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "record.json"
+
+FINGERPRINT_VERSION = 2
+"""Of the rule by which :func:`lgd.results.fingerprint.fingerprint` makes its hash. Raised when that rule changes.
+
+1: classes by module and name, as in records of schema 1 and 2. 2: by top-level package and name.
+"""
 
 Curve = list[tuple[int, float]]
 """(step, value) points; a step counts from 1."""
 
 
 class Scores(Settings):
-    """COCO AP in percent, of boxes or of masks.
-
-    mMR: log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class. VOC: Pascal
-    VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see scoring.py). None where a number is not defined
-    (no object of that size or class in the split).
-    """
+    """COCO AP in percent, of boxes or of masks. None where a number is undefined: no such object in the split."""
 
     AP: FiniteFloat | None
     AP50: FiniteFloat | None
@@ -34,16 +35,14 @@ class Scores(Settings):
     APm: FiniteFloat | None
     APl: FiniteFloat | None
     mMR: FiniteFloat | None = None  # noqa: N815  the measure's name
+    """Log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class."""
     VOC: FiniteFloat | None = None
+    """Pascal VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see lgd/evaluation/scoring.py)."""
     per_class: dict[str, FiniteFloat | None] = Field(default_factory=dict)
 
 
 class EvaluationPoint(Settings):
-    """Scores reached while training, after ``step`` steps (see Record for their names).
-
-    attention: how far the teacher's objects attend to their own label, from 0 (all labels of the image alike) to 1.
-    label_use: how far its features follow the objects' classes, from 0 (not at all) to 1 (see lgd/methods/label_guided/label_use.py).
-    """
+    """The scores after ``step`` training steps (see Record for their names)."""
 
     step: int
     student: Scores
@@ -51,84 +50,111 @@ class EvaluationPoint(Settings):
     student_mask: Scores | None = None
     teacher_mask: Scores | None = None
     attention: float | None = None
+    """How much the teacher's objects attend to their own label: 0 (to all labels of the image alike) to 1."""
     label_use: float | None = None
+    """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
 
 
 class Pretraining(Settings):
-    """The training of a frozen teacher, which a run with one uses and always answers for.
-
-    fingerprint: of the teacher's training. AP: box AP that it reached, percent. device_seconds: all that it cost, by
-    phase (see meter.py). reused: it was there before this run. shared_by: the runs that have used it up to this
-    one, itself included.
-    """
+    """The training of a frozen teacher: part of the cost of every training that uses it."""
 
     fingerprint: str
+    """Of the teacher's training."""
     backbone: str
     steps: int
     AP: FiniteFloat | None
+    """Box AP that the teacher reached, percent."""
     device_seconds: dict[str, FiniteFloat]
+    """What its training cost, by phase (see lgd/results/cost_meter.py)."""
     joules: dict[str, FiniteFloat] = Field(default_factory=dict)
     reused: bool
+    """Whether the teacher was trained before this training began."""
     shared_by: Annotated[int, Field(ge=1)] = 1
+    """How many trainings have used it up to this one, this one included."""
 
     @property
     def full(self) -> float:
-        """Device-seconds of the whole of it, as if this run were the only one: what the paper's Table 7 counts."""
+        """Device-seconds of the teacher's whole training, as the paper's Table 7 counts them."""
         return sum(self.device_seconds.values())
 
     @property
     def amortised(self) -> float:
-        """Device-seconds, divided between the runs that share the teacher."""
+        """Device-seconds divided by the number of trainings that share the teacher."""
         return self.full / self.shared_by
 
 
-class Record(Settings):
-    """What ran, where, how it went and what came out.
+class Contention(Settings):
+    """How busy the machine was while the training ran. On a busy machine times, and so costs, come out too long.
 
-    status: ``finished``; ``diverged`` (a loss became infinite or NaN); ``failed`` (an error, named in ``reason``);
-    ``stopped`` (ended early by a sweep's scheduler, its scores those of the last evaluation).
-    fingerprint: hash of the model, optimiser and data as built. student, teacher: of boxes; student_mask, teacher_mask:
-    of masks, None for a detector without them. Times are UTC, ISO 8601.
-    overrides: settings that a sweep's or a training's command changed, as ``key=value``.
-
-    Costs, defined in meter.py: seconds, device_seconds and joules by phase; within_training: what of the training's
-    seconds went on ``waiting`` for data and on the ``first_steps`` after a start; attempts: starts, restarts counted;
-    step_ms: median of a step after those, milliseconds; devices: GPUs, or worker processes where there is none; nodes:
-    machines; pretraining: a frozen teacher's.
+    Averages from the first step to the last, in CPU cores; of several machines those of the busiest.
     """
 
-    schema_version: Literal[2] = 2
+    own_cores: FiniteFloat
+    """Used by the training itself: its worker processes and their data loaders."""
+    other_cores: FiniteFloat
+    """Used by everything else, other trials of the same sweep included."""
+    cores: int
+    """That these processes may use."""
+    step_spread: FiniteFloat | None = None
+    """Interquartile range of the step times over their median; None with fewer than four of them."""
+
+    @property
+    def load(self) -> float:
+        """The part of the cores that was in use, 0 to 1. Near 1, the training had to share them with other work."""
+        return (self.own_cores + self.other_cores) / self.cores
+
+
+class Record(Settings):
+    """What was trained, where, how it went and what came out. Costs are defined in lgd/results/cost_meter.py."""
+
+    schema_version: Literal[3] = 3
     status: Literal["finished", "diverged", "failed", "stopped"]
+    """``diverged``: a loss became infinite or NaN. ``failed``: an error, named in ``reason``. ``stopped``: ended early
+    by a sweep's scheduler; the scores are then those of the last evaluation."""
     reason: str = ""
     grid: str = ""
     preset: str = ""
     arm: str = ""
     experiment: Experiment
     fingerprint: str = ""
+    """Hash of the model, optimiser and data as built; empty when the training failed before."""
+    fingerprint_version: int = FINGERPRINT_VERSION
     data: dict[str, str | int | float] = Field(default_factory=dict)
     parameters: dict[str, int] = Field(default_factory=dict)
     steps: int = 0
     student: Scores | None = None
+    """Of boxes, as ``teacher``."""
     teacher: Scores | None = None
     student_mask: Scores | None = None
+    """Of masks, as ``teacher_mask``; None for a detector without masks."""
     teacher_mask: Scores | None = None
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
     overrides: list[str] = Field(default_factory=list)
+    """Settings that the command changed, as ``key=value``."""
     seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Wall-clock seconds by phase."""
     within_training: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Seconds of the phase ``training`` spent on ``data_wait`` and on ``first_steps``."""
     device_seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
     joules: dict[str, FiniteFloat] = Field(default_factory=dict)
     attempts: int = 1
+    """Starts of the training, restarts counted."""
     step_ms: FiniteFloat | None = None
+    """Median time of a step, milliseconds, without the first steps of an attempt."""
     peak_memory_mib: dict[str, FiniteFloat] = Field(default_factory=dict)
+    contention: Contention | None = None
     devices: int = 1
+    """GPUs, or worker processes where there is none."""
     nodes: int = 1
+    """Machines."""
     pretraining: Pretraining | None = None
+    """Of a frozen teacher."""
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str] = Field(default_factory=dict)
     git_commit: str = ""
     started: str = ""
+    """UTC, ISO 8601, as ``finished``."""
     finished: str = ""
 
     @property
@@ -137,20 +163,24 @@ class Record(Settings):
 
     @property
     def gpu_hours(self) -> float:
-        """Device-hours of this run, all phases, a teacher's pre-training left out."""
+        """Device-hours of all phases, without a frozen teacher's training."""
         return sum(self.device_seconds.values()) / 3600
 
     @property
-    def waiting(self) -> float | None:
-        """The part of the training's seconds that steps stood still for data, from 0 to 1; None without a step."""
+    def data_wait(self) -> float | None:
+        """The part of the phase ``training`` that steps waited for data, 0 to 1; None where no step was made."""
         seconds = self.seconds.get("training", 0.0)
-        return self.within_training["waiting"] / seconds if seconds and "waiting" in self.within_training else None
+        return self.within_training["data_wait"] / seconds if seconds and "data_wait" in self.within_training else None
 
     @property
     def watts(self) -> float | None:
-        """Mean power of a device while it trained; None where no energy was measured."""
+        """Mean power of a device in the phase ``training``; None where no energy was measured."""
         seconds = self.device_seconds.get("training", 0.0)
         return self.joules["training"] / seconds if seconds and "training" in self.joules else None
+
+    def same_build(self, fingerprint: str, version: int = FINGERPRINT_VERSION) -> bool | None:
+        """Whether the training had this fingerprint; None where fingerprints of two versions cannot be compared."""
+        return self.fingerprint == fingerprint if self.fingerprint_version == version else None
 
     def save(self, directory: Path) -> Path:
         """Write ``record.json`` into ``directory``, atomically."""
@@ -172,16 +202,21 @@ def load(path: Path) -> Record:
         # A number of thousands of digits, or brackets as deep, have no line.
         raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: not a record ({error})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version == 1:
-        raw = _from_1(raw)
-    elif version != SCHEMA:
+    if version not in (1, 2, SCHEMA):
         raise InputError(f"{path}: record schema {version!r} is not known (this version reads 1 to {SCHEMA})")
     try:
-        return Record.model_validate(raw)
+        return Record.model_validate(raw if version == SCHEMA else _upgraded(raw))
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
 
 
-def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
-    """A record of schema 1, whose runs all had one device and one attempt, as one of schema 2."""
-    return {**raw, "schema_version": SCHEMA, "device_seconds": raw.get("seconds", {})}
+def _upgraded(raw: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 or 2 as one of this schema."""
+    raw = {**raw}
+    if raw["schema_version"] == 1:
+        # All of them had one device and one attempt.
+        raw["device_seconds"] = raw.get("seconds", {})
+    within = raw.get("within_training")
+    if isinstance(within, dict):
+        raw["within_training"] = {"data_wait" if name == "waiting" else name: x for name, x in within.items()}
+    return {**raw, "schema_version": SCHEMA, "fingerprint_version": 1}

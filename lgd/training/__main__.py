@@ -28,17 +28,17 @@ from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record, Scores
 from lgd.signals import on_signal
-from lgd.training import run as training
+from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
     from lgd.distributed.ray_train import Node, Workers
 
 UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
-"""Options that say how Ray runs a training; without any, it runs in this process."""
+"""Options of a training under Ray. Without any of them it runs in this process."""
 
 PERIOD = 10.0
-"""Seconds between two lines of progress."""
+"""Seconds between two lines on the progress."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lambda: _run(_parser().parse_args(arguments)),
             "interrupted; the same command goes on from the last checkpoint",
         )
-    except training.Stopped as stopped:
+    except Stopped as stopped:
         print(f"stopped after {stopped.step} steps; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
 
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.method is None and not options.show:
         raise InputError("say how to train it: --method baseline, lgd or fgfi")
     experiment = _changed(chosen.experiment, options)
-    complaint = experiment.schedule.mismatch
+    complaint = experiment.schedule.lr_warning
     if complaint:
         print(f"warning: {complaint}", file=sys.stderr)
     if options.show:
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
-    """The options in the order of their weight: whatever --set says comes last."""
+    """``experiment`` with the options' changes; --set comes last and overrides the others."""
     given = {
         "method.name": options.method,
         "data.source": absolute_source(options.data) if options.data else None,
@@ -133,15 +133,18 @@ def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
 
 
 def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
-    """Train; an error that is not the input's fault becomes a record, with its traceback beside it."""
+    """Train. An error that is not the input's fault becomes a record, with its traceback in error.txt beside it."""
+    # Not at the top, as in _workers: importing torch and detectron2 takes seconds, which --help need not take.
+    from lgd.training.run import failed_record
+    from lgd.training.teacher import train_with_teacher
+
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
     on_progress = _Progress()
     try:
         if any(getattr(options, x) is not None for x in UNDER_RAY):
-            # It takes seconds to import.
-            from lgd.distributed import ray_train
+            from lgd.training.worker import train_on_workers
 
-            return ray_train.run(
+            return train_on_workers(
                 experiment,
                 directory,
                 lambda nodes: _workers(options, experiment, nodes),
@@ -152,7 +155,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
             )
         asked = threading.Event()
         with on_signal(asked.set, signal.SIGTERM, signal.SIGINT):
-            return training.run(
+            return train_with_teacher(
                 experiment,
                 directory,
                 teachers=options.teachers,
@@ -160,10 +163,10 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
                 should_stop=asked.is_set,
                 **names,
             )
-    except (InputError, training.Stopped):
+    except (InputError, Stopped):
         raise
     except Exception as error:
-        record = training.failed_record(experiment, f"{type(error).__name__}: {error}", directory=directory, **names)
+        record = failed_record(experiment, f"{type(error).__name__}: {error}", directory=directory, **names)
         try:
             record.save(directory)
             write_text(directory / "error.txt", traceback.format_exc())
@@ -174,7 +177,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
 
 
 def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequence[Node]) -> Workers:
-    """What the options ask for; a GPU for each worker where nothing is said and the cluster has any."""
+    """The workers that the options ask for; by default with a GPU each where the cluster has any."""
     from lgd.distributed.ray_train import Workers
 
     gpus = options.gpus_per_worker
@@ -186,7 +189,7 @@ def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequenc
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """What the options change about an experiment of the paper, as settings."""
+    """What the options change in the paper's experiment, as key=value."""
     given = {"data.source": options.data, "schedule.batch": options.batch}
     return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
 
@@ -195,17 +198,17 @@ class _Progress:
     """Prints a line of progress every PERIOD seconds."""
 
     def __init__(self) -> None:
-        # training.run hides what the libraries print, and with it whatever is printed while it runs.
+        # sys.stdout is redirected while a training runs, to silence the libraries.
         self._stdout = sys.stdout
         self._next = 0.0
 
-    def __call__(self, progress: training.Progress) -> None:
+    def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         if now < self._next or math.isnan(progress["eta"]):
             return
         self._next = now + PERIOD
         left = timedelta(seconds=round(progress["eta"]))
-        # Not yet known in the first steps, and looked at only now and then.
+        # NaN until it is first read, after some steps.
         loss = "" if math.isnan(progress["loss"]) else f"loss {progress['loss']:.4g}, "
         print(f"step {progress['step']} of {progress['steps']}, {loss}{left} left", file=self._stdout, flush=True)
 
@@ -226,8 +229,8 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
             print(f"{what} {_ap(scores)}")
     for line in chosen.reported:
         print(f"the paper reports {line}")
-    if record.waiting is not None:
-        print(f"waited for data {record.waiting:.1%} of the training's time")
+    if record.data_wait is not None:
+        print(f"waited for data {record.data_wait:.1%} of the training's time")
     print(f"record: {directory / FILE}")
     print(f"student: {directory / 'student.pth'}")
     return 0
@@ -239,12 +242,12 @@ def _ap(scores: Scores) -> str:
 
 
 def _summary(experiment: Named) -> str:
-    """Name and the paper's figures on one line."""
+    """Its name and the paper's numbers, on one line."""
     return f"{experiment.name:<30}{'; '.join(map(str, experiment.reported))}"
 
 
 def _show(chosen: Named, experiment: Experiment) -> None:
-    """Head and settings; a line of a setting may be given to --set as it stands."""
+    """Print description and settings; the line of a setting can be passed to --set as it is."""
     schedule = experiment.schedule
     notes = {
         "schedule.lr": f"{schedule.resolved_lr:g} for {schedule.batch} images" if schedule.lr is None else "",

@@ -1,6 +1,6 @@
-"""Checkpoints of a running training: written atomically, a few of them kept, read back without running code.
+"""Checkpoints of a running training: written atomically, the last few kept.
 
-A checkpoint is a dict of tensors and plain values, so ``torch.load(weights_only=True)`` reads it.
+A checkpoint is a dict of tensors and plain values, so that ``torch.load(weights_only=True)`` reads it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lgd.config.experiment import Experiment, difference, parse
 from lgd.errors import InputError
 from lgd.files import atomic_write
 from lgd.results import provenance
+from lgd.results.record import FINGERPRINT_VERSION
 
 FORMAT = 1
 DIRECTORY = "checkpoints"
@@ -30,12 +31,13 @@ _log = logging.getLogger(__name__)
 def save(
     directory: Path, step: int, experiment: Experiment, fingerprint: str, commit: str, state: dict[str, Any]
 ) -> Path:
-    """Write the state after ``step`` steps, and remove all but the latest that the experiment keeps."""
+    """Write the state after ``step`` steps, and remove old checkpoints down to ``experiment.checkpoint.keep``."""
     path = directory / DIRECTORY / f"step-{step:08}.pth"
     head = {
         "format": FORMAT,
         "step": step,
         "fingerprint": fingerprint,
+        "fingerprint_version": FINGERPRINT_VERSION,
         "experiment": experiment.model_dump_json(),
         "versions": provenance.versions(),
         "commit": commit,
@@ -48,23 +50,29 @@ def save(
 
 
 def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest checkpoint that can be read, on the CPU; None where there is none.
+    """Step and state of the newest readable checkpoint, on the CPU; None where there is none.
 
-    Raises InputError, naming the difference, when it is another experiment's or was made by code that built another
-    thing from the same settings.
+    Raises InputError, naming the difference, when it is of another experiment, or of code that builds another model,
+    optimiser or data from the same settings.
     """
     for path in reversed(_all(directory)):
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
             if found["format"] != FORMAT:
                 raise InputError(f"{path}: checkpoint format {found['format']!r} is not known: remove it to start anew")
+            version = found.get("fingerprint_version", 1)
+            if version != FINGERPRINT_VERSION:
+                raise InputError(
+                    f"{path} is of an earlier version of this suite (fingerprint version {version} there and"
+                    f" {FINGERPRINT_VERSION} here): remove it or choose another directory"
+                )
             if found["fingerprint"] != fingerprint:
                 why = difference(parse(json.loads(found["experiment"])), experiment) or _versions(found)
                 raise InputError(f"{path} is of another training ({why}): remove it or choose another directory")
             return int(found["step"]), found["state"]
         except InputError:
             raise
-        except Exception as error:  # half a disk, bad memory: an older one will do
+        except Exception as error:  # a damaged file: the one before may be intact
             reason = " ".join(str(error).split())[:200]
             _log.warning("%s cannot be read (%s): going back to the one before", path, reason)
     return None
@@ -76,7 +84,7 @@ def remove(directory: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of every generator that a training step may draw from."""
+    """The states of all random generators that a training step may use."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002  detectron2 draws from the global state
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -89,7 +97,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`random_state` gave."""
+    """Restore the states that :func:`random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -105,7 +113,7 @@ def _all(directory: Path) -> list[Path]:
 
 
 def _versions(found: Mapping[str, Any]) -> str:
-    """How the code that made a checkpoint differs from this one's, in one line."""
+    """How the code that wrote a checkpoint differs from this code, in one line."""
     here = provenance.versions()
     changed = [f"{k} {v} there and {here.get(k)} here" for k, v in found["versions"].items() if here.get(k) != v]
     commits = f"commit {found['commit'][:12]} there and {provenance.git_commit()[:12]} here"

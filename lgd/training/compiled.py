@@ -1,4 +1,4 @@
-"""Having torch compile the parts of a model whose work does not depend on what is in the images."""
+"""Compile with torch.compile the parts of a model whose work does not depend on the content of the images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from lgd.methods.fgfi import FrozenTeacher
 from lgd.methods.shared_head import head_of
 
 SHAPES = 128
-"""Shapes that a part is compiled for. The teacher's see each level of each size of images, and each number of object
-slots (see Objects); past that many, a new one runs as it would without."""
+"""Input shapes that a part is compiled for. The teacher's parts see every level of every image size with every number
+of object slots (see Objects); shapes beyond this number run uncompiled."""
 
 
 def compile_parts(model: nn.Module) -> list[nn.Module]:
-    """Compile what :func:`parts` lists, in place, for training steps; the first steps of every shape take long.
+    """Compile the modules of :func:`parts` in place, for training steps; the first step of every shape takes long.
 
-    Parameters keep their names. A part's own ``forward`` is put in its place, so that hooks, recording and replaying
-    (lgd/methods/feature_capture.py) stay outside of what is compiled. Needs a C compiler, on a GPU for Triton's launchers.
+    Parameters keep their names. Only a part's ``forward`` is replaced, so hooks and feature injection
+    (lgd/methods/feature_capture.py) stay outside the compiled code. Needs a C compiler, also on a GPU, where Triton
+    compiles its launchers.
     """
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     found = list(parts(model))
@@ -32,8 +33,8 @@ def compile_parts(model: nn.Module) -> list[nn.Module]:
 
 
 def _in_training(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward``, compiled where a step needs its gradient, or a frozen teacher's; evaluation's shapes are legion."""
-    # Each shape by itself: for maps of any size, one cell among them, torch's compiler fails.
+    """``forward``, compiled in training steps and in a frozen teacher; not in evaluation, which has too many shapes."""
+    # dynamic=False: torch's compiler fails on feature maps of dynamic size, for their size may be a single cell.
     compiled = torch.compile(forward, dynamic=False)
     frozen = not any(p.requires_grad for p in part.parameters())
 

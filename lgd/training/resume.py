@@ -1,6 +1,6 @@
-"""Which trainings need no further run.
+"""Which trainings have a record already and are not run again.
 
-Not in lgd/results: a record whose data lies elsewhere now is told by its data set's fingerprint, which lgd/data knows.
+Not in lgd/results, because a record whose data was moved is recognised by the data set's fingerprint (lgd/data).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lgd.results.record import FILE, Record, load
 
 
 def existing_record(directory: Path, experiment: Experiment) -> Record | None:
-    """The record in ``directory`` of a training that needs no further run: any but a failed one, or None.
+    """The record of ``experiment`` in ``directory``; None where there is none or the training failed.
 
-    What diverged would diverge again. Data of the same fingerprint is the same data wherever it lies. Raises InputError
-    when it is the record of another experiment.
+    One that diverged would diverge again, so it counts. Data with the same fingerprint is the same data, wherever it
+    is stored. Raises InputError when the record is another experiment's.
     """
     path = directory / FILE
     if not path.exists():
@@ -26,7 +26,7 @@ def existing_record(directory: Path, experiment: Experiment) -> Record | None:
     there, source = record.experiment, experiment.data.source
     if there.data.source != source:
         fingerprint = _data_fingerprint(experiment.data)
-        # One that failed may not have come to look at its data.
+        # A training that failed early has no fingerprint of its data in its record.
         if record.data.get("fingerprint", fingerprint) == fingerprint:
             there = there.override({"data.source": source})
     different = difference(there, experiment)
@@ -37,7 +37,7 @@ def existing_record(directory: Path, experiment: Experiment) -> Record | None:
 
 @cache
 def _data_fingerprint(data: Data) -> str:
-    # Here, not at the top: whoever only asks which trainings are finished need not load torch.
+    # Not at the top: commands that only ask which trainings are finished must not import torch.
     from lgd.data.catalog import load_dataset
 
     return load_dataset(data).fingerprint

@@ -1,4 +1,4 @@
-"""The training of a frozen teacher: a run like any other, made once and shared by the runs that use it."""
+"""Trainings with a frozen teacher: the teacher is trained first, once, and shared by the trainings that use it."""
 
 from __future__ import annotations
 
@@ -14,63 +14,77 @@ from lgd.config.experiment import Experiment
 from lgd.distributed import ranks
 from lgd.files import write_text
 from lgd.results.record import Pretraining, Record
-from lgd.training import run as training
+from lgd.training.build import dry_build
+from lgd.training.progress import Progress
 from lgd.training.resume import existing_record
+from lgd.training.run import TrainedTeacher, run
 
 USERS = "users.json"
+"""In a teacher's directory: the directories of the trainings that have used it."""
 
 LOCK_POLL = 30.0
 """Seconds that a worker waits for a teacher's lock at a time."""
 
 
-def home(experiment: Experiment, teachers: Path) -> Path:
-    """Where the teacher that ``experiment`` describes lies: under its fingerprint, known from building it."""
-    return teachers / training.dry_build(experiment)
-
-
-def pretrained(
+def train_with_teacher(
     experiment: Experiment,
-    teachers: Path,
+    directory: Path,
     *,
-    user: Path,
+    teachers: Path | None = None,
     preset: str = "",
-    on_progress: Callable[[training.Progress], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     share: float = 1.0,
-) -> tuple[Pretraining, Path]:
-    """Train the teacher that ``experiment`` describes, unless an equal one is there; what it cost, and its weights.
+    **names: Any,
+) -> Record:
+    """:func:`lgd.training.run.run`, after its frozen teacher was trained where the method needs one.
 
-    user: directory of the run that uses it. Raises RuntimeError, one line, when the training did not finish.
+    teachers: the directory of the frozen teachers (default: ``teachers`` beside ``directory``). names: grid, arm and
+    overrides, for the record. Raises RuntimeError, in one line, when the teacher's training did not finish.
     """
+    rest: dict[str, Any] = {
+        "preset": preset, "on_progress": on_progress, "should_stop": should_stop, "share": share,
+    }  # fmt: skip
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = _teacher_for(experiment.teacher, teachers or directory.parent / "teachers", user=directory, **rest)
+    return run(experiment, directory, teacher=teacher, **names, **rest)
+
+
+def home(experiment: Experiment, teachers: Path) -> Path:
+    """The directory of the teacher that ``experiment`` describes, named by its fingerprint."""
+    return teachers / dry_build(experiment)
+
+
+def train_teacher(experiment: Experiment, place: Path, **rest: Any) -> Record:
+    """The record of the teacher in the directory ``place``, which is trained unless it was before.
+
+    rest: arguments of :func:`lgd.training.run.run`. Of several processes that need the same teacher one trains it and
+    the others wait. An interrupted training goes on from its checkpoint; one that diverged is not repeated.
+    """
+    with _lock(place):
+        found = ranks.run_on_all_ranks(lambda: existing_record(place, experiment), first_only=True)
+        return found or run(experiment, place, **rest)
+
+
+def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: Any) -> TrainedTeacher:
+    """The teacher that ``experiment`` describes, trained now unless it was before. user: directory of its user."""
     place = ranks.run_on_all_ranks(lambda: home(experiment, teachers))
     before = ranks.run_on_all_ranks(lambda: existing_record(place, experiment) is not None, first_only=True)
-    record = trained(
-        experiment, place, preset=preset, arm="teacher", on_progress=on_progress, should_stop=should_stop, share=share
-    )
+    record = train_teacher(experiment, place, arm="teacher", **rest)
     if record.status != "finished":
         raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {place})")
     with _lock(place):
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
-    return cost(record, reused=before, shared_by=shared_by), place / "student.pth"
-
-
-def trained(experiment: Experiment, place: Path, **rest: Any) -> Record:
-    """The record of the teacher in ``place``, trained now unless it was (``rest``: of :func:`lgd.training.run.run`).
-
-    Of several processes that want the same teacher one trains it and the others wait. An interrupted training goes on
-    from its own checkpoint; one that diverged would diverge again.
-    """
-    with _lock(place):
-        found = ranks.run_on_all_ranks(lambda: existing_record(place, experiment), first_only=True)
-        return found or training.run(experiment, place, **rest)
+    return TrainedTeacher(cost(record, reused=before, shared_by=shared_by), place / "student.pth")
 
 
 @contextmanager
 def _lock(place: Path) -> Iterator[None]:
-    """Inside, nobody else is at work on this teacher. The first worker holds the lock for all of its training's."""
+    """Hold the lock of a teacher's directory. Of the workers of one training the main process holds it."""
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / "lock")
-    # The others must not wait in one collective for as long as a teacher trains elsewhere: it would time out.
+    # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
     while not ranks.broadcast(ranks.is_main_process() and _acquired(lock)):
         pass
     try:
@@ -89,7 +103,7 @@ def _acquired(lock: FileLock) -> bool:
 
 
 def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
-    """What the training in ``record`` costs a run that uses it."""
+    """What the teacher's training in ``record`` costs a training that uses the teacher."""
     return Pretraining(
         fingerprint=record.fingerprint,
         backbone=record.experiment.detector.backbone.name,

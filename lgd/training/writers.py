@@ -1,7 +1,7 @@
-"""Where a training's curves go besides its own files: TensorBoard always, Weights & Biases and MLflow on request.
+"""Event writers of a training's scalars: JSON and TensorBoard always, Weights & Biases and MLflow on request.
 
-All of them are detectron2's event writers, which its trainer calls. The services' packages are optional extras
-(``pip install 'lgd-suite[wandb]'``); where and as whom they log is theirs to say (``WANDB_*``, ``MLFLOW_*``).
+All are detectron2 EventWriters, which its PeriodicWriter hook calls. The services' packages are optional extras
+(``pip install 'lgd-suite[wandb]'``), configured by their own environment variables (``WANDB_*``, ``MLFLOW_*``).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lgd.errors import InputError
 _log = logging.getLogger(__name__)
 
 PROJECT = "lgd"
-"""Project or experiment that the runs belong to, unless the service's environment names one."""
+"""Name of the project (MLflow: experiment) that runs are logged to, unless the environment names one."""
 
 
 def writers(experiment: Experiment, directory: Path, start: int) -> list[EventWriter]:
-    """The writers of a run in ``directory`` that begins with step ``start``.
+    """The writers of a training in ``directory`` that begins with step ``start``.
 
-    Raises InputError as check(), and for a service that does not let us in.
+    Raises InputError as check(), and for a service that refuses the login.
     """
     made: list[EventWriter] = [
         JSONWriter(str(directory / "metrics.json")),
@@ -43,7 +43,7 @@ def check(experiment: Experiment) -> None:
 
 
 class _ServiceWriter(EventWriter):
-    """Sends the scalars that are new since the last time."""
+    """Sends the scalars that are new since the last call."""
 
     def __init__(self) -> None:
         self._sent = -1
@@ -53,13 +53,13 @@ class _ServiceWriter(EventWriter):
         storage = get_event_storage()
         new: dict[int, dict[str, float]] = {}
         for name, (value, step) in storage.latest_with_smoothing_hint(20).items():
-            # What is not finite is no point of a curve.
+            # Values that are not finite cannot be plotted.
             if step > self._sent and math.isfinite(value):
                 new.setdefault(step, {})[name] = value
         for step in sorted(new):
             try:
                 self._send(new[step], step)
-            except Exception as error:  # a network that is down for a while is no reason to end a training
+            except Exception as error:  # a network that is down for a while must not end a training
                 if not self._complained:
                     _log.warning("%s: %s", type(self).__name__, " ".join(str(error).split())[:200])
                 self._complained = True
@@ -70,7 +70,7 @@ class _ServiceWriter(EventWriter):
 
 
 class WandbWriter(_ServiceWriter):
-    """To Weights & Biases: one run a training, which a resumed one goes on with."""
+    """Logs to Weights & Biases: one run a training; a resumed training continues its run."""
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class WandbWriter(_ServiceWriter):
 
 
 class MlflowWriter(_ServiceWriter):
-    """To MLflow: one run a training, which a resumed one goes on with."""
+    """Logs to MLflow: one run a training; a resumed training continues its run."""
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class MlflowWriter(_ServiceWriter):
 
     def _send(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            # MLflow refuses any other character.
+            # MLflow allows no other characters.
             allowed = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
             self._client.log_metric(self._run, allowed, value, step=step)
 
@@ -125,7 +125,7 @@ def _opened(name: str, experiment: Experiment, directory: Path) -> EventWriter:
         writer: EventWriter = _SERVICES[name](experiment, directory)
     except InputError:
         raise
-    except Exception as error:  # no key, nobody there, a setting of its own that it refuses
+    except Exception as error:  # no key, no answer, or a setting of its own that it refuses
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"log {name}: {reason}") from None
     return writer
@@ -139,5 +139,5 @@ def _package(name: str) -> Any:
 
 
 def _identity(directory: Path) -> str:
-    """The same for every attempt at a run, and for no other run."""
+    """An id that all attempts at the training in ``directory`` share, and no other training has."""
     return hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]

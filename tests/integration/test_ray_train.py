@@ -20,6 +20,7 @@ from lgd.distributed.ray_train import Workers
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training import run as training
+from lgd.training.worker import train_on_workers
 from tests.helpers import quick_experiment, unsaved, wait_until
 from tests.unit.distributed.test_ranks import ALIKE
 
@@ -96,8 +97,8 @@ def test_workers_spread_over_two_nodes(tmp_path: Path) -> None:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         experiment = quick_experiment(**ALIKE)
         with pytest.raises(InputError, match="3 workers .* on a node of its own can never run here"):
-            ray_train.run(experiment.override({"schedule.batch": 6}), tmp_path / "x", Workers(3, spread=True))
-        record = ray_train.run(experiment, tmp_path / "out", Workers(2, spread=True))
+            train_on_workers(experiment.override({"schedule.batch": 6}), tmp_path / "x", Workers(3, spread=True))
+        record = train_on_workers(experiment, tmp_path / "out", Workers(2, spread=True))
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -181,7 +182,7 @@ def test_what_cannot_run_is_refused_before_ray_starts(
     workers: Workers, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=words):
-        ray_train.run(quick_experiment(**{**ALIKE, **changes}), tmp_path, workers)
+        train_on_workers(quick_experiment(**{**ALIKE, **changes}), tmp_path, workers)
 
 
 def test_no_cluster_is_one_line() -> None:

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from lgd.config.experiment import Experiment, parse
 from lgd.distributed import ranks
 from lgd.results.record import Record, load
-from lgd.training import run as training
+from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
 WORKERS = 2
@@ -46,7 +46,7 @@ def _work(rank: int, port: int, experiment: dict[str, Any], directory: str) -> N
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
     try:
-        training.run(parse(experiment), Path(directory))
+        train_with_teacher(parse(experiment), Path(directory))
         (Path(directory) / f"done-{rank}").touch()
     finally:
         dist.destroy_process_group()
@@ -75,7 +75,7 @@ def _on_two(experiment: Experiment, directory: Path) -> Record:
 )
 def test_two_workers_follow_one(changes: dict[str, Any], tmp_path: Path) -> None:
     experiment = _experiment(**changes)
-    one = training.run(experiment, tmp_path / "one", teachers=tmp_path / "teachers")
+    one = train_with_teacher(experiment, tmp_path / "one", teachers=tmp_path / "teachers")
     two = _on_two(experiment, tmp_path / "two")
     assert (two.status, two.devices, one.devices) == ("finished", 2, 1)
     assert two.losses.keys() == one.losses.keys()

@@ -13,8 +13,8 @@ import torch
 
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
+    CostMeter,
     Heartbeat,
-    Meter,
     Spent,
     gpu_energy,
     peak_memory_mib,
@@ -28,7 +28,7 @@ from tests.helpers import quick_experiment
 
 def test_an_inner_phase_pauses_the_outer_one() -> None:
     now = [0.0]
-    meter = Meter(clock=lambda: now[0])
+    meter = CostMeter(clock=lambda: now[0])
     with meter.phase("setup"):
         now[0] += 2
         with meter.phase("training"):
@@ -43,7 +43,7 @@ def test_an_inner_phase_pauses_the_outer_one() -> None:
 
 def test_a_phase_ends_with_an_error_too() -> None:
     now = [0.0]
-    meter = Meter(clock=lambda: now[0])
+    meter = CostMeter(clock=lambda: now[0])
     with pytest.raises(ValueError, match="boom"), meter.phase("training"):
         now[0] += 4
         raise ValueError("boom")
@@ -74,7 +74,7 @@ class _Counter:
 def test_devices_and_joules_are_counted_by_phase() -> None:
     clock, energy = _Counter(), _Counter()
     energy.value = 1e6
-    meter = Meter(4, clock, energy)
+    meter = CostMeter(4, clock, energy)
     with meter.phase("training"):
         clock.value, energy.value = 10, 1e6 + 3000
         with meter.phase("evaluation"):
@@ -89,7 +89,7 @@ def test_devices_and_joules_are_counted_by_phase() -> None:
 
 def test_a_part_of_a_gpu_is_a_part_of_a_device() -> None:
     clock = _Counter()
-    meter = Meter(0.25, clock)
+    meter = CostMeter(0.25, clock)
     with meter.phase("training"):
         clock.value = 8
     assert meter.device_seconds["training"] == 2
@@ -97,7 +97,7 @@ def test_a_part_of_a_gpu_is_a_part_of_a_device() -> None:
 
 def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Path) -> None:
     clock, energy = _Counter(), _Counter()
-    first = Meter(2, clock, energy)
+    first = CostMeter(2, clock, energy)
     heartbeat = Heartbeat(first, tmp_path, "this run")
     assert heartbeat.earlier() == Spent()
     with heartbeat:
@@ -112,13 +112,13 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
     assert read_heartbeat(tmp_path, "another run") == Spent()
 
     clock.value, energy.value = 100, 1000
-    second = Meter(2, clock, energy)
+    second = CostMeter(2, clock, energy)
     again = Heartbeat(second, tmp_path, "this run")
     with second.phase("setup"):
         clock.value, energy.value = 101, 1010
     spent = again.earlier()
     second.restore(saved)
-    second.lose(spent.beyond(saved))
+    second.add_lost_work(spent.since_checkpoint(saved))
     with second.phase("training"):
         clock.value, energy.value = 106, 1060
     assert second.attempts == 2
@@ -174,7 +174,7 @@ def test_a_records_joules_and_watts_outlive_an_interruption(tmp_path: Path, monk
         counter.value += 1
         return counter.value
 
-    monkeypatch.setattr(training, "gpu_energy", lambda device, share: gain)
+    monkeypatch.setattr("lgd.training.run.gpu_energy", lambda device, share: gain)
     experiment = quick_experiment(**{"checkpoint.every": 2})
     with pytest.raises(training.Stopped):
         training.run(experiment, tmp_path, should_stop=iter([False, False, False, True]).__next__)

@@ -8,7 +8,7 @@ import pytest
 
 from lgd.config.presets import TINY
 from lgd.results.fingerprint import fingerprint
-from lgd.training.run import build_model, build_optimizer
+from lgd.training.build import build_model, build_optimizer
 
 
 def _shown(**changes: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_a_failure_names_its_reason_in_one_line() -> None:
     [
         (lambda t: t[: len(t) // 2], r"record.json:\d+: not a record"),
         (lambda t: "[]", "schema None is not known"),
-        (lambda t: t.replace('"schema_version": 2', '"schema_version": 99'), "schema 99 is not known"),
+        (lambda t: t.replace('"schema_version": 3', '"schema_version": 99'), "schema 99 is not known"),
         (lambda t: json.dumps({**json.loads(t), "status": "fine"}), "record.json: status: .*fine"),
         (lambda t: json.dumps({**json.loads(t), "extra": 1}), "record.json: extra"),
     ],
@@ -53,10 +54,18 @@ def test_a_missing_record_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere" / "record.json")
 
 
+def _old(path: Path) -> dict[str, Any]:
+    """A record as schema 2 had it."""
+    old = json.loads(path.read_text())
+    for added in ("fingerprint_version", "contention"):
+        del old[added]
+    return {**old, "schema_version": 2, "fingerprint": "0123456789abcdef"}
+
+
 def test_records_of_schema_1_are_read(tmp_path: Path) -> None:
     """Nothing that was measured is lost to a new schema."""
     path = _record().save(tmp_path)
-    old = json.loads(path.read_text())
+    old = _old(path)
     for added in (
         "overrides", "within_training", "device_seconds", "joules", "attempts", "nodes", "pretraining",
     ):  # fmt: skip
@@ -66,6 +75,39 @@ def test_records_of_schema_1_are_read(tmp_path: Path) -> None:
     old |= {"schema_version": 1, "seconds": {"setup": 1.0, "training": 3599.0}}
     path.write_text(json.dumps(old))
     record = load(path)
-    assert record.schema_version == 2
+    assert record.schema_version == 3
     assert record.gpu_hours == 1
     assert record.attempts == 1
+    assert record.fingerprint_version == 1
+
+
+def test_records_of_schema_2_are_read(tmp_path: Path) -> None:
+    path = _record().save(tmp_path)
+    old = _old(path) | {"seconds": {"training": 40.0}, "within_training": {"waiting": 4.0, "first_steps": 1.0}}
+    path.write_text(json.dumps(old))
+    record = load(path)
+    assert record.within_training == {"data_wait": 4.0, "first_steps": 1.0}
+    assert record.data_wait == 0.1
+    assert record.contention is None
+    assert load(record.save(tmp_path)) == record
+
+
+def test_fingerprints_of_two_versions_are_neither_equal_nor_different(tmp_path: Path) -> None:
+    path = _record().save(tmp_path)
+    path.write_text(json.dumps(_old(path)))
+    old, new = load(path), _record().model_copy(update={"fingerprint": "0123456789abcdef"})
+    assert old.same_build("0123456789abcdef") is None
+    assert old.same_build("fedcba9876543210") is None
+    assert old.same_build("0123456789abcdef", version=1) is True
+    assert (new.same_build("0123456789abcdef"), new.same_build("fedcba9876543210")) == (True, False)
+
+
+KEPT = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("**/record.json"))
+
+
+def test_the_committed_records_stay_readable() -> None:
+    assert len(KEPT) > 100
+    for path in KEPT:
+        record = load(path)
+        assert record.schema_version == 3
+        assert record.fingerprint_version == json.loads(path.read_text()).get("fingerprint_version", 1)

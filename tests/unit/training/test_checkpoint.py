@@ -122,7 +122,9 @@ def test_a_checkpoint_of_other_code_is_refused(tmp_path: Path, monkeypatch: pyte
     experiment = quick_experiment(**CHANGES)
     with pytest.raises(training.Stopped):
         training.run(experiment, tmp_path, should_stop=_Stop(3))
-    monkeypatch.setattr(training, "build_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), 0.05))
+    monkeypatch.setattr(
+        "lgd.training.build.build_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), 0.05)
+    )
     with pytest.raises(InputError, match="commit .* there and .* here, the same settings build another model"):
         training.run(experiment, tmp_path)
 

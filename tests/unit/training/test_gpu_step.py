@@ -9,7 +9,8 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from lgd.config.presets import TINY
-from lgd.training import run as training
+from lgd.training.build import build_model, build_optimizer
+from lgd.training.device import move_to_device
 from tests.helpers import CLASSES, batch
 
 pytestmark = pytest.mark.gpu
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.gpu
 def _model(**changes: Any) -> tuple[Any, torch.optim.Optimizer]:
     experiment = TINY.override({"device": "cuda", "precision": "bf16", **changes})
     device = torch.device("cuda")
-    model = training.move_to_device(training.build_model(experiment, CLASSES), experiment, device).train()
-    return model, training.build_optimizer(model, experiment)
+    model = move_to_device(build_model(experiment, CLASSES), experiment, device).train()
+    return model, build_optimizer(model, experiment)
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, seed: int) -> dict[str, torch.Tensor]:
@@ -51,9 +52,7 @@ def test_a_step_on_the_gpu_is_the_cpus() -> None:
     found = []
     for device in ("cpu", "cuda"):
         experiment = TINY.override({"device": device})
-        model: Any = training.move_to_device(
-            training.build_model(experiment, CLASSES), experiment, torch.device(device)
-        ).train()
+        model: Any = move_to_device(build_model(experiment, CLASSES), experiment, torch.device(device)).train()
         with EventStorage(0):
             found.append({k: float(v.detach()) for k, v in model(batch([3, 0, 9], size=(128, 160))).items()})
     assert found[1] == pytest.approx(found[0], rel=1e-2)

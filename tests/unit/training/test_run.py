@@ -23,6 +23,8 @@ from lgd.evaluation.evaluate import evaluate
 from lgd.methods.distiller import student_of
 from lgd.results.record import load
 from lgd.training import run as training
+from lgd.training.build import build, build_optimizer, lr_factor
+from lgd.training.trainer import Trainer
 from tests.helpers import quick_experiment
 
 GOLDEN = Path(__file__).parents[2] / "golden_trace.json"
@@ -116,7 +118,7 @@ def test_bf16_follows_the_golden_trace_within_the_noise_of_seeds(tmp_path: Path)
 def test_the_exported_student_scores_what_the_record_says(tmp_path: Path) -> None:
     experiment = quick_experiment(schedule__steps=30)
     record = training.run(experiment, tmp_path)
-    plain = training.build(experiment.override({"method.name": "baseline", "seed": 5}))
+    plain = build(experiment.override({"method.name": "baseline", "seed": 5}))
     weights = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
     plain.model.load_state_dict(weights, strict=True)
     assert evaluate(plain.model, plain.dataset, experiment.data).box == record.student
@@ -231,8 +233,8 @@ def _steps(parts: int, clip: float, scaler: torch.amp.GradScaler | None = None, 
     experiment = quick_experiment(
         schedule__steps=10, schedule__batch=8, schedule__accumulate=parts, schedule__clip=clip, schedule__lr=0.1
     )
-    optimizer = training.build_optimizer(model, experiment)
-    trainer = training.Trainer(model, loader, optimizer, experiment, torch.device("cpu"))
+    optimizer = build_optimizer(model, experiment)
+    trainer = Trainer(model, loader, optimizer, experiment, torch.device("cpu"))
     if scaler is not None:
         trainer.scaler = scaler
     weights = []
@@ -291,7 +293,7 @@ def test_accumulation_keeps_steps_images_and_records(tmp_path: Path) -> None:
 def test_the_learning_rate_falls_in_short_trainings_too(steps: int) -> None:
     schedule = quick_experiment(schedule__steps=steps, schedule__warmup_steps=0).schedule
     schedule = schedule.model_copy(update={"milestones": (0.0, 0.7, 0.72, 0.99)})
-    factor = training.lr_factor(schedule)
+    factor = lr_factor(schedule)
     falls = [round(x * steps) for x in schedule.milestones]
     for step in range(steps):
         assert factor(step / steps) == pytest.approx(0.1 ** sum(x <= step for x in falls))
@@ -310,7 +312,7 @@ def test_fp16_trains_on_a_gpu(tmp_path: Path) -> None:
 def test_a_frozen_backbone_keeps_its_weights(tmp_path: Path) -> None:
     experiment = quick_experiment(schedule__frozen=1.0)
     training.run(experiment, tmp_path)
-    start = student_of(training.build(experiment).model).state_dict()
+    start = student_of(build(experiment).model).state_dict()
     end = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
     moved = {
         n.split(".")[1] for n in end if "running" not in n and "tracked" not in n and not torch.equal(end[n], start[n])
@@ -324,12 +326,12 @@ def test_a_backbone_that_joins_in_later_trains_as_with_plain_sgd(
 ) -> None:
     experiment = quick_experiment(schedule__frozen=0.5)
     ours = _losses(training.run(experiment, tmp_path / "a"))
-    monkeypatch.setattr(training, "build_optimizer", lambda model, _: _plain_sgd(model, experiment))
+    monkeypatch.setattr("lgd.training.build.build_optimizer", lambda model, _: _plain_sgd(model, experiment))
     theirs = _losses(training.run(experiment, tmp_path / "b"))
     for name, values in theirs.items():
         assert ours[name] == pytest.approx(values, rel=1e-4), name
     weights = torch.load(tmp_path / "a" / "student.pth", weights_only=True)["model"]
-    start = student_of(training.build(experiment).model).state_dict()
+    start = student_of(build(experiment).model).state_dict()
     assert not torch.equal(
         weights["backbone.bottom_up.stem.conv1.weight"], start["backbone.bottom_up.stem.conv1.weight"]
     )

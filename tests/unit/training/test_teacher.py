@@ -11,7 +11,10 @@ import torch
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.results.record import load
-from lgd.training import run as training
+from lgd.training.build import build
+from lgd.training.progress import Stopped
+from lgd.training.run import run
+from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
 FGFI: dict[str, Any] = {"method.name": "fgfi", "method.fgfi.from_step": 2, "method.fgfi.backbone.width": 8}
@@ -23,7 +26,7 @@ def _quick(**changes: Any) -> Experiment:
 
 def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None:
     teachers = tmp_path / "teachers"
-    first = training.run(_quick(), tmp_path / "runs" / "a", teachers=teachers)
+    first = train_with_teacher(_quick(), tmp_path / "runs" / "a", teachers=teachers)
     (home,) = teachers.iterdir()
     alone = load(home / "record.json")
     assert first.status == "finished"
@@ -37,18 +40,18 @@ def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None
     assert first.pretraining.fingerprint == alone.fingerprint == home.name
 
     made = (home / "student.pth").stat().st_mtime_ns
-    second = training.run(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
+    second = train_with_teacher(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
     assert second.pretraining is not None
     assert (home / "student.pth").stat().st_mtime_ns == made
     assert (second.pretraining.reused, second.pretraining.shared_by) == (True, 2)
     assert second.pretraining.full == first.pretraining.full
     assert second.pretraining.amortised == first.pretraining.full / 2
     # Once more in the same place is no further user.
-    again = training.run(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
+    again = train_with_teacher(_quick(seed=1), tmp_path / "runs" / "b", teachers=teachers)
     assert again.pretraining == second.pretraining
     assert again.losses == second.losses
 
-    other = training.run(_quick(method__fgfi__seed=1), tmp_path / "runs" / "c", teachers=teachers)
+    other = train_with_teacher(_quick(method__fgfi__seed=1), tmp_path / "runs" / "c", teachers=teachers)
     assert other.pretraining is not None
     assert not other.pretraining.reused
     assert len(list(teachers.iterdir())) == 2
@@ -56,20 +59,20 @@ def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None
 
 
 def test_nothing_is_imitated_before_its_time(tmp_path: Path) -> None:
-    record = training.run(_quick(schedule__steps=8, method__fgfi__from_step=4), tmp_path / "a")
+    record = train_with_teacher(_quick(schedule__steps=8, method__fgfi__from_step=4), tmp_path / "a")
     by_step = dict(record.losses["loss_distill"])
     assert [step for step, value in by_step.items() if value == 0] == [1, 2, 3, 4]
-    plain = training.run(_quick(schedule__steps=8, method__name="baseline"), tmp_path / "b")
+    plain = train_with_teacher(_quick(schedule__steps=8, method__name="baseline"), tmp_path / "b")
     assert record.losses["loss_cls"][:5] == plain.losses["loss_cls"][:5]
     assert record.losses["loss_cls"][6] != plain.losses["loss_cls"][6]
 
 
 def test_the_teachers_weights_are_those_it_was_trained_to(tmp_path: Path) -> None:
     experiment = _quick()
-    training.run(experiment, tmp_path / "run")
+    train_with_teacher(experiment, tmp_path / "run")
     (home,) = (tmp_path / "teachers").iterdir()
     trained = torch.load(home / "student.pth", weights_only=True)["model"]
-    model: Any = training.build(experiment, teacher=home / "student.pth").model
+    model: Any = build(experiment, teacher=home / "student.pth").model
     (backbone,) = model.teacher._unregistered
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, trained[f"backbone.{name}"])
@@ -78,11 +81,17 @@ def test_the_teachers_weights_are_those_it_was_trained_to(tmp_path: Path) -> Non
     assert exported.keys() == model.student.state_dict().keys()
 
 
+def test_a_run_does_not_train_its_teacher_itself(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="method fgfi needs a frozen teacher"):
+        run(_quick(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
     calls = iter([False, False, False, True])
-    with pytest.raises(training.Stopped):
-        training.run(_quick(), tmp_path / "run", should_stop=lambda: next(calls))
-    record = training.run(_quick(), tmp_path / "run")
+    with pytest.raises(Stopped):
+        train_with_teacher(_quick(), tmp_path / "run", should_stop=lambda: next(calls))
+    record = train_with_teacher(_quick(), tmp_path / "run")
     assert record.pretraining is not None
     (home,) = (tmp_path / "teachers").iterdir()
     assert load(home / "record.json").attempts == 2
@@ -92,7 +101,7 @@ def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
 def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> None:
     experiment = _quick(schedule__lr=1e12, schedule__clip=0, schedule__steps=40)
     with pytest.raises(RuntimeError, match="the teacher's training diverged: .*NaN") as caught:
-        training.run(experiment, tmp_path / "run")
+        train_with_teacher(experiment, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 

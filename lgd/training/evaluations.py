@@ -1,0 +1,69 @@
+"""The evaluations of a training: its scores after some steps, and the file that keeps them while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from lgd.config.experiment import Experiment
+from lgd.distributed import ranks
+from lgd.evaluation.evaluate import evaluate
+from lgd.files import write_text
+from lgd.methods.distiller import student_of
+from lgd.results.record import EvaluationPoint
+from lgd.training.build import Built, makes_masks
+from lgd.training.progress import EVALUATIONS_FILE
+
+
+class Evaluations:
+    """Evaluates the model of a training in ``directory``. ``points``: the scores so far, by step."""
+
+    def __init__(self, built: Built, experiment: Experiment, directory: Path) -> None:
+        self._built, self._experiment, self._directory = built, experiment, directory
+        self.points: list[EvaluationPoint] = []
+
+    @property
+    def last(self) -> EvaluationPoint | None:
+        return self.points[-1] if self.points else None
+
+    def restore(self, points: Iterable[str]) -> None:
+        """Go on from the points that a checkpoint holds, as JSON."""
+        self.points = [EvaluationPoint.model_validate_json(x) for x in points]
+
+    def evaluate(self, step: int) -> bool:
+        """Evaluate after ``step`` steps; False, and nothing is done, where that has been done before.
+
+        All workers must call it. The main process writes EVALUATIONS_FILE.
+        """
+        if self.last is not None and self.last.step == step:
+            return False
+        model, experiment = self._built.model, self._experiment
+        scores = partial(
+            evaluate,
+            dataset=self._built.dataset,
+            settings=experiment.data,
+            evaluation=experiment.evaluation,
+            masks=makes_masks(experiment),
+            directory=self._directory,
+        )
+        ranks.broadcast_buffers(model)
+        student = scores(student_of(model))
+        teacher = None
+        if experiment.evaluation.teacher and experiment.method.name == "lgd":
+            teacher = scores(model, teacher=True)
+        self.points.append(
+            EvaluationPoint(
+                step=step,
+                student=student.box,
+                teacher=teacher.box if teacher else None,
+                student_mask=student.mask,
+                teacher_mask=teacher.mask if teacher else None,
+                attention=teacher.attention if teacher else None,
+                label_use=teacher.label_use if teacher else None,
+            )
+        )
+        if ranks.is_main_process():
+            lines = [x.model_dump_json() + "\n" for x in self.points]
+            write_text(self._directory / EVALUATIONS_FILE, "".join(lines))
+        return True

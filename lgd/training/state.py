@@ -1,0 +1,157 @@
+"""The state of a running training: what a checkpoint holds besides its head, and how it is restored."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgd.config.experiment import Experiment
+from lgd.distributed import ranks
+from lgd.errors import InputError
+from lgd.methods.distiller import student_of
+from lgd.methods.feature_capture import running_state
+from lgd.results.contention import CpuUsage, contention
+from lgd.results.cost_meter import CostMeter, Spent
+from lgd.training import checkpoint
+from lgd.training.build import Built, match_momentum_layout
+from lgd.training.device import seed_everything
+from lgd.training.evaluations import Evaluations
+from lgd.training.hooks import StepTimes, cut_log, loss_history
+from lgd.training.progress import EVALUATIONS_FILE
+from lgd.training.trainer import Trainer
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while ``experiment`` trains in ``directory``.
+
+    commit: of the code, as it was at the start. start: the step to go on from, and ``losses`` those up to it.
+    """
+
+    built: Built
+    experiment: Experiment
+    directory: Path
+    commit: str
+    meter: CostMeter
+    times: StepTimes
+    evaluations: Evaluations
+    cpu: CpuUsage = field(default_factory=CpuUsage)
+    start: int = 0
+    losses: dict[str, Any] = field(default_factory=dict)
+    _scaler: dict[str, Any] = field(default_factory=dict)
+    _random: list[Any] | None = None
+
+    def restore(self, spent: Spent) -> None:
+        """Load the newest checkpoint in the directory, where there is one.
+
+        spent: what earlier attempts cost. Raises InputError when the checkpoint is another training's, or when the
+        workers do not see the same one.
+        """
+        fingerprint = self.built.fingerprint
+        found = ranks.run_on_all_ranks(lambda: checkpoint.latest(self.directory, self.experiment, fingerprint))
+        if len(set(ranks.all_gather(found and found[0]))) > 1:
+            raise InputError(f"{self.directory}: the workers see different checkpoints: it must be on shared storage")
+        log = self.directory / "metrics.json"
+        if found is None:
+            if ranks.is_main_process():
+                for left in (log, self.directory / EVALUATIONS_FILE):
+                    left.unlink(missing_ok=True)
+            if spent.attempts:
+                self.meter.add_lost_work(spent)
+            return
+        self.start, state = found
+        self._load(state)
+        saved = state["meter"]
+        if ranks.is_main_process():
+            cut_log(log, self.start)
+        else:
+            # Joules are summed over the workers; the main process restores the sum of the earlier attempts.
+            saved = {**saved, "joules": {}}
+        self.meter.restore(saved)
+        if spent.attempts:
+            self.meter.add_lost_work(spent.since_checkpoint(saved))
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        built = self.built
+        built.model.load_state_dict(state["model"])
+        student = student_of(built.model)
+        for name, value in state["running"].items():
+            setattr(student, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
+        built.optimizer.load_state_dict(state["optimizer"])
+        match_momentum_layout(built.optimizer)
+        built.scheduler.load_state_dict(state["scheduler"])
+        self._scaler, self._random, self.losses = state["scaler"], state["random"], state["losses"]
+        self.evaluations.restore(state["evaluations"])
+        self.times.per_step = list(state["per_step"])
+        if len(state["cpu"]) == ranks.world_size():
+            self.cpu.restore(state["cpu"][ranks.rank()])
+
+    def restore_random(self, trainer: Trainer) -> None:
+        """Set the random state and the loss scale that the next step starts from. After everything else is built."""
+        if self._random is None:
+            # Random numbers that a method draws while it is built must not change those of the training.
+            # Each worker has a seed of its own.
+            seed_everything(self.experiment.seed + 1_000_003 * ranks.rank())
+            return
+        trainer.scaler.load_state_dict(self._scaler)
+        if len(self._random) == ranks.world_size():
+            checkpoint.set_random_state(self._random[ranks.rank()])
+        else:
+            # The number of workers has changed: no saved state fits, and none may be used by two workers.
+            seed_everything(self.experiment.seed + 1_000_003 * (ranks.rank() + 1000 * self.start))
+
+    def save(self, trainer: Trainer, step: int) -> None:
+        """Write a checkpoint after ``step`` steps. All workers must call it; the main process writes."""
+        built = self.built
+        with self.meter.phase("checkpoint"):
+            ranks.broadcast_buffers(built.model)
+            random_states = ranks.all_gather(checkpoint.random_state())
+            totals = ranks.all_gather(self.meter.state())
+            cpu = ranks.all_gather(self.cpu.state())
+            if not ranks.is_main_process():
+                return
+            state = {
+                "model": built.model.state_dict(),
+                "running": running_state(student_of(built.model)),
+                "optimizer": built.optimizer.state_dict(),
+                "scheduler": built.scheduler.state_dict(),
+                "scaler": trainer.scaler.state_dict(),
+                "random": random_states,
+                "evaluations": [x.model_dump_json() for x in self.evaluations.points],
+                "losses": loss_history(trainer.storage),
+                "per_step": self.times.per_step,
+                "meter": {**totals[0], "joules": _merge(sum, [x["joules"] for x in totals])},
+                "cpu": cpu,
+            }
+            checkpoint.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state)
+
+    def totals(self) -> dict[str, Any]:
+        """The costs of all workers together, as fields of a Record. All workers must call it."""
+        states = ranks.all_gather(self.meter.state())
+        cpu = ranks.all_gather((platform.node(), self.cpu.state()))
+        main = states[0]
+        return {
+            "seconds": _rounded(main["seconds"]),
+            "device_seconds": _rounded(main["device_seconds"]),
+            "within_training": _rounded(main["within_training"]),
+            "joules": _rounded(_merge(sum, [x["joules"] for x in states])),
+            "peak_memory_mib": _rounded(_merge(max, [x["peaks"] for x in states])),
+            "attempts": main["attempts"],
+            "step_ms": self.times.median_ms(),
+            "contention": contention(cpu, self.times.per_step),
+        }
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _merge(reduce: Callable[[list[float]], float], parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The workers' values of each name, reduced to one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: reduce([part[name] for part in parts if name in part]) for name in names}

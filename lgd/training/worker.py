@@ -1,0 +1,120 @@
+"""A training as the work of Ray's worker processes (see lgd/distributed/ray_train.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgd.config.experiment import Experiment
+from lgd.distributed import ranks, ray_train
+from lgd.distributed.ray_train import Node, Workers
+from lgd.errors import InputError
+from lgd.results.record import Record
+from lgd.training.progress import Progress, Stopped
+from lgd.training.resume import existing_record
+from lgd.training.teacher import train_with_teacher
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, as it is sent to its workers."""
+
+    experiment: Experiment
+    directory: Path
+    teachers: Path
+    """Directory of the frozen teachers."""
+    workers: Workers
+    names: dict[str, Any] = field(default_factory=dict)
+    """grid, preset, arm and overrides, for the record."""
+    stop_files: tuple[Path, ...] = ()
+    """The training stops when one of them appears, or the launcher's own."""
+
+
+def train_on_workers(
+    experiment: Experiment,
+    directory: Path,
+    workers: Workers | Callable[[Sequence[Node]], Workers],
+    *,
+    address: str | None = None,
+    teachers: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    **names: Any,
+) -> Record:
+    """:func:`train_with_teacher` over ``workers``, in the Ray cluster at ``address`` (see ray_train.cluster).
+
+    workers: or a function that chooses them, given the cluster's nodes. SIGTERM writes a checkpoint and raises Stopped.
+    Raises InputError before anything starts for what cannot run, and RuntimeError, in one line, when the workers failed
+    more often than ``workers.restarts``.
+    """
+    if isinstance(workers, Workers):
+        workers.check(experiment)
+    directory = directory.resolve()
+    with ray_train.cluster(address):
+        if not isinstance(workers, Workers):
+            workers = workers(ray_train.nodes())
+            workers.check(experiment)
+        workers.check_fits()
+        job = Job(experiment, directory, (teachers or directory.parent / "teachers").resolve(), workers, names)
+        result = ray_train.launch(train_as_worker, job, directory, workers, on_progress=on_progress)
+    return _record(result)
+
+
+def train_in_trial(job: Job, on_progress: Callable[[Progress], None]) -> Record:
+    """:func:`train_with_teacher` over the job's workers, in the placement group of the Tune trial that calls this.
+
+    Raises ray.exceptions.RayActorError when a worker died, for Tune to start the trial again.
+    """
+    result = ray_train.launch_in_placement_group(
+        train_as_worker, job, job.directory, job.workers, on_progress=on_progress
+    )
+    return _record(result)
+
+
+def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
+    """The work of each worker. Returns what Ray must not take for a worker's failure: it would start all again."""
+    experiment = experiment_for_worker(job.experiment, job.workers.cpus, job.workers.gpus, gpu)
+    stop_files = (job.directory / ray_train.STOP_FILE, *job.stop_files)
+    try:
+        # A worker may have died when the training was finished and its record saved.
+        saved = ranks.run_on_all_ranks(lambda: _finished(job.directory, experiment), first_only=True)
+        return saved or train_with_teacher(
+            experiment,
+            job.directory,
+            teachers=job.teachers,
+            on_progress=lambda progress: ray_train.report(job.directory, progress),
+            should_stop=lambda: any(x.exists() for x in stop_files),
+            share=job.workers.gpus or 1.0,
+            **job.names,
+        )
+    except (InputError, Stopped) as outcome:
+        # Without its traceback, which would keep the model alive.
+        return outcome.with_traceback(None)
+
+
+def _record(result: Record | InputError | Stopped) -> Record:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _finished(directory: Path, experiment: Experiment) -> Record | None:
+    """The record of this training in ``directory``, if it is finished."""
+    record = existing_record(directory, experiment)
+    return record if record and record.status == "finished" else None
+
+
+def experiment_for_worker(experiment: Experiment, cpus: int, gpus: float, gpu: int = 0) -> Experiment:
+    """``experiment`` as a worker with these resources runs it. Sets this process's GPU, where it holds one.
+
+    gpu: its number.
+    """
+    if gpus:
+        torch.cuda.set_device(gpu)
+    elif experiment.device == "auto":
+        # A worker without a GPU must not use one that was given to others.
+        experiment = experiment.model_copy(update={"device": "cpu"})
+    return experiment if experiment.threads else experiment.model_copy(update={"threads": cpus})
