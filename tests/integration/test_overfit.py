@@ -148,7 +148,7 @@ def _quick_norms(settings: Detector, num_classes: int) -> nn.Module:
 def test_retinanet_learns_eight_pictures_on_every_backbone(
     name: str, method: str, eight_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "build_detector", _quick_norms)
+    monkeypatch.setattr("lgd.training.build.build_detector", _quick_norms)
     settings = {"detector.backbone.name": name.split()[0], "method.name": method, **QUICKLY, **BACKBONES[name]}
     record = _learnt(eight_small, BACKBONE_SIDE, tmp_path, settings)
     assert _reached(record.student) > BACKBONE_AP50

@@ -16,7 +16,8 @@ from lgd.config.presets import TINY, preset
 from lgd.data.loaders import train_loader
 from lgd.methods.distiller import student_of
 from lgd.results.record import Record
-from lgd.training import run as training
+from lgd.training.build import build
+from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
 BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseline in equal time"
@@ -113,7 +114,7 @@ def test_all_arms_of_a_seed_see_the_same_pictures(tmp_path: Path, monkeypatch: p
     noted: dict[str, list[Any]] = {}
     current = ""
     monkeypatch.setattr(
-        training, "train_loader", lambda *a, **k: _Seen(train_loader(*a, **k), noted.setdefault(current, []))
+        "lgd.training.run.train_loader", lambda *a, **k: _Seen(train_loader(*a, **k), noted.setdefault(current, []))
     )
     base = quick_experiment(data__workers=0, schedule__steps=4, data__min_sizes=[48, 64])
     arms: dict[str, dict[str, Any]] = {
@@ -126,8 +127,8 @@ def test_all_arms_of_a_seed_see_the_same_pictures(tmp_path: Path, monkeypatch: p
     students = {}
     for current, changes in arms.items():
         experiment = base.override(changes)
-        students[current] = student_of(training.build(experiment).model).state_dict()
-        assert training.run(experiment, tmp_path / current).status == "finished"
+        students[current] = student_of(build(experiment).model).state_dict()
+        assert train_with_teacher(experiment, tmp_path / current).status == "finished"
     # The teacher's own training comes first, under a seed of its own.
     noted["fgfi"] = noted["fgfi"][-len(noted["lgd"]) :]
     for name in arms:

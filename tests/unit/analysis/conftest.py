@@ -10,7 +10,7 @@ from lgd.config.experiment import Backbone, Data, Detector, Experiment, Method, 
 from lgd.config.grids import grid, plan
 from lgd.config.presets import TINY
 from lgd.results.record import Record, Scores
-from lgd.training import run as training
+from lgd.training.teacher import train_with_teacher
 
 MakeRecord = Callable[..., Record]
 
@@ -64,5 +64,7 @@ def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results directory as a sweep of table7 leaves it: real trainings of a few steps, two seeds of each arm."""
     directory = tmp_path_factory.mktemp("results") / "table7-tiny"
     for trial in plan(grid("table7"), TINY, 2, QUICK, directory):
-        training.run(trial.experiment, trial.directory, grid="table7", preset="tiny", arm=trial.arm, overrides=QUICK)
+        train_with_teacher(
+            trial.experiment, trial.directory, grid="table7", preset="tiny", arm=trial.arm, overrides=QUICK
+        )
     return directory

@@ -201,7 +201,7 @@ def test_real_runs_fill_table_7(real_results: Path) -> None:
     rows = {(r["method"], r["quantity"]): r for r in rows_of(frame)}
     overall = {m: rows[m, "overall"]["measured"] for m in ("baseline", "LGD", "FGFI (R-101)")}
     records = [run.record for run in runs]
-    assert all(r.waiting is not None and 0 < r.waiting < 1 for r in records)
+    assert all(r.data_wait is not None and 0 < r.data_wait < 1 for r in records)
     base = [r.gpu_hours for r in records if r.arm == BASE]
     fgfi = [r for r in records if r.arm == FGFI]
     assert overall["baseline"] == pytest.approx(fmean(base))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lgd.config.paper_recipes import paper_defaults
 from lgd.config.presets import TINY
 from lgd.methods.shared_head import head_of, repeatable
-from lgd.training import run as training
+from lgd.training.build import build_model
 from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
 
 
@@ -21,7 +21,7 @@ def _model(name: str, **options: bool) -> Any:
     changes = {key: value for key, value in rules.items() if key.startswith("method.")}
     experiment = TINY.override({"detector.name": name, **changes})
     experiment = experiment.model_copy(update={"detector": tiny_settings(name)})
-    model: Any = training.build_model(experiment, CLASSES)
+    model: Any = build_model(experiment, CLASSES)
     for option, value in options.items():
         setattr(model, option, value)
     return model.train()
