@@ -1,1 +1,1 @@
-"""Ablation grids: which runs a table needs, and the command that runs them."""
+"""Sweeps: what they are made of, how Ray Tune runs them, and the commands."""

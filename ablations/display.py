@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lgd.cli import format_duration
 from lgd.config.grids import Trial
 from lgd.results.record import Record
 
@@ -23,16 +24,12 @@ UNKNOWN = {"loss": math.nan, "eta": math.nan}
 """Of a trial's progress, before its first figures."""
 
 
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def amount(loss: float) -> str:
+def shown_loss(loss: float) -> str:
     """``loss 0.910``, or a dash before the first that is known: a loss that is not finite ends a training."""
     return f"loss {loss:.3f}" if math.isfinite(loss) else "loss –"
 
@@ -42,7 +39,7 @@ def outcome(record: Record) -> str:
     if record.status != "finished":
         return f"{record.status}: {record.reason}"
     ap = "n/a" if record.student is None or record.student.AP is None else f"{record.student.AP:.1f}"
-    return f"AP {ap}, {clock(record.seconds.get('training', 0))} training"
+    return f"AP {ap}, {format_duration(record.seconds.get('training', 0))} training"
 
 
 class SweepDisplay:
@@ -100,8 +97,8 @@ class SweepDisplay:
         elif now - self._said.get(name, -math.inf) >= LINE_PERIOD:
             self._said[name] = now
             self._console.print(
-                f"  {self._label(name)}: step {progress['step']}/{progress['steps']}, {amount(progress['loss'])},"
-                f" ETA {clock(progress['eta'])}; whole sweep ETA {clock(self._remaining())}",
+                f"  {self._label(name)}: step {progress['step']}/{progress['steps']}, {shown_loss(progress['loss'])},"
+                f" ETA {format_duration(progress['eta'])}; whole sweep ETA {format_duration(self._remaining())}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -145,12 +142,12 @@ class SweepDisplay:
                 self._label(name),
                 ProgressBar(total=progress["steps"], completed=progress["step"], width=24),
                 f"{progress['step']}/{progress['steps']}",
-                amount(progress["loss"]),
-                f"ETA {clock(progress['eta'])}",
+                shown_loss(progress["loss"]),
+                f"ETA {format_duration(progress['eta'])}",
             )
         head = Text(
-            f"{self._done}/{self._total} trials, {clock(self._now() - self._start)} so far,"
-            f" ETA {clock(self._remaining())}",
+            f"{self._done}/{self._total} trials, {format_duration(self._now() - self._start)} so far,"
+            f" ETA {format_duration(self._remaining())}",
             style="bold",
         )
         self._live.update(Group(head, table))

@@ -1,9 +1,9 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
-An arm that is matched to another trains for the steps of the arm that it is paced by, times what the matched one cost
-against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. A frozen teacher's own
-training does not count, or no time would be left. A baseline gets at least one step more than it had. A sweep keeps the
-steps once they are known.
+An arm with ``time_budget_from`` trains for the steps of its arm ``steps_from``, times what ``time_budget_from`` cost
+against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. A frozen
+teacher's own training does not count, or no time would be left. A baseline gets at least one step more than it had. A
+sweep keeps the steps once they are known.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.load import by_seed, finished, training_device_seconds
-from analysis.stats import paired_ratio
 from lgd.config.experiment import Experiment
 from lgd.config.grids import STEPS, Arm, Grid, plan
 from lgd.training.resume import existing_record
@@ -22,7 +20,7 @@ from lgd.training.resume import existing_record
 def steps_for_equal_time(
     grid: Grid, base: Experiment, seeds: int, overrides: Sequence[str], output: Path, known: Mapping[str, int]
 ) -> dict[str, int]:
-    """Steps by matched arm: the ``known`` ones as they are, and those that the records in ``output`` tell.
+    """Steps by arm with a time budget: the ``known`` ones as they are, and those that the records in ``output`` tell.
 
     That is when both trainings have ended for each of the seeds, and one seed finished in both.
     """
@@ -36,8 +34,14 @@ def steps_for_equal_time(
         ]
         records = [existing_record(trial.directory, trial.experiment) for trials in trained for trial in trials]
         there = [record for record in records if record is not None]
+        if len(there) < len(records):
+            continue
+        # Here, not at the top: they load pandas and SciPy, and few grids have such arms.
+        from analysis.load import by_seed, finished, training_device_seconds
+        from analysis.stats import paired_ratio
+
         ratio = paired_ratio(*(by_seed(finished(there, trials[0].arm), training_device_seconds) for trials in trained))
-        if len(there) == len(records) and ratio is not None:
+        if ratio is not None:
             schedule = trained[1][0].experiment.schedule
             own, wanted = schedule.steps, round(schedule.steps * ratio.value)
             if arm.steps_from == grid.references[arm.name]:

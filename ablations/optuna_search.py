@@ -1,116 +1,119 @@
-"""What Optuna searches over, and what it found: LGD's weights and components around a grid's base experiment."""
+"""Optuna's study of a search, as Ray Tune asks it for trials."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import optuna
-from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 
-from lgd.config.components import AdapterVariant, component_conflict
-from lgd.config.experiment import Experiment, parse
+from ablations.plan import search_base
+from ablations.search_space import OBJECTIVES, objectives, suggest
+from ablations.trial_config import TrialConfig
+from lgd.config.experiment import Experiment
 from lgd.results.record import FILE, Record, load
+from lgd.results.sweep_spec import SEARCHED, SweepSpec
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
 
 STUDY = "lgd"
 STUDY_FILE = "study.db"
 """SQLite, in the results directory: ``optuna-dashboard sqlite:///DIR/study.db`` opens it."""
-
-OBJECTIVES = {"AP": "max", "gpu_hours": "min"}
-"""What a search may optimise: the student's AP in percent, and the device-hours of its training."""
-
-VARIANTS: tuple[AdapterVariant, ...] = get_args(AdapterVariant)
-WITHOUT_ADAPTER = " (adapter off)"
-"""Ends the name of a parameter that has other choices there: to Optuna another parameter."""
 
 
 @dataclass(frozen=True)
 class Search:
     """A search around ``base``, an LGD experiment; its study and trials lie in ``output``.
 
-    objectives: names of OBJECTIVES; with two, the outcome is a Pareto front. early_stop: end trials that fall behind
-    in AP (ASHA, Li et al., MLSys 2020). seed: of Optuna's sampler.
+    samples: trials, all commands together. objectives: names of OBJECTIVES; with two, the outcome is a Pareto front.
+    early_stop: end trials that fall behind in AP (ASHA, Li et al., MLSys 2020). seed: of Optuna's sampler.
     """
 
     base: Experiment
     output: Path
+    samples: int = 20
     objectives: tuple[str, ...] = ("AP",)
     early_stop: bool = False
     seed: int = 0
 
     @contextlib.contextmanager
-    def opened(self, samples: int, base: dict[str, Any]) -> Iterator[tuple[Any, Any, int]]:
-        """Tune's searcher and scheduler (None without), and how many of ``samples`` are still to be run.
+    def opened(self, base: TrialConfig) -> Iterator[tuple[Searcher, TrialScheduler | None, int]]:
+        """Tune's searcher and scheduler (None without), and how many samples are still to be run.
 
         What an interrupted search left half done is proposed again first, and goes on from its checkpoint. base: the
         base experiment as it travels to a worker.
         """
-        from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
         study = self.study()
-        again = self._settle(study)
-        left = max(0, samples - len(self.ended()))
+        unfinished = self._settle(study)
+        left = self.left()
 
-        class Asked(OptunaSearch):
+        class NamingSearch(OptunaSearch):
+            """Proposes nothing more once the sweep is to stop, and names what it proposes."""
+
             def suggest(self, trial_id: str) -> Any:
-                # Once the sweep's time is over nothing more is proposed.
-                return OptunaSearch.FINISHED if Path(base["stop"]).exists() else super().suggest(trial_id)
+                if Path(base["stop"]).exists():
+                    return OptunaSearch.FINISHED
+                config = super().suggest(trial_id)
+                if not isinstance(config, dict):
+                    return config
+                return {**config, "name": trial_name(study, {k: v for k, v in config.items() if k != "base"})}
 
-        with quiet():
-            algorithm = Asked(
+        with quiet_optuna():
+            searcher = NamingSearch(
                 partial(suggest, base=base),
                 metric=list(self.objectives),
                 mode=[OBJECTIVES[x] for x in self.objectives],
-                points_to_evaluate=again or None,
+                points_to_evaluate=unfinished or None,
                 # The sampler of a resumed search has all earlier trials to learn from, and must not draw theirs again.
                 sampler=optuna.samplers.TPESampler(seed=self.seed + len(study.trials)),
                 study_name=STUDY,
                 storage=self._storage(),
             )
-            scheduler = None
-            if self.early_stop:
-                steps = self.base.schedule.steps
-                scheduler = ASHAScheduler(
-                    time_attr="step",
-                    metric="AP",
-                    mode="max",
-                    # It would cut off the last evaluation of a trial that arrives there.
-                    max_t=steps + 1,
-                    grace_period=max(1, steps // 4),
-                    reduction_factor=2,
-                )
-            yield algorithm, scheduler, left
+            yield searcher, self._scheduler(), left
         self._settle(study, last=True)
 
-    def ended(self) -> list[Record]:
-        """The records of the trials that ended, but for those that failed."""
-        records = [load(path) for path in sorted(self.output.glob(f"trials/search-*/{FILE}"))]
-        return [x for x in records if x.status != "failed"]
+    def _scheduler(self) -> TrialScheduler | None:
+        if not self.early_stop:
+            return None
+        from ray.tune.schedulers import ASHAScheduler
 
-    def best(self, study: optuna.Study) -> list[FrozenTrial]:
-        """The best trial of one objective, the Pareto front of two; of those that were trained to their end."""
-        finished = {x.arm for x in self.ended() if x.status == "finished"}
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        whole = [t for t in complete if _name(changed(t.params)) in finished]
-        if len(self.objectives) > 1 or not whole:
-            return [t for t in study.best_trials if t in whole] if whole else []
-        return [max(whole, key=lambda t: t.values[0])]
+        steps = self.base.schedule.steps
+        return ASHAScheduler(
+            time_attr="step",
+            metric="AP",
+            mode="max",
+            # It would cut off the last evaluation of a trial that arrives there.
+            max_t=steps + 1,
+            grace_period=max(1, steps // 4),
+            reduction_factor=2,
+        )
+
+    def records(self) -> list[Record]:
+        """Of the trials that ended, in the order of their names."""
+        return [load(path) for path in sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))]
+
+    def ended(self) -> list[Record]:
+        """The same, but for those that failed."""
+        return [x for x in self.records() if x.status != "failed"]
+
+    def left(self) -> int:
+        """Samples that are still to be run."""
+        return max(0, self.samples - len(self.ended()))
 
     def study(self) -> optuna.Study:
         """The study, made if need be."""
-        with quiet():
+        with quiet_optuna():
             return optuna.create_study(
                 study_name=STUDY,
                 storage=self._storage(),
@@ -125,7 +128,7 @@ class Search:
         """
         unfinished = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            path = self.output / "trials" / _name(changed(trial.params)) / FILE
+            path = self.output / "trials" / trial_name(study, trial.params) / FILE
             found = objectives(load(path)) if path.exists() else {}
             if found:
                 study.tell(trial.number, [found[x] for x in self.objectives])
@@ -141,120 +144,27 @@ class Search:
         self.output.mkdir(parents=True, exist_ok=True)
         return optuna.storages.RDBStorage(f"sqlite:///{(self.output / STUDY_FILE).resolve()}")
 
-    @staticmethod
-    def trial(config: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial from what the searcher proposed, as plain values; equal proposals are one trial."""
-        base = config["base"]
-        changes = changed({k: v for k, v in config.items() if k != "base"})
-        experiment = parse(base["experiment"]).override(changes)
-        name = _name(changes)
-        return {
-            **base,
-            "name": name,
-            "experiment": experiment.model_dump(mode="json"),
-            "directory": str(Path(base["directory"]) / "trials" / name),
-            "names": {
-                **base["names"],
-                "arm": name,
-                "overrides": [*base["names"]["overrides"], *(f"{k}={_yaml(v)}" for k, v in changes.items())],
-            },
-        }
+
+def search_of(spec: SweepSpec, directory: Path) -> Search | None:
+    """The sweep's search; None where it has none."""
+    wanted = spec.search
+    if wanted is None:
+        return None
+    base = search_base(spec)
+    return Search(base, directory.resolve(), wanted.samples, wanted.objectives, wanted.early_stop, base.seed)
 
 
-def objectives(record: Record) -> dict[str, float]:
-    """What a search looks at in a trial that ended; empty without an AP."""
-    ap = record.student.AP if record.student else None
-    spent = sum(record.device_seconds.values())
-    return {} if ap is None else {"AP": ap, "gpu_hours": spent / 3600}
+def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:
+    """Of a proposed trial, its directory and its arm: the number of the study's first trial with these parameters.
 
-
-def _name(changes: Mapping[str, Any]) -> str:
-    """Of a proposed trial, and its directory: by what it changes."""
-    return f"search-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:10]}"
-
-
-def suggest(trial: Any, base: dict[str, Any]) -> dict[str, Any]:
-    """Ask an Optuna trial for every parameter that has a choice, given those before it.
-
-    A component is asked about only where it may be off, the adapter's variant only among those that work with the
-    components that are on. Returns the constants that the trial's configuration holds besides.
+    What is proposed again is one trial with what was proposed before, and goes on from its checkpoint.
     """
-    method = parse(base["experiment"]).method
-    context = method.context
-    mapper = trial.suggest_categorical("method.mapper", [True, False]) if context else True
-    encoder = trial.suggest_categorical("method.encoder", [True, False])
-    adapter = trial.suggest_categorical("method.adapter", [True, False]) if mapper or encoder else True
-    possible = [
-        v
-        for v in VARIANTS
-        if not component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=v, context=context)
-    ]
-    if len(possible) > 1:
-        trial.suggest_categorical(f"method.variant{'' if adapter else WITHOUT_ADAPTER}", possible)
-    trial.suggest_float("method.distill_weight", 0.1, 10, log=True)
-    trial.suggest_float("method.instructive_weight", 0.1, 10, log=True)
-    trial.suggest_float("method.lr_factor", 0.3, 3, log=True)
-    return {"base": base}
-
-
-def changed(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their dotted keys from a trial's parameters."""
-    return {name.removesuffix(WITHOUT_ADAPTER): value for name, value in sorted(parameters.items())}
-
-
-def command(preset: str, overrides: Sequence[str], parameters: Mapping[str, Any], seed: int) -> str:
-    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of."""
-    sets = [
-        *overrides,
-        *(f"{k}={_yaml(v)}" for k, v in changed(parameters).items()),
-        *([f"seed={seed}"] if seed else []),
-    ]
-    words = ["python", "ablations/run.py", "--grid", "components", "--preset", preset, "--arms", "LGD"]
-    words += [x for s in sets for x in ("--set", s)]
-    return shlex.join(words)
-
-
-def draw(study: optuna.Study, objectives: Sequence[str], directory: Path) -> list[Path]:
-    """Optuna's own plots: history, importances of the parameters for each objective, and the Pareto front of two.
-
-    Those that need more trials than there are, are left out. Returns what was written.
-    """
-    from optuna.visualization import matplotlib as plots
-
-    from analysis.figures import save
-
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    wanted: dict[str, Any] = {}
-    for i, name in enumerate(objectives):
-
-        def target(trial: FrozenTrial, i: int = i) -> float:
-            return float(trial.values[i])
-
-        wanted[f"history_{name}"] = partial(plots.plot_optimization_history, study, target=target, target_name=name)
-        if complete > 2:
-            wanted[f"importances_{name}"] = partial(
-                plots.plot_param_importances, study, target=target, target_name=name
-            )
-    if len(objectives) == 2:
-        wanted["pareto"] = partial(plots.plot_pareto_front, study, target_names=list(objectives))
-    written: list[Path] = []
-    if not complete:
-        return written
-    for name, plot in wanted.items():
-        with quiet(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lgd"}):
-            try:
-                figure = plot().figure
-            except (ValueError, RuntimeError):
-                # Importances of parameters that never varied.
-                continue
-            figure.set_layout_engine("constrained")
-            written += save(figure, directory / name)
-            pyplot.close(figure)
-    return written
+    trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
+    return f"{SEARCHED}{next(t.number for t in trials if t.params == parameters):03}"
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Without Optuna's running commentary."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -268,7 +178,3 @@ def quiet() -> Iterator[None]:
     finally:
         optuna.logging.set_verbosity(level)
         tune_log.setLevel(before)
-
-
-def _yaml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)

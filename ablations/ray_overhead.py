@@ -21,15 +21,19 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.ray_sweep import Names, Resources, run_sweep, trial_name
+from ablations.ray_sweep import run_sweep, trial_name
+from ablations.trial_config import RecordLabels
 from lgd.cli import Parser, answer
 from lgd.config.grids import Trial
 from lgd.config.presets import TINY
 from lgd.distributed import ray_train
+from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.files import atomic_write
 from lgd.results import provenance
 from lgd.results.record import FILE, Record, load
+
+PROG = "ablations/ray_overhead.py"
 
 COLUMNS = ("trial", "worker", "trial_s", "run_s", "overhead_s", "gap_s")
 
@@ -42,18 +46,21 @@ class _Silent:
     def ended(self, name: str, record: Record) -> None: ...
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(arguments))
+    return answer(lambda: _run(parser(prog).parse_args(arguments)))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(prog: str = PROG) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--trials", type=int, default=8, metavar="N", help="how many (default: 8)")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training (default: 20)")
     parser.add_argument("--cores", type=int, default=2, metavar="N", help="and trials side by side (default: 2)")
     parser.add_argument("--output", type=Path, metavar="CSV", help="write the table there, too")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
     for name, least in (("trials", 1), ("steps", 5), ("cores", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
@@ -98,7 +105,9 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
         planned = [
             Trial(f"trial {i}", base.override({"seed": i}), output / "trials" / f"trial-{i}") for i in range(trials)
         ]
-        run_sweep(planned, Names("overhead", "tiny"), output, Resources(1, 0, cores), _Silent(), callbacks=[clock])
+        run_sweep(
+            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), _Silent(), callbacks=[clock]
+        )
         run = {t.name: sum(load(t.directory / FILE).seconds.values()) for t in planned}
     whole = time.monotonic() - begun
     order = sorted(clock.begun, key=lambda name: clock.begun[name])

@@ -1,8 +1,9 @@
-"""What the commands have in common: one line for what is wrong, and an exit status."""
+"""What the commands have in common: one line for what is wrong, an exit status, and how they show a time."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,7 +14,11 @@ WRONG_INPUT, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the options, as with everything else."""
+    """Says in one line what is wrong with the options, as with everything else. Descriptions keep their lines."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         # argparse would print the usage in several lines first.
@@ -21,15 +26,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def answer(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit status of a command: its own, 2 after a line on wrong input, 130 after the line ``interrupted``."""
+    """The exit status of a command: its own, 2 after a line on wrong input, 130 after the line ``interrupted``.
+
+    What takes long to import belongs into ``command``: an interrupt is one line there, and a traceback before it.
+    """
     try:
         return command()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except BrokenPipeError:
+        # Whoever read the output, such as ``head``, has seen enough; at its exit Python would flush once more.
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def format_duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``; ``?`` for what is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,115 @@
+"""The console script ``lgd``: every command of the suite under one name. Loads a command's code when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import lgd
+from lgd.cli import Parser, answer
+
+COMMANDS = {
+    "sweep": (
+        "ablations.sweep_command",
+        "train a grid of ablations, or search around it: run, resume, status, list, plan",
+    ),
+    "train": ("lgd.training.__main__", "train one of the paper's experiments"),
+    "data": ("lgd.data.__main__", "check a data set before training on it"),
+    "report": ("analysis.__main__", "rebuild the tables, figures and report of a results directory"),
+    "table": ("analysis.tables", "print a table from recorded runs"),
+}
+"""Module and summary by name. Modules have ``parser(prog)`` and ``main(arguments, prog)``, which returns the exit status."""
+
+BENCHMARKS = {
+    "cost": ("benchmarks.cost", "what each stage of training takes"),
+    "speed": ("benchmarks.speed", "the speed of a step, against other implementations"),
+    "breakdown": ("benchmarks.breakdown", "where a step's time goes"),
+    "roofline": ("benchmarks.roofline", "how far a step is from what the hardware can do"),
+    "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
+    "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
+}
+"""Of ``lgd bench``."""
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+EXAMPLES = """\
+examples:
+  lgd sweep run components            # minutes on a CPU
+  lgd sweep status results/components-tiny
+  lgd train retinanet_r50_2x_ms --method lgd
+  lgd data check coco-json:DIR
+  lgd COMMAND --help
+  lgd completion bash > ~/.local/share/bash-completion/completions/lgd"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: the command's own; 2 for wrong input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return answer(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    command, rest, prog = words[0] if words else "", words[1:], "lgd"
+    if command == "bench" and rest and rest[0] in BENCHMARKS:
+        return _call(BENCHMARKS[rest[0]][0], rest[1:], f"{prog} bench {rest[0]}")
+    if command in COMMANDS:
+        return _call(COMMANDS[command][0], rest, f"{prog} {command}")
+    options = _parser(prog).parse_args(words or ["--help"])
+    if options.command == "completion":
+        import shtab
+
+        print(shtab.complete(_with_every_option(prog), options.shell))
+    return 0
+
+
+def _call(module: str, arguments: Sequence[str], prog: str) -> int:
+    status: int = import_module(module).main(arguments, prog)
+    return status
+
+
+def _parser(prog: str, *, whole: bool = False) -> Parser:
+    """Of the commands' names; whole: with their options, too."""
+    parser = Parser(prog=prog, description="Label-Guided self-Distillation: train, compare, measure.", epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {lgd.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    _add(commands, prog, COMMANDS, whole=whole)
+    bench = commands.add_parser("bench", help="measure speed and cost on this machine", description="Measure.")
+    _add(
+        bench.add_subparsers(dest="benchmark", metavar="BENCHMARK", title="benchmarks", required=True),
+        f"{prog} bench", BENCHMARKS, whole=whole,
+    )  # fmt: skip
+    completion = commands.add_parser("completion", help="print a script for the shell's completion")
+    completion.add_argument("shell", choices=SHELLS)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[Parser], prog: str, table: dict[str, tuple[str, str]], *, whole: bool
+) -> None:
+    for name, (module, summary) in table.items():
+        if whole:
+            own = import_module(module).parser(f"{prog} {name}")
+            commands.add_parser(name, help=summary, description=own.description, parents=[own], add_help=False)
+        else:
+            commands.add_parser(name, help=summary, add_help=False)
+
+
+def _with_every_option(prog: str) -> Parser:
+    """The whole tree, for the shell's completion; options that take a file or directory complete to those."""
+    import shtab
+
+    parser = _parser(prog, whole=True)
+    waiting: list[argparse.ArgumentParser] = [parser]
+    while waiting:
+        for action in waiting.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += set(action.choices.values())
+            elif action.metavar in ("DIR", "RESULTS", "CSV"):
+                action.complete = shtab.FILE if action.metavar == "CSV" else shtab.DIRECTORY  # type: ignore[attr-defined]
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

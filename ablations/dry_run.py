@@ -1,0 +1,50 @@
+"""What a sweep would run and what it will take, without training."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.checks import Checked
+from ablations.display import say
+from ablations.limits import CostOptions
+from ablations.plan import Sweep
+from benchmarks.measure_cost import measure_missing
+from benchmarks.predict_cost import predict
+from lgd.config.experiment import settings
+from lgd.config.grids import Trial
+from lgd.distributed.resources import Resources
+
+
+def show_plan(sweep: Sweep, checked: Checked, resources: Resources, console: Console) -> None:
+    """A line a trial, the settings that the arms share, and what each trial holds."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("trial", "steps", "to run", "fingerprint"):
+        table.add_column(head)
+    for trial in sweep.trials:
+        needed = "yes" if trial in checked.missing else "has a record"
+        table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, checked.fingerprints.get(trial.arm, ""))
+    console.print(table)
+    each = [settings(trial.experiment) for trial in sweep.trials]
+    console.print("settings shared by the arms:", highlight=False)
+    for key, value in each[0].items() if each else ():
+        if not key.startswith("method.") and all(x[key] == value for x in each):
+            say(console, f"  {key} = {value!r}")
+    say(console, f"{len(checked.missing)} of {len(sweep.trials)} trials to run, {resources.description}")
+    for line in sweep.waiting:
+        say(console, f"later: {line}")
+
+
+def show_cost(checked: Checked, resources: Resources, options: CostOptions, console: Console) -> None:
+    """What the sweep will take, from steps that were measured on this machine."""
+    planned, search = list(checked.missing), checked.search
+    samples = search.left() if search is not None else 0
+    if search is not None and samples:
+        # A search's trials are taken to cost what LGD whole does; components that are off make some cheaper.
+        say(console, f"and {samples} samples of a search")
+        place = search.output / "trials"
+        planned += [Trial("LGD (search)", search.base, place / f"search-{i}") for i in range(samples)]
+    if options.measure:
+        measure_missing(planned, resources, on_progress=lambda text: say(console, text))
+    for line in predict(planned, resources).lines(options.price_per_gpu_hour):
+        say(console, line)

@@ -1,0 +1,77 @@
+"""What a command on a sweep may use: what it is asked for, and no sweep keeps."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass, field
+
+from lgd.errors import InputError
+
+INTERRUPTED = "interrupted"
+"""Why a sweep ended early, after Ctrl-C."""
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker of a trial holds, how many share a trial, and where. None: chosen by what there is."""
+
+    cpus: int | None = None
+    gpus: float | None = None
+    workers: int = 1
+    spread: bool = False
+    address: str | None = None
+
+    @property
+    def options(self) -> str:
+        """As the command's options; empty where nothing was asked for."""
+        workers = self.workers if self.workers != 1 else None
+        given = {"cpus": self.cpus, "gpus": self.gpus, "workers": workers, "address": self.address}
+        said = [f" --{name} {value}" for name, value in given.items() if value is not None]
+        return "".join([*said, " --spread" if self.spread else ""])
+
+
+@dataclass
+class Budget:
+    """Device-hours and seconds (as ``90s``, ``45m``, ``8h``) that the command may take, from now on."""
+
+    max_gpu_hours: float | None = None
+    max_time: str | None = None
+    begun: float = field(default_factory=lambda: time.monotonic())
+
+    def __post_init__(self) -> None:
+        if self.max_gpu_hours is not None and not self.max_gpu_hours > 0:
+            raise InputError(f"--max-gpu-hours {self.max_gpu_hours:g}: a number above 0")
+        self._seconds = _seconds(self.max_time)
+
+    def exceeded(self, spent: float) -> str:
+        """Why the sweep must end after ``spent`` device-seconds; "" while it need not."""
+        if self.max_gpu_hours is not None and spent >= self.max_gpu_hours * 3600:
+            return f"--max-gpu-hours {self.max_gpu_hours:g} are used"
+        if self._seconds is not None and time.monotonic() - self.begun >= self._seconds:
+            return f"--max-time {self.max_time} is over"
+        return ""
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """How a sweep's cost is told: steps that were not measured yet are measured first; the price of a GPU-hour."""
+
+    measure: bool = False
+    price_per_gpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.price_per_gpu_hour is not None and not 0 <= self.price_per_gpu_hour < math.inf:
+            raise InputError(f"--price-per-gpu-hour {self.price_per_gpu_hour:g}: a price from 0")
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not found or not float(found[1]):
+        raise InputError(f"--max-time {text}: a time such as 90s, 45m or 8h")
+    return float(found[1]) * UNITS[found[2]]

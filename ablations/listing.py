@@ -1,0 +1,32 @@
+"""The grids and their arms, as ``lgd sweep list`` shows them."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from lgd.config.grids import NAMES, Arm, grid
+from lgd.config.paper import paper
+
+
+def list_grids(name: str | None, size: str, console: Console) -> None:
+    """The grids and their arms at a preset's size, or those of the grid ``name`` alone."""
+    for each in (grid(x, size) for x in ([name] if name else NAMES)):
+        table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for head in ("arm", "changes", "asks"):
+            table.add_column(head)
+        for arm in each.arms:
+            # The rest of a table's row is in its name.
+            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
+            table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
+        console.print(table)
+
+
+def _asks(table: str, arm: Arm) -> str:
+    """The arm's question, or why it is skipped, or what the paper reports for it."""
+    if arm.skipped or arm.training is None:
+        return f"skipped: {arm.skipped}" if arm.skipped else arm.question
+    known, metrics = paper().tables[table], paper().metrics
+    cells = ((metrics[x], known.value(arm.training, x)) for x in known.metrics)
+    said = ", ".join(f"{metric.title} {value:.1f} {metric.unit}" for metric, value in cells if value is not None)
+    return f"the paper: {said}" if said else "the paper: not reported"

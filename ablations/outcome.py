@@ -1,0 +1,42 @@
+"""What a sweep leaves when it ends: its tables, what is missing, and an exit status."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from ablations.display import say
+from ablations.limits import INTERRUPTED
+from ablations.optuna_search import Search
+from ablations.plan import Sweep
+from ablations.search_results import show_search
+from ablations.status import unfinished
+from analysis.render import print_table
+from analysis.report import write_report
+from lgd.results.record import FILE, load
+from lgd.results.sweep_spec import SweepEnd
+
+
+def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: Console) -> int:
+    """Write and show what there is; the exit status. why: the sweep ended early. resume: the command that goes on."""
+    directory = sweep.directory
+    left = [t for t in sweep.trials if not (t.directory / FILE).exists()]
+    samples = search.left() if search else 0
+    not_run = [*map(unfinished, left), *sweep.waiting, *([f"{samples} samples of the search"] if samples else [])]
+    sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
+    sweep.spec.write(directory)
+    if len(left) < len(sweep.trials) or (search and search.records()):
+        table, written = write_report(directory)
+        print_table(table, console)
+        if search:
+            written += show_search(sweep.spec, search, console)
+        say(console, f"written: {', '.join(str(x) for x in written)}")
+    for line in not_run:
+        say(console, f"not run: {line}")
+    if why:
+        done = len(sweep.trials) - len(left)
+        say(console, f"{why} after {done} of {len(sweep.trials)} trials; go on with: {resume}")
+        return 130 if why == INTERRUPTED else 3
+    if search and any(record.status == "failed" for record in search.records()):
+        return 1
+    all_finished = all(t not in left and load(t.directory / FILE).status == "finished" for t in sweep.trials)
+    return 0 if all_finished and not sweep.waiting else 1

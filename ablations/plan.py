@@ -1,0 +1,167 @@
+"""What a sweep is made of: its description, and the trials that follow from it. Loads neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ablations.equal_time import steps_for_equal_time, with_steps
+from lgd.config.data_source import absolute_source
+from lgd.config.experiment import Experiment
+from lgd.config.grids import TABLES, Grid, Trial, grid, plan
+from lgd.config.presets import preset
+from lgd.errors import InputError
+from lgd.results.sweep_spec import SWEEP_FILE, SearchSpec, SweepSpec
+
+
+@dataclass
+class Sweep:
+    """A sweep, its results directory, and its trials: those of the arms whose steps are known by now."""
+
+    spec: SweepSpec
+    directory: Path
+    trials: list[Trial]
+
+    @property
+    def grid(self) -> Grid:
+        return grid(self.spec.grid, self.spec.preset)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The arms whose steps are still to be measured, a line each."""
+        return [
+            f"{arm.name}: its steps follow from what {arm.time_budget_from} takes"
+            for arm in self.grid.arms
+            if arm.time_budget_from and arm.name in self.spec.arms and arm.name not in self.spec.steps
+        ]
+
+    def one_seed(self) -> list[Trial]:
+        """One trial of each arm."""
+        return [trial for trial in self.trials if trial.experiment.seed == self.trials[0].experiment.seed]
+
+
+def describe(
+    name: str,
+    size: str,
+    *,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    arms: str | None = None,
+    seeds: int | None = None,
+    search: SearchSpec | None = None,
+) -> SweepSpec:
+    """The sweep over the grid ``name`` at preset ``size``. arms: names, separated by commas (default: all).
+
+    Raises InputError for what there is not.
+    """
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least one")
+    chosen = grid(name, size)
+    given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
+    names = _arm_names(chosen, arms)
+    if search:
+        # Beside the search's own trials only what they are compared to.
+        names = [x for x in names if x == chosen.reference]
+    return SweepSpec(
+        grid=chosen.name,
+        preset=size,
+        overrides=tuple(given),
+        arms=tuple(names),
+        reference=chosen.reference,
+        seeds=seeds or chosen.seeds,
+        search=search,
+    )
+
+
+def _arm_names(chosen: Grid, names: str | None) -> list[str]:
+    skipped = {arm.name: arm.skipped for arm in chosen.arms if arm.skipped}
+    known = [arm.name for arm in chosen.arms if arm.name not in skipped]
+    if names is None:
+        return known
+    wanted = [x.strip() for x in names.split(",")]
+    for name in wanted:
+        if name in skipped:
+            raise InputError(f"arm {name!r} {skipped[name]}")
+        if name not in known:
+            raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
+    return [x for x in known if x in wanted]
+
+
+def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
+    """``spec`` with what its results directory holds already: more seeds and arms may be added to a sweep.
+
+    The paper's tables share trainings, so several of them may lie in one directory, whose sweep.json is of the one that
+    ran last. Raises InputError where the directory is another sweep's.
+    """
+    if not (directory / SWEEP_FILE).exists():
+        return spec
+    there = SweepSpec.read(directory)
+    for key in ("preset", "overrides"):
+        theirs, ours = getattr(there, key), getattr(spec, key)
+        if theirs != ours:
+            raise InputError(
+                f"{directory} holds a sweep with {key} {_shown(theirs)}, not {_shown(ours)}:"
+                " choose another --output or remove it"
+            )
+    theirs, ours = (x.search.description if x.search else "no search" for x in (there, spec))
+    if theirs != ours:
+        kind = "a search with" if there.search else "a sweep with"
+        raise InputError(f"{directory} holds {kind} {theirs}, not {ours}: choose another --output")
+    if there.grid != spec.grid:
+        if {there.grid, spec.grid} - set(TABLES):
+            raise InputError(f"{directory} holds the sweep of grid {there.grid}: choose another --output")
+        return spec.model_copy(update={"steps": there.steps})
+    order = [arm.name for arm in grid(spec.grid, spec.preset).arms]
+    arms = tuple(x for x in order if x in there.arms or x in spec.arms)
+    return spec.model_copy(update={"steps": there.steps, "arms": arms, "seeds": max(there.seeds, spec.seeds)})
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    return repr(value) if isinstance(value, str) else " ".join(value) or "none"
+
+
+def with_data_at(spec: SweepSpec, data: str) -> SweepSpec:
+    """A sweep whose data lies elsewhere now; that it is the same data is seen from each record."""
+    source, key = absolute_source(data), "data.source="
+    scheme = f"{key}{source.partition(':')[0]}"
+    if not any(x.startswith(key) and x.partition(":")[0] == scheme for x in spec.overrides):
+        raise InputError(f"--data {data} with --resume says where the sweep's own data lies now; it has no such data")
+    moved = tuple(f"{key}{source}" if x.startswith(key) else x for x in spec.overrides)
+    return spec.model_copy(update={"overrides": moved})
+
+
+def with_samples(spec: SweepSpec, samples: int, directory: Path) -> SweepSpec:
+    """A search's sweep with another number of trials."""
+    if spec.search is None:
+        raise InputError(f"--samples {samples}: {directory} holds no search")
+    return spec.model_copy(update={"search": search_spec(samples, spec.search.objectives, spec.search.early_stop)})
+
+
+def search_spec(samples: int, objectives: Sequence[str], early_stop: bool) -> SearchSpec:
+    """The search that the options ask for. Raises InputError for what cannot be searched for."""
+    if samples < 1:
+        raise InputError(f"--samples {samples}: at least one")
+    if list(objectives) not in (["AP"], ["AP", "gpu_hours"]):
+        raise InputError(f"--objectives {','.join(objectives)}: AP, or AP,gpu_hours")
+    if early_stop and len(objectives) > 1:
+        raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
+    return SearchSpec.model_validate({"samples": samples, "objectives": objectives, "early_stop": early_stop})
+
+
+def search_base(spec: SweepSpec) -> Experiment:
+    """The LGD experiment that a search varies."""
+    base = preset(spec.preset).override(spec.overrides)
+    base = base.override({"method.name": "lgd", "data.source": absolute_source(base.data.source)})
+    if spec.search and spec.search.early_stop and not base.evaluation.every:
+        base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
+    return base
+
+
+def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
+    """The trials of a sweep, but for those whose steps are still to be measured; the steps that can be told by now."""
+    whole, base = grid(spec.grid, spec.preset), preset(spec.preset)
+    steps = steps_for_equal_time(whole, base, spec.seeds, spec.overrides, directory, spec.steps)
+    chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
+    trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
+    return Sweep(spec.model_copy(update={"steps": steps}), directory, trials)

@@ -1,0 +1,102 @@
+"""What a Ray worker runs: the training of one trial."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from ablations.search_space import objectives, proposed_trial
+from ablations.trial_config import TrialConfig
+from lgd.config.experiment import Experiment, parse
+from lgd.distributed.ray_train import Workers
+from lgd.results.provenance import now
+from lgd.results.record import FILE, Record, load
+from lgd.training.progress import Progress, Stopped
+from lgd.training.run import failed_record
+from lgd.training.teacher import train_teacher, train_with_teacher
+from lgd.training.worker import Job, experiment_for_worker, train_in_trial
+
+TEACHER = "teacher"
+"""Arm of the trials that train FGFI's teachers."""
+
+
+def config_of(parameters: dict[str, Any]) -> TrialConfig:
+    """The trial that Tune's parameters stand for: a planned one, or one that a search proposed."""
+    return cast(TrialConfig, parameters["trial"]) if "trial" in parameters else proposed_trial(parameters)
+
+
+def run_trial(parameters: dict[str, Any]) -> None:
+    """Train one trial; leave its record in its directory whatever happens."""
+    # Here, not at the top: ablations/ray_sweep.py sets what Ray Tune reads when it is imported.
+    from ray import tune
+    from ray.exceptions import RayActorError
+
+    trial = config_of(parameters)
+    directory, stop = Path(trial["directory"]), Path(trial["stop"])
+    if stop.exists():
+        tune.report({"stopped": 0})
+        return
+    if (directory / FILE).exists():
+        # An earlier attempt ended with an error, and the worker after it; or a search asks for what it had before.
+        tune.report(last_report(load(directory / FILE)))
+        return
+    experiment = parse(trial["experiment"])
+    known: dict[str, Any] = {}
+
+    def on_progress(progress: Progress) -> None:
+        if progress["step"] >= progress["steps"]:
+            # A scheduler must not end what has only its record to come: the last report is that one's.
+            return
+        known.update({k: v for k, v in progress.items() if k in ("AP", "spent")})
+        # Once known they are part of every report, as a search's scheduler and its study expect.
+        scores = {"AP": known["AP"], "gpu_hours": known.get("spent", 0.0) / 3600} if "AP" in known else {}
+        tune.report({**progress, **scores})
+
+    started = now()
+    try:
+        record = _train(experiment, trial, on_progress)
+    except Stopped as stopped:
+        tune.report({"stopped": stopped.step})
+        return
+    except RayActorError:
+        # One of several workers died: Tune starts the trial again, as it does when a trial's own process dies.
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        record = failed_record(experiment, reason, started=started, directory=directory, **trial["labels"])
+        if _save_failure(record, directory):
+            # An error may have left this worker's GPU unusable. Raised on, it ends the worker; the next one finds the
+            # record and reports it.
+            raise
+    tune.report(last_report(record))
+
+
+def last_report(record: Record) -> dict[str, Any]:
+    """Of a trial. The driver may not see this worker's disk: the record travels with it."""
+    return {"record": record.model_dump_json(), "step": record.steps, **objectives(record)}
+
+
+def _save_failure(record: Record, directory: Path) -> bool:
+    """Write the record and the traceback of the error at hand; whether both could be written."""
+    with contextlib.suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        record.save(directory)
+        return True
+    return False
+
+
+def _train(experiment: Experiment, trial: TrialConfig, on_progress: Callable[[Progress], None]) -> Record:
+    directory, teachers, stop = (Path(trial[key]) for key in ("directory", "teachers", "stop"))
+    labels, gpus = trial["labels"], trial["gpus"]
+    if trial["workers"] > 1:
+        workers = Workers(trial["workers"], gpus, trial["cpus"])
+        return train_in_trial(Job(experiment, directory, teachers, workers, labels, (stop,)), on_progress)
+    experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
+    options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stop.exists, "share": gpus or 1.0, **labels}
+    if labels["arm"] == TEACHER:
+        return train_teacher(experiment, directory, **options)
+    return train_with_teacher(experiment, directory, teachers=teachers, **options)

@@ -1,0 +1,144 @@
+"""What a search found: its trials as a table and as commands, and Optuna's plots of the study."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import optuna
+from matplotlib import pyplot
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from ablations.display import say
+from ablations.optuna_search import STUDY_FILE, Search, quiet_optuna, trial_name
+from ablations.search_space import OBJECTIVES, assignments, settings_of
+from analysis.plots.style import save
+from lgd.results.record import Record
+from lgd.results.sweep_spec import SEARCHED, SweepSpec
+
+SHOWN = 20
+"""Rows of the table."""
+
+
+def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
+    """Print what was tried, best first, and the best as commands; draw Optuna's plots. Returns what was written."""
+    study = search.study()
+    best = best_trials(search, study)
+    if not best:
+        say(console, "no trial of the search was complete")
+        return []
+    console.print(_tried(search, study, best))
+    say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
+    for trial in best:
+        say(console, f"  {trial_name(study, trial.params)}: {command(spec, trial.params, search.base.seed)}")
+    say(console, f"study: optuna-dashboard sqlite:///{search.output / STUDY_FILE}")
+    return draw(study, search.objectives, search.output)
+
+
+def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial of one objective, the Pareto front of two, best AP first; of those trained to their end."""
+    finished = {x.arm for x in search.ended() if x.status == "finished"}
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    whole = [t for t in complete if trial_name(study, t.params) in finished]
+    if len(search.objectives) > 1 or not whole:
+        front = [t for t in study.best_trials if t in whole] if whole else []
+        return sorted(front, key=lambda t: -t.values[0])
+    return [max(whole, key=lambda t: t.values[0])]
+
+
+def _tried(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
+    """A row a trial of the search, best AP first."""
+    parameters = {trial_name(study, t.params): t.params for t in study.get_trials(deepcopy=False)}
+    starred = {trial_name(study, t.params) for t in best}
+    records = sorted(search.ended(), key=_rank)
+    table = Table(title="what was tried, best first", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for head in ("trial", "AP", "device-hours", "how it ended", "distill", "instructive", "lr factor", "components"):
+        table.add_column(head, justify="right" if head in ("AP", "device-hours") else "left")
+    for record in records[:SHOWN]:
+        name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
+        ended = record.status if record.status != "stopped" else f"stopped at step {record.steps}"
+        table.add_row(name, *_figures(record), ended, *_changes(parameters.get(record.arm, {})))
+    if len(records) > SHOWN:
+        table.caption = f"and {len(records) - SHOWN} more"
+    return table
+
+
+def _rank(record: Record) -> float:
+    return -record.student.AP if record.student and record.student.AP is not None else 1.0
+
+
+def _figures(record: Record) -> tuple[str, str]:
+    ap = record.student.AP if record.student else None
+    return "n/a" if ap is None else f"{ap:.1f}", f"{record.gpu_hours:.3g}"
+
+
+def _changes(parameters: Mapping[str, Any]) -> list[str]:
+    settings = {key.removeprefix("method."): value for key, value in settings_of(parameters).items()}
+    off = [f"without {x}" for x in ("encoder", "adapter", "mapper") if settings.get(x) is False]
+    variant = str(settings.get("variant", "")).replace("_", " ")
+    weights = [str(settings.get(x, "")) for x in ("distill_weight", "instructive_weight", "lr_factor")]
+    return [*weights, ", ".join([*off, *([variant] if variant else [])]) or "all"]
+
+
+def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int) -> str:
+    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of."""
+    sets = [*spec.overrides, *assignments(parameters), *([f"seed={seed}"] if seed else [])]
+    words = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", "LGD"]
+    return shlex.join([*words, *(x for s in sets for x in ("--set", s))])
+
+
+def draw(study: optuna.Study, objectives: Sequence[str], directory: Path) -> list[Path]:
+    """Optuna's own plots: history, importances of the parameters for each objective, and the Pareto front of two.
+
+    Those that need more trials than there are, are left out. Returns what was written.
+    """
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    written: list[Path] = []
+    if not complete:
+        return written
+    for name, plot in _plots(study, objectives, importances=complete > 2).items():
+        with quiet_optuna(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lgd"}):
+            try:
+                figure = plot().figure
+            except (ValueError, RuntimeError):
+                # Importances of parameters that never varied.
+                continue
+            figure.set_layout_engine("constrained")
+            written += save(figure, directory / name)
+            pyplot.close(figure)
+    return written
+
+
+def _plots(study: optuna.Study, objectives: Sequence[str], *, importances: bool) -> dict[str, Callable[[], Any]]:
+    from optuna.visualization import matplotlib as plots
+
+    found: dict[str, Callable[[], Any]] = {}
+    for i, name in enumerate(objectives):
+        found[f"history_{name}"] = partial(
+            plots.plot_optimization_history, study, target=objective(i), target_name=name
+        )
+        if importances:
+            found[f"importances_{name}"] = partial(
+                plots.plot_param_importances, study, target=goal(i, name), target_name=name
+            )
+    if len(objectives) == 2:
+        # Not "pareto", which is the figure of the sweep's arms and trials.
+        found["search_pareto"] = partial(plots.plot_pareto_front, study, target_names=list(objectives))
+    return found
+
+
+def objective(i: int) -> Callable[[FrozenTrial], float]:
+    """The value of a trial's objective ``i``."""
+    return lambda trial: float(trial.values[i])
+
+
+def goal(i: int, name: str) -> Callable[[FrozenTrial], float]:
+    """The same where lower is better, as Optuna's importances (PED-ANOVA) take every target."""
+    sign = -1.0 if OBJECTIVES[name] == "max" else 1.0
+    return lambda trial: sign * float(trial.values[i])

@@ -1,0 +1,48 @@
+"""How far a results directory is, from its records alone. Loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ablations.display import outcome
+from ablations.plan import Sweep
+from lgd.config.grids import Trial
+from lgd.results.record import FILE, load
+from lgd.results.sweep_spec import SEARCHED
+
+
+def show_status(sweep: Sweep, console: Console) -> None:
+    """A line a trial, and how many are finished."""
+    finished = 0
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("trial", "state"):
+        table.add_column(head)
+    for trial in sweep.trials:
+        path = trial.directory / FILE
+        if path.exists():
+            record = load(path)
+            finished += record.status == "finished"
+            table.add_row(trial.name, outcome(record))
+        else:
+            begun = f"begun, no record: {unfinished(trial)}" if trial.directory.exists() else "not begun"
+            table.add_row(trial.name, begun)
+    console.print(table)
+    console.print(f"{finished} of {len(sweep.trials)} trials finished", highlight=False)
+    searched = searched_trials(sweep.directory)
+    if searched:
+        console.print(f"{searched} trials of a search", highlight=False)
+
+
+def searched_trials(directory: Path) -> int:
+    """How many trials of a search have a record."""
+    return len(list(directory.glob(f"trials/{SEARCHED}*/{FILE}")))
+
+
+def unfinished(trial: Trial) -> str:
+    """A trial without a record, and how far it is."""
+    newest = sorted((trial.directory / "checkpoints").glob("step-*.pth"))
+    at = f" (checkpoint after step {int(newest[-1].stem.removeprefix('step-'))})" if newest else ""
+    return f"{trial.arm}, seed {trial.experiment.seed}{at}"

@@ -1,0 +1,57 @@
+"""A trial as plain values, as it travels to its worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lgd.config.grids import Trial
+from lgd.distributed.resources import Resources
+
+STOP_FILE = "stop"
+"""In the results directory: trials that see it write a checkpoint and end, and none begins."""
+
+TEACHERS = "teachers"
+"""In the results directory: the trainings of FGFI's teachers."""
+
+
+@dataclass(frozen=True)
+class RecordLabels:
+    """What every record of a sweep says of it."""
+
+    grid: str
+    preset: str
+    overrides: tuple[str, ...] = ()
+
+    def of(self, arm: str) -> dict[str, Any]:
+        return {"grid": self.grid, "preset": self.preset, "arm": arm, "overrides": list(self.overrides)}
+
+
+class TrialConfig(TypedDict):
+    """name: as Ray Tune knows the trial. labels: of its record. stop: the path of the stop file."""
+
+    name: str
+    labels: dict[str, Any]
+    experiment: dict[str, Any]
+    directory: str
+    teachers: str
+    stop: str
+    cpus: int
+    gpus: float
+    workers: int
+
+
+def trial_config(trial: Trial, labels: RecordLabels, output: Path, resources: Resources) -> TrialConfig:
+    """The trial of a sweep whose results directory is ``output``."""
+    return {
+        "name": trial.name,
+        "labels": labels.of(trial.arm),
+        "experiment": trial.experiment.model_dump(mode="json"),
+        "directory": str(trial.directory),
+        "teachers": str(output / TEACHERS),
+        "stop": str(output / STOP_FILE),
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "workers": resources.workers,
+    }

@@ -1,0 +1,32 @@
+"""What trials of a sweep hold. Loads neither torch nor Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial holds, and how many run side by side. cpus, gpus: of each of its workers, gpus at most 1.
+
+    spread: each worker on a node of its own.
+    """
+
+    cpus: int
+    gpus: float
+    max_concurrent: int
+    workers: int = 1
+    spread: bool = False
+
+    @property
+    def devices(self) -> float:
+        """That a trial is charged for (see lgd/results/cost_meter.py)."""
+        return self.workers * (self.gpus or 1.0)
+
+    @property
+    def description(self) -> str:
+        """In words."""
+        each = f"{self.cpus} CPU and {self.gpus:g} GPU"
+        if self.workers > 1:
+            each = f"{self.workers} workers of {each}{' on nodes of their own' if self.spread else ''}"
+        return f"{self.max_concurrent} side by side, {each} each"
