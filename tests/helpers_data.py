@@ -61,6 +61,14 @@ def write_coco(root: Path, suffix: str = "2017") -> Path:
     return root
 
 
+def write_roboflow(root: Path, val: str = "valid") -> Path:
+    """Roboflow's layout: each split's annotations beside its images."""
+    for split, first_id in (("train", 1), (val, 100)):
+        write_coco_split(root, split, first_id=first_id).rename(root / split / "_annotations.coco.json")
+    (root / "annotations").rmdir()
+    return root
+
+
 def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     found = json.loads(path.read_text())
     edit(found)

@@ -1,14 +1,76 @@
-"""The names of data sets, as ``--data`` and ``data.source`` take them."""
+"""The names of data sets, as ``--data`` and ``data.source`` take them, and options that name one by its files."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import NamedTuple
+
+from lgd.errors import InputError
+
+SCHEMES = (
+    "shapes",
+    "coco",
+    "voc0712",
+    "coco-json:DIR",
+    "coco-files:TRAIN.json,VAL.json,IMAGES",
+    "voc:DIR",
+    "crowdhuman:DIR",
+)
+
+COCO_FILES = "coco-files"
+
+
+class CocoFiles(NamedTuple):
+    """What ``coco-files:`` names: the annotation file of each split, and a directory of the images of both."""
+
+    train_json: Path
+    val_json: Path
+    images: Path
+
+
+def parse_coco_files(rest: str) -> CocoFiles:
+    """``rest``: what follows ``coco-files:``. Raises InputError, one line, for other than three paths."""
+    parts = rest.split(",")
+    if len(parts) != 3 or not all(parts):
+        raise InputError(f"data {COCO_FILES}:{rest}: three paths are needed, {COCO_FILES}:TRAIN.json,VAL.json,IMAGES")
+    return CocoFiles(*(Path(x).expanduser().absolute() for x in parts))
 
 
 def absolute_source(source: str) -> str:
-    """A source with its directory made absolute, so that it means the same wherever a run goes on."""
+    """A source with its paths made absolute, so that it means the same wherever a run goes on.
+
+    Raises InputError, one line, for ``coco-files:`` with other than three paths.
+    """
     scheme, colon, path = source.partition(":")
-    return f"{scheme}:{Path(path).expanduser().resolve()}" if colon and path else source
+    if not colon or not path:
+        return source
+    paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path).expanduser(),)
+    return f"{scheme}:{','.join(str(x.resolve()) for x in paths)}"
 
 
-SCHEMES = ("shapes", "coco", "voc0712", "coco-json:DIR", "voc:DIR", "crowdhuman:DIR")
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name a data set by its files; :func:`source_of` reads them."""
+    group = parser.add_argument_group("data in COCO format, wherever its files are (all three together)")
+    group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
+    group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
+    group.add_argument("--images", metavar="DIR", help="the images of both, or of both in subdirectories")
+
+
+def source_of(options: argparse.Namespace, given: str | None) -> str | None:
+    """The data set that the options name, or ``given`` (what the command's own option or argument says) without them.
+
+    Raises InputError, one line, for one or two of the three options, for a path with a comma, and where both name data.
+    """
+    names = {"--train-json": options.train_json, "--val-json": options.val_json, "--images": options.images}
+    missing = [name for name, value in names.items() if value is None]
+    if len(missing) == len(names):
+        return given
+    if missing:
+        raise InputError(f"{' and '.join(missing)} missing: --train-json, --val-json and --images go together")
+    if given is not None:
+        raise InputError(f"data {given} and --train-json, --val-json, --images name two data sets: leave one out")
+    for name, value in names.items():
+        if "," in value or not value:
+            raise InputError(f"{name} {value!r}: a path without commas is needed")
+    return f"{COCO_FILES}:{','.join(names.values())}"

@@ -1,59 +1,79 @@
-"""The command ``python -m lgd.data``: look at a data set before training on it.
+"""The command ``python -m lgd.data check``: look at a data set before training on it.
 
 python -m lgd.data check voc:DIR
 python -m lgd.data check coco-json:DIR --draw 8 --output pictures
+python -m lgd.data check --train-json train.json --val-json val.json --images images
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lgd.cli import Parser, answer
-from lgd.config.data_source import SCHEMES
-from lgd.data.catalog import resolve
-from lgd.data.check import draw, report
-from lgd.data.dataset import check_objects
-from lgd.data.layout import Problem
-from lgd.data.shapes import ShapesSpec
+from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
 from lgd.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
-    return answer(lambda: _run(arguments))
+    return answer(lambda: _main(arguments))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m lgd.data", description="Look at a data set.")
     check = parser.add_subparsers(dest="command", required=True).add_parser(
         "check", help="read it as training would and list every problem"
     )
-    check.add_argument("source", metavar="DATASET", help=", ".join(SCHEMES))
-    check.add_argument(
+    add_arguments(check)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``check``."""
+    parser.add_argument("source", nargs="?", metavar="DATASET", help=", ".join(SCHEMES))
+    add_data_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="list every problem, not the first ten of each kind")
+    parser.add_argument(
         "--draw", type=int, default=0, metavar="N", help="write N pictures a split, with boxes and masks"
     )
-    check.add_argument(
+    parser.add_argument(
         "--output", type=Path, default=Path("check"), metavar="DIR", help="where the pictures go (default: check)"
     )
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, and return the exit status. Raises InputError, one line, where nothing can be used."""
+    source = source_of(options, options.source)
+    if source is None:
+        raise InputError(f"name a DATASET ({', '.join(SCHEMES)}) or --train-json, --val-json and --images")
     if options.draw < 0:
         raise InputError(f"--draw {options.draw}: a number from 0")
+    # Here, not at the top: help and wrong options need none of it.
+    from lgd.data.check import LISTED, list_problems, report
+    from lgd.data.dataset import check_objects
+    from lgd.data.layout import Problem
+    from lgd.data.shapes import ShapesSpec
+    from lgd.data.sources import find_dataset
+
     problems: list[Problem] = []
+    listed = None if options.verbose else LISTED
     try:
-        dataset = resolve(options.source, shapes=ShapesSpec(), problems=problems)
+        dataset = find_dataset(source, shapes=ShapesSpec(), problems=problems)
     except InputError:
         # What led to it, such as the images that are all missing.
-        _print(map(str, problems))
+        _print(list_problems(problems, listed))
         raise
-    _print(report(dataset, problems))
+    _print(report(dataset, problems, listed))
     if options.draw:
+        # It loads torch, which the rest of the command does not need.
+        from lgd.data.draw import draw
+
         written = draw(dataset, options.draw, options.output)
         _print(["", f"{len(written)} pictures in {options.output}"])
     check_objects(dataset)
-    if dataset.counts.val.objects == 0:
-        raise InputError(f"{dataset.layout.val_json} has no object to score on: AP would not be defined")
     return int(any(x.outcome == "dropped" for x in problems))
 
 

@@ -31,7 +31,8 @@ def resolve(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None =
     source: "shapes", made as ``shapes`` says; "coco" and "voc0712", where detectron2 looks for COCO 2017 and Pascal VOC
     ($DETECTRON2_DATASETS, else ``datasets``; VOC trained on 2007 and 2012 trainval, evaluated on 2007 test);
     "coco-json:DIR", where DIR may end in "#SUFFIX" to choose between several sets of annotations ("coco#2017");
-    "voc:DIR"; "crowdhuman:DIR". A relative DIR counts from the present working directory.
+    "coco-files:TRAIN.json,VAL.json,IMAGES"; "voc:DIR"; "crowdhuman:DIR". Relative paths count from the working
+    directory.
     problems: is filled with everything that was dropped, fixed or is worth a note, after a closer look than training
     takes: every image is decoded.
 

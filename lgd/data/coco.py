@@ -11,9 +11,12 @@ from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
-__all__ = ["coco_files", "find_coco_splits", "parse_json"]
+__all__ = ["coco_files", "find_coco_files", "find_coco_splits", "parse_json"]
 
 _SPLITS = ("train", "val")
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+"""Name of the annotation file in each split's directory of a data set exported by Roboflow in COCO format."""
 
 
 def find_coco_splits(
@@ -23,7 +26,9 @@ def find_coco_splits(
 
     Takes ``annotations/instances_{train,val}*.json`` with the images in ``<split><suffix>/``,
     ``images/<split><suffix>/``, or the same without the suffix (2017 in ``train2017``). Where there are several
-    sets of annotations, ``suffix`` says which. problems: see :func:`lgd.data.validate.validated_layout`.
+    sets of annotations, ``suffix`` says which. Without ``annotations``, takes Roboflow's layout:
+    ``train/_annotations.coco.json`` and the same in ``valid`` or ``val``, each beside its images.
+    problems: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line that names the path, when something is missing, broken, ambiguous or when the
     splits' categories differ.
@@ -31,17 +36,31 @@ def find_coco_splits(
     root = Path(directory).expanduser().absolute()
     if not root.is_dir():
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
+    if not (root / "annotations").is_dir() and (root / "train" / ROBOFLOW_FILE).exists():
+        return _searched_layout(root, [(path, [path.parent]) for path in _roboflow_files(root)], problems)
     chosen = _choose(root, suffix)
+    folders = {split: _candidates(root, split, chosen[split]) for split in _SPLITS}
+    return _searched_layout(root, [(chosen[split], folders[split]) for split in _SPLITS], problems)
 
-    def read() -> tuple[RawSplit, RawSplit]:
-        train, val = (_raw(chosen[split]) for split in _SPLITS)
-        train.folder, val.folder = (
-            _image_folder(root, split, raw) for split, raw in zip(_SPLITS, (train, val), strict=True)
-        )
-        return train, val
 
-    folders = [folder for split in _SPLITS for folder in _candidates(root, split, chosen[split])]
-    return validated_layout(root, read, [*chosen.values(), *folders], problems)
+def find_coco_files(
+    train_json: Path, val_json: Path, images: Path, problems: list[Problem] | None = None
+) -> CocoLayout:
+    """Two annotation files, wherever they are, and the directory of the images that they name.
+
+    An image is looked for in ``images``, or in its subdirectory of the split's name (``train``, ``val`` or ``valid``,
+    or the annotation file's without ``instances_``). problems and errors: as :func:`find_coco_splits`.
+    """
+    for path in (train_json, val_json):
+        if not path.is_file():
+            raise InputError(f"annotations {path} {'are a directory' if path.is_dir() else 'do not exist'}")
+    if not images.is_dir():
+        raise InputError(f"image directory {images} {'is not a directory' if images.exists() else 'does not exist'}")
+    splits = []
+    for path, names in ((train_json, ("train",)), (val_json, ("val", "valid"))):
+        own = dict.fromkeys([path.stem.removeprefix("instances_"), *names])
+        splits.append((path, [images, *(images / name for name in own)]))
+    return _searched_layout(images, splits, problems)
 
 
 def coco_files(
@@ -60,7 +79,29 @@ def coco_files(
     return validated_layout(root, read, [*train, *val], problems)
 
 
+def _searched_layout(root: Path, splits: list[tuple[Path, list[Path]]], problems: list[Problem] | None) -> CocoLayout:
+    """splits: the annotation file of train and of val, and the directories where its images may be."""
+
+    def read() -> tuple[RawSplit, RawSplit]:
+        raws = []
+        for json_file, candidates in splits:
+            raw = _raw(json_file)
+            raw.folder = _image_folder(root, candidates, raw)
+            raws.append(raw)
+        return raws[0], raws[1]
+
+    files = [path for json_file, candidates in splits for path in (json_file, *candidates)]
+    return validated_layout(root, read, files, problems)
+
+
 # ----------------------------------------------------------------------------------------------------- files
+
+
+def _roboflow_files(root: Path) -> tuple[Path, Path]:
+    val = next((x for x in (root / "valid" / ROBOFLOW_FILE, root / "val" / ROBOFLOW_FILE) if x.exists()), None)
+    if val is None:
+        raise InputError(f"no val annotations: {root} has neither valid/{ROBOFLOW_FILE} nor val/{ROBOFLOW_FILE}")
+    return root / "train" / ROBOFLOW_FILE, val
 
 
 def _suffix(split: str, path: Path) -> str:
@@ -71,7 +112,7 @@ def _choose(root: Path, suffix: str | None) -> dict[str, Path]:
     """The annotation file of each split."""
     annotations = root / "annotations"
     if not annotations.is_dir():
-        raise InputError(f"no annotations in {root}: there is no directory {annotations}")
+        raise InputError(f"no annotations in {root}: there is neither {annotations} nor train/{ROBOFLOW_FILE}")
     found = {split: sorted(annotations.glob(f"instances_{split}*.json")) for split in _SPLITS}
     by_suffix = {split: {_suffix(split, path): path for path in found[split]} for split in _SPLITS}
     for split in _SPLITS:
@@ -103,9 +144,8 @@ def _candidates(root: Path, split: str, json_file: Path) -> list[Path]:
     return [parent / name for name in names for parent in (root, root / "images")]
 
 
-def _image_folder(root: Path, split: str, raw: RawSplit) -> Path:
-    """The first folder of the known ones that has images which the annotation file names."""
-    candidates = _candidates(root, split, raw.path)
+def _image_folder(root: Path, candidates: list[Path], raw: RawSplit) -> Path:
+    """The first of the candidates that has an image which the annotation file names."""
     existing = [folder for folder in candidates if folder.is_dir()]
     if not existing:
         looked = ", ".join(str(folder.relative_to(root)) for folder in candidates)

@@ -67,7 +67,11 @@ class DataSet:
 
 
 def check_objects(dataset: DataSet) -> None:
-    """Raise InputError, one line, when the training split has no object."""
-    if dataset.counts.train.objects == 0:
-        dropped = f"; dropped: {dataset.layout.dropped[0]}" if dataset.layout.dropped[0] else ""
-        raise InputError(f"{dataset.layout.train_json} has no object to train on{dropped}")
+    """Raise InputError, one line, when a split has no object: nothing to train on, or AP would not be defined."""
+    layout, counts = dataset.layout, dataset.counts
+    for path, split, dropped, purpose in (
+        (layout.train_json, counts.train, layout.dropped[0], "to train on"),
+        (layout.val_json, counts.val, layout.dropped[1], "to evaluate on, and AP would not be defined"),
+    ):
+        if split.objects == 0:
+            raise InputError(f"{path} has no object {purpose}" + (f"; dropped: {dropped}" if dropped else ""))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from lgd.config.data_source import SCHEMES
-from lgd.data.coco import coco_files, find_coco_splits
+from lgd.config.data_source import COCO_FILES, SCHEMES, parse_coco_files
+from lgd.data.coco import coco_files, find_coco_files, find_coco_splits
 from lgd.data.crowdhuman import find_crowdhuman_splits
 from lgd.data.dataset import DataSet
 from lgd.data.layout import CocoLayout, Problem
@@ -23,7 +23,11 @@ __all__ = ["find_dataset"]
 
 def find_dataset(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None) -> DataSet:
     """Find or make the data that ``source`` names; see :func:`lgd.data.catalog.resolve`, which registers it too."""
-    layout = _find_layout(source, shapes, problems)
+    try:
+        layout = _find_layout(source, shapes, problems)
+    except OSError as error:
+        # A path that is too long, a directory that may not be read.
+        raise InputError(f"data {source}: {error.filename or 'a file'}: {error.strerror or error}") from None
     # The name says what the data is *now*: files that change under a long-lived process get a new one.
     identity = f"{layout.root}\0{layout.train_json}\0{layout.fingerprint}"
     key = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:12]
@@ -50,6 +54,8 @@ def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None
         return _voc_0712(problems)
     if scheme == "coco-json" and rest:
         return _coco(rest, problems)
+    if scheme == COCO_FILES and rest:
+        return find_coco_files(*parse_coco_files(rest), problems)
     if scheme == "voc" and rest:
         return find_voc_splits(rest, problems)
     if scheme == "crowdhuman" and rest:

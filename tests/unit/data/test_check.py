@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lgd.data.__main__ import main
-from tests.helpers_data import VOC_SPLITS, edit_json, write_coco, write_voc
+from tests.helpers_data import REPOSITORY, VOC_SPLITS, edit_json, write_coco, write_voc
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +63,9 @@ def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["check", "nothing"]) == 2
 
 
-@pytest.mark.parametrize(("split", "words"), [("train", "train on"), ("val", "score on")])
+@pytest.mark.parametrize(
+    ("split", "words"), [("train", "train on"), ("val", "evaluate on, and AP would not be defined")]
+)
 def test_a_split_without_objects_is_of_no_use(
     split: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,3 +105,51 @@ def test_an_unwritable_place(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "file").touch()
     assert main(["check", f"coco-json:{tmp_path}", "--draw", "1", "--output", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_each_kind_of_problem_is_listed_ten_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand broken boxes used to be a thousand lines."""
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    broken = {"image_id": 1, "category_id": 7, "bbox": [1, 1, 0, 0], "area": 1, "iscrowd": 0}
+    edit_json(path, lambda c: c["annotations"].extend({**broken, "id": 100 + i} for i in range(25)))
+    edit_json(path, lambda c: c["annotations"].extend({**broken, "id": 200 + i, "image_id": 9} for i in range(3)))
+    assert main(["check", f"coco-json:{tmp_path}"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(f"dropped degenerate box      {path}: annotation ") == 10
+    assert "dropped degenerate box      and 15 more: --verbose lists all\n" in shown
+    assert shown.count("dropped unknown image") == 3
+    rows = {" ".join(line.split()) for line in shown.splitlines()}
+    assert {"dropped degenerate box 25", "dropped unknown image 3"} <= rows
+    assert main(["check", f"coco-json:{tmp_path}", "--verbose"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count(f"dropped degenerate box      {path}: annotation ") == 25
+    assert "more" not in shown
+
+
+def test_files_named_by_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_coco(tmp_path)
+    train, val = (str(root / f"annotations/instances_{split}2017.json") for split in ("train", "val"))
+    files = ["--train-json", train, "--val-json", val]
+    assert main(["check", *files, "--images", str(root)]) == 0
+    assert f"coco-files:{train},{val},{root}: {root}\n" in capsys.readouterr().out
+    for arguments, said in (
+        (files, "--images missing"),
+        ([f"coco-json:{root}", *files, "--images", str(root)], "name two data sets"),
+        ([], "name a DATASET"),
+    ):
+        assert main(["check", *arguments]) == 2
+        said_in_one_line = capsys.readouterr().err
+        assert said in said_in_one_line
+        assert said_in_one_line.count("\n") == 1
+
+
+def test_neither_torch_nor_detectron2_is_loaded(tmp_path: Path) -> None:
+    """The command answers within a second."""
+    code = (
+        "import sys; from lgd.data.__main__ import main; status = main(sys.argv[1:]);"
+        "print(status, sorted({'torch', 'detectron2', 'pycocotools'} & set(sys.modules)))"
+    )
+    for source in (f"coco-json:{write_coco(tmp_path / 'coco')}", f"voc:{write_voc(tmp_path / 'voc', VOC_SPLITS)}"):
+        command = [sys.executable, "-c", code, "check", source]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "0 []", done.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from tests.helpers_data import (
     edit_json,
     write_coco,
     write_coco_split,
+    write_roboflow,
 )
 
 
@@ -88,6 +90,65 @@ def test_a_second_val_file_is_told_apart_by_trains_suffix(tmp_path: Path) -> Non
     write_coco(tmp_path)
     write_coco_split(tmp_path, "val", "2017_100", "val2017", first_id=100)
     assert find_coco_splits(tmp_path).val_json.name == "instances_val2017.json"
+
+
+@pytest.mark.parametrize("val", ["valid", "val"])
+def test_roboflows_layout(tmp_path: Path, val: str) -> None:
+    layout = find_coco_splits(write_roboflow(tmp_path, val))
+    assert (layout.train_json, layout.train_images) == (
+        tmp_path / "train/_annotations.coco.json",
+        tmp_path / "train",
+    )
+    assert (layout.val_json, layout.val_images) == (tmp_path / val / "_annotations.coco.json", tmp_path / val)
+    assert layout.counts.train == layout.counts.val == (3, 3, 1, 1)
+    assert len(DatasetCatalog.get(resolve(f"coco-json:{tmp_path}", shapes=SMALL_SHAPES).val)) == 3
+
+
+def test_roboflows_layout_with_something_missing(tmp_path: Path) -> None:
+    (write_roboflow(tmp_path) / "valid/_annotations.coco.json").unlink()
+    refused(tmp_path, f"no val annotations: {tmp_path} has neither valid/_annotations.coco.json nor val/_annotations")
+    shutil.rmtree(tmp_path / "train")
+    refused(tmp_path, f"neither {tmp_path / 'annotations'} nor train/_annotations.coco.json")
+
+
+def test_a_directory_with_annotations_is_not_taken_for_roboflows(tmp_path: Path) -> None:
+    write_coco(tmp_path, "")
+    (tmp_path / "train/_annotations.coco.json").write_text("{}")
+    assert find_coco_splits(tmp_path).train_json == tmp_path / "annotations/instances_train.json"
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("train", "valid"), ("my train", "my val")])
+def test_files_named_one_by_one(tmp_path: Path, folders: tuple[str, str]) -> None:
+    files = []
+    for name, folder, first_id in (("my train", folders[0], 1), ("my val", folders[1], 100)):
+        path = write_coco_split(tmp_path, name, folder=f"images/{folder}", first_id=first_id)
+        files.append(path.rename(tmp_path / f"{name}.json"))
+    found = resolve(f"coco-files:{files[0]},{files[1]},{tmp_path / 'images'}", shapes=SMALL_SHAPES)
+    assert (found.layout.train_json, found.layout.val_json) == tuple(files)
+    assert found.layout.train_images == tmp_path / "images" / folders[0]
+    assert found.layout.val_images == tmp_path / "images" / folders[1]
+    assert found.counts.train == found.counts.val == (3, 3, 1, 1)
+
+
+def test_files_named_one_by_one_that_are_wrong(tmp_path: Path) -> None:
+    train, val = write_coco_split(tmp_path, "train"), write_coco_split(tmp_path, "val", first_id=100)
+    for rest, said in (
+        (f"{train},{val}", "three paths are needed"),
+        (f"{train},,{tmp_path}", "three paths are needed"),
+        (f"{train},{tmp_path / 'none.json'},{tmp_path}", f"annotations {tmp_path / 'none.json'} do not exist"),
+        (f"{train},{tmp_path},{tmp_path}", f"annotations {tmp_path} are a directory"),
+        (f"{train},{val},{train}", f"image directory {train} is not a directory"),
+        (f"{train},{val},{tmp_path / 'annotations'}", "none of the 3 images"),
+    ):
+        with pytest.raises(InputError) as caught:
+            resolve(f"coco-files:{rest}", shapes=SMALL_SHAPES)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(InputError, match="File name too long"):
+        resolve(f"coco-json:/{'x' * 5000}", shapes=SMALL_SHAPES)
 
 
 # ----------------------------------------------------------------------------------------------------- errors
@@ -162,10 +223,17 @@ def test_different_categories(tmp_path: Path) -> None:
     refused(tmp_path, "different categories", "id 7", "'seven'", "'eight'", str(path))
 
 
-@pytest.mark.parametrize("source", ["coco:x", "shapes:x", "coco-json:", "coco-json", "", "voc", "voc:", "crowdhuman"])
+@pytest.mark.parametrize(
+    "source",
+    ["coco:x", "shapes:x", "coco-json:", "coco-json", "coco-files", "coco-files:", "", "voc", "voc:", "crowdhuman"],
+)
 def test_unknown_source(source: str) -> None:
     with pytest.raises(
-        InputError, match=re.escape("known are shapes, coco, voc0712, coco-json:DIR, voc:DIR and crowdhuman:DIR")
+        InputError,
+        match=re.escape(
+            "known are shapes, coco, voc0712, coco-json:DIR, coco-files:TRAIN.json,VAL.json,IMAGES, voc:DIR and"
+            " crowdhuman:DIR"
+        ),
     ):
         resolve(source, shapes=SMALL_SHAPES)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lgd.data import validate
 from lgd.data.catalog import resolve
-from lgd.data.check import draw, report
+from lgd.data.check import report
+from lgd.data.draw import draw
 from lgd.data.layout import Problem
 from lgd.data.loaders import train_loader
 from lgd.errors import InputError
@@ -26,6 +27,7 @@ from tests.helpers_data import (
     person_box,
     write_coco,
     write_crowdhuman,
+    write_roboflow,
     write_voc,
 )
 
@@ -139,6 +141,19 @@ def test_coco_torn(coco: Path, data: st.DataObject) -> None:
     path = coco / "annotations/instances_train2017.json"
     path.write_bytes(torn(json.dumps(coco_contents(1)).encode(), data))
     works("coco-json", coco)
+
+
+@pytest.fixture(scope="module")
+def roboflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_roboflow(tmp_path_factory.mktemp("roboflow"))
+
+
+@fuzzed
+@given(data=st.data())
+def test_roboflow_with_other_values(roboflow: Path, data: st.DataObject) -> None:
+    path = roboflow / "train/_annotations.coco.json"
+    path.write_text(json.dumps(changed(coco_contents(1), data)))
+    works("coco-json", roboflow)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 10_000, '{"images": NaN}', "", "\ufeff{}", '"\\ud800"'])

@@ -522,5 +522,5 @@ def test_a_training_knows_how_long_it_stands_still_for_data(tmp_path: Path, monk
     monkeypatch.setattr(ImageCache, "read", slow)
     record = training.run(quick_experiment(method__name="baseline"), tmp_path)
     # Six steps of two images; those of the evaluation are not waited for by steps.
-    assert 12 * 0.05 <= record.within_training["waiting"] < record.seconds["training"]
-    assert load(tmp_path / "record.json").waiting == record.waiting
+    assert 12 * 0.05 <= record.within_training["data_wait"] < record.seconds["training"]
+    assert load(tmp_path / "record.json").data_wait == record.data_wait
