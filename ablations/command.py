@@ -20,7 +20,7 @@ COMMANDS = {
     "report": ("analysis.__main__", "rebuild the tables, figures and report of a results directory"),
     "table": ("analysis.tables", "print a table from recorded runs"),
 }
-"""Module and summary by name. Modules have ``parser(prog)`` and ``main(arguments, prog)``, which returns the exit status."""
+"""Module and summary by name. Modules have ``parser(prog)`` and ``main(arguments, prog)``, which returns the status."""
 
 BENCHMARKS = {
     "cost": ("benchmarks.cost", "what each stage of training takes"),
