@@ -12,7 +12,7 @@ from typing import Any
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment, settings
 from lgd.config.paper import DETECTORS, Training, paper
-from lgd.config.presets import preset, sized
+from lgd.config.presets import at_preset, preset
 from lgd.errors import InputError
 
 STEPS = "schedule.steps"
@@ -20,24 +20,26 @@ STEPS = "schedule.steps"
 
 @dataclass(frozen=True)
 class Arm:
-    """A named training of a grid.
-
-    changes: the settings it is about; nothing overrides them. setting: those its row of a table shares with the arms
-    it is compared to (detector, backbone, schedule); a sweep's ``--set`` comes on top of them. question: what it asks.
-    reference: the arm its difference is taken to, where that is not the grid's. training: what it reproduces of the
-    paper. skipped: why it cannot be run; it is then listed, and nothing more. matched: the arm whose training time it
-    gets; its steps follow from what that one and the reference took (see equal_time.py).
-    """
+    """A named training of a grid."""
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that the arm is about; nothing overrides them."""
     question: str = ""
+    """What the arm tests, in a few words."""
     setting: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that it shares with the arms it is compared to (detector, backbone, schedule); ``--set`` overrides
+    them."""
     reference: str = ""
+    """The arm that its difference is taken to; "": the grid's."""
     training: Training | None = None
+    """What it reproduces of the paper."""
     skipped: str = ""
+    """Why it cannot be trained; it is then listed only."""
     time_budget_from: str = ""
+    """The arm whose training time it gets; its steps follow from measured times (ablations/equal_time.py)."""
     steps_from: str = ""
+    """With ``time_budget_from``: the arm whose time per step is taken for its own."""
 
     @property
     def slug(self) -> str:
@@ -47,21 +49,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grid:
-    """Arms to compare with each other.
-
-    reference: the arm that differences are taken to; "" where each arm names its own. seeds: trainings of each arm
-    where nothing else is asked for.
-    """
+    """Arms to compare with each other."""
 
     name: str
     title: str
     arms: tuple[Arm, ...]
     reference: str = "baseline"
+    """The arm that differences are taken to; "" where each arm names its own."""
     seeds: int = 1
+    """Trainings of each arm unless ``--seeds`` says otherwise."""
 
     @property
     def references(self) -> dict[str, str]:
-        """By arm, the one that its difference is taken to."""
+        """The reference of each arm, by name."""
         return {arm.name: arm.reference or self.reference for arm in self.arms}
 
 
@@ -86,7 +86,7 @@ DISTILL_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 INSTRUCTIVE_WEIGHTS = (0.1, 1.0, 10.0)
 
 
-def _weights() -> Iterable[Arm]:
+def _loss_weight_arms() -> Iterable[Arm]:
     yield _BASELINE
     for distill in DISTILL_WEIGHTS:
         for instructive in INSTRUCTIVE_WEIGHTS:
@@ -100,7 +100,7 @@ def _weights() -> Iterable[Arm]:
 LOSS_WEIGHTS = Grid(
     name="loss-weights",
     title="Weights of the distillation loss and of the instructive features' detection loss, on a log scale",
-    arms=tuple(_weights()),
+    arms=tuple(_loss_weight_arms()),
 )
 
 NOISE_FLOOR = Grid(
@@ -116,15 +116,15 @@ TABLES = (
 )
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""
 
-OWN = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
-"""Grids of our own, the same for every preset."""
+PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
+"""Grids of our own that have the same arms at every preset."""
 
 EVIDENCE = "evidence"
-"""Ours as well, but with a detector's own settings at each preset."""
+"""Our grid with three detectors, each with its own settings at each preset."""
 
-NAMES = (*TABLES, *OWN, EVIDENCE)
+NAMES = (*TABLES, *PRESET_FREE, EVIDENCE)
 
-NOT_HERE = {
+NOT_IMPLEMENTED = {
     "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
     "dml": "needs two students that teach each other (deep mutual learning); not implemented here",
     "tfkd": "needs teacher-free knowledge distillation of the class scores; not implemented here",
@@ -137,8 +137,8 @@ NOT_HERE = {
 def grid(name: str, size: str = "tiny") -> Grid:
     """The grid of that name at a preset's size. Raises InputError for an unknown grid or preset."""
     base = preset(size)
-    if name in OWN:
-        return OWN[name]
+    if name in PRESET_FREE:
+        return PRESET_FREE[name]
     if name == EVIDENCE:
         return _evidence(size)
     if name not in TABLES:
@@ -150,9 +150,9 @@ def grid(name: str, size: str = "tiny") -> Grid:
 def _arm(training: Training, size: str, base: Experiment) -> Arm:
     """A row of one of the paper's tables. Tables that repeat a training have the same arm."""
     arm = Arm(training.name, reference=training.baseline.name, training=training)
-    if training.method in NOT_HERE:
-        return replace(arm, skipped=NOT_HERE[training.method])
-    wanted, there = settings(sized(size, training)), settings(base)
+    if training.method in NOT_IMPLEMENTED:
+        return replace(arm, skipped=NOT_IMPLEMENTED[training.method])
+    wanted, there = settings(at_preset(size, training)), settings(base)
     changes = {"method.name": wanted["method.name"]}
     if training.method == "fgfi":
         changes |= {key: value for key, value in wanted.items() if key.startswith("method.fgfi.backbone.")}
@@ -160,40 +160,44 @@ def _arm(training: Training, size: str, base: Experiment) -> Arm:
     return replace(arm, changes=changes, setting=setting)
 
 
-CURVE = 5
-"""Points of a learning curve, the end included."""
+EVALUATIONS = 5
+"""Evaluations of a training in the evidence grid, the last step's included."""
 
-STUDENT, TEACHER = "resnet18", "resnet50"
-"""Backbones of the students, and of FGFI's teachers, on a GPU: light enough for five seeds of every arm."""
+SMALL_STUDENT, SMALL_TEACHER = "resnet18", "resnet50"
+"""Backbones of the students and of FGFI's teachers at preset ``small``: five seeds of every arm fit one GPU."""
 
-ALONE = Arm(
-    "without imitation", {"method.distill_weight": 0.0}, "what the teacher's training beside it does to the student"
+WITHOUT_IMITATION = Arm(
+    "without imitation", {"method.distill_weight": 0.0}, "the teacher's effect through what it shares with the student"
 )
-"""LGD in two parts. This over the baseline: what the teacher's training does to the student through what both share
-(the head; the backbone too unless ``detach_appearance``). LGD over this: what imitation does."""
+"""Separates two effects of LGD. Its difference to the baseline is what training the teacher does to the student through
+what both share (the head; the backbone too unless ``detach_appearance``); LGD's difference to it is what imitation
+does."""
 
-LIGHT = 0.3
-"""Of the instructive features' detection loss, which trains the head that the student needs; the paper's is 1."""
+LOW_INSTRUCTIVE_WEIGHT = 0.3
+"""Weight of the instructive features' detection loss, which trains the head of the student too; the paper's is 1."""
 
-_LIGHTER = tuple(
+_LOW_WEIGHT_ARMS = tuple(
     Arm(
-        f"{name} at weight {LIGHT:g}",
-        {**changes, "method.instructive_weight": LIGHT},
-        "less of the head for the teacher",
+        f"{name} at weight {LOW_INSTRUCTIVE_WEIGHT:g}",
+        {**changes, "method.instructive_weight": LOW_INSTRUCTIVE_WEIGHT},
+        "the teacher trains the shared head less",
     )
     for name, changes in (("LGD", {}), ("without adapter", {"method.adapter": False}))
 )
 
-EVERYWHERE = ("baseline", "LGD", "without adapter", ALONE.name, *(arm.name for arm in _LIGHTER))
-"""Arms that every detector's evidence has. Without the adapter each object sees its own label alone, which tells
-whether the exchange between objects is what holds LGD back."""
+EVERY_DETECTOR = (
+    *("baseline", "LGD", "without adapter", WITHOUT_IMITATION.name),
+    *(arm.name for arm in _LOW_WEIGHT_ARMS),
+)
+"""Arms of the evidence grid that every detector has. Without the adapter each object attends to its own label only,
+which tells whether the exchange between objects holds LGD back."""
 
 
 def _evidence(size: str) -> Grid:
     """Does it help? Each detector against its own baseline, after equal steps and in equal time.
 
-    ``tiny`` leaves FGFI out, which trains a teacher of its own for each detector, and gives only the baselines LGD's
-    time; the others give every arm that.
+    At ``tiny`` there is no FGFI, which would train a teacher for each detector, and only the baselines have an arm in
+    equal time; at the other presets every arm has.
     """
     base = preset(size)
     arms: list[Arm] = []
@@ -207,18 +211,20 @@ def _evidence(size: str) -> Grid:
         own = {} if detector == base.detector.name else _arm(of, size, base).setting
         setting = {**own, "evaluation.teacher": True}
         if size == "small":
-            # Pictures that are wider than high keep the sizes that the preset draws from.
-            setting |= {"detector.backbone.name": STUDENT, "data.max_size": base.data.max_size * 4 // 3}
-        curve = {**setting, "evaluation.every": base.schedule.steps // CURVE}
-        for arm in (*COMPONENTS.arms, ALONE, *_LIGHTER):
-            if detector != base.detector.name and arm.name not in EVERYWHERE:
+            # Landscape images are resized to the preset's shorter sides too.
+            setting |= {"detector.backbone.name": SMALL_STUDENT, "data.max_size": base.data.max_size * 4 // 3}
+        curve = {**setting, "evaluation.every": base.schedule.steps // EVALUATIONS}
+        for arm in (*COMPONENTS.arms, WITHOUT_IMITATION, *_LOW_WEIGHT_ARMS):
+            if detector != base.detector.name and arm.name not in EVERY_DETECTOR:
                 continue
-            # A sweep that was begun before the others were looked at goes on, for its own are what they were.
-            looked_at = curve if arm.name in ("baseline", "LGD") else setting
-            arms.append(replace(arm, name=f"{title} {arm.name}", setting=looked_at, reference=baseline))
+            # Only these two are evaluated on the way, so that earlier sweeps of the grid can be resumed.
+            evaluated = curve if arm.name in ("baseline", "LGD") else setting
+            arms.append(replace(arm, name=f"{title} {arm.name}", setting=evaluated, reference=baseline))
         if size != "tiny":
-            teacher = {"method.name": "fgfi"} | ({"method.fgfi.backbone.name": TEACHER} if size == "small" else {})
-            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier one", curve, baseline))
+            teacher = {"method.name": "fgfi"} | (
+                {"method.fgfi.backbone.name": SMALL_TEACHER} if size == "small" else {}
+            )
+            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier detector", curve, baseline))
         lgd = f"{title} LGD"
         for arm in arms[first:]:
             if arm.name == baseline or (arm.name != lgd and size != "tiny"):
@@ -229,11 +235,12 @@ def _evidence(size: str) -> Grid:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep: an arm with a seed. ``directory`` is absolute: workers run elsewhere."""
+    """One training of a sweep: an arm with a seed."""
 
     arm: str
     experiment: Experiment
     directory: Path
+    """Absolute, since workers run in another working directory."""
 
     @property
     def name(self) -> str:
@@ -241,9 +248,9 @@ class Trial:
 
 
 def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:
-    """What an arm trains: ``overrides`` (``key=value``) lie between its setting and its own changes.
+    """What an arm trains: ``base`` with its setting, then ``overrides`` (``key=value``), then its changes.
 
-    Raises InputError, naming the arm, when it cannot be built from them.
+    Raises InputError, naming the arm, where these do not fit together.
     """
     try:
         experiment = base.override(arm.setting).override(overrides)
@@ -253,10 +260,9 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
 
 
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:
-    """Every trial of a sweep, seed after seed, so that an interrupted one has whole comparisons first.
+    """The trials of a sweep, ordered by seed, so that an interrupted sweep has complete comparisons.
 
-    Arms that are skipped have none, nor have those whose steps are still to be measured. Raises InputError as
-    :func:`experiment_of` does.
+    Skipped arms have none, nor have those whose steps are not known yet. Raises InputError as :func:`experiment_of`.
     """
     overrides = list(overrides)
     known = [arm for arm in grid.arms if not arm.skipped and (not arm.time_budget_from or STEPS in arm.changes)]

@@ -57,7 +57,7 @@ DATA: dict[DataName, str] = {"coco": "MS-COCO", "voc": "Pascal VOC", "crowdhuman
 
 
 class Training(Settings):
-    """What was trained. teacher: backbone of FGFI's teacher, a detector of the student's kind."""
+    """What was trained."""
 
     detector: DetectorName
     backbone: BackboneName
@@ -66,6 +66,7 @@ class Training(Settings):
     data: DataName = "coco"
     method: MethodName
     teacher: BackboneName | None = None
+    """Backbone of FGFI's teacher, which is a detector of the student's kind."""
 
     @model_validator(mode="after")
     def _teacher_fits(self) -> Self:
@@ -80,14 +81,14 @@ class Training(Settings):
         return found if self.data == "coco" else f"{found} {DATA[self.data]}"
 
     @property
-    def how(self) -> str:
-        """The method, as tables write it."""
+    def method_title(self) -> str:
+        """The method as tables write it, with FGFI's teacher."""
         teacher = f" ({BACKBONES[self.teacher]})" if self.teacher else ""
         return f"{METHODS[self.method]}{teacher}"
 
     @property
     def name(self) -> str:
-        return f"{self.setting} {self.how}"
+        return f"{self.setting} {self.method_title}"
 
     @property
     def baseline(self) -> Training:
@@ -95,40 +96,42 @@ class Training(Settings):
 
 
 class Metric(Settings):
-    """A measured quantity. unit: ``%`` (percent) or ``h`` (hours of wall clock, on the table's devices)."""
+    """A measured quantity."""
 
     title: str
     unit: Literal["%", "h"]
+    """Percent, or hours of wall clock on the table's devices."""
     better: Literal["higher", "lower"]
 
 
 class Cell(Settings):
-    """One number: what was trained, what was measured, what came out (None: there is a cell, its number not known)."""
+    """One number of a table."""
 
     training: Training
     metric: MetricName
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """None where the paper has the cell and we do not know its number."""
 
 
 class Table(Settings):
-    """A table of the paper, or another place with numbers.
-
-    where: the place, in a few words. source: which document we read it in. assumed: what the place does not say of its
-    trainings, and we took. devices: GPUs, where hours are given.
-    """
+    """A table of the paper, or another place with numbers."""
 
     title: str
-    where: str
+    location: str
+    """Where it is, in a few words."""
     source: Literal["abstract", "poster", "readme"]
+    """The document that we read it in."""
     assumed: tuple[Literal["detector", "backbone", "schedule", "scale"], ...] = ()
+    """What the source does not say of its trainings, and we assumed."""
     devices: Annotated[int, Field(gt=0)] | None = None
+    """GPUs, where hours are given."""
     hardware: str = ""
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
 
     @model_validator(mode="before")
     @classmethod
-    def _unfold(cls, raw: Any) -> Any:
-        """A written cell is a training's keys (those all cells share under ``of``) and its numbers by metric."""
+    def _expand_cells(cls, raw: Any) -> Any:
+        """A cell in the file has a training's keys (those that all cells share are under ``of``) and numbers by metric."""
         if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
             return raw
         raw = dict(raw)
@@ -152,7 +155,7 @@ class Table(Settings):
 
     @property
     def trainings(self) -> list[Training]:
-        """Those of its cells, each once, in order."""
+        """The trainings of its cells, each once, in order."""
         return list(dict.fromkeys(cell.training for cell in self.cells))
 
     @property
@@ -164,7 +167,7 @@ class Table(Settings):
         return next((x.value for x in self.cells if x.training == training and x.metric == metric), None)
 
     def assumptions(self, training: Training) -> str:
-        """``R-50 1x`` for what was taken for granted of a training; empty where nothing was."""
+        """What was assumed of a training, such as ``R-50 1x``; empty where nothing was."""
         titles = {
             "detector": DETECTORS[training.detector],
             "backbone": BACKBONES[training.backbone],
@@ -175,7 +178,7 @@ class Table(Settings):
 
 
 class Paper(Settings):
-    """All of it. Tables by name, in the order of the file."""
+    """The whole file; tables by name, in its order."""
 
     title: str
     arxiv: Annotated[str, BeforeValidator(str)]
@@ -193,12 +196,14 @@ class Paper(Settings):
                 raise ValueError(f"tables.{name}: metric {missing[0]} is not among the metrics")
         return self
 
-    def elsewhere(self, training: Training, metric: str, but: Iterable[str] = ()) -> tuple[float, str] | None:
-        """The first number known for a training in the tables not in ``but``, and where it stands."""
+    def first_value(
+        self, training: Training, metric: str, exclude_tables: Iterable[str] = ()
+    ) -> tuple[float, str] | None:
+        """The first known number of a training and its location, from all tables but ``exclude_tables``."""
         for name, table in self.tables.items():
-            value = None if name in but else table.value(training, metric)
+            value = None if name in exclude_tables else table.value(training, metric)
             if value is not None:
-                return value, table.where
+                return value, table.location
         return None
 
 

@@ -113,7 +113,7 @@ def define(
 class Reported(NamedTuple):
     """COCO AP in percent that the paper, or its authors' code, reports. None: not reported.
 
-    metric: what was measured, boxes or masks. where: the place in the paper with what it leaves open, or "code's
+    metric: what was measured, boxes or masks. location: the place in the paper with what we assumed there, or "code's
     README" for the authors' own re-run with the code they published.
     """
 
@@ -124,12 +124,12 @@ class Reported(NamedTuple):
     metric: Literal["box", "mask"]
     baseline: float | None
     lgd: float | None
-    where: str
+    location: str
 
     def __str__(self) -> str:
         pairs = (("baseline", self.baseline), ("LGD", self.lgd))
         known = ", ".join(f"{name} {value:.1f}" for name, value in pairs if value is not None)
-        return f"{self.metric} AP {known} ({self.where})"
+        return f"{self.metric} AP {known} ({self.location})"
 
 
 _BY_NAME = {"_".join(x): x for x in itertools.product(DETECTORS, BACKBONES, SCHEDULES, SCALES)}
@@ -145,10 +145,12 @@ def _reported() -> Iterator[Reported]:
             for kind, metric in kinds:
                 pair = table.value(x.baseline, metric), table.value(x, metric)
                 if pair != (None, None):
-                    key = Reported(x.detector, x.backbone, x.schedule, x.scale, kind, *pair, where="")
-                    places.setdefault(key, []).append(f"{table.where}, {assumed} assumed" if assumed else table.where)
-    for reported, where in places.items():
-        yield reported._replace(where=", ".join(where))
+                    key = Reported(x.detector, x.backbone, x.schedule, x.scale, kind, *pair, location="")
+                    places.setdefault(key, []).append(
+                        f"{table.location}, {assumed} assumed" if assumed else table.location
+                    )
+    for reported, locations in places.items():
+        yield reported._replace(location=", ".join(locations))
 
 
 _ORDER = list(_BY_NAME.values())

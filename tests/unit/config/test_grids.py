@@ -11,12 +11,13 @@ import torch
 
 from analysis.load import identity
 from lgd.config.experiment import Experiment, settings
-from lgd.config.grids import COMPONENTS, EVERYWHERE, EVIDENCE, NAMES, NOT_HERE, TABLES, Arm, grid, plan
+from lgd.config.grids import COMPONENTS, EVERY_DETECTOR, EVIDENCE, NAMES, NOT_IMPLEMENTED, TABLES, Arm, grid, plan
 from lgd.config.paper import paper
 from lgd.config.paper_recipes import BACKBONES, define
-from lgd.config.presets import PAPER, TINY, Preset, preset, sized
+from lgd.config.presets import PAPER, TINY, Preset, at_preset, preset
 from lgd.errors import InputError
 from lgd.training import run as training
+from lgd.training.build import build
 
 PRESETS = get_args(Preset)
 SIZES = ("tiny", "small")
@@ -40,7 +41,7 @@ def test_arms_of_a_tiny_grid_build_different_things(name: str, tmp_path: Path) -
     """What run.py refuses a grid for: two arms with the same model, optimiser and data."""
     small = ["data.shapes_train=12", "data.shapes_val=6"]
     trials = plan(grid(name), TINY, 1, small, tmp_path)
-    prints = {training.build(t.experiment, pretrained=False).fingerprint for t in trials}
+    prints = {build(t.experiment, pretrained=False).fingerprint for t in trials}
     assert len(prints) == len(trials)
 
 
@@ -50,7 +51,7 @@ def test_every_table_has_a_grid_with_its_rows() -> None:
         assert [arm.training for arm in grid(name).arms] == table.trainings
         assert grid(name).title == table.title
     skipped = {arm.training.method for name in TABLES for arm in grid(name).arms if arm.training and arm.skipped}
-    assert skipped == set(NOT_HERE)
+    assert skipped == set(NOT_IMPLEMENTED)
     assert len(grid("main").arms) == 24
     assert len(grid("teacher-based").arms) == 15
     assert {len(grid("loss-weights").arms), len(grid("noise-floor").arms)} == {16, 1}
@@ -81,14 +82,14 @@ def test_the_paper_preset_is_the_papers_setting(name: str, tmp_path: Path) -> No
 
 
 def test_other_presets_keep_a_tables_shape() -> None:
-    by_name = {arm.name: sized("tiny", arm.training) for arm in grid("table12").arms if arm.training}
+    by_name = {arm.name: at_preset("tiny", arm.training) for arm in grid("table12").arms if arm.training}
     one, two, three = (by_name[f"{x} LGD"] for x in ("ATSS R-50 1x ss", "ATSS R-101-DCNv2 2x ms", "POTO R-101 3x ms"))
     assert [x.schedule.steps for x in (one, two, three)] == [250, 500, 750]
     assert [len(x.data.min_sizes) for x in (one, two, three)] == [1, 3, 3]
     assert [x.detector.backbone.deformable for x in (one, two, three)] == [False, True, False]
     assert one.detector.backbone.name != three.detector.backbone.name
     for described in paper().tables["main"].trainings:
-        tiny, small, whole = (sized(size, described) for size in PRESETS)
+        tiny, small, whole = (at_preset(size, described) for size in PRESETS)
         for x in (tiny, small):
             assert x.detector.name == whole.detector.name
             assert x.method.context == whole.method.context
@@ -96,7 +97,7 @@ def test_other_presets_keep_a_tables_shape() -> None:
             assert x.schedule.distill_until == whole.schedule.distill_until
             assert x.detector.backbone.from_scratch
             assert x.data.source == "shapes"
-    sources = [{sized(size, x).data.source for x in paper().tables["table8"].trainings} for size in PRESETS]
+    sources = [{at_preset(size, x).data.source for x in paper().tables["table8"].trainings} for size in PRESETS]
     assert sources == [{"shapes"}, {"shapes"}, {"voc0712"}]
 
 
@@ -161,9 +162,9 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
     of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
     # So runs of the components and noise-floor grids are runs of these arms.
     assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
-    assert len(tiny) == len(COMPONENTS.arms) + 3 + 2 * len(EVERYWHERE)
+    assert len(tiny) == len(COMPONENTS.arms) + 3 + 2 * len(EVERY_DETECTOR)
     for name in ("RetinaNet", "FCOS", "Faster R-CNN"):
-        assert {f"{name} {arm}" for arm in EVERYWHERE} <= tiny.keys()
+        assert {f"{name} {arm}" for arm in EVERY_DETECTOR} <= tiny.keys()
         method = tiny[f"{name} without imitation"].method
         assert (method.name, method.distill_weight) == ("lgd", 0)
         for arm, adapter in (("LGD", True), ("without adapter", False)):
@@ -191,6 +192,8 @@ def test_the_tiny_learning_rate_is_one_the_detector_trains_at(name: str, tmp_pat
     """With its own rate for the first steps, at which a rate that is too high shows."""
     described = next(x for t in TABLES for x in paper().tables[t].trainings if x.detector == name and x.method == "lgd")
     quick = {"schedule.steps": 60, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
-    record = training.run(sized("tiny", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path)
+    record = training.run(
+        at_preset("tiny", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path
+    )
     assert record.status == "finished", record.reason
     assert record.losses["total_loss"][-1][1] < record.losses["total_loss"][0][1]

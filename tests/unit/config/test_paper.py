@@ -156,8 +156,8 @@ def test_a_number_may_stand_in_another_table() -> None:
     known = paper.paper()
     first = known.tables["main"].trainings[0]
     assert known.tables["main"].value(first, "box_AP") is None
-    assert known.elsewhere(first, "box_AP", but=["main"]) == (38.8, "comparison to teacher-based methods")
-    assert known.elsewhere(first, "mMR") is None
+    assert known.first_value(first, "box_AP", exclude_tables=["main"]) == (38.8, "comparison to teacher-based methods")
+    assert known.first_value(first, "mMR") is None
 
 
 def test_no_number_of_the_paper_is_typed_in_the_code() -> None:

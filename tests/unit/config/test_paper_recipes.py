@@ -15,12 +15,11 @@ from lgd.config.experiment import Experiment, settings
 from lgd.config.paper_recipes import NAMES, REPORTED, named
 from lgd.config.presets import PAPER, preset
 from lgd.detectors import build_detector
-from lgd.distributed import ray_train
 from lgd.distributed.ray_train import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import load
-from lgd.training import run as training
 from lgd.training.__main__ import main
+from lgd.training.build import build, lr_factor
 from lgd.training.resume import existing_record
 from tests.helpers import quick_experiment
 
@@ -83,7 +82,7 @@ def test_schedules(name: str, phases: tuple[int, int, int | None], falls: tuple[
     found = schedule.phases
     assert (found.frozen_until, found.distill_from, found.distill_until) == phases
     assert tuple(round(x * schedule.steps) for x in schedule.milestones) == falls
-    factor = training.lr_factor(schedule)
+    factor = lr_factor(schedule)
     for step, expected in ((falls[0] - 1, 1.0), (falls[0], 0.1), (falls[1], 0.01)):
         assert factor(step / schedule.steps) == pytest.approx(expected)
 
@@ -124,7 +123,7 @@ def test_a_fingerprint_tells_the_rate_not_how_it_was_said() -> None:
     ruled = quick_experiment(schedule__lr="auto", schedule__lr_per_16=0.08)
     same = quick_experiment(schedule__lr=0.01)
     other = quick_experiment(schedule__lr=0.02)
-    prints = [training.build(x).fingerprint for x in (ruled, same, other)]
+    prints = [build(x).fingerprint for x in (ruled, same, other)]
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -140,7 +139,7 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(
     said = capsys.readouterr().err
     assert said.count("\n") == warns
     assert ("warning: schedule.lr" in said) is warns
-    assert bool(_changed(batch, lr).schedule.mismatch) is warns
+    assert bool(_changed(batch, lr).schedule.lr_warning) is warns
 
 
 def _changed(batch: int, lr: float | str) -> Experiment:
@@ -229,7 +228,7 @@ def test_whatever_is_said_of_workers_is_heard(
         heard.append(workers([Node(4, 0)]))
         raise InputError("this is all")
 
-    monkeypatch.setattr(ray_train, "run", run)
+    monkeypatch.setattr("lgd.training.worker.train_on_workers", run)
     given = ["retinanet_r50_2x_ms", "--method", "baseline", *QUICK, "--batch", "2", "--output", str(tmp_path / "out")]
     assert main([*given, *options]) == 2
     assert heard == [expected]
@@ -255,7 +254,7 @@ def test_a_failed_training_leaves_its_record_and_runs_again(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of\nluck")
 
-    monkeypatch.setattr(training, "train_loader", fail)
+    monkeypatch.setattr("lgd.training.run.train_loader", fail)
     given = ["retinanet_r50_2x_ms", "--method", "baseline", *QUICK, "--batch", "2", "--output", str(tmp_path)]
     assert main(given) == 1
     said = capsys.readouterr()

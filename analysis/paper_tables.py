@@ -1,0 +1,87 @@
+"""Tables by name from records: the paper's with ours beside it, those of our own grids, and AP against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from analysis.arms import arms_table, arms_text
+from analysis.frontier import frontier, frontier_text, with_evaluation_note
+from analysis.grid_runs import nearest_preset
+from analysis.image_intervals import over_images
+from analysis.load import Run
+from analysis.noise_floor import noise_floor, noise_floor_text
+from analysis.paper_costs import costs, costs_text
+from analysis.paper_scores import comparison, comparison_text
+from analysis.render import MISSING, TextTable, html_table, latex, markdown
+from analysis.variants import Variant, variants
+from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, Grid, grid
+from lgd.errors import InputError
+
+RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
+    "md": lambda frame, text: markdown(text),
+    "latex": lambda frame, text: latex(text),
+    "csv": lambda frame, text: frame.to_csv(index=False, lineterminator="\n"),
+    "html": lambda frame, text: html_table(text),
+}
+
+ARMS_TABLES = tuple(name for name in PRESET_FREE if name != "noise-floor")
+"""Grids whose arms are compared with one of them."""
+
+
+def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.DataFrame, TextTable]:
+    """A table by name: typed, and as texts. Raises InputError for an unknown one."""
+    if name == "table7":
+        frame = costs(runs)
+        return frame, with_evaluation_note(costs_text(frame), runs)
+    if name in TABLES:
+        frame = comparison(runs, name, resamples=resamples)
+        return frame, comparison_text(name, frame)
+    if name in ("gpu-hours", EVIDENCE):
+        frame = frontier(runs)
+        return frame, with_evaluation_note(frontier_text(frame), runs)
+    if name == "noise-floor":
+        frame = noise_floor(runs)
+        return frame, noise_floor_text(frame)
+    if name not in ARMS_TABLES:
+        raise InputError(f"no table {name!r}: known are {', '.join((*NAMES, 'gpu-hours'))}")
+    return _arms(grid(name), [run for run in runs if run.record.grid == name], resamples)
+
+
+def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, TextTable]:
+    """A grid's arms of the preset nearest to the paper's; of several settings, each with its own reference."""
+    kept, others = nearest_preset(runs) if runs else ([], [])
+    frames, texts = [], list[TextTable]()
+    for variant in variants(kept) or [Variant("", ())]:
+        arms, reference = [variant.name(arm.name) for arm in own.arms], variant.name(own.reference)
+        if variant.label:
+            # What was not trained in one of several settings is no row of its own.
+            there = {run.record.arm for run in variant.runs}
+            arms = [arm for arm in arms if arm in there]
+        records = [run.record for run in variant.runs]
+        images = over_images(variant.runs, arms, reference, resamples)
+        frames.append(arms_table(records, arms, reference, images))
+        texts.append(arms_text(records, arms, reference, own.title, images))
+    text = texts[0] if len(texts) == 1 else _stacked(texts, own)
+    if others:
+        text = replace(text, notes=[*text.notes, f"Left out: runs of preset {' / '.join(others)}."])
+    return pd.concat(frames, ignore_index=True), text
+
+
+def _stacked(texts: Sequence[TextTable], own: Grid) -> TextTable:
+    """The tables of several settings as one; a column that only some have is left out of the others' rows."""
+    header = list(dict.fromkeys(name for text in texts for name in _plain_header(text, own)))
+    rows = [
+        [dict(zip(_plain_header(text, own), row, strict=True)).get(name, MISSING) for name in header]
+        for text in texts
+        for row in text.rows
+    ]
+    notes = list(dict.fromkeys(note for text in texts for note in text.notes))
+    return TextTable(texts[0].title, header, rows, notes, texts[0].left)
+
+
+def _plain_header(text: TextTable, own: Grid) -> list[str]:
+    difference = f"difference to {own.reference}"
+    return [difference if name.startswith(difference) else name for name in text.header]

@@ -1,0 +1,142 @@
+"""Settings of the student: its backbone, pyramid and heads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from lgd.config.settings import PositiveInt, Settings
+
+GN_GROUPS = 32
+"""Groups of detectron2's GroupNorm in a backbone."""
+
+NO_WEIGHTS = "none"
+
+Weights = Annotated[str, Field(min_length=1)]
+
+
+class Backbone(Settings):
+    """Bottom-up network. "auto" follows from the other settings; the ``resolved_`` properties give what it becomes."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "swin_t"] = "resnet50"
+    width: int | Literal["auto"] = "auto"
+    """Channels of the stem, of which every stage's are multiples; auto: 64, or 96 for swin_t, as published."""
+    norm: Literal["auto", "FrozenBN", "BN", "SyncBN", "GN"] = "auto"
+    """Norm layers of a ResNet; auto: FrozenBN with weights; from scratch GN, or BN where 32 groups do not divide the
+    width. swin_t has LayerNorm and takes auto only."""
+    weights: Weights = NO_WEIGHTS
+    """Pre-trained weights: "none", or what :func:`lgd.detectors.weights.load_weights` reads."""
+    freeze_at: int | Literal["auto"] = "auto"
+    """Stages that are never trained, counted as in detectron2: 1 is the stem, 2 the stem and res2; auto: 2 for a ResNet
+    with weights, else 0."""
+    deformable: bool = False
+    """DCNv2 in res3 to res5."""
+    pixel_std: Literal["auto", "unit", "imagenet"] = "auto"
+    """What the weights expect images to be divided by, after the mean is subtracted: "unit", nothing; "imagenet",
+    ImageNet's standard deviation; auto: known from the weights' name (:func:`lgd.detectors.weights.conventions`)."""
+
+    @field_validator("width", "freeze_at", mode="before")
+    @classmethod
+    def _auto_or_int(cls, value: object, info: ValidationInfo) -> object:
+        low, high = (1, 4096) if info.field_name == "width" else (0, 5)
+        if value != "auto" and (type(value) is not int or not low <= value <= high):
+            raise ValueError(f"must be auto or a whole number from {low} to {high}")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        if self.from_scratch and (self.norm == "FrozenBN" or self.resolved_freeze_at > 0):
+            raise ValueError(
+                f"a backbone from scratch (weights none) cannot train with norm {self.norm} and freeze_at"
+                f" {self.freeze_at}: random layers would stay as they are; use norm BN or GN and freeze_at 0"
+            )
+        if self.name == "swin_t" and self.norm != "auto":
+            raise ValueError(f"norm {self.norm} does not apply to swin_t, whose norms are LayerNorm: leave it at auto")
+        if self.deformable and self.name in ("resnet18", "resnet34", "swin_t"):
+            why = "has no 3x3 convolutions" if self.name == "swin_t" else "has no bottleneck blocks"
+            raise ValueError(f"{self.name} {why} to make deformable: use resnet50, resnet101 or resnext101_32x8d")
+        if self.name == "resnext101_32x8d" and self.resolved_width % 8:
+            raise ValueError(f"resnext101_32x8d has 32 groups: its width must be divisible by 8, not {self.width}")
+        if self.norm == "GN" and self.resolved_width % GN_GROUPS:
+            raise ValueError(f"norm GN has 32 groups: the backbone's width must be divisible by 32, not {self.width}")
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == NO_WEIGHTS
+
+    @property
+    def resolved_width(self) -> int:
+        if self.width == "auto":
+            return 96 if self.name == "swin_t" else 64
+        return self.width
+
+    @property
+    def resolved_norm(self) -> str:
+        """A name that detectron2's ``get_norm`` knows; LN for swin_t."""
+        if self.name == "swin_t":
+            return "LN"
+        if self.norm != "auto":
+            return self.norm
+        if not self.from_scratch:
+            return "FrozenBN"
+        return "GN" if self.resolved_width % GN_GROUPS == 0 else "BN"
+
+    @property
+    def resolved_freeze_at(self) -> int:
+        if self.freeze_at != "auto":
+            return self.freeze_at
+        return 0 if self.from_scratch or self.name == "swin_t" else 2
+
+
+class Detector(Settings):
+    """The student. Settings that the named detector has no use for are not read; "auto" is its published value."""
+
+    name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
+    backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    channels: PositiveInt = 256
+    """Channels of the FPN and of the heads."""
+    head_convs: PositiveInt = 4
+    """Convolutions in each tower of a dense detector, and in Mask R-CNN's mask head."""
+    head_norm: Literal["auto", "", "GN"] = "auto"
+    """Norm of those convolutions; auto: none for RetinaNet and Mask R-CNN, GN for FCOS, ATSS and POTO."""
+    fc_dim: PositiveInt = 1024
+    """Width of R-CNN's two fully connected layers."""
+    regions: PositiveInt = 512
+    """Regions per image that R-CNN's heads are trained on."""
+    proposals: PositiveInt = 1000
+    """Proposals per image that R-CNN keeps after NMS, in training and evaluation."""
+    anchor_scale: float | Literal["auto"] = "auto"
+    """Side of a level's smallest anchor divided by its stride; auto: 4 for RetinaNet, 8 for R-CNN and ATSS. FCOS and
+    POTO have no anchors."""
+    coarse_levels: bool = True
+    """Pyramid levels p6 and p7 of a dense detector, whose smallest anchors are larger than a small image."""
+
+    @field_validator("anchor_scale", mode="before")
+    @classmethod
+    def _auto_or_positive(cls, value: object) -> object:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0 < float(value) < float("inf")):  # type: ignore[arg-type]
+            raise ValueError("must be auto or a number above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _groups_divide_channels(self) -> Self:
+        if self.resolved_head_norm == "GN" and self.name != "faster_rcnn":
+            groups = GN_GROUPS if self.channels >= 256 else 8
+            if self.channels % groups:
+                raise ValueError(f"head_norm GN needs channels in multiples of {groups}, not {self.channels}")
+        return self
+
+    @property
+    def resolved_head_norm(self) -> str:
+        if self.head_norm != "auto":
+            return self.head_norm
+        return "GN" if self.name in ("fcos", "atss", "poto") else ""
+
+    @property
+    def resolved_anchor_scale(self) -> float:
+        if self.anchor_scale != "auto":
+            return self.anchor_scale
+        return 4.0 if self.name == "retinanet" else 8.0

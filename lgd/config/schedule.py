@@ -1,0 +1,92 @@
+"""Settings of the optimiser and of the training's phases."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from lgd.config.phases import Phases
+from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Settings
+
+PAPER_BATCH = 16
+"""Images per step in the paper, which the linear scaling rule starts from."""
+
+LR_TOLERANCE = 0.01
+"""Relative difference to the linear scaling rule from which on a learning rate is remarked on."""
+
+
+class Schedule(Settings):
+    """Optimisation. Fractions are of ``steps``; the defaults are the paper's for 2x (docs/method.md, "Schedule")."""
+
+    steps: PositiveInt = 180_000
+    """Optimiser steps (iterations)."""
+    batch: PositiveInt = 16
+    """Images per step, all devices together."""
+    accumulate: PositiveInt = 1
+    """Micro-batches that a step's batch goes through the model in, one after the other, their gradients averaged.
+    Losses that are means over images come out as with the whole batch at once. What does not: losses divided by a
+    number of positives (each micro-batch by its own; RetinaNet's running normaliser also moves in each), batch norm's
+    statistics and, where landscape and portrait images are mixed, which images share a batch."""
+    lr: Annotated[Positive | None, AUTO_IS_NONE] = None
+    """Learning rate; None ("auto"): ``lr_per_16`` times batch / 16, the linear scaling rule (Goyal et al., arXiv
+    1706.02677, section 2.1)."""
+    lr_per_16: Positive = 0.01
+    """Learning rate for 16 images per step."""
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-4
+    warmup_steps: NonNegativeInt = 1000
+    """Steps of the linear warm-up."""
+    warmup_factor: Fraction = 1e-3
+    """Learning rate of the first step, as a part of the full one."""
+    milestones: tuple[Fraction, ...] = (120 / 180, 160 / 180)
+    """When the learning rate is multiplied by ``gamma``, fractions of ``steps``."""
+    gamma: Fraction = 0.1
+    clip: NonNegative = 1.0
+    """Largest absolute value of a gradient's element; 0: no clipping."""
+    frozen: Fraction = 20 / 180
+    """How long the bottom-up backbone gets no update, fraction of ``steps``."""
+    distill_from: Fraction = 30 / 180
+    """When the distillation loss starts to reach the student (before, its adapter alone), fraction of ``steps``."""
+    distill_until: Fraction = 1.0
+    """When it stops to, fraction of ``steps``."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not split into accumulate {self.accumulate} equal parts")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise")
+        if self.distill_until <= self.distill_from:
+            raise ValueError(f"distill_until {self.distill_until} must lie after distill_from {self.distill_from}")
+        return self
+
+    @property
+    def linear_lr(self) -> float:
+        """The linear scaling rule's learning rate for this batch."""
+        return self.lr_per_16 * self.batch / PAPER_BATCH
+
+    @property
+    def resolved_lr(self) -> float:
+        return self.linear_lr if self.lr is None else self.lr
+
+    @property
+    def lr_warning(self) -> str:
+        """One line on a learning rate that is off the linear scaling rule for a batch other than the paper's, or ""."""
+        if self.batch == PAPER_BATCH or abs(self.resolved_lr - self.linear_lr) <= LR_TOLERANCE * self.linear_lr:
+            return ""
+        return (
+            f"schedule.lr {self.resolved_lr:g} is not what the linear scaling rule gives for {self.batch} images per"
+            f" step: {self.linear_lr:g} ({self.lr_per_16:g} for {PAPER_BATCH}); schedule.lr=auto follows the rule"
+        )
+
+    @property
+    def phases(self) -> Phases:
+        """The same fractions as iterations."""
+        return Phases(
+            frozen_until=round(self.frozen * self.steps),
+            distill_from=round(self.distill_from * self.steps),
+            distill_until=None if self.distill_until == 1 else round(self.distill_until * self.steps),
+        )
