@@ -1,17 +1,17 @@
-"""Where a training step goes: milliseconds and FLOPs of each part, forward and backward.
+"""Shows where a training step goes: milliseconds and FLOPs of each part, forward and backward.
 
-python benchmarks/breakdown.py                                     # LGD, tiny, on the CPU
-python benchmarks/breakdown.py --method fgfi --detector faster_rcnn
-python benchmarks/breakdown.py --preset paper --precision bf16     # on a GPU
+  python benchmarks/breakdown.py                                     # LGD, tiny, on the CPU
+  python benchmarks/breakdown.py --method fgfi --detector faster_rcnn
+  python benchmarks/breakdown.py --preset paper --precision bf16     # on a GPU
 
-A step is cut where it passes from one part to another, and what lies between two cuts counts for one part, so the
-parts add up to the step. In the forward pass the cuts are at the calls of modules and of the detectors' label
-assignment. Autograd numbers its nodes as the forward pass makes them, so each node of the backward pass is known to be
-of the part during which it was made. On a GPU the cuts are CUDA events: nothing waits for the device within a step.
+A step is divided into consecutive ranges, each of one part, so the parts add up to the step. In the forward pass a
+range starts where a module, or the detector's label assignment, is entered or left. Autograd numbers its nodes in the
+order of the forward pass, so each node of the backward pass belongs to the part that created it. On a GPU ranges are
+timed by CUDA events: nothing waits for the device within a step.
 
-FLOPs are those of torch.utils.flop_counter at the same cuts, since fvcore's tracer sees neither losses nor the backward
-pass: convolutions (deformable ones too), matrix products and attention, a multiplication and an addition being two.
-Norms, activations, pooling, sampling and whatever else is bound by memory count for nothing there.
+FLOPs are those of torch.utils.flop_counter in the same ranges, since fvcore's tracer sees neither losses nor the
+backward pass: convolutions (deformable ones too), matrix products and attention; a multiplication and an addition are
+two. Norms, activations, pooling, sampling and other memory-bound operators count as none.
 """
 
 from __future__ import annotations
@@ -21,81 +21,121 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-import pandas as pd
-from matplotlib.figure import Figure
-
-from analysis.figures import BLUE, GREY, ORANGE, STYLE, save
+from benchmarks.contention import contention_note, other_load
 from benchmarks.options import (
-    add_options,
-    command_line,
-    experiment_of,
-    images_of,
+    add_training_arguments,
+    experiment_from,
+    images_from,
     output_stem,
+    run_command,
+    write_results,
 )
-from benchmarks.step_profiler import DIRECTIONS, PARTS, counted, flop_counter, timed
-from benchmarks.step_timer import Bench, Images, Job, stages
-from benchmarks.table7 import NONE, pipe_table, provenance_columns, short
-from lgd.cli import Parser, answer
-from lgd.config.experiment import Experiment
+from benchmarks.step_parts import DIRECTIONS, PARTS
+from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
+from lgd.cli import Parser
 from lgd.errors import InputError
-from lgd.files import atomic_write, write_text
-from lgd.logs import quiet_libraries
-from lgd.methods.distiller import Distiller
-from lgd.results import provenance
-from lgd.results.cost_meter import FIRST_STEPS
-from lgd.training import run as training
 
-PIECE = 4
-"""Steps between a look at the parts and a look at the whole."""
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from lgd.config.experiment import Experiment
+
+PROG = "benchmarks/breakdown.py"
+
+CHUNK = 4
+"""Steps that are profiled, or timed as a whole, before it is the other's turn."""
 
 
-def measure(experiment: Experiment, images: Images, steps: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Means of ``steps`` steps of the schedule's longest stage.
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+    return run_command(parser(prog), run, arguments)
 
-    A row for each part and direction that occurs: ``part``, ``direction``, ``ms``, ``gflop``; and of the whole step
-    ``stage``, ``step_ms`` and ``looked_ms``, the median without and with a look at its parts.
+
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=__doc__)
+    add_arguments(found)
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training_arguments(parser)
+    add = parser.add_argument
+    add("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
+    add("--steps", type=int, default=20, metavar="N", help="steps to profile (default: 20)")
+    add("--output", type=Path, metavar="STEM", help="where to, without suffix (default: benchmarks/results/...)")
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """command: what was typed, which is kept beside the results."""
+    if options.steps < 1:
+        raise InputError(f"--steps {options.steps}: at least one")
+    experiment = experiment_from(options).override({"method.name": options.method})
+    images = images_from(options, experiment)
+    stem: Path = options.output or output_stem(f"breakdown-{options.method}", options, experiment)
+    frame, whole = measure(experiment, images, options.steps)
+    frame = frame.assign(**_described(experiment, images), **whole, command=command)
+    written = write(frame, stem)
+    print(f"{markdown(frame)}\nwritten: {', '.join(map(str, written))}")
+    return 0
+
+
+def measure(experiment: Experiment, images: SyntheticImages, steps: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Means over ``steps`` steps of the schedule's longest stage.
+
+    Returns a row for each part and direction that occurs (``part``, ``direction``, ``ms``, ``gflop``), and of the whole
+    step ``stage``, ``step_ms`` and ``profiled_ms`` (medians without and with the profiler), and ``other_cores``.
     """
+    # Lazy: pandas and torch.
+    import pandas as pd
+
+    from benchmarks.step_profiler import flop_counter, flop_profiler, separate_head_passes, time_profiler
+    from benchmarks.step_timer import StepTimer
+    from lgd.logs import quiet_libraries
+    from lgd.results.cost_meter import FIRST_STEPS
+    from lgd.training.device import process_settings
+
     planned = stages(experiment)
     stage = max(planned, key=planned.__getitem__)
-    with training.process_settings(experiment), quiet_libraries():
-        bench = Bench(Job(experiment, images, experiment.method.name))
-        if isinstance(bench.model, Distiller):
-            # In one batch nobody could tell the head's second pass from its first.
-            bench.model.joint = False
+    with process_settings(experiment), quiet_libraries(), other_load() as load:
+        timer = StepTimer(TimerSpec(experiment, images, experiment.method.name))
+        separate_head_passes(timer.model)
         whole: list[float] = []
-        cuts = timed(bench.model, bench.device)
-        bench.stretch(stage, FIRST_STEPS, 1)
-        # In turn, so that both see the same machine.
-        for done in range(0, steps, PIECE):
-            count = min(PIECE, steps - done)
-            whole += bench.stretch(stage, 1, count).steps_ms
-            bench.trainer(stage, cuts).train(0, 1 + count)
-            # The first one comes after other work.
-            del cuts.steps[-1 - count]
+        times = time_profiler(timer.model, timer.device)
+        timer.time_steps(stage, FIRST_STEPS, 1)
+        # In turn, so that drift of the machine affects both.
+        for done in range(0, steps, CHUNK):
+            count = min(CHUNK, steps - done)
+            whole += timer.time_steps(stage, 1, count).steps_ms
+            timer.trainer(stage, times).train(0, 1 + count)
+            # The first step after other work is a warm-up.
+            del times.steps[-1 - count]
         counter = flop_counter()
         with counter:
-            flops = counted(bench.model, counter)
-            bench.trainer(stage, flops).train(0, 1)
+            flops = flop_profiler(timer.model, counter)
+            timer.trainer(stage, flops).train(0, 1)
     rows = [
         {
             "part": part,
             "direction": direction,
-            "ms": statistics.fmean(x.get((part, direction), 0.0) for x in cuts.steps),
+            "ms": statistics.fmean(x.get((part, direction), 0.0) for x in times.steps),
             "gflop": flops.steps[0].get((part, direction), 0.0),
         }
         for part in PARTS
         for direction in DIRECTIONS
-        if any((part, direction) in x for x in (*cuts.steps, *flops.steps))
+        if any((part, direction) in x for x in (*times.steps, *flops.steps))
     ]
-    looked = statistics.median(sum(x.values()) for x in cuts.steps)
-    return pd.DataFrame(rows), {"stage": str(stage), "step_ms": statistics.median(whole), "looked_ms": looked}
+    profiled = statistics.median(sum(x.values()) for x in times.steps)
+    described = {"stage": str(stage), "step_ms": statistics.median(whole), "profiled_ms": profiled}
+    return pd.DataFrame(rows), {**described, "other_cores": load.cores}
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The parts as a table, with what a reader must know."""
+    """The parts as a table, and notes."""
+    from analysis.render import pipe_table
+
     total, flops = frame["ms"].sum(), frame["gflop"].sum()
     rows = []
     for part in [x for x in PARTS if x in set(frame["part"])]:
@@ -109,25 +149,37 @@ def markdown(frame: pd.DataFrame) -> str:
     by_time = [*(f"{x['ms']:.2f}" for x in sums), f"{total:.2f}", "100.0%"]
     rows.append(["all", *by_time, *(f"{x['gflop']:.3g}" for x in sums[:2]), "100.0%"])
     header = ["part", *(f"{x} ms" for x in DIRECTIONS), "ms", "of the time", "forward GFLOP", "backward GFLOP"]
+    return "\n".join([pipe_table([*header, "of the FLOPs"], rows), "", *(f"- {x}" for x in _notes(frame)), ""])
+
+
+def _notes(frame: pd.DataFrame) -> list[str]:
+    from benchmarks.table7 import short
+
     first = frame.iloc[0]
     where = first["gpu"] if first["gpu"] != "none" else f"{first['cpu']}, {first['cores']} cores"
-    notes = [
+    return [
         f"{first['method']} on {first['detector']} {first['backbone']}, {first['precision']}, {first['batch']} images"
-        f" of {first['height']} x {first['width']} pixels with {first['objects']:g} boxes on average; the steps are of"
-        f" the stage {first['stage']!r}.",
-        f"A step that nobody looked at takes {first['step_ms']:.2f} ms (median): looking at the parts adds"
-        f" {first['looked_ms'] / first['step_ms'] - 1:+.1%}. Both are of steps whose passes through the head are taken"
-        " one after the other, so that they can be told apart; a training takes them in one batch (lgd/methods/shared_head.py).",
-        "FLOPs: torch.utils.flop_counter, a multiplication and an addition being two; what is no convolution, matrix"
-        " product or attention is not counted.",
+        f" of {first['height']} x {first['width']} pixels with {first['objects']:g} boxes on average; steps of the"
+        f" stage {first['stage']!r}.",
+        f"Without the profiler a step takes {first['step_ms']:.2f} ms (median); the profiler adds"
+        f" {first['profiled_ms'] / first['step_ms'] - 1:+.1%}. In both, the head runs once for each pass, so that the"
+        " passes can be told apart; in training both passes are one batch (lgd/methods/shared_head.py).",
+        "FLOPs: torch.utils.flop_counter, a multiplication and an addition are two; only convolutions, matrix products"
+        " and attention are counted.",
         f"{where}; torch {first['torch']}, detectron2 {first['detectron2']}, commit {short(first['git_commit'])};"
         f" measured {first['started']} by `{first['command']}`.",
+        contention_note([float(first["other_cores"])], int(first["cores"])),
     ]
-    return "\n".join([pipe_table([*header, "of the FLOPs"], rows), "", *(f"- {x}" for x in notes), ""])
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Time and FLOPs of each part as bars, forward, backward and update beside each other."""
+    """Time and FLOPs of each part as stacked bars of forward, backward and update."""
+    # Lazy: matplotlib.
+    from matplotlib.figure import Figure
+
+    from analysis.plots.style import BLUE, GREY, ORANGE
+    from analysis.render import MISSING
+
     parts = [x for x in PARTS if x in set(frame["part"])]
     colours = {"forward": BLUE, "backward": ORANGE, "update": GREY}
     first = frame.iloc[0]
@@ -144,7 +196,7 @@ def figure(frame: pd.DataFrame) -> Figure:
             starts = [a + b for a, b in zip(starts, values, strict=True)]
         total = sum(starts)
         for row, value in enumerate(starts):
-            text = f"{value / total:.0%}" if total else NONE
+            text = f"{value / total:.0%}" if total else MISSING
             axes.annotate(text, (value, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlabel(unit)
         axes.set_xlim(0, 1.15 * max(starts) or 1)
@@ -159,61 +211,40 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 def write(frame: pd.DataFrame, stem: Path) -> list[Path]:
     """The CSV, the table and the figure; atomically."""
-    table, text = (stem.with_name(stem.name + x) for x in (".csv", ".md"))
-    with atomic_write(table) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.6g")
-    write_text(text, markdown(frame))
+    # Lazy: matplotlib.
+    import matplotlib as mpl
+
+    from analysis.plots.style import STYLE, save
+
+    # A suffix may be part of the stem: with_suffix() would replace it.
+    table = stem.with_name(stem.name + ".csv")
+    write_results(frame, table, markdown(frame))
     with mpl.rc_context(STYLE):
-        return [table, text, *save(figure(frame), stem)]
+        return [table, table.with_suffix(".md"), *save(figure(frame), stem)]
 
 
 def _cell(found: pd.DataFrame, column: str, direction: str, form: str) -> str:
-    return form.format(found.loc[direction, column]) if direction in found.index else NONE
+    from analysis.render import MISSING
+
+    return form.format(found.loc[direction, column]) if direction in found.index else MISSING
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(_parser().parse_args(arguments), arguments))
+def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any]:
+    from benchmarks.table7 import provenance_columns
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="benchmarks/breakdown.py", description="Where a training step goes, part by part.")
-    add_options(parser)
-    add = parser.add_argument
-    add("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
-    add("--steps", type=int, default=20, metavar="N", help="steps to look at (default: 20)")
-    add("--output", type=Path, metavar="STEM", help="where to, without suffix (default: benchmarks/results/...)")
-    return parser
-
-
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    if options.steps < 1:
-        raise InputError(f"--steps {options.steps}: at least one")
-    experiment = experiment_of(options).override({"method.name": options.method})
-    images = images_of(options, experiment)
-    stem: Path = options.output or output_stem(f"breakdown-{options.method}", options, experiment)
-    shared = {"started": training.now(), "git_commit": provenance.git_commit()}
-    frame, whole = measure(experiment, images, options.steps)
     height, width = images.size
-    described = {
-        "method": options.method,
+    return {
+        "method": experiment.method.name,
         "detector": experiment.detector.name,
         "backbone": experiment.detector.backbone.name,
-        **whole,
         "batch": experiment.schedule.batch,
         "height": height,
         "width": width,
         "objects": images.objects,
         "precision": experiment.precision,
         "threads": experiment.threads,
-        **provenance_columns(provenance.hardware(), provenance.versions()),
-        **shared,
-        "command": command_line("benchmarks/breakdown.py", arguments),
+        **provenance_columns(),
     }
-    frame = frame.assign(**described)
-    written = write(frame, stem)
-    print(f"{markdown(frame)}\nwritten: {', '.join(map(str, written))}")
-    return 0
 
 
 if __name__ == "__main__":

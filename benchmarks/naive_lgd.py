@@ -1,7 +1,8 @@
-"""LGD as METHOD's text reads: one image, one object, one pass after the other. The other side of speed.py.
+"""A naive implementation of LGD: one image, one object, one pass after the other. speed.py compares with it.
 
-It has the parameters of lgd/methods/label_guided/teacher.py and computes the same, by loops over images, levels and objects, with
-detectron2's own losses, two passes through the head, labels assigned twice, and torch's default SGD.
+It has the parameters of lgd/methods/label_guided/teacher.py and computes the same features, in loops over images,
+levels and objects, with detectron2's own losses, two passes through the head, labels assigned twice, and torch's
+default SGD.
 
 Shape suffixes: N objects of one image, C channels, K classes.
 """
@@ -15,43 +16,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timer_spec import OPTIMIZATIONS
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.feature_capture import Features
 from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.methods.norms import group_norm, layer_norm
 from lgd.methods.objects import NO_CLASS, Objects
 
-CHANGES = ("joint head", "repeated labels", "quick losses", "vectorised teacher", "fused SGD")
-"""What makes the project's step faster, apart from the memory format and the precision, which are settings."""
 
-
-def undone(model: nn.Module, changes: Collection[str] = CHANGES) -> nn.Module:
-    """The same model, its parameters among it, without some of CHANGES; changes ``model``."""
+def without_optimizations(model: nn.Module, names: Collection[str] = OPTIMIZATIONS) -> nn.Module:
+    """``model`` with these OPTIMIZATIONS turned off; its parameters stay. Changes ``model`` itself."""
     student: Any = student_of(model)
-    if "quick losses" in changes:
-        for name in ("losses", "label_anchors"):
-            # The class's own again.
-            vars(student).pop(name, None)
+    if "fast losses" in names:
+        for method in ("losses", "label_anchors"):
+            # Back to the class's own.
+            vars(student).pop(method, None)
     if isinstance(model, Distiller):
-        model.joint = "joint head" not in changes
-        model.repeats = "repeated labels" not in changes
-        if "vectorised teacher" in changes and isinstance(model.teacher, ImplicitTeacher):
+        model.joint = "joint head" not in names
+        model.repeats = "repeated labels" not in names
+        if "vectorised teacher" in names and isinstance(model.teacher, ImplicitTeacher):
             model.teacher.__class__ = NaiveTeacher
     return model
 
 
-def plain_sgd(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """An SGD with torch's defaults on the same parameters and settings."""
+def default_sgd(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """SGD with torch's default implementation for the same parameters and settings."""
     kept = ("lr", "momentum", "weight_decay")
     groups = [{"params": g["params"], **{k: g[k] for k in kept}} for g in optimizer.param_groups]
     return torch.optim.SGD(groups)
 
 
 class NaiveTeacher(ImplicitTeacher):
-    """The implicit teacher, image by image and object by object."""
+    """The label-guided teacher, image by image and object by object."""
 
     def instruct(self, features: Features, objects: Objects) -> Features:
-        """As the other one's, from the same padded objects, of which only the valid ones are looked at."""
+        """Instructive features (B, C, h, w) by level, from the same padded objects; padding is skipped."""
         found: dict[str, list[Tensor]] = {name: [] for name in features}
         for image in range(len(objects.boxes)):
             slots = [i for i, there in enumerate(objects.valid[image].tolist()) if there]
@@ -94,30 +93,39 @@ class NaiveTeacher(ImplicitTeacher):
         self, features: Tensor, boxes: list[list[float]], labels: Tensor | None, image_size: tuple[int, int]
     ) -> Tensor:
         """Instructive features (1, C, h, w) of one image and level."""
-        height, width = image_size
-        h, w = features.shape[-2:]
-        masks = []
-        for x1, y1, x2, y2 in boxes:
-            across, along = w / width, h / height
-            centre_x, centre_y = (x1 + x2) / 2 * across, (y1 + y2) / 2 * along
-            mask = torch.zeros(h, w, device=features.device)
-            rows = [i for i in range(h) if abs(i - centre_y) <= 0.5 * (y2 - y1) * along]
-            columns = [j for j in range(w) if abs(j - centre_x) <= 0.5 * (x2 - x1) * across]
-            if rows and columns:
-                mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
-            masks.append(mask)
+        masks = self._masks(features, boxes, image_size)
         appearance = None
         if self.appearance_encoder is not None:
             source = features.detach() if self.detach_appearance else features
             projected = group_norm(self.appearance_encoder.conv(source)).relu()[0]
             appearance = torch.stack([(projected * x).sum(dim=(1, 2)) / x.sum().clamp(min=1) for x in masks])
-        vectors = self._related(appearance, labels)
+        return self._mapped(self._related(appearance, labels), masks)
+
+    def _masks(self, features: Tensor, boxes: list[list[float]], image_size: tuple[int, int]) -> list[Tensor]:
+        """A mask (h, w) for each box: 1 inside."""
+        height, width = image_size
+        h, w = features.shape[-2:]
+        scale_x, scale_y = w / width, h / height
+        masks = []
+        for x1, y1, x2, y2 in boxes:
+            centre_x, centre_y = (x1 + x2) / 2 * scale_x, (y1 + y2) / 2 * scale_y
+            mask = torch.zeros(h, w, device=features.device)
+            rows = [i for i in range(h) if abs(i - centre_y) <= 0.5 * (y2 - y1) * scale_y]
+            columns = [j for j in range(w) if abs(j - centre_x) <= 0.5 * (x2 - x1) * scale_x]
+            if rows and columns:
+                mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
+            masks.append(mask)
+        return masks
+
+    def _mapped(self, vectors: Tensor, masks: list[Tensor]) -> Tensor:
+        """Features (1, C, h, w) from the objects' vectors (N, C): written into their boxes, then convolved."""
         mapper = self.knowledge_mapper
+        h, w = masks[0].shape
         mapped: Tensor | None = None
         if mapper.write:
             last = len(masks) - 1 if mapper.context else len(masks)
             values = mapper.object_linear(vectors)
-            written = torch.zeros(vectors.shape[-1], h, w, device=features.device)
+            written = torch.zeros(vectors.shape[-1], h, w, device=vectors.device)
             for value, mask in zip(values[:last], masks[:last], strict=True):
                 written = written + value[:, None, None] * mask
             mapped = mapper.object_conv(written[None])
@@ -139,16 +147,16 @@ class NaiveTeacher(ImplicitTeacher):
             return cast(Tensor, labels)
         if adapter.variant == "appearance_only":
             return cast(Tensor, appearance)
-        asked = cast(Tensor, appearance if labels is None else labels)
-        asking = cast(Tensor, appearance)
+        memory = cast(Tensor, appearance if labels is None else labels)
+        queries = cast(Tensor, appearance)
         if adapter.variant == "label_queries":
-            asking, asked = asked, asking
-        query, (key, value) = adapter.query(asking), adapter.key_value(asked).chunk(2, dim=-1)
-        answers = []
+            queries, memory = memory, queries
+        query, (key, value) = adapter.query(queries), adapter.key_value(memory).chunk(2, dim=-1)
+        heads = []
         for q, k, v in zip(*(x.chunk(adapter.heads, dim=-1) for x in (query, key, value)), strict=True):
             scores = q @ k.T / q.shape[-1] ** 0.5
             if not adapter.exchange:
-                alone = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-                scores = scores.masked_fill(~alone, float("-inf"))
-            answers.append(F.softmax(scores, dim=-1) @ v)
-        return cast(Tensor, adapter.output(torch.cat(answers, dim=-1)))
+                own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+                scores = scores.masked_fill(~own, float("-inf"))
+            heads.append(F.softmax(scores, dim=-1) @ v)
+        return cast(Tensor, adapter.output(torch.cat(heads, dim=-1)))

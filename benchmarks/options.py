@@ -1,4 +1,7 @@
-"""What the commands of this directory have in common: which training to look at."""
+"""What the benchmark commands share: the training to measure, checks of options, files to write.
+
+torch, detectron2 and pandas are imported inside functions: --help and wrong options take a fraction of a second.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,47 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.step_timer import Images
-from lgd.config.experiment import Backbone, Experiment
+from benchmarks.timer_spec import SyntheticImages
+from lgd.cli import Parser, answer
 from lgd.config.paper import DETECTORS
-from lgd.config.paper_recipes import BACKBONES, paper_defaults
-from lgd.config.presets import preset
-from lgd.data import load_dataset
-from lgd.data.shapes import CATEGORIES
 from lgd.errors import InputError
-from lgd.results import provenance
-from lgd.training.run import resolve_device
+from lgd.files import atomic_write, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lgd.config.experiment import Backbone, Experiment
 
 RESULTS = Path(__file__).parent / "results"
 
 COCO_CLASSES = 80
 COCO_OBJECTS = 7.3
-"""Annotations an image of COCO's train2017 (860,001), of its images with any (117,266)."""
+"""Mean number of annotations an image of COCO's train2017 (860,001), of its images with any (117,266)."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options that :func:`experiment_of` and :func:`images_of` read."""
+def run_command(
+    parser: Parser, run: Callable[[argparse.Namespace, str], int], arguments: Sequence[str] | None = None
+) -> int:
+    """``main`` of a benchmark. Exit status: 0 measured, 2 wrong input, 130 interrupted.
+
+    run: gets the options, and what was typed, which is kept beside the results.
+    """
+
+    def command() -> int:
+        program = ["python", parser.prog] if parser.prog.endswith(".py") else parser.prog.split()
+        typed = shlex.join([*program, *(sys.argv[1:] if arguments is None else arguments)])
+        return run(parser.parse_args(arguments), typed)
+
+    return answer(command)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that :func:`experiment_from` and :func:`images_from` read."""
     add = parser.add_argument
     add("--preset", default="tiny", help="tiny (CPU), small or paper: the training to begin from (default: tiny)")
     add("--detector", metavar="NAME", help=f"one of {', '.join(DETECTORS)}")
@@ -43,35 +63,88 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="change any setting, e.g. schedule.accumulate=4; may be given several times")  # fmt: skip
 
 
-def experiment_of(options: argparse.Namespace) -> Experiment:
-    """The training to look at, whatever its method. Raises InputError for what cannot be."""
+def add_timing_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Options that :func:`check_timing` checks. rounds: the default."""
+    add = parser.add_argument
+    add("--rounds", type=int, default=rounds, metavar="N", help=f"how often each row is timed (default: {rounds})")
+    add("--steps", type=int, default=8, metavar="N", help="steps that are timed in a row (default: 8)")
+    add("--drop", type=int, default=2, metavar="N",
+        help="warm-up steps before those, not timed (default: 2; at least 5 in the first round)")  # fmt: skip
+
+
+def check_timing(options: argparse.Namespace) -> None:
+    for name, least in (("rounds", 1), ("steps", 2), ("drop", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
+
+
+def csv_path(given: Path | None, stem: Path) -> Path:
+    """Where the CSV goes: ``given``, else ``stem`` with a suffix."""
+    path = given or stem.with_name(stem.name + ".csv")
+    if path.suffix != ".csv":
+        raise InputError(f"--output {path}: give it the suffix .csv")
+    return path
+
+
+def write_results(frame: pd.DataFrame, path: Path, text: str) -> None:
+    """The CSV and, beside it, its table as Markdown; each atomically."""
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g")
+    write_text(path.with_suffix(".md"), text)
+
+
+def read_results(path: Path, columns: Sequence[str], dtype: dict[str, str] | None = None) -> pd.DataFrame:
+    """The rows of such a CSV. Raises InputError, one line, where there is none with these columns and a row."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=dtype, keep_default_na=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a CSV of measurements ({' '.join(str(error).split())[:100]})") from None
+    missing = [x for x in columns if x not in frame]
+    if missing:
+        raise InputError(f"{path}: not a CSV of these measurements, it has no column {missing[0]!r}")
+    return frame
+
+
+def experiment_from(options: argparse.Namespace) -> Experiment:
+    """The training to measure, whatever its method. Raises InputError for impossible ones."""
+    from lgd.config.paper_recipes import paper_defaults
+    from lgd.config.presets import preset
+    from lgd.training.device import resolve_device
+
     experiment = preset(options.preset)
     changes: dict[str, object] = {}
     if options.detector:
         changes["detector.name"] = options.detector
         if options.detector not in DETECTORS:
             raise InputError(f"no detector {options.detector!r}: choose one of {', '.join(DETECTORS)}")
-        rules = paper_defaults(options.detector, experiment.detector.backbone.name)
-        changes |= {key: value for key, value in rules.items() if key.startswith("method.")}
-    for prefix, name, there in (
+        defaults = paper_defaults(options.detector, experiment.detector.backbone.name)
+        changes |= {key: value for key, value in defaults.items() if key.startswith("method.")}
+    for prefix, name, current in (
         ("detector.backbone", options.backbone, experiment.detector.backbone),
         ("method.fgfi.backbone", options.teacher_backbone, experiment.method.fgfi.backbone),
     ):
         if name:
-            changes |= {f"{prefix}.{key}": value for key, value in _backbone(name, there).items()}
+            changes |= {f"{prefix}.{key}": value for key, value in _backbone(name, current).items()}
     if options.batch is not None:
         changes["schedule.batch"] = options.batch
     if options.precision:
         changes["precision"] = options.precision
     experiment = experiment.override(changes).override(options.overrides)
     if not experiment.threads and resolve_device(experiment).type == "cpu":
-        # A device is a worker process with a core of its own, as in a sweep.
+        # On the CPU a device is a worker process with one core, as in a sweep.
         return experiment.override({"threads": 1})
     return experiment
 
 
-def images_of(options: argparse.Namespace, experiment: Experiment) -> Images:
-    """Made images of that training's size and number of objects."""
+def images_from(options: argparse.Namespace, experiment: Experiment) -> SyntheticImages:
+    """Synthetic images of that training's size and number of objects."""
+    from lgd.data.catalog import load_dataset
+    from lgd.data.shapes.spec import CATEGORIES
+
     shapes = experiment.data.source == "shapes"
     side = options.side if options.side is not None else max(experiment.data.min_sizes)
     if side < 32:
@@ -82,11 +155,11 @@ def images_of(options: argparse.Namespace, experiment: Experiment) -> Images:
     if not 1 <= objects <= 1000:
         raise InputError(f"--objects {objects:g}: from 1 to 1000")
     longest = max(experiment.data.max_size, side)
-    return Images(side, longest, objects, len(CATEGORIES) if shapes else COCO_CLASSES)
+    return SyntheticImages(side, longest, objects, len(CATEGORIES) if shapes else COCO_CLASSES)
 
 
-def share_of(experiment: Experiment, devices: int) -> Experiment:
-    """The training as one of so many devices sees it: its share of the batch."""
+def per_device(experiment: Experiment, devices: int) -> Experiment:
+    """The training as one of ``devices`` sees it: with its share of the batch."""
     if devices < 1:
         raise InputError(f"--devices {devices}: at least one")
     schedule = experiment.schedule
@@ -98,7 +171,9 @@ def share_of(experiment: Experiment, devices: int) -> Experiment:
 
 
 def hardware_slug() -> str:
-    """This machine as a part of a file's name: its GPU, or its cores."""
+    """This machine as part of a file name: its GPU, or its number of cores."""
+    from lgd.results import provenance
+
     hardware = provenance.hardware()
     name = hardware["gpu"].split(" x ", 1)[-1] if hardware["gpu"] != "none" else f"{hardware['cores']}cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -110,14 +185,11 @@ def output_stem(what: str, options: argparse.Namespace, experiment: Experiment) 
     return RESULTS / f"{what}_{name}_{hardware_slug()}_{datetime.now(UTC).date()}"
 
 
-def command_line(prog: str, arguments: Sequence[str] | None) -> str:
-    """What was typed, to be written down beside its outcome."""
-    return shlex.join(["python", prog, *(sys.argv[1:] if arguments is None else arguments)])
+def _backbone(name: str, current: Backbone) -> dict[str, object]:
+    """Settings that replace a backbone by another; with that one's pretrained weights if ``current`` has weights."""
+    from lgd.config.paper_recipes import BACKBONES
 
-
-def _backbone(name: str, there: Backbone) -> dict[str, object]:
-    """Settings that put another network in a backbone's place, with weights of its own where that one has any."""
-    if there.from_scratch:
+    if current.from_scratch:
         return {"name": name}
     standard = next((x for x in BACKBONES.values() if x.name == name and not x.deformable), None)
     return {"name": name} if standard is None else standard.model_dump(mode="json")

@@ -1,16 +1,17 @@
-"""What a step must cost on a GPU at least: its FLOPs and bytes, part by part, against the GPU's limits.
+"""Computes the least that a step must cost on a GPU: the FLOPs and bytes of each part against the GPU's limits.
 
-python benchmarks/roofline.py                      # LGD on RetinaNet R-50, shorter side 800, for 16 images
-python benchmarks/roofline.py --method baseline
-python benchmarks/roofline.py --preset tiny        # seconds; the numbers of a small network
+  python benchmarks/roofline.py                      # LGD on RetinaNet R-50, shorter side 800, for 16 images
+  python benchmarks/roofline.py --method baseline
+  python benchmarks/roofline.py --preset tiny        # seconds; the numbers of a small network
+  python benchmarks/roofline.py --table benchmarks/results/FILE.csv
 
-Nothing is timed: one image's step runs on the CPU in float32 while its operators are counted, and the counts are
-multiplied by the number of images. So this needs no GPU, and says the same on every machine.
+Nothing is timed: the step of one image runs on the CPU in float32 while its operators are counted, and the counts are
+multiplied by the number of images. So this needs no GPU, and gives the same numbers on every machine.
 
-Bytes are what every operator reads and writes, each by itself, as without any fusion; views move nothing. In bfloat16
-they are taken as half, though losses and matching stay in float32. A part's bound is the longer of the two times that
-its FLOPs and its bytes take at the limits of benchmarks/reference.yaml; a fused implementation may move fewer bytes,
-none gets by with fewer FLOPs.
+Bytes are what each operator reads and writes without any fusion; views move nothing. In bfloat16 they are taken as
+half, though losses and matching stay in float32. A part's bound is the longer of the two times that its FLOPs and its
+bytes take at the limits of benchmarks/reference.yaml; a fused implementation may move fewer bytes, none needs fewer
+FLOPs.
 """
 
 from __future__ import annotations
@@ -19,78 +20,135 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-import yaml
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from benchmarks.options import add_options, command_line, experiment_of, images_of, output_stem
-from benchmarks.speed import REFERENCES
-from benchmarks.step_profiler import DIRECTIONS, PARTS, Cuts, flop_counter
-from benchmarks.step_timer import Bench, Images, Job, Stage
-from benchmarks.table7 import pipe_table
-from lgd.cli import Parser, answer
-from lgd.config.experiment import Experiment
+from benchmarks.options import (
+    add_training_arguments,
+    csv_path,
+    experiment_from,
+    images_from,
+    output_stem,
+    read_results,
+    run_command,
+    write_results,
+)
+from benchmarks.step_parts import DIRECTIONS, PARTS
+from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
+from lgd.cli import Parser
 from lgd.errors import InputError
-from lgd.files import atomic_write, write_text
-from lgd.logs import quiet_libraries
-from lgd.methods.distiller import Distiller
-from lgd.results import provenance
-from lgd.training import run as training
-from lgd.training.run import now
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lgd.config.experiment import Experiment
+
+PROG = "benchmarks/roofline.py"
+
+COLUMNS = (
+    *("part", "direction", "gflop", "gbyte", "method", "detector", "backbone", "batch", "height", "width", "objects"),
+    *("torch", "git_commit", "started", "command"),
+)
+"""That the table needs."""
 
 
-class BytesCounter(TorchDispatchMode):
-    """Adds up the bytes that operators read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = func(*args, **(kwargs or {}))
-        given = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        made = {id(x): x for x in tree_leaves(answer) if isinstance(x, torch.Tensor)}
-        storages = {_storage(x) for x in given.values()}
-        # What makes nothing and changes nothing is a view.
-        if func._schema.is_mutable or any(_storage(x) not in storages for x in made.values()):
-            self.total += sum(x.numel() * x.element_size() for x in (*given.values(), *made.values()))
-        return answer
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Exit status: 0 counted, 2 wrong input, 130 interrupted."""
+    return run_command(parser(prog), run, arguments)
 
 
-def _storage(x: torch.Tensor) -> int:
-    return x.untyped_storage().data_ptr() if x.layout is torch.strided else id(x)
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=__doc__)
+    add_arguments(found)
+    return found
 
 
-def measure(experiment: Experiment, images: Images, count: int) -> pd.DataFrame:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training_arguments(parser)
+    parser.set_defaults(preset="paper")
+    parser.add_argument("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE.csv",
+        help="print the bounds of an earlier count, at --precision, and do no more",
+    )
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """command: what was typed, which is kept beside the results."""
+    if options.method not in ("baseline", "lgd", "fgfi"):
+        raise InputError(f"--method {options.method}: baseline, lgd or fgfi")
+    # Lazy: pandas and torch.
+    from benchmarks.speed_table import reference_file
+    from lgd.results import provenance
+
+    precision, limits = options.precision or "bf16", reference_file()["limits"]
+    if options.table:
+        print(markdown(read(options.table), limits, precision))
+        return 0
+    experiment = experiment_from(options).override({"method.name": options.method})
+    images = images_from(options, experiment)
+    stem = output_stem(f"roofline_{options.method}", options, experiment.override({"precision": precision}))
+    output = csv_path(options.output, stem)
+    frame = measure(experiment, images, experiment.schedule.batch).assign(
+        method=options.method,
+        detector=experiment.detector.name,
+        backbone=experiment.detector.backbone.name,
+        batch=experiment.schedule.batch,
+        height=images.size[0],
+        width=images.size[1],
+        objects=images.objects,
+        torch=provenance.versions()["torch"],
+        git_commit=provenance.git_commit(),
+        started=provenance.now(),
+        command=command,
+    )
+    text = markdown(frame, limits, precision)
+    write_results(frame, output, text)
+    print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
+    return 0
+
+
+def measure(experiment: Experiment, images: SyntheticImages, count: int) -> pd.DataFrame:
     """``part``, ``direction``, ``gflop`` and ``gbyte`` (float32) of a step of ``count`` images."""
+    # Lazy: pandas and torch.
+    import pandas as pd
+
+    from benchmarks.bytes_counter import BytesCounter
+    from benchmarks.step_profiler import StepProfiler, flop_counter, separate_head_passes
+    from benchmarks.step_timer import StepTimer
+    from lgd.logs import quiet_libraries
+    from lgd.training.device import process_settings
+
     one = experiment.override({"schedule.batch": 1, "schedule.accumulate": 1, "precision": "fp32", "device": "cpu"})
-    with training.process_settings(one), quiet_libraries():
-        bench = Bench(Job(one, images, experiment.method.name))
-        if isinstance(bench.model, Distiller):
-            bench.model.joint = False
+    with process_settings(one), quiet_libraries():
+        timer = StepTimer(TimerSpec(one, images, experiment.method.name))
+        separate_head_passes(timer.model)
         flops, moved = flop_counter(), BytesCounter()
         found = {}
         for name, counter, read in (
             ("gflop", flops, lambda: flops.get_total_flops() / 1e9),
             ("gbyte", moved, lambda: moved.total / 1e9),
         ):
-            cuts = Cuts(bench.model, read, lambda readings: readings)
+            profiler = StepProfiler(timer.model, read, lambda readings: readings)
             with counter:
-                bench.trainer(Stage(distils=experiment.method.name != "baseline"), cuts).train(0, 1)
-            found[name] = cuts.steps[0]
+                timer.trainer(Stage(distils=experiment.method.name != "baseline"), profiler).train(0, 1)
+            found[name] = profiler.steps[0]
     rows = []
     for part in PARTS:
         for direction in DIRECTIONS:
             values = {name: x.get((part, direction), 0.0) for name, x in found.items()}
             if any(values.values()):
-                # The optimiser's work is the same for any number of images.
+                # The optimiser's work does not depend on the number of images.
                 times = 1 if part == "optimiser" else count
                 rows.append({"part": part, "direction": direction, **{k: v * times for k, v in values.items()}})
     return pd.DataFrame(rows)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows that this command wrote. Raises InputError, one line, for any other file."""
+    return read_results(path, COLUMNS)
 
 
 def bounds(frame: pd.DataFrame, limits: dict[str, Any], precision: str) -> pd.DataFrame:
@@ -105,7 +163,9 @@ def bounds(frame: pd.DataFrame, limits: dict[str, Any], precision: str) -> pd.Da
 
 
 def markdown(frame: pd.DataFrame, limits: dict[str, Any], precision: str) -> str:
-    """The bounds as a table, with what a reader must know."""
+    """The bounds as a table, and notes."""
+    from analysis.render import pipe_table
+
     found = bounds(frame, limits, precision)
     columns = ["gflop", "gbyte", "compute_ms", "memory_ms", "bound_ms"]
     rows = [[str(x["part"]), *(f"{x[c]:.3g}" for c in columns)] for _, x in found.iterrows()]
@@ -117,59 +177,11 @@ def markdown(frame: pd.DataFrame, limits: dict[str, Any], precision: str) -> str
         f" {first['width']} pixels with {first['objects']:.3g} boxes on average; the limits are of {precision}:"
         f" {limits['tflops']['bf16' if precision != 'fp32' else 'fp32']:g} TFLOP/s and"
         f" {limits['terabytes_per_s']:g} TB/s ({limits['source']}).",
-        "GB: what each operator reads and writes by itself, without fusion.",
+        "GB: what each operator reads and writes, without fusion.",
         f"torch {first['torch']}, commit {first['git_commit'][:12]}; counted {first['started']} by"
         f" `{first['command']}`.",
     ]
     return "\n".join([pipe_table(header, rows), "", *(f"- {x}" for x in notes), ""])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 counted, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(_parser().parse_args(arguments), arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="benchmarks/roofline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
-    parser.set_defaults(preset="paper")
-    parser.add_argument("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
-    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
-    return parser
-
-
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    if options.method not in ("baseline", "lgd", "fgfi"):
-        raise InputError(f"--method {options.method}: baseline, lgd or fgfi")
-    experiment = experiment_of(options).override({"method.name": options.method})
-    images = images_of(options, experiment)
-    precision = options.precision or "bf16"
-    stem = output_stem(f"roofline_{options.method}", options, experiment.override({"precision": precision}))
-    output: Path = options.output or stem.with_name(stem.name + ".csv")
-    if output.suffix != ".csv":
-        raise InputError(f"--output {output}: give it the suffix .csv")
-    limits = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))["limits"]
-    frame = measure(experiment, images, experiment.schedule.batch).assign(
-        method=options.method,
-        detector=experiment.detector.name,
-        backbone=experiment.detector.backbone.name,
-        batch=experiment.schedule.batch,
-        height=images.size[0],
-        width=images.size[1],
-        objects=images.objects,
-        torch=provenance.versions()["torch"],
-        git_commit=provenance.git_commit(),
-        started=now(),
-        command=command_line("benchmarks/roofline.py", arguments),
-    )
-    text = markdown(frame, limits, precision)
-    with atomic_write(output) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.6g")
-    write_text(output.with_suffix(".md"), text)
-    print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
-    return 0
 
 
 if __name__ == "__main__":

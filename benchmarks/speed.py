@@ -1,56 +1,61 @@
-"""How fast a step is beside other ways to take it, measured side by side in one run.
+"""Compares the speed of a training step with that of a naive implementation, side by side in one run.
 
-python benchmarks/speed.py                                    # tiny, CPU: the components grid, and straightforward code
-python benchmarks/speed.py --changes                          # LGD's step with one change undone at a time
-python benchmarks/speed.py --preset paper                     # one GPU: RetinaNet, 16 images of shorter side 800
-python benchmarks/speed.py --preset paper --side 320          # bound by launches
-python benchmarks/speed.py --preset paper --detector faster_rcnn
+  python benchmarks/speed.py                            # tiny, CPU: the arms of the components grid
+  python benchmarks/speed.py --changes                  # LGD with one optimization turned off at a time
+  python benchmarks/speed.py --preset paper             # one GPU: RetinaNet, 16 images of shorter side 800
+  python benchmarks/speed.py --preset paper --side 320  # small images: bound by kernel launches
+  python benchmarks/speed.py --preset paper --detector faster_rcnn
+  python benchmarks/speed.py --table benchmarks/results/FILE.csv
 
-Every row has a process of its own; they take turns, every second round backwards (see docs/cost.md). The other side is
-benchmarks/naive_lgd.py: the same parameters and the same losses, by plain loops; the table says how far the two
-sides' losses of one batch are apart.
+Every row has a process of its own; they take turns, every second round in reverse order (see docs/cost.md). The naive
+implementation (benchmarks/naive_lgd.py) has the same parameters and computes the same losses in plain loops; the table
+says how far the losses of one batch differ.
 
-On the CPU the arms of the components grid are timed in the stage in which they all distil. On a GPU each row is one
-form of the training step: precision, memory format, compiled or not, ours or straightforward; beside the rows that
-benchmarks/reference.yaml has a figure for, it stands there.
+On the CPU each arm of the components grid is timed while it distils. On a GPU each row is one form of the training
+step: precision, memory format, compiled or not, ours or naive. Reference figures of others for the same detector, size
+and GPU (benchmarks/reference.yaml) stand below the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-import yaml
+from benchmarks.contention import other_load
+from benchmarks.options import (
+    add_timing_arguments,
+    add_training_arguments,
+    check_timing,
+    csv_path,
+    experiment_from,
+    images_from,
+    output_stem,
+    run_command,
+    write_results,
+)
+from benchmarks.timer_process import TimerProcess
+from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
+from lgd.cli import Parser
 
-from benchmarks.naive_lgd import CHANGES
-from benchmarks.options import add_options, command_line, experiment_of, images_of, output_stem
-from benchmarks.step_timer import Images, Job, Stage, Worker
-from benchmarks.table7 import NONE, pipe_table, provenance_columns
-from lgd.cli import Parser, answer
-from lgd.config.experiment import Experiment
-from lgd.config.grids import grid
-from lgd.errors import InputError
-from lgd.files import atomic_write, write_text
-from lgd.results import provenance
-from lgd.results.cost_meter import FIRST_STEPS
-from lgd.training.run import now, resolve_device
+if TYPE_CHECKING:
+    import pandas as pd
 
-REFERENCES = Path(__file__).with_name("reference.yaml")
+    from lgd.config.experiment import Experiment
 
-PLAIN, OURS = "straightforward", "ours"
+PROG = "benchmarks/speed.py"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is timed. arm: what it trains, by which sides are paired; side: how. without: what of CHANGES is undone."""
+    """What is timed. arm: what it trains; sides of one arm are compared. side: which implementation and settings.
+
+    without: which of OPTIMIZATIONS are turned off.
+    """
 
     arm: str
     side: str
@@ -62,103 +67,103 @@ class Row:
         return f"{self.arm}, {self.side}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(_parser().parse_args(arguments), arguments))
+    return run_command(parser(prog), run, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="benchmarks/speed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser)
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=__doc__)
+    add_arguments(found)
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training_arguments(parser)
+    add_timing_arguments(parser, rounds=6)
     add = parser.add_argument
-    add("--rounds", type=int, default=6, metavar="N", help="stretches of every row (default: 6)")
-    add("--steps", type=int, default=8, metavar="N", help="steps that a stretch times (default: 8)")
-    add("--drop", type=int, default=2, metavar="N", help="steps of a stretch before those, not timed (default: 2)")
-    add("--changes", action="store_true", help="instead: LGD, and LGD with one change undone at a time")
+    add("--changes", action="store_true", help="instead: LGD, and LGD with one optimization turned off at a time")
     add("--compile", action="store_true", help="on a GPU, rows with compile=true, too")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
-    return parser
+    add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str] | None) -> int:
-    for name, least in (("rounds", 1), ("steps", 2), ("drop", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
-    experiment = experiment_of(options)
-    images = images_of(options, experiment)
+def run(options: argparse.Namespace, command: str) -> int:
+    """command: what was typed, which is kept beside the results."""
+    check_timing(options)
+    # Lazy: pandas takes as long to import as --help may take.
+    from benchmarks.speed_table import markdown, read, reference, with_loss_differences
+
+    if options.table:
+        frame = read(options.table)
+        print(markdown(frame, reference(frame)))
+        return 0
+    experiment = experiment_from(options)
+    images = images_from(options, experiment)
     stem = output_stem("changes" if options.changes else "speed", options, experiment)
-    output: Path = options.output or stem.with_name(stem.name + ".csv")
-    if output.suffix != ".csv":
-        raise InputError(f"--output {output}: give it the suffix .csv")
-    gpu = resolve_device(experiment).type == "cuda"
-    if options.changes:
-        rows = changes(experiment)
-    else:
-        rows = forms(experiment, compiled=options.compile) if gpu else arms(experiment)
-    frame = measure(rows, images, options.rounds, options.drop, options.steps)
-    frame = frame.assign(
-        preset=options.preset,
-        detector=experiment.detector.name,
-        backbone=experiment.detector.backbone.name,
-        batch=experiment.schedule.batch,
-        height=images.size[0],
-        width=images.size[1],
-        objects=images.objects,
-        **provenance_columns(provenance.hardware(), provenance.versions()),
-        git_commit=provenance.git_commit(),
-        started=now(),
-        command=command_line("benchmarks/speed.py", arguments),
-    )
+    output = csv_path(options.output, stem)
+    rows = _rows(options, experiment)
+    described = {"preset": options.preset, **_described(experiment, images), "command": command}
+    measured = measure(rows, images, options.rounds, options.drop, options.steps)
+    frame = with_loss_differences(measured).assign(**described)
     text = markdown(frame, reference(frame))
-    with atomic_write(output) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.6g")
-    write_text(output.with_suffix(".md"), text)
+    write_results(frame, output, text)
     print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
     return 0
 
 
+def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
+    # Lazy: loads torch.
+    from lgd.training.device import resolve_device
+
+    if options.changes:
+        return changes(experiment)
+    if resolve_device(experiment).type == "cuda":
+        return forms(experiment, compiled=options.compile)
+    return arms(experiment)
+
+
 def arms(experiment: Experiment) -> list[Row]:
-    """The arms of the components grid, each by both sides."""
+    """The arms of the components grid, each naive and ours."""
+    from lgd.config.grids import grid
+
     found = []
     for arm in grid("components", "tiny").arms:
         changed = experiment.override(arm.changes)
-        plain = changed.override({"memory_format": "contiguous"})
-        found += [Row(arm.name, PLAIN, plain, CHANGES), Row(arm.name, OURS, changed)]
+        naive = changed.override({"memory_format": "contiguous"})
+        found += [Row(arm.name, NAIVE, naive, OPTIMIZATIONS), Row(arm.name, OURS, changed)]
     return found
 
 
 def changes(experiment: Experiment) -> list[Row]:
-    """LGD, straightforward and ours, and ours without one change at a time."""
+    """LGD, naive and ours, and ours without one optimization at a time."""
     lgd = experiment.override({"method.name": "lgd"})
     contiguous = lgd.override({"memory_format": "contiguous"})
     return [
-        Row("LGD", PLAIN, contiguous, CHANGES),
+        Row("LGD", NAIVE, contiguous, OPTIMIZATIONS),
         Row("LGD", OURS, lgd),
-        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in CHANGES),
+        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in OPTIMIZATIONS),
         Row("LGD", f"{OURS} without channels_last", contiguous),
     ]
 
 
 def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
-    """Forms of one detector's step on a GPU: detectron2's alone, LGD's and FGFI's."""
-    as_it_comes = {"memory_format": "contiguous"}
+    """Forms of one detector's step on a GPU: of the detector alone, with LGD and with FGFI."""
     fast = {"precision": "bf16", "memory_format": "channels_last"}
-    names = {"baseline": "baseline", "LGD": "lgd"}
     found = []
-    for arm, method in names.items():
+    for arm, method in (("baseline", "baseline"), ("LGD", "lgd")):
         one = experiment.override({"method.name": method})
+        default = one.override({"precision": "fp32", "memory_format": "contiguous"})
         found += [
-            Row(arm, f"{PLAIN} fp32", one.override({"precision": "fp32", **as_it_comes}), CHANGES),
-            Row(arm, f"{PLAIN} bf16 channels_last", one.override(fast), CHANGES),
+            Row(arm, f"{NAIVE} fp32", default, OPTIMIZATIONS),
+            Row(arm, f"{NAIVE} bf16 channels_last", one.override(fast), OPTIMIZATIONS),
             Row(arm, f"{OURS} fp32", one.override({**fast, "precision": "fp32"})),
             Row(arm, f"{OURS} bf16", one.override(fast)),
         ]
         if compiled:
             found.append(Row(arm, f"{OURS} bf16 compiled", one.override({**fast, "compile": True})))
-    shapes: dict[str, dict[str, Any]] = {"bf16": fast, "bf16 compiled": {**fast, "compile": True}}
-    for name, form in list(shapes.items())[: 2 if compiled else 1]:
+    fastest: dict[str, dict[str, Any]] = {"bf16": fast, "bf16 compiled": {**fast, "compile": True}}
+    for name, form in list(fastest.items())[: 2 if compiled else 1]:
         fgfi = experiment.override({"method.name": "fgfi", **form})
         assert fgfi.teacher is not None
         found += [
@@ -168,136 +173,47 @@ def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
     return found
 
 
-def measure(rows: Sequence[Row], images: Images, rounds: int, drop: int, steps: int) -> pd.DataFrame:
-    """A row for each of ``rows`` and round, with the losses of one batch before anything is trained."""
+def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: int, steps: int) -> pd.DataFrame:
+    """A row for each of ``rows`` and round, with the sum of losses of one batch before training."""
+    # Lazy: pandas and torch.
+    import pandas as pd
+
+    from lgd.results.cost_meter import FIRST_STEPS
+
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker()) for _ in rows]
-        for row, worker in zip(rows, workers, strict=True):
-            worker.request("build", Job(row.experiment, images, row.name, row.without))
-        losses = [sum(worker.request("losses").values()) for worker in workers]
+        processes = [stack.enter_context(TimerProcess()) for _ in rows]
+        for row, process in zip(rows, processes, strict=True):
+            process.request("build", TimerSpec(row.experiment, images, row.name, row.without))
+        losses = [sum(process.request("losses").values()) for process in processes]
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
             for i in list(range(len(rows)))[:: -1 if turn % 2 else 1]:
-                dropped = max(drop, FIRST_STEPS) if turn == 0 else drop
-                stretch = workers[i].request("stretch", Stage(distils=rows[i].experiment.method.name != "baseline"),
-                                         dropped, steps)  # fmt: skip
-                memory = "device" if "device" in stretch.peak_mib else "host"
-                found.append(
-                    {
-                        "arm": rows[i].arm,
-                        "side": rows[i].side,
-                        "round": turn,
-                        "timed_steps": steps,
-                        "median_ms": stretch.median_ms,
-                        "peak_mib": stretch.peak_mib[memory],
-                        "memory": memory,
-                        "first_loss": losses[i],
-                        "precision": rows[i].experiment.precision,
-                    }
-                )
+                stage = Stage(distils=rows[i].experiment.method.name != "baseline")
+                first = max(warmup, FIRST_STEPS) if turn == 0 else warmup
+                with other_load() as load:
+                    times: StepTimes = processes[i].request("time_steps", stage, first, steps)
+                row = {"arm": rows[i].arm, "side": rows[i].side, "round": turn, **times.columns()}
+                row |= {"other_cores": load.cores, "first_loss": losses[i]}
+                found.append({**row, "precision": rows[i].experiment.precision})
     order = {row.name: i for i, row in enumerate(rows)}
     frame = pd.DataFrame(found)
     return frame.iloc[sorted(range(len(frame)), key=lambda i: order[f"{found[i]['arm']}, {found[i]['side']}"])]
 
 
-def reference(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Figures of others for the same detector, backbone and size on the same kind of GPU; none for a CPU."""
-    described = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
-    first = frame.iloc[0]
-    same = ("detector", "backbone", "batch", "height")
-    return [
-        row
-        for row in described["rows"]
-        if described["gpu"] in str(first["gpu"]) and all(row[key] == first[key] for key in same)
-    ]
+def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any]:
+    from benchmarks.table7 import provenance_columns
 
-
-def markdown(frame: pd.DataFrame, references: Sequence[Mapping[str, Any]]) -> str:
-    """The table: a step of each row, and ours over the other side within each round."""
-    shown: list[list[str]] = []
-    medians = frame.groupby(["arm", "side"], sort=False)
-    for (arm, side), found in medians:
-        other = frame[(frame["arm"] == arm) & (frame["side"] == _other(str(side), set(frame["side"])))]
-        ratios = _ratios(other, found)
-        apart = abs(found["first_loss"].iloc[0] / other["first_loss"].iloc[0] - 1) if len(other) else None
-        shown.append(
-            [
-                str(arm),
-                str(side),
-                f"{found['median_ms'].median():.1f}",
-                f"{found['peak_mib'].max():.0f}",
-                _spread(ratios),
-                NONE if apart is None else f"{apart:.1e}",
-            ]
-        )
-    header = ["arm", "side", "ms", "peak MiB", "as fast as straightforward", "losses apart"]
-    lines = [pipe_table(header, shown, left=2), ""]
-    sides = set(frame["side"])
-    if sides == {PLAIN, OURS}:
-        by_round = frame.pivot_table(index="round", columns="side", values="median_ms", aggfunc="sum")
-        whole = (by_round[PLAIN] / by_round[OURS]).tolist()
-        lines += [f"All arms together: **{_spread(whole)}** as fast as the straightforward implementation.", ""]
-    elif {"baseline", "LGD"} <= set(frame["arm"]):
-        lines += [*_extras(frame), ""]
-    if references:
-        lines += [
-            "| figures of others, same GPU | ms | peak GiB | source |",
-            "| :-- | --: | --: | :-- |",
-            *(f"| {x['what']} | {x['ms']} | {x.get('gib', NONE)} | {x['source']} |" for x in references),
-            "",
-        ]
-    first = frame.iloc[0]
-    lines += [
-        f"- {first['detector']} {first['backbone']}, {first['batch']} images of {first['height']} x {first['width']}"
-        f" pixels with {first['objects']:.3g} boxes on average; median over rounds, in brackets lowest and highest.",
-        f"- {first['gpu'] if first['gpu'] != 'none' else first['cpu']}; torch {first['torch']}, commit"
-        f" {first['git_commit'][:12]}; measured {first['started']} by `{first['command']}`.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _other(side: str, sides: set[str]) -> str:
-    """The straightforward side that a side is held against; itself has none."""
-    if side.startswith(PLAIN):
-        return ""
-    return PLAIN if PLAIN in sides else f"{PLAIN} fp32"
-
-
-def _extras(frame: pd.DataFrame) -> list[str]:
-    """What LGD and FGFI cost beyond our fastest baseline, within rounds."""
-    by = {key: x.set_index("round")["median_ms"] for key, x in frame.groupby(["arm", "side"])}
-    fastest = {
-        arm: min((key for key in by if key[0] == arm), key=lambda key: by[key].median())
-        for arm in dict.fromkeys(frame["arm"])
+    return {
+        "detector": experiment.detector.name,
+        "backbone": experiment.detector.backbone.name,
+        "batch": experiment.schedule.batch,
+        "height": images.size[0],
+        "width": images.size[1],
+        "objects": images.objects,
+        **provenance_columns(),
     }
-    base = by[fastest["baseline"]]
-    lines = [f"Fastest: {', '.join(f'{arm} as {side}' for arm, side in fastest.values())}."]
-    lgd = (by[fastest["LGD"]] / base - 1).tolist()
-    lines.append(f"LGD's extra over our fastest baseline: **{_spread(lgd, '')}** of that baseline.")
-    if "FGFI" in fastest:
-        fgfi = by[fastest["FGFI"]] - base + by[fastest["FGFI's teacher in training"]]
-        saved = (1 - (by[fastest["LGD"]] - base) / fgfi).tolist()
-        lines.append(
-            f"Method-specific cost, if teacher and student take as many steps: LGD's is **{_spread(saved, '')}** below"
-            " FGFI's (as a share of it)."
-        )
-    return lines
-
-
-def _ratios(other: pd.DataFrame, ours: pd.DataFrame) -> list[float]:
-    pairs = other.set_index("round")["median_ms"] / ours.set_index("round")["median_ms"] if len(other) else None
-    return [] if pairs is None else pairs.dropna().tolist()
-
-
-def _spread(values: Sequence[float], unit: str = "x") -> str:
-    if not values:
-        return NONE
-    return f"{statistics.median(values):.2f}{unit} [{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":
-    # As in a trial: the machine's threads are the workers'.
-    torch.set_num_threads(1)
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""A training step cut into its parts, by the clock or by FLOPs (see breakdown.py)."""
+"""Profiles training steps by part and direction, in milliseconds or FLOPs (see breakdown.py).
+
+A step is divided into consecutive ranges: a range ends where the next begins, so the ranges of a step add up to it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import bisect
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, cast
 
 import torch
@@ -15,160 +18,143 @@ from detectron2.engine import HookBase
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.step_parts import REST
 from lgd.methods.distiller import Distiller, student_of
+from lgd.methods.feature_capture import patched_method
 
-REST = "rest"
-PARTS = (
-    "backbone", "head", "label assignment", "encoder", "adapter", "mapper", "second head pass", "teacher's backbone",
-    "distance", "optimiser", REST,
-)  # fmt: skip
-"""In the order in which they are shown.
-
-head: of the detector, from its features to its losses, but for the label assignment of both passes; R-CNN's includes
-its proposals. second head pass: the same on the instructive features. distance: its adapter, and FGFI's masks. rest:
-loading, the images' way to the device, the objects' regions, sums of losses, what is logged.
-"""
-
-DIRECTIONS = ("forward", "backward", "update")
-"""update: what belongs to neither pass."""
-
-LABELLERS = ("label_anchors", "label_and_sample_anchors", "label_and_sample_proposals", "quality", "match")
+LABEL_ASSIGNMENT = ("label_anchors", "label_and_sample_anchors", "label_and_sample_proposals", "quality", "match")
 """Methods of detectors, and of R-CNN's two stages, that assign labels."""
 
-ENDLESS = 2**63
-"""Autograd's number of nodes that were made in no particular order: those that add to a parameter's gradient."""
+UNORDERED = 2**63
+"""Sequence number from which on autograd's nodes have no order: those that accumulate a parameter's gradient."""
 
-Cut = tuple[str, str]
+Range = tuple[str, str]
 """Part and direction."""
 
 
-class Cuts(HookBase):
-    """A trainer's hook that cuts its steps into parts.
+class StepProfiler(HookBase):
+    """A trainer's hook that divides its steps into ranges.
 
-    read: the clock, or whatever else grows; what it returns may stand for a number that is known later (``settle``).
+    read: reads a clock or counter; a reading may be a placeholder (a CUDA event). resolve: turns a step's readings into
+    numbers after the step. steps: of each step, the sum of its ranges by part and direction.
     """
 
     def __init__(
-        self, model: nn.Module, read: Callable[[], Any], settle: Callable[[Sequence[Any]], Sequence[float]]
+        self, model: nn.Module, read: Callable[[], Any], resolve: Callable[[Sequence[Any]], Sequence[float]]
     ) -> None:
-        self.steps: list[dict[Cut, float]] = []
-        self._model, self._read, self._settle = model, read, settle
-        self._cuts: list[Cut | None] = []
+        self.steps: list[dict[Range, float]] = []
+        self._model, self._read, self._resolve = model, read, resolve
+        # Ranges of the step and the reading at which each starts; None: not part of the step.
+        self._ranges: list[Range | None] = []
         self._readings: list[Any] = []
-        self._open: list[Cut] = []
-        self._numbers: list[int] = []
-        self._made_in: list[str] = []
+        # Ranges entered and not yet left, innermost last.
+        self._stack: list[Range] = []
+        # Autograd's sequence number from which on nodes are created by which part, rising.
+        self._sequence_numbers: list[int] = []
+        self._created_by: list[str] = []
         self._passes = 0
-        self._stack = ExitStack()
+        self._hooks = ExitStack()
 
     def before_train(self) -> None:
         model, student = self._model, student_of(self._model)
-        undo = self._stack.callback
+        remove_later = self._hooks.callback
         for module, part in _modules(model):
-            undo(module.register_forward_pre_hook(lambda *_, part=part: self._enter(part)).remove)
-            undo(module.register_forward_hook(lambda *_: self._leave()).remove)
-        undo(student.register_forward_pre_hook(lambda *_: self._enter_student(), prepend=True).remove)
-        undo(student.register_forward_hook(lambda *_: self._leave()).remove)
-        undo(model.register_forward_pre_hook(lambda *_: self._begin_forward(), prepend=True).remove)
-        undo(model.register_forward_hook(lambda _, __, losses: self._end_forward(losses)).remove)
+            remove_later(module.register_forward_pre_hook(lambda *_, part=part: self._enter(part)).remove)
+            remove_later(module.register_forward_hook(lambda *_: self._leave()).remove)
+        remove_later(student.register_forward_pre_hook(lambda *_: self._enter_student(), prepend=True).remove)
+        remove_later(student.register_forward_hook(lambda *_: self._leave()).remove)
+        remove_later(model.register_forward_pre_hook(lambda *_: self._start_forward(), prepend=True).remove)
+        remove_later(model.register_forward_hook(lambda _, __, losses: self._start_backward(losses)).remove)
         for owner in (student, getattr(student, "proposal_generator", None), getattr(student, "roi_heads", None)):
-            for name in LABELLERS:
+            for name in LABEL_ASSIGNMENT:
                 if hasattr(owner, name):
-                    self._stack.enter_context(self._during(owner, name, "label assignment"))
-        self._stack.enter_context(self._during(student, "preprocess_image", REST))
-        self._stack.enter_context(self._during(self.trainer, "_write_metrics", REST))
+                    self._hooks.enter_context(self._profiled(owner, name, "label assignment"))
+        self._hooks.enter_context(self._profiled(student, "preprocess_image", REST))
+        self._hooks.enter_context(self._profiled(self.trainer, "_write_metrics", REST))
 
     def after_train(self) -> None:
-        self._stack.close()
+        self._hooks.close()
 
     def before_step(self) -> None:
-        self._cuts, self._readings = [], []
-        self._open = [(REST, "update")]
-        self._cut(self._open[-1])
+        self._ranges, self._readings = [], []
+        self._stack = [(REST, "update")]
+        self._start(self._stack[-1])
 
     def after_backward(self) -> None:
-        self._open = [("optimiser", "update")]
-        self._cut(self._open[-1])
+        self._stack = [("optimiser", "update")]
+        self._start(self._stack[-1])
 
     def after_step(self) -> None:
         self._readings.append(self._read())
-        values = self._settle(self._readings)
-        found: dict[Cut, float] = {}
-        for cut, (start, end) in zip(self._cuts, itertools.pairwise(values), strict=True):
-            if cut is not None:
-                found[cut] = found.get(cut, 0.0) + end - start
+        values = self._resolve(self._readings)
+        found: dict[Range, float] = {}
+        for each, (start, end) in zip(self._ranges, itertools.pairwise(values), strict=True):
+            if each is not None:
+                found[each] = found.get(each, 0.0) + end - start
         self.steps.append(found)
 
-    def _cut(self, cut: Cut | None) -> None:
-        if not self._cuts or self._cuts[-1] != cut:
-            self._cuts.append(cut)
+    def _start(self, new: Range | None) -> None:
+        """End the current range and start another."""
+        if not self._ranges or self._ranges[-1] != new:
+            self._ranges.append(new)
             self._readings.append(self._read())
 
     def _enter(self, part: str) -> None:
-        self._open.append((part, "forward" if self._open[-1][1] != "update" else "update"))
-        self._go_on()
+        self._stack.append((part, "forward" if self._stack[-1][1] != "update" else "update"))
+        self._start_innermost()
 
     def _leave(self) -> None:
-        self._open.pop()
-        self._go_on()
+        self._stack.pop()
+        self._start_innermost()
 
-    def _go_on(self) -> None:
-        """From here on, it is the innermost part's."""
-        self._cut(self._open[-1])
-        self._numbers.append(_next_number())
-        self._made_in.append(self._open[-1][0])
+    def _start_innermost(self) -> None:
+        self._start(self._stack[-1])
+        self._sequence_numbers.append(_next_sequence_number())
+        self._created_by.append(self._stack[-1][0])
 
-    def _begin_forward(self) -> None:
+    def _start_forward(self) -> None:
         self._passes = 0
-        self._numbers, self._made_in = [], []
-        self._open = [(REST, "forward")]
-        self._go_on()
+        self._sequence_numbers, self._created_by = [], []
+        self._stack = [(REST, "forward")]
+        self._start_innermost()
 
     def _enter_student(self) -> None:
         self._passes += 1
         self._enter("head" if self._passes == 1 else "second head pass")
 
-    def _end_forward(self, losses: Mapping[str, torch.Tensor]) -> None:
-        # Finding the nodes is no part of a step.
-        self._cut(None)
+    def _start_backward(self, losses: Mapping[str, torch.Tensor]) -> None:
+        # Walking the graph is not part of the step.
+        self._start(None)
         for node in _nodes(losses.values()):
             number = node._sequence_nr()
-            if number < ENDLESS:
-                place = bisect.bisect_right(self._numbers, number) - 1
-                cut = (self._made_in[place] if place >= 0 else REST, "backward")
-                node.register_prehook(lambda _, cut=cut: self._cut(cut))
-        self._open = [(REST, "backward")]
-        self._cut(self._open[-1])
+            if number < UNORDERED:
+                place = bisect.bisect_right(self._sequence_numbers, number) - 1
+                of_node = (self._created_by[place] if place >= 0 else REST, "backward")
+                node.register_prehook(lambda _, of_node=of_node: self._start(of_node))
+        self._stack = [(REST, "backward")]
+        self._start(self._stack[-1])
 
-    @contextmanager
-    def _during(self, owner: Any, name: str, part: str) -> Iterator[None]:
-        """Inside the block, calls of a method are of ``part``."""
-        method, own = getattr(owner, name), vars(owner).get(name)
+    def _profiled(self, owner: Any, name: str, part: str) -> AbstractContextManager[None]:
+        """Inside the block, calls of ``owner.name`` belong to ``part``."""
+        method = getattr(owner, name)
 
-        def called(*arguments: Any, **named: Any) -> Any:
+        def profiled(*arguments: Any, **named: Any) -> Any:
             self._enter(part)
             try:
                 return method(*arguments, **named)
             finally:
                 self._leave()
 
-        setattr(owner, name, called)
-        try:
-            yield
-        finally:
-            if own is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
+        return patched_method(owner, name, profiled)
 
 
-def _next_number() -> int:
-    """Of the node that autograd makes next."""
+def _next_sequence_number() -> int:
+    """Of the node that autograd creates next."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Modules that are a part of their own each."""
+    """Modules with a part of their own, and its name."""
     yield cast(nn.Module, student_of(model).backbone), "backbone"
     if not isinstance(model, Distiller):
         return
@@ -188,42 +174,48 @@ def _modules(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _nodes(tensors: Iterable[torch.Tensor]) -> Iterator[Any]:
-    """Every node of the tensors' graph, once."""
-    waiting = [x.grad_fn for x in tensors if x.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
+    """Every node of the tensors' autograd graph, once."""
+    queue = [x.grad_fn for x in tensors if x.grad_fn is not None]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
         yield node
-        for after, _ in node.next_functions:
-            if after is not None and after not in seen:
-                seen.add(after)
-                waiting.append(after)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
 
 
-def timed(model: nn.Module, device: torch.device) -> Cuts:
-    """Cuts that read the clock, in milliseconds; the device's on a GPU."""
+def time_profiler(model: nn.Module, device: torch.device) -> StepProfiler:
+    """A profiler of milliseconds; on a GPU by CUDA events."""
     if device.type != "cuda":
-        return Cuts(model, lambda: time.perf_counter() * 1e3, lambda readings: readings)
+        return StepProfiler(model, lambda: time.perf_counter() * 1e3, lambda readings: readings)
 
     def read() -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
         return event
 
-    def settle(events: Sequence[torch.cuda.Event]) -> list[float]:
+    def resolve(events: Sequence[torch.cuda.Event]) -> list[float]:
         torch.cuda.synchronize(device)
         return [events[0].elapsed_time(x) for x in events]
 
-    return Cuts(model, read, settle)
+    return StepProfiler(model, read, resolve)
 
 
-def counted(model: nn.Module, counter: FlopCounterMode) -> Cuts:
-    """Cuts that read how many FLOPs ``counter`` has seen, in units of 10^9."""
-    return Cuts(model, lambda: counter.get_total_flops() / 1e9, lambda readings: readings)
+def flop_profiler(model: nn.Module, counter: FlopCounterMode) -> StepProfiler:
+    """A profiler of the GFLOPs that ``counter`` counts."""
+    return StepProfiler(model, lambda: counter.get_total_flops() / 1e9, lambda readings: readings)
+
+
+def separate_head_passes(model: nn.Module) -> None:
+    """Have the head run once for each pass: while both are one batch, they cannot be told apart."""
+    if isinstance(model, Distiller):
+        model.joint = False
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's, which also knows deformable convolutions."""
+    """torch's FLOP counter, with deformable convolutions added."""
     operators = torch.ops.torchvision
     return FlopCounterMode(
         display=False,
@@ -238,5 +230,5 @@ def _deformable(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
 
 
 def _deformable_backward(grad: Any, x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    # As much again for the gradient of the input as for that of the weights.
+    # Twice the forward pass: once for the gradient of the input, once for that of the weights.
     return 2 * _deformable(x, weight, out_shape=grad)

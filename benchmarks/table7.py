@@ -1,27 +1,30 @@
 """From measured steps to the paper's Table 7: what a method's training costs, in GPU-hours.
 
-A step's time is the median of a stretch. In each round, the schedule's steps of every stage (see worker.py) times their
-step add up to a training; differences and ratios are taken within a round, whose stretches follow each other closely,
-and what is shown is the median of the rounds with their lowest and highest. Evaluation is left out, as are set-up and
-waiting for data: they cost every method the same.
+A step's time is the median of the steps timed in a row. In each round, a training is the sum over its stages (see
+timer_spec.py) of steps times time per step. Differences and ratios are taken within a round, whose timings follow each
+other closely; tables show the median of the rounds with their lowest and highest. Evaluation, set-up and loading are
+left out: they cost every method the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import pandas as pd
-from tabulate import tabulate
 
+from analysis.render import MISSING, pipe_table
+from benchmarks.contention import contention_note
+from benchmarks.options import read_results
 from lgd.config.paper import METHODS as NAMES
 from lgd.config.paper import MethodName, MetricName, paper
 from lgd.errors import InputError
+from lgd.results import provenance
 
 METHODS = ("baseline", "fgfi", "fgfi teacher", "lgd")
-"""What is measured; the teacher's training is FGFI's pre-training."""
+"""What is measured; 'fgfi teacher' is FGFI's pre-training."""
 
 TABLE = "table7"
 HOURS: tuple[MetricName, ...] = ("pretraining_hours", "overall_hours", "method_hours")
@@ -31,48 +34,46 @@ NUMBERS = {
     "stage_steps": 0, "round": 0, "median_ms": 1, "q25_ms": 1, "q75_ms": 1, "mean_ms": 1, "peak_mib": 1, "devices": 1,
     "schedule_steps": 1,
 }  # fmt: skip
-"""Columns that must hold numbers, and whether 0 is too little."""
+"""Columns of numbers: 1 where they must be above 0, 0 where 0 is allowed."""
 
 TEXTS = ("method", "stage", "memory", "detector", "backbone", "teacher_backbone", "precision", "gpu", "cpu", "command")
 
-NONE = "–"
-
 
 @dataclass(frozen=True)
-class Spread:
-    """A figure of each round: their median, lowest and highest."""
+class RoundStats:
+    """Median, lowest and highest of a figure over the rounds."""
 
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> RoundStats:
         return cls(median(values), min(values), max(values))
 
-    def shown(self, form: str = "{:.3g}", scale: float = 1.0) -> str:
+    def text(self, form: str = "{:.3g}", scale: float = 1.0) -> str:
         value, low, high = (form.format(scale * x) for x in (self.value, self.low, self.high))
         return value if low == high else f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A method's row. Device-hours of pre-training, of everything, and of everything beyond the baseline's training.
+class MethodCost:
+    """A method's row: device-hours of pre-training, overall, and method-specific (beyond the baseline's training).
 
-    ratio: overall, to the baseline's. reduction: how much less than FGFI's the method-specific cost is, a fraction.
-    peak_mib: the largest memory a device needs.
+    ratio: overall over the baseline's. reduction: the method-specific cost is lower than FGFI's by this fraction.
+    peak_mib: peak memory of a device, MiB.
     """
 
-    pretraining: Spread | None
-    overall: Spread
-    specific: Spread | None
-    ratio: Spread
-    reduction: Spread | None
+    pretraining: RoundStats | None
+    overall: RoundStats
+    specific: RoundStats | None
+    ratio: RoundStats
+    reduction: RoundStats | None
     peak_mib: float
 
 
 @dataclass(frozen=True)
-class Reported:
+class PaperCost:
     """The paper's row: hours of wall clock on its devices; None where it has no number."""
 
     pretraining: float | None
@@ -83,16 +84,8 @@ class Reported:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The rows that cost.py wrote, one a stretch. Raises InputError, one line, for what is no such file."""
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "string"), keep_default_na=False)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV of measured steps ({' '.join(str(error).split())[:100]})") from None
-    missing = [x for x in (*TEXTS, *NUMBERS) if x not in frame]
-    if missing:
-        raise InputError(f"{path}: not a CSV of measured steps, it has no column {missing[0]!r}")
+    """The rows that cost.py wrote, one a timing. Raises InputError, one line, for any other file."""
+    frame = read_results(path, (*TEXTS, *NUMBERS), dict.fromkeys(TEXTS, "string"))
     for name, above in NUMBERS.items():
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame.index[~(frame[name] >= above)] if not above else frame.index[~(frame[name] > 0)]
@@ -113,7 +106,7 @@ def check(frame: pd.DataFrame, name: str) -> None:
             raise InputError(f"{name}: {method} ({stage}) was not measured once in each of the {len(rounds)} rounds")
 
 
-def costs(frame: pd.DataFrame) -> dict[str, Cost]:
+def costs(frame: pd.DataFrame) -> dict[str, MethodCost]:
     """The rows of Table 7 by method."""
     hours = _hours(frame)
     base, teacher = hours["baseline"], hours["fgfi teacher"]
@@ -123,18 +116,18 @@ def costs(frame: pd.DataFrame) -> dict[str, Cost]:
     found = {}
     for name, each in overall.items():
         less = [1 - a / b for a, b in zip(specific[name], specific["fgfi"], strict=True) if b > 0]
-        found[name] = Cost(
-            pretraining=Spread.of(teacher) if name == "fgfi" else None,
-            overall=Spread.of(each),
-            specific=Spread.of(specific[name]) if name != "baseline" else None,
-            ratio=Spread.of([a / b for a, b in zip(each, base, strict=True)]),
-            reduction=Spread.of(less) if name == "lgd" and len(less) == len(base) else None,
+        found[name] = MethodCost(
+            pretraining=RoundStats.of(teacher) if name == "fgfi" else None,
+            overall=RoundStats.of(each),
+            specific=RoundStats.of(specific[name]) if name != "baseline" else None,
+            ratio=RoundStats.of([a / b for a, b in zip(each, base, strict=True)]),
+            reduction=RoundStats.of(less) if name == "lgd" and len(less) == len(base) else None,
             peak_mib=float(max(peaks[x] for x in (name, "fgfi teacher") if x.startswith(name))),
         )
     return found
 
 
-def reported() -> dict[MethodName, Reported]:
+def reported() -> dict[MethodName, PaperCost]:
     """The paper's rows by method."""
     table = paper().tables[TABLE]
     hours = {x.method: {y: table.value(x, y) for y in HOURS} for x in table.trainings}
@@ -145,37 +138,40 @@ def reported() -> dict[MethodName, Reported]:
     for name, (pretraining, overall, specific) in ((x, y.values()) for x, y in hours.items()):
         assert overall is not None
         less = None if specific is None or name == "fgfi" else 1 - specific / comparator
-        rows[name] = Reported(pretraining, overall, specific, overall / base, less)
+        rows[name] = PaperCost(pretraining, overall, specific, overall / base, less)
     return rows
 
 
 def markdown(frame: pd.DataFrame, price: float | None = None) -> str:
-    """Table 7 and the steps behind it, with what a reader must know. price: of a device-hour."""
+    """Table 7, the steps behind it, and notes. price: of a device-hour."""
     return "\n".join([_table(frame, price), "", _steps(frame), "", *(f"- {x}" for x in notes(frame)), ""])
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """What was measured, how and on what, one line each."""
+    """What was measured, how and on what machine; one line each."""
     first = frame.iloc[0]
     where = first["gpu"] if first["gpu"] != "none" else f"{first['cpu']}, {first['cores']} cores"
     unit = "GPU" if first["gpu"] != "none" else "worker process on the CPU"
     rounds = frame["round"].nunique()
-    said = [
+    lines = [
         f"{first['detector']} {first['backbone']} (FGFI's teacher: {first['teacher_backbone']}),"
-        f" {first['precision']}, {first['batch']} images a step on {first['devices']} device(s), made ones of"
+        f" {first['precision']}, {first['batch']} images a step on {first['devices']} device(s), synthetic ones of"
         f" {first['height']} x {first['width']} pixels with {first['objects']:g} boxes on average;"
         f" {first['schedule_steps']} steps.",
         f"Hours are device-hours (a device: a {unit}) of training alone: a stage's steps times the median step."
-        f" {rounds} rounds, every method and stage once in each, in turn; medians of the rounds, lowest and highest in"
-        " brackets. Ratios and differences are taken within a round.",
+        f" {rounds} rounds, each with every method and stage once, in turn; medians of the rounds, in brackets lowest"
+        " and highest. Ratios and differences are taken within a round.",
         f"{where}; torch {first['torch']}, detectron2 {first['detectron2']}, commit {short(first['git_commit'])};"
         f" measured {first['started']} by `{first['command']}`.",
     ]
     if first["devices"] > 1:
-        said.insert(1, "One device was measured, with its share of the batch; exchanging gradients is not in it.")
+        lines.insert(1, "One device was measured, with its share of the batch; exchanging gradients is not included.")
     there = paper().tables[TABLE]
-    said.append(f"The paper's hours ({there.where}) are wall clock on {there.hardware}: compare ratios, not hours.")
-    return said
+    lines.append(f"The paper's hours ({there.location}) are wall clock on {there.hardware}: compare ratios, not hours.")
+    if "other_cores" in frame:
+        spread = ((frame["q75_ms"] - frame["q25_ms"]) / frame["median_ms"]).median()
+        lines.append(contention_note(list(frame["other_cores"]), int(first["cores"]), float(spread)))
+    return lines
 
 
 def _hours(frame: pd.DataFrame) -> dict[str, list[float]]:
@@ -198,13 +194,16 @@ def _table(frame: pd.DataFrame, price: float | None) -> str:
     for name, paper_row in there.items():
         row, cost = [NAMES[name]], measured.get(name)
         if cost is None:
-            row += [NONE] * (6 + (price is not None))
+            row += [MISSING] * (6 + (price is not None))
         else:
-            row += [_shown(cost.pretraining), _shown(cost.overall), _shown(cost.specific)]
-            row += [cost.ratio.shown("{:.2f}"), cost.reduction.shown("{:.0f}%", 100) if cost.reduction else NONE]
+            row += [_text(cost.pretraining), _text(cost.overall), _text(cost.specific)]
+            row += [cost.ratio.text("{:.2f}"), cost.reduction.text("{:.0f}%", 100) if cost.reduction else MISSING]
             row += [f"{cost.peak_mib:.0f}", *([f"{cost.overall.value * price:.2f}"] if price is not None else [])]
         row += [_number(x) for x in (paper_row.pretraining, paper_row.overall, paper_row.specific)]
-        row += [f"{paper_row.ratio:.2f}", NONE if paper_row.reduction is None else f"{100 * paper_row.reduction:.0f}%"]
+        row += [
+            f"{paper_row.ratio:.2f}",
+            MISSING if paper_row.reduction is None else f"{100 * paper_row.reduction:.0f}%",
+        ]
         rows.append(row)
     return pipe_table(header, rows)
 
@@ -216,34 +215,33 @@ def _steps(frame: pd.DataFrame) -> str:
         for stage in dict.fromkeys(of_method["stage"]):
             found = of_method[of_method["stage"] == stage]
             steps, planned = found["stage_steps"].iloc[0], found["schedule_steps"].iloc[0]
-            step = Spread.of(list(found["median_ms"])).shown("{:.1f}")
+            step = RoundStats.of(list(found["median_ms"])).text("{:.1f}")
             quartiles = f"{found['q25_ms'].median():.1f} to {found['q75_ms'].median():.1f}"
             peak = f"{found['peak_mib'].max():.0f} ({found['memory'].iloc[0]})"
             rows.append([method, str(stage), f"{steps} of {planned}", step, quartiles, peak])
     return pipe_table(["method", "stage", "steps", "step ms", "middle half of the steps, ms", "peak MiB"], rows)
 
 
-def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first ``left`` columns are flush left, the others right."""
-    align = ["left" if i < left else "right" for i in range(len(header))]
-    return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
-
-
-def _shown(spread: Spread | None) -> str:
-    return NONE if spread is None else spread.shown()
+def _text(stats: RoundStats | None) -> str:
+    return MISSING if stats is None else stats.text()
 
 
 def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:g}"
+    return MISSING if value is None else f"{value:g}"
 
 
 def short(commit: str) -> str:
-    """A commit as it is shown, with its mark for a tree that differs from it."""
+    """The first 12 digits of a commit, with its ``+changes`` for a tree that differs from it."""
     name, plus, mark = commit.partition("+")
     return name[:12] + plus + mark
 
 
-def provenance_columns(hardware: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, str]:
-    """Machine and versions as columns that every row repeats."""
-    shown = ("python", "lgd", "torch", "detectron2")
-    return {**{x: hardware[x] for x in ("gpu", "cpu", "cores")}, **{x: versions[x] for x in shown}}
+def provenance_columns() -> dict[str, str]:
+    """Machine, versions, commit and time, which every row of a CSV repeats."""
+    hardware, versions = provenance.hardware(), provenance.versions()
+    return {
+        **{x: hardware[x] for x in ("gpu", "cpu", "cores")},
+        **{x: versions[x] for x in ("python", "lgd", "torch", "detectron2")},
+        "git_commit": provenance.git_commit(),
+        "started": provenance.now(),
+    }

@@ -13,14 +13,16 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from benchmarks import breakdown
-from benchmarks.step_profiler import DIRECTIONS, PARTS, REST, Cuts, counted, flop_counter, timed
-from benchmarks.step_timer import Bench, Images, Job, Stage
+from benchmarks.step_parts import DIRECTIONS, PARTS, REST
+from benchmarks.step_profiler import StepProfiler, flop_counter, flop_profiler, time_profiler
+from benchmarks.step_timer import StepTimer
+from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
 from lgd.detectors.deformable import DeformableBottleneck
 from lgd.methods.distiller import Distiller, student_of
 from tests.helpers import quick_experiment
 from tests.unit.benchmarks.test_cost import QUICK
 
-IMAGES = Images(64, 64, 3, 7)
+IMAGES = SyntheticImages(64, 64, 3, 7)
 LGD_PARTS = {"encoder", "adapter", "mapper", "second head pass", "distance"}
 OWN = {
     "baseline": set[str](),
@@ -30,9 +32,9 @@ OWN = {
 ALWAYS = {"backbone", "head", "label assignment", "optimiser", REST}
 
 
-def bench(**changes: Any) -> Bench:
+def bench(**changes: Any) -> StepTimer:
     small = {"detector__fc_dim": 16, "detector__anchor_scale": 2.0}
-    return Bench(Job(quick_experiment(**{**small, "method__fgfi__from_step": 1, **changes}), IMAGES))
+    return StepTimer(TimerSpec(quick_experiment(**{**small, "method__fgfi__from_step": 1, **changes}), IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_every_part_is_found_and_all_add_up_to_the_step(
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     there = bench(detector__name=detector, method__name=method)
     stage = Stage(distils=method != "baseline")
-    cuts = timed(there.model, there.device)
+    cuts = time_profiler(there.model, there.device)
     begun = time.perf_counter()
     there.trainer(stage, cuts).train(0, 3)
     took = 1e3 * (time.perf_counter() - begun)
@@ -74,7 +76,7 @@ def test_looking_leaves_the_model_as_it_was() -> None:
     hooks = [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in there.model.modules()]
     own = {name: set(vars(x)) for name, x in there.model.named_modules()}
     before = student.label_anchors
-    trainer = there.trainer(Stage(distils=True), timed(there.model, there.device))
+    trainer = there.trainer(Stage(distils=True), time_profiler(there.model, there.device))
     trainer.train(0, 1)
     assert [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in there.model.modules()] == hooks
     assert {name: set(vars(x)) - own[name] for name, x in there.model.named_modules() if set(vars(x)) - own[name]} in (
@@ -106,7 +108,7 @@ def test_flops_of_known_layers_by_hand() -> None:
     there.model = OneConvolution()
     there.optimizer = torch.optim.SGD(there.model.parameters(), lr=0.1)
     counter = flop_counter()
-    cuts = counted(there.model, counter)
+    cuts = flop_profiler(there.model, counter)
     with counter:
         there.trainer(Stage(), cuts).train(0, 2)
     convolution, linear = 2 * 2 * (64 * 64) * 5 * 3 * 9, 2 * 2 * 5 * 7
@@ -127,7 +129,7 @@ def test_flops_of_a_backbone_are_fvcores() -> None:
     assert isinstance(there.model, Distiller)
     there.model.joint = False
     counter = flop_counter()
-    cuts = counted(there.model, counter)
+    cuts = flop_profiler(there.model, counter)
     with counter:
         there.trainer(Stage(distils=True), cuts).train(0, 1)
     backbone: Any = student_of(there.model).backbone
@@ -157,7 +159,7 @@ def test_deformable_convolutions_are_counted() -> None:
 def test_time_is_the_innermost_parts() -> None:
     clock = iter(range(100))
     model = OneConvolution()
-    cuts = Cuts(model, lambda: next(clock), lambda readings: readings)
+    cuts = StepProfiler(model, lambda: next(clock), lambda readings: readings)
     cuts.before_step()
     cuts._enter("head")
     cuts._enter("label assignment")
@@ -179,7 +181,7 @@ def test_the_command_writes_table_and_figure(tmp_path: Path, capsys: pytest.Capt
     frame = pd.read_csv(tmp_path / "step.of-lgd.csv")
     assert set(frame["part"]) == ALWAYS | LGD_PARTS
     assert list(dict.fromkeys(frame["part"])) == [x for x in PARTS if x in ALWAYS | LGD_PARTS]
-    assert (frame["looked_ms"] > 0).all()
+    assert (frame["profiled_ms"] > 0).all()
     assert frame["ms"].sum() > 0
     text = (tmp_path / "step.of-lgd.md").read_text()
     assert text in capsys.readouterr().out

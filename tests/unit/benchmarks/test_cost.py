@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+import psutil
 import pytest
 
 from benchmarks import cost
-from benchmarks.step_timer import Job, Stretch
 from benchmarks.table7 import costs, read
+from benchmarks.timer_spec import StepTimes, TimerSpec
 from lgd.config.presets import TINY
 
 ROOT = Path(__file__).parents[3]
@@ -25,49 +26,49 @@ QUICK = [
 MS = {"baseline": 100.0, "fgfi": 150.0, "fgfi teacher": 120.0, "lgd": 200.0}
 
 
-class Pretender:
-    """A worker that has measured everything already, and notes what it was asked."""
+class FakeProcess:
+    """A timing process that knows every result without building anything, and keeps what was requested of it."""
 
-    asked: ClassVar[list[tuple[str, str, int]]] = []
-    jobs: ClassVar[list[Job]] = []
+    timed: ClassVar[list[tuple[str, str, int]]] = []
+    specs: ClassVar[list[TimerSpec]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
-    def send(self, what: str, job: Job) -> None:
-        assert what == "build"
-        self.job = job
-        self.jobs.append(job)
+    def send(self, method: str, spec: TimerSpec) -> None:
+        assert method == "build"
+        self.spec = spec
+        self.specs.append(spec)
 
     def receive(self) -> None: ...
 
-    def request(self, what: str, stage: Any, drop: int, steps: int) -> Stretch:
-        assert what == "stretch"
-        self.asked.append((self.job.name, str(stage), drop))
-        return Stretch((MS[self.job.name],) * steps, 1.0, {"host": 10.0, "device": 20.0})
+    def request(self, method: str, stage: Any, warmup: int, steps: int) -> StepTimes:
+        assert method == "time_steps"
+        self.timed.append((self.spec.name, str(stage), warmup))
+        return StepTimes((MS[self.spec.name],) * steps, 1.0, {"host": 10.0, "device": 20.0})
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretender]:
-    monkeypatch.setattr(cost, "Worker", Pretender)
-    Pretender.asked.clear()
-    Pretender.jobs.clear()
-    return Pretender
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
+    monkeypatch.setattr(cost, "TimerProcess", FakeProcess)
+    FakeProcess.timed.clear()
+    FakeProcess.specs.clear()
+    return FakeProcess
 
 
-def test_methods_take_turns_and_every_second_round_runs_backwards(pretended: type[Pretender], tmp_path: Path) -> None:
+def test_methods_take_turns_and_every_second_round_runs_backwards(fake: type[FakeProcess], tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     assert cost.main(["--rounds", "3", "--steps", "4", "--output", str(path), "--price-per-gpu-hour", "2"]) == 0
-    names = [(method, stage) for method, stage, _ in pretended.asked]
+    names = [(method, stage) for method, stage, _ in fake.timed]
     plan = [
         ("baseline", "free"), ("fgfi", "free"), ("fgfi", "distilling"), ("fgfi teacher", "free"), ("lgd", "free"),
         ("lgd", "distilling"),
     ]  # fmt: skip
     assert names == [*plan, *plan[::-1], *plan]
     # What is slow the first time is over before anything counts.
-    assert [drop for _, _, drop in pretended.asked] == [5] * 6 + [2] * 12
+    assert [warmup for _, _, warmup in fake.timed] == [5] * 6 + [2] * 12
     frame = pd.read_csv(path)
     assert len(frame) == 18
     assert set(frame["timed_steps"]) == {4}
@@ -85,11 +86,11 @@ def test_methods_take_turns_and_every_second_round_runs_backwards(pretended: typ
     assert "| LGD" in path.with_suffix(".md").read_text()
 
 
-def test_the_four_trainings_are_built_on_equal_terms(pretended: type[Pretender], tmp_path: Path) -> None:
+def test_the_four_trainings_are_built_on_equal_terms(fake: type[FakeProcess], tmp_path: Path) -> None:
     options = ["--preset", "paper", "--detector", "faster_rcnn", "--precision", "bf16", "--devices", "8"]
     options += ["--teacher-backbone", "resnext101_32x8d", "--schedule-steps", "90000", "--set", "device=cpu"]
     assert cost.main([*options, "--rounds", "1", "--output", str(tmp_path / "x.csv")]) == 0
-    by_name = {job.name: job.experiment for job in pretended.jobs}
+    by_name = {spec.name: spec.experiment for spec in fake.specs}
     assert list(by_name) == ["baseline", "fgfi", "fgfi teacher", "lgd"]
     assert {x.schedule.batch for x in by_name.values()} == {2}
     assert {x.precision for x in by_name.values()} == {"bf16"}
@@ -98,8 +99,8 @@ def test_the_four_trainings_are_built_on_equal_terms(pretended: type[Pretender],
     assert not by_name["lgd"].method.context
     assert by_name["fgfi teacher"].detector.backbone.name == "resnext101_32x8d"
     assert by_name["fgfi teacher"].detector.backbone.weights.endswith("X-101-32x8d.pkl")
-    assert len({job.images for job in pretended.jobs}) == 1
-    images = pretended.jobs[0].images
+    assert len({spec.images for spec in fake.specs}) == 1
+    images = fake.specs[0].images
     assert images is not None
     assert images.size == (800, 1067)
     assert images.classes == 80
@@ -111,13 +112,13 @@ def test_the_four_trainings_are_built_on_equal_terms(pretended: type[Pretender],
 
 
 def test_a_measured_file_makes_its_table_again(
-    pretended: type[Pretender], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: type[FakeProcess], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "x.csv"
     cost.main(["--rounds", "2", "--output", str(path)])
-    asked, first = len(pretended.asked), capsys.readouterr().out
+    timed, first = len(fake.timed), capsys.readouterr().out
     assert cost.main(["--table", str(path)]) == 0
-    assert len(pretended.asked) == asked
+    assert len(fake.timed) == timed
     again = capsys.readouterr().out
     assert first.startswith(again.rstrip("\n"))
 
@@ -146,14 +147,14 @@ def test_a_measured_file_makes_its_table_again(
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_bad_input_gives_one_line(
-    arguments: list[str], complaint: str, pretended: type[Pretender], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], complaint: str, fake: type[FakeProcess], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cost.main(arguments) == 2
     said = capsys.readouterr().err
     assert complaint in said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert not pretended.asked
+    assert not fake.timed
 
 
 def test_variants_differ_in_nothing_but_the_method() -> None:
@@ -166,18 +167,32 @@ def test_variants_differ_in_nothing_but_the_method() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_measures_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_the_command_measures_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "real.csv"
-    command = [sys.executable, str(ROOT / "benchmarks" / "cost.py"), *QUICK, "--output", str(path)]
-    done = subprocess.run(
-        [*command, "--rounds", "2", "--steps", "2"], capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "round 1 of 2\nround 2 of 2\n"
+    assert cost.main([*QUICK, "--output", str(path), "--rounds", "2", "--steps", "2"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "round 1 of 2\nround 2 of 2\n"
     frame = read(path)
     assert len(frame) == 12
     assert (frame["q25_ms"] <= frame["median_ms"]).all()
     assert (frame["median_ms"] <= frame["q75_ms"]).all()
+    assert frame["other_cores"].between(0, psutil.cpu_count() or 1).all()
     # Four networks, each in a process that holds no other.
     assert frame.groupby("method")["peak_mib"].max().nunique() == 4
-    assert str(path) in done.stdout
+    assert str(path) in said.out
+    assert "other processes used" in said.out
+
+
+@pytest.mark.parametrize("name", ["breakdown", "cost", "roofline", "speed"])
+def test_help_needs_no_torch(name: str) -> None:
+    """So it is there at once, with the examples."""
+    code = (
+        f"import sys; sys.argv = ['{name}.py', '--help']\n"
+        f"import benchmarks.{name} as command\n"
+        "try: command.main()\n"
+        "finally: print({'torch', 'detectron2', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("set()")
+    assert f"python benchmarks/{name}.py --preset" in done.stdout
+    assert done.stderr == ""

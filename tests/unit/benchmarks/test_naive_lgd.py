@@ -1,4 +1,4 @@
-"""The straightforward implementation computes what ours does: it is only slower."""
+"""The naive implementation computes what ours does; it is only slower."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.utils.events import EventStorage
 
-from benchmarks.naive_lgd import CHANGES, NaiveTeacher, plain_sgd, undone
+from benchmarks.naive_lgd import NaiveTeacher, default_sgd, without_optimizations
+from benchmarks.timer_spec import OPTIMIZATIONS
 from lgd.config.presets import TINY
-from lgd.training import run as training
+from lgd.training.build import build_model, build_optimizer
+from lgd.training.device import move_to_device
 from tests.helpers import CLASSES, batch
 
 SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "detector.head_convs": 1})
@@ -36,14 +38,14 @@ def test_losses_and_gradients_are_the_same(changes: dict[str, Any]) -> None:
     experiment = SMALL.override(changes)
     found = []
     for plain in (False, True):
-        model: Any = training.build_model(experiment, CLASSES)
-        optimizer = training.build_optimizer(model, experiment)
+        model: Any = build_model(experiment, CLASSES)
+        optimizer = build_optimizer(model, experiment)
         if plain:
-            model = undone(model)
-            optimizer = plain_sgd(optimizer)
+            model = without_optimizations(model)
+            optimizer = default_sgd(optimizer)
             assert experiment.method.name == "baseline" or isinstance(model.teacher, NaiveTeacher)
         else:
-            model = training.move_to_device(model, experiment, torch.device("cpu"))
+            model = move_to_device(model, experiment, torch.device("cpu"))
         model.train()
         with EventStorage():
             for seed in range(2):
@@ -64,20 +66,20 @@ def test_losses_and_gradients_are_the_same(changes: dict[str, Any]) -> None:
 
 
 def test_it_has_detectron2s_own_losses() -> None:
-    model: Any = undone(training.build_model(SMALL, CLASSES))
+    model: Any = without_optimizations(build_model(SMALL, CLASSES))
     assert "losses" not in vars(model.student)
     assert model.student.losses.__func__ is RetinaNet.losses
     assert not model.joint
     assert not model.repeats
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", OPTIMIZATIONS)
 def test_one_change_can_be_undone(change: str) -> None:
-    model: Any = undone(training.build_model(SMALL, CLASSES), [change])
+    model: Any = without_optimizations(build_model(SMALL, CLASSES), [change])
     there = {
         "joint head": model.joint,
         "repeated labels": model.repeats,
-        "quick losses": "losses" in vars(model.student),
+        "fast losses": "losses" in vars(model.student),
         "vectorised teacher": not isinstance(model.teacher, NaiveTeacher),
         "fused SGD": True,
     }

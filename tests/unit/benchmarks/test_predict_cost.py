@@ -21,7 +21,7 @@ from benchmarks.predict_cost import (
     learn,
     predict,
 )
-from benchmarks.step_timer import Stage
+from benchmarks.timer_spec import Stage
 from lgd.config.grids import Arm, Grid, Trial, plan
 from lgd.config.presets import TINY
 from lgd.results.record import Record
@@ -201,7 +201,7 @@ def test_a_finished_training_is_learnt_from(tmp_path: Path) -> None:
         "status": "finished",
         "steps": 100,
         "seconds": {"setup": 3.0, "training": 49.0, "evaluation": 12.0, "checkpoint": 0.6},
-        "within_training": {"first_steps": 11.0, "waiting": 1.0},
+        "within_training": {"first_steps": 11.0, "data_wait": 1.0},
     }
     Record.model_validate({**base, "attempts": 2}).save(trial.directory)
     learn([trial], ONE, store)

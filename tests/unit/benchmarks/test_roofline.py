@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.roofline import BytesCounter, bounds, main, measure
-from benchmarks.step_timer import Images
+from benchmarks.bytes_counter import BytesCounter
+from benchmarks.roofline import bounds, main, measure
+from benchmarks.timer_spec import SyntheticImages
 from lgd.config.presets import TINY
 
 LIMITS = {"tflops": {"bf16": 1000.0, "fp32": 500.0}, "terabytes_per_s": 2.0, "source": "made up"}
@@ -43,7 +44,7 @@ def test_the_longer_of_two_times() -> None:
 
 
 def test_counts_grow_with_the_images() -> None:
-    images = Images(64, 64, 2.0, 5)
+    images = SyntheticImages(64, 64, 2.0, 5)
     small = TINY.override({"detector.backbone.width": 8, "detector.channels": 16})
     one, four = (_by_cut(measure(small, images, count)) for count in (1, 4))
     for cut in (("backbone", "forward"), ("mapper", "backward")):

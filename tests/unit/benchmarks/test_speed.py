@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ import pandas as pd
 import pytest
 
 from benchmarks import speed
-from benchmarks.naive_lgd import CHANGES
-from benchmarks.speed import OURS, PLAIN, Row, arms, changes, forms, main, markdown, measure, reference
-from benchmarks.step_timer import Images
+from benchmarks.options import RESULTS
+from benchmarks.speed import arms, changes, forms, main
+from benchmarks.speed_table import markdown, read, reference
+from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS
 from lgd.config.presets import PAPER, TINY
+from lgd.errors import InputError
 
 SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "threads": 1, "schedule.batch": 2})
 
@@ -21,12 +22,12 @@ SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "t
 def test_the_rows_are_pairs_of_one_training() -> None:
     pairs = arms(TINY)
     for plain, ours in zip(pairs[::2], pairs[1::2], strict=True):
-        assert (plain.arm, plain.side, ours.side) == (ours.arm, PLAIN, OURS)
-        assert (plain.without, ours.without) == (CHANGES, ())
+        assert (plain.arm, plain.side, ours.side) == (ours.arm, NAIVE, OURS)
+        assert (plain.without, ours.without) == (OPTIMIZATIONS, ())
         assert plain.experiment.override({"memory_format": "auto"}) == ours.experiment
     assert len({row.arm for row in pairs}) == 8
     undone = changes(TINY)
-    assert [row.without for row in undone] == [CHANGES, (), *((x,) for x in CHANGES), ()]
+    assert [row.without for row in undone] == [OPTIMIZATIONS, (), *((x,) for x in OPTIMIZATIONS), ()]
     assert len({row.name for row in undone}) == len(undone)
 
 
@@ -44,18 +45,25 @@ def test_the_forms_of_a_gpus_step() -> None:
 
 @pytest.mark.slow
 def test_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # In the order in which they are given, though the second round is timed in reverse.
     monkeypatch.setattr(speed, "arms", lambda experiment: arms(SMALL)[2:4])
     output = tmp_path / "speed.csv"
     assert main(["--rounds", "2", "--steps", "2", "--drop", "0", "--side", "64", "--output", str(output)]) == 0
     frame = pd.read_csv(output)
-    assert frame.groupby("side").size().to_dict() == {PLAIN: 2, OURS: 2}
+    assert frame["side"].tolist() == [NAIVE, NAIVE, OURS, OURS]
+    assert frame.groupby("side").size().to_dict() == {NAIVE: 2, OURS: 2}
+    assert set(frame["precision"]) == {"fp32"}
     assert (frame["median_ms"] > 0).all()
     # Both sides begin with the same losses.
     first = frame.groupby("side")["first_loss"].first()
-    assert first[PLAIN] == pytest.approx(first[OURS], rel=1e-4)
+    assert first[NAIVE] == pytest.approx(first[OURS], rel=1e-4)
+    assert (frame.loc[frame["side"] == OURS, "loss_difference"] < 1e-4).all()
+    assert frame.loc[frame["side"] == NAIVE, "loss_difference"].isna().all()
     said = capsys.readouterr().out
     assert output.with_suffix(".md").read_text().strip() in said
     assert "All arms together" in said
+    assert (frame["q25_ms"] <= frame["q75_ms"]).all()
+    assert "other processes used" in said
 
 
 def _frame(times: dict[tuple[str, str], float], **columns: Any) -> pd.DataFrame:
@@ -73,7 +81,7 @@ def _frame(times: dict[tuple[str, str], float], **columns: Any) -> pd.DataFrame:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    frame = _frame({("baseline", PLAIN): 10, ("baseline", OURS): 10, ("LGD", PLAIN): 40, ("LGD", OURS): 15})
+    frame = _frame({("baseline", NAIVE): 10, ("baseline", OURS): 10, ("LGD", NAIVE): 40, ("LGD", OURS): 15})
     text = markdown(frame, reference(frame))
     assert "All arms together: **2.00x [2.00, 2.00]**" in text
     assert "2.67x [2.67, 2.67]" in text
@@ -83,7 +91,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 def test_what_the_methods_cost_on_a_gpu() -> None:
     fast = "ours bf16"
     times = {
-        ("baseline", f"{PLAIN} fp32"): 270.0, ("baseline", fast): 100.0, ("LGD", f"{PLAIN} fp32"): 540.0,
+        ("baseline", f"{NAIVE} fp32"): 270.0, ("baseline", fast): 100.0, ("LGD", f"{NAIVE} fp32"): 540.0,
         ("LGD", fast): 150.0, ("FGFI", fast): 140.0, ("FGFI's teacher in training", fast): 160.0,
     }  # fmt: skip
     frame = _frame(times, gpu="1 x NVIDIA H100 80GB HBM3")
@@ -92,9 +100,30 @@ def test_what_the_methods_cost_on_a_gpu() -> None:
     # 50 ms beside 40 + 160.
     assert "**0.75 [0.75, 0.75]** below" in text
     assert "3.60x" in text
-    assert "| RetinaNet R-50 + LGD, fp32 | 550 | 44.6 | released LGD code |" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["RetinaNet R-50 + LGD, fp32", "550", "44.6", "released LGD code"] in rows
     assert reference(_frame(times, gpu="1 x NVIDIA H100 80GB HBM3", height=320))
     assert not reference(_frame(times, gpu="1 x NVIDIA A100"))
+
+
+@pytest.mark.parametrize("block", ["speed", "changes"])
+def test_the_page_shows_what_the_command_prints(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the committed rows, some of which were measured before the sides were renamed."""
+    (path,) = RESULTS.glob(f"{block}_tiny-retinanet-fp32_*.csv")
+    assert main(["--table", str(path)]) == 0
+    page = (RESULTS.parents[1] / "docs" / "performance.md").read_text()
+    _, shown, _ = page.replace(f"<!-- {block}:end -->", f"<!-- {block}:begin -->").split(f"<!-- {block}:begin -->")
+    assert shown.strip() == capsys.readouterr().out.strip()
+    assert "straightforward" not in shown
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent.csv: cannot be read"):
+        read(tmp_path / "absent.csv")
+    for content, complaint in ((b"", "not a CSV of measurements"), (b"arm,side\nLGD,ours\n", "no column 'round'")):
+        (tmp_path / "x.csv").write_bytes(content)
+        with pytest.raises(InputError, match=complaint):
+            read(tmp_path / "x.csv")
 
 
 def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,10 +136,3 @@ def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr().err
         assert words in said
         assert len(said.splitlines()) == 1
-
-
-def test_measured_rows_keep_their_order() -> None:
-    rows = [Row("LGD", OURS, SMALL), Row("baseline", OURS, SMALL.override({"method.name": "baseline"}))]
-    frame = measure(rows, Images(64, 64, 2.0, 5), 1, 0, 2)
-    assert frame["arm"].tolist() == ["LGD", "baseline"]
-    assert json.loads(frame.to_json(orient="records"))[0]["precision"] == "fp32"

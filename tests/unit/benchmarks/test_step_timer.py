@@ -11,14 +11,17 @@ from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from benchmarks.step_timer import Bench, Images, Job, Stage, Stretch, Worker, make_batches, object_counts, stages
+from benchmarks.step_timer import StepTimer
+from benchmarks.synthetic_batches import make_batches, object_counts
+from benchmarks.timer_process import TimerProcess
+from benchmarks.timer_spec import Stage, StepTimes, SyntheticImages, TimerSpec, stages
 from lgd.config.presets import PAPER, TINY
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.fgfi import FrozenTeacher
 from tests.helpers import quick_experiment
 
-IMAGES = Images(64, 96, 3, 7)
+IMAGES = SyntheticImages(64, 96, 3, 7)
 
 
 def test_stages_of_the_papers_schedules() -> None:
@@ -48,7 +51,7 @@ def test_objects_spread_around_their_mean(mean: float) -> None:
 
 
 def test_made_batches_are_what_the_loaders_yield() -> None:
-    batches = make_batches(Images(48, 100, 4, 5), batch=3, count=4, masks=True, seed=1)
+    batches = make_batches(SyntheticImages(48, 100, 4, 5), batch=3, count=4, masks=True, seed=1)
     assert [len(x) for x in batches] == [3] * 4
     counts = []
     for image in (image for x in batches for image in x):
@@ -63,7 +66,7 @@ def test_made_batches_are_what_the_loaders_yield() -> None:
         assert len(image["instances"].gt_masks) == len(boxes)
         assert image["instances"].gt_classes.max() < 5
     assert sorted(counts) == sorted(object_counts(12, 4))
-    assert Images(48, 60, 4, 5).size == (48, 60)
+    assert SyntheticImages(48, 60, 4, 5).size == (48, 60)
 
 
 class Watch(HookBase):
@@ -87,7 +90,7 @@ class Watch(HookBase):
     ids=str,
 )
 def test_a_stretch_is_of_its_stage(stage: Stage, trains: bool, distils: bool) -> None:
-    bench = Bench(Job(quick_experiment(), IMAGES))
+    bench = StepTimer(TimerSpec(quick_experiment(), IMAGES))
     watch = Watch(bench.model)
     bench.trainer(stage, watch).train(0, 2)
     assert watch.trains == {trains}
@@ -95,9 +98,9 @@ def test_a_stretch_is_of_its_stage(stage: Stage, trains: bool, distils: bool) ->
 
 
 def test_stretches_time_their_own_steps_and_leave_the_network_as_it_is() -> None:
-    bench = Bench(Job(quick_experiment(method__name="baseline"), IMAGES))
+    bench = StepTimer(TimerSpec(quick_experiment(method__name="baseline"), IMAGES))
     before = {name: x.clone() for name, x in bench.model.named_parameters()}
-    found = bench.stretch(Stage(), 2, 5)
+    found = bench.time_steps(Stage(), 2, 5)
     assert len(found.steps_ms) == 5
     assert all(x > 0 for x in found.steps_ms)
     assert found.first_s * 1e3 >= sum(found.steps_ms[:3])
@@ -108,16 +111,18 @@ def test_stretches_time_their_own_steps_and_leave_the_network_as_it_is() -> None
 
 
 def test_accumulated_parts_come_from_the_pool() -> None:
-    bench = Bench(Job(quick_experiment(schedule__accumulate=2, schedule__batch=4, method__name="baseline"), IMAGES))
+    bench = StepTimer(
+        TimerSpec(quick_experiment(schedule__accumulate=2, schedule__batch=4, method__name="baseline"), IMAGES)
+    )
     assert {len(x) for x in bench._batches} == {2}
     assert len(bench._batches) % 2 == 0
-    assert len(bench.stretch(Stage(), 0, 2).steps_ms) == 2
+    assert len(bench.time_steps(Stage(), 0, 2).steps_ms) == 2
 
 
 def test_the_real_data_is_loaded_evaluated_and_saved() -> None:
-    bench = Bench(Job(quick_experiment()))
+    bench = StepTimer(TimerSpec(quick_experiment()))
     assert bench.dataset is not None
-    assert len(bench.stretch(Stage(distils=True), 1, 2).steps_ms) == 2
+    assert len(bench.time_steps(Stage(distils=True), 1, 2).steps_ms) == 2
     fixed, image = bench.evaluation(4)
     assert fixed > 0
     assert image > 0
@@ -133,7 +138,7 @@ def test_frozen_norms_settle(method: str) -> None:
     deep = {"name": "resnet50", "width": 16, "norm": "FrozenBN", "weights": "unread.pkl"}
     changes = {f"detector__backbone__{key}": value for key, value in deep.items()}
     changes |= {f"method__fgfi__backbone__{key}": value for key, value in deep.items()}
-    bench = Bench(Job(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
+    bench = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
     student: Any = student_of(bench.model)
     backbones: list[nn.Module] = [student.backbone]
     if isinstance(bench.model, Distiller):
@@ -146,23 +151,23 @@ def test_frozen_norms_settle(method: str) -> None:
         with torch.no_grad():
             features = backbone(torch.randn(2, 3, 64, 96) * 60)
         assert all(x.std() < 50 for x in features.values())
-    assert math.isfinite(bench.stretch(Stage(distils=method == "fgfi"), 0, 2).mean_ms)
+    assert math.isfinite(bench.time_steps(Stage(distils=method == "fgfi"), 0, 2).mean_ms)
 
 
 @pytest.mark.slow
 def test_a_worker_answers_from_its_own_process() -> None:
-    with Worker() as worker:
-        worker.request("build", Job(quick_experiment(), IMAGES, "LGD"))
-        found = worker.request("stretch", Stage(), 0, 2)
-        assert isinstance(found, Stretch)
+    with TimerProcess() as worker:
+        worker.request("build", TimerSpec(quick_experiment(), IMAGES, "LGD"))
+        found = worker.request("time_steps", Stage(), 0, 2)
+        assert isinstance(found, StepTimes)
         assert len(found.steps_ms) == 2
         # Another one in the same process.
-        worker.request("build", Job(quick_experiment(method__name="baseline"), IMAGES, "plain"))
-        with pytest.raises(InputError, match=r"^plain: ValueError: made batches have no validation split$"):
+        worker.request("build", TimerSpec(quick_experiment(method__name="baseline"), IMAGES, "plain"))
+        with pytest.raises(InputError, match=r"^plain: ValueError: synthetic batches have no validation split$"):
             worker.request("evaluation", 3)
-        with pytest.raises(InputError, match="plain: the measuring process died"):
-            worker.request("stretch", Stage(), 0, 2)
-    with Worker() as worker, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
+        with pytest.raises(InputError, match="plain: the timing process died"):
+            worker.request("time_steps", Stage(), 0, 2)
+    with TimerProcess() as worker, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
         if torch.cuda.is_available():
             raise InputError("here: device cuda: torch sees no GPU here")
-        worker.request("build", Job(TINY.override({"device": "cuda"}), IMAGES, "here"))
+        worker.request("build", TimerSpec(TINY.override({"device": "cuda"}), IMAGES, "here"))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.table7 import check, costs, markdown, notes, pipe_table, read, reported
+from benchmarks.table7 import check, costs, markdown, notes, read, reported
 from lgd.config.paper import paper
 from lgd.errors import InputError
 
@@ -79,7 +79,7 @@ def test_devices_multiply_hours_and_leave_ratios() -> None:
     one, eight = costs(measured()), costs(measured(devices=8))
     assert eight["lgd"].overall.value == pytest.approx(8 * one["lgd"].overall.value)
     assert eight["lgd"].ratio == one["lgd"].ratio
-    assert "exchanging gradients is not in it" in " ".join(notes(measured(devices=8)))
+    assert "exchanging gradients is not included" in " ".join(notes(measured(devices=8)))
     assert "exchanging gradients" not in " ".join(notes(measured()))
 
 
@@ -106,6 +106,16 @@ def test_the_table_shows_both_and_prices() -> None:
     assert "| lgd" in text
     assert "400 of 3600" in text
     assert "0123456789ab+changes" in text
+
+
+def test_contention_is_noted_where_it_was_measured() -> None:
+    assert "other processes" not in markdown(measured())
+    (note,) = [x for x in notes(measured(other_cores=1.0)) if "other processes" in x]
+    assert note == (
+        "Meanwhile other processes used 1.0 of 2 cores (median of 12 timings, at most 1.0); the middle half of a"
+        " timing's steps spans 20% of their median: the machine was busy, and times may be too long."
+    )
+    assert "little contention" in markdown(measured(other_cores=0.1))
 
 
 def test_a_written_file_reads_back(tmp_path: Path) -> None:
@@ -140,9 +150,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "absent.csv")
     for content in (b"", b"\xff\xfe\x00", b'a,"b\n'):
         (tmp_path / "x.csv").write_bytes(content)
-        with pytest.raises(InputError, match="not a CSV of measured steps"):
+        with pytest.raises(InputError, match="not a CSV of measurements"):
             read(tmp_path / "x.csv")
-
-
-def test_pipe_table() -> None:
-    assert pipe_table(["a", "b"], [["x", "1.50"]]) == "| a   |    b |\n|:----|-----:|\n| x   | 1.50 |"

@@ -1,0 +1,181 @@
+"""What steps, evaluations and checkpoints cost on this machine, as predict_cost.py needs it, kept in a file.
+
+A measurement holds for every training with the same *cost key*: the settings that change what a step costs, the
+hardware, torch's version, and the sweep's resources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+
+from benchmarks.timer_spec import Stage
+from lgd.cache import cache_root
+from lgd.config.experiment import Experiment, settings
+from lgd.files import write_text
+from lgd.results import provenance
+
+SCHEMA = 1
+
+SHARES_ALIKE = 0.01
+"""How far the stages' shares of two schedules may differ for the mean step of one to be that of the other."""
+
+UNRELATED = (
+    "seed",
+    "log",
+    "evaluation.",
+    "checkpoint.",
+    "data.shapes_train",
+    "data.shapes_val",
+    "data.shapes_seed",
+    "schedule.steps",
+    "schedule.lr",
+    "schedule.lr_per_16",
+    "schedule.weight_decay",
+    "schedule.warmup_",
+    "schedule.milestones",
+    "schedule.gamma",
+    "schedule.frozen",
+    "schedule.distill_",
+    "method.distill_weight",
+    "method.instructive_weight",
+    "method.lr_factor",
+    "method.fgfi.steps",
+    "method.fgfi.seed",
+    "method.fgfi.threshold",
+    "method.fgfi.weight",
+    "method.fgfi.from_step",
+)
+"""Prefixes of settings that do not change the cost of a step, or of an image evaluated."""
+
+OWN = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
+"""Prefixes of the settings that a method reads."""
+
+
+class TrialResources(Protocol):
+    """What one trial of a sweep holds, and how many trials run at once. cpus, gpus: of each of its workers."""
+
+    @property
+    def cpus(self) -> int: ...
+    @property
+    def gpus(self) -> float: ...
+    @property
+    def max_concurrent(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def devices(self) -> float:
+        """That a trial is charged for (see lgd/results/cost_meter.py)."""
+        ...
+
+
+@dataclass
+class Measurement:
+    """Seconds. steps: of a step, by stage. whole: mean step of finished trainings whose stages had these ``shares``.
+
+    first: what the first steps take beyond as many others. evaluation: fixed part, and part per image. other_cores:
+    mean load of other processes while it was measured, in CPU cores; 0 for what was learnt from trainings.
+    """
+
+    steps: dict[str, float] = field(default_factory=dict)
+    whole: float = 0.0
+    shares: dict[str, float] = field(default_factory=dict)
+    first: float = 0.0
+    setup: float = 0.0
+    evaluation: tuple[float, float] = (0.0, 0.0)
+    checkpoint: float = 0.0
+    other_cores: float = 0.0
+    measured: str = ""
+    commit: str = ""
+
+    def training(self, planned: dict[Stage, int]) -> float | None:
+        """Of all steps of a training; None where a stage was not measured. planned: steps by stage."""
+        total = sum(planned.values())
+        shares = {str(stage): steps / total for stage, steps in planned.items()}
+        if alike(self.shares, shares):
+            return self.whole * total + self.first
+        if any(str(stage) not in self.steps for stage in planned):
+            return None
+        return sum(steps * self.steps[str(stage)] for stage, steps in planned.items()) + self.first
+
+
+class Store:
+    """This machine's measurements by cost key, in ``path`` (default: measurements.json in the cache directory)."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or cache_root() / "measurements.json"
+
+    def get(self, key: str) -> Measurement | None:
+        with suppress(KeyError, TypeError):
+            return Measurement(**self._read()[key])
+        return None
+
+    def put(self, key: str, measurement: Measurement) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            entries = self._read() | {key: vars(measurement)}
+            text = json.dumps({"schema_version": SCHEMA, "measurements": entries}, indent=1)
+            write_text(self.path, text + "\n")
+
+    def _read(self) -> dict[str, Any]:
+        # A cache: what cannot be read is measured again.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if found["schema_version"] == SCHEMA:
+                return dict(found["measurements"])
+        return {}
+
+
+def alike(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    """Whether the stages of two schedules have the same shares of the steps."""
+    return shares.keys() == others.keys() and all(abs(shares[x] - others[x]) <= SHARES_ALIKE for x in others)
+
+
+def as_run(experiment: Experiment, resources: TrialResources) -> Experiment:
+    """The experiment with the threads and the device that a worker of the sweep gives it."""
+    changes: dict[str, Any] = {"threads": experiment.threads or resources.cpus}
+    if experiment.device == "auto":
+        changes["device"] = "cuda" if resources.gpus else "cpu"
+    return experiment.model_copy(update=changes)
+
+
+def cost_key(experiment: Experiment, resources: TrialResources) -> str:
+    """Hex digest of all that determines the cost of a step, or of an image evaluated."""
+    own = OWN[experiment.method.name]
+    described = {
+        key: value
+        for key, value in settings(experiment).items()
+        if (key.startswith(own) or not key.startswith("method.")) and not key.startswith(UNRELATED)
+    }
+    if experiment.method.name == "lgd":
+        described = {key: value for key, value in described.items() if not key.startswith("method.fgfi.")}
+    hardware, versions = provenance.hardware(), provenance.versions()
+    described |= {x: hardware[x] for x in ("cpu", "cores", "gpu")} | {x: versions[x] for x in ("torch", "lgd")}
+    described["beside"] = (resources.cpus, resources.gpus, resources.workers, resources.max_concurrent)
+    text = json.dumps(described, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def evaluations(experiment: Experiment) -> int:
+    """How often a training evaluates, the end included."""
+    every = experiment.evaluation.every
+    return 1 + ((experiment.schedule.steps - 1) // every if every else 0)
+
+
+def inferences(experiment: Experiment) -> int:
+    """How often a training runs on the validation split: twice an evaluation if the teacher's features are scored."""
+    both = experiment.evaluation.teacher and experiment.method.name == "lgd"
+    return evaluations(experiment) * (2 if both else 1)
+
+
+def checkpoints(experiment: Experiment) -> int:
+    """How many checkpoints a training writes."""
+    every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
+    return (experiment.schedule.steps - 1) // every if every else 0

@@ -1,0 +1,128 @@
+"""What is timed and what comes back: the plain values that a benchmark and its timing processes exchange. No torch."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lgd.config.experiment import Experiment
+
+ASPECT = 4 / 3
+"""Longer side of a synthetic image to its shorter one: that of most of COCO's."""
+
+
+OPTIMIZATIONS = ("joint head", "repeated labels", "fast losses", "vectorised teacher", "fused SGD")
+"""What makes the project's step faster than a naive one (see naive_lgd.py), besides the memory format and the
+precision, which are settings."""
+
+
+NAIVE, OURS = "naive", "ours"
+"""Sides of a comparison of speed; further words may follow."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the steps of a part of the schedule have in common: LGD's phases, whose steps differ in cost.
+
+    frozen: the bottom-up network has no backward pass. distils: the distillation loss reaches the student.
+    """
+
+    frozen: bool = False
+    distils: bool = False
+
+    def __str__(self) -> str:
+        names = [name for name, on in (("frozen", self.frozen), ("distilling", self.distils)) if on]
+        return ", ".join(names) or "free"
+
+
+def stages(experiment: Experiment) -> dict[Stage, int]:
+    """Number of steps of each stage of a training, in the order of their first step."""
+    from lgd.config.phases import Phases  # with pydantic: lazy, so that --help stays fast
+
+    steps, method = experiment.schedule.steps, experiment.method
+    if method.name == "baseline":
+        return {Stage(): steps}
+    phases = experiment.schedule.phases if method.name == "lgd" else Phases(distill_from=method.fgfi.from_step)
+    bounds = {0, phases.frozen_until, phases.distill_from, phases.distill_until or steps, steps}
+    found: dict[Stage, int] = {}
+    for start, end in itertools.pairwise(sorted(x for x in bounds if x <= steps)):
+        stage = Stage(phases.freezes_backbone(start), phases.distills_student(start))
+        found[stage] = found.get(stage, 0) + end - start
+    return found
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Size of synthetic images. side: shorter side, pixels; longest: bound of the longer one, else ASPECT times side.
+
+    objects: mean number of boxes an image, which spread as in COCO: most images have few, some have many.
+    """
+
+    side: int
+    longest: int
+    objects: float
+    classes: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.side, min(round(self.side * ASPECT), self.longest)
+
+
+@dataclass(frozen=True)
+class TimerSpec:
+    """A training to build and time.
+
+    images: synthetic batches; None for the experiment's own data through its loader. name: for error messages.
+    without: which of OPTIMIZATIONS to turn off; with synthetic images only.
+    """
+
+    experiment: Experiment
+    images: SyntheticImages | None = None
+    name: str = "training"
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Milliseconds of consecutive steps, warm-up steps left out.
+
+    first_s: seconds of the first FIRST_STEPS steps, warm-up included. peak_mib: peak memory, ``device`` and ``host``.
+    """
+
+    steps_ms: tuple[float, ...]
+    first_s: float
+    peak_mib: dict[str, float]
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.steps_ms)
+
+    @property
+    def mean_ms(self) -> float:
+        return statistics.fmean(self.steps_ms)
+
+    @property
+    def quartiles_ms(self) -> tuple[float, float]:
+        """Lower and upper quartile; a single step is both."""
+        if len(self.steps_ms) < 2:
+            return self.steps_ms[0], self.steps_ms[0]
+        low, _, high = statistics.quantiles(self.steps_ms, n=4, method="inclusive")
+        return low, high
+
+    def columns(self) -> dict[str, float | str]:
+        """As columns of a table. Memory is the device's where it was measured, else the host's."""
+        low, high = self.quartiles_ms
+        memory = "device" if "device" in self.peak_mib else "host"
+        return {
+            "timed_steps": len(self.steps_ms),
+            "median_ms": self.median_ms,
+            "q25_ms": low,
+            "q75_ms": high,
+            "mean_ms": self.mean_ms,
+            "peak_mib": self.peak_mib[memory],
+            "memory": memory,
+        }
