@@ -8,15 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis.html_report import write_page
-from analysis.load import load_runs
-from analysis.report import main_table, order, write_outputs
-from analysis.tables import print_shown
+from analysis.load import warn_of_damaged
+from analysis.render import print_table
+from analysis.report import write_report
 from lgd.cli import Parser, answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 with one line on stderr when the directory is no results directory."""
+    """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
     return answer(lambda: _run(arguments))
 
 
@@ -24,13 +23,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m analysis", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
     directory: Path = parser.parse_args(arguments).directory
-    runs = load_runs(directory)
-    sweep = order(directory, [run.record for run in runs])
-    written = [*write_outputs(directory, sweep), write_page(directory, sweep)]
-    print_shown(main_table(runs, sweep), Console())
+    damaged: list[str] = []
+    table, written = write_report(directory, damaged)
+    print_table(table, Console())
     for path in written:
         print(f"wrote {path}")
-    return 0
+    return warn_of_damaged(damaged)
 
 
 if __name__ == "__main__":

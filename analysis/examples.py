@@ -14,12 +14,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.arms import data_of, reference_of
+from analysis.grid_runs import reference_of
+from analysis.image_intervals import data_of
 from analysis.load import Run, arm_of
 from lgd.data.images import read
 from lgd.errors import InputError
-from lgd.evaluation.evaluate import STUDENTS, load_detections
 from lgd.files import write_text
+from lgd.results.detections import STUDENTS, load_detections
 
 CACHE = "examples.json"
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from analysis.arms import frontier, quantity, show_frontier, with_evaluations
-from analysis.charts import figures
+from analysis.arms import machine
 from analysis.examples import Example, examples
-from analysis.load import Run, arm_of, gpu_hours, is_reproduction, load_runs
-from analysis.render import NONE, html_table
-from analysis.report import SWEEP, Sweep, main_table
-from analysis.tables import build, machine
+from analysis.frontier import frontier, frontier_text, with_evaluation_note
+from analysis.load import Run, arm_of, gpu_hours, is_reproduction
+from analysis.paper_tables import build
+from analysis.plots.figures import figures
+from analysis.render import MISSING, html_table, with_unit
+from analysis.report import Sweep, main_table, training_command
+from analysis.templating import environment
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.errors import InputError
 from lgd.files import write_text
+from lgd.results.sweep_spec import SWEEP_FILE
 
 PAGE = "report.html"
 
@@ -44,18 +45,14 @@ ABOUT = {
 """What each figure shows, for those who cannot see it too."""
 
 
-def write_page(directory: Path, sweep: Sweep) -> Path:
-    """Write ``report.html`` from the records in ``directory``, atomically; its path.
+def write_page(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequence[str] = ()) -> Path:
+    """Write ``report.html`` from the runs of ``directory``, atomically; its path.
 
-    Every part comes with the command that makes it anew. Texts are escaped by the template; nothing is loaded from
-    elsewhere. Raises InputError when a record is broken.
+    damaged: a line for each record that was left out. Every part comes with the command that makes it anew. Texts are
+    escaped by the template; nothing is loaded from elsewhere.
     """
-    runs = load_runs(directory)
-    environment = Environment(
-        loader=PackageLoader("analysis", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     page = directory / PAGE
-    write_text(page, environment.get_template("report.html.j2").render(_content(directory, sweep, runs)))
+    write_text(page, environment(html=True).get_template("report.html.j2").render(_content(directory, sweep, runs)))
     return page
 
 
@@ -70,7 +67,9 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         if frame["measured"].notna().any():
             tables.append((html_table(costs), _command(place, "table7")))
     if len(records) > 1:
-        tables.append((html_table(with_evaluations(show_frontier(frontier(runs)), runs)), _command(place, "gpu-hours")))
+        tables.append(
+            (html_table(with_evaluation_note(frontier_text(frontier(runs)), runs)), _command(place, "gpu-hours"))
+        )
     shown, missing = list[Example](), ""
     try:
         shown = examples(runs)
@@ -82,7 +81,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
         "presets": sorted({x.preset or "none" for x in records}),
         "reproduction": bool(records) and is_reproduction(records),
         "statuses": Counter(x.status for x in records).most_common(),
-        "hours": quantity(sum(gpu_hours(x) for x in records), "h"),
+        "hours": with_unit(sum(gpu_hours(x) for x in records), "h"),
         "machines": sorted({machine(x.hardware) or "unknown" for x in records}),
         "commits": sorted({x.git_commit[:12] or "unknown" for x in records}),
         "versions": sorted({f"{name} {x.versions.get(name, 'unknown')}" for x in records for name in VERSIONS}),
@@ -96,38 +95,20 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run]) -> dict[str, An
             (
                 arm_of(x),
                 x.experiment.seed,
-                quantity(gpu_hours(x), "h"),
-                f"{x.step_ms:.0f}" if x.step_ms else NONE,
-                NONE if x.waiting is None else f"{x.waiting:.1%}",
+                with_unit(gpu_hours(x), "h"),
+                f"{x.step_ms:.0f}" if x.step_ms else MISSING,
+                MISSING if x.data_wait is None else f"{x.data_wait:.1%}",
             )
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
         "rebuild": f"python -m analysis {place}",
         "begin": training_command(directory, place),
-        "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP).exists() else "",
+        "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP_FILE).exists() else "",
     }
 
 
 def _command(place: str, table: str) -> str:
     return f"python analysis/tables.py {place} --table {table}" if table in NAMES or table == "gpu-hours" else ""
-
-
-def training_command(directory: Path, place: str) -> str:
-    """The command whose sweep this is, with ``place`` as its output; empty where sweep.json does not tell."""
-    try:
-        sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
-        whole = grid(sweep["grid"], sweep["preset"])
-        parts = [f"--grid {whole.name} --preset {sweep['preset']} --seeds {sweep['seeds']}"]
-        search = sweep.get("search")
-        if search:
-            parts.append(f"--search optuna --samples {search['samples']} --objectives {','.join(search['objectives'])}")
-            parts += ["--early-stop"] if search["early_stop"] else []
-        elif set(sweep["arms"]) != {arm.name for arm in whole.arms if not arm.skipped}:
-            parts.append(f"--arms {shlex.quote(','.join(sweep['arms']))}")
-        parts += [f"--output {place}", *(f"--set {shlex.quote(str(x))}" for x in sweep["overrides"])]
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"python ablations/run.py {' '.join(parts)}"
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str]]:

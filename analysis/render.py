@@ -1,20 +1,27 @@
-"""A table of texts as Markdown, LaTeX (booktabs) or HTML."""
+"""Tables of texts as Markdown, LaTeX (booktabs), HTML or for the terminal, and the numbers in them as texts."""
 
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-NONE = "–"
-"""What a cell without a number shows."""
+from analysis.stats import CONFIDENCE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MISSING = "–"
+"""A cell without a number."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class TextTable:
     """A table as texts. left: columns, from the first, that hold words; the others hold numbers."""
 
     title: str
@@ -33,18 +40,18 @@ def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
     return tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
-def markdown(shown: Shown, *, title: bool = True) -> str:
+def markdown(table: TextTable, *, title: bool = True) -> str:
     """A pipe table, its notes as a list; ends in a newline."""
     return "\n".join(
         [
-            *([f"### {markdown_text(shown.title)}", ""] if title else []),
+            *([f"### {markdown_text(table.title)}", ""] if title else []),
             pipe_table(
-                [markdown_text(text) for text in shown.header],
-                [[markdown_text(text) for text in row] for row in shown.rows],
-                shown.left,
+                [markdown_text(text) for text in table.header],
+                [[markdown_text(text) for text in row] for row in table.rows],
+                table.left,
             ),
             "",
-            *(f"- {markdown_text(note)}" for note in shown.notes),
+            *(f"- {markdown_text(note)}" for note in table.notes),
             "",
         ]
     )
@@ -54,10 +61,10 @@ WIDE = 6
 """Columns from which on a LaTeX table is scaled to the page's width."""
 
 
-def latex(shown: Shown) -> str:
+def latex(table: TextTable) -> str:
     """A ``table`` environment for a document that loads booktabs and graphicx; ends in a newline."""
-    columns = "l" * shown.left + "r" * (len(shown.header) - shown.left)
-    wide = len(shown.header) > WIDE
+    columns = "l" * table.left + "r" * (len(table.header) - table.left)
+    wide = len(table.header) > WIDE
 
     def line(row: Sequence[str]) -> str:
         return " & ".join(map(latex_text, row)) + r" \\"
@@ -67,39 +74,39 @@ def latex(shown: Shown) -> str:
             r"% needs \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex_text(shown.title)}}}",
+            rf"\caption{{{latex_text(table.title)}}}",
             *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            line(shown.header),
+            line(table.header),
             r"\midrule",
-            *map(line, shown.rows),
+            *map(line, table.rows),
             r"\bottomrule",
             r"\end{tabular}" + ("}" if wide else ""),
-            *([r"\par\medskip\begin{minipage}{\textwidth}\footnotesize"] if shown.notes else []),
-            *(rf"{latex_text(note)}\par" for note in shown.notes),
-            *([r"\end{minipage}"] if shown.notes else []),
+            *([r"\par\medskip\begin{minipage}{\textwidth}\footnotesize"] if table.notes else []),
+            *(rf"{latex_text(note)}\par" for note in table.notes),
+            *([r"\end{minipage}"] if table.notes else []),
             r"\end{table}",
             "",
         ]
     )
 
 
-def html_table(shown: Shown) -> str:
+def html_table(table: TextTable) -> str:
     """``<table>`` and its notes, every text escaped; ends in a newline."""
 
     def cells(row: Sequence[str], tag: str) -> str:
-        kinds = ("" if i < shown.left else ' class="number"' for i in range(len(row)))
+        kinds = ("" if i < table.left else ' class="number"' for i in range(len(row)))
         texts = zip(row, kinds, strict=True)
         return "".join(f"<{tag}{kind}>{html.escape(_one_line(text))}</{tag}>" for text, kind in texts)
 
-    notes = "".join(f"<li>{html.escape(_one_line(note))}</li>" for note in shown.notes)
+    notes = "".join(f"<li>{html.escape(_one_line(note))}</li>" for note in table.notes)
     return "\n".join(
         [
-            f"<table><caption>{html.escape(_one_line(shown.title))}</caption>",
-            f"<thead><tr>{cells(shown.header, 'th')}</tr></thead>",
+            f"<table><caption>{html.escape(_one_line(table.title))}</caption>",
+            f"<thead><tr>{cells(table.header, 'th')}</tr></thead>",
             "<tbody>",
-            *(f"<tr>{cells(row, 'td')}</tr>" for row in shown.rows),
+            *(f"<tr>{cells(row, 'td')}</tr>" for row in table.rows),
             "</tbody></table>",
             *([f'<ul class="notes">{notes}</ul>'] if notes else []),
             "",
@@ -137,3 +144,84 @@ def latex_text(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+# ----------------------------------------------------------------------------------------------- terminal
+
+LONGEST_WORD = 9
+"""Characters of a word that a narrow terminal does not break."""
+
+
+def print_table(table: TextTable, console: Console) -> None:
+    """A table and its notes for the terminal. Words, and a column of intervals, are wrapped where it is narrow."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    printed = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
+    for i, heading in enumerate(table.header):
+        cells = [heading, *(row[i] for row in table.rows)]
+        wraps = i < table.left or any(" " in cell for cell in cells[1:]) or heading.startswith("difference")
+        # Headings of two lines: the table should fit into 80 columns.
+        text = Text(heading if wraps else heading.replace(" ", "\n"))
+        longest = max((len(word) for cell in cells for word in cell.split()), default=0)
+        printed.add_column(
+            text, justify="left" if i < table.left else "right", no_wrap=not wraps, overflow="fold",
+            min_width=min(longest, LONGEST_WORD) if wraps else None,
+        )  # fmt: skip
+    for row in table.rows:
+        # Text, since rich would read markup in an arm's name.
+        printed.add_row(*(Text(_one_line(cell)) for cell in row))
+    console.print(printed)
+    for note in table.notes:
+        console.print(Text(f"• {_one_line(note)}"))
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    # Adding 0.0 turns the -0.0 that rounding may leave into 0.0.
+    return MISSING if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, digits: int = 1) -> str:
+    """``[+0.8, +3.4]``."""
+    return MISSING if low is None or high is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def with_interval(mean: float | None, low: float | None, high: float | None, digits: int = 1) -> str:
+    """``+2.1 [+0.8, +3.4]``, or ``+2.1`` without an interval."""
+    if low is None or high is None:
+        return signed(mean, digits)
+    return f"{signed(mean, digits)} {interval(low, high, digits)}"
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    """Three digits and the unit: ``0.0132 h``, ``12.3 h``, ``1.92x``, ``48 %``."""
+    if value is None:
+        return MISSING
+    if unit == "%":
+        return f"{value:.0f} %"
+    if unit == "x":
+        return f"{value:.2f}x"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 1
+    return f"{value:.{min(max(digits, 0), 6)}f} {unit}"
+
+
+def with_mark(text: str, mark: str | None) -> str:
+    """``9.0 (tiny)``: a number that nobody shall mistake for one of the paper's setting."""
+    return f"{text} ({mark})" if mark and text != MISSING else text
+
+
+def marks_note(marks: Sequence[str]) -> list[str]:
+    """What the marks of :func:`with_mark` say, as a table's note; none without marks."""
+    return [f"Marked ({'), ('.join(marks)}): not the paper's setting, so not a reproduction."] if marks else []
+
+
+def image_interval_note(of: str) -> str:
+    return f"over images: {CONFIDENCE:.0%} bootstrap interval of {of} over the validation images."

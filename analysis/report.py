@@ -1,28 +1,24 @@
-"""What a results directory shows beside its records: CSV, table and figure."""
+"""What a results directory shows beside its records: CSV, table, figures and ``report.html``."""
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.arms import over_images
-from analysis.charts import draw
-from analysis.figures import arms_figure
-from analysis.load import Run, arm_of, frame, load_runs, write_csv
-from analysis.render import Shown, markdown
-from analysis.tables import ARMS_TABLES, arms_shown, build
+from analysis.arms import arms_text
+from analysis.frame import frame, write_csv
+from analysis.image_intervals import over_images
+from analysis.load import Run, arm_of, load_runs
+from analysis.paper_tables import ARMS_TABLES, build
+from analysis.render import TextTable, markdown
 from lgd.config.grids import NAMES, grid
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import Record
-
-SWEEP = "sweep.json"
-
-SEARCHED = "search-"
-"""How the arms begin that a search proposed."""
+from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE, SweepSpec
 
 
 class Sweep(NamedTuple):
@@ -37,24 +33,45 @@ class Sweep(NamedTuple):
     not_run: tuple[str, ...] = ()
 
 
-def main_table(runs: Sequence[Run], sweep: Sweep) -> Shown:
+def write_report(directory: Path, damaged: list[str] | None = None) -> tuple[TextTable, list[Path]]:
+    """Write everything that a results directory shows: CSV, table, figures and ``report.html``.
+
+    Returns the table and the paths. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
+    :func:`sweep_of` and :func:`write_outputs` do.
+    """
+    # Here, since templates and figures take their time to load.
+    from analysis.html_report import write_page
+
+    runs = load_runs(directory, damaged=damaged)
+    if damaged and not runs:
+        raise InputError(damaged[0])
+    sweep = sweep_of(directory, [run.record for run in runs])
+    written = [*write_outputs(directory, sweep, runs), write_page(directory, sweep, runs, damaged or ())]
+    return main_table(runs, sweep), written
+
+
+def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
     """The table of a sweep: the paper's with ours beside it, or the arms of a grid of our own."""
-    searched = any(arm.startswith(SEARCHED) for arm in sweep.arms)
-    if sweep.grid in NAMES and sweep.grid not in ARMS_TABLES and not searched:
-        shown = build(sweep.grid, runs)[1]
+    is_search = any(arm.startswith(SEARCHED) for arm in sweep.arms)
+    if sweep.grid in NAMES and sweep.grid not in ARMS_TABLES and not is_search:
+        table = build(sweep.grid, runs)[1]
     else:
         title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
         images = over_images(runs, sweep.arms, sweep.reference)
-        shown = arms_shown([run.record for run in runs], sweep.arms, sweep.reference, title, images)
-    return replace(shown, notes=[*shown.notes, *sweep.not_run])
+        table = arms_text([run.record for run in runs], sweep.arms, sweep.reference, title, images)
+    return replace(table, notes=[*table.notes, *sweep.not_run])
 
 
-def write_outputs(directory: Path, sweep: Sweep) -> list[Path]:
-    """Write ``records.csv``, ``table.md`` and the figures from the records in ``directory``.
+def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = None) -> list[Path]:
+    """Write ``records.csv``, ``table.md`` and the figures from the records in ``directory``, each atomically.
 
-    Each file is replaced atomically. Returns their paths. Raises InputError when there is no record, or a broken one.
+    runs: those of ``directory``, where they are loaded already. Returns the paths. Raises InputError when there is no
+    record, or a broken one.
     """
-    runs = load_runs(directory)
+    from analysis.plots.arms import arms_figure
+    from analysis.plots.figures import draw
+
+    runs = load_runs(directory) if runs is None else runs
     records = [run.record for run in runs]
     if not runs:
         raise InputError(f"{directory}: no trials/*/record.json in it")
@@ -65,39 +82,24 @@ def write_outputs(directory: Path, sweep: Sweep) -> list[Path]:
     return [csv, table, *drawn, *draw(runs, directory)]
 
 
-def order(directory: Path, records: Sequence[Record]) -> Sweep:
+def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
     """What the directory's ``sweep.json`` says; without that file, the recorded arms.
 
     Those come with ``baseline`` first and the others alphabetical, the first one being the reference. Raises InputError
     for a file that does not say what it should.
     """
-    path = directory / SWEEP
-    if not path.exists():
+    if not (directory / SWEEP_FILE).exists():
         names = sorted({arm_of(r) for r in records}, key=lambda name: (name != "baseline", name))
         if not names:
             raise InputError(f"{directory}: no trials/*/record.json in it")
         return Sweep(names, names[0])
-    try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    arms = sweep.get("arms") if isinstance(sweep, dict) else None
-    if not isinstance(arms, list) or not (arms or "search" in sweep) or not all(isinstance(name, str) for name in arms):
-        raise InputError(f"{path}: 'arms' must be a list of names")
-    reference = sweep.get("reference", "baseline" if "baseline" in arms else next(iter(arms), ""))
-    # It need not be among the arms: a sweep may run a few of its grid's.
-    if not isinstance(reference, str):
-        raise InputError(f"{path}: 'reference' must be an arm's name")
-    if "search" in sweep:
-        arms = [*arms, *sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})]
-    ended = sweep.get("ended") or {}
-    try:
-        not_run = tuple(f"Not run ({ended['why'] or 'no record'}): {x}." for x in _by_arm(ended.get("not_run", ())))
-    except (AttributeError, KeyError, TypeError):
-        raise InputError(f"{path}: 'ended' must say why, and what was not run") from None
-    return Sweep(arms, reference, str(sweep.get("grid", "")), not_run)
+    spec = SweepSpec.read(directory)
+    arms = list(spec.arms)
+    if spec.search:
+        arms += sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})
+    ended = spec.ended
+    not_run = [f"Not run ({ended.why or 'no record'}): {x}." for x in _by_arm(ended.not_run)] if ended else []
+    return Sweep(arms, spec.reference, spec.grid, tuple(not_run))
 
 
 def _by_arm(trials: Iterable[str]) -> Iterator[str]:
@@ -109,3 +111,20 @@ def _by_arm(trials: Iterable[str]) -> Iterator[str]:
         seeds.setdefault(arm or trial, []).extend([seed] if found else [])
     for arm, of in seeds.items():
         yield f"{arm}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else arm
+
+
+def training_command(directory: Path, place: str) -> str:
+    """The command whose sweep this is, with ``place`` as its output; empty where there is no sweep.json that tells."""
+    try:
+        spec = SweepSpec.read(directory)
+        whole = grid(spec.grid, spec.preset)
+    except InputError:
+        return ""
+    parts = [f"--grid {whole.name} --preset {spec.preset} --seeds {spec.seeds}"]
+    if spec.search:
+        parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")
+        parts += ["--early-stop"] if spec.search.early_stop else []
+    elif set(spec.arms) != {arm.name for arm in whole.arms if not arm.skipped}:
+        parts.append(f"--arms {shlex.quote(','.join(spec.arms))}")
+    parts += [f"--output {place}", *(f"--set {shlex.quote(x)}" for x in spec.overrides)]
+    return f"python ablations/run.py {' '.join(parts)}"

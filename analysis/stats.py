@@ -7,11 +7,13 @@ the t interval pays for the few seeds with its width.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
-from scipy import stats
+CONFIDENCE = 0.95
+"""Of every interval that is shown."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Ratio:
     seeds: tuple[int, ...]
 
 
-def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Estimate | None:
-    """Mean and two-sided t interval: mean ± t(n-1, (1+confidence)/2) · s / √n, s the sample standard deviation.
+def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> Estimate | None:
+    """Mean and two-sided t interval: ``scipy.stats.ttest_1samp(values, 0).confidence_interval(confidence)``.
 
     Assumes independent values from one roughly normal distribution. One value: no interval. No value: None. Raises
     ValueError for values that are not finite and for a confidence outside (0, 1).
@@ -50,25 +52,48 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Estimate
     _check(values, confidence)
     if not values:
         return None
-    mean, n = fmean(values), len(values)
-    if n == 1:
-        return Estimate(mean, None, None, 1, confidence)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * stdev(values) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n, confidence)
+    low, high = _t_interval(values, [0.0] * len(values), confidence)
+    return Estimate(fmean(values), low, high, len(values), confidence)
 
 
 def paired_difference(
-    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
+    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Difference | None:
-    """Mean of d_s = arm_s - reference_s over the common seeds s, with the t interval of the d_s.
+    """Mean of arm_s - reference_s over the common seeds s: ``scipy.stats.ttest_rel`` with its confidence interval.
 
-    :func:`mean_interval` of the d_s, so: pairs independent of each other, their differences roughly normal. What a
-    seed does to both arms alike (initial weights, order of the images) cancels. The interval is for one comparison;
-    it is not corrected for the number of arms. One common seed: no interval. None in common: None.
+    Assumes pairs independent of each other whose differences are roughly normal. What a seed does to both arms alike
+    (initial weights, order of the images) cancels. The interval is for one comparison; it is not corrected for the
+    number of arms. One common seed: no interval. None in common: None.
     """
     seeds = tuple(sorted(arm.keys() & reference.keys()))
-    found = mean_interval([arm[seed] - reference[seed] for seed in seeds], confidence)
-    return Difference(found.mean, found.low, found.high, found.n, confidence, seeds) if found else None
+    mine, theirs = [arm[seed] for seed in seeds], [reference[seed] for seed in seeds]
+    _check([*mine, *theirs], confidence)
+    if not seeds:
+        return None
+    low, high = _t_interval(mine, theirs, confidence)
+    mean = fmean(a - b for a, b in zip(mine, theirs, strict=True))
+    return Difference(mean, low, high, len(seeds), confidence, seeds)
+
+
+def verdict(found: Estimate | None) -> str:
+    """``more`` or ``less`` where the interval lies on one side of zero, else ``noise``; "" without an interval."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return "more" if found.low > 0 else "less" if found.high < 0 else "noise"
+
+
+def _t_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
+    """Of the mean of a - b; (None, None) for one pair."""
+    if len(a) < 2:
+        return None, None
+    # Here, since it takes a second to load: a table without two seeds does without.
+    from scipy.stats import ttest_rel
+
+    with warnings.catch_warnings():
+        # Equal differences are meant: their interval has no width.
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        found = ttest_rel(a, b).confidence_interval(confidence)
+    return float(found.low), float(found.high)
 
 
 def paired_ratio(arm: Mapping[int, float], reference: Mapping[int, float]) -> Ratio | None:

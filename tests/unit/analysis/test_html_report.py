@@ -22,7 +22,7 @@ from ablations.run import _describe, _parser
 from analysis.examples import CACHE, WIDTH, examples
 from analysis.html_report import write_page
 from analysis.load import load_runs
-from analysis.report import Sweep, order
+from analysis.report import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import load
 from tests.helpers_data import edit_json, write_coco
@@ -73,15 +73,20 @@ def results(real_results: Path, tmp_path: Path) -> Path:
                 "preset": "tiny",
                 "seeds": 2,
                 "overrides": ["threads=1", "a=<b>"],
+                "schema_version": 1,
             }
         )
     )
     return copied
 
 
+def _written(results: Path) -> Path:
+    runs = load_runs(results)
+    return write_page(results, sweep_of(results, [run.record for run in runs]), runs)
+
+
 def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
-    sweep = order(results, [run.record for run in load_runs(results)])
-    text = write_page(results, sweep).read_text(encoding="utf-8")
+    text = _written(results).read_text(encoding="utf-8")
     page = _Page(text)
     assert page.open == []
     assert "script" not in page.tags
@@ -99,7 +104,7 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         assert part in page.texts, part
     # Five figures, and three pictures of three images.
     assert page.tags.count("img") == 5 + 9
-    assert write_page(results, sweep).read_text(encoding="utf-8") == text
+    assert _written(results).read_text(encoding="utf-8") == text
 
 
 def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
@@ -130,7 +135,7 @@ def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
 
 
 def test_a_directory_without_records_still_has_a_page(tmp_path: Path) -> None:
-    text = write_page(tmp_path, Sweep(["baseline"], "baseline")).read_text(encoding="utf-8")
+    text = write_page(tmp_path, Sweep(["baseline"], "baseline"), []).read_text(encoding="utf-8")
     assert "nothing to draw yet" in text
 
 
@@ -176,7 +181,7 @@ def test_the_command_of_the_trainings_is_that_sweeps(options: list[str], tmp_pat
     described = _describe(_parser().parse_args([*options, "--output", str(output)]))
     output.mkdir()
     (output / "sweep.json").write_text(json.dumps(described))
-    text = write_page(output, Sweep(described["arms"], "baseline")).read_text(encoding="utf-8")
+    text = write_page(output, Sweep(described["arms"], "baseline"), []).read_text(encoding="utf-8")
     shown = next(x for x in _Page(text).texts.splitlines() if x.startswith("python ablations/run.py --grid"))
     again = _parser().parse_args(shlex.split(shown)[2:])
     assert again.output == output
@@ -188,7 +193,7 @@ def test_the_command_of_the_trainings_is_that_sweeps(options: list[str], tmp_pat
 def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:
     """What is wide scrolls in a frame of its own."""
     assert CHROMIUM is not None
-    text = write_page(results, order(results, [run.record for run in load_runs(results)])).read_text(encoding="utf-8")
+    text = _written(results).read_text(encoding="utf-8")
     # A frame, since no window of a headless browser is as narrow as a phone.
     path, loaded = tmp_path / "measured.html", "document.title = this.contentDocument.documentElement.scrollWidth"
     frame = f'<iframe width="{width}" height="900" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'

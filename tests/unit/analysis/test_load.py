@@ -6,21 +6,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.frame import frame, read_csv, write_csv
 from analysis.load import (
     by_seed,
     changes,
     check_data,
     finished,
-    frame,
     identity,
     is_reproduction,
     load_records,
     load_runs,
-    read_csv,
     score,
-    write_csv,
 )
-from lgd.config.experiment import SAME_RESULT, Experiment
+from lgd.config.experiment import NEUTRAL_KEYS, Experiment
 from lgd.errors import InputError
 from lgd.results.record import Pretraining, Scores
 
@@ -116,7 +114,7 @@ def test_frame(make_record: MakeRecord) -> None:
                 parameters={"student": 1000},
                 data={"classes": 5, "name": "shapes"},
                 step_ms=12.5,
-                within_training={"waiting": 2.01, "first_steps": 1.0},
+                within_training={"data_wait": 2.01, "first_steps": 1.0},
             ),
             make_record("", 2, status="failed", reason="RuntimeError: no memory", peak_memory_mib={}, started=""),
         ]
@@ -129,8 +127,8 @@ def test_frame(make_record: MakeRecord) -> None:
     assert first["loss[total_loss]"] == 0.5
     assert "loss[loss_cls]" not in table
     assert first["seconds[training]"] == 100.5
-    assert first["waiting"] == pytest.approx(0.02)
-    assert pd.isna(second["waiting"])
+    assert first["data_wait"] == pytest.approx(0.02)
+    assert pd.isna(second["data_wait"])
     assert first["peak_memory_mib[host]"] == 500.4
     assert first["schedule.steps"] == 600
     assert first["data.min_sizes"] == "[96, 128]"
@@ -222,7 +220,7 @@ def test_a_frame_comes_back_from_its_csv(tmp_path: Path, make_record: MakeRecord
     ("old", "new", "words"),
     [
         ("LGD", "LGD,more", r"records.csv:3: \d+ cells, the header has \d+"),
-        ("\n2,components,tiny,LGD", "\n7,components,tiny,LGD", "records.csv:3: record schema '7' is not known"),
+        ("\n3,components,tiny,LGD", "\n7,components,tiny,LGD", "records.csv:3: record schema '7' is not known"),
         ("33.0", "high", "records.csv:3: AP is 'high', not a number"),
         (",finished,", ",fine,", "records.csv:2: no status 'fine'"),
         ("schema_version", "version", "records.csv:1: no column 'schema_version'"),
@@ -243,7 +241,7 @@ def test_a_broken_row_is_refused_with_its_line(
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ('"schema_version": 2', '"schema_version": 9', r":2: record schema 9"),
+        ('"schema_version": 3', '"schema_version": 9', r":2: record schema 9"),
         ('"batch": 8', '"batch": "many"', r":\d+: experiment.schedule.batch: .*many"),
         ('"status": "finished"', '"status": "fine"', r":3: status: .*fine"),
         ('"reason": "",', '"reason": "" "",', r":4: not a record"),
@@ -305,7 +303,7 @@ def test_what_changes_no_result_is_the_same_training() -> None:
         "threads": 7, "device": "cpu", "data.workers": 3, "checkpoint.every": 9, "checkpoint.keep": 5, "log": ["wandb"],
         "memory_format": "contiguous", "compile": True, "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
     }  # fmt: skip
-    assert set(SAME_RESULT) <= others.keys()
+    assert set(NEUTRAL_KEYS) <= others.keys()
     for key, value in others.items():
         assert identity(Experiment().override({key: value})) == identity(Experiment()), key
     assert identity(Experiment().override({"precision": "bf16"})) != identity(Experiment())

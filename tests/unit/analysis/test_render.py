@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from analysis.load import Run
-from analysis.render import Shown, html_table, latex, latex_text, markdown
-from analysis.tables import TABLES_OF_ALL, build
-from lgd.config.grids import grid, plan
+from analysis.paper_tables import build
+from analysis.render import TextTable, html_table, latex, latex_text, markdown
+from lgd.config.grids import NAMES, grid, plan
 from lgd.config.presets import PAPER, TINY
 from lgd.results.record import Record, Scores
 
 GOLDEN = Path(__file__).parent / "golden"
 
-NASTY = Shown(
+NASTY = TextTable(
     title="100% of $5 & #1_a {x} ~ ^ \\\\ <b>",
     header=["a|b", "n"],
     rows=[["<script>alert('x')</script> & | * _ `", "± 1.0"], ["two\nlines", "–"]],
@@ -76,7 +76,7 @@ def test_latex_escapes_its_own_characters() -> None:
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX here")
 def test_latex_compiles(tmp_path: Path) -> None:
-    tables = [latex(NASTY), *(latex(build(name, _runs())[1]) for name in TABLES_OF_ALL)]
+    tables = [latex(NASTY), *(latex(build(name, _runs())[1]) for name in (*NAMES, "gpu-hours"))]
     document = [
         "\\documentclass{article}",
         "\\usepackage{booktabs,graphicx}",

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import Sweep, order, write_outputs
+from analysis.report import Sweep, sweep_of, write_outputs
 from lgd.errors import InputError
+from lgd.results.sweep_spec import SweepEnd, SweepSpec
 
 from .conftest import MakeRecord
 
@@ -25,7 +26,7 @@ def test_writes_everything(results: Path) -> None:
     assert [p.name for p in paths][:4] == ["records.csv", "table.md", "arms.png", "arms.svg"]
     assert {"gains.svg", "pareto.png", "classes.svg"} <= {p.name for p in paths}
     assert len(pd.read_csv(paths[0])) == 3
-    assert "| LGD      |     1 | 22.0 |" in paths[1].read_text(encoding="utf-8")
+    assert "| LGD      |       1 | 22.0 |" in paths[1].read_text(encoding="utf-8")
     assert {p.name for p in results.iterdir()} == {"trials", *(p.name for p in paths)}
 
 
@@ -42,34 +43,36 @@ def test_nothing_to_show(tmp_path: Path) -> None:
 
 def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
     records = [make_record(arm) for arm in ("LGD", "a variant", "baseline", "LGD")]
-    assert order(results, records) == Sweep(["baseline", "LGD", "a variant"], "baseline")
-    assert order(results, records[:2]) == Sweep(["LGD", "a variant"], "LGD")
+    assert sweep_of(results, records) == Sweep(["baseline", "LGD", "a variant"], "baseline")
+    assert sweep_of(results, records[:2]) == Sweep(["LGD", "a variant"], "LGD")
+
+
+def _write_sweep(directory: Path, **changes: Any) -> None:
+    values = {"grid": "components", "preset": "tiny", "overrides": (), "arms": ("LGD",), "seeds": 1, **changes}
+    SweepSpec.model_validate(values).write(directory)
 
 
 @pytest.mark.parametrize(
     ("sweep", "expected"),
     [
-        ({"arms": ["LGD", "baseline"], "reference": "LGD", "grid": "main"}, Sweep(["LGD", "baseline"], "LGD", "main")),
-        ({"arms": ["LGD", "baseline"]}, Sweep(["LGD", "baseline"], "baseline")),
-        ({"arms": ["LGD", "none"]}, Sweep(["LGD", "none"], "LGD")),
-        ({"arms": ["LGD"], "reference": "baseline"}, Sweep(["LGD"], "baseline")),
-        ({"arms": ["LGD"], "ended": None}, Sweep(["LGD"], "LGD")),
+        ({"arms": ("LGD", "baseline"), "reference": "LGD"}, Sweep(["LGD", "baseline"], "LGD", "components")),
+        ({"reference": "baseline"}, Sweep(["LGD"], "baseline", "components")),
+        ({"ended": None, "grid": "main"}, Sweep(["LGD"], "", "main")),
         (
-            {"arms": ["LGD"], "grid": "g", "ended": {"why": "time is over", "not_run": ["LGD, seed 1"]}},
-            Sweep(["LGD"], "LGD", "g", ("Not run (time is over): LGD, seed 1.",)),
+            {"grid": "g", "ended": SweepEnd(why="time is over", not_run=("LGD, seed 1",))},
+            Sweep(["LGD"], "", "g", ("Not run (time is over): LGD, seed 1.",)),
         ),
         (
             {
-                "arms": ["LGD"],
-                "ended": {
-                    "why": "",
-                    "not_run": ["LGD, seed 1 (checkpoint after step 5)", "A, seed 0", "LGD, seed 2", "3 samples"],
-                },
+                "ended": SweepEnd(
+                    why="",
+                    not_run=("LGD, seed 1 (checkpoint after step 5)", "A, seed 0", "LGD, seed 2", "3 samples"),
+                )
             },
             Sweep(
                 ["LGD"],
-                "LGD",
                 "",
+                "components",
                 (
                     "Not run (no record): LGD, seeds 1 (checkpoint after step 5), 2.",
                     "Not run (no record): A, seed 0.",
@@ -79,9 +82,9 @@ def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
         ),
     ],
 )
-def test_order_of_a_sweep(tmp_path: Path, sweep: dict[str, object], expected: Sweep) -> None:
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
-    assert order(tmp_path, []) == expected
+def test_what_a_sweep_json_says(tmp_path: Path, sweep: dict[str, Any], expected: Sweep) -> None:
+    _write_sweep(tmp_path, **sweep)
+    assert sweep_of(tmp_path, []) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,12 +98,12 @@ def test_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sweep.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError) as refused:
-        order(tmp_path, [])
+        sweep_of(tmp_path, [])
     assert str(refused.value).startswith(f"{path}: ")
 
 
 def test_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (results / "sweep.json").write_text(json.dumps({"arms": ["LGD", "baseline"], "reference": "LGD"}))
+    _write_sweep(results, arms=("LGD", "baseline"), reference="LGD")
     assert main([str(results)]) == 0
     shown = capsys.readouterr().out
     assert f"wrote {results / 'table.md'}" in shown

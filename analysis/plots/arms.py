@@ -1,4 +1,4 @@
-"""Figures of a results directory, as PNG and SVG."""
+"""The figure of a grid's arms: AP of every seed, mean and interval, beside what the training cost."""
 
 from __future__ import annotations
 
@@ -10,33 +10,15 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.arms import CONFIDENCE, with_interval
-from analysis.load import arm_of, by_seed, finished, is_reproduction, score, training_seconds
-from analysis.render import NONE
-from analysis.stats import paired_difference, paired_ratio
-from lgd.files import atomic_write
+from analysis.load import arm_of, by_seed, finished, is_reproduction, score, training_device_seconds
+from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, save
+from analysis.render import MISSING, with_interval
+from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
 from lgd.results.record import Record
-
-# Okabe and Ito's colours, told apart by colour-blind readers; markers differ as well, for grey prints.
-BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#6B6B6B"
-
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    # Text stays text in the SVG: searchable, and read aloud by a screen reader.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lgd",
-    # An arm's name may hold a dollar sign.
-    "text.parse_math": False,
-}
 
 NAME_WIDTH = 22
 """Characters of an arm's name on one line."""
@@ -57,19 +39,6 @@ def arms_figure(records: Sequence[Record], arms: Sequence[str], reference: str, 
     with mpl.rc_context(STYLE):
         figure = _arms(records, arms, reference)
         return save(figure, path_stem)
-
-
-def save(figure: Figure, path_stem: Path) -> list[Path]:
-    """Write ``figure`` as PNG and SVG, atomically, without dates or versions in them."""
-    FigureCanvasAgg(figure)
-    written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-        # with_suffix would cut a stem that holds a dot.
-        path = path_stem.with_name(path_stem.name + suffix)
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=metadata)
-        written.append(path)
-    return written
 
 
 def _arms(records: Sequence[Record], arms: Sequence[str], reference: str) -> Figure:
@@ -133,7 +102,7 @@ def _ap_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refere
             note: Any = {"ha": "center", "va": "center", "color": GREY, "style": "italic", "backgroundcolor": "white"}
             text = "no AP" if finished(records, arm) else "no finished run"
             axes.text(0.5, row, text, transform=beside, **note)
-            axes.text(1.03, row, NONE, transform=beside, va="center", color=GREY)
+            axes.text(1.03, row, MISSING, transform=beside, va="center", color=GREY)
             continue
         colour = BLACK if arm == reference else BLUE
         if arm in intervals:
@@ -142,7 +111,7 @@ def _ap_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refere
             axes.plot([fmean(found)], [row], marker="D", color=colour, markersize=5.5, zorder=3)
         seeds: Any = {"marker": "o", "markersize": 4.5, "mfc": "white", "mec": colour, "linestyle": ""}
         axes.plot(found, _spread(row, len(found)), zorder=4, **seeds)
-        text, difference = ("reference" if arm == reference else NONE), differences.get(arm)
+        text, difference = ("reference" if arm == reference else MISSING), differences.get(arm)
         if difference:
             text = with_interval(difference.mean, difference.low, difference.high)
         axes.text(1.03, row, text, transform=beside, va="center", fontsize=8, color=GREY if arm == reference else BLACK)
@@ -161,14 +130,14 @@ def _interval(axes: Axes, row: int, low: float, high: float, colour: str) -> Non
 def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], reference: str) -> None:
     name = textwrap.shorten(reference, 22, placeholder="…")
     # A long name needs a line of its own in a panel as narrow.
-    axes.set_xlabel(f"training time /{' ' if len(name) < NARROW else chr(10)}{name}'s")
-    seconds = {arm: by_seed(finished(records, arm), training_seconds) for arm in (*arms, reference)}
+    axes.set_xlabel(f"device-seconds of training /{' ' if len(name) < NARROW else chr(10)}{name}'s")
+    seconds = {arm: by_seed(finished(records, arm), training_device_seconds) for arm in (*arms, reference)}
     beside = axes.get_yaxis_transform()
     largest = 1.0
     for row, arm in enumerate(arms):
         ratio = paired_ratio(seconds[arm], seconds[reference])
         if ratio is None:
-            axes.text(0.03, row, NONE, transform=beside, va="center", color=GREY)
+            axes.text(0.03, row, MISSING, transform=beside, va="center", color=GREY)
             continue
         each = _ratios(seconds[arm], seconds[reference], ratio.seeds)
         largest = max(largest, ratio.value, *each)

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from analysis.figures import arms_figure
+from analysis.plots.arms import arms_figure
 from lgd.results.record import Record
 
 from .conftest import MakeRecord
@@ -78,7 +78,8 @@ def test_one_seed_shows_no_interval(make_record: MakeRecord, tmp_path: Path) -> 
 def test_labels_do_not_overlap(make_record: MakeRecord) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from analysis.figures import STYLE, _arms
+    from analysis.plots.arms import _arms
+    from analysis.plots.style import STYLE
 
     names = ["baseline", "LGD", "without encoder", "without adapter", "without mapper", "appearance only",
              "label only", "an arm whose name takes several lines because it says everything"]  # fmt: skip

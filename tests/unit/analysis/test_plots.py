@@ -13,9 +13,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from analysis.charts import COLOURS, FIGURES, MARKERS, PARTS, draw, pareto
-from analysis.figures import STYLE
 from analysis.load import Run, load_runs
+from analysis.plots.costs import PARTS, pareto
+from analysis.plots.figures import FIGURES, draw
+from analysis.plots.style import COLOURS, MARKERS, STYLE
 from lgd.config.grids import LOSS_WEIGHTS, plan
 from lgd.config.presets import TINY
 from lgd.results.record import Record, Scores

@@ -1,0 +1,208 @@
+"""AP against what a training cost, whatever it was called: one Pareto front for each data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import row_dicts, typed_frame
+from analysis.grid_runs import reference_of
+from analysis.load import Run, arm_of, by_seed, changes, check_data, gpu_hours, identity, score
+from analysis.paper_scores import gain_columns
+from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
+from analysis.stats import CONFIDENCE, paired_difference
+from lgd.config.experiment import Experiment, Method
+from lgd.results.record import Record
+
+COLUMNS = (
+    *("arm", "mark", "data", "device", "seeds", "AP", "gpu_hours"),
+    *("gain", "gain_low", "gain_high", "pairs", "extra_hours", "front"),
+)
+
+AP = score("AP")
+
+
+@dataclass
+class _Arm:
+    """Finished runs of one arm in one setting.
+
+    label: preset and changes. reference: name of the arm it is compared with in its grid.
+    """
+
+    name: str
+    label: str
+    data: str
+    reference: str
+    records: dict[int, Record] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> Experiment:
+        return identity(next(iter(self.records.values())).experiment)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.experiment.method.name == "baseline" or self.name == self.reference
+
+
+def frontier(runs: Sequence[Run]) -> pd.DataFrame:
+    """AP against what it cost, a row an arm and setting, by data set, cheapest first. Columns:
+
+    ``arm``, ``mark``, ``data``, ``device`` (GPU or CPU), ``seeds``, ``AP`` (percent, mean), ``gpu_hours``
+    (device-hours, mean, a teacher's pre-training whole), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
+    pairs, and ``extra_hours``, both over the arm's baseline and paired by seed; ``front``: no other arm on its data set
+    has a higher AP at the same cost or less (boolean).
+
+    An arm's baseline is its grid's reference in the same setting; where that was not trained, as after a search, the
+    baseline that differs from it by the method alone. Raises InputError for data of one name that is not the same.
+    """
+    check_data(run.record for run in runs)
+    arms = _arms(runs)
+    rows = [_row(arm, _baseline_of(arm, arms)) for arm in arms]
+    for row in rows:
+        rivals = [x for x in rows if x["data"] == row["data"]]
+        row["front"] = not any(
+            x["AP"] >= row["AP"]
+            and x["gpu_hours"] <= row["gpu_hours"]
+            and (x["AP"] > row["AP"] or x["gpu_hours"] < row["gpu_hours"])
+            for x in rivals
+        )
+    rows.sort(key=lambda x: (x["data"], x["gpu_hours"], x["arm"], x["mark"]))
+    return typed_frame(rows, COLUMNS)
+
+
+def _arms(runs: Sequence[Run]) -> list[_Arm]:
+    records = [run.record for run in runs if run.record.status == "finished" and AP(run.record) is not None]
+    several = len({changes(record) for record in records if changes(record)}) > 1
+    found: dict[tuple[str, str, str], _Arm] = {}
+    for record in records:
+        key = (arm_of(record), _label(record, several), data_set(record.experiment))
+        arm = found.setdefault(key, _Arm(*key, reference_of(record)))
+        arm.records[record.experiment.seed] = record
+    return list(found.values())
+
+
+def data_set(experiment: Experiment) -> str:
+    """The name of the data that an experiment is trained and scored on: equal for equal data."""
+    data = identity(experiment).data
+    if data.source != "shapes":
+        return data.source
+    return f"shapes {data.shapes_seed}: {data.shapes_train} and {data.shapes_val} of side {data.shapes_side}"
+
+
+def _label(record: Record, several: bool) -> str:
+    """The preset, and that it was changed; with several changed settings, how."""
+    label = record.preset or "none"
+    if not changes(record):
+        return "" if label == "paper" else label
+    return f"{label}, changed: {' '.join(map(_rounded, changes(record)))}" if several else f"{label}, changed"
+
+
+def _rounded(override: str) -> str:
+    """``key=0.123456789`` as ``key=0.123``."""
+    key, _, value = override.partition("=")
+    try:
+        return f"{key}={float(value):.3g}" if "." in value else override
+    except ValueError:
+        return override
+
+
+def _baseline_of(arm: _Arm, arms: Iterable[_Arm]) -> _Arm | None:
+    """None for a baseline, and for an arm whose baseline was not trained."""
+    if arm.name == arm.reference:
+        return None
+    same_data = [x for x in arms if x.data == arm.data and x is not arm]
+    named = next((x for x in same_data if (x.name, x.label) == (arm.reference, arm.label)), None)
+    if named is not None or arm.is_baseline:
+        return named
+    alone = arm.experiment.model_copy(update={"method": Method()})
+    for other in (x for x in same_data if x.experiment.method.name == "baseline"):
+        if other.experiment.model_copy(update={"method": Method()}) == alone:
+            return other
+    return None
+
+
+def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:
+    ap, hours = by_seed(arm.records, AP), by_seed(arm.records, gpu_hours)
+    theirs: Mapping[int, Record] = baseline.records if baseline else {}
+    gain = paired_difference(ap, by_seed(theirs, AP))
+    extra = paired_difference(hours, by_seed(theirs, gpu_hours))
+    return {
+        "arm": arm.name,
+        "mark": arm.label,
+        "data": arm.data,
+        "device": "GPU" if all(on_gpu(x) for x in arm.records.values()) else "CPU",
+        "seeds": len(arm.records),
+        "AP": fmean(ap.values()),
+        "gpu_hours": fmean(hours.values()),
+        **gain_columns(gain),
+        "pairs": gain.n if gain else None,
+        "extra_hours": extra and extra.mean,
+    }
+
+
+def on_gpu(record: Record) -> bool:
+    return record.hardware.get("gpu", "none") != "none"
+
+
+def hours_name(devices: Iterable[str]) -> str:
+    """What the device-hours of trainings on ``devices`` (GPU, CPU) are called."""
+    found = set(devices)
+    return "GPU-hours" if found == {"GPU"} else "CPU device-hours" if found == {"CPU"} else "device-hours"
+
+
+def frontier_text(frame: pd.DataFrame) -> TextTable:
+    """:func:`frontier` for people."""
+    hours, several = hours_name(frame["device"]), frame["data"].nunique() > 1
+    rows = [
+        [
+            with_mark(row["arm"], row["mark"]),
+            *([row["data"]] if several else []),
+            str(row["seeds"]),
+            number(row["AP"]),
+            with_unit(row["gpu_hours"], "h"),
+            with_interval(row["gain"], row["gain_low"], row["gain_high"]),
+            with_unit(row["extra_hours"], "h"),
+            "yes" if row["front"] else "",
+        ]
+        for row in row_dicts(frame)
+    ]
+    return TextTable(
+        title=f"AP against {hours}",
+        header=[
+            *("arm", *(["data"] if several else []), "seeds", "AP", hours),
+            *("gain", f"for {hours} more", "on the front"),
+        ],
+        rows=rows,
+        notes=[
+            f"{hours[0].upper()}{hours[1:]}: of all phases, times the devices (GPUs, or processes where there is none),"
+            " a teacher's pre-training counted whole. gain: over the baseline of the same setting, or, where that was"
+            " not trained, the one that differs by the method alone; paired by seed,"
+            f" with its {CONFIDENCE:.0%} Student t interval from two seeds on.",
+            "on the front: no other arm on the same data has at least its AP for at most its cost.",
+            *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
+        ],
+        left=2 if several else 1,
+    )
+
+
+def with_evaluation_note(table: TextTable, runs: Iterable[Run]) -> TextTable:
+    """A table of hours of all phases, with a note where its arms were not evaluated equally often."""
+    evaluated = {
+        (len(record.evaluations), record.experiment.evaluation.teacher)
+        for record in (run.record for run in runs)
+        if record.status == "finished" and "evaluation" in record.device_seconds
+    }
+    # A baseline has no teacher to evaluate, whatever its setting says.
+    times = sorted({count for count, _ in evaluated})
+    if len(times) < 2 and not any(teacher for _, teacher in evaluated):
+        return table
+    often = f" ({' to '.join(map(str, (times[0], times[-1])))} times)" if len(times) > 1 else ""
+    note = (
+        f"Hours hold the evaluations, which differ between these runs{often}: what the training alone took is in the"
+        " table of the grid's arms (train s)."
+    )
+    return replace(table, notes=[*table.notes, note])

@@ -1,0 +1,78 @@
+"""The spread of AP between seeds of one training: what a difference between two trainings is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import row_dicts, typed_frame
+from analysis.grid_runs import records_of, runs_of_grid
+from analysis.load import Run, by_seed, score
+from analysis.render import TextTable, marks_note, number, with_mark
+from analysis.stats import CONFIDENCE
+from lgd.config.grids import grid
+
+COLUMNS = ("arm", "mark", "seeds", "AP", "sd", "lowest", "highest", "detectable_3", "detectable_5", "detectable_10")
+
+
+def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row an arm and setting of the noise-floor grid. Columns ``arm``, ``mark``, ``seeds``, ``AP``, ``sd`` (sample
+    standard deviation), ``lowest``, ``highest``, and ``detectable_N`` for N in 3, 5, 10: the half width of the 95% t
+    interval that a difference of two such trainings would have with N seeds each, paired by seed but otherwise
+    independent (percentage points; none for one seed)."""
+    found = runs_of_grid(runs, "noise-floor")
+    rows: list[dict[str, Any]] = []
+    for arm, settings in found.runs.items():
+        for setting, seeds in sorted(settings.items(), key=lambda x: x[0].rank):
+            values = list(by_seed(records_of(seeds), score("AP")).values())
+            if not values:
+                continue
+            sd = stdev(values) if len(values) > 1 else None
+            rows.append(
+                {
+                    "arm": arm,
+                    "mark": setting.label,
+                    "seeds": len(values),
+                    "AP": fmean(values),
+                    "sd": sd,
+                    "lowest": min(values),
+                    "highest": max(values),
+                    **{f"detectable_{n}": sd and _half_width(sd, n) for n in (3, 5, 10)},
+                }
+            )
+    return typed_frame(rows, COLUMNS)
+
+
+def _half_width(sd: float, n: int) -> float:
+    # Here, since it takes a second to load.
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd * math.sqrt(2 / n)
+
+
+def noise_floor_text(frame: pd.DataFrame) -> TextTable:
+    rows = [
+        [
+            with_mark(row["arm"], row["mark"]),
+            str(row["seeds"]),
+            number(row["AP"]),
+            number(row["sd"], 2),
+            f"{number(row['lowest'])} to {number(row['highest'])}",
+            *(number(row[f"detectable_{n}"], 2) for n in (3, 5, 10)),
+        ]
+        for row in row_dicts(frame)
+    ]
+    return TextTable(
+        title=grid("noise-floor").title,
+        header=["arm", "seeds", "AP", "sd", "range", "±, 3 seeds", "±, 5 seeds", "±, 10 seeds"],
+        rows=rows,
+        notes=[
+            f"±, n seeds: half the {CONFIDENCE:.0%} Student t interval of the difference between two such trainings"
+            " with n seeds each, were they independent; a gain of that size is as often missed as found.",
+            *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
+        ],
+    )

@@ -1,0 +1,117 @@
+"""Figures of what trainings cost: AP against device-hours, and the parts of a training's cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.frame import row_dicts
+from analysis.frontier import frontier, hours_name, on_gpu
+from analysis.grid_runs import reference_of
+from analysis.load import Run, arm_of, by_seed, finished, pretraining_hours, training_device_seconds
+from analysis.plots.style import (
+    BLACK,
+    COLOURS,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    label_rows,
+    new_figure,
+    not_a_reproduction,
+    shorten,
+)
+from analysis.render import with_mark, with_unit
+from analysis.stats import paired_ratio
+
+PARTS = {
+    "teacher's pre-training": (PURPLE, "//"),
+    "the student's own": ("0.75", ""),
+    "method-specific": (ORANGE, ".."),
+}
+"""Of a training's cost: colour and hatch."""
+
+
+LABEL_WIDTH = 52
+"""Characters of a line beside the Pareto figure."""
+
+
+def pareto(runs: Sequence[Run]) -> Figure | None:
+    """AP against the device-hours of the training, with each data set's front."""
+    frame = frontier(runs)
+    if len(frame) < 2:
+        return None
+    figure = new_figure(7.5, max(3.6, 1.0 + 0.16 * len(frame)))
+    axes = figure.subplots()
+    by_data: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for number, row in enumerate(row_dicts(frame), 1):
+        by_data[row["data"]].append((number, row))
+    lines = []
+    for i, (data, group) in enumerate(by_data.items()):
+        _front(axes, group, COLOURS[i % 8], MARKERS[i % 8])
+        lines += [shorten(f"on {data}:", LABEL_WIDTH)] if len(by_data) > 1 else []
+        # Which settings were changed is in the table: here it would leave no room for the figure.
+        lines += [
+            f"{number}  {shorten(with_mark(row['arm'], row['mark'].partition(':')[0]), LABEL_WIDTH)}"
+            for number, row in group
+        ]
+    axes.text(1.02, 1.0, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.4)
+    axes.set_xlabel(f"{hours_name(frame['device'])}, a teacher's pre-training included")
+    axes.set_ylabel("COCO box AP (%)")
+    axes.set_xlim(0, 1.08 * float(frame["gpu_hours"].max()) or 1.0)
+    axes.grid(color="0.92", linewidth=0.8)
+    axes.set_title(f"filled: on the Pareto front{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure
+
+
+def _front(axes: Axes, group: Sequence[tuple[int, dict[str, Any]]], colour: str, marker: str) -> None:
+    """The numbered points of one data set, and the line through those that no other beats."""
+    edge = [(row["gpu_hours"], row["AP"]) for _, row in group if row["front"]]
+    axes.step(*zip(*edge, strict=True), where="post", color=colour, linewidth=1.2, zorder=1)
+    for number, row in group:
+        at, face = (row["gpu_hours"], row["AP"]), colour if row["front"] else "white"
+        axes.plot(*at, linestyle="", marker=marker, markersize=11, mec=colour, mfc=face, zorder=2)
+        inside = "white" if row["front"] else BLACK
+        axes.annotate(str(number), at, ha="center", va="center", fontsize=6.5, zorder=3, color=inside)
+
+
+def cost_stack(runs: Sequence[Run]) -> Figure | None:
+    """Device-hours of each arm's training: a teacher's pre-training, the baseline's own, and what the method adds.
+
+    The number beside a bar is the cost of the table of arms: training device-seconds over the reference's, by seed.
+    """
+    records = [run.record for run in runs]
+    references = {arm_of(r): reference_of(r) for r in records if r.status == "finished"}
+    seconds = {arm: by_seed(finished(records, arm), training_device_seconds) for arm in references}
+    rows = [arm for arm, of in references.items() if seconds[arm] and seconds.get(of)]
+    if len(rows) < 2:
+        return None
+    figure = new_figure(6.5, 1.4 + 0.3 * len(rows))
+    axes, longest = figure.subplots(), 0.0
+    for height, arm in enumerate(reversed(rows)):
+        before = fmean(by_seed(finished(records, arm), pretraining_hours).values())
+        own, whole = (fmean(seconds[x].values()) / 3600 for x in (references[arm], arm))
+        start = 0.0
+        parts = (before, min(own, whole), max(whole - own, 0.0))
+        for width, (colour, hatch) in zip(parts, PARTS.values(), strict=True):
+            axes.barh(height, width, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white")
+            start += width
+        ratio = paired_ratio(seconds[arm], seconds[references[arm]])
+        text = with_unit(ratio and ratio.value, "x") + (", and the teacher's" if before else "")
+        beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(text, (start, height), **beside)
+        longest = max(longest, start)
+    for label, (colour, hatch) in PARTS.items():
+        axes.barh([0], [0], color=colour, hatch=hatch, edgecolor="white", label=label)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=3)
+    label_rows(axes, list(reversed(rows)))
+    axes.set_xlim(0, (1.45 if any(r.pretraining for r in records) else 1.15) * longest)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    hours = hours_name("GPU" if on_gpu(r) else "CPU" for r in records)
+    axes.set_xlabel(f"{hours} of training, mean over seeds (beside the bar: ratio to the baseline)")
+    axes.set_title(f"What a training costs{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure

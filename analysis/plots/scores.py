@@ -1,0 +1,178 @@
+"""Figures of scores: gains, learning curves, the loss weights, gains class by class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from analysis.frame import row_dicts
+from analysis.frontier import frontier
+from analysis.grid_runs import reference_of
+from analysis.load import Run, arm_of, finished, score
+from analysis.plots.style import (
+    BLACK,
+    COLOURS,
+    GREY,
+    MARKERS,
+    interval_bar,
+    label_rows,
+    new_figure,
+    not_a_reproduction,
+    shorten,
+)
+from analysis.render import with_mark
+from analysis.stats import CONFIDENCE, mean_interval
+from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
+from lgd.results.record import Record, Scores
+
+INTERVAL = f"line: {CONFIDENCE:.0%} t interval over seeds; hollow: one seed"
+"""What a bar says."""
+
+MOST_CURVES = 6
+"""Arms of one figure of learning curves."""
+
+MOST_CLASSES = 40
+"""Classes of one figure: of more, those at the two ends are drawn."""
+
+
+def gains(runs: Sequence[Run]) -> Figure | None:
+    """Each arm's AP over its reference's, a bar with its interval."""
+    frame = frontier(runs)
+    rows = [row for row in row_dicts(frame) if row["gain"] is not None][::-1]
+    if not rows:
+        return None
+    figure = new_figure(6.5, 1.1 + 0.3 * len(rows))
+    axes = figure.subplots()
+    for height, row in enumerate(rows):
+        interval_bar(axes, height, row["gain"], row["gain_low"], row["gain_high"])
+    label_rows(axes, [with_mark(row["arm"], row["mark"]) for row in rows])
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_xlabel(f"AP over its baseline, points ({INTERVAL})")
+    axes.set_title(f"Gain of each arm{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure
+
+
+def curves(runs: Sequence[Run]) -> Figure | None:
+    """AP while training, of the student and of the instructive features (dashed), mean over the seeds."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in (run.record for run in runs):
+        if record.status == "finished" and len(record.evaluations) > 1:
+            found[arm_of(record)].append(record)
+    # Those with a teacher and what they are compared with say most.
+    order = sorted(found, key=lambda arm: not any(x.teacher for r in found[arm] for x in r.evaluations))[:MOST_CURVES]
+    if not found:
+        return None
+    figure = new_figure(7.0, 3.8)
+    axes = figure.subplots()
+    for i, arm in enumerate(order):
+        for which, style in (("student", "-"), ("teacher", "--")):
+            points: dict[int, list[float]] = defaultdict(list)
+            for point in (x for record in found[arm] for x in record.evaluations):
+                scores: Scores | None = getattr(point, which)
+                if scores is not None and scores.AP is not None:
+                    points[point.step].append(scores.AP)
+            if points:
+                steps = sorted(points)
+                label = shorten(arm, 40) + (", instructive features" if which == "teacher" else "")
+                axes.plot(
+                    steps, [fmean(points[x]) for x in steps], style, color=COLOURS[i], marker=MARKERS[i], markersize=4,
+                    mfc="white" if which == "teacher" else COLOURS[i], label=label,
+                )  # fmt: skip
+    axes.set_xlabel("training step")
+    axes.set_ylabel("COCO box AP (%)")
+    axes.grid(color="0.92", linewidth=0.8)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=2)
+    left = f", {len(found) - len(order)} more arms left out" if len(found) > len(order) else ""
+    axes.set_title(f"Learning curves, means over seeds{left}{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure
+
+
+def loss_weights(runs: Sequence[Run]) -> Figure | None:
+    """AP against the distillation loss's weight, a line for each weight of the instructive features' loss."""
+    own = [run.record for run in runs if run.record.grid == "loss-weights"]
+    records = [r for r in own if r.status == "finished"]
+    points: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for record in records:
+        method, ap = record.experiment.method, score("AP")(record)
+        if method.name == "lgd" and ap is not None:
+            points[method.distill_weight, method.instructive_weight].append(ap)
+    if len(points) < 2:
+        return None
+    figure = new_figure(6.0, 3.6)
+    axes = figure.subplots()
+    baseline = [ap for r in records if r.experiment.method.name == "baseline" and (ap := score("AP")(r)) is not None]
+    if baseline:
+        axes.axhline(fmean(baseline), color=GREY, linestyle="--", linewidth=1.1, label="baseline")
+    for i, instructive in enumerate(INSTRUCTIVE_WEIGHTS):
+        at = [x for x in DISTILL_WEIGHTS if (x, instructive) in points]
+        found = [mean_interval(points[x, instructive]) for x in at]
+        means = [x.mean for x in found if x]
+        axes.plot(
+            at,
+            means,
+            color=COLOURS[i],
+            marker=MARKERS[i],
+            markersize=5,
+            label=f"instructive loss times {instructive:g}",
+        )
+        for x, each in zip(at, found, strict=True):
+            if each and each.low is not None and each.high is not None:
+                axes.plot([x, x], [each.low, each.high], color=COLOURS[i], linewidth=1.0, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xticks(DISTILL_WEIGHTS, [f"{x:g}" for x in DISTILL_WEIGHTS])
+    axes.minorticks_off()
+    axes.set_xlabel("weight of the distillation loss")
+    axes.set_ylabel("COCO box AP (%)")
+    axes.grid(color="0.92", linewidth=0.8)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=2)
+    axes.set_title(f"Sensitivity to the loss weights{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure
+
+
+def classes(runs: Sequence[Run]) -> Figure | None:
+    """Difference of each class's AP, LGD less its baseline: of the first such pair in the records' order."""
+    records = [run.record for run in runs]
+    for arm in dict.fromkeys(arm_of(r) for r in records if r.experiment.method.name == "lgd"):
+        ours, base = (
+            finished(records, arm),
+            finished(records, next(reference_of(r) for r in records if arm_of(r) == arm)),
+        )
+        found = _class_differences(ours, base)
+        if found:
+            break
+    else:
+        return None
+    ordered = sorted(found.items(), key=lambda x: fmean(x[1]))
+    cut = len(ordered) > MOST_CLASSES
+    if cut:
+        ordered = ordered[: MOST_CLASSES // 2] + ordered[-MOST_CLASSES // 2 :]
+    figure = new_figure(6.0, 1.1 + 0.22 * len(ordered))
+    axes = figure.subplots()
+    for height, (_, values) in enumerate(ordered):
+        each = mean_interval(values)
+        if each is None:
+            continue
+        interval_bar(axes, height, each.mean, each.low, each.high)
+    label_rows(axes, [name for name, _ in ordered])
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_xlabel(f"AP over the baseline's, points ({INTERVAL})")
+    some = f", the {MOST_CLASSES // 2} at each end" if cut else ""
+    axes.set_title(f"{shorten(arm, 40)}, class by class{some}{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    return figure
+
+
+def _class_differences(ours: Mapping[int, Record], base: Mapping[int, Record]) -> dict[str, list[float]]:
+    """By class, the difference of each common seed."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for seed in ours.keys() & base.keys():
+        mine, theirs = ours[seed].student, base[seed].student
+        for name, value in (mine.per_class if mine else {}).items():
+            other = theirs.per_class.get(name) if theirs else None
+            if value is not None and other is not None:
+                found[name].append(value - other)
+    return found

@@ -1,0 +1,78 @@
+"""How figures look, and how they are written: told apart by shape as well as by colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from analysis.load import Run, is_reproduction
+from lgd.files import atomic_write
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers differ as well, for grey prints.
+BLUE, ORANGE, BLACK, GREY = "#0072B2", "#E69F00", "#000000", "#6B6B6B"
+GREEN, VERMILION, PURPLE, SKY = "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    # Text stays text in the SVG: searchable, and read aloud by a screen reader.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lgd",
+    # An arm's name may hold a dollar sign.
+    "text.parse_math": False,
+}
+
+
+def save(figure: Figure, path_stem: Path) -> list[Path]:
+    """Write ``figure`` as PNG (200 dpi) and SVG, atomically, without dates or versions in them; the paths."""
+    FigureCanvasAgg(figure)
+    written = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        # with_suffix would cut a stem that holds a dot.
+        path = path_stem.with_name(path_stem.name + suffix)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=metadata)
+        written.append(path)
+    return written
+
+
+def new_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine())
+
+
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A name for each whole number on the y axis, from 0."""
+    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(x, 30)) or "(no name)" for x in names], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def interval_bar(axes: Axes, height: float, value: float, low: float | None, high: float | None) -> None:
+    """A bar from zero, with its interval; hollow without one: from one seed it is no result."""
+    colour = BLUE if value >= 0 else ORANGE
+    if low is None or high is None:
+        axes.barh(height, value, height=0.6, facecolor="white", edgecolor=colour, linewidth=1.2)
+        return
+    axes.barh(height, value, height=0.6, color=colour)
+    axes.plot([low, high], [height, height], color=BLACK, linewidth=1.0, marker="|", markersize=6)
+
+
+def shorten(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder="…") or "(no name)"
+
+
+def not_a_reproduction(runs: Sequence[Run]) -> str:
+    """Ends a figure's title where the runs are not of the paper's setting."""
+    return "" if is_reproduction(run.record for run in runs) else " (not a reproduction of the paper)"

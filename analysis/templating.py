@@ -1,0 +1,44 @@
+"""Jinja templates of the pages that are built from records (analysis/templates)."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+
+from analysis.render import markdown, number, signed, with_interval, with_unit
+from analysis.stats import CONFIDENCE
+from lgd.errors import InputError
+
+
+def environment(*, html: bool = False) -> Environment:
+    """html: escape what is put in."""
+    found = Environment(
+        loader=PackageLoader("analysis", "templates"), autoescape=html, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters |= {"number": number, "signed": signed, "unit": with_unit, "pipe_table": _pipe_table}
+    found.globals |= {"with_interval": with_interval, "confidence": f"{CONFIDENCE:.0%}", "confidence_level": CONFIDENCE}
+    return found
+
+
+def _pipe_table(table: object) -> str:
+    return markdown(table, title=False).rstrip("\n")  # type: ignore[arg-type]
+
+
+def render(template: str, **values: object) -> str:
+    """A Markdown page: no line ends in spaces, no two blank lines follow each other, one newline at the end."""
+    return tidy(environment().get_template(template).render(values))
+
+
+def render_text(text: str, name: str, **values: object) -> str:
+    """Markdown with Jinja expressions in it. Raises InputError, naming ``name``, for what cannot be rendered."""
+    try:
+        return environment().from_string(text).render(values).strip()
+    except TemplateError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def tidy(text: str) -> str:
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip("\n") + "\n"

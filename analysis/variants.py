@@ -1,0 +1,55 @@
+"""Runs of one arm that were trained with different settings, told apart by what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.load import Run, arm_of, identity
+from lgd.config.experiment import settings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runs of one setting, their arms renamed with it. label: what differs, "" where nothing does."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def name(self, arm: str) -> str:
+        return f"{arm} ({self.label})" if self.label else arm
+
+
+def variants(runs: Sequence[Run]) -> list[Variant]:
+    """``runs`` by their settings, in the order of their labels.
+
+    What an arm's runs differ in, seeds and what changes no result aside, is what tells the settings apart: two sweeps
+    of one grid, one with ``--set schedule.steps=300``, are the variants ``schedule.steps=500`` and ``=300``. Arms that
+    were trained once belong to the variant whose settings they share.
+    """
+    described = [settings(identity(run.record.experiment)) for run in runs]
+    differing = _differing_keys(runs, described)
+    labels = [", ".join(f"{key}={values[key]}" for key in differing) for values in described]
+    found = []
+    for label in sorted(set(labels)):
+        variant = Variant(label, ())
+        renamed = (
+            run._replace(record=run.record.model_copy(update={"arm": variant.name(arm_of(run.record))}))
+            if label
+            else run
+            for run, of in zip(runs, labels, strict=True)
+            if of == label
+        )
+        found.append(Variant(label, tuple(renamed)))
+    return found
+
+
+def _differing_keys(runs: Sequence[Run], described: Sequence[dict[str, Any]]) -> list[str]:
+    """Settings in which two runs of one arm differ."""
+    first: dict[str, dict[str, Any]] = {}
+    keys: dict[str, None] = {}
+    for run, values in zip(runs, described, strict=True):
+        other = first.setdefault(arm_of(run.record), values)
+        keys |= dict.fromkeys(key for key, value in values.items() if other.get(key) != value)
+    return list(keys)

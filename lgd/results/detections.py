@@ -1,0 +1,34 @@
+"""Detections that an evaluation keeps beside a record (``evaluation.keep_detections``)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lgd.errors import InputError
+from lgd.files import atomic_write
+
+STUDENTS, TEACHERS = "detections.json.gz", "detections-teacher.json.gz"
+"""Their files in a run's directory."""
+
+Detections = Sequence[Mapping[str, Any]]
+"""COCO's results: each with image_id, category_id, bbox, score and, of masks, segmentation."""
+
+
+def save_detections(detections: Detections, path: Path) -> None:
+    """Write ``detections`` as gzipped JSON, atomically: equal detections are equal files."""
+    # Without the time that gzip would write into it.
+    packed = gzip.compress(json.dumps(detections, separators=(",", ":")).encode(), mtime=0)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(packed)
+
+
+def load_detections(path: Path) -> list[dict[str, Any]]:
+    """What :func:`save_detections` wrote. Raises InputError, one line, where it is no such file."""
+    try:
+        return list(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: holds no detections ({error})") from None
