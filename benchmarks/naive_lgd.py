@@ -32,8 +32,8 @@ def without_optimizations(model: nn.Module, names: Collection[str] = OPTIMIZATIO
             # Back to the class's own.
             vars(student).pop(method, None)
     if isinstance(model, Distiller):
-        model.joint = "joint head" not in names
-        model.repeats = "repeated labels" not in names
+        model.joint_head = "joint head" not in names
+        model.cache_targets = "cached targets" not in names
         if "vectorised teacher" in names and isinstance(model.teacher, ImplicitTeacher):
             model.teacher.__class__ = NaiveTeacher
     return model

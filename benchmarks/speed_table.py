@@ -19,7 +19,7 @@ from lgd.errors import InputError
 
 REFERENCES = Path(__file__).with_name("reference.yaml")
 
-FORMER_WORDS = {"straightforward": NAIVE, "without quick losses": "without fast losses"}
+FORMER_WORDS = {"straightforward": NAIVE, "quick losses": "fast losses", "repeated labels": "cached targets"}
 """In the column ``side`` of files that were measured before these were renamed."""
 
 SIX_DIGITS = 1e-5

@@ -211,7 +211,7 @@ def flop_profiler(model: nn.Module, counter: FlopCounterMode) -> StepProfiler:
 def separate_head_passes(model: nn.Module) -> None:
     """Have the head run once for each pass: while both are one batch, they cannot be told apart."""
     if isinstance(model, Distiller):
-        model.joint = False
+        model.joint_head = False
 
 
 def flop_counter() -> FlopCounterMode:

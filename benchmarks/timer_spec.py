@@ -14,7 +14,7 @@ ASPECT = 4 / 3
 """Longer side of a synthetic image to its shorter one: that of most of COCO's."""
 
 
-OPTIMIZATIONS = ("joint head", "repeated labels", "fast losses", "vectorised teacher", "fused SGD")
+OPTIMIZATIONS = ("joint head", "cached targets", "fast losses", "vectorised teacher", "fused SGD")
 """What makes the project's step faster than a naive one (see naive_lgd.py), besides the memory format and the
 precision, which are settings."""
 

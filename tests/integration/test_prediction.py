@@ -9,7 +9,9 @@ import psutil
 import pytest
 
 from ablations.ray_sweep import Names, run_sweep
-from benchmarks.predict_cost import Store, learn, measure_missing, predict
+from benchmarks.measure_cost import learn, measure_missing
+from benchmarks.measured_costs import Store
+from benchmarks.predict_cost import predict
 from lgd.config.grids import Trial, plan
 from lgd.config.presets import TINY
 from lgd.distributed import ray_train

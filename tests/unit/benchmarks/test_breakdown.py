@@ -127,7 +127,7 @@ def test_flops_of_a_backbone_are_fvcores() -> None:
     """fvcore counts a multiplication and an addition as one."""
     there = bench(method__name="lgd")
     assert isinstance(there.model, Distiller)
-    there.model.joint = False
+    there.model.joint_head = False
     counter = flop_counter()
     cuts = flop_profiler(there.model, counter)
     with counter:

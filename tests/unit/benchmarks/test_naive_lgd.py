@@ -69,16 +69,16 @@ def test_it_has_detectron2s_own_losses() -> None:
     model: Any = without_optimizations(build_model(SMALL, CLASSES))
     assert "losses" not in vars(model.student)
     assert model.student.losses.__func__ is RetinaNet.losses
-    assert not model.joint
-    assert not model.repeats
+    assert not model.joint_head
+    assert not model.cache_targets
 
 
 @pytest.mark.parametrize("change", OPTIMIZATIONS)
 def test_one_change_can_be_undone(change: str) -> None:
     model: Any = without_optimizations(build_model(SMALL, CLASSES), [change])
     there = {
-        "joint head": model.joint,
-        "repeated labels": model.repeats,
+        "joint head": model.joint_head,
+        "cached targets": model.cache_targets,
         "fast losses": "losses" in vars(model.student),
         "vectorised teacher": not isinstance(model.teacher, NaiveTeacher),
         "fused SGD": True,

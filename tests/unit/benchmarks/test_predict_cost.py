@@ -8,22 +8,13 @@ from typing import Any
 import pytest
 
 from ablations.ray_sweep import Resources
-from benchmarks.predict_cost import (
-    RAY_START_S,
-    RAY_TRIAL_S,
-    RAY_WAVE_S,
-    Measurement,
-    Store,
-    as_run,
-    checkpoints,
-    cost_key,
-    evaluations,
-    learn,
-    predict,
-)
+from benchmarks.measure_cost import learn
+from benchmarks.measured_costs import Measurement, Store, as_run, checkpoints, cost_key, evaluations
+from benchmarks.predict_cost import RAY_START_S, RAY_TRIAL_S, RAY_WAVE_S, WIDTH, Prediction, Row, predict
 from benchmarks.timer_spec import Stage
 from lgd.config.grids import Arm, Grid, Trial, plan
 from lgd.config.presets import TINY
+from lgd.results import provenance
 from lgd.results.record import Record
 from lgd.training.run import failed_record
 from lgd.training.teacher import home
@@ -130,7 +121,9 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
     nothing = predict(trials, ONE, store)
     assert nothing.missing == ["baseline", "LGD", "FGFI"]
     assert nothing.gpu_hours == nothing.wall_seconds == 0
-    assert nothing.lines() == ["not measured on this machine yet: baseline, LGD, FGFI; --measure does it"]
+    assert nothing.lines() == [
+        "no prediction, not measured on this machine yet: baseline, LGD, FGFI; --measure measures them"
+    ]
 
     rest = {"first": 2.0, "setup": 1.0, "evaluation": (0.5, 0.25), "checkpoint": 0.125}
     known = Measurement(steps={"free": 0.1}, **rest)  # type: ignore[arg-type]
@@ -169,6 +162,34 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
     record = failed_record(fgfi.teacher, "x").model_copy(update={"status": "finished"})
     record.save(there)
     assert "teacher" not in [row.arm for row in predict(two, ONE, store).rows]
+
+
+def test_what_a_prediction_leaves_out_is_said_with_it_in_lines_that_fit() -> None:
+    rows = [Row(f"arm {i}-seed0", f"arm {i}", {"training": 60.0}) for i in range(6)]
+    missing = [f"an arm with a long name, number {i}" for i in range(17)]
+    lines = Prediction([*rows, Row("x", "teacher", {"training": 60.0})], missing, 1.0, 0.0, 600.0).lines(2.0)
+    assert max(map(len, lines)) <= WIDTH <= 100
+    text = " ".join(line.strip() for line in lines)
+    assert text.startswith(
+        "predicted for 6 of 23 arms only: 0.117 device-hours on the CPU, 10:00 wall clock, at 2 an hour 0.23;"
+        " not measured on this machine yet: an arm with a long name, number 0,"
+    )
+    assert all(arm in text for arm in missing)
+    assert text.endswith("--measure measures them")
+    # An arm with one seed that was measured and one that was not is not predicted.
+    assert Prediction(rows, ["arm 5"], 1.0, 0.0, 600.0).lines()[0].startswith("predicted for 5 of 6 arms only: ")
+    assert Prediction(rows, [], 1.0, 0.5, 600.0).lines() == ["predicted: 0.1 GPU-hours, 10:00 wall clock"]
+    assert Prediction([], [], 1.0, 0.0, 0.0).lines() == []
+
+
+def test_measurements_from_a_busy_machine_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(provenance, "hardware", lambda: {"cores": "4", "cpu": "a CPU", "gpu": "none"})
+    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path)[:2]
+    for trial, load in zip(trials, (0.9, 2.25), strict=True):
+        steps = {"free": 1.0, "distilling": 1.0}
+        store.put(cost_key(trial.experiment, ONE), Measurement(steps=steps, other_cores=load))
+    _, note = predict(trials, ONE, store).lines()
+    assert note == "probably too much: while LGD was measured, other processes used up to 2.2 of 4 cores"
 
 
 def test_side_by_side_takes_less_wall_time_and_as_many_hours(tmp_path: Path) -> None:
