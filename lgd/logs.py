@@ -1,4 +1,4 @@
-"""What the libraries say while they work."""
+"""The log messages of the libraries."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 LEVELS = {
     "detectron2": logging.WARNING,
     "fvcore": logging.WARNING,
-    # It prints the traceback of every exception, which whoever catches that one reports again.
+    # It logs the traceback of every exception; whoever catches the exception reports it.
     "detectron2.engine.train_loop": logging.CRITICAL,
-    # detectron2 asks torch in a way that torch means to change.
+    # A deprecation warning on how detectron2 calls torch.
     "torch.fx._symbolic_trace": logging.ERROR,
 }
-"""From where on the loggers of the libraries are heard inside :func:`quiet`."""
+"""Lowest level that each library's logger shows inside :func:`quiet_libraries`."""
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence detectron2's and pycocotools' running commentary; their warnings still show."""
+    """Hide what detectron2 and pycocotools log and print below the level of a warning."""
     loggers = [logging.getLogger(name) for name in LEVELS]
     levels = [logger.level for logger in loggers]
     for logger, level in zip(loggers, LEVELS.values(), strict=True):

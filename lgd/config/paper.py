@@ -131,7 +131,7 @@ class Table(Settings):
     @model_validator(mode="before")
     @classmethod
     def _expand_cells(cls, raw: Any) -> Any:
-        """A cell in the file has a training's keys (those that all cells share are under ``of``) and numbers by metric."""
+        """In the file a cell has a training's keys (``of`` holds those that all cells share) and numbers by metric."""
         if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
             return raw
         raw = dict(raw)

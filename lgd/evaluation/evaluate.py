@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import itertools
 import json
 from collections.abc import Sequence
@@ -16,30 +15,27 @@ from detectron2.utils import comm
 from torch import nn
 
 from lgd.config.experiment import Data, Evaluation
-from lgd.data import DataSet, val_loader
+from lgd.data.dataset import DataSet
+from lgd.data.loaders import val_loader
 from lgd.errors import InputError
 from lgd.evaluation.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
-from lgd.files import atomic_write
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import Distiller
-from lgd.methods.label_guided.label_use import Watched, watching
+from lgd.methods.label_guided.label_use import TeacherMeters, measure_label_use
+from lgd.results.detections import STUDENTS, TEACHERS, save_detections
 from lgd.results.record import Scores
-
-STUDENTS, TEACHERS = "detections.json.gz", "detections-teacher.json.gz"
-"""Files of kept detections in a run's directory."""
 
 
 class Evaluated(NamedTuple):
-    """Scores of the boxes, and of the masks where the detector makes them.
-
-    attention: of the teacher's objects to their own label (see OwnAttention). label_use: how far its features follow
-    the classes (see LabelUse). None for a student, and for a teacher that has nothing of the kind.
-    """
+    """What an evaluation gives."""
 
     box: Scores
     mask: Scores | None
+    """None for a detector without masks."""
     attention: float | None = None
+    """Of a teacher's objects to their own label (:class:`lgd.methods.label_guided.label_use.OwnAttention`)."""
     label_use: float | None = None
+    """How far a teacher's features follow the classes (:class:`lgd.methods.label_guided.label_use.LabelUse`)."""
 
 
 def evaluate(
@@ -55,44 +51,24 @@ def evaluate(
     """Detect on the validation split and score it.
 
     teacher: score the instructive features instead of the student's; ``model`` must then be a Distiller. masks: score
-    the detector's masks too; the split needs them (see :func:`check_masks`). directory: where detections are kept, when
-    ``evaluation`` wants them kept.
+    the detector's masks too; the split needs them (see :func:`check_masks`). directory: where detections are kept if
+    ``evaluation.keep_detections``.
 
-    In several processes each detects on its share of the images, and all return the same scores. They must all call it.
+    In a distributed training every worker detects on its part of the images, and all return the same scores. All of
+    them must call it.
     """
-    loader = val_loader(
-        dataset,
-        min_size=settings.test_size,
-        max_size=settings.max_size,
-        workers=settings.workers,
-        with_labels=teacher,
-        cuda=any(x.is_cuda for x in model.parameters()),
-    )
-    seen = Watched()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_libraries())
-        if teacher:
-            if not isinstance(model, Distiller):
-                raise ValueError("there is no teacher to evaluate: the model is a plain detector")
-            seen = stack.enter_context(watching(model.teacher))
-            stack.enter_context(model.detecting_from_teacher())
-        inference_on_dataset(model, loader, collected := _Collected(dataset.layout.category_ids))
-    # In the order of the images, whatever the number of processes, for equal scores go by it.
-    shares = comm.gather(collected.detections)
-    measured = comm.gather([meter.totals() if meter else (0.0, 0.0) for meter in seen])
+    collected, meters = _detect(model, dataset, settings, teacher=teacher)
+    # Gathered in the order of the images whatever the number of workers: the order of equal scores changes AP.
+    detections = list(itertools.chain(*comm.gather(collected.detections)))
+    measured = comm.gather([meter.totals() if meter else (0.0, 0.0) for meter in meters])
     outcome: Evaluated | Exception | None = None
     if comm.is_main_process():
-        # An error here has to end the other processes too, which wait for the scores.
         try:
-            detections = list(itertools.chain(*shares))
             if evaluation.keep_detections and directory is not None:
-                _write(detections, directory / (TEACHERS if teacher else STUDENTS))
-            sums = [tuple(map(sum, zip(*of_all, strict=True))) for of_all in zip(*measured, strict=True)]
-            attention, label_use = (total / count if count else None for total, count in sums)
-            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)._replace(
-                attention=attention, label_use=None if label_use is None else label_use**0.5
-            )
+                save_detections(detections, directory / (TEACHERS if teacher else STUDENTS))
+            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)._replace(**_means(measured))
         except Exception as error:
+            # The other workers, which wait for the scores, have to raise it too.
             outcome = error
     outcome = comm.all_gather(outcome)[0]
     if isinstance(outcome, Exception):
@@ -101,8 +77,39 @@ def evaluate(
     return outcome
 
 
-class _Collected(DatasetEvaluator):
-    """Keeps this process's detections in COCO's format. category_ids: by label."""
+def _detect(
+    model: nn.Module, dataset: DataSet, settings: Data, *, teacher: bool
+) -> tuple[_CocoDetections, TeacherMeters]:
+    """This process's detections, and what was measured of the teacher while it made them."""
+    loader = val_loader(
+        dataset,
+        min_size=settings.test_size,
+        max_size=settings.max_size,
+        workers=settings.workers,
+        with_labels=teacher,
+        cuda=any(x.is_cuda for x in model.parameters()),
+    )
+    collected, meters = _CocoDetections(dataset.layout.category_ids), TeacherMeters()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_libraries())
+        if teacher:
+            if not isinstance(model, Distiller):
+                raise ValueError("there is no teacher to evaluate: the model is a plain detector")
+            meters = stack.enter_context(measure_label_use(model.teacher))
+            stack.enter_context(model.teacher_inference())
+        inference_on_dataset(model, loader, collected)
+    return collected, meters
+
+
+def _means(measured: Sequence[Sequence[tuple[float, float]]]) -> dict[str, float | None]:
+    """Attention and label use from each worker's sums and counts (:class:`TeacherMeters`)."""
+    sums = [tuple(map(sum, zip(*of_all, strict=True))) for of_all in zip(*measured, strict=True)]
+    attention, label_use = (total / count if count else None for total, count in sums)
+    return {"attention": attention, "label_use": None if label_use is None else label_use**0.5}
+
+
+class _CocoDetections(DatasetEvaluator):
+    """Collects this process's detections in COCO's results format. category_ids: the data set's, by label."""
 
     def __init__(self, category_ids: Sequence[int]) -> None:
         self._category_ids = category_ids
@@ -115,7 +122,7 @@ class _Collected(DatasetEvaluator):
 
 
 def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scorer: Scorer = "auto") -> Evaluated:
-    """Score detections on the validation split, in COCO's results format, such as :func:`load_detections` gives."""
+    """Score detections on the validation split, in COCO's results format."""
     truth = json.loads(dataset.layout.val_json.read_bytes())
     box = _scores(dataset, *coco_ap(truth, detections, "bbox", scorer))
     if dataset.is_people:
@@ -127,22 +134,6 @@ def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scor
 
 def _scores(dataset: DataSet, totals: dict[str, float | None], per_class: list[float | None]) -> Scores:
     return Scores(**totals, per_class=dict(zip(dataset.class_names, per_class, strict=True)))
-
-
-def _write(detections: Detections, path: Path) -> None:
-    # No time in it: equal detections are equal files.
-    packed = gzip.compress(json.dumps(detections, separators=(",", ":")).encode(), mtime=0)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(packed)
-
-
-def load_detections(path: Path) -> Detections:
-    """What an evaluation kept: COCO's results, each with image_id, category_id, bbox, score and, of masks,
-    segmentation. Raises InputError, one line, where it is no such file."""
-    try:
-        return list(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: holds no detections ({error})") from None
 
 
 def check_masks(dataset: DataSet) -> None:

@@ -1,6 +1,6 @@
-"""Detections and truth, both in COCO's format, to numbers: COCO's AP, VOC's AP, the log-average miss rate of people.
+"""COCO's AP, VOC's AP and the log-average miss rate of people, from detections and ground truth in COCO's format.
 
-None of it knows of models. pycocotools is the reference for COCO's AP; hotcoco gives its numbers, to the bit
+Knows nothing of models. pycocotools is the reference for COCO's AP; hotcoco gives its numbers, to the bit
 (tests/unit/evaluation/test_scoring.py), in a hundredth of the time.
 """
 
@@ -25,7 +25,7 @@ Detections = list[dict[str, Any]]
 Floats = npt.NDArray[np.float64]
 
 FPPI = np.logspace(-2, 0, 9)
-"""False positives an image at which MR^-2 looks (Dollár et al., PAMI 2012, section 3.1)."""
+"""False positives per image at which MR^-2 is read (Dollár et al., PAMI 2012, section 3.1)."""
 
 
 def coco_ap(
@@ -37,7 +37,7 @@ def coco_ap(
     """
     if scorer == "auto":
         scorer = "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
-    # Both libraries write into what they are given; and a mask's size is its own, not its box's.
+    # Both libraries change their input. Without its box, a mask's area is its own.
     annotations = [dict(x) for x in truth["annotations"]]
     found = [{k: v for k, v in x.items() if task == "bbox" or k != "bbox"} for x in detections]
     kept = {"images": truth["images"], "categories": truth["categories"]}
@@ -63,10 +63,10 @@ def coco_ap(
 
 
 def _index(contents: Truth) -> COCO:
-    made = COCO()
-    made.dataset = contents
-    made.createIndex()
-    return made
+    coco = COCO()
+    coco.dataset = contents
+    coco.createIndex()
+    return coco
 
 
 def _percent(value: float) -> float | None:
@@ -79,7 +79,7 @@ def voc_ap(truth: Truth, detections: Detections, *, eleven_points: bool) -> floa
     Difficult objects, which are crowds in ``truth``, count neither when they are found nor when they are not.
     eleven_points: VOC 2007's interpolation; since 2010 the area under the curve.
     """
-    objects, found = _by(truth["annotations"]), _by(detections)
+    objects, found = _group(truth["annotations"]), _group(detections)
     values = []
     for category in sorted(x["id"] for x in truth["categories"]):
         mine = {image: boxes for (image, number), boxes in objects.items() if number == category}
@@ -94,8 +94,8 @@ def voc_ap(truth: Truth, detections: Detections, *, eleven_points: bool) -> floa
     return 100 * float(np.mean(values)) if values else None
 
 
-def _by(entries: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """By image and category."""
+def _group(entries: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """By (image_id, category_id)."""
     groups = defaultdict(list)
     for entry in entries:
         groups[entry["image_id"], entry["category_id"]].append(entry)

@@ -1,4 +1,4 @@
-"""One distiller for every detector: run it, teach, run it again on what was taught, compare."""
+"""Distillation for any detectron2 detector: its own forward pass, one on the teacher's features, and their distance."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from lgd.methods.feature_capture import (
     inject_features,
     patched_method,
 )
-from lgd.methods.shared_head import TwoPasses
+from lgd.methods.shared_head import TwoForwardPasses
 
 Batch = Sequence[dict[str, Any]]
 """What detectron2's data loaders yield: one dict an image, with ``image`` and, in training, ``instances``."""
 
 
 class Teacher(Protocol):
-    """Where the features to learn from come from. ``replays``: they go through the student's head as well."""
+    """Computes the features that the student learns from."""
 
     uses_student_head: bool
+    """Whether they go through the student's head too, with a detection loss of their own."""
 
     def __call__(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features: ...
 
 
 class Distance(Protocol):
-    """How the student's features are compared with the taught ones, near the objects or everywhere.
+    """The distillation loss between the student's features and the teacher's."""
 
-    ``adapts_alone``: its own parameters go on training while the student does not learn from it (see Phases).
-    """
-
-    trains_adapter_alone: bool
+    trains_on_detached_features: bool
+    """Whether its own parameters train outside the distillation phase too, on the student's features detached."""
 
     def __call__(
         self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any]
@@ -47,17 +46,15 @@ class Distance(Protocol):
 
 
 class Distiller(nn.Module):
-    """A detector with a teacher beside it.
+    """A detector (the student) with a teacher.
 
-    In training it returns the detector's losses under their own names, those of the taught features under
-    ``instructive/`` (where the teacher replays them) and the distance as ``loss_distill``, each already weighted: their
-    sum is what LGD minimises (METHOD: total = L_det(student) + L_det(instructive) + lambda * L_distill). In evaluation
-    it is the detector alone.
+    In training it returns the detector's losses under their own names, those of the teacher's features under
+    ``instructive/`` (where ``teacher.uses_student_head``) and ``loss_distill``, each already weighted: their sum is
+    what LGD minimises (docs/method.md, "The losses"). In evaluation it is the detector alone.
 
-    student: any detectron2 detector that reads ``self.backbone(images.tensor)``, unmodified.
-    distill_weight: lambda. instructive_weight: factor of the second detection loss. joint, repeats: both passes go
-    through the head in one batch, and the second repeats what the first worked out of images and labels (see
-    lgd/methods/shared_head.py); with False they do not, which is the same but slower.
+    student: any detectron2 detector that calls ``self.backbone(images.tensor)``, unmodified. distill_weight: lambda.
+    instructive_weight: factor of the teacher's features' detection losses. joint_head, cache_targets: compute what both
+    passes share once (lgd/methods/shared_head.py); False gives the same losses, slower.
     """
 
     def __init__(
@@ -69,8 +66,8 @@ class Distiller(nn.Module):
         phases: Phases,
         distill_weight: float = 1.0,
         instructive_weight: float = 1.0,
-        joint: bool = True,
-        repeats: bool = True,
+        joint_head: bool = True,
+        cache_targets: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
@@ -79,8 +76,8 @@ class Distiller(nn.Module):
         self.phases = phases
         self.distill_weight = distill_weight
         self.instructive_weight = instructive_weight
-        self.joint = joint
-        self.repeats = repeats
+        self.joint_head = joint_head
+        self.cache_targets = cache_targets
 
     @property
     def device(self) -> torch.device:
@@ -94,17 +91,18 @@ class Distiller(nn.Module):
         """Losses by name (scalars) in training; the student's detections in evaluation."""
         if not self.training:
             return self.student(batch)
-        batch = on_device(batch, self.device)
+        batch = batch_to_device(batch, self.device)
         instances = [x["instances"] for x in batch]
         teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
         storage = get_event_storage()
-        distils = self.phases.distills_student(storage.iter)
-        compares = distils or distance.trains_adapter_alone
-
         with ExitStack() as stack:
             capture = stack.enter_context(capture_features(self._backbone))
-            passes = TwoPasses(
-                self.student, capture, lambda: teacher(capture, instances), joint=self.joint, repeats=self.repeats
+            passes = TwoForwardPasses(
+                self.student,
+                capture,
+                lambda: teacher(capture, instances),
+                joint_head=self.joint_head,
+                cache_targets=self.cache_targets,
             )
             if teacher.uses_student_head:
                 stack.enter_context(passes.first())
@@ -115,40 +113,41 @@ class Distiller(nn.Module):
                 inject_features(self._backbone, passes.teacher_features),
                 passes.second(),
             ):
-                second = self.student(batch)
-            losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in second.items()}
-        if compares:
+                instructive = self.student(batch)
+            losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in instructive.items()}
+        distils = self.phases.distills_student(storage.iter)
+        if distils or distance.trains_on_detached_features:
             features = capture.features if distils else {name: x.detach() for name, x in capture.features.items()}
             losses["loss_distill"] = self.distill_weight * distance(features, passes.teacher_features, instances)
         else:
-            losses["loss_distill"] = self._nothing()
+            losses["loss_distill"] = self._zero_loss()
         return losses
 
-    def _nothing(self) -> Tensor:
-        """Zero, with a zero gradient for each of the distance's parameters: workers wait for those that have none."""
-        nothing = torch.zeros((), device=self.device)
+    def _zero_loss(self) -> Tensor:
+        """Zero, with a zero gradient for each of the distance's parameters: DDP waits for all of them."""
+        zero = torch.zeros((), device=self.device)
         for parameter in self.distance.parameters():
-            nothing = nothing + parameter.flatten()[:0].sum()
-        return nothing
+            zero = zero + parameter.flatten()[:0].sum()
+        return zero
 
     @contextmanager
-    def detecting_from_teacher(self) -> Iterator[None]:
-        """Inside the block, evaluation detects from the instructive features (teacher AP).
+    def teacher_inference(self) -> Iterator[None]:
+        """Inside the block, the student detects from the instructive features (teacher AP).
 
-        The batches must then carry their labels (``instances``), as in training. Raises ValueError where the teacher's
-        features are not meant for the student's head.
+        Batches need their labels (``instances``), as in training. Raises ValueError where the student's head is not
+        trained on the teacher's features.
         """
         teacher = cast(Teacher, self.teacher)
         if not teacher.uses_student_head:
             raise ValueError(f"the student's head cannot detect from the features of a {type(teacher).__name__}")
-        own_forward = self.student.forward
+        forward = self.student.forward
 
         def detect(batch: Batch) -> Any:
-            batch = on_device(batch, self.device)
+            batch = batch_to_device(batch, self.device)
             with capture_features(self._backbone) as capture:
-                own_forward(batch)
+                forward(batch)
             with inject_features(self._backbone, teacher(capture, [x["instances"] for x in batch])):
-                return own_forward(batch)
+                return forward(batch)
 
         with patched_method(self.student, "forward", detect):
             yield
@@ -159,8 +158,8 @@ def student_of(model: nn.Module) -> nn.Module:
     return model.student if isinstance(model, Distiller) else model
 
 
-def on_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
-    """A batch with its images and instances moved, without a wait for each: the detector's own way has one."""
+def batch_to_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
+    """A batch with its images and instances on ``device``, copied without the synchronisation of ``Instances.to``."""
     return [
         {
             name: x.to(device, non_blocking=True) if name == "image" else _instances_to(x, device)
@@ -171,7 +170,7 @@ def on_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
 
 
 def is_batch(value: Any) -> bool:
-    """Whether it is what detectron2's loaders yield; a model of other making may read something else."""
+    """Whether it is what detectron2's loaders yield; a user's own model may take something else."""
     return isinstance(value, (list, tuple)) and all(isinstance(x, dict) for x in value)
 
 

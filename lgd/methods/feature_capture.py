@@ -1,7 +1,7 @@
-"""Listening to a detector's backbone, and speaking in its place.
+"""Capturing the features of a detector's backbone, and injecting others in their place.
 
-detectron2's detectors read their features through one call, ``self.backbone(images.tensor)``. Recording that call
-and answering it with other features is all a distiller needs, so no detector is subclassed or patched.
+detectron2's detectors get their features from one call, ``self.backbone(images.tensor)``. Hooking that call and
+replacing its result is all that distillation needs, so no detector has to be subclassed or changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Features = dict[str, Tensor]
 
 
 class FeatureCapture:
-    """What one pass of a detector put into and took out of its backbone."""
+    """Inputs and outputs of a detector's backbone in one forward pass."""
 
     def __init__(self) -> None:
         self._images: Tensor | None = None
@@ -33,14 +33,14 @@ class FeatureCapture:
     def images(self) -> Tensor:
         """The padded, normalised batch, (B, 3, H, W)."""
         if self._images is None:
-            raise RuntimeError("the detector did not call its backbone while it was recorded")
+            raise RuntimeError("the detector did not call its backbone in this forward pass")
         return self._images
 
     @property
     def features(self) -> Features:
         """The features of every level, in the backbone's order."""
         if self._features is None:
-            raise RuntimeError("the detector did not call its backbone while it was recorded")
+            raise RuntimeError("the detector did not call its backbone in this forward pass")
         return self._features
 
     @property
@@ -52,7 +52,7 @@ class FeatureCapture:
 
 @contextmanager
 def capture_features(backbone: nn.Module) -> Iterator[FeatureCapture]:
-    """Keep what ``backbone`` puts out inside the block, without changing it."""
+    """Capture the backbone's inputs and outputs inside the block, without changing them."""
     capture = FeatureCapture()
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Mapping[str, Tensor]) -> None:
@@ -67,16 +67,16 @@ def capture_features(backbone: nn.Module) -> Iterator[FeatureCapture]:
 
 @contextmanager
 def inject_features(backbone: nn.Module, features: Mapping[str, Tensor]) -> Iterator[None]:
-    """Whoever calls ``backbone`` inside the block reads ``features``; the backbone itself does not run."""
-    answer = dict(features)
-    with patched_method(backbone, "forward", lambda *_args, **_kwargs: answer):
+    """Inside the block ``backbone`` returns ``features``, without running."""
+    injected = dict(features)
+    with patched_method(backbone, "forward", lambda *_args, **_kwargs: injected):
         yield
 
 
 @contextmanager
 def patched_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block ``method`` answers in the place of ``owner.name``, of this one object."""
-    # It may already be an instance attribute (a compiled forward): put back what was there, not the class's.
+    """Inside the block ``method`` replaces ``owner.name``, of this one object."""
+    # It may already be an instance attribute (a compiled forward), which has to come back.
     previous = vars(owner).get(name)
     setattr(owner, name, method)
     try:

@@ -1,7 +1,7 @@
 """FGFI (Wang et al., "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019): near the objects, a
-student imitates the features of a detector trained before.
+student imitates the features of a trained detector (docs/method.md, "FGFI").
 
-One more source of taught features and one more distance for :class:`lgd.methods.distiller.Distiller`.
+A teacher and a distance for :class:`lgd.methods.distiller.Distiller`.
 
 Shape suffixes: B images, N object slots of an image (padding included), A anchors of a cell, L levels, h rows and w
 columns of a level.
@@ -25,27 +25,26 @@ from torch.nn.utils.rnn import pad_sequence
 from lgd.distributed.ranks import mean_over_workers
 from lgd.errors import InputError
 from lgd.methods.feature_capture import FeatureCapture, Features
-from lgd.methods.label_guided.init import init_he
+from lgd.methods.init import init_he
 
 LevelRule = Literal["best", "fpn", "all"]
-"""On which levels an object marks cells to imitate. The paper does not say.
+"""On which levels an object marks cells to imitate, which the paper does not say.
 
-``best`` (default): on the one with the anchor that it overlaps most, so that each level uses only the boxes assigned to
-it (its author's answer). ``fpn``: on the one of FPN's equation 1 (k0 = 4 at 224 pixels), or the nearest there is.
-``all``: on every level, each with a threshold of its own.
+``best`` (default): the one with the anchor of its largest IoU, so that each level uses only the boxes assigned to it
+(the author's answer). ``fpn``: the one of FPN's equation 1 (k0 = 4 at 224 pixels), or the nearest. ``all``: every
+level, each with its own threshold.
 """
 
 POINT_ANCHOR = 8
-"""Side, in strides, of the square that stands for a location of a detector without anchors."""
+"""Side, in strides, of the square that replaces the anchor of a location in a detector without anchors."""
 
 
 class FrozenTeacher(nn.Module):
     """A trained detector's backbone and FPN on the images that the student saw.
 
     detector: detectron2's, with a level of the same name and stride for each of the student's; InputError otherwise.
-    Its backbone is frozen and put into evaluation mode for good. It is no submodule: its weights stay out of this
-    module's parameters and state dict, so out of optimiser, workers' synchronisation and checkpoint, and follow it to
-    a device or type all the same.
+    Its backbone is frozen and stays in evaluation mode. It is not registered as a submodule, which keeps its weights
+    out of the optimiser, DDP and the checkpoint; ``to()`` and the like move it all the same.
     """
 
     uses_student_head = False
@@ -56,9 +55,9 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, detector: nn.Module, student: nn.Module) -> None:
         super().__init__()
-        own, wanted = _levels(detector), _levels(student)
-        if any(name not in own or own[name].stride != x.stride for name, x in wanted.items()):
-            raise InputError(f"the teacher's levels are {_listed(own)}: FGFI needs the student's, {_listed(wanted)}")
+        levels, wanted = _levels(detector), _levels(student)
+        if any(name not in levels or levels[name].stride != x.stride for name, x in wanted.items()):
+            raise InputError(f"the teacher's levels are {_listed(levels)}: FGFI needs the student's, {_listed(wanted)}")
         backbone = cast(nn.Module, detector.backbone).eval().requires_grad_(False)
         # torch looks for submodules among attributes, not inside tuples.
         self._unregistered = (backbone,)
@@ -76,12 +75,12 @@ class FrozenTeacher(nn.Module):
     def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
         """Features of the student's levels, without gradient.
 
-        instances: read for their ``image_size``, where the detectors' pixel statistics differ.
+        instances: their ``image_size`` is used where the detectors' pixel statistics differ.
         """
         images = capture.images
         if self.scale is not None and self.shift is not None:
-            # Padding is zero for either detector, so must not be shifted.
-            inside = _inside([x.image_size for x in instances], capture.image_size, images.device)
+            # Padding is zero for both detectors, so it must not be shifted.
+            inside = _image_masks([x.image_size for x in instances], capture.image_size, images.device)
             images = (images * self.scale + self.shift).masked_fill(~inside[:, None], 0)
         features = self._unregistered[0](images)
         return {name: features[name] for name in self._names}
@@ -95,7 +94,7 @@ class FrozenTeacher(nn.Module):
 
 
 class ImitationDistance(nn.Module):
-    """Half the squared difference from the taught features, averaged over the cells near objects (sections 3.1, 3.2).
+    """Half the squared difference to the teacher's features, averaged over the cells near objects (sections 3.1, 3.2).
 
     The student's features go through one 3x3 convolution (then a ReLU, with ``relu``, as in the released code) to the
     teacher's channels; it is shared by the levels and dropped after training.
@@ -105,8 +104,8 @@ class ImitationDistance(nn.Module):
     of an object's largest overlap with a level's anchors. weight: of the loss.
     """
 
-    trains_adapter_alone = False
-    """Before its phase (the first 400 iterations of the released code) there is no imitation at all."""
+    trains_on_detached_features = False
+    """In the first iterations (400 in the released code) there is no imitation at all."""
 
     def __init__(
         self,
@@ -132,14 +131,14 @@ class ImitationDistance(nn.Module):
     ) -> Tensor:
         """Return, in float32, weight / (2 * cells) * the sum over masked cells and channels of all levels.
 
-        ``cells`` are those in the masks of all the batch's images and levels together (the mean over the workers that
-        share it); without any, the loss and its gradients are zero. ``taught`` gets no gradient.
+        ``cells`` are those in the masks of all the batch's images and levels (their mean over the workers of a
+        distributed training); without any, the loss and its gradients are zero. ``teacher_features`` get no gradient.
         """
         masks = self.masks(student, instances)
         totals = []
         for name, mask in masks.items():
             difference = self.adapter(student[name]).float() - teacher_features[name].detach().float()
-            # Squared over all cells: picking the masked ones would wait for the device to count them.
+            # Over all cells: indexing the masked ones would synchronise to count them.
             totals.append((difference.square().sum(dim=1) * mask).sum())
         cells = torch.stack([x.sum() for x in masks.values()]).sum()
         return self.weight / 2 * torch.stack(totals).sum() / mean_over_workers(cells.float())
@@ -156,8 +155,8 @@ class ImitationDistance(nn.Module):
 class Anchors(nn.Module):
     """The anchors of one level: the same A boxes around a point in each cell.
 
-    cells: (A, 4) corners in pixels, seen from the point. stride: pixels to a cell. offset: of the point from its cell's
-    upper left corner, in cells.
+    cells: (A, 4) corners in pixels, relative to the point. stride: pixels per cell. offset: of the point from the upper
+    left corner of its cell, in cells.
     """
 
     cells: Tensor
@@ -172,10 +171,10 @@ class Anchors(nn.Module):
         """(A,) square pixels."""
         return (self.cells[:, 2:] - self.cells[:, :2]).prod(dim=1)
 
-    def shared(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Sides, in pixels, of what boxes (B, N, 4) share with the anchors of a level of (h, w) cells.
+    def intersection_sides(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sides, in pixels, of the intersection of boxes (B, N, 4) with the anchors of a level of (h, w) cells.
 
-        Its height depends on the anchor's row alone and its width on the column: (B, N, A, h) and (B, N, A, w).
+        Its height depends on the anchor's row only and its width on the column: (B, N, A, h) and (B, N, A, w).
         """
         sides = []
         for axis, count in ((1, size[0]), (0, size[1])):
@@ -190,10 +189,10 @@ class Anchors(nn.Module):
 def anchors_of(detector: nn.Module) -> dict[str, Anchors]:
     """The anchors of each level that a detector's head, or its RPN, reads; by level name, finest first.
 
-    They are those of detectron2's generator: ``detector.anchor_generator``, or ``detector.proposal_generator``'s. FCOS,
-    and what derives from it without anchors of its own, has only points there, written as squares of one stride. Each
-    counts as one square of 8 strides: with it, ATSS (CVPR 2020, section 3) finds no difference between starting from
-    an anchor and from its point. Raises InputError where there is no such generator.
+    They come from detectron2's generator: ``detector.anchor_generator``, or ``detector.proposal_generator``'s. FCOS
+    and subclasses without anchors of their own have points, which the generator gives as squares of one stride. Each
+    is replaced by a square of 8 strides, with which ATSS (CVPR 2020, section 3) finds no difference between anchor and
+    point. Raises InputError where there is no such generator.
     """
     owner: Any = getattr(detector, "proposal_generator", detector)
     generator: Any = getattr(owner, "anchor_generator", None)
@@ -227,32 +226,32 @@ def imitation_masks(
     """
     boxes = boxes.float()
     area_BN1 = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1, keepdim=True)
-    shared = {name: x.shared(boxes, sizes[name]) for name, x in anchors.items()}
+    sides = {name: x.intersection_sides(boxes, sizes[name]) for name, x in anchors.items()}
     areas_BNA = {name: area_BN1 + x.areas() for name, x in anchors.items()}
     peaks = []
-    for name, (height_BNAh, width_BNAw) in shared.items():
-        # The IoU with an anchor of a given shape is largest where both sides of what they share are.
+    for name, (height_BNAh, width_BNAw) in sides.items():
+        # The IoU with an anchor of a given shape is largest where both sides of the intersection are.
         largest_BNA = height_BNAh.amax(dim=-1) * width_BNAw.amax(dim=-1)
         peaks.append((largest_BNA / (areas_BNA[name] - largest_BNA)).amax(dim=-1))
     peaks_LBN = torch.stack(peaks)
-    counts_LBN = _counts(levels, peaks_LBN, boxes, [x.stride for x in anchors.values()])
+    assigned_LBN = _assigned_levels(levels, peaks_LBN, boxes, [x.stride for x in anchors.values()])
     masks = {}
-    for i, (name, (height_BNAh, width_BNAw)) in enumerate(shared.items()):
-        # As is shared / (areas - shared) > bound, without the division for each cell and object.
+    for i, (name, (height_BNAh, width_BNAw)) in enumerate(sides.items()):
+        # Equals intersection / (areas - intersection) > bound, without a division per cell and object.
         bound_BN1 = (threshold * peaks_LBN[i])[..., None]
         least_BNA = areas_BNA[name] * bound_BN1 / (1 + bound_BN1)
-        least_BNA = least_BNA.masked_fill(~counts_LBN[i][..., None], math.inf)
+        least_BNA = least_BNA.masked_fill(~assigned_LBN[i][..., None], math.inf)
         mask = torch.zeros(len(boxes), *sizes[name], dtype=torch.bool, device=boxes.device)
-        # One shape of anchor at a time: all of them at all cells for all objects are gigabytes.
+        # One anchor shape at a time: all of them at all cells for all objects would take gigabytes.
         for a in range(least_BNA.shape[2]):
-            shared_BNhw = height_BNAh[:, :, a, :, None] * width_BNAw[:, :, a, None, :]
-            mask |= (shared_BNhw > least_BNA[:, :, a, None, None]).any(dim=1)
+            intersection_BNhw = height_BNAh[:, :, a, :, None] * width_BNAw[:, :, a, None, :]
+            mask |= (intersection_BNhw > least_BNA[:, :, a, None, None]).any(dim=1)
         masks[name] = mask
     return masks
 
 
-def _counts(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Sequence[int]) -> Tensor:
-    """(L, B, N) bool: whether a level counts for an object; ``peaks`` (L, B, N) are its largest IoUs there."""
+def _assigned_levels(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """(L, B, N) bool: whether an object is assigned to a level; ``peaks`` (L, B, N) are its largest IoUs there."""
     if rule == "all":
         return torch.ones_like(peaks, dtype=torch.bool)
     if rule == "best":
@@ -279,7 +278,7 @@ def _channels(detector: nn.Module, role: str) -> int:
 
 
 def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """What to multiply the student's pixels with and then to add, (3, 1, 1) each; None where they are the teacher's."""
+    """Scale and shift (3, 1, 1) from the student's normalised pixels to the teacher's; None where they are equal."""
     mean, std = (cast(Tensor, x) for x in (detector.pixel_mean, detector.pixel_std))
     student_mean, student_std = (cast(Tensor, x).to(mean) for x in (student.pixel_mean, student.pixel_std))
     if torch.equal(mean, student_mean) and torch.equal(std, student_std):
@@ -287,7 +286,7 @@ def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | 
     return student_std / std, (student_mean - mean) / std
 
 
-def _inside(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
+def _image_masks(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
     """(B, H, W) bool: the pixels of a padded batch that lie in an image of its own (height, width)."""
     size_B2 = torch.tensor(image_sizes).to(device, non_blocking=True)
     rows, columns = (torch.arange(x, device=device) for x in padded)

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-SLOTS = 8
-"""On a GPU, slots of an image come in multiples of this: with fewer different shapes, memory and compiled code are used
-again."""
+SLOT_MULTIPLE = 8
+"""On a GPU the slots of an image come in multiples of this: fewer different shapes let memory and compiled code be
+reused."""
 
-STAND_IN = (0.0, 0.0, 1.0, 1.0)
+PLACEHOLDER_BOX = (0.0, 0.0, 1.0, 1.0)
 """Box, in pixels, of the one object that an image without objects is given."""
 
 NO_CLASS = -1
-"""Class of the context object and of the stand-in: the one-hot part of their descriptor is all zero."""
+"""Class of the context object and of the placeholder: the one-hot part of their descriptor is all zero."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,33 @@ class Objects:
         context: bool,
         slots: int = 0,
     ) -> Objects:
-        """Pad one (N_b, 4) and one (N_b,) tensor an image, to a multiple of ``slots`` (0: SLOTS on a GPU, else 1).
+        """Pad one (N_b, 4) and one (N_b,) tensor per image, to a multiple of ``slots`` (0: 8 on a GPU, else 1).
 
-        An image without objects gets the stand-in object: in the context object's place where there is one,
-        otherwise in its first slot.
+        An image without objects gets a placeholder: in the context object's slot where there is one, otherwise in its
+        first slot.
         """
         padded = pad_sequence(list(boxes), batch_first=True).float()
         labels = pad_sequence(list(classes), batch_first=True, padding_value=NO_CLASS)
-        # Sizes are known on the host; a mask built on the device from them would cost a copy and a wait.
+        # From host-side sizes: building the mask on the device would cost a copy and a synchronisation.
         valid = pad_sequence(
             [torch.ones_like(x, dtype=torch.bool) for x in classes], batch_first=True, padding_value=False
         )
-        more = -padded.shape[1] % (slots or (SLOTS if padded.is_cuda else 1))
-        if more:
+        missing = -padded.shape[1] % (slots or (SLOT_MULTIPLE if padded.is_cuda else 1))
+        if missing:
             padded, labels, valid = (
-                F.pad(padded, (0, 0, 0, more)),
-                F.pad(labels, (0, more), value=NO_CLASS),
-                F.pad(valid, (0, more)),
+                F.pad(padded, (0, 0, 0, missing)),
+                F.pad(labels, (0, missing), value=NO_CLASS),
+                F.pad(valid, (0, missing)),
             )
         empty = ~valid.any(dim=1, keepdim=True)
         height, width = image_size
-        stand_in = padded.new_zeros(1, 1, 4)
-        stand_in[..., 2:] = STAND_IN[2]
+        placeholder = padded.new_zeros(1, 1, 4)
+        placeholder[..., 2:] = PLACEHOLDER_BOX[2]
         if context:
             whole = padded.new_zeros(1, 1, 4)
             whole[..., 2].fill_(width)
             whole[..., 3].fill_(height)
-            padded = torch.cat([padded, torch.where(empty[..., None], stand_in, whole)], dim=1)
+            padded = torch.cat([padded, torch.where(empty[..., None], placeholder, whole)], dim=1)
             labels = torch.cat([labels, labels.new_full((len(labels), 1), NO_CLASS)], dim=1)
             valid = torch.cat([valid, torch.ones_like(empty)], dim=1)
         elif min(len(x) for x in classes) == 0:
@@ -94,7 +94,7 @@ class Objects:
                 labels = labels.new_full((len(labels), 1), NO_CLASS)
                 valid = torch.zeros_like(labels, dtype=torch.bool)
             first = torch.arange(padded.shape[1], device=padded.device)[None] == 0
-            padded = torch.where((empty & first)[..., None], stand_in, padded)
+            padded = torch.where((empty & first)[..., None], placeholder, padded)
             valid = valid | (empty & first)
         return cls(padded, labels, valid, image_size, context)
 
@@ -110,7 +110,7 @@ class Objects:
         height, width = self.image_size
         clamped = self.clamped()
         corners = torch.cat([clamped[..., i : i + 1] / (width if i % 2 == 0 else height) for i in range(4)], dim=-1)
-        # A comparison, not one_hot: it knows no negative class and may wait for the device to check the range.
+        # A comparison, not one_hot: that has no negative class and may synchronise to check the range.
         one_hot = self.classes[..., None] == torch.arange(num_classes, device=self.classes.device)
         return torch.cat([corners, one_hot.to(corners.dtype)], dim=-1) * 2 - 1
 

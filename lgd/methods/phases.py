@@ -1,4 +1,4 @@
-"""When the backbone trains and when the distillation loss reaches the student (METHOD, "Schedule")."""
+"""When the backbone trains and when the distillation loss reaches the student (docs/method.md, "Schedule")."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lgd.config.phases import Phases
 
 
 class FreezeBackbone(HookBase):
-    """Keep a bottom-up network out of the backward pass while its phase lasts.
+    """Freeze a bottom-up network while its phase lasts, so that it needs no backward pass.
 
     What detectron2 froze for good (``freeze_at``) stays frozen. Parameters without a gradient are skipped by the
     optimiser, weight decay and momentum included.

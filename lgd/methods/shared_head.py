@@ -1,8 +1,8 @@
-"""What two passes of one detector over one batch need only once.
+"""What two forward passes of one detector over one batch need to compute only once.
 
-LGD sends the student's features and the instructive ones through one head, against one set of labels. Between the two
-passes only the features differ: the batch's images are normalised and padded once, anchors are matched once (where
-that does not depend on what the head finds), and the head runs once, on both sets of features in one batch.
+LGD sends the student's features and the instructive features through the same head, against the same labels. The two
+passes differ in their features only, so the images are normalised and padded once, anchors are matched once (where that
+does not depend on the head's outputs), and the head runs once, on both sets of features concatenated along the batch.
 """
 
 from __future__ import annotations
@@ -20,122 +20,123 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lgd.methods.feature_capture import FeatureCapture, Features, patched_method
 
 
-class TwoPasses:
-    """A detector's two passes over one batch. ``first`` and ``second`` are the contexts to run it in.
+class TwoForwardPasses:
+    """A detector's two forward passes over one batch; run it inside :meth:`first`, then inside :meth:`second`.
 
-    tap: of the first pass. teach: called when the first pass has its features; the features of the second.
-    joint: with False the head runs in each pass by itself, as someone who times the passes wants it. repeats: with
-    False the second pass works out all anew.
+    capture: of the first pass. compute_teacher_features: called once the first pass has its features; returns those of
+    the second pass. joint_head: run the head once for both passes; False lets each pass be timed by itself.
+    cache_targets: keep images and labels as the first pass prepared them for the second.
     """
 
     def __init__(
         self,
         detector: nn.Module,
         capture: FeatureCapture,
-        teach: Callable[[], Features],
+        compute_teacher_features: Callable[[], Features],
         *,
-        joint: bool = True,
-        repeats: bool = True,
+        joint_head: bool = True,
+        cache_targets: bool = True,
     ) -> None:
-        self._detector, self._capture, self._teach = detector, capture, teach
-        self._head = head_of(detector) if joint else None
-        self._repeatable = repeatable(detector) if repeats else []
-        self._answers: dict[str, Any] = {}
-        self._taught: Features | None = None
-        self._second: Any = None
+        self._detector, self._capture = detector, capture
+        self._compute_teacher_features = compute_teacher_features
+        self._head = head_of(detector) if joint_head else None
+        self._cacheable = cacheable_methods(detector) if cache_targets else []
+        self._cache: dict[str, Any] = {}
+        self._teacher_features: Features | None = None
+        self._second_output: Any = None
 
     @property
     def teacher_features(self) -> Features:
-        """The second pass's features; computed at the first look, or in the first pass."""
-        if self._taught is None:
-            self._taught = self._teach()
-        return self._taught
+        """The second pass's features, computed on first access."""
+        if self._teacher_features is None:
+            self._teacher_features = self._compute_teacher_features()
+        return self._teacher_features
 
     @contextmanager
     def first(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for name in self._repeatable:
-                stack.enter_context(patched_method(self._detector, name, self._keeping(name)))
+            for name in self._cacheable:
+                stack.enter_context(patched_method(self._detector, name, self._caching(name)))
             if self._head is not None:
-                stack.enter_context(patched_method(self._head, "forward", self._both(self._head.forward)))
+                stack.enter_context(patched_method(self._head, "forward", self._joint(self._head.forward)))
             yield
 
     @contextmanager
     def second(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for name, answer in self._answers.items():
-                stack.enter_context(patched_method(self._detector, name, lambda *_, answer=answer, **__: answer))
-            if self._head is not None and self._second is not None:
-                stack.enter_context(patched_method(self._head, "forward", self._rest))
+            for name, result in self._cache.items():
+                stack.enter_context(patched_method(self._detector, name, lambda *_, result=result, **__: result))
+            if self._head is not None and self._second_output is not None:
+                stack.enter_context(patched_method(self._head, "forward", self._pop_second_output))
             yield
 
-    def _rest(self, *_: Any, **__: Any) -> Any:
-        # Given away, not kept: these are the step's largest maps.
-        answer, self._second = self._second, None
-        return answer
+    def _pop_second_output(self, *_: Any, **__: Any) -> Any:
+        # Not kept: these are the step's largest tensors.
+        output, self._second_output = self._second_output, None
+        return output
 
-    def _keeping(self, name: str) -> Callable[..., Any]:
+    def _caching(self, name: str) -> Callable[..., Any]:
         method = getattr(self._detector, name)
 
-        def called(*arguments: Any, **named: Any) -> Any:
-            self._answers[name] = method(*arguments, **named)
-            return self._answers[name]
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self._cache[name] = method(*args, **kwargs)
+            return self._cache[name]
 
         return called
 
-    def _both(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The head's forward on both passes' features; returns the first's half and keeps the second's."""
+    def _joint(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The head's forward on both passes' features; returns the first pass's outputs and keeps the second's."""
 
-        def called(*arguments: Any, **named: Any) -> Any:
-            names = self._names(arguments) if not named else None
-            if names is None or self._second is not None:
-                return forward(*arguments, **named)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            names = self._level_names(args) if not kwargs else None
+            if names is None or self._second_output is not None:
+                return forward(*args, **kwargs)
             teacher_features = self.teacher_features
-            joined = [torch.cat([own, teacher_features[name]]) for own, name in zip(arguments[0], names, strict=True)]
-            first, self._second = _halves(forward(joined), len(arguments[0][0]))
+            joined = [torch.cat([own, teacher_features[name]]) for own, name in zip(args[0], names, strict=True)]
+            first, self._second_output = _split_batch(forward(joined), len(args[0][0]))
             return first
 
         return called
 
-    def _names(self, arguments: Sequence[Any]) -> list[str] | None:
-        """The levels that a head was given, when these are the recorded features, one for one."""
-        if len(arguments) != 1 or not isinstance(arguments[0], (list, tuple)):
+    def _level_names(self, args: Sequence[Any]) -> list[str] | None:
+        """The levels that the head was called with; None if these are not the captured features themselves."""
+        if len(args) != 1 or not isinstance(args[0], (list, tuple)):
             return None
         known = {id(x): name for name, x in self._capture.features.items()}
-        names = [known.get(id(x)) for x in arguments[0]]
+        names = [known.get(id(x)) for x in args[0]]
         return cast(list[str], names) if names and all(names) else None
 
 
 def head_of(detector: nn.Module) -> nn.Module | None:
-    """What a detector sends all of its pyramid through at once: a dense one's ``head``, the RPN's in R-CNN.
+    """The module that all pyramid levels go through in one call: a dense detector's ``head``, R-CNN's RPN head.
 
-    None where there is no such module, or where it holds a batch norm: to that, two batches in one are another batch.
+    None where there is no such module, or where it holds a batch norm, whose statistics differ for two batches in one.
     """
     dense = getattr(detector, "head", None)
-    proposing = getattr(getattr(detector, "proposal_generator", None), "rpn_head", None)
-    head = dense if isinstance(dense, nn.Module) else proposing
+    rpn = getattr(getattr(detector, "proposal_generator", None), "rpn_head", None)
+    head = dense if isinstance(dense, nn.Module) else rpn
     if not isinstance(head, nn.Module) or any(isinstance(x, _BatchNorm) for x in head.modules()):
         return None
     return head
 
 
-def repeatable(detector: nn.Module) -> list[str]:
-    """Methods of a detector whose answers for a batch depend neither on its features nor on chance."""
-    # R-CNN draws its samples anew in each pass (METHOD), POTO matches what the head finds.
+def cacheable_methods(detector: nn.Module) -> list[str]:
+    """Methods of a detector whose result for a batch depends neither on its features nor on random numbers."""
+    # R-CNN samples anchors and regions anew in each pass (docs/method.md, "The losses"); POTO matches head outputs.
     methods = ["preprocess_image", *(["label_anchors"] if isinstance(detector, (RetinaNet, FCOS)) else [])]
     return [name for name in methods if callable(getattr(detector, name, None))]
 
 
-def _halves(answer: Any, images: int) -> tuple[Any, Any]:
-    """The answers of a head for the first ``images`` and for as many more: tensors, in lists, tuples or dicts."""
-    if isinstance(answer, Tensor):
-        # Slices would have their gradients put into maps of zeros, in torch's own memory format, and added up.
-        first, second = torch.unsafe_split(answer, images)
+def _split_batch(output: Any, images: int) -> tuple[Any, Any]:
+    """A head's output for the first ``images`` and for the others: tensors, in lists, tuples or dicts."""
+    if isinstance(output, Tensor):
+        # The gradient of a slice is a tensor of zeros with the slice filled in, contiguous whatever the memory format.
+        first, second = torch.unsafe_split(output, images)
         return first, second
-    if isinstance(answer, Mapping):
-        halves = {name: _halves(x, images) for name, x in answer.items()}
+    if isinstance(output, Mapping):
+        halves = {name: _split_batch(x, images) for name, x in output.items()}
         return tuple({name: x[i] for name, x in halves.items()} for i in range(2))  # type: ignore[return-value]
-    if isinstance(answer, (list, tuple)):
-        pairs = [_halves(x, images) for x in answer]
-        return type(answer)(x for x, _ in pairs), type(answer)(x for _, x in pairs)
-    raise TypeError(f"a head answered with {type(answer).__name__}: only tensors can be told apart by image")
+    if isinstance(output, (list, tuple)):
+        pairs = [_split_batch(x, images) for x in output]
+        return type(output)(x for x, _ in pairs), type(output)(x for _, x in pairs)
+    raise TypeError(f"a head returned a {type(output).__name__}: only tensors can be split by image")

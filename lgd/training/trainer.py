@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgd.config.experiment import Experiment
 from lgd.distributed import ranks
-from lgd.methods.distiller import is_batch, on_device
+from lgd.methods.distiller import batch_to_device, is_batch
 from lgd.results.cost_meter import CostMeter
 
 WRITE_PERIOD = 20
@@ -62,7 +62,7 @@ class Trainer(SimpleTrainer):
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - begun
             if is_batch(batch):
-                batch = on_device(batch, self._device)
+                batch = batch_to_device(batch, self._device)
             with self._sync_gradients(part == self._parts - 1):
                 with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
                     losses = self.model(batch)

@@ -55,7 +55,12 @@ class Trace:
         fill_from_names(teacher, distance, parameter_shapes("context"))
         phases = Phases(frozen_until=int(self["frozen_until"]), distill_from=int(self["distill_from"]))
         model = Distiller(
-            use_fast_losses(student) if fast else student, teacher, distance, phases=phases, joint=fast, repeats=fast
+            use_fast_losses(student) if fast else student,
+            teacher,
+            distance,
+            phases=phases,
+            joint_head=fast,
+            cache_targets=fast,
         )
         return model.train()
 

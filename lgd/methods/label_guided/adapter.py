@@ -1,4 +1,4 @@
-"""Inter-object relation adapter (LGD, section 3.2): objects of one image attend to each other.
+"""Inter-object relation adapter (the LGD paper, section 3.2): objects of one image attend to each other.
 
 Shape suffixes: L levels, B images, N object slots, C channels, H heads.
 """
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lgd.config.components import AdapterVariant
 
 HEADS = 8
-"""Attention heads in the paper; with channels that 8 does not divide, their greatest common divisor."""
+"""Attention heads in the paper; the greatest common divisor of both where 8 does not divide the channels."""
 
 
 class RelationAdapter(nn.Module):
     """Multi-head attention among an image's objects, its weights shared by the levels.
 
-    exchange: with False every object sees itself alone, all else equal (the components grid's "adapter off").
+    exchange: False lets every object attend to itself only, all else equal (the components grid's "adapter off").
     """
 
     def __init__(self, channels: int, variant: AdapterVariant, *, exchange: bool = True) -> None:
@@ -47,14 +47,14 @@ class RelationAdapter(nn.Module):
         if self.variant == "appearance_only":
             return _present(appearance_LBNC, "appearance_only needs appearance embeddings")
         query, key, value, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        joined = mixed.transpose(1, 2).flatten(2).unflatten(0, (-1, len(valid_BN)))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined = attended.transpose(1, 2).flatten(2).unflatten(0, (-1, len(valid_BN)))
         return self.output(joined)
 
     def own_weights(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
-        """The attention that each object pays to its own entry, mean over the heads: (L, B, N).
+        """The attention weight of each object's own entry, mean over the heads: (L, B, N).
 
-        Only for a variant that attends (``attends``). What a padding slot has there means nothing.
+        Only for variants with attention (``attends``). Padding slots hold arbitrary values.
         """
         query, key, _, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
         logits = (query.float() @ key.float().transpose(-2, -1)) / math.sqrt(query.shape[-1])
@@ -64,17 +64,17 @@ class RelationAdapter(nn.Module):
     def _projected(
         self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query, key and value (L * B, H, N, C / H) and who may see whom, bool (L * B, 1, N, N)."""
+        """Query, key and value (L * B, H, N, C / H) and the mask of attended keys, bool (L * B, 1, N, N)."""
         appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
-        others = appearance_LBNC if labels_BNC is None else labels_BNC[None]
-        appearance_asks = self.variant == "appearance_queries"
-        asking, asked = (appearance_LBNC, others) if appearance_asks else (others, appearance_LBNC)
-        levels = max(len(asking), len(asked))
+        labels_LBNC = appearance_LBNC if labels_BNC is None else labels_BNC[None]
+        sources = (appearance_LBNC, labels_LBNC)
+        queries, keys = sources if self.variant == "appearance_queries" else sources[::-1]
+        levels = max(len(queries), len(keys))
         batch, slots = valid_BN.shape
-        query = self._split(self.query(asking), levels)
-        key, value = (self._split(x, levels) for x in self.key_value(asked).chunk(2, dim=-1))
+        query = self._split(self.query(queries), levels)
+        key, value = (self._split(x, levels) for x in self.key_value(keys).chunk(2, dim=-1))
         if self.exchange:
-            # A padding slot may ask (nobody reads its answer) but is never asked.
+            # Padding slots are no keys; as queries they do no harm, since their output is not used.
             mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
         else:
             mask = torch.eye(slots, dtype=torch.bool, device=valid_BN.device).expand(batch, 1, slots, slots)

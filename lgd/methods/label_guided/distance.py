@@ -1,4 +1,4 @@
-"""Distillation adapter and loss (LGD, section 3.4)."""
+"""Distillation adapter and loss (the LGD paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgd.methods.label_guided.init import init_he
+from lgd.methods.init import init_he
 from lgd.methods.norms import instance_norm
 
 
 class DistillationDistance(nn.Module):
-    """Mean squared error between instance-normalised maps, the student's sent through an adapter first.
+    """Mean squared error between instance-normalised features, the student's after an adapter.
 
     The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training.
     """
 
-    trains_adapter_alone = True
-    """The adapter trains before the student's features learn through it (METHOD, "Schedule")."""
+    trains_on_detached_features = True
+    """The adapter trains before the loss reaches the student (docs/method.md, "Schedule")."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class DistillationDistance(nn.Module):
     def forward(
         self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any] = ()
     ) -> Tensor:
-        """Return the float32 mean over all elements of all levels, whatever the ``instances``.
+        """Return the mean over all elements of all levels (scalar, float32); ``instances`` are not used.
 
-        ``taught`` gets no gradient.
+        ``teacher_features`` get no gradient.
         """
         total, elements = torch.zeros((), device=next(iter(student.values())).device), 0
         for name, features in student.items():

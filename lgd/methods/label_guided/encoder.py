@@ -1,4 +1,4 @@
-"""Label-appearance encoder (LGD, section 3.1).
+"""Label-appearance encoder (the LGD paper, section 3.1).
 
 Shape suffixes: B images, N object slots of an image, T objects of the batch (with the padding slots where those are not
 left out), K classes, C channels, P = h * w cells of a level.
@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lgd.methods.label_guided.init import init_balanced, init_centred, init_he, init_identity, init_one_hot
+from lgd.methods.init import init_he
+from lgd.methods.label_guided.init import init_balanced, init_centred, init_identity, init_one_hot
 from lgd.methods.norms import group_norm, layer_norm
 
 CORNERS = 4
@@ -52,7 +53,7 @@ class LabelEncoder(nn.Module):
         self.conv4 = nn.Linear(64 + 1024, channels)
 
     def init(self) -> None:
-        """Start with an object's own label prominent (see lgd/methods/label_guided/init.py)."""
+        """Initial weights with which the labels of different objects stay apart (lgd/methods/label_guided/init.py)."""
         init_he(self)
         for stn in (self.stn_in, self.stn_feat):
             init_centred(*stn.layers[1:])
@@ -67,7 +68,7 @@ class LabelEncoder(nn.Module):
         rows_Tk = descriptors.flatten(0, 1)
         slots_T: Tensor | None = None
         if not valid.is_cuda:
-            # Most slots may be padding. On a GPU asking which would cost more, a wait, than working on all of them.
+            # Most slots may be padding. On a GPU, finding out which would synchronise and cost more than it saves.
             slots_T = valid.flatten().nonzero().squeeze(1)
             rows_Tk = rows_Tk[slots_T]
         hidden = layer_norm(self.conv1(self.stn_in(rows_Tk))).relu()
@@ -87,7 +88,7 @@ class LabelEncoder(nn.Module):
 
 
 def _in_slots(rows: Tensor, slots: Tensor | None, count: int) -> Tensor:
-    """Rows (T, D) in their ``slots`` (T,) of ``count``, zero in the others; as they are where all slots have one."""
+    """Rows (T, D) at their ``slots`` (T,) of ``count``, zero elsewhere; unchanged where ``slots`` is None."""
     return rows if slots is None else rows.new_zeros(count, rows.shape[-1]).index_copy(0, slots, rows)
 
 
@@ -112,7 +113,7 @@ class AppearanceEncoder(nn.Module):
     def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
         """Return (B, N, C); an object whose region is empty gets the zero vector."""
         projected = group_norm(self.conv(features_BChw)).relu()
-        # A sum over a whole level leaves fp16's range.
+        # A sum over a whole level exceeds fp16's range.
         with torch.autocast(projected.device.type, enabled=False):
             total = regions_BNP.float() @ projected.float().flatten(2).transpose(1, 2)
             mean = total / regions_BNP.sum(-1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Intra-object knowledge mapper (LGD, section 3.3): object vectors back onto the pyramid.
+"""Intra-object knowledge mapper (the LGD paper, section 3.3): object vectors back onto the pyramid.
 
 Shape suffixes: B images, N object slots, C channels, P = h * w cells of a level.
 """
@@ -11,10 +11,10 @@ from lgd.methods.norms import group_norm
 
 
 class KnowledgeMapper(nn.Module):
-    """Write each object's vector into its region, add the context object's everywhere, refine.
+    """Write each object's vector into its region, add the context object's context_BC11, refine.
 
-    write: with False nothing is written into the regions (the components grid's "mapper off"); the features then come
-    from the context object alone. context: the objects' last slot is the context object.
+    write: False writes nothing into the regions (the components grid's "mapper off"), so that the features come from
+    the context object only. context: the objects' last slot is the context object.
     """
 
     def __init__(self, channels: int, *, write: bool = True, context: bool = True) -> None:
@@ -36,12 +36,12 @@ class KnowledgeMapper(nn.Module):
         if self.write:
             objects = slice(None, -1) if self.context else slice(None)
             values_BNC = self.object_linear(vectors_BNC[:, objects])
-            where_BNP = regions_BNP[:, objects].to(values_BNC.dtype)
-            written_BPC = where_BNP.transpose(1, 2) @ values_BNC
+            masks_BNP = regions_BNP[:, objects].to(values_BNC.dtype)
+            written_BPC = masks_BNP.transpose(1, 2) @ values_BNC
             features = self.object_conv(written_BPC.unflatten(1, level_size).permute(0, 3, 1, 2))
         if self.context:
-            everywhere = self.context_linear(vectors_BNC[:, -1])[:, :, None, None]
-            features = everywhere.expand(-1, -1, *level_size) if features is None else features + everywhere
+            context_BC11 = self.context_linear(vectors_BNC[:, -1])[:, :, None, None]
+            features = context_BC11.expand(-1, -1, *level_size) if features is None else features + context_BC11
         assert features is not None
         features = features.relu()
         last = len(self.refine) - 1

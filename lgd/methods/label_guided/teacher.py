@@ -1,4 +1,4 @@
-"""The implicit teacher: labels and the student's features in, instructive features out (LGD, section 3)."""
+"""The implicit teacher: labels and the student's features in, instructive features out (the LGD paper, section 3)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor, nn
 
 from lgd.config.components import AdapterVariant, component_conflict
 from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.init import init_he
 from lgd.methods.label_guided.adapter import RelationAdapter
 from lgd.methods.label_guided.encoder import AppearanceEncoder, LabelEncoder, LabelProjection
-from lgd.methods.label_guided.init import init_centred, init_he
+from lgd.methods.label_guided.init import init_centred
 from lgd.methods.label_guided.mapper import KnowledgeMapper
 from lgd.methods.objects import Objects
 
 
 class ImplicitTeacher(nn.Module):
-    """Encoder, adapter and mapper. What a switched-off component would need is not built.
+    """Encoder, adapter and mapper. The layers of a component that is off are not built.
 
-    encoder, adapter, mapper: the components (off as in the components grid). variant: who attends to whom. context: one
-    more object an image, its box the whole image. detach_appearance: the student's features get no gradient from here.
-    Raises ValueError for a combination that cannot work.
+    encoder, adapter, mapper: the components (docs/method.md, "Turning components off"). variant: what attends to what.
+    context: one more object per image, its box the whole image. detach_appearance: no gradient into the student's
+    features. Raises ValueError for a combination that cannot be trained.
     """
 
     uses_student_head = True
-    """The instructive features go through the student's head too."""
+    """The instructive features have detection losses of their own."""
 
     def __init__(
         self,
@@ -41,9 +42,9 @@ class ImplicitTeacher(nn.Module):
         detach_appearance: bool = False,
     ) -> None:
         super().__init__()
-        refusal = component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=variant, context=context)
-        if refusal:
-            raise ValueError(refusal)
+        conflict = component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=variant, context=context)
+        if conflict:
+            raise ValueError(conflict)
         self.channels = channels
         self.num_classes = num_classes
         self.context = context

@@ -136,7 +136,7 @@ def test_the_teacher_can_be_evaluated(name: str) -> None:
     data = detector_batch(name, [2])
     with torch.no_grad():
         own = model.student(data)[0]["instances"]
-        with model.detecting_from_teacher():
+        with model.teacher_inference():
             teacher_features = model.student(data)[0]["instances"]
     assert len(own) > 0
     assert len(own) != len(teacher_features) or not torch.equal(own.scores, teacher_features.scores)

@@ -84,7 +84,7 @@ def test_it_detects_and_exports_alone(page: dict[str, Any], tmp_path: Path) -> N
     data = batch([1, 1])
     with torch.no_grad():
         ours, theirs = model.eval()(data), plain(data)
-        with model.detecting_from_teacher():
+        with model.teacher_inference():
             teacher_features = model.student(data)
     for a, b, c in zip(ours, theirs, teacher_features, strict=True):
         assert len(a["instances"]) == 8 * 12

@@ -146,7 +146,7 @@ def test_evaluation_is_the_student_alone() -> None:
     ours, plain = model(data)[0]["instances"], model.student(data)[0]["instances"]
     assert len(plain) > 0
     assert torch.equal(ours.pred_boxes.tensor, plain.pred_boxes.tensor)
-    with model.detecting_from_teacher(), torch.no_grad():
+    with model.teacher_inference(), torch.no_grad():
         teacher_features = model.student(data)[0]["instances"]
     assert not torch.equal(teacher_features.scores[:10], plain.scores[:10])
     assert torch.equal(model(data)[0]["instances"].scores, plain.scores)

@@ -502,7 +502,7 @@ def test_its_teacher_cannot_be_evaluated() -> None:
     model = _fgfi().eval()
     with (
         pytest.raises(ValueError, match="cannot detect from the features of a FrozenTeacher"),
-        model.detecting_from_teacher(),
+        model.teacher_inference(),
     ):
         pass
     assert "forward" not in vars(model.student)

@@ -13,10 +13,11 @@ from lgd.evaluation.evaluate import evaluate
 from lgd.methods.feature_capture import FeatureCapture
 from lgd.methods.label_guided import label_use
 from lgd.methods.label_guided.adapter import RelationAdapter
-from lgd.methods.label_guided.label_use import LabelUse, OwnAttention, watching
+from lgd.methods.label_guided.label_use import LabelUse, OwnAttention, measure_label_use
 from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.methods.objects import Objects
 from lgd.training import run as training
+from lgd.training.build import build_model
 from tests.helpers import CLASSES, instances, quick_experiment
 
 SIZE = (64, 96)
@@ -61,7 +62,7 @@ def test_equal_keys_are_zero_and_isolated_objects_are_not_watched() -> None:
     objects = Objects.from_instances(instances([3, 2], SIZE), SIZE, context=True)
     teacher = ImplicitTeacher(16, CLASSES)
     nn.init.zeros_(teacher.relation_adapter.key_value.weight)
-    with watching(teacher) as seen:
+    with measure_label_use(teacher) as seen:
         teacher.instruct(features, objects)
     assert seen.attention is not None
     total, count = seen.attention.totals()
@@ -73,9 +74,9 @@ def test_equal_keys_are_zero_and_isolated_objects_are_not_watched() -> None:
         *({"encoder": False}, {"adapter": False}, {"mapper": False}),
         *({"variant": "label_only"}, {"variant": "appearance_only"}, {"variant": "label_queries"}),
     ):
-        with watching(ImplicitTeacher(16, CLASSES, **switched)) as nothing:
+        with measure_label_use(ImplicitTeacher(16, CLASSES, **switched)) as nothing:
             assert nothing.attention is None, switched
-    with watching(nn.Identity()) as nothing:
+    with measure_label_use(nn.Identity()) as nothing:
         assert nothing == (None, None)
 
 
@@ -111,7 +112,7 @@ def test_label_use_follows_the_classes_and_leaves_attention_alone() -> None:
     features = {name: torch.randn(2, 16, *size) for name, size in SIZES.items()}
     batch = instances([3, 2], SIZE)
     teacher = ImplicitTeacher(16, CLASSES)
-    with torch.no_grad(), watching(teacher) as seen:
+    with torch.no_grad(), measure_label_use(teacher) as seen:
         teacher(_capture(features), batch)
     assert seen.attention is not None
     assert seen.labels is not None
@@ -125,13 +126,16 @@ def test_label_use_follows_the_classes_and_leaves_attention_alone() -> None:
             assert isinstance(first, nn.Linear)
             first.weight[:, 4:] = 0
         teacher.label_encoder.stn_in.matrix.weight.zero_()
-    with torch.no_grad(), watching(teacher) as seen:
+    with torch.no_grad(), measure_label_use(teacher) as seen:
         teacher(_capture(features), batch)
     assert seen.labels is not None
     total, count = seen.labels.totals()
     assert total / count < 1e-8
     assert count > 0
-    with watching(ImplicitTeacher(16, 1)) as one_class, watching(ImplicitTeacher(16, 2, encoder=False)) as no_labels:
+    with (
+        measure_label_use(ImplicitTeacher(16, 1)) as one_class,
+        measure_label_use(ImplicitTeacher(16, 2, encoder=False)) as no_labels,
+    ):
         assert one_class.labels is None
         assert no_labels.labels is None
 
@@ -141,7 +145,7 @@ def test_images_without_objects_count_for_nothing() -> None:
     features = {name: torch.randn(2, 16, *size) for name, size in SIZES.items()}
     for context in (True, False):
         teacher = ImplicitTeacher(16, CLASSES, context=context)
-        with torch.no_grad(), watching(teacher) as seen:
+        with torch.no_grad(), measure_label_use(teacher) as seen:
             teacher(_capture(features), instances([0, 0], SIZE))
         assert seen.attention is not None
         assert seen.labels is not None
@@ -151,7 +155,7 @@ def test_images_without_objects_count_for_nothing() -> None:
 def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = quick_experiment()
     dataset = load_dataset(experiment.data)
-    model = training.build_model(experiment, len(dataset.class_names)).eval()
+    model = build_model(experiment, len(dataset.class_names)).eval()
     meters: list[LabelUse] = []
 
     class Kept(LabelUse):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lgd.config.paper_recipes import paper_defaults
 from lgd.config.presets import TINY
-from lgd.methods.shared_head import head_of, repeatable
+from lgd.methods.shared_head import cacheable_methods, head_of
 from lgd.training.build import build_model
 from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
 
@@ -40,7 +40,7 @@ def _losses(model: Any, name: str) -> tuple[dict[str, float], Tensor]:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_shared_work_changes_nothing(name: str) -> None:
     losses, gradients = _losses(_model(name), name)
-    apart, apart_gradients = _losses(_model(name, joint=False, repeats=False), name)
+    apart, apart_gradients = _losses(_model(name, joint_head=False, cache_targets=False), name)
     assert losses == pytest.approx(apart, rel=1e-4)
     assert (gradients - apart_gradients).norm() < 1e-3 * apart_gradients.norm()
 
@@ -48,7 +48,7 @@ def test_shared_work_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_head_runs_once(name: str) -> None:
     for joint in (True, False):
-        model = _model(name, joint=joint)
+        model = _model(name, joint_head=joint)
         head = head_of(model.student)
         assert head is not None
         seen: list[int] = []
@@ -63,9 +63,9 @@ def test_the_head_runs_once(name: str) -> None:
 
 def test_labels_and_images_are_worked_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model("retinanet")
-    assert repeatable(model.student) == ["preprocess_image", "label_anchors"]
+    assert cacheable_methods(model.student) == ["preprocess_image", "label_anchors"]
     calls: list[str] = []
-    for name in repeatable(model.student):
+    for name in cacheable_methods(model.student):
         method = getattr(model.student, name)
 
         def counted(*arguments: Any, name: str = name, method: Any = method) -> Any:
@@ -75,7 +75,7 @@ def test_labels_and_images_are_worked_on_once(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(model.student, name, counted)
     _losses(model, "retinanet")
     assert calls == ["preprocess_image", "label_anchors"]
-    model.repeats = False
+    model.cache_targets = False
     _losses(model, "retinanet")
     assert sorted(calls[2:]) == sorted(calls[:2] * 2)
 
