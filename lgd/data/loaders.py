@@ -8,6 +8,8 @@ under random states of its own, derived from (seed, position). benchmarks/loader
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable
 from typing import Literal, cast
 
@@ -27,6 +29,7 @@ __all__ = ["Workers", "train_loader", "val_loader", "worker_processes"]
 
 Workers = int | Literal["auto"]
 _MOST_WORKERS = 16
+_PARENT_CHECK_SECONDS = 1.0
 
 # Shared by the loaders of a process: each evaluation builds a new one.
 _shared_cache = ImageCache()
@@ -92,6 +95,7 @@ def train_loader(
         generator=_own_generator(),
         persistent_workers=processes > 0,
         pin_memory=cuda,
+        worker_init_fn=_exit_with_parent,
     )
 
 
@@ -132,6 +136,7 @@ def val_loader(
     # detectron2 has no arguments for these, and an evaluation must not move torch's global state either.
     loader.generator = _own_generator()
     loader.pin_memory = cuda
+    loader.worker_init_fn = _exit_with_parent
     return cast("DataLoader[list[Sample]]", loader)
 
 
@@ -147,6 +152,21 @@ def worker_processes(workers: Workers, *, cuda: bool) -> int:
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size()))
     return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // here - 1))
+
+
+def _exit_with_parent(_: int) -> None:
+    """Let this worker process end within about a second of the process that started it, however that one ended.
+
+    torch's own workers look only while they wait for work: one that has a batch to hand over waits for ever.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit with parent", daemon=True).start()
 
 
 def _own_generator() -> torch.Generator:

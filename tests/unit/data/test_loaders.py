@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from detectron2.data import DatasetMapper
@@ -30,8 +34,8 @@ from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training import run as training
-from tests.helpers import quick_experiment
-from tests.helpers_data import COCO_TINY, edit_json, write_coco
+from tests.helpers import quick_experiment, wait_until
+from tests.helpers_data import COCO_TINY, REPOSITORY, edit_json, write_coco
 
 SPEC = ShapesSpec(train=30, val=40, size=64, seed=0)
 Batch = list[dict[str, Any]]
@@ -452,6 +456,55 @@ def test_workers_are_sized_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert worker_processes("auto", cuda=True) == 1
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(256)))
     assert worker_processes("auto", cuda=True) == 16
+
+
+READER = """
+import time
+import psutil
+from lgd.data.catalog import resolve
+from lgd.data.loaders import train_loader, val_loader
+from lgd.data.shapes import ShapesSpec
+
+data = resolve("shapes", shapes=ShapesSpec(16, 8, 256))
+# Masks make batches that are larger than a pipe's buffer.
+train = iter(train_loader(
+    data, batch_size=8, min_sizes=(256,), max_size=256, flip=True, masks=True, seed=0, workers=2
+))
+val = iter(val_loader(data, min_size=256, max_size=256, workers=2, with_labels=True))
+next(train), next(val)
+print(*[x.pid for x in psutil.Process().children()], flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    """They used to wait for ever for somebody to take their batches."""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LGD_CACHE": str(tmp_path)},
+        cwd=REPOSITORY,
+    )
+    assert reader.stdout is not None
+    with reader.stdout:
+        workers = [psutil.Process(int(x)) for x in reader.stdout.readline().split()]
+    assert len(workers) == 4
+    time.sleep(1)  # until they have as many batches ready as they are asked for
+    reader.kill()
+    reader.wait()
+    try:
+        wait_until(lambda: not any(_runs(x) for x in workers), 20)
+    finally:
+        for worker in filter(_runs, workers):
+            worker.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
