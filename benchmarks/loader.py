@@ -1,6 +1,6 @@
 """Images a second of our loader and of detectron2's default one, side by side.
 
-python -m benchmarks.loader coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME
+  python benchmarks/loader.py coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME
 
 Both read the same training images, resize their shorter side, flip half of them and make ``Instances``; both in this
 process or with as many workers. They take turns, so that whatever else the machine does falls on both. Ours decodes
@@ -18,23 +18,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data import transforms as T
+from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, answer
-from lgd.data.catalog import resolve
-from lgd.data.dataset import DataSet
-from lgd.data.loaders import train_loader
-from lgd.data.shapes import ShapesSpec
+from lgd.config.data_source import add_data_arguments, source_of
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.results import provenance
+
+if TYPE_CHECKING:
+    from lgd.data.dataset import DataSet
+
+PROG = "benchmarks/loader.py"
+
+Batches = Iterator[list[dict[str, Any]]]
 
 
-def ours(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Iterator[list[dict[str, Any]]]:
+def lgd_loader(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Batches:
+    # Here, not at the top, as everything that loads torch: --help takes a fraction of a second.
+    from lgd.data.loaders import train_loader
+
     return iter(
         train_loader(
             dataset,
@@ -50,7 +52,10 @@ def ours(dataset: DataSet, options: argparse.Namespace, size: int, workers: int)
     )
 
 
-def theirs(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Iterator[list[dict[str, Any]]]:
+def detectron2_loader(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> Batches:
+    from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
+    from detectron2.data import transforms as T
+
     augmentations = [T.ResizeShortestEdge([size], options.max_size, "choice"), T.RandomFlip()]
     return iter(
         build_detection_train_loader(
@@ -62,7 +67,7 @@ def theirs(dataset: DataSet, options: argparse.Namespace, size: int, workers: in
     )
 
 
-def measure(loader: Iterator[list[dict[str, Any]]], batches: int) -> float:
+def measure(loader: Batches, batches: int) -> float:
     """Images a second over the next batches."""
     begun = time.perf_counter()
     images = sum(len(batch) for batch in itertools.islice(loader, batches))
@@ -71,7 +76,10 @@ def measure(loader: Iterator[list[dict[str, Any]]], batches: int) -> float:
 
 def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: int) -> list[dict[str, Any]]:
     """A row each: the median of the rounds, their least and most."""
-    loaders = {"lgd": ours(dataset, options, size, workers), "detectron2": theirs(dataset, options, size, workers)}
+    loaders = {
+        "lgd": lgd_loader(dataset, options, size, workers),
+        "detectron2": detectron2_loader(dataset, options, size, workers),
+    }
     speeds: dict[str, list[float]] = {name: [] for name in loaders}
     for loader in loaders.values():
         # Workers start, files come into the system's cache; and what was prefetched is used up.
@@ -82,7 +90,7 @@ def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: i
     return [
         {
             "loader": name,
-            "data": options.source.rsplit("/", 1)[-1],
+            "data": dataset.source.rsplit("/", 1)[-1],
             "size": size,
             "max_size": options.max_size,
             "workers": workers,
@@ -97,31 +105,49 @@ def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: i
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(arguments))
+    return answer(lambda: run(parser(prog).parse_args(arguments)))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=__doc__)
+    add_arguments(found)
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", nargs="?", metavar="DATASET", help="as --data takes it, such as coco-json:DIR")
+    add_data_arguments(parser)
+    add("--size", type=int, nargs="+", default=[800], help="shorter sides, pixels, one after the other (default: 800)")
+    add("--max-size", type=int, default=1333, help="longest longer side, pixels (default: 1333)")
+    add("--workers", type=int, nargs="+", default=[0, 2], help="to try one after the other (default: 0 2)")
+    add("--batch", type=int, default=8, help="images (default: 8)")
+    add("--batches", type=int, default=10, help="of a turn (default: 10)")
+    add("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    add("--cached", action="store_true", help="let ours keep decoded images in memory")
+    add("--output", type=Path, metavar="DIR", help="where loader.csv goes")
+
+
+def run(options: argparse.Namespace) -> int:
     """Print a row for each loader and number of workers, and write loader.csv where an output is given."""
-    parser = Parser(prog="python -m benchmarks.loader", description="Our loader and detectron2's.")
-    parser.add_argument("source", metavar="DATASET", help="as --data takes it, such as coco-json:DIR")
-    parser.add_argument("--size", type=int, nargs="+", default=[800], help="shorter sides, pixels, one after the other")
-    parser.add_argument("--max-size", type=int, default=1333, help="longest longer side, pixels (default: 1333)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="to try one after the other")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=10, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
-    parser.add_argument("--cached", action="store_true", help="let ours keep decoded images in memory")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where loader.csv goes")
-    options = parser.parse_args(arguments)
+    source = source_of(options, options.source)
+    if source is None:
+        raise InputError("name a DATASET, or --train-json, --val-json and --images")
     for name, least in (("size", 1), ("max_size", 1), ("workers", 0), ("batch", 1), ("batches", 1), ("rounds", 1)):
         given = getattr(options, name)
         if min(given if isinstance(given, list) else [given]) < least:
             raise InputError(f"--{name.replace('_', '-')} {given}: at least {least}")
+    import torch
+
+    from lgd.data.catalog import resolve
+    from lgd.data.shapes import ShapesSpec
+    from lgd.results import provenance
+
     # What each loader gets for itself when a model needs the rest.
     torch.set_num_threads(1)
-    dataset = resolve(options.source, shapes=ShapesSpec())
+    dataset = resolve(source, shapes=ShapesSpec())
     hardware = provenance.hardware()
     rows = []
     for size, workers in itertools.product(options.size, options.workers):

@@ -16,19 +16,33 @@ from lgd.cli import Parser, answer
 from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
 from lgd.errors import InputError
 
+PROG = "python -m lgd.data"
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
-    return answer(lambda: _main(arguments))
+    return answer(lambda: run(parser(prog).parse_args(arguments)))
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m lgd.data", description="Look at a data set.")
-    check = parser.add_subparsers(dest="command", required=True).add_parser(
-        "check", help="read it as training would and list every problem"
+def parser(prog: str = PROG) -> Parser:
+    built = Parser(prog=prog, description="Look at a data set before training on it.")
+    commands = built.add_subparsers(dest="command", required=True)
+    check = commands.add_parser(
+        "check",
+        help="read it as training would and list every problem",
+        description=(
+            "Read a data set as training would, decode every image, and list what is wrong with it.\n"
+            "Exit status: 0 all of it can be used, 1 some is dropped, 2 none can be used."
+        ),
+        epilog=(
+            "examples:\n"
+            f"  {prog} check voc:DIR\n"
+            f"  {prog} check coco-json:DIR --draw 8 --output pictures\n"
+            f"  {prog} check --train-json train.json --val-json val.json --images images"
+        ),
     )
     add_arguments(check)
-    return run(parser.parse_args(arguments))
+    return built
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

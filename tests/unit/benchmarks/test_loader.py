@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.loader import main
-from tests.helpers_data import write_coco
+from tests.helpers_data import REPOSITORY, write_coco
 
 
 def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +30,23 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"voc:{tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_help_is_quick_and_nothing_but_help() -> None:
+    """torch's FutureWarnings used to come first."""
+    for command in (["benchmarks/loader.py"], ["-m", "benchmarks.loader"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", *command, "--help"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.startswith("usage: ")
+        others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        assert others == []
+        assert not any(line.split("|")[-1].strip() in ("torch", "detectron2") for line in done.stderr.splitlines())
+
+
+def test_wrong_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shapes", "--workers", "-1"]) == 2
+    assert capsys.readouterr().err == "error: --workers [-1]: at least 0\n"
+    assert main([]) == 2
+    assert "name a DATASET" in capsys.readouterr().err
