@@ -39,7 +39,7 @@ class Checked:
 
 def check(sweep: Sweep, accept_other_code: bool, console: Console) -> Checked:
     """Refuse what cannot run. Raises InputError, one line."""
-    for line in dict.fromkeys(t.experiment.schedule.mismatch for t in sweep.trials):
+    for line in dict.fromkeys(t.experiment.schedule.lr_warning for t in sweep.trials):
         if line:
             print(f"warning: {line}", file=sys.stderr)
     search = None
@@ -78,7 +78,7 @@ def build_arms(sweep: Sweep, missing: Sequence[Trial]) -> dict[str, str]:
     to_train = {trial.arm for trial in missing}
     for trial in sweep.one_seed():
         try:
-            fingerprint = dry_build(trial.experiment, to_train=trial.arm in to_train)
+            fingerprint = dry_build(trial.experiment, to_train=trial.arm in to_train, directory=trial.directory)
         except InputError as error:
             raise InputError(f"arm {trial.arm!r}: {error}") from None
         if fingerprint in names:
@@ -93,7 +93,14 @@ def check_records(sweep: Sweep, fingerprints: dict[str, str]) -> None:
     """Refuse to put new trials beside records of what the code or the data no longer build."""
     for trial in sweep.one_seed():
         record = existing_record(trial.directory, trial.experiment)
-        if record is not None and record.fingerprint != fingerprints[trial.arm]:
+        same = record is None or record.same_build(fingerprints[trial.arm])
+        if same is None:
+            raise InputError(
+                f"{trial.directory}: its record is of an earlier version of this suite, which named what it built in"
+                " another way: it can be reported and compared, but not added to: choose another --output"
+            )
+        if not same:
+            assert record is not None
             raise InputError(
                 f"{trial.directory}: its record was made from other data or code (fingerprint {record.fingerprint},"
                 f" now {fingerprints[trial.arm]}; commit {record.git_commit[:12]}): choose another --output"

@@ -11,8 +11,8 @@ from ablations.limits import CostOptions
 from ablations.plan import Sweep
 from benchmarks.measure_cost import measure_missing
 from benchmarks.predict_cost import predict
-from lgd.config.experiment import settings
 from lgd.config.grids import Trial
+from lgd.config.settings import settings
 from lgd.distributed.resources import Resources
 
 

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -24,17 +24,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
-@pytest.fixture
-def no_strays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No process that the test started, at however many removes, is left running after it."""
+@contextmanager
+def watch_for_strays() -> Iterator[None]:
+    """No process that is started inside, at however many removes, is left running afterwards."""
     mark = uuid.uuid4().hex
-    monkeypatch.setenv("LGD_TEST_MARK", mark)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LGD_TEST_MARK", mark)
+        yield
     # Ray's own processes take their time to go on a busy machine; strays never go.
     deadline = time.monotonic() + 120
     while _marked(mark) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert _marked(mark) == []
+
+
+@pytest.fixture
+def no_strays() -> Iterator[None]:
+    """No process that the test started is left running after it."""
+    with watch_for_strays():
+        yield
 
 
 def _marked(mark: str) -> list[str]:

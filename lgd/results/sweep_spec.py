@@ -8,7 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from lgd.config.experiment import Settings, explain
+from lgd.config.settings import Settings
+from lgd.config.validation_error import explain
 from lgd.errors import InputError
 from lgd.files import write_text
 

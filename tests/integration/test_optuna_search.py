@@ -12,24 +12,38 @@ from typing import Any
 import optuna
 import pytest
 
-from ablations.optuna_search import STUDY, STUDY_FILE, WITHOUT_ADAPTER, Search, changed, command, draw, suggest
-from ablations.ray_sweep import Names, Resources, _described
+from ablations.optuna_search import STUDY, STUDY_FILE, Search, trial_name
 from ablations.run import main
+from ablations.search_results import best_trials, command, draw
+from ablations.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
+from ablations.trial_config import RecordLabels, TrialConfig, trial_config
 from lgd.config.components import component_conflict
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.config.presets import TINY
+from lgd.distributed.resources import Resources
 from lgd.results.record import FILE, load
+from lgd.results.sweep_spec import SweepSpec
 from lgd.training.run import failed_record
 from tests.helpers import wait_until
-from tests.integration.test_sweep_command import QUICK
+from tests.integration.commands import QUICK, run
 
 ROOT = Path(__file__).parents[2]
 
 
-def _base(tmp_path: Path, **method: Any) -> dict[str, Any]:
+def _base(tmp_path: Path, **method: Any) -> TrialConfig:
     experiment = TINY.override({f"method.{k}": v for k, v in method.items()})
-    return _described(Trial("", experiment, tmp_path), Names("components", "tiny"), tmp_path, Resources(1, 0, 1))
+    labels = RecordLabels("components", "tiny")
+    return trial_config(Trial("", experiment, tmp_path), labels, tmp_path, Resources(1, 0, 1))
+
+
+def _proposed(base: TrialConfig, name: str, **parameters: Any) -> TrialConfig:
+    return proposed_trial({**{f"method.{k}": v for k, v in parameters.items()}, "base": base, "name": name})
+
+
+def _save(proposed: TrialConfig, status: str) -> None:
+    record = failed_record(parse(proposed["experiment"]), "", **proposed["labels"])
+    record.model_copy(update={"status": status}).save(Path(proposed["directory"]))
 
 
 @pytest.mark.parametrize("context", [True, False])
@@ -40,8 +54,7 @@ def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Pat
     for _ in range(300):
         trial = study.ask()
         suggest(trial, base)
-        described = Search.trial({**trial.params, "base": base})
-        method = described["experiment"]["method"]
+        method = proposed_trial({**trial.params, "base": base, "name": "x"})["experiment"]["method"]
         parts = {k: method[k] for k in ("encoder", "adapter", "mapper", "variant", "context")}
         assert not component_conflict(**parts)
         seen.add(tuple(parts.values()))
@@ -66,31 +79,35 @@ def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Pat
 
 
 def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
-    base = _base(tmp_path)
-    proposed = {"method.encoder": True, "method.distill_weight": 0.5}
-    one, same = (
-        Search.trial({**proposed, "base": base}),
-        Search.trial({"base": base, **dict(reversed(proposed.items()))}),
-    )
-    other = Search.trial({**proposed, "method.distill_weight": 0.6, "base": base})
-    assert one == same
-    assert one["name"] != other["name"]
-    assert one["names"]["overrides"] == ["method.distill_weight=0.5", "method.encoder=true"]
+    """Named by the number of the first; what is trained with is rounded to three digits."""
+    base, study = _base(tmp_path), Search(TINY, tmp_path).study()
+    for _ in range(2):
+        suggest(study.ask(), base)
+    study.enqueue_trial(study.trials[0].params)
+    suggest(study.ask(), base)
+    assert [trial_name(study, t.params) for t in study.trials] == ["search-000", "search-001", "search-000"]
+    proposed = _proposed(base, "search-007", encoder=True, distill_weight=0.123456)
+    assert proposed["directory"] == str(tmp_path / "trials" / "search-007")
+    assert proposed["labels"]["overrides"] == ["method.distill_weight=0.123", "method.encoder=true"]
+    assert proposed["experiment"]["method"]["distill_weight"] == 0.123
 
 
 def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parameters = {"method.encoder": False, "method.distill_weight": 0.123456789, "method.adapter": True}
-    line = command("tiny", ["schedule.steps=6", "data.source=coco-json:/a b"], parameters, 3)
+    spec = SweepSpec(
+        grid="components", preset="tiny", overrides=("schedule.steps=6", "data.source=coco-json:/a b"), arms=(), seeds=1
+    )
+    line = command(spec, parameters, 3)
     _, script, *arguments = shlex.split(line)
     assert script == "ablations/run.py"
     assert arguments.count("--set") == 6
     assert "data.source=coco-json:/a b" in arguments
     sets = [x for x in arguments if "=" in x and not x.startswith("data.")]
     experiment = TINY.override([*sets, "schedule.warmup_steps=2"])
-    assert experiment.method.distill_weight == 0.123456789
+    assert experiment.method.distill_weight == 0.123
     assert not experiment.method.encoder
     assert experiment.seed == 3
-    assert changed({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
+    assert settings_of({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,10 +145,8 @@ def test_any_grid_can_be_searched_around(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_dry_run_counts_the_samples_that_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = _base(tmp_path)
-    for weight, status in ((0.5, "finished"), (0.6, "stopped"), (0.7, "failed")):
-        described = Search.trial({"method.distill_weight": weight, "base": base})
-        record = failed_record(parse(described["experiment"]), "", **described["names"])
-        record.model_copy(update={"status": status}).save(Path(described["directory"]))
+    for i, status in enumerate(("finished", "stopped", "failed")):
+        _save(_proposed(base, f"search-00{i}", distill_weight=0.5 + i / 10), status)
     arguments = [*QUICK, "--search", "optuna", "--samples", "5", "--output", str(tmp_path), "--dry-run"]
     assert main(["--grid", "teacher-based", *arguments, "--accept-other-code"]) == 0
     assert "and 3 samples of a search" in capsys.readouterr().out
@@ -158,7 +173,7 @@ def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -> None:
     """Optuna's plots of both objectives, and the Pareto front without a trial that was cut off."""
-    search = Search(TINY, tmp_path, ("AP", "gpu_hours"))
+    search = Search(TINY, tmp_path, 20, ("AP", "gpu_hours"))
     study = search.study()
     base = _base(tmp_path)
     for ap, hours, status in (
@@ -169,13 +184,12 @@ def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -
     ):
         trial = study.ask()
         suggest(trial, base)
-        described = Search.trial({**trial.params, "base": base})
-        record = failed_record(parse(described["experiment"]), "", **described["names"])
-        record.model_copy(update={"status": status}).save(Path(described["directory"]))
+        name = trial_name(study, trial.params)
+        _save(proposed_trial({**trial.params, "base": base, "name": name}), status)
         study.tell(trial, [ap, hours])
-    assert [t.values for t in search.best(study)] == [[10.0, 1.0], [12.0, 2.0]]
+    assert [t.values for t in best_trials(search, study)] == [[12.0, 2.0], [10.0, 1.0]]
     written = {path.name for path in draw(study, search.objectives, tmp_path)}
-    for name in ("history_AP", "history_gpu_hours", "importances_AP", "importances_gpu_hours", "pareto"):
+    for name in ("history_AP", "history_gpu_hours", "importances_AP", "importances_gpu_hours", "search_pareto"):
         assert {f"{name}.png", f"{name}.svg"} <= written
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
@@ -187,8 +201,7 @@ SEARCH = [
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_strays")
-def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_path: Path) -> None:
+def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_path: Path, ray_session: None) -> None:
     script = [sys.executable, str(ROOT / "ablations" / "run.py")]
     process = subprocess.Popen(
         [*script, *SEARCH, "--output", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -200,12 +213,9 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
         process.kill()
         process.wait()
     kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
-    short = [*script, "--resume", str(tmp_path), "--max-gpu-hours", "1e-5"]
-    over = subprocess.run(short, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert over.returncode == 3, over.stdout + over.stderr
-    assert "samples of the search" in over.stdout
-    done = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ended_early = run("--resume", str(tmp_path), "--max-gpu-hours", "1e-5", status=3)
+    assert "samples of the search" in ended_early.out
+    done = run("--resume", str(tmp_path))
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert all(path.read_bytes() == content for path, content in kept.items())
     searched = [r for r in records.values() if r.arm.startswith("search-")]
@@ -224,11 +234,10 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert 4 <= len(complete) <= 6
     assert all(0 <= t.values[0] <= 100 for t in complete)
-    assert "best trial:" in done.stdout
-    assert "python ablations/run.py --grid components --preset tiny --arms LGD" in done.stdout
+    assert "best trial:" in done.out
+    assert "python ablations/run.py --grid components --preset tiny --arms LGD" in done.out
     assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
     assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
 
-    again = subprocess.run([*script, "--resume", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0, again.stdout + again.stderr
+    run("--resume", str(tmp_path))
     assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 5

@@ -8,7 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ablations.ray_sweep import Names, run_sweep
+from ablations.ray_sweep import run_sweep
+from ablations.trial_config import RecordLabels
 from benchmarks.measure_cost import learn, measure_missing
 from benchmarks.measured_costs import Store
 from benchmarks.predict_cost import predict
@@ -41,8 +42,8 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
     is, too, after a miss, since a neighbour may come and go between the measurements.
     """
     misses = []
-    changes = {"data.shapes_side": 96, "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96}
-    changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 150}
+    changes = {"data.shapes_side": 64, "data.min_sizes": [64], "data.max_size": 64, "data.test_size": 64}
+    changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 80}
     base = TINY.override({**changes, "schedule.warmup_steps": 10})
     for attempt in range(TRIES):
         directory = tmp_path / str(attempt)
@@ -52,7 +53,7 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
             continue
         before = _measured(again, directory / "before.json")
         with ray_train.cluster(None):
-            run_sweep(trials, Names("t", "tiny"), directory, ONE, Quiet())
+            run_sweep(trials, RecordLabels("t", "tiny"), directory, ONE, Quiet())
         after = _measured(again, directory / "after.json")
         real = sum(_spent(path) for path in directory.glob(f"t*/*/{FILE}"))
         learnt = Store(directory / "learnt.json")

@@ -11,54 +11,63 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
-from ablations.run import _budget, _code, _parser, _placed, main
+from ablations.checks import code_version
+from ablations.limits import Budget, Placement
+from ablations.run import main
 from lgd.config.grids import COMPONENTS, NAMES, grid, plan
 from lgd.config.presets import TINY
 from lgd.data.shapes import CATEGORIES, ShapesSpec, make
+from lgd.results import provenance
 from lgd.results.record import Record, load
+from lgd.results.sweep_spec import SweepSpec
 from lgd.training import run as training
+from lgd.training.build import build, dry_build
 from tests.helpers import wait_until
 from tests.helpers_data import VOC_SPLITS, edit_json, write_coco, write_voc
+from tests.integration.commands import OVERRIDES, QUICK, Called, run
 
 ROOT = Path(__file__).parents[2]
 
-QUICK = [
-    "--set", "schedule.steps=6", "--set", "schedule.warmup_steps=2", "--set", "schedule.batch=2",
-    "--set", "data.shapes_train=12", "--set", "data.shapes_val=6", "--set", "data.shapes_side=64",
-    "--set", "data.min_sizes=[64]", "--set", "data.max_size=64", "--set", "data.test_size=64",
-    "--set", "detector.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
-]  # fmt: skip
+
+class Finished(NamedTuple):
+    """A sweep of three arms that was run twice: one trial failed at first."""
+
+    output: Path
+    first: Called
+    second: Called
+    kept: bool
+    """The record of a trial that had finished at first was left alone."""
 
 
-def run(*arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "ablations" / "run.py"), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == check, done.stdout + done.stderr
-    return done
-
-
-def test_a_grid_runs_to_its_table_and_resumes(tmp_path: Path) -> None:
-    """One trial fails, the others go on; running again adds what is missing and nothing else."""
-    output = tmp_path / "with space"
-    common = ["--grid", "components", *QUICK, "--output", str(output)]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Finished:
+    output = tmp_path_factory.mktemp("sweep") / "with space"
+    common = ["--grid", "components", *QUICK, "--output", str(output), "--arms", "baseline,LGD,label only"]
     # A directory where a trial writes its losses: that trial fails.
     (output / "trials" / "lgd-seed0" / "metrics.json").mkdir(parents=True)
-    first = run(*common, "--arms", "baseline,LGD,label only", check=1)
-    assert "[3/3]" in first.stdout
-    assert "LGD, seed 0: failed: IsADirectoryError" in first.stdout
+    first = run(*common, status=1)
     assert load(output / "trials" / "lgd-seed0" / "record.json").status == "failed"
-
     (output / "trials" / "lgd-seed0" / "metrics.json").rmdir()
-    kept = (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns
-    second = run(*common, "--arms", "baseline,LGD,label only")
-    assert "3 trials, 1 to run" in second.stdout
-    assert (output / "trials" / "baseline-seed0" / "record.json").stat().st_mtime_ns == kept
+    baseline = output / "trials" / "baseline-seed0" / "record.json"
+    before = baseline.stat().st_mtime_ns
+    second = run(*common)
+    return Finished(output, first, second, baseline.stat().st_mtime_ns == before)
+
+
+@pytest.mark.slow
+def test_a_grid_runs_to_its_table_and_resumes(finished: Finished) -> None:
+    """One trial fails, the others go on; running again adds what is missing and nothing else."""
+    output, first, second, kept = finished
+    assert "[3/3]" in first.out
+    assert "LGD, seed 0: failed: IsADirectoryError" in first.out
+    assert "3 trials, 1 to run" in second.out
+    assert kept
 
     frame = pd.read_csv(output / "records.csv")
     assert sorted(frame["arm"]) == ["LGD", "baseline", "label only"]
@@ -77,11 +86,32 @@ def test_a_grid_runs_to_its_table_and_resumes(tmp_path: Path) -> None:
     assert record.losses["loss_distill"]
     assert (output / "trials" / "lgd-seed0" / "student.pth").exists()
 
-    status = run("--status", str(output))
-    assert "3 of 3 trials finished" in status.stdout
+    assert "3 of 3 trials finished" in run("--status", str(output)).out
     again = run("--resume", str(output))
-    assert "0 to run" in again.stdout
-    assert "\n\n" not in again.stderr
+    assert "0 to run" in again.out
+    assert "\n\n" not in again.err
+
+
+@pytest.mark.slow
+def test_a_directory_of_other_code_is_refused(finished: Finished, tmp_path: Path) -> None:
+    output = shutil.copytree(finished.output, tmp_path / "out")
+    arguments = ["--grid", "components", *QUICK, "--arms", "baseline,LGD,label only", "--output", str(output)]
+    path = output / "sweep.json"
+    sweep = json.loads(path.read_text())
+    sweep["code"]["versions"]["torch"] = "1.0"
+    sweep["code"]["files"]["lgd/methods/label_guided/distance.py"] = "another"
+    path.write_text(json.dumps(sweep))
+    refused = run(*arguments, "--seeds", "2", status=2).err
+    assert f"torch 1.0 there and {provenance.versions()['torch']} here" in refused
+    assert "changed: lgd/methods/label_guided/distance.py" in refused
+    assert refused.count("\n") == 1
+    run(*arguments, "--seeds", "2", "--accept-other-code", "--dry-run")
+
+
+def test_two_sweeps_do_not_share_a_directory(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "lock"):
+        refused = run("--grid", "components", *QUICK, "--arms", "baseline", "--output", str(tmp_path), status=2)
+    assert "another sweep is at work there" in refused.err
 
 
 @pytest.mark.slow
@@ -102,9 +132,8 @@ def test_ctrl_c_leaves_a_directory_that_resumes(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert f"--resume {output}" in said
     assert "Traceback" not in said
-    assert "0 of 2 trials finished" in run("--status", str(output)).stdout
-    described = json.loads((output / "sweep.json").read_text())
-    assert described["arms"] == ["baseline", "LGD"]
+    assert "0 of 2 trials finished" in run("--status", str(output)).out
+    assert SweepSpec.read(output).arms == ("baseline", "LGD")
 
 
 @pytest.mark.parametrize(
@@ -180,19 +209,19 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytes
 def test_a_sweeps_time(option: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    over = _budget(_parser().parse_args(["--max-time", option]))
-    assert over(1e9) == ""
+    budget = Budget(max_time=option)
+    assert budget.exceeded(1e9) == ""
     now[0] += seconds - 0.001
-    assert over(0) == ""
+    assert budget.exceeded(0) == ""
     now[0] += 0.001
-    assert over(0) == f"--max-time {option} is over"
+    assert budget.exceeded(0) == f"--max-time {option} is over"
 
 
 def test_a_sweeps_gpu_hours() -> None:
-    over = _budget(_parser().parse_args(["--max-gpu-hours", "1.5"]))
-    assert over(1.5 * 3600 - 1) == ""
-    assert over(1.5 * 3600) == "--max-gpu-hours 1.5 are used"
-    assert _budget(_parser().parse_args([]))(1e12) == ""
+    budget = Budget(max_gpu_hours=1.5)
+    assert budget.exceeded(1.5 * 3600 - 1) == ""
+    assert budget.exceeded(1.5 * 3600) == "--max-gpu-hours 1.5 are used"
+    assert Budget().exceeded(1e12) == ""
 
 
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,10 +250,9 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a second table shares with the first is not trained again."""
-    overrides = [x for x in QUICK if x != "--set"]
-    for trial in plan(grid("teacher-based"), TINY, 1, [*overrides, "method.fgfi.from_step=2"], tmp_path):
+    for trial in plan(grid("teacher-based"), TINY, 1, [*OVERRIDES, "method.fgfi.from_step=2"], tmp_path):
         if trial.arm in ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD"):
-            shown = training.build(trial.experiment, pretrained=False).fingerprint
+            shown = build(trial.experiment, pretrained=False).fingerprint
             Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=shown).save(
                 trial.directory
             )
@@ -237,7 +265,7 @@ def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pyt
         json.dumps(
             {
                 "schema_version": 1, "grid": "teacher-based", "preset": "tiny", "arms": ["RetinaNet R-50 2x ms LGD"],
-                "overrides": [*overrides, "method.fgfi.from_step=2"], "reference": "", "seeds": 3,
+                "overrides": [*OVERRIDES, "method.fgfi.from_step=2"], "reference": "", "seeds": 3,
             }
         )
     )  # fmt: skip
@@ -246,8 +274,7 @@ def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pyt
 
 
 def test_records_of_other_data_or_code_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [x for x in QUICK if x != "--set"]
-    trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]
+    trial = plan(COMPONENTS, TINY, 1, OVERRIDES, tmp_path)[0]
     Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint="0" * 16).save(trial.directory)
     assert main(["--grid", "components", "--arms", "baseline", *QUICK, "--output", str(tmp_path)]) == 2
     assert "made from other data or code" in capsys.readouterr().err
@@ -271,11 +298,11 @@ def test_a_dry_run_looks_for_what_only_training_would_miss(tmp_path: Path, capsy
     assert "has no object to train on" in capsys.readouterr().err
     assert main([*command, "--data", f"voc:{write_voc(tmp_path / 'boxes', VOC_SPLITS)}", *changed]) == 2
     assert "has no segmentation, which mask_rcnn is scored with" in capsys.readouterr().err
-    overrides = [x for x in QUICK if x != "--set"] + ["detector.backbone.weights=/no.pkl"]
+    overrides = [*OVERRIDES, "detector.backbone.weights=/no.pkl"]
     trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]
-    Record(
-        status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=training.dry_build(trial.experiment)
-    ).save(trial.directory)
+    Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=dry_build(trial.experiment)).save(
+        trial.directory
+    )
     again = [*command, "--set", overrides[-1], "--output", str(tmp_path), "--accept-other-code", "--dry-run"]
     assert main(again) == 0
     assert "0 of 1 trials to run" in capsys.readouterr().out
@@ -305,33 +332,32 @@ def test_a_damaged_sweep_is_one_line(
 
 
 def test_the_way_to_go_on_says_how_trials_are_placed() -> None:
-    options = _parser().parse_args(["--workers", "4", "--gpus", "0.5", "--address", "auto", "--spread", "--seeds", "3"])
-    assert _placed(options) == " --gpus 0.5 --workers 4 --address auto --spread"
-    assert _placed(_parser().parse_args([])) == ""
+    placement = Placement(gpus=0.5, workers=4, spread=True, address="auto")
+    assert placement.options == " --gpus 0.5 --workers 4 --address auto --spread"
+    assert Placement().options == ""
 
 
 BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseline in equal time"
 
 
 @pytest.mark.slow
-def test_what_a_sweep_took_says_how_long_others_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_sweep_took_says_how_long_others_train(tmp_path: Path, ray_session: None) -> None:
     """In one command, or when it goes on; the steps stay."""
     common = ["--grid", "evidence", *QUICK, "--seeds", "1", "--output", str(tmp_path)]
-    assert main([*common, "--arms", f"{BASELINE},{LONGER}", "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    said = run(*common, "--arms", f"{BASELINE},{LONGER}", "--dry-run").out
     assert f"later: {LONGER}: its steps follow from what {LGD} takes" in said
     assert "1 of 1 trials to run" in said
     # Without LGD there is nothing to go by.
-    run(*common, "--arms", f"{BASELINE},{LONGER}", check=1)
+    run(*common, "--arms", f"{BASELINE},{LONGER}", status=1)
     assert f"{LONGER}: its steps" in json.loads((tmp_path / "sweep.json").read_text())["ended"]["not_run"][0]
     done = run(*common, "--arms", LGD)
-    assert "3 trials, 1 to run" in done.stdout
+    assert "3 trials, 1 to run" in done.out
     records = {x.arm: x for x in (load(path) for path in tmp_path.glob("trials/*/record.json"))}
     ratio = records[LGD].device_seconds["training"] / records[BASELINE].device_seconds["training"]
     steps = max(7, round(6 * ratio))
     assert records[LONGER].experiment.schedule.steps == records[LONGER].steps == steps
     assert json.loads((tmp_path / "sweep.json").read_text())["steps"] == {LONGER: steps}
-    assert "0 to run" in run("--resume", str(tmp_path)).stdout
+    assert "0 to run" in run("--resume", str(tmp_path)).out
 
 
 def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,12 +365,12 @@ def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: p
     here, there, output = tmp_path / "here", tmp_path / "there", tmp_path / "out"
     spec = ShapesSpec(train=6, val=3, size=64)
     shutil.copytree(make(spec), here)
-    overrides = [x for x in QUICK if x != "--set"] + [f"data.source=coco-json:{here}"]
+    overrides = [*OVERRIDES, f"data.source=coco-json:{here}"]
     first, second = plan(COMPONENTS, TINY, 1, overrides, output)[:2]
     training.run(first.experiment, first.directory, arm=first.arm)
     described = {
         "schema_version": 1, "grid": "components", "preset": "tiny", "overrides": overrides, "seeds": 1,
-        "arms": [first.arm, second.arm], "reference": "baseline", "code": _code(),
+        "arms": [first.arm, second.arm], "reference": "baseline", "code": code_version().model_dump(),
     }  # fmt: skip
     (output / "sweep.json").write_text(json.dumps(described))
     here.rename(there)

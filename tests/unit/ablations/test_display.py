@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablations.display import SweepDisplay, clock
+from ablations.display import SweepDisplay
 from lgd.config.grids import COMPONENTS, plan
 from lgd.config.presets import TINY
 from lgd.results.record import Record, Scores
@@ -72,13 +72,3 @@ def test_a_report_without_figures_keeps_those_before(tmp_path: Path) -> None:
     assert first.endswith("step 1/100, loss –, ETA ?; whole sweep ETA ?")
     assert second.endswith("step 10/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
     assert third.endswith("step 20/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
-
-
-def test_clock() -> None:
-    assert [clock(x) for x in (0, 61, 3723, float("inf"), float("nan"))] == [
-        "0:00",
-        "1:01",
-        "1:02:03",
-        "?",
-        "?",
-    ]

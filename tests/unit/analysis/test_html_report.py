@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.run import _describe, _parser
+from ablations.run import parser as sweep_parser
+from ablations.sweep_command import new_sweep, search_options
 from analysis.examples import CACHE, WIDTH, examples
 from analysis.html_report import write_page
 from analysis.load import load_runs
 from analysis.report import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import load
+from lgd.results.sweep_spec import SweepSpec
 from tests.helpers_data import edit_json, write_coco
 
 from .conftest import MakeRecord
@@ -178,14 +180,19 @@ def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path
 )
 def test_the_command_of_the_trainings_is_that_sweeps(options: list[str], tmp_path: Path) -> None:
     output = tmp_path / "of mine"
-    described = _describe(_parser().parse_args([*options, "--output", str(output)]))
+    spec = _spec([*options, "--output", str(output)])
     output.mkdir()
-    (output / "sweep.json").write_text(json.dumps(described))
-    text = write_page(output, Sweep(described["arms"], "baseline"), []).read_text(encoding="utf-8")
+    spec.write(output)
+    text = write_page(output, Sweep(list(spec.arms), "baseline"), []).read_text(encoding="utf-8")
     shown = next(x for x in _Page(text).texts.splitlines() if x.startswith("python ablations/run.py --grid"))
-    again = _parser().parse_args(shlex.split(shown)[2:])
-    assert again.output == output
-    assert _describe(again) == described
+    shutil.rmtree(output)
+    assert _spec(shlex.split(shown)[2:]) == spec
+
+
+def _spec(arguments: list[str]) -> SweepSpec:
+    options = sweep_parser().parse_args(arguments)
+    spec, _ = new_sweep(options, search_options(options) if options.search else None)
+    return spec.model_copy(update={"code": None})
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

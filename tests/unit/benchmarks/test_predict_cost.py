@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ablations.ray_sweep import Resources
 from benchmarks.measure_cost import learn
 from benchmarks.measured_costs import Measurement, Store, as_run, checkpoints, cost_key, evaluations
 from benchmarks.predict_cost import RAY_START_S, RAY_TRIAL_S, RAY_WAVE_S, WIDTH, Prediction, Row, predict
 from benchmarks.timer_spec import Stage
 from lgd.config.grids import Arm, Grid, Trial, plan
 from lgd.config.presets import TINY
+from lgd.distributed.resources import Resources
 from lgd.results import provenance
 from lgd.results.record import Record
 from lgd.training.run import failed_record

@@ -60,7 +60,7 @@ def test_there_are_kept_results() -> None:
     [
         *[(x, "not a sweep's description") for x in ("{", "\xff", "[" * 100_000)],
         *[(x, "another version") for x in ("[]", "{}", '{"schema_version": 2}')],
-        ('{"schema_version": 1}', "grid: Field required"),
+        ('{"schema_version": 1}', "grid: is missing"),
     ],
 )
 def test_what_is_no_sweep_is_one_line(content: str, words: str, tmp_path: Path) -> None:

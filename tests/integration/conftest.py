@@ -1,0 +1,20 @@
+"""One Ray for all the sweeps that a module's tests run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lgd.distributed import ray_train
+from tests.conftest import watch_for_strays
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """A cluster of this machine, which the commands and sweeps of a module find started.
+
+    What they started is gone when it has ended.
+    """
+    with watch_for_strays(), ray_train.cluster(None, cpus=2):
+        yield

@@ -1,0 +1,36 @@
+"""What the commands have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from lgd.cli import answer, format_duration
+from lgd.errors import InputError
+
+
+def test_durations() -> None:
+    assert [format_duration(x) for x in (0, 61, 3723, float("inf"), float("nan"))] == [
+        "0:00",
+        "1:01",
+        "1:02:03",
+        "?",
+        "?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (InputError("no such thing"), 2, "error: no such thing"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "error: x: No such file"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_goes_wrong_is_a_line_and_a_status(
+    raised: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> int:
+        raise raised
+
+    assert answer(command) == status
+    assert capsys.readouterr().err == f"{said}\n"
