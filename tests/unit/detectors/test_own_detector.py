@@ -1,4 +1,4 @@
-"""The detector of docs/own-detector.md, taught without a line of ours."""
+"""The detector of docs/own-detector.md, distilled without a change to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def page() -> dict[str, Any]:
 
 def test_it_trains_under_the_distiller(page: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = page["taught"](CLASSES).train()
+    model = page["distiller"](CLASSES).train()
     losses = model(batch([3, 0]))
     assert set(losses) == {
         "loss_score",
@@ -50,7 +50,7 @@ def test_it_trains_under_the_distiller(page: dict[str, Any]) -> None:
 
 def test_both_sets_of_losses_fall(page: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = page["taught"](CLASSES).train()
+    model = page["distiller"](CLASSES).train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     data = batch([3, 2])
     totals = []
@@ -77,7 +77,7 @@ def test_replaying_its_own_features_reproduces_its_losses(page: dict[str, Any]) 
 
 def test_it_detects_and_exports_alone(page: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = page["taught"](CLASSES)
+    model = page["distiller"](CLASSES)
     export_student(model, tmp_path / "student.pth")
     plain = page["CentreDetector"](CLASSES, 16).eval()
     plain.load_state_dict(torch.load(tmp_path / "student.pth", weights_only=True)["model"], strict=True)
