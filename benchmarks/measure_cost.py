@@ -14,7 +14,6 @@ from benchmarks.contention import other_load
 from benchmarks.measured_costs import (
     Measurement,
     Store,
-    TrialResources,
     alike,
     as_run,
     checkpoints,
@@ -28,6 +27,7 @@ from benchmarks.timer_spec import Stage, StepTimes, TimerSpec, stages
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
 from lgd.distributed import ray_train
+from lgd.distributed.resources import Resources
 from lgd.results import provenance
 from lgd.results.cost_meter import FIRST_STEPS
 from lgd.results.record import Record
@@ -41,7 +41,7 @@ EVALUATED = 100
 
 def measure_missing(
     trials: Sequence[Trial],
-    resources: TrialResources,
+    resources: Resources,
     store: Store | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
     *,
@@ -101,7 +101,7 @@ def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images:
     )
 
 
-def _placement(resources: TrialResources) -> list[int | None]:
+def _placement(resources: Resources) -> list[int | None]:
     """The GPU of every worker process that a sweep runs on this machine at once; None for each one on the CPU."""
     wanted = resources.max_concurrent * resources.workers
     if not resources.gpus:
@@ -110,7 +110,7 @@ def _placement(resources: TrialResources) -> list[int | None]:
     return [i // each for i in range(min(wanted, each * torch.cuda.device_count()))]
 
 
-def learn(trials: Iterable[Trial], resources: TrialResources, store: Store | None = None) -> None:
+def learn(trials: Iterable[Trial], resources: Resources, store: Store | None = None) -> None:
     """Keep the costs of those trainings of ``trials``, and of their teachers, that finished with these resources.
 
     Of several with the same cost key, their mean.

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock
 
 from benchmarks.timer_spec import Stage
 from lgd.cache import cache_root
 from lgd.config.experiment import Experiment, settings
+from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results import provenance
 
@@ -57,23 +58,6 @@ UNRELATED = (
 
 OWN = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
 """Prefixes of the settings that a method reads."""
-
-
-class TrialResources(Protocol):
-    """What one trial of a sweep holds, and how many trials run at once. cpus, gpus: of each of its workers."""
-
-    @property
-    def cpus(self) -> int: ...
-    @property
-    def gpus(self) -> float: ...
-    @property
-    def max_concurrent(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def devices(self) -> float:
-        """That a trial is charged for (see lgd/results/cost_meter.py)."""
-        ...
 
 
 @dataclass
@@ -138,7 +122,7 @@ def alike(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return shares.keys() == others.keys() and all(abs(shares[x] - others[x]) <= SHARES_ALIKE for x in others)
 
 
-def as_run(experiment: Experiment, resources: TrialResources) -> Experiment:
+def as_run(experiment: Experiment, resources: Resources) -> Experiment:
     """The experiment with the threads and the device that a worker of the sweep gives it."""
     changes: dict[str, Any] = {"threads": experiment.threads or resources.cpus}
     if experiment.device == "auto":
@@ -146,7 +130,7 @@ def as_run(experiment: Experiment, resources: TrialResources) -> Experiment:
     return experiment.model_copy(update=changes)
 
 
-def cost_key(experiment: Experiment, resources: TrialResources) -> str:
+def cost_key(experiment: Experiment, resources: Resources) -> str:
     """Hex digest of all that determines the cost of a step, or of an image evaluated."""
     own = OWN[experiment.method.name]
     described = {

@@ -21,7 +21,6 @@ from benchmarks.contention import BUSY
 from benchmarks.measured_costs import (
     Measurement,
     Store,
-    TrialResources,
     as_run,
     checkpoints,
     cost_key,
@@ -32,6 +31,7 @@ from lgd.cli import format_duration
 from lgd.config.experiment import Data, Experiment
 from lgd.config.grids import Trial
 from lgd.data.catalog import load_dataset
+from lgd.distributed.resources import Resources
 from lgd.results import provenance
 from lgd.results.record import FILE, Record, load
 from lgd.training import teacher as teacher_training
@@ -122,7 +122,7 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def predict(trials: Sequence[Trial], resources: TrialResources, store: Store | None = None) -> Prediction:
+def predict(trials: Sequence[Trial], resources: Resources, store: Store | None = None) -> Prediction:
     """The cost of running ``trials``, as far as there are measurements.
 
     As in the sweep, each frozen teacher is trained once, before the trials that use it, unless the results directory
@@ -152,7 +152,7 @@ def predict(trials: Sequence[Trial], resources: TrialResources, store: Store | N
     return Prediction(rows, list(missing), resources.devices, resources.gpus, wall if rows else 0.0)
 
 
-def _row(name: str, arm: str, experiment: Experiment, resources: TrialResources, store: Store) -> Row | None:
+def _row(name: str, arm: str, experiment: Experiment, resources: Resources, store: Store) -> Row | None:
     found = store.get(cost_key(experiment, resources))
     training = None if found is None else found.training(stages(experiment))
     if found is None or training is None:
@@ -170,7 +170,7 @@ def _seconds(experiment: Experiment, found: Measurement, training: float) -> dic
     }
 
 
-def _teacher_row(teacher: Experiment, trial: Trial, resources: TrialResources, store: Store) -> Row | None:
+def _teacher_row(teacher: Experiment, trial: Trial, resources: Resources, store: Store) -> Row | None:
     home = teacher_training.home(teacher, teachers_directory(trial))
     if finished_record(home) is not None:
         return Row(home.name, TEACHER, {})

@@ -32,7 +32,7 @@ OWN = {
 ALWAYS = {"backbone", "head", "label assignment", "optimiser", REST}
 
 
-def bench(**changes: Any) -> StepTimer:
+def timer_of(**changes: Any) -> StepTimer:
     small = {"detector__fc_dim": 16, "detector__anchor_scale": 2.0}
     return StepTimer(TimerSpec(quick_experiment(**{**small, "method__fgfi__from_step": 1, **changes}), IMAGES))
 
@@ -49,13 +49,13 @@ def test_every_part_is_found_and_all_add_up_to_the_step(
 ) -> None:
     # This process's own time: what others on the machine do in between belongs to no part.
     monkeypatch.setattr(time, "perf_counter", time.process_time)
-    there = bench(detector__name=detector, method__name=method)
+    timer = timer_of(detector__name=detector, method__name=method)
     stage = Stage(distils=method != "baseline")
-    cuts = time_profiler(there.model, there.device)
+    profiler = time_profiler(timer.model, timer.device)
     begun = time.perf_counter()
-    there.trainer(stage, cuts).train(0, 3)
+    timer.trainer(stage, profiler).train(0, 3)
     took = 1e3 * (time.perf_counter() - begun)
-    for step in cuts.steps:
+    for step in profiler.steps:
         assert {part for part, _ in step} == ALWAYS | OWN[method]
         assert {direction for _, direction in step} <= set(DIRECTIONS)
         assert all(ms >= 0 for ms in step.values())
@@ -66,20 +66,20 @@ def test_every_part_is_found_and_all_add_up_to_the_step(
         assert ("teacher's backbone", "backward") not in step
         # The rest stays the rest.
         assert sum(ms for (part, _), ms in step.items() if part == REST) < 0.5 * sum(step.values())
-    # Nothing is lost but looking for nodes and what lies between steps, nothing is counted twice.
-    assert 0.5 * took < sum(sum(step.values()) for step in cuts.steps) < took
+    # Only walking the graph and the time between steps are left out, and nothing is counted twice.
+    assert 0.5 * took < sum(sum(step.values()) for step in profiler.steps) < took
 
 
-def test_looking_leaves_the_model_as_it_was() -> None:
-    there = bench()
-    student: Any = student_of(there.model)
-    hooks = [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in there.model.modules()]
-    own = {name: set(vars(x)) for name, x in there.model.named_modules()}
+def test_profiling_leaves_the_model_as_it_was() -> None:
+    timer = timer_of()
+    student: Any = student_of(timer.model)
+    hooks = [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in timer.model.modules()]
+    own = {name: set(vars(x)) for name, x in timer.model.named_modules()}
     before = student.label_anchors
-    trainer = there.trainer(Stage(distils=True), time_profiler(there.model, there.device))
+    trainer = timer.trainer(Stage(distils=True), time_profiler(timer.model, timer.device))
     trainer.train(0, 1)
-    assert [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in there.model.modules()] == hooks
-    assert {name: set(vars(x)) - own[name] for name, x in there.model.named_modules() if set(vars(x)) - own[name]} in (
+    assert [len(x._forward_hooks) + len(x._forward_pre_hooks) for x in timer.model.modules()] == hooks
+    assert {name: set(vars(x)) - own[name] for name, x in timer.model.named_modules() if set(vars(x)) - own[name]} in (
         {},
         {"student": {"loss_normalizer"}},
     )
@@ -104,16 +104,16 @@ class OneConvolution(nn.Module):
 
 
 def test_flops_of_known_layers_by_hand() -> None:
-    there = bench(method__name="baseline")
-    there.model = OneConvolution()
-    there.optimizer = torch.optim.SGD(there.model.parameters(), lr=0.1)
+    timer = timer_of(method__name="baseline")
+    timer.model = OneConvolution()
+    timer.optimizer = torch.optim.SGD(timer.model.parameters(), lr=0.1)
     counter = flop_counter()
-    cuts = flop_profiler(there.model, counter)
+    profiler = flop_profiler(timer.model, counter)
     with counter:
-        there.trainer(Stage(), cuts).train(0, 2)
+        timer.trainer(Stage(), profiler).train(0, 2)
     convolution, linear = 2 * 2 * (64 * 64) * 5 * 3 * 9, 2 * 2 * 5 * 7
-    for step in cuts.steps:
-        flops = {cut: round(1e9 * x) for cut, x in step.items() if x}
+    for step in profiler.steps:
+        flops = {part: round(1e9 * x) for part, x in step.items() if x}
         assert flops == {
             ("backbone", "forward"): convolution,
             # The images need no gradient: that of the weights is all there is.
@@ -125,18 +125,18 @@ def test_flops_of_known_layers_by_hand() -> None:
 
 def test_flops_of_a_backbone_are_fvcores() -> None:
     """fvcore counts a multiplication and an addition as one."""
-    there = bench(method__name="lgd")
-    assert isinstance(there.model, Distiller)
-    there.model.joint_head = False
+    timer = timer_of(method__name="lgd")
+    assert isinstance(timer.model, Distiller)
+    timer.model.joint_head = False
     counter = flop_counter()
-    cuts = flop_profiler(there.model, counter)
+    profiler = flop_profiler(timer.model, counter)
     with counter:
-        there.trainer(Stage(distils=True), cuts).train(0, 1)
-    backbone: Any = student_of(there.model).backbone
+        timer.trainer(Stage(distils=True), profiler).train(0, 1)
+    backbone: Any = student_of(timer.model).backbone
     with torch.no_grad():
         analysis = FlopCountAnalysis(backbone.eval(), torch.zeros(2, 3, 64, 64)).unsupported_ops_warnings(False)
         expected = analysis.by_operator()["conv"]
-    (step,) = cuts.steps
+    (step,) = profiler.steps
     assert 1e9 * step["backbone", "forward"] == pytest.approx(2 * expected)
     # The same maps go through the same head twice.
     assert step["head", "forward"] == pytest.approx(step["second head pass", "forward"])
@@ -159,15 +159,15 @@ def test_deformable_convolutions_are_counted() -> None:
 def test_time_is_the_innermost_parts() -> None:
     clock = iter(range(100))
     model = OneConvolution()
-    cuts = StepProfiler(model, lambda: next(clock), lambda readings: readings)
-    cuts.before_step()
-    cuts._enter("head")
-    cuts._enter("label assignment")
-    cuts._leave()
-    cuts._leave()
-    cuts.after_backward()
-    cuts.after_step()
-    step = cuts.steps[0]
+    profiler = StepProfiler(model, lambda: next(clock), lambda readings: readings)
+    profiler.before_step()
+    profiler._enter("head")
+    profiler._enter("label assignment")
+    profiler._leave()
+    profiler._leave()
+    profiler.after_backward()
+    profiler.after_step()
+    step = profiler.steps[0]
     assert step == {
         (REST, "update"): 2, ("head", "update"): 2, ("label assignment", "update"): 1, ("optimiser", "update"): 1,
     }  # fmt: skip

@@ -63,7 +63,8 @@ def _by_cut(frame: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "roofline.csv"
-    assert main(["--preset", "tiny", "--side", "64", "--output", str(output)]) == 0
+    small = ["--set", "detector.backbone.width=8", "--set", "detector.channels=16"]
+    assert main(["--preset", "tiny", "--side", "64", *small, "--output", str(output)]) == 0
     assert "second head pass" in capsys.readouterr().out
     assert set(pd.read_csv(output)["part"]) >= {"backbone", "encoder", "distance", "optimiser"}
     text = output.with_suffix(".md").read_text()

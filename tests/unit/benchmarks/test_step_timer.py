@@ -1,4 +1,4 @@
-"""Made batches, stages of a schedule, and the processes that time steps."""
+"""Synthetic batches, stages of a schedule, and the processes that time steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_objects_spread_around_their_mean(mean: float) -> None:
     assert max(counts) > 3 * mean
 
 
-def test_made_batches_are_what_the_loaders_yield() -> None:
+def test_synthetic_batches_are_what_the_loaders_yield() -> None:
     batches = make_batches(SyntheticImages(48, 100, 4, 5), batch=3, count=4, masks=True, seed=1)
     assert [len(x) for x in batches] == [3] * 4
     counts = []
@@ -84,66 +84,71 @@ class Watch(HookBase):
             self.distils.add(self.model.phases.distills_student(self.trainer.iter))
 
 
+@pytest.fixture(scope="module")
+def lgd_timer() -> StepTimer:
+    return StepTimer(TimerSpec(quick_experiment(), IMAGES))
+
+
 @pytest.mark.parametrize(
     ("stage", "trains", "distils"),
     [(Stage(frozen=True), False, False), (Stage(), True, False), (Stage(distils=True), True, True)],
     ids=str,
 )
-def test_a_stretch_is_of_its_stage(stage: Stage, trains: bool, distils: bool) -> None:
-    bench = StepTimer(TimerSpec(quick_experiment(), IMAGES))
-    watch = Watch(bench.model)
-    bench.trainer(stage, watch).train(0, 2)
+def test_timed_steps_are_of_their_stage(stage: Stage, trains: bool, distils: bool, lgd_timer: StepTimer) -> None:
+    watch = Watch(lgd_timer.model)
+    lgd_timer.trainer(stage, watch).train(0, 2)
     assert watch.trains == {trains}
     assert watch.distils == {distils}
 
 
-def test_stretches_time_their_own_steps_and_leave_the_network_as_it_is() -> None:
-    bench = StepTimer(TimerSpec(quick_experiment(method__name="baseline"), IMAGES))
-    before = {name: x.clone() for name, x in bench.model.named_parameters()}
-    found = bench.time_steps(Stage(), 2, 5)
+def test_only_the_steps_after_the_warmup_are_timed_and_the_network_stays_as_it_is() -> None:
+    timer = StepTimer(TimerSpec(quick_experiment(method__name="baseline"), IMAGES))
+    before = {name: x.clone() for name, x in timer.model.named_parameters()}
+    found = timer.time_steps(Stage(), 2, 5)
     assert len(found.steps_ms) == 5
     assert all(x > 0 for x in found.steps_ms)
     assert found.first_s * 1e3 >= sum(found.steps_ms[:3])
     assert found.peak_mib["host"] > 100
     assert found.median_ms == sorted(found.steps_ms)[2]
-    for name, x in bench.model.named_parameters():
+    for name, x in timer.model.named_parameters():
         torch.testing.assert_close(x, before[name], atol=1e-4, rtol=1e-3)
 
 
-def test_accumulated_parts_come_from_the_pool() -> None:
-    bench = StepTimer(
+def test_accumulated_steps_take_whole_batches_of_the_pool() -> None:
+    timer = StepTimer(
         TimerSpec(quick_experiment(schedule__accumulate=2, schedule__batch=4, method__name="baseline"), IMAGES)
     )
-    assert {len(x) for x in bench._batches} == {2}
-    assert len(bench._batches) % 2 == 0
-    assert len(bench.time_steps(Stage(), 0, 2).steps_ms) == 2
+    assert {len(x) for x in timer._batches} == {2}
+    assert len(timer._batches) % 2 == 0
+    assert len(timer.time_steps(Stage(), 0, 2).steps_ms) == 2
 
 
 def test_the_real_data_is_loaded_evaluated_and_saved() -> None:
-    bench = StepTimer(TimerSpec(quick_experiment()))
-    assert bench.dataset is not None
-    assert len(bench.time_steps(Stage(distils=True), 1, 2).steps_ms) == 2
-    fixed, image = bench.evaluation(4)
+    timer = StepTimer(TimerSpec(quick_experiment()))
+    assert timer.dataset is not None
+    assert len(timer.time_steps(Stage(distils=True), 1, 2).steps_ms) == 2
+    fixed, image = timer.evaluation(4)
     assert fixed > 0
+    assert timer.evaluation(1)[1] > 0
     assert image > 0
-    assert bench.checkpoint() > 0
-    assert bench.model.training
-    student: Any = student_of(bench.model)
+    assert timer.checkpoint() > 0
+    assert timer.model.training
+    student: Any = student_of(timer.model)
     assert student.test_score_thresh > 0
 
 
 @pytest.mark.parametrize("method", ["baseline", "fgfi"])
-def test_frozen_norms_settle(method: str) -> None:
+def test_frozen_norms_are_calibrated(method: str) -> None:
     """Without weights, the activations of a deep network with frozen norms stay in the range of a trained one's."""
     deep = {"name": "resnet50", "width": 16, "norm": "FrozenBN", "weights": "unread.pkl"}
     changes = {f"detector__backbone__{key}": value for key, value in deep.items()}
     changes |= {f"method__fgfi__backbone__{key}": value for key, value in deep.items()}
-    bench = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
-    student: Any = student_of(bench.model)
+    timer = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
+    student: Any = student_of(timer.model)
     backbones: list[nn.Module] = [student.backbone]
-    if isinstance(bench.model, Distiller):
-        assert isinstance(bench.model.teacher, FrozenTeacher)
-        backbones.append(bench.model.teacher._unregistered[0])
+    if isinstance(timer.model, Distiller):
+        assert isinstance(timer.model.teacher, FrozenTeacher)
+        backbones.append(timer.model.teacher._unregistered[0])
     for backbone in backbones:
         norms = [x for x in backbone.modules() if isinstance(x, FrozenBatchNorm2d)]
         assert norms
@@ -151,23 +156,31 @@ def test_frozen_norms_settle(method: str) -> None:
         with torch.no_grad():
             features = backbone(torch.randn(2, 3, 64, 96) * 60)
         assert all(x.std() < 50 for x in features.values())
-    assert math.isfinite(bench.time_steps(Stage(distils=method == "fgfi"), 0, 2).mean_ms)
+    assert math.isfinite(timer.time_steps(Stage(distils=method == "fgfi"), 0, 2).mean_ms)
 
 
 @pytest.mark.slow
-def test_a_worker_answers_from_its_own_process() -> None:
-    with TimerProcess() as worker:
-        worker.request("build", TimerSpec(quick_experiment(), IMAGES, "LGD"))
-        found = worker.request("time_steps", Stage(), 0, 2)
+def test_a_process_answers_requests_and_says_what_failed() -> None:
+    with TimerProcess() as process:
+        process.request("build", TimerSpec(quick_experiment(), IMAGES, "LGD"))
+        found = process.request("time_steps", Stage(), 0, 2)
         assert isinstance(found, StepTimes)
         assert len(found.steps_ms) == 2
-        # Another one in the same process.
-        worker.request("build", TimerSpec(quick_experiment(method__name="baseline"), IMAGES, "plain"))
+        # Another training in the same process.
+        process.request("build", TimerSpec(quick_experiment(method__name="baseline"), IMAGES, "plain"))
         with pytest.raises(InputError, match=r"^plain: ValueError: synthetic batches have no validation split$"):
-            worker.request("evaluation", 3)
+            process.request("evaluation", 3)
         with pytest.raises(InputError, match="plain: the timing process died"):
-            worker.request("time_steps", Stage(), 0, 2)
-    with TimerProcess() as worker, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
+            process.request("time_steps", Stage(), 0, 2)
+    with TimerProcess() as process, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
         if torch.cuda.is_available():
             raise InputError("here: device cuda: torch sees no GPU here")
-        worker.request("build", TimerSpec(TINY.override({"device": "cuda"}), IMAGES, "here"))
+        process.request("build", TimerSpec(TINY.override({"device": "cuda"}), IMAGES, "here"))
+
+
+@pytest.mark.gpu
+def test_processes_of_the_fork_server_can_use_the_gpu() -> None:
+    with TimerProcess() as process:
+        process.request("build", TimerSpec(quick_experiment(device="cuda"), IMAGES, "LGD"))
+        found = process.request("time_steps", Stage(), 0, 2)
+        assert found.peak_mib["device"] > 0
