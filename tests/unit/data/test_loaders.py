@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training import run as training
+from lgd.training.build import dry_build
 from tests.helpers import quick_experiment, wait_until
 from tests.helpers_data import COCO_TINY, REPOSITORY, edit_json, write_coco
 
@@ -272,11 +274,25 @@ def test_wrong_options(made: DataSet, wrong: dict[str, Any], said: str) -> None:
         batches(made, 1, **wrong)
 
 
-def test_nothing_to_train_on(mixed: DataSet) -> None:
-    edit_json(mixed.layout.train_json, lambda c: c["annotations"].clear())
+@pytest.mark.parametrize(("split", "purpose"), [("train", "train on"), ("val", "evaluate on, and AP would not be")])
+def test_a_split_without_objects_is_refused_before_training(
+    split: str, purpose: str, mixed: DataSet, tmp_path: Path
+) -> None:
+    """A validation split without any used to be trained on to the end, for an AP that is not defined."""
+    path = tmp_path / f"annotations/instances_{split}2017.json"
+    edit_json(path, lambda c: c["annotations"].clear())
     bare = resolve(f"coco-json:{mixed.root}", shapes=SPEC)
-    with pytest.raises(InputError, match=r"instances_train2017\.json has no object"):
-        batches(bare, 1)
+    said = f"{path} has no object to {purpose}"
+    experiment = quick_experiment(data__source=bare.source)
+    for refuse in (
+        lambda: batches(bare, 1),
+        lambda: training.run(experiment, tmp_path / "run"),
+        lambda: dry_build(experiment, to_train=True),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)) as caught:
+            refuse()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
     assert batches(bare, 1, keep_empty=True)
 
 
