@@ -193,9 +193,9 @@ def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: i
                 first = max(warmup, FIRST_STEPS) if turn == 0 else warmup
                 with other_load() as load:
                     times: StepTimes = processes[i].request("time_steps", stage, first, steps)
-                row = {"arm": rows[i].arm, "side": rows[i].side, "round": turn, **times.columns()}
-                row |= {"other_cores": load.cores, "first_loss": losses[i]}
-                found.append({**row, "precision": rows[i].experiment.precision})
+                columns = {"arm": rows[i].arm, "side": rows[i].side, "round": turn, **times.columns()}
+                columns |= {"other_cores": load.cores, "first_loss": losses[i]}
+                found.append({**columns, "precision": rows[i].experiment.precision})
     order = {row.name: i for i, row in enumerate(rows)}
     frame = pd.DataFrame(found)
     return frame.iloc[sorted(range(len(frame)), key=lambda i: order[f"{found[i]['arm']}, {found[i]['side']}"])]
