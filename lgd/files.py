@@ -1,38 +1,79 @@
-"""Writing files so that a crash leaves the old content or the new, never half of it."""
+"""Writing files atomically: a crash leaves the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """A file could not be written for lack of space. The message names it, and says how much is free."""
+
+    @classmethod
+    def of(cls, error: OSError, path: Path) -> Self | None:
+        """``error``, which writing ``path`` raised, as this one; None where it has another cause."""
+        if error.errno not in NO_SPACE:
+            return None
+        free = f"{free_space(path) / 2**20:,.1f} MiB free"
+        return cls(error.errno, f"{os.strerror(error.errno)} ({free})", error.filename or str(path))
+
+    def with_note(self, note: str) -> Self:
+        """The same with a note after the message, on what is safe."""
+        return type(self)(self.errno, f"{self.strerror}; {note}", self.filename)
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
+def free_space(path: Path) -> int:
+    """Bytes that can still be written where ``path`` is, or would be."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block ends well, it takes ``path``'s place.
+    """Yield a temporary path beside ``path``; when the block ends without an error, it replaces ``path``.
 
-    The temporary name keeps the suffix, since writers (matplotlib, torch) read the format from it.
+    The temporary name keeps the suffix, from which writers (matplotlib, torch) know the format. Raises DiskFullError
+    where there is no space.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files only their owner may read; give this one what a plain open() would have.
+        # mkstemp's files can be read by their owner only; set the permissions of a plain open().
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        full = None if isinstance(error, DiskFullError) else DiskFullError.of(error, path)
+        if full is None:
+            raise
+        full.filename = str(path)
+        raise full from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path``'s content by ``text``, atomically."""
+    """Replace the content of ``path`` by ``text``, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,18 +1,22 @@
-"""Answering a signal once, for as long as something runs."""
+"""Signals: handled once while something runs, and Ctrl-C while a command imports its modules."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 @contextmanager
 def on_signal(act: Callable[[], object], *signals: signal.Signals) -> Iterator[None]:
-    """Inside, the first of ``signals`` is answered by ``act``; the next does what it did before.
+    """Inside the block the first of ``signals`` calls ``act``; the next one does what it did before.
 
-    Only a process's main thread can; in another nothing is changed.
+    Only in a process's main thread: in another nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,3 +37,25 @@ def on_signal(act: Callable[[], object], *signals: signal.Signals) -> Iterator[N
         yield
     finally:
         restore()
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Inside the block, which only imports, Ctrl-C prints one line and ends the process with exit status 130.
+
+    A KeyboardInterrupt is not enough there: raised inside the import of a C extension, it comes out as another error.
+    """
+
+    def leave() -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    with on_signal(leave, signal.SIGINT):
+        yield
+
+
+def run_command(module: str) -> NoReturn:
+    """Import ``module`` and exit with what its ``main()`` returns. Ctrl-C during the import is one line."""
+    with exit_on_interrupt():
+        main = importlib.import_module(module).main
+    sys.exit(main())

@@ -1,8 +1,6 @@
 """``python -m lgd.train``: the same as ``lgd train`` (see lgd/training/__main__.py)."""
 
-import sys
-
-from lgd.training.__main__ import main
+from lgd.signals import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("lgd.training.__main__")

@@ -24,6 +24,8 @@ This module does not import torch: reading what a training cost must not take th
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import math
 import resource
@@ -254,6 +256,11 @@ def gpu_energy(device: torch.device, share: float = 1.0) -> Callable[[], float] 
 
 def reset_peak_memory() -> None:
     """Reset the peaks, so that a process which runs several trainings reports each one's own."""
+    # What an earlier training has freed still belongs to the process: give it back to the system, or each training in
+    # a process would start, and so end, higher than the one before.
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     cuda = _initialized_cuda()
     if cuda is not None:
         cuda.reset_peak_memory_stats()

@@ -27,7 +27,7 @@ from lgd.config.paper_recipes import NAMES, Named, named
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record, Scores
-from lgd.signals import on_signal
+from lgd.signals import exit_on_interrupt, on_signal
 from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
 """Options of a training under Ray. Without any of them it runs in this process."""
+
+LONG_TRAINING = 1e9
+"""Pixels of all training images together from which on the time that a CPU takes is estimated first: about a second for
+a small network on a fast CPU, a day for a ResNet-50 on a slow one."""
 
 PERIOD = 10.0
 """Seconds between two lines on the progress."""
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spread", action="store_true", default=None, help="put every worker on a node of its own")
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
     parser.add_argument("--restarts", type=int, metavar="N", help="how often lost workers are replaced (default: 3)")
+    parser.add_argument("--yes", action="store_true", help="train without a GPU even where that takes more than a day")
     parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
     parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
     return parser
@@ -114,10 +119,34 @@ def _run(options: argparse.Namespace) -> int:
     record = existing_record(directory, experiment)
     if record is None:
         print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {directory}")
+        if not options.yes and options.address is None:
+            _check_time_without_gpu(experiment)
         record = _train(experiment, directory, chosen.name, options)
     else:
         print(f"{label}: trained already, on {record.finished}")
     return _report(record, chosen, directory)
+
+
+def _check_time_without_gpu(experiment: Experiment) -> None:
+    """Print what a long training takes on this machine's CPU. Raises InputError where it is more than a day.
+
+    Only where it has no GPU, or must not use it.
+    """
+    with exit_on_interrupt():
+        # Not at the top: see _train.
+        from lgd.training.device import resolve_device
+        from lgd.training.estimate import cpu_seconds, training_pixels
+    if training_pixels(experiment) < LONG_TRAINING or resolve_device(experiment).type != "cpu":
+        return
+    print("no GPU here: measuring how long the CPU will take", flush=True)
+    days = cpu_seconds(experiment) / 86400
+    taken = f"{days:,.0f} days" if days > 2 else f"{24 * days:.0f} hours"
+    if days > 1:
+        raise InputError(
+            f"{experiment.schedule.steps} steps would take about {taken} on this machine's CPU: train on a GPU, shorten"
+            " it (--set schedule.steps=N), or say --yes"
+        )
+    print(f"about {taken} on this machine's CPU", flush=True)
 
 
 def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
@@ -134,14 +163,16 @@ def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
 
 def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
     """Train. An error that is not the input's fault becomes a record, with its traceback in error.txt beside it."""
-    # Not at the top, as in _workers: importing torch and detectron2 takes seconds, which --help need not take.
-    from lgd.training.run import failed_record
-    from lgd.training.teacher import train_with_teacher
+    with exit_on_interrupt():
+        # Not at the top: importing torch and detectron2 takes seconds, which --help need not take.
+        from lgd.training.run import error_reason, failed_record
+        from lgd.training.teacher import train_with_teacher
 
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
     on_progress = _Progress()
     try:
         if any(getattr(options, x) is not None for x in UNDER_RAY):
+            # Not at the top: it imports Ray.
             from lgd.training.worker import train_on_workers
 
             return train_on_workers(
@@ -166,7 +197,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
     except (InputError, Stopped):
         raise
     except Exception as error:
-        record = failed_record(experiment, f"{type(error).__name__}: {error}", directory=directory, **names)
+        record = failed_record(experiment, error_reason(error), directory=directory, **names)
         try:
             record.save(directory)
             write_text(directory / "error.txt", traceback.format_exc())
@@ -217,7 +248,8 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
     if record.status != "finished":
         after = f" after {record.steps} steps" if record.steps else ""
         print(f"{record.status}{after}: {record.reason}")
-        print(f"record: {directory / FILE}")
+        if (directory / FILE).exists():
+            print(f"record: {directory / FILE}")
         return 1
     for what, scores in (
         ("box", record.student),

@@ -30,6 +30,7 @@ from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.results.fingerprint import fingerprint
 from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
+from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.export import load_student
 
 
@@ -45,11 +46,12 @@ class Built:
     fingerprint: str
 
 
-def dry_build(experiment: Experiment, *, to_train: bool = False) -> str:
+def dry_build(experiment: Experiment, *, to_train: bool = False, directory: Path | None = None) -> str:
     """Build ``experiment`` on the CPU and return its fingerprint.
 
-    to_train: check also what only the training needs: the weights' file, the packages of logging services, objects in
-    the data, masks. Raises InputError in one line, and as :func:`build` does.
+    to_train: check also what only the training needs: that the weights can be had and fit, the packages of logging
+    services, objects in the data, masks, space in its ``directory``; and the same of its frozen teacher. Raises
+    InputError, in one line, as :func:`build` does.
     """
     built = build(experiment, pretrained=False, device=torch.device("cpu"))
     if to_train:
@@ -58,6 +60,8 @@ def dry_build(experiment: Experiment, *, to_train: bool = False) -> str:
         check_objects(built.dataset)
         if makes_masks(experiment):
             check_masks(built.dataset)
+        if directory is not None:
+            check_disk_space(directory, files_size(experiment, built.model, built.optimizer))
         if experiment.teacher is not None:
             dry_build(experiment.teacher, to_train=True)
     return built.fingerprint

@@ -18,9 +18,9 @@ import torch
 
 from lgd.config.experiment import Experiment, difference, parse
 from lgd.errors import InputError
-from lgd.files import atomic_write
 from lgd.results import provenance
 from lgd.results.record import FINGERPRINT_VERSION
+from lgd.training.tensor_file import save_tensors
 
 FORMAT = 1
 DIRECTORY = "checkpoints"
@@ -42,8 +42,7 @@ def save(
         "versions": provenance.versions(),
         "commit": commit,
     }
-    with atomic_write(path) as temporary:
-        torch.save({**head, "state": state}, temporary)
+    save_tensors({**head, "state": state}, path)
     for old in _all(directory)[: -experiment.checkpoint.keep]:
         old.unlink(missing_ok=True)
     return path
@@ -76,6 +75,17 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
             reason = " ".join(str(error).split())[:200]
             _log.warning("%s cannot be read (%s): going back to the one before", path, reason)
     return None
+
+
+def last_step(directory: Path) -> int | None:
+    """Steps done at the newest checkpoint, by its name; None where there is none."""
+    found = _all(directory)
+    return int(found[-1].stem.removeprefix("step-")) if found else None
+
+
+def size(directory: Path) -> int:
+    """Bytes of all checkpoints of a directory."""
+    return sum(path.stat().st_size for path in _all(directory))
 
 
 def remove(directory: Path) -> None:

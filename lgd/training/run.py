@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,12 @@ from detectron2.engine import HookBase, hooks
 from torch import nn
 
 from lgd.config.experiment import Experiment
+from lgd.data.dataset import check_objects
 from lgd.data.loaders import train_loader
 from lgd.distributed import ranks
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
+from lgd.files import DiskFullError
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
 from lgd.methods.phases import FreezeBackbone
@@ -35,14 +37,15 @@ from lgd.results.record import Pretraining, Record
 from lgd.training import checkpoint, writers
 from lgd.training.build import Built, build, makes_masks
 from lgd.training.device import process_settings, resolve_device
+from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.evaluations import Evaluations
-from lgd.training.export import export_student
+from lgd.training.export import describe_student, export_student
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
 from lgd.training.trainer import Trainer, write_period
 
-__all__ = ["Progress", "Stopped", "TrainedTeacher", "failed_record", "run"]
+__all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_record", "run"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     share: float = 1.0,
 ) -> Record:
-    """Train, evaluate, export the student to ``directory/student.pth`` and save ``directory/record.json``.
+    """Train, evaluate, export the student (see lgd/training/export.py) and save ``directory/record.json``.
 
     Goes on from the directory's last checkpoint where there is one. All workers of a distributed training call it with
     the same arguments; the main process writes.
@@ -78,12 +81,70 @@ def run(
     holds.
 
     A loss that becomes infinite or NaN ends the training with a record that says so. Any other error is raised (see
-    :func:`failed_record` for its record).
+    :func:`failed_record` for its record); a full disk as DiskFullError, which says what is safe.
     """
     if (teacher is None) != (experiment.teacher is None):
         raise ValueError(f"method {experiment.method.name} needs {'no' if teacher else 'a'} frozen teacher")
     # At the start: the working tree may change while the training runs.
     started, commit = provenance.now(), provenance.git_commit()
+    with _noting_what_is_safe(directory):
+        state, result = _attempt(experiment, directory, teacher, commit, share, on_progress, should_stop)
+        record = Record(
+            grid=grid,
+            preset=preset,
+            arm=arm,
+            overrides=list(overrides),
+            pretraining=teacher.pretraining if teacher else None,
+            started=started,
+            finished=provenance.now(),
+            **_fields(state, result),
+        )
+        if ranks.is_main_process():
+            record.save(directory)
+    if ranks.is_main_process():
+        checkpoint.remove(directory)
+        # The next training in this directory counts from zero.
+        (directory / HEARTBEAT_FILE).unlink(missing_ok=True)
+    return record
+
+
+@contextmanager
+def _noting_what_is_safe(directory: Path) -> Iterator[None]:
+    """Raise what a full disk causes as DiskFullError, with a note on the last checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        full = error if isinstance(error, DiskFullError) else DiskFullError.of(error, directory)
+        if full is None:
+            raise
+        step = checkpoint.last_step(directory)
+        note = "no checkpoint was written yet"
+        if step is not None:
+            note = f"the checkpoint after step {step} is complete, and the same command goes on from it"
+        raise full.with_note(note) from None
+
+
+@dataclass(frozen=True)
+class _TrainResult:
+    """How the steps of a training went."""
+
+    diverged: str
+    """Why it diverged; "" if it did not."""
+    steps: int
+    """Steps done."""
+    trainer: Trainer
+
+
+def _attempt(
+    experiment: Experiment,
+    directory: Path,
+    teacher: TrainedTeacher | None,
+    commit: str,
+    share: float,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> tuple[TrainingState, _TrainResult]:
+    """Build, train from the last checkpoint on, evaluate, export, under the cost meter."""
     # An error of one worker is raised on all, which would otherwise wait for it.
     device = ranks.run_on_all_ranks(lambda: _device(experiment))
     meter = CostMeter(ranks.world_size() * share, energy=gpu_energy(device, share))
@@ -98,31 +159,13 @@ def run(
             stack.enter_context(heartbeat)
         state = _initial_state(built, experiment, directory, commit, meter)
         state.restore(spent)
-        diverged, steps, trainer = _train(state, on_progress, should_stop)
-        if not diverged:
-            _evaluate(state, steps, on_progress)
+        result = _train(state, on_progress, should_stop)
+        if not result.diverged:
+            _evaluate(state, result.steps, on_progress)
             if ranks.is_main_process():
                 export_student(built.model, directory / "student.pth")
-    record = Record(
-        status="diverged" if diverged else "finished",
-        reason=diverged,
-        grid=grid,
-        preset=preset,
-        arm=arm,
-        overrides=list(overrides),
-        steps=steps,
-        losses=curves(trainer.storage),
-        pretraining=teacher.pretraining if teacher else None,
-        started=started,
-        finished=provenance.now(),
-        **_results(state, scored=not diverged),
-    )
-    if ranks.is_main_process():
-        record.save(directory)
-        checkpoint.remove(directory)
-        # The next training in this directory counts from zero.
-        (directory / HEARTBEAT_FILE).unlink(missing_ok=True)
-    return record
+                describe_student(built.model, experiment, built.dataset.class_names, directory)
+    return state, result
 
 
 def _device(experiment: Experiment) -> torch.device:
@@ -134,8 +177,11 @@ def _device(experiment: Experiment) -> torch.device:
 def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Path) -> Built:
     """Build the training and make its directory. Raises InputError for what cannot be trained."""
     built = build(experiment, teacher=teacher.weights if teacher else None)
+    check_objects(built.dataset)
     if makes_masks(experiment):
         check_masks(built.dataset)
+    if ranks.is_main_process():
+        check_disk_space(directory, files_size(experiment, built.model, built.optimizer))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,8 +198,8 @@ def _initial_state(
 
 def _train(
     state: TrainingState, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
-) -> tuple[str, int, Trainer]:
-    """Train to the last step. Returns why the training diverged ("" if it did not), the steps done and the trainer."""
+) -> _TrainResult:
+    """Train to the last step, or until the losses diverge."""
     built, steps = state.built, state.experiment.schedule.steps
     ranks.sync_loss_normalizer(student_of(built.model))
     trainer = Trainer(built.model, _loader(state), built.optimizer, state.experiment, built.device, state.meter)
@@ -163,11 +209,11 @@ def _train(
         with state.meter.phase("training"), state.cpu.measure(), quiet_libraries():
             trainer.train(state.start, steps)
     except FloatingPointError as error:
-        return " ".join(str(error).split()), trainer.iter, trainer
+        return _TrainResult(" ".join(str(error).split()), trainer.iter, trainer)
     if not all(torch.isfinite(p).all() for p in student_of(built.model).parameters()):
         # The losses of the last steps are not read when there are fewer than a period of them.
-        return "the student's weights became infinite or NaN in the last steps", steps, trainer
-    return "", steps, trainer
+        return _TrainResult("the student's weights became infinite or NaN in the last steps", steps, trainer)
+    return _TrainResult("", steps, trainer)
 
 
 def _loader(state: TrainingState) -> Any:
@@ -232,11 +278,15 @@ def _progress(state: TrainingState) -> Progress:
     return {"spent": state.meter.total(), **({} if ap is None else {"AP": ap})}
 
 
-def _results(state: TrainingState, *, scored: bool) -> dict[str, Any]:
-    """What was trained, its scores and costs, and where, as fields of a Record. All workers must call it."""
+def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
+    """What was trained, how it went, its costs and where, as fields of a Record. All workers must call it."""
     model, student = state.built.model, student_of(state.built.model)
-    last = state.evaluations.last if scored else None
+    last = None if result.diverged else state.evaluations.last
     return {
+        "status": "diverged" if result.diverged else "finished",
+        "reason": result.diverged,
+        "steps": result.steps,
+        "losses": curves(result.trainer.storage),
         "experiment": state.experiment,
         "fingerprint": state.built.fingerprint,
         "data": state.built.dataset.summary(),
@@ -253,6 +303,11 @@ def _results(state: TrainingState, *, scored: bool) -> dict[str, Any]:
         "hardware": provenance.hardware(),
         "git_commit": state.commit,
     }
+
+
+def error_reason(error: Exception) -> str:
+    """``error`` as the reason in a record."""
+    return str(error) if isinstance(error, DiskFullError) else f"{type(error).__name__}: {error}"
 
 
 def failed_record(

@@ -1,0 +1,53 @@
+"""The disk space that a training will need, checked before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lgd.config.experiment import Experiment
+from lgd.errors import InputError
+from lgd.files import free_space
+from lgd.methods.distiller import student_of
+from lgd.training import checkpoint
+
+LOGS = 16 * 2**20
+"""Bytes set aside for record, metrics and TensorBoard's events."""
+
+
+def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """About how many bytes the training's directory holds at most: checkpoints, the exported student, logs.
+
+    A checkpoint is the model and a momentum for every parameter that is trained. One more than ``checkpoint.keep`` is
+    on the disk while the next is written.
+    """
+    momenta = sum(_size(p) for group in optimizer.param_groups for p in group["params"]) if _momentum(optimizer) else 0
+    one = sum(_size(x) for x in model.state_dict().values()) + momenta
+    student = sum(_size(x) for x in student_of(model).state_dict().values())
+    every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
+    kept = min(experiment.checkpoint.keep, (experiment.schedule.steps - 1) // every) if every else 0
+    # One is written at a stop whatever ``every`` is.
+    return (kept + 1) * one + student + LOGS
+
+
+def check_disk_space(directory: Path, needed: int) -> None:
+    """Raise InputError, one line, where ``directory`` has no room for files of ``needed`` bytes.
+
+    Checkpoints that it holds already will be replaced, so they count as free.
+    """
+    there = free_space(directory) + checkpoint.size(directory)
+    if there < needed:
+        raise InputError(
+            f"{directory}: {there / 2**20:,.0f} MiB free, and checkpoints, exported student and logs need about"
+            f" {needed / 2**20:,.0f} MiB: free some, choose another --output, or set checkpoint.keep lower"
+        )
+
+
+def _momentum(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("momentum") for group in optimizer.param_groups)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
