@@ -197,7 +197,7 @@ def launch(
 
     directory.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
-        _run_under_train,  # type: ignore[arg-type]  # Ray's types do not know of return values
+        _run_under_train,
         train_loop_config={"work": work, "config": config, "gpu": workers.gpus > 0},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(

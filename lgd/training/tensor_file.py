@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -18,7 +18,7 @@ def save_tensors(content: Any, path: Path) -> None:
     with atomic_write(path) as temporary, temporary.open("wb", buffering=BUFFER) as file:
         watched = _Watched(file)
         try:
-            torch.save(content, watched)
+            torch.save(content, cast(IO[bytes], watched))
         except RuntimeError:
             # After a failed write torch closes its archive, and what is raised is only that the archive is incomplete.
             if watched.error is None:

@@ -13,7 +13,7 @@ from lgd.results.contention import CpuUsage, contention
 
 
 def test_usage_adds_up_over_attempts() -> None:
-    times = [(10, 100, 5), (14, 106, 8), (20, 118, 11), (0, 0, 0), (5, 9, 4)]
+    times = [(10.0, 100.0, 5.0), (14.0, 106.0, 8.0), (20.0, 118.0, 11.0), (0.0, 0.0, 0.0), (5.0, 9.0, 4.0)]
     readings = iter({"seconds": s, "machine": m, "own": o} for s, m, o in times)
     first = CpuUsage(lambda: next(readings))
     with first.measure():

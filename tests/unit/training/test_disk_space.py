@@ -81,17 +81,17 @@ def test_a_full_disk_ends_a_training_in_one_line_that_says_what_is_safe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = quick_experiment(**{"checkpoint.every": 2})
-    save, sizes = checkpoint.save_tensors, []
+    written: list[Path] = []
 
-    def third_does_not_fit(content: Any, path: Path) -> None:
-        sizes.append(path)
-        if len(sizes) < 2:
-            save(content, path)
+    def second_does_not_fit(content: Any, path: Path) -> None:
+        written.append(path)
+        if len(written) < 2:
+            save_tensors(content, path)
             return
         with _largest_file(50_000):
-            save(content, path)
+            save_tensors(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_tensors", third_does_not_fit)
+    monkeypatch.setattr("lgd.training.checkpoint.save_tensors", second_does_not_fit)
     with pytest.raises(DiskFullError) as caught:
         run(experiment, tmp_path)
     line = str(caught.value)

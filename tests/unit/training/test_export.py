@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_student_detects_from_its_two_files_alone(tmp_path: Path) -> None:
     dataset = load_dataset(experiment.data)
     assert student.description.class_names == tuple(dataset.class_names)
     assert student.description.experiment == experiment
-    detector = student_of(build(experiment).model)
+    detector: Any = student_of(build(experiment).model)
     assert student.description.preprocessing.pixel_mean == pytest.approx(detector.pixel_mean.flatten().tolist())
     load_student(detector, tmp_path / "out" / WEIGHTS_FILE)
     loader = val_loader(dataset, min_size=80, max_size=90, workers=0, with_labels=False)
