@@ -1,4 +1,4 @@
-"""What a training needs to know of the other workers that share it; with one worker, next to nothing."""
+"""Collectives over the workers of one training. With one worker they return at once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lgd.errors import InputError
 T = TypeVar("T")
 
 NODE_VARIABLE = "LGD_NODE"
-"""Environment variable with the name of a worker's node, where several may share one host."""
+"""Environment variable with the id of a worker's Ray node: several nodes may run on one host."""
 
 
 def node_count() -> int:
-    """Nodes that the workers are on."""
+    """Number of nodes that the workers run on."""
     return len(set(all_gather(os.environ.get(NODE_VARIABLE) or platform.node())))
 
 
 def world_size() -> int:
-    """Workers of this training."""
+    """Number of workers of this training."""
     return int(comm.get_world_size())
 
 
 def rank() -> int:
-    """This worker's number, 0 for the one that writes."""
+    """This worker's rank; the main process, which writes the files, has 0."""
     return int(comm.get_rank())
 
 
@@ -41,9 +41,9 @@ def is_main_process() -> bool:
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """``model`` with its gradients averaged over the workers; itself when there is one.
+    """``model`` in DistributedDataParallel; itself when there is one worker.
 
-    Of the parameters as they are frozen now: wrap again when that changes, and nothing has to look for unused ones.
+    Wrap it again whenever other parameters are frozen: it is made without ``find_unused_parameters``.
     """
     if world_size() == 1:
         return model
@@ -51,10 +51,10 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def sync_loss_normalizer(detector: Any) -> None:
-    """Let a dense detector's running loss normaliser count the positives of all workers.
+    """Make a dense detector's running loss normaliser an average of all workers' numbers of positives.
 
-    detectron2 averages each worker's own count, so a loss changes with the number of workers that share a batch. With
-    the mean over the workers it does not: the mean of the workers' losses is the loss of the whole batch on one.
+    In detectron2 each worker normalises by its own number, so the loss depends on how many workers share a batch. With
+    the mean over the workers, the mean of their losses is the loss of the whole batch on one worker.
     """
     own = getattr(detector, "_ema_update", None)
     if world_size() == 1 or own is None:
@@ -65,23 +65,23 @@ def sync_loss_normalizer(detector: Any) -> None:
         total = torch.as_tensor(value, device=device, dtype=torch.float64).clone()
         dist.all_reduce(total)
         mean = total / world_size()
-        # As it came: whoever gave a tensor does not want to wait for its value.
+        # A tensor stays a tensor: reading its value would wait for the GPU.
         return own(name, mean if isinstance(value, Tensor) else mean.item(), initial_value / world_size(), momentum)
 
     detector._ema_update = update
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every worker the first one's buffers (batch norm's running statistics): one model is scored and saved."""
+    """Give all workers the main process's buffers (batch norm's running statistics), to evaluate and save one model."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def run_on_all_ranks(act: Callable[[], T], *, first_only: bool = False) -> T:
-    """What ``act`` returns, on every worker; what it raises on one as InputError is raised on all.
+    """Call ``act`` on every worker and return its result. An InputError of one worker is raised on all.
 
-    first_only: the first worker acts, and all get what it got.
+    first_only: only the main process calls it, and its result is returned on all.
     """
     outcome, complaint = None, ""
     if is_main_process() or not first_only:
@@ -96,7 +96,7 @@ def run_on_all_ranks(act: Callable[[], T], *, first_only: bool = False) -> T:
 
 
 def broadcast(value: Any) -> Any:
-    """The first worker's ``value``, on every worker."""
+    """The main process's ``value``, on every worker."""
     if world_size() == 1:
         return value
     shared = [value]
@@ -105,12 +105,12 @@ def broadcast(value: Any) -> Any:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Every worker's ``value`` by rank, on every worker."""
+    """The values of all workers, by rank, on every worker."""
     return list(comm.all_gather(value)) if world_size() > 1 else [value]
 
 
 def mean_over_workers(total: Tensor) -> Tensor:
-    """A normaliser: the mean over all workers of a scalar that each has summed up, and at least 1."""
+    """The mean over the workers of a scalar ``total``, at least 1: a loss normaliser."""
     workers = world_size()
     if workers > 1:
         total = total.detach().clone()
