@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lgd.config.experiment import Experiment
-from lgd.config.grids import STEPS, Arm, Grid, plan
+from lgd.config.experiment import STEPS, Experiment
+from lgd.config.grids import Arm, Grid, plan
 from lgd.training.resume import existing_record
 
 
@@ -46,7 +46,7 @@ def steps_for_equal_time(
             own, wanted = schedule.steps, round(schedule.steps * ratio.value)
             if arm.steps_from == grid.references[arm.name]:
                 wanted = max(wanted, own)
-            wanted = max(wanted, schedule.warmup_steps + 1)
+            wanted = max(wanted, schedule.resolved_warmup_steps + 1)
             # Where both cost the same it would be the same training once more, which no sweep trains twice.
             steps[arm.name] = wanted + (wanted == own)
     return steps

@@ -95,6 +95,10 @@ class Detector(Settings):
 
     name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
     backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    weights: Weights = NO_WEIGHTS
+    """A trained detector to start from, of the same architecture: a file or a ``detectron2://`` model. It replaces
+    ``backbone.weights``, which then only say what the network expects (norm, frozen stages, pixel statistics). Layers
+    whose shape depends on the number of classes start anew where that differs."""
     channels: PositiveInt = 256
     """Channels of the FPN and of the heads."""
     head_convs: PositiveInt = 4
@@ -128,6 +132,16 @@ class Detector(Settings):
             if self.channels % groups:
                 raise ValueError(f"head_norm GN needs channels in multiples of {groups}, not {self.channels}")
         return self
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from a whole detector's weights."""
+        return self.weights != NO_WEIGHTS
+
+    @property
+    def initial_weights(self) -> str:
+        """Weights that training starts from, of the detector or of its backbone only; "none" for neither."""
+        return self.weights if self.is_pretrained else self.backbone.weights
 
     @property
     def resolved_head_norm(self) -> str:

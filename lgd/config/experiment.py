@@ -18,6 +18,7 @@ from lgd.config.settings import (
     NonNegativeInt,
     PositiveInt,
     Settings,
+    auto_or_int,
     keys_without_effect_on_result,
     settings,
 )
@@ -25,7 +26,9 @@ from lgd.config.validation_error import explain
 from lgd.errors import InputError
 
 __all__ = [
+    "EPOCHS",
     "NEUTRAL_KEYS",
+    "STEPS",
     "Backbone",
     "Checkpoints",
     "Data",
@@ -40,8 +43,11 @@ __all__ = [
     "explain",
     "parse",
     "settings",
+    "split_assignment",
     "without_neutral_settings",
 ]
+
+STEPS, EPOCHS = "schedule.steps", "schedule.epochs"
 
 
 class Data(Settings):
@@ -72,7 +78,7 @@ class Data(Settings):
     @field_validator("workers", mode="before")
     @classmethod
     def _auto_or_int(cls, value: object) -> object:
-        return _auto_or_int(value)
+        return auto_or_int(value)
 
 
 class Evaluation(Settings):
@@ -100,7 +106,7 @@ class Checkpoints(Settings):
     @field_validator("every", mode="before")
     @classmethod
     def _auto_or_int(cls, value: object) -> object:
-        return _auto_or_int(value)
+        return auto_or_int(value)
 
     def resolved_every(self, steps: int) -> int:
         return max(50, steps // 40) if self.every == "auto" else self.every
@@ -163,8 +169,9 @@ class Experiment(Settings):
             return None
         fgfi = self.method.fgfi
         described = self.model_dump()
-        described["detector"]["backbone"] = fgfi.backbone.model_dump()
-        described["schedule"]["steps"] = fgfi.steps or self.schedule.steps
+        described["detector"] |= {"backbone": fgfi.backbone.model_dump(), "weights": "none"}
+        if fgfi.steps:
+            described["schedule"] |= {"steps": fgfi.steps, "epochs": None}
         described |= {"method": {"name": "baseline"}, "seed": fgfi.seed}
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
@@ -172,10 +179,16 @@ class Experiment(Settings):
     def override(self, assignments: Iterable[str] | Mapping[str, Any]) -> Experiment:
         """A copy with ``key=value`` assignments, keys dotted (``schedule.steps=100``), values as YAML reads them.
 
-        Raises InputError with one line that names the key or the value.
+        A single value is taken as a list of one where a list is needed (``log=wandb``). ``schedule.steps`` replaces
+        ``schedule.epochs`` and the other way round; together they are refused. Raises InputError with one line that
+        names the key or the value.
         """
-        pairs = assignments.items() if isinstance(assignments, Mapping) else map(_split, assignments)
+        pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
         described = self.model_dump(mode="json")
+        if {STEPS, EPOCHS} <= {key for key, _ in pairs}:
+            raise InputError(f"{STEPS} and {EPOCHS} both set the length of the training: give one of them")
+        if STEPS in {key for key, _ in pairs}:
+            described["schedule"]["epochs"] = None
         for key, value in pairs:
             *parents, leaf = key.split(".")
             part: Any = described
@@ -187,7 +200,7 @@ class Experiment(Settings):
                 raise InputError(
                     f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}"
                 )
-            part[leaf] = value
+            part[leaf] = _as_list(value) if isinstance(part[leaf], list) else value
         return parse(described)
 
 
@@ -219,13 +232,15 @@ def difference(there: Experiment, here: Experiment) -> str:
     )
 
 
-def _auto_or_int(value: object) -> object:
-    if value != "auto" and (type(value) is not int or value < 0):
-        raise ValueError("must be auto or a whole number from 0")
-    return value
+def _as_list(value: Any) -> Any:
+    """A list of one for a single value, the empty list for no value (``log=``)."""
+    if isinstance(value, (list, tuple, dict)):
+        return value
+    return [] if value == "" else [value]
 
 
-def _split(assignment: str) -> tuple[str, Any]:
+def split_assignment(assignment: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``, the value as YAML reads it. Raises InputError, one line."""
     key, equals, value = assignment.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{assignment!r} is not of the form key=value")

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lgd.config.data_source import absolute_source
-from lgd.config.experiment import Experiment, settings
+from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.paper import DETECTORS, Training, paper
-from lgd.config.presets import at_preset, preset
+from lgd.config.presets import PAPER_TABLES_AT, at_preset, preset
 from lgd.errors import InputError
-
-STEPS = "schedule.steps"
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,11 @@ def grid(name: str, size: str = "tiny") -> Grid:
     base = preset(size)
     if name in PRESET_FREE:
         return PRESET_FREE[name]
+    if name in NAMES and size not in PAPER_TABLES_AT:
+        raise InputError(
+            f"grid {name} is not defined at preset {size}, only at {', '.join(PAPER_TABLES_AT)};"
+            f" at {size} there are {', '.join(PRESET_FREE)}"
+        )
     if name == EVIDENCE:
         return _evidence(size)
     if name not in TABLES:
@@ -257,6 +260,36 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
         return experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
     except InputError as error:
         raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
+def check_overrides(
+    overrides: Iterable[str], arms: Iterable[Arm] = (), options: Mapping[str, tuple[str, Any]] | None = None
+) -> None:
+    """Refuse ``--set`` assignments (``key=value``) that would have no effect.
+
+    That is where an arm's changes or another option set the same key to another value. options: by key, an option as it
+    was given and the value that it sets, such as ``{"method.name": ("--method lgd", "lgd")}``. Raises InputError, one
+    line, for the first one.
+    """
+    arms = list(arms)
+    for assignment in overrides:
+        key, value = split_assignment(assignment)
+        option, wanted = (options or {}).get(key, ("", value))
+        if not _same(wanted, value):
+            raise InputError(f"--set {assignment} contradicts {option}: leave one of them out")
+        overruling = [arm for arm in arms if key in arm.changes and not _same(arm.changes[key], value)]
+        if overruling:
+            first = overruling[0]
+            more = f" (and {len(overruling) - 1} more arms)" if len(overruling) > 1 else ""
+            raise InputError(
+                f"--set {assignment} has no effect on arm {first.name!r}{more}, which sets {key} to"
+                f" {first.changes[key]!r}: leave it out, or choose other arms with --arms"
+            )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are equal, a tuple and a list of the same entries included."""
+    return (list(one) if isinstance(one, tuple) else one) == (list(other) if isinstance(other, tuple) else other)
 
 
 def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], output: Path) -> list[Trial]:

@@ -1,4 +1,5 @@
-"""Presets: ``tiny`` for a laptop's CPU, ``small`` for one GPU, ``paper`` for the paper's own settings."""
+"""Presets: ``tiny`` for a laptop's CPU, ``small`` for one GPU, ``paper`` for the paper's own settings, ``finetune`` for
+one's own data and a trained detector."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from lgd.config.experiment import Backbone, Data, Detector, Experiment, FGFISett
 from lgd.config.paper import BackboneName, DataName, ScaleName, ScheduleName, Training
 from lgd.errors import InputError
 
-Preset = Literal["tiny", "small", "paper"]
+Preset = Literal["tiny", "small", "paper", "finetune"]
 
 TINY = Experiment(
     detector=Detector(
@@ -63,7 +64,23 @@ SMALL = Experiment(
 
 PAPER = paper_recipes.define("retinanet", "r50", "2x", "ms")
 
-_PRESETS: dict[Preset, Experiment] = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+FINETUNE = Experiment(
+    detector=PAPER.detector.model_copy(
+        update={"weights": "detectron2://COCO-Detection/retinanet_R_50_FPN_3x/190397829/model_final_5bd44e.pkl"}
+    ),
+    data=PAPER.data.model_copy(update={"source": "coco-json:data", "workers": "auto"}),
+    schedule=PAPER.schedule.model_copy(
+        # The paper's 180,000 steps of 16 images are 24 epochs of MS-COCO; eight images fit a GPU of 24 GiB.
+        update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto"}
+    ),
+    method=PAPER.method,
+    precision="bf16",
+)
+
+_PRESETS: dict[Preset, Experiment] = {"tiny": TINY, "small": SMALL, "paper": PAPER, "finetune": FINETUNE}
+
+PAPER_TABLES_AT: tuple[Preset, ...] = ("tiny", "small", "paper")
+"""The presets at which the paper's trainings are defined."""
 
 
 def preset(name: str) -> Experiment:
@@ -122,10 +139,12 @@ def at_preset(name: str, training: Training) -> Experiment:
 
     ``paper`` gives the paper's settings. ``tiny`` and ``small`` replace each backbone by one from scratch and each data
     set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The method's settings
-    and the end of distillation are the paper's. Raises InputError for an unknown preset, and for a method that is not
+    and the end of distillation are the paper's. Raises InputError for another preset, and for a method that is not
     implemented.
     """
     base = preset(name)
+    if name not in PAPER_TABLES_AT:
+        raise InputError(f"preset {name} has one detector, not the paper's: choose {', '.join(PAPER_TABLES_AT)}")
     wanted = paper_recipes.define(
         training.detector, training.backbone, training.schedule, training.scale, training.data
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from lgd.config.phases import Phases
-from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Settings
+from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegative, Positive, PositiveInt, Settings, auto_or_int
 
 PAPER_BATCH = 16
 """Images per step in the paper, which the linear scaling rule starts from."""
+
+PAPER_WARMUP = 1000
+"""Steps of the paper's warm-up."""
 
 LR_TOLERANCE = 0.01
 """Relative difference to the linear scaling rule from which on a learning rate is remarked on."""
@@ -21,6 +25,11 @@ class Schedule(Settings):
 
     steps: PositiveInt = 180_000
     """Optimiser steps (iterations)."""
+    epochs: Positive | None = None
+    """Length in passes over the training images, in place of ``steps``. Becomes ``steps`` (rounded up), and None again,
+    as soon as ``epoch_images`` is known."""
+    epoch_images: PositiveInt | None = None
+    """Training images in an epoch. Commands take them from the data set."""
     batch: PositiveInt = 16
     """Images per step, all devices together."""
     accumulate: PositiveInt = 1
@@ -35,8 +44,8 @@ class Schedule(Settings):
     """Learning rate for 16 images per step."""
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
-    warmup_steps: NonNegativeInt = 1000
-    """Steps of the linear warm-up."""
+    warmup_steps: int | Literal["auto"] = 1000
+    """Steps of the linear warm-up; auto: 1,000, as in the paper, but at most a tenth of ``steps``."""
     warmup_factor: Fraction = 1e-3
     """Learning rate of the first step, as a part of the full one."""
     milestones: tuple[Fraction, ...] = (120 / 180, 160 / 180)
@@ -51,17 +60,45 @@ class Schedule(Settings):
     distill_until: Fraction = 1.0
     """When it stops to, fraction of ``steps``."""
 
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def _auto_or_int(cls, value: object) -> object:
+        return auto_or_int(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_to_steps(cls, described: Any) -> Any:
+        if not isinstance(described, dict):
+            return described
+        epochs, images = described.get("epochs"), described.get("epoch_images")
+        batch = described.get("batch", cls.model_fields["batch"].default)
+        # Anything that is no number above 0 is left to the fields' own checks.
+        if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not x > 0 for x in (epochs, images, batch)):
+            return described
+        # Not one step more for what floating point adds to a whole number of steps.
+        steps = max(1, math.ceil(round(epochs * images / batch, 6)))
+        return described | {"steps": steps, "epochs": None, "epoch_images": None}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not split into accumulate {self.accumulate} equal parts")
-        if self.warmup_steps >= self.steps:
+        if self.epoch_images is not None and self.epochs is None:
+            raise ValueError("epoch_images is read with epochs only: set schedule.epochs")
+        # Without the number of images ``steps`` is not known yet.
+        if self.epochs is None and self.resolved_warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise")
         if self.distill_until <= self.distill_from:
             raise ValueError(f"distill_until {self.distill_until} must lie after distill_from {self.distill_from}")
         return self
+
+    @property
+    def resolved_warmup_steps(self) -> int:
+        if self.warmup_steps != "auto":
+            return self.warmup_steps
+        return min(PAPER_WARMUP, self.steps // 10)
 
     @property
     def linear_lr(self) -> float:

@@ -6,14 +6,31 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _no_bool(value: object) -> object:
+    # pydantic would read true as 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+LARGEST_INT = 10**9
+
+PositiveInt = Annotated[int, BeforeValidator(_no_bool), Field(gt=0, le=LARGEST_INT)]
+NonNegativeInt = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=LARGEST_INT)]
+Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 
 AUTO_IS_NONE: Final = BeforeValidator(lambda value: None if value == "auto" else value)
 """Metadata of a setting whose None is written "auto"."""
+
+
+def auto_or_int(value: object) -> object:
+    """Check of a setting that is "auto" or a whole number from 0."""
+    if value != "auto" and (type(value) is not int or value < 0):
+        raise ValueError("must be auto or a whole number from 0")
+    return value
 
 
 class ChangesNoResult:

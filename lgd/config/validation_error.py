@@ -23,10 +23,10 @@ _EXPECTED = {
     "dict_type": "a group of settings",
     "model_type": "a group of settings",
     "model_attributes_type": "a group of settings",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "{le:g} or less",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "below {lt}",
+    "less_than_equal": "{le} or less",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "string_too_short": "text of at least {min_length} character(s)",
@@ -37,11 +37,21 @@ _EXPECTED = {
 def explain(error: ValidationError) -> str:
     """One line for the first thing that is wrong: its key, what is expected there, and what was given."""
     first: Any = error.errors(include_url=False)[0]
-    key = ".".join(str(x) for x in first["loc"])
-    message = _message(first)
+    names = [str(x) for x in first["loc"] if isinstance(x, str)]
+    # The place in a list: counted from 1 for the reader.
+    entry = f"entry {first['loc'][-1] + 1} " if first["loc"] and isinstance(first["loc"][-1], int) else ""
     given = first.get("input")
-    shown = "" if isinstance(given, (dict, BaseModel)) or first["type"] == "missing" else f" (given: {given!r})"
-    return f"{key}: {message}{shown}" if key else message
+    message = f"{entry}{_message(first)}{_given(first['type'], given)}"
+    if entry and isinstance(given, str) and "," in given:
+        message += f"; write a list as [{', '.join(x.strip() for x in given.split(','))}]"
+    return f"{'.'.join(names)}: {message}" if names else message
+
+
+def _given(kind: str, value: object) -> str:
+    # Not a whole group of settings, of which two do not fit together.
+    if kind == "missing" or isinstance(value, BaseModel) or (kind == "value_error" and isinstance(value, dict)):
+        return ""
+    return f" (given: {value!r})"
 
 
 def _message(error: dict[str, Any]) -> str:

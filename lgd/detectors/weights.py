@@ -68,23 +68,26 @@ class LoadReport:
         return "; ".join([f"{self.loaded} tensors of a {what} ({self.format} names) from {self.path}", *notes])
 
 
-def load_weights(detector: nn.Module, source: str) -> LoadReport:
+def load_weights(detector: nn.Module, source: str, *, whole: bool = False) -> LoadReport:
     """Read ``source`` into ``detector`` (its ``backbone.bottom_up``; all of it where the file has all of it).
 
     Every bottom-up parameter and statistic must be in the file, but for what classifiers never have. FPN and head stay
     as they are unless the file is a whole detector's; of such a one, what does not fit (another number of classes) is
-    left out and reported. Raises InputError with one line when the file cannot be had, read or made to fit.
+    left out and reported. whole: demand a whole detector's file, and warn of the layers that do not fit. Raises
+    InputError with one line when the file cannot be had, read or made to fit.
     """
     if source == "none":
         return LoadReport(source)
     path = local_path(source)
-    tensors, report = _match(detector, source, path)
+    tensors, report = _match(detector, source, path, whole)
     detector.load_state_dict(tensors, strict=False)
     log.info("%s", report)
+    if whole and report.skipped:
+        log.warning("weights %s: %s start anew, since their shapes or names differ", source, _layers(report.skipped))
     return report
 
 
-def check_weights(detector: nn.Module, source: str) -> WeightSource | None:
+def check_weights(detector: nn.Module, source: str, *, whole: bool = False) -> WeightSource | None:
     """What :func:`load_weights` would find, without downloading and without a change to ``detector``; None for none.
 
     A file on this machine is read and matched with the detector, whose tensors may be on the meta device; of any other
@@ -94,17 +97,19 @@ def check_weights(detector: nn.Module, source: str) -> WeightSource | None:
         return None
     weights = find_weights(source)
     if weights.is_cached:
-        _match(detector, source, weights.path)
+        _match(detector, source, weights.path, whole)
     return probe(weights)
 
 
-def _match(detector: nn.Module, source: str, path: Path) -> tuple[dict[str, Tensor], LoadReport]:
+def _match(detector: nn.Module, source: str, path: Path, whole: bool) -> tuple[dict[str, Tensor], LoadReport]:
     """The file's tensors by the detector's names, those alone that fit. Raises InputError where too few do."""
     named = read_weights(path, source)
     prefix = "backbone.bottom_up." if hasattr(detector.backbone, "bottom_up") else "backbone."
     state = detector.state_dict()
     placed, unused = _place(named, state, prefix)
     is_detector = any(name.startswith("backbone.") and not name.startswith(prefix) for name in placed)
+    if whole and not is_detector:
+        raise InputError(f"weights {source} are not a detector's: set detector.backbone.weights to start from them")
     if not is_detector:
         placed = {name: x for name, x in placed.items() if name.startswith(prefix)}
     _fill_fused_norms(named, placed, detector, prefix)
@@ -232,6 +237,11 @@ def _check_conventions(named: NamedTensors, detector: nn.Module, source: str) ->
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _layers(names: tuple[str, ...]) -> str:
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return f"{len(layers)} layers ({_first(layers)})"
 
 
 def _shape(x: Tensor) -> str:

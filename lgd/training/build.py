@@ -17,6 +17,7 @@ from lgd.config.phases import Phases
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
+from lgd.data.epochs import resolve_epochs
 from lgd.detectors import build_detector
 from lgd.detectors.retinanet_fast import use_fast_losses
 from lgd.detectors.weights import check_weights, load_weights
@@ -56,7 +57,8 @@ def dry_build(experiment: Experiment, *, to_train: bool = False, directory: Path
     built = build(experiment, pretrained=False, device=torch.device("cpu"))
     if to_train:
         writers.check(experiment)
-        check_weights(student_of(built.model), experiment.detector.backbone.weights)
+        settings = experiment.detector
+        check_weights(student_of(built.model), settings.initial_weights, whole=settings.is_pretrained)
         check_objects(built.dataset)
         if makes_masks(experiment):
             check_masks(built.dataset)
@@ -78,6 +80,7 @@ def build(
 
     device: default is the experiment's. Raises InputError where the experiment cannot be built.
     """
+    experiment = resolve_epochs(experiment)
     device = device or resolve_device(experiment)
     dataset = load_dataset(experiment.data)
     model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher)
@@ -93,7 +96,7 @@ def build(
         # The learning rate is in the optimiser's groups, whichever of these two settings it came from.
         schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
         precision=experiment.precision,
-        weights=experiment.detector.backbone.weights,
+        weights=experiment.detector.initial_weights,
         seed=experiment.seed,
         **({"teacher": dry_build(experiment.teacher)} if experiment.teacher else {}),
     )
@@ -105,14 +108,15 @@ def build_model(
 ) -> nn.Module:
     """The student, in a Distiller when the method has a teacher. Equal seeds give equal students whatever the method.
 
-    pretrained: load the backbone's weights; False to only see what would be built. teacher: ``student.pth`` of a frozen
+    pretrained: load the pretrained weights; False to only see what would be built. teacher: ``student.pth`` of a frozen
     teacher's training; without it a frozen teacher has random weights.
     """
     method = experiment.method
     torch.manual_seed(experiment.seed)
     student = build_detector(experiment.detector, num_classes)
     with quiet_libraries():
-        load_weights(student, experiment.detector.backbone.weights if pretrained else "none")
+        if pretrained:
+            load_weights(student, experiment.detector.initial_weights, whole=experiment.detector.is_pretrained)
     use_fast_losses(student)
     if method.name == "baseline":
         return student
@@ -219,7 +223,8 @@ def lr_factor(schedule: Schedule) -> WarmupParamScheduler:
         milestones=at[1:],
         num_updates=schedule.steps,
     )
-    return WarmupParamScheduler(steps, schedule.warmup_factor, schedule.warmup_steps / schedule.steps, "linear")
+    warmup = schedule.resolved_warmup_steps / schedule.steps
+    return WarmupParamScheduler(steps, schedule.warmup_factor, warmup, "linear")
 
 
 def makes_masks(experiment: Experiment) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lgd.config.experiment import Experiment
 from lgd.data.dataset import check_objects
+from lgd.data.epochs import resolve_epochs
 from lgd.data.loaders import train_loader
 from lgd.distributed import ranks
 from lgd.errors import InputError
@@ -83,6 +84,7 @@ def run(
     A loss that becomes infinite or NaN ends the training with a record that says so. Any other error is raised (see
     :func:`failed_record` for its record); a full disk as DiskFullError, which says what is safe.
     """
+    experiment = resolve_epochs(experiment)
     if (teacher is None) != (experiment.teacher is None):
         raise ValueError(f"method {experiment.method.name} needs {'no' if teacher else 'a'} frozen teacher")
     # At the start: the working tree may change while the training runs.

@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lgd.config.experiment import Experiment
+from lgd.data.epochs import resolve_epochs
 from lgd.distributed import ranks
 from lgd.files import write_text
 from lgd.results.record import Pretraining, Record
@@ -42,6 +43,7 @@ def train_with_teacher(
     teachers: the directory of the frozen teachers (default: ``teachers`` beside ``directory``). names: grid, arm and
     overrides, for the record. Raises RuntimeError, in one line, when the teacher's training did not finish.
     """
+    experiment = resolve_epochs(experiment)
     rest: dict[str, Any] = {
         "preset": preset, "on_progress": on_progress, "should_stop": should_stop, "share": share,
     }  # fmt: skip

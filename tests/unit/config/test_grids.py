@@ -11,20 +11,33 @@ import torch
 
 from analysis.load import identity
 from lgd.config.experiment import Experiment, settings
-from lgd.config.grids import COMPONENTS, EVERY_DETECTOR, EVIDENCE, NAMES, NOT_IMPLEMENTED, TABLES, Arm, grid, plan
+from lgd.config.grids import (
+    COMPONENTS,
+    EVERY_DETECTOR,
+    EVIDENCE,
+    LOSS_WEIGHTS,
+    NAMES,
+    NOT_IMPLEMENTED,
+    PRESET_FREE,
+    TABLES,
+    Arm,
+    check_overrides,
+    grid,
+    plan,
+)
 from lgd.config.paper import paper
 from lgd.config.paper_recipes import BACKBONES, define
-from lgd.config.presets import PAPER, TINY, Preset, at_preset, preset
+from lgd.config.presets import PAPER, PAPER_TABLES_AT, TINY, Preset, at_preset, preset
 from lgd.errors import InputError
 from lgd.training import run as training
 from lgd.training.build import build
 
-PRESETS = get_args(Preset)
+PRESETS = PAPER_TABLES_AT
+CASES = [(name, size) for name in NAMES for size in get_args(Preset) if name in PRESET_FREE or size in PAPER_TABLES_AT]
 SIZES = ("tiny", "small")
 
 
-@pytest.mark.parametrize("size", PRESETS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, tmp_path: Path) -> None:
     chosen = grid(name, size)
     trials = plan(chosen, preset(size), 1, [], tmp_path)
@@ -146,11 +159,52 @@ def test_an_impossible_arm_is_named(tmp_path: Path) -> None:
         (lambda: grid("colours"), "no grid 'colours'.*main, .*components"),
         (lambda: grid("main", "huge"), "no preset 'huge'"),
         (lambda: grid("components", "huge"), "no preset 'huge'"),
+        (lambda: grid("main", "finetune"), "grid main is not defined at preset finetune, .*components"),
+        (lambda: grid(EVIDENCE, "finetune"), "not defined at preset finetune"),
     ],
 )
 def test_unknown_grid_or_preset(call: Callable[[], object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arms", "line"),
+    [
+        (
+            ["method.encoder=true"],
+            COMPONENTS.arms,
+            "--set method.encoder=true has no effect on arm 'without encoder', which sets method.encoder to False:"
+            " leave it out, or choose other arms with --arms",
+        ),
+        (["schedule.steps=99", "method.distill_weight=0.5"], LOSS_WEIGHTS.arms, "(and 14 more arms)"),
+        (["method.name=baseline"], (), "--set method.name=baseline contradicts --method lgd: leave one of them out"),
+        (["data.source=voc:b"], (), "--set data.source=voc:b contradicts --data voc:a"),
+    ],
+)
+def test_an_assignment_without_effect_is_refused(overrides: list[str], arms: tuple[Arm, ...], line: str) -> None:
+    options = {"method.name": ("--method lgd", "lgd"), "data.source": ("--data voc:a", "voc:a")}
+    with pytest.raises(InputError) as caught:
+        check_overrides(overrides, arms, options)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_assignment_that_every_arm_follows_or_repeats_is_taken() -> None:
+    options = {"method.name": ("--method lgd", "lgd")}
+    check_overrides(["schedule.steps=99", "method.distill_weight=0.5", "data.min_sizes=[64, 96]"], COMPONENTS.arms)
+    check_overrides(["method.encoder=false"], [arm for arm in COMPONENTS.arms if arm.name == "without encoder"])
+    check_overrides(["method.name=lgd"], (), options)
+    check_overrides(["data.min_sizes=[64, 96]"], [Arm("a", {"data.min_sizes": (64, 96)})])
+
+
+def test_epochs_count_in_the_batches_of_each_arm(tmp_path: Path) -> None:
+    """R-CNN's tiny trainings have half of the others' batch, so the double of their steps."""
+    overrides = ["schedule.epochs=3", "schedule.epoch_images=1000"]
+    found = {t.arm: t.experiment.schedule for t in plan(grid("main"), TINY, 1, overrides, tmp_path)}
+    retinanet, rcnn = (next(x for name, x in found.items() if name.startswith(y)) for y in ("RetinaNet", "Faster"))
+    assert (retinanet.batch, retinanet.steps) == (8, 375)
+    assert (rcnn.batch, rcnn.steps) == (4, 750)
 
 
 def test_slugs_are_file_names() -> None:
