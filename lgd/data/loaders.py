@@ -64,12 +64,7 @@ def train_loader(
     annotations without a segmentation.
     """
     world = comm.get_world_size()
-    if batch_size < 1 or batch_size % world:
-        raise InputError(f"batch size {batch_size} cannot be divided between {world} processes")
-    if start < 0 or start % batch_size:
-        raise InputError(f"start {start} is not a multiple of the batch size {batch_size}")
-    if not min_sizes:
-        raise InputError("min_sizes is empty")
+    _check_sizes(batch_size, world, start, min_sizes)
     if not keep_empty:
         check_objects(dataset)
     register(dataset)
@@ -97,6 +92,15 @@ def train_loader(
         pin_memory=cuda,
         worker_init_fn=_exit_with_parent,
     )
+
+
+def _check_sizes(batch_size: int, world: int, start: int, min_sizes: tuple[int, ...]) -> None:
+    if batch_size < 1 or batch_size % world:
+        raise InputError(f"batch size {batch_size} cannot be divided between {world} processes")
+    if start < 0 or start % batch_size:
+        raise InputError(f"start {start} is not a multiple of the batch size {batch_size}")
+    if not min_sizes:
+        raise InputError("min_sizes is empty")
 
 
 def val_loader(
