@@ -19,6 +19,7 @@ from filelock import FileLock
 from benchmarks.timer_spec import Stage
 from lgd.cache import cache_root
 from lgd.config.experiment import Experiment, settings
+from lgd.data.epochs import resolve_epochs
 from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results import provenance
@@ -37,6 +38,7 @@ UNRELATED = (
     "data.shapes_val",
     "data.shapes_seed",
     "schedule.steps",
+    "schedule.epoch",
     "schedule.lr",
     "schedule.lr_per_16",
     "schedule.weight_decay",
@@ -123,7 +125,8 @@ def alike(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
 
 
 def as_run(experiment: Experiment, resources: Resources) -> Experiment:
-    """The experiment with the threads and the device that a worker of the sweep gives it."""
+    """The experiment with the steps, threads and device that it has in a worker of the sweep."""
+    experiment = resolve_epochs(experiment)
     changes: dict[str, Any] = {"threads": experiment.threads or resources.cpus}
     if experiment.device == "auto":
         changes["device"] = "cuda" if resources.gpus else "cpu"

@@ -113,6 +113,7 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
     """The training to measure, whatever its method. Raises InputError for impossible ones."""
     from lgd.config.paper_recipes import paper_defaults
     from lgd.config.presets import preset
+    from lgd.data.epochs import resolve_epochs
     from lgd.training.device import resolve_device
 
     experiment = preset(options.preset)
@@ -133,7 +134,7 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
         changes["schedule.batch"] = options.batch
     if options.precision:
         changes["precision"] = options.precision
-    experiment = experiment.override(changes).override(options.overrides)
+    experiment = resolve_epochs(experiment.override(changes).override(options.overrides))
     if not experiment.threads and resolve_device(experiment).type == "cpu":
         # On the CPU a device is a worker process with one core, as in a sweep.
         return experiment.override({"threads": 1})

@@ -219,7 +219,7 @@ def _steps(frame: pd.DataFrame) -> str:
             quartiles = f"{found['q25_ms'].median():.1f} to {found['q75_ms'].median():.1f}"
             peak = f"{found['peak_mib'].max():.0f} ({found['memory'].iloc[0]})"
             rows.append([method, str(stage), f"{steps} of {planned}", step, quartiles, peak])
-    return pipe_table(["method", "stage", "steps", "step ms", "middle half of the steps, ms", "peak MiB"], rows)
+    return pipe_table(["method", "stage", "steps", "step ms", "middle half of the steps, ms", "peak MiB"], rows, left=2)
 
 
 def _text(stats: RoundStats | None) -> str:

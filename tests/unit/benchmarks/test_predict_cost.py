@@ -74,6 +74,10 @@ def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
     assert as_run(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
     assert as_run(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
     assert as_run(plain.override({"threads": 2}), ONE).threads == 2
+    # Three epochs of eleven images (a twelfth shows no object), two a step.
+    epochs = quick_experiment().override({"schedule.epochs": 3})
+    assert as_run(epochs, ONE).schedule.steps == 17
+    assert cost_key(as_run(epochs, ONE), ONE) == cost_key(as_run(quick_experiment(), ONE), ONE)
 
 
 def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
