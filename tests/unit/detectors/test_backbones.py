@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import detectron2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -80,7 +81,7 @@ def _detector(backbone: Backbone, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("backbone", EVERY, ids=IDS)
-def test_replaying_its_own_features_reproduces_the_losses_exactly(backbone: Backbone) -> None:
+def test_injecting_its_own_features_reproduces_the_losses_exactly(backbone: Backbone) -> None:
     detector = _detector(backbone).train()
     data = batch([3, 0])
     same = deepcopy(detector)
@@ -282,30 +283,32 @@ def _reference(
 ) -> Tensor:
     """The operator as its authors define it, point by point. 3x3 with as much padding as dilation."""
 
-    def at(channel: Tensor, row: float, column: float) -> Tensor:
+    def at(channel: np.ndarray, row: float, column: float) -> float:
         # Bilinear: what lies outside the map counts as zero.
-        total = channel.new_zeros(())
+        total = 0.0
         for r, c in itertools.product(
             (math.floor(row), math.floor(row) + 1), (math.floor(column), math.floor(column) + 1)
         ):
             if 0 <= r < channel.shape[0] and 0 <= c < channel.shape[1]:
-                total = total + channel[r, c] * (1 - abs(row - r)) * (1 - abs(column - c))
+                total += channel[r, c] * (1 - abs(row - r)) * (1 - abs(column - c))
         return total
 
+    # numpy, whose single numbers are read in a tenth of the time.
+    values, offsets, masks, weights = (z.detach().numpy() for z in (x, offset, mask, weight))
     images, channels, height, width = x.shape
     out, inner = weight.shape[:2]
     groups = channels // inner
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-    y = x.new_zeros(images, out, rows, columns)
+    y = np.zeros((images, out, rows, columns))
     for b, o, i, j in itertools.product(range(images), range(out), range(rows), range(columns)):
         for c, n in itertools.product(range(inner), range(9)):
             source = o // (out // groups) * inner + c
             part = source // (channels // parts)
-            row = i * stride - dilation + n // 3 * dilation + offset[b, part * 18 + 2 * n, i, j].item()
-            column = j * stride - dilation + n % 3 * dilation + offset[b, part * 18 + 2 * n + 1, i, j].item()
-            value = at(x[b, source], row, column) * mask[b, part * 9 + n, i, j]
-            y[b, o, i, j] += weight[o, c, n // 3, n % 3] * value
-    return y
+            row = i * stride - dilation + n // 3 * dilation + offsets[b, part * 18 + 2 * n, i, j]
+            column = j * stride - dilation + n % 3 * dilation + offsets[b, part * 18 + 2 * n + 1, i, j]
+            value = at(values[b, source], row, column) * masks[b, part * 9 + n, i, j]
+            y[b, o, i, j] += weights[o, c, n // 3, n % 3] * value
+    return torch.from_numpy(y)
 
 
 @pytest.mark.parametrize(

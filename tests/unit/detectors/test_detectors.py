@@ -63,7 +63,7 @@ def test_every_detector_has_a_builder_and_settings_for_it() -> None:
 
 
 @each_detector
-def test_replaying_its_own_features_reproduces_the_losses_exactly(name: str) -> None:
+def test_injecting_its_own_features_reproduces_the_losses_exactly(name: str) -> None:
     detector = _detector(name).train()
     data = detector_batch(name, [3, 0, 5])
     for seed in range(2):
@@ -137,9 +137,9 @@ def test_the_teacher_can_be_evaluated(name: str) -> None:
     with torch.no_grad():
         own = model.student(data)[0]["instances"]
         with model.teacher_inference():
-            teacher_features = model.student(data)[0]["instances"]
+            with_teacher = model.student(data)[0]["instances"]
     assert len(own) > 0
-    assert len(own) != len(teacher_features) or not torch.equal(own.scores, teacher_features.scores)
+    assert len(own) != len(with_teacher) or not torch.equal(own.scores, with_teacher.scores)
 
 
 def test_mask_rcnn_takes_bitmaps() -> None:

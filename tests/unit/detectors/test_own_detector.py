@@ -64,7 +64,7 @@ def test_both_sets_of_losses_fall(page: dict[str, Any]) -> None:
     assert totals[-1][1] < 0.7 * totals[0][1]
 
 
-def test_replaying_its_own_features_reproduces_its_losses(page: dict[str, Any]) -> None:
+def test_injecting_its_own_features_reproduces_its_losses(page: dict[str, Any]) -> None:
     torch.manual_seed(0)
     detector = page["CentreDetector"](CLASSES, 16).train()
     data = batch([3, 2])
@@ -85,8 +85,8 @@ def test_it_detects_and_exports_alone(page: dict[str, Any], tmp_path: Path) -> N
     with torch.no_grad():
         ours, theirs = model.eval()(data), plain(data)
         with model.teacher_inference():
-            teacher_features = model.student(data)
-    for a, b, c in zip(ours, theirs, teacher_features, strict=True):
+            with_teacher = model.student(data)
+    for a, b, c in zip(ours, theirs, with_teacher, strict=True):
         assert len(a["instances"]) == 8 * 12
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
         assert not torch.equal(a["instances"].scores, c["instances"].scores)
