@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lgd.data.catalog import resolve
 from lgd.data.coco import find_coco_splits
+from lgd.data.loaders import val_loader
 from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from tests.helpers_data import (
     COCO_TINY,
-    REPOSITORY,
     SMALL_SHAPES,
     coco_contents,
     edit_json,
@@ -290,21 +287,17 @@ def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
     assert resolve(f"coco-json:{tmp_path / 'first'}", shapes=SMALL_SHAPES).fingerprint != first.fingerprint
 
 
-def test_a_pickled_data_set_works_in_another_process(tmp_path: Path) -> None:
+def test_a_pickled_data_set_works_where_it_is_not_registered(tmp_path: Path) -> None:
+    """As in the worker processes of a training."""
     found = resolve(f"coco-json:{write_coco(tmp_path)}", shapes=SMALL_SHAPES)
-    code = (
-        "import pickle, sys; from lgd.data.loaders import val_loader; d = pickle.load(sys.stdin.buffer);"
-        "print(len(list(val_loader(d, min_size=48, max_size=96, workers=0, with_labels=False))))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps(found),
-        capture_output=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=False,
-    )
-    assert done.stdout.decode().split() == ["3"], done.stderr.decode()
+    pickled = pickle.dumps(found)
+    for name in (found.train, found.val):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    loaded = pickle.loads(pickled)
+    assert found.val not in DatasetCatalog
+    assert len(list(val_loader(loaded, min_size=48, max_size=96, workers=0, with_labels=False))) == 3
+    assert MetadataCatalog.get(loaded.val).thing_classes == ["three", "seven"]
 
 
 def test_shapes_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
