@@ -26,9 +26,9 @@ def test_the_rows_are_pairs_of_one_training() -> None:
         assert (plain.without, ours.without) == (OPTIMIZATIONS, ())
         assert plain.experiment.override({"memory_format": "auto"}) == ours.experiment
     assert len({row.arm for row in pairs}) == 8
-    undone = changes(TINY)
-    assert [row.without for row in undone] == [OPTIMIZATIONS, (), *((x,) for x in OPTIMIZATIONS), ()]
-    assert len({row.name for row in undone}) == len(undone)
+    rows = changes(TINY)
+    assert [row.without for row in rows] == [OPTIMIZATIONS, (), *((x,) for x in OPTIMIZATIONS), ()]
+    assert len({row.name for row in rows}) == len(rows)
 
 
 def test_the_forms_of_a_gpus_step() -> None:
