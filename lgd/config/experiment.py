@@ -185,9 +185,9 @@ class Experiment(Settings):
         """
         pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
         described = self.model_dump(mode="json")
-        if {STEPS, EPOCHS} <= {key for key, _ in pairs}:
+        if STEPS in dict(pairs) and dict(pairs).get(EPOCHS) not in (None, "auto"):
             raise InputError(f"{STEPS} and {EPOCHS} both set the length of the training: give one of them")
-        if STEPS in {key for key, _ in pairs}:
+        if STEPS in dict(pairs):
             described["schedule"]["epochs"] = None
         for key, value in pairs:
             *parents, leaf = key.split(".")

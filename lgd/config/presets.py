@@ -90,6 +90,13 @@ def preset(name: str) -> Experiment:
     return _PRESETS[name]  # type: ignore[index]
 
 
+def named_experiment(name: str) -> paper_recipes.Named:
+    """The preset ``finetune``, or one of the paper's trainings. Raises InputError for another name."""
+    if name == "finetune":
+        return paper_recipes.Named(name, "your data, from a trained RetinaNet R-50 (docs/own-data.md)", FINETUNE, ())
+    return paper_recipes.named(name)
+
+
 def _trained_from_scratch(name: str, width: int, deformable: bool = False) -> Backbone:
     norm = "auto" if name == "swin_t" else "BN"
     return Backbone.model_validate({"name": name, "width": width, "norm": norm, "deformable": deformable})

@@ -25,10 +25,10 @@ class Schedule(Settings):
 
     steps: PositiveInt = 180_000
     """Optimiser steps (iterations)."""
-    epochs: Positive | None = None
-    """Length in passes over the training images, in place of ``steps``. Becomes ``steps`` (rounded up), and None again,
-    as soon as ``epoch_images`` is known."""
-    epoch_images: PositiveInt | None = None
+    epochs: Annotated[Positive | None, AUTO_IS_NONE] = None
+    """Length in passes over the training images, in place of ``steps``; None ("auto"): as ``steps`` says. Becomes
+    ``steps`` (rounded up), and None again, as soon as ``epoch_images`` is known."""
+    epoch_images: Annotated[PositiveInt | None, AUTO_IS_NONE] = None
     """Training images in an epoch. Commands take them from the data set."""
     batch: PositiveInt = 16
     """Images per step, all devices together."""

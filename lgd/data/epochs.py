@@ -6,14 +6,21 @@ from lgd.config.experiment import Experiment
 from lgd.data.catalog import load_dataset
 
 
-def resolve_epochs(experiment: Experiment) -> Experiment:
-    """``experiment`` with ``schedule.epochs`` turned into ``schedule.steps``; itself where no epochs are set.
+def epoch_overrides(experiment: Experiment) -> list[str]:
+    """The assignment that turns ``schedule.epochs`` into ``schedule.steps``; none where no epochs are set.
 
-    Raises InputError, one line, as :func:`lgd.data.catalog.load_dataset` does, and where the settings do not fit that
-    many steps.
+    Raises InputError, one line, as :func:`lgd.data.catalog.load_dataset` does.
     """
     if experiment.schedule.epochs is None:
-        return experiment
+        return []
     train = load_dataset(experiment.data).counts.train
     # Training leaves out images without objects.
-    return experiment.override({"schedule.epoch_images": train.images - train.empty})
+    return [f"schedule.epoch_images={train.images - train.empty}"]
+
+
+def resolve_epochs(experiment: Experiment) -> Experiment:
+    """``experiment`` with ``schedule.epochs`` turned into ``schedule.steps``.
+
+    Raises InputError, one line, as :func:`epoch_overrides` does, and where the settings do not fit that many steps.
+    """
+    return experiment.override(epoch_overrides(experiment))

@@ -83,7 +83,7 @@ def load_weights(detector: nn.Module, source: str, *, whole: bool = False) -> Lo
     detector.load_state_dict(tensors, strict=False)
     log.info("%s", report)
     if whole and report.skipped:
-        log.warning("weights %s: %s start anew, since their shapes or names differ", source, _layers(report.skipped))
+        log.warning("weights %s: new initial values for %s that do not fit", source, _layers(report.skipped))
     return report
 
 
@@ -241,7 +241,7 @@ def _first(names: list[str]) -> str:
 
 def _layers(names: tuple[str, ...]) -> str:
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    return f"{len(layers)} layers ({_first(layers)})"
+    return f"{len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({_first(layers)})"
 
 
 def _shape(x: Tensor) -> str:

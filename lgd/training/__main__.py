@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, answer
 from lgd.config.data_source import absolute_source
-from lgd.config.experiment import Experiment, settings
+from lgd.config.experiment import STEPS, Experiment, settings
+from lgd.config.grids import check_overrides
 from lgd.config.paper_recipes import NAMES, Named, named
+from lgd.config.presets import named_experiment
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record, Scores
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
     parser.add_argument(
-        "experiment", nargs="?", metavar="EXPERIMENT", help="which one, such as retinanet_r50_2x_ms (see --list)"
+        "experiment", nargs="?", metavar="EXPERIMENT", help="retinanet_r50_2x_ms or another of --list, or finetune"
     )
     parser.add_argument(
         "--method",
@@ -104,9 +106,10 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.experiment is None:
         raise InputError("say which experiment to train; --list shows them")
-    chosen = named(options.experiment)
+    chosen = named_experiment(options.experiment)
     if options.method is None and not options.show:
         raise InputError("say how to train it: --method baseline, lgd or fgfi")
+    check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
     complaint = experiment.schedule.lr_warning
     if complaint:
@@ -114,6 +117,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.show:
         _show(chosen, experiment)
         return 0
+    if experiment.schedule.epochs is not None:
+        with exit_on_interrupt():
+            # Not at the top: see _train.
+            from lgd.data.epochs import epoch_overrides
+        options.overrides += epoch_overrides(experiment)
+        experiment = _changed(chosen.experiment, options)
     label = f"{chosen.name}-{experiment.method.name}-seed{experiment.seed}"
     directory: Path = options.output or Path("results") / "train" / label
     record = existing_record(directory, experiment)
@@ -150,15 +159,22 @@ def _check_time_without_gpu(experiment: Experiment) -> None:
 
 
 def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
-    """``experiment`` with the options' changes; --set comes last and overrides the others."""
+    """``experiment`` with the options' changes, and those of --set."""
+    given = {key: value for key, (_, value) in _other_options(options).items()}
+    if options.data:
+        given["data.source"] = absolute_source(options.data)
+    return experiment.override(given).override(options.overrides)
+
+
+def _other_options(options: argparse.Namespace) -> dict[str, tuple[str, Any]]:
+    """The settings that options other than --set give: by key, the option as it was written and the value."""
     given = {
-        "method.name": options.method,
-        "data.source": absolute_source(options.data) if options.data else None,
-        "schedule.batch": options.batch,
-        "seed": options.seed,
+        "method.name": ("--method", options.method),
+        "data.source": ("--data", options.data),
+        "schedule.batch": ("--batch", options.batch),
+        "seed": ("--seed", options.seed),
     }
-    experiment = experiment.override({key: value for key, value in given.items() if value is not None})
-    return experiment.override(options.overrides)
+    return {key: (f"{flag} {value}", value) for key, (flag, value) in given.items() if value is not None}
 
 
 def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
@@ -292,6 +308,9 @@ def _show(chosen: Named, experiment: Experiment) -> None:
     for line in chosen.head:
         print(f"# {line}")
     for key, value in settings(experiment).items():
+        if key == STEPS and schedule.epochs is not None:
+            # They follow from the data.
+            continue
         shown = "auto" if value is None else value if isinstance(value, str) else json.dumps(value)
         note = notes.get(key) if shown == "auto" else None
         print(f"{key}={shown}" + (f"    # {note}" if note else ""))

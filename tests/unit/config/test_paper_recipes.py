@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from lgd.config.experiment import Experiment, settings
 from lgd.config.paper_recipes import NAMES, REPORTED, named
 from lgd.config.presets import PAPER, preset
 from lgd.detectors import build_detector
+from lgd.detectors.weights import load_weights
 from lgd.distributed.ray_train import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training.__main__ import main
-from lgd.training.build import build, lr_factor
+from lgd.training.build import build, build_model, lr_factor
 from lgd.training.resume import existing_record
 from tests.helpers import quick_experiment
 
@@ -280,6 +282,8 @@ def test_a_failed_training_leaves_its_record_and_runs_again(
         (["retinanet_r50_2x_ms", "--method", "lgd", "--set", "schedule.accumulate=3"], "does not split"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--data", "coco-json:/nowhere"], "/nowhere"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--data", "voc2031"], "voc2031"),
+        (["retinanet_r50_2x_ms", "--method", "lgd", "--set", "method.name=baseline"], "contradicts --method lgd"),
+        (["finetune", "--method", "lgd", "--data", "coco-json:/nowhere"], "/nowhere"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_left(
@@ -296,6 +300,51 @@ def test_wrong_input_is_one_line_and_nothing_is_left(
     assert words in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_finetune_starts_from_a_detector_of_other_classes_and_trains_for_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [x for x in QUICK if "schedule.steps" not in x]
+    described = preset("finetune").override([x.removeprefix("--set=") for x in small])
+    torch.manual_seed(5)
+    trained = build_detector(described.detector, 80).state_dict()
+    torch.save({"model": trained}, tmp_path / "trained.pth")
+    given = ["finetune", "--method=lgd", *small, f"--set=detector.weights={tmp_path / 'trained.pth'}"]
+    given += ["--batch=2", "--set=schedule.epochs=0.8", "--set=schedule.warmup_steps=auto"]
+    assert main([*given, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    record = load(tmp_path / "out" / "record.json")
+    schedule = record.experiment.schedule
+    images = record.data["train_images"]
+    assert isinstance(images, int)
+    assert (schedule.epochs, schedule.steps) == (None, math.ceil(0.8 * images / 2))
+    assert record.steps == schedule.steps
+    assert f"{schedule.steps} steps of 2 images" in said.out
+    # What it was trained with says the same once more, and it is not trained again.
+    assert preset("finetune").override(record.overrides).override({"data.source": "shapes"}) == record.experiment
+    assert main([*given, "--output", str(tmp_path / "out")]) == 0
+    assert "trained already" in capsys.readouterr().out
+
+    model = build_model(record.experiment.override({"method.name": "baseline"}), int(record.data["classes"]))
+    new = {name for name, x in model.state_dict().items() if not torch.equal(x, trained[name])}
+    assert new == {"head.cls_score.weight", "head.cls_score.bias"}
+
+
+def test_layers_that_do_not_fit_are_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = preset("finetune").override([x.removeprefix("--set=") for x in QUICK]).detector
+    torch.save({"model": build_detector(settings, 80).state_dict()}, tmp_path / "80.pth")
+    load_weights(build_detector(settings, 7), str(tmp_path / "80.pth"), whole=True)
+    assert [x.message for x in caplog.records if x.levelname == "WARNING" and x.name.startswith("lgd")] == [
+        f"weights {tmp_path / '80.pth'}: new initial values for 1 layer (head.cls_score) that do not fit"
+    ]
+    caplog.clear()
+    load_weights(build_detector(settings, 80), str(tmp_path / "80.pth"), whole=True)
+    assert [x for x in caplog.records if x.name.startswith("lgd")] == []
+    state = build_detector(settings, 80).backbone.bottom_up.state_dict()
+    torch.save({"model": state}, tmp_path / "backbone.pth")
+    with pytest.raises(InputError, match=r"are not a detector's: set detector\.backbone\.weights"):
+        load_weights(build_detector(settings, 7), str(tmp_path / "backbone.pth"), whole=True)
 
 
 def test_an_output_that_cannot_be_made_is_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
