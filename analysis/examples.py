@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from analysis.grid_runs import reference_of
 from analysis.image_intervals import data_of
 from analysis.load import Run, arm_of
-from lgd.data.images import read
+from lgd.data.images import read_image
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.detections import STUDENTS, load_detections
@@ -71,7 +71,7 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     for image in chosen:
         boxes = [objects[image["id"]], *(x[image["id"]] for x in detected)]
         # As training reads it: turned as EXIF says, of 16 bits the upper eight.
-        picture = Image.fromarray(read(layout.val_images / image["file_name"])[:, :, ::-1])
+        picture = Image.fromarray(read_image(layout.val_images / image["file_name"])[:, :, ::-1])
         drawn = tuple(_drawn(picture, x, titles, len(boxes[0])) for x in boxes)
         found.append(Example(str(image["file_name"]), names, drawn))
     return found

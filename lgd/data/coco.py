@@ -71,7 +71,7 @@ def coco_files(
     def read() -> tuple[RawSplit, RawSplit]:
         raws = []
         for json_file, folder in (train, val):
-            raw = _raw(json_file)
+            raw = _raw_split(json_file)
             raw.folder = folder
             raws.append(raw)
         return raws[0], raws[1]
@@ -85,7 +85,7 @@ def _searched_layout(root: Path, splits: list[tuple[Path, list[Path]]], problems
     def read() -> tuple[RawSplit, RawSplit]:
         raws = []
         for json_file, candidates in splits:
-            raw = _raw(json_file)
+            raw = _raw_split(json_file)
             raw.folder = _image_folder(root, candidates, raw)
             raws.append(raw)
         return raws[0], raws[1]
@@ -183,7 +183,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputError(f"broken JSON in {where}: {error}") from error
 
 
-def _raw(path: Path) -> RawSplit:
+def _raw_split(path: Path) -> RawSplit:
     """One annotation file, its outline checked; the folder of its images is still to be found."""
 
     def fail(what: str) -> NoReturn:

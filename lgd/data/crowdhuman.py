@@ -32,7 +32,7 @@ def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None
     folders = [_folder(root, split) for split in ("train", "val")]
 
     def read() -> tuple[RawSplit, RawSplit]:
-        return _raw(files[0], folders[0]), _raw(files[1], folders[1])
+        return _raw_split(files[0], folders[0]), _raw_split(files[1], folders[1])
 
     return validated_layout(root, read, [*files, *folders], problems)
 
@@ -44,7 +44,7 @@ def _folder(root: Path, split: str) -> Path:
     raise InputError(f"no images for CrowdHuman's {split} split: {root} has neither Images nor Images_{split}")
 
 
-def _raw(path: Path, folder: Path) -> RawSplit:
+def _raw_split(path: Path, folder: Path) -> RawSplit:
     raw = RawSplit(path, folder, [], [], [(1, PERSON)])
 
     def broken(line: int, what: str) -> None:
@@ -54,21 +54,21 @@ def _raw(path: Path, folder: Path) -> RawSplit:
         if not line.strip():
             continue
         try:
-            found = parse_json(line, f"{path}:{number}")
+            record = parse_json(line, f"{path}:{number}")
         except InputError as error:
             broken(number, str(error))
             continue
-        if not isinstance(found, dict) or not isinstance(found.get("ID"), str):
+        if not isinstance(record, dict) or not isinstance(record.get("ID"), str):
             broken(number, "has no ID")
             continue
-        boxes = found.get("gtboxes", [])
+        boxes = record.get("gtboxes", [])
         if not isinstance(boxes, list):
             broken(number, "its gtboxes are not a list")
             continue
         where = f"{path}:{number}"
-        raw.images.append({"_where": f"{where} ({found['ID']})", "id": number, "file_name": f"{found['ID']}.jpg"})
+        raw.images.append({"_where": f"{where} ({record['ID']})", "id": number, "file_name": f"{record['ID']}.jpg"})
         for position, box in enumerate(boxes):
-            place = f"{where} ({found['ID']}): gtboxes[{position}]"
+            place = f"{where} ({record['ID']}): gtboxes[{position}]"
             if not isinstance(box, dict):
                 raw.problems.append(Problem("dropped", "broken entry", place, "is not an object"))
                 continue

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from lgd.data.dataset import DataSet
-from lgd.data.images import Pixels, read
+from lgd.data.images import Pixels, read_image
 from lgd.errors import InputError
 from lgd.files import atomic_write
 
@@ -38,9 +38,9 @@ def draw(dataset: DataSet, count: int, directory: Path) -> list[Path]:
         images = contents["images"]
         for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int):
             image = images[index]
-            found = [x for x in contents["annotations"] if x["image_id"] == image["id"]]
+            annotations = [x for x in contents["annotations"] if x["image_id"] == image["id"]]
             path = directory / f"{split}-{image['id']}.png"
-            picture = _picture(read(folder / image["file_name"]), found, names)
+            picture = _picture(read_image(folder / image["file_name"]), annotations, names)
             try:
                 with atomic_write(path) as temporary:
                     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary)

@@ -17,18 +17,18 @@ from PIL import ExifTags, Image, ImageOps
 
 from lgd.errors import InputError
 
-__all__ = ["Pixels", "read", "size_of"]
+__all__ = ["Pixels", "image_size", "read_image"]
 
 Pixels = npt.NDArray[np.uint8]
 
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a file that is whole."""
 
-_TURNED = (5, 6, 7, 8)
+_ROTATED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 
-def read(path: str | Path, shrink: int = 1) -> Pixels:
+def read_image(path: str | Path, shrink: int = 1) -> Pixels:
     """(H, W, 3) uint8, BGR, contiguous, turned as EXIF says.
 
     shrink: 2, 4 or 8 decodes a JPEG at that part of its size, rounded up, in a part of the time. Whatever is not an
@@ -57,24 +57,24 @@ def read(path: str | Path, shrink: int = 1) -> Pixels:
         raise InputError(f"{path}: {_reason(error)}") from None
 
 
-def size_of(path: Path, *, thorough: bool) -> tuple[int, int] | str:
-    """(width, height) as :func:`read` gives them, or in a few words why it cannot.
+def image_size(path: Path, *, thorough: bool) -> tuple[int, int] | str:
+    """(width, height) as :func:`read_image` gives them, or in a few words why it cannot.
 
     From the head of the file, and its end, which is missing where it was cut off; ``thorough`` decodes all of it.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
             width, height = image.size
-            if _orientation(image) in _TURNED:
+            if _orientation(image) in _ROTATED:
                 width, height = height, width
-            ending = _ENDS.get(image.format or "", b"")
+            ending = _FILE_ENDS.get(image.format or "", b"")
             file.seek(max(0, path.stat().st_size - len(ending)))
             whole = file.read() == ending
         if thorough or (ending and not whole):
-            read(path)
+            read_image(path)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
-    except Exception as error:  # see read
+    except Exception as error:  # see read_image
         return _reason(error)
     return width, height
 
@@ -84,10 +84,10 @@ def _orientation(image: Image.Image) -> int:
         # Pillow would decode all of it to look behind the pixels, and what that raises must not be lost here.
         return 1
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's EXIF reader raises anything at broken tags; the pixels may be well
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _pixels(image: Image.Image) -> Pixels:

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks
 from torch.nn import functional
 
-from lgd.data.images import read
+from lgd.data.images import read_image
 
 __all__ = ["CACHE_BYTES", "FastDatasetMapper", "ImageCache", "Sample"]
 
@@ -35,12 +35,12 @@ class ImageCache:
         self._images: dict[tuple[str, int, int, int], torch.Tensor] = {}
 
     def read(self, path: str, shrink: int = 1) -> torch.Tensor:
-        """(3, H, W) uint8, BGR, a view that nobody may write to; see :func:`lgd.data.images.read`."""
+        """(3, H, W) uint8, BGR, a view that nobody may write to; see :func:`lgd.data.images.read_image`."""
         status = os.stat(path)  # noqa: PTH116 - twice as fast as Path's, once a sample
         key = (path, shrink, status.st_mtime_ns, status.st_size)
         image = self._images.get(key)
         if image is None:
-            image = torch.from_numpy(read(path, shrink)).permute(2, 0, 1)
+            image = torch.from_numpy(read_image(path, shrink)).permute(2, 0, 1)
             if self.used + image.nbytes <= self.budget:
                 self._images[key] = image
                 self.used += image.nbytes

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from lgd.data.annotation_values import clip_box, is_id, is_number, usable_segmentation
-from lgd.data.images import size_of
+from lgd.data.images import image_size
 from lgd.data.layout import Outcome, Problem, RawSplit, SplitCounts
 
 __all__ = ["ValidatedSplit", "validate_split"]
@@ -129,7 +129,7 @@ class _SplitValidator:
             return _Fault("duplicate id", f"an image before it has the id {number}")
         if not isinstance(name, str) or not name:
             return _Fault("broken entry", f"has the file_name {name!r}")
-        size = size_of(self.raw.folder / name, thorough=self.problems is not None)
+        size = image_size(self.raw.folder / name, thorough=self.problems is not None)
         if isinstance(size, str):
             return _Fault("missing image" if size == "is missing" else "unreadable image", f"{name!r} {size}")
         annotated = (value.get("width"), value.get("height"))

@@ -19,7 +19,7 @@ from lgd.errors import InputError
 __all__ = ["find_voc_splits", "voc_files"]
 
 
-class _Part(NamedTuple):
+class _SplitList(NamedTuple):
     """A directory in VOC layout and a split of it."""
 
     root: Path
@@ -41,7 +41,7 @@ def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None
     root = Path(directory).expanduser().absolute()
     if not root.is_dir():
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
-    there = {x for x in ("train", "trainval", "val", "test") if _Part(root, x).listing.is_file()}
+    there = {x for x in ("train", "trainval", "val", "test") if _SplitList(root, x).listing.is_file()}
     pairs = [("trainval", "test"), ("train", "test"), ("train", "val")]
     chosen = next(((train, val) for train, val in pairs if {train, val} <= there), None)
     if chosen is None:
@@ -58,7 +58,7 @@ def voc_files(
     problems: list[Problem] | None = None,
 ) -> CocoLayout:
     """The same for known (directory, split) pairs under ``root``. class_names: in order; those found where empty."""
-    parts = [[_Part(*x) for x in split] for split in (train, val)]
+    parts = [[_SplitList(*x) for x in split] for split in (train, val)]
     listings = [part.listing for split in parts for part in split]
     roots = dict.fromkeys(part.root for split in parts for part in split)
     for path in [*listings, *(x / y for x in roots for y in ("Annotations", "JPEGImages"))]:
@@ -72,10 +72,10 @@ def voc_files(
         classes = list(class_names)
         raws = []
         for split, entries, evaluated in zip(parts, listed, (False, True), strict=True):
-            parsed = [_File(part.root, name, root, images[part.root]) for part, name in entries]
+            parsed = [_AnnotationFile(part.root, name, root, images[part.root]) for part, name in entries]
             if not classes:
                 classes = sorted({x["name"] for file in parsed for x in file.objects} - {""})
-            raws.append(_raw(split[0].listing, root, parsed, classes, evaluated))
+            raws.append(_raw_split(split[0].listing, root, parsed, classes, evaluated))
         return raws[0], raws[1]
 
     annotations = [_xml(part.root, name) for split in listed for part, name in split]
@@ -86,7 +86,7 @@ def _xml(root: Path, name: str) -> Path:
     return root / "Annotations" / f"{name}.xml"
 
 
-def _names(part: _Part) -> list[str]:
+def _names(part: _SplitList) -> list[str]:
     """The images of a split. A line may end in a flag, as in the lists of one class."""
     try:
         lines = read_bytes(part.listing).decode()
@@ -100,7 +100,7 @@ def _names(part: _Part) -> list[str]:
     return list(dict.fromkeys(x for x in names if x))
 
 
-class _File:
+class _AnnotationFile:
     """What one XML file says. objects: plain values, whatever was there; trouble: why there is nothing to read."""
 
     def __init__(self, root: Path, name: str, base: Path, images: dict[str, str]) -> None:
@@ -138,7 +138,9 @@ def _number(element: ET.Element, path: str) -> float | None:
     return found if abs(found) < 2**31 else None
 
 
-def _raw(listing: Path, base: Path, files: list[_File], classes: list[str], evaluated: bool) -> RawSplit:
+def _raw_split(
+    listing: Path, base: Path, files: list[_AnnotationFile], classes: list[str], evaluated: bool
+) -> RawSplit:
     raw = RawSplit(listing, base, [], [], [(number, name) for number, name in enumerate(classes, 1)])
     ids = {name: number for number, name in raw.categories}
     for number, file in enumerate(files, 1):
@@ -149,15 +151,15 @@ def _raw(listing: Path, base: Path, files: list[_File], classes: list[str], eval
         raw.images.append(
             {"_where": file.path, "id": number, "file_name": file.image, "width": width, "height": height}
         )
-        for position, found in enumerate(file.objects, 1):
+        for position, annotated in enumerate(file.objects, 1):
             raw.annotations.append(
                 {
                     "_where": f"{file.path}: object {position}",
                     "id": len(raw.annotations) + 1,
                     "image_id": number,
-                    "category_id": ids.get(found["name"], found["name"]),
-                    "bbox": _box(found["corners"]),
-                    "iscrowd": int(evaluated and found["difficult"]),
+                    "category_id": ids.get(annotated["name"], annotated["name"]),
+                    "bbox": _box(annotated["corners"]),
+                    "iscrowd": int(evaluated and annotated["difficult"]),
                 }
             )
     return raw

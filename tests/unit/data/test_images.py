@@ -11,7 +11,7 @@ import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
-from lgd.data.images import read, size_of
+from lgd.data.images import image_size, read_image
 from lgd.errors import InputError
 from tests.helpers_data import COCO_TINY
 
@@ -34,8 +34,8 @@ def turned(orientation: int) -> Image.Exif:
 def test_jpegs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str, options: dict[str, Any]) -> None:
     path = tmp_path / "ein Bild – картинка.jpg"
     picture.convert(mode).save(path, **options)
-    np.testing.assert_array_equal(read(path), detection_utils.read_image(str(path), "BGR"))
-    assert size_of(path, thorough=True) == (37, 23)
+    np.testing.assert_array_equal(read_image(path), detection_utils.read_image(str(path), "BGR"))
+    assert image_size(path, thorough=True) == (37, 23)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -43,16 +43,16 @@ def test_jpegs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str
 def test_exif_equals_detectron2s(tmp_path: Path, picture: Image.Image, orientation: int, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     picture.save(path, exif=turned(orientation))
-    pixels = read(path)
+    pixels = read_image(path)
     np.testing.assert_array_equal(pixels, detection_utils.read_image(str(path), "BGR"))
-    assert size_of(path, thorough=False) == pixels.shape[1::-1] == ((37, 23) if orientation < 5 else (23, 37))
+    assert image_size(path, thorough=False) == pixels.shape[1::-1] == ((37, 23) if orientation < 5 else (23, 37))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1"])
 def test_pngs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str) -> None:
     path = tmp_path / "a.png"
     picture.convert(mode).save(path)
-    pixels = read(path)
+    pixels = read_image(path)
     np.testing.assert_array_equal(pixels, detection_utils.read_image(str(path), "BGR"))
     assert pixels.flags.c_contiguous
 
@@ -60,7 +60,7 @@ def test_pngs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str)
 def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
     levels = np.linspace(0, 65535, 23 * 37).astype(np.uint16).reshape(23, 37)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    pixels = read(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png")
     assert pixels.shape == (23, 37, 3)
     for channel in range(3):
         np.testing.assert_array_equal(pixels[:, :, channel], levels >> 8)
@@ -69,7 +69,7 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
 @pytest.mark.skipif(COCO_TINY is None, reason="the real images are not on this machine")
 def test_real_images_equal_detectron2s() -> None:
     for path in sorted((COCO_TINY / "val2017").iterdir())[:20]:  # type: ignore[operator]
-        np.testing.assert_array_equal(read(path), detection_utils.read_image(str(path), "BGR"))
+        np.testing.assert_array_equal(read_image(path), detection_utils.read_image(str(path), "BGR"))
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
@@ -77,7 +77,7 @@ def test_real_images_equal_detectron2s() -> None:
 def test_shrunk_jpegs(tmp_path: Path, shrink: int, mode: str) -> None:
     x, y = np.meshgrid(np.linspace(0, 255, 501), np.linspace(0, 255, 333))
     Image.fromarray(np.stack([x, y, 255 - x], 2).astype(np.uint8)).convert(mode).save(tmp_path / "a.jpg")
-    full, small = read(tmp_path / "a.jpg"), read(tmp_path / "a.jpg", shrink)
+    full, small = read_image(tmp_path / "a.jpg"), read_image(tmp_path / "a.jpg", shrink)
     assert small.shape == (-(-333 // shrink), -(-501 // shrink), 3)
     centre = slice(shrink // 2, None, shrink)
     sampled = full[centre, centre].astype(int)
@@ -87,8 +87,8 @@ def test_shrunk_jpegs(tmp_path: Path, shrink: int, mode: str) -> None:
 def test_shrinking_leaves_others_alone(tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.png")
     picture.save(tmp_path / "a.jpg", exif=turned(6))
-    assert read(tmp_path / "a.png", 2).shape == (23, 37, 3)
-    assert read(tmp_path / "a.jpg", 2).shape == (37, 23, 3)
+    assert read_image(tmp_path / "a.png", 2).shape == (23, 37, 3)
+    assert read_image(tmp_path / "a.jpg", 2).shape == (37, 23, 3)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -97,11 +97,11 @@ def test_files_that_are_cut_off_are_noticed(tmp_path: Path, suffix: str) -> None
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-500])
-    said = size_of(path, thorough=False)
+    said = image_size(path, thorough=False)
     assert isinstance(said, str)
     assert said.startswith("cannot be decoded (")
     with pytest.raises(InputError, match="a\\..*cannot be decoded") as caught:
-        read(path)
+        read_image(path)
     assert "\n" not in str(caught.value)
 
 
@@ -109,13 +109,13 @@ def test_what_follows_the_end_of_a_jpeg_does_not_matter(tmp_path: Path, picture:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue() + b"padding")
-    assert size_of(tmp_path / "a.jpg", thorough=False) == (37, 23)
+    assert image_size(tmp_path / "a.jpg", thorough=False) == (37, 23)
 
 
 def test_broken_exif_does_not_matter(tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
-    assert read(tmp_path / "a.jpg").shape == (23, 37, 3)
-    assert size_of(tmp_path / "a.jpg", thorough=False) == (37, 23)
+    assert read_image(tmp_path / "a.jpg").shape == (23, 37, 3)
+    assert image_size(tmp_path / "a.jpg", thorough=False) == (37, 23)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_no_images(tmp_path: Path, contents: bytes | None, said: str) -> None:
     path = tmp_path / "a.jpg"
     if contents is not None:
         path.write_bytes(contents)
-    assert said in str(size_of(path, thorough=False))
+    assert said in str(image_size(path, thorough=False))
     with pytest.raises(InputError, match=f"{path}: .*{said}"):
-        read(path)
+        read_image(path)
 
 
 def test_a_directory_is_no_image(tmp_path: Path) -> None:
-    assert size_of(tmp_path, thorough=False) == "cannot be read (Is a directory)"
+    assert image_size(tmp_path, thorough=False) == "cannot be read (Is a directory)"

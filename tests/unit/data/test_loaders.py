@@ -319,13 +319,13 @@ def test_validation(made: DataSet, with_labels: bool, workers: int) -> None:
 def test_cache_reads_once_within_its_budget(made: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(path) for path in sorted(made.layout.train_images.iterdir())[:3]]
     reads: list[str] = []
-    real = images.read
+    real = images.read_image
 
     def counted(path: str, shrink: int) -> Any:
         reads.append(path)
         return real(path, shrink)
 
-    monkeypatch.setattr(mapper, "read", counted)
+    monkeypatch.setattr(mapper, "read_image", counted)
     cache = ImageCache(budget=2 * 64 * 64 * 3)
     found = [cache.read(path) for path in paths * 2]
     assert reads == [*paths, paths[2]]
@@ -417,13 +417,13 @@ def test_large_jpegs_are_decoded_small(large: DataSet, monkeypatch: pytest.Monke
     cached, fresh = batches(large, 6, **options), batches(large, 6, cache_bytes=0, **options)
     assert_equal(fresh, cached)
     assert_equal(batches(large, 6, workers=2, **options), cached)
-    real, shrinks = images.read, []
+    real, shrinks = images.read_image, []
 
     def full(path: str, shrink: int) -> Any:
         shrinks.append(shrink)
         return real(path)
 
-    monkeypatch.setattr(mapper, "read", full)
+    monkeypatch.setattr(mapper, "read_image", full)
     whole = batches(large, 6, cache_bytes=0, **options)
     # 403 pixels to 100 at most.
     assert set(shrinks) == {4}
