@@ -12,6 +12,7 @@ A source is one of
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import socket
@@ -91,7 +92,7 @@ def required_weights(*experiments: Experiment) -> list[WeightSource]:
     Raises InputError, one line, for a source that does not exist.
     """
     each = [x for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
-    sources = dict.fromkeys(x.detector.backbone.weights for x in each)
+    sources = dict.fromkeys(x.detector.initial_weights for x in each)
     return [find_weights(source) for source in sources if source != "none"]
 
 
@@ -109,8 +110,11 @@ def probe(weights: WeightSource, timeout: float = PROBE_TIMEOUT) -> WeightSource
     return replace(weights, size=length)
 
 
+@functools.cache
 def _content_length(url: str, timeout: float) -> int | None:
-    """Raises OSError, ValueError or HTTPException where the server does not answer with the file."""
+    """Of the file at ``url``, None where the server does not say; asked once, for the many trials of a sweep.
+
+    Raises OSError, ValueError or HTTPException where the server does not answer with the file."""
     for method in ("HEAD", "GET"):
         try:
             # The body of an answer to GET is left unread.

@@ -230,3 +230,8 @@ def test_the_papers_weights_are_announced() -> None:
     assert str(required_weights(PAPER)[0]) == f"weights {MSRA}: on this machine (3 MiB, {found[0].path})"
     scratch = Experiment().override({"detector.backbone.weights": "none", "detector.backbone.freeze_at": 0})
     assert required_weights(scratch) == []
+
+
+def test_a_pretrained_detectors_file_takes_the_backbones_place() -> None:
+    zoo = "detectron2://COCO-Detection/retinanet_R_50_FPN_3x/190397829/model_final_5bd44e.pkl"
+    assert [x.source for x in required_weights(PAPER.override({"detector.weights": zoo}))] == [zoo]
