@@ -1,4 +1,7 @@
-"""``python -m analysis DIR``: rebuild a results directory's CSV, table, figures and report from its records."""
+"""Rebuild a results directory's CSV, table, figures and report from its records.
+
+python -m analysis results/components-tiny
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from analysis.load import warn_of_damaged
-from analysis.render import print_table
-from analysis.report import write_report
 from lgd.cli import Parser, answer
 
+PROG = "python -m analysis"
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
-    return answer(lambda: _run(arguments))
+    return answer(lambda: _run(arguments, prog))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m analysis", description=__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
-    directory: Path = parser.parse_args(arguments).directory
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=__doc__)
+    found.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
+    return found
+
+
+def _run(arguments: Sequence[str] | None, prog: str) -> int:
+    directory: Path = parser(prog).parse_args(arguments).directory
+
+    # Figures take seconds to load: help and wrong options do without.
+    from rich.console import Console
+
+    from analysis.load import warn_of_damaged
+    from analysis.render import print_table
+    from analysis.report import write_report
+
     damaged: list[str] = []
     table, written = write_report(directory, damaged)
     print_table(table, Console())

@@ -11,10 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, answer
 from lgd.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.studies import Study
 
 ROOT = Path("benchmarks/results")
 """Where studies are kept."""
@@ -39,7 +44,7 @@ def _date(directory: Path) -> str:
     return directory.name.rpartition("_")[2]
 
 
-def shown_rows(comparisons: Any) -> list[dict[str, Any]]:
+def shown_rows(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
     """The comparisons that the page and its figure show: arms that every detector has, from FEWEST_SEEDS seeds on."""
     from analysis.frame import row_dicts
     from lgd.config.grids import EVERY_DETECTOR
@@ -53,53 +58,57 @@ def shown_rows(comparisons: Any) -> list[dict[str, Any]]:
     ]
 
 
-def page(directories: Sequence[Path], output: Path) -> tuple[str, list[Path]]:
-    """The page that lies in ``output``, and what was written besides: its figure and every study's page.
+def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
+    """The page that lies in ``output``, with the figure of :func:`write` beside it.
 
-    What only a person can judge is read from ``notes.md`` beside the studies: Markdown in which
-    ``gain(STUDY, ARM, OTHER)`` stands for a difference with its interval; STUDY begins the directory's name.
-    Raises InputError for a directory without runs of the two grids.
+    table: the studies' comparisons. What only a person can judge is read from ``notes.md`` beside the studies: Markdown
+    in which ``gain(STUDY, ARM, OTHER)`` stands for a difference with its interval; STUDY begins the directory's name.
     """
-    from analysis.plots.gain_against_cost import gain_against_cost
-    from analysis.studies import comparisons, load_studies
-    from analysis.study_page import write_study_page
     from analysis.templating import render, render_text
 
-    studies = load_studies(directories)
-    table = comparisons(studies)
-    written = [write_study_page(study, table[table["study"] == study.name]) for study in studies]
     rows = shown_rows(table)
-    (output.parent / FIGURE).parent.mkdir(parents=True, exist_ok=True)
-    written += gain_against_cost(rows, output.parent / FIGURE) if rows else []
-    notes = directories[0].parent / READING
+    notes = studies[0].directory.parent / READING
     reading = render_text(notes.read_text(encoding="utf-8"), str(notes), **_lookups(table)) if notes.exists() else ""
-    text = render(
+    return render(
         "evidence.md.j2",
         rows=rows,
         fewest=FEWEST_SEEDS,
         detectors_lgd=sorted({f"{row['detector']} LGD" for row in rows}),
         data=sorted({row["data"] for row in rows}),
         links={study.name: _relative(study.directory, output) for study in studies},
-        studies=[
-            {
-                "name": study.name,
-                "link": _relative(study.directory, output),
-                "data": study.data,
-                "steps": study.steps,
-                "grid": study.grid.name,
-                "trainings": len(study.runs),
-                "overrides": sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")}),
-            }
+        studies=studies,
+        overrides={
+            study.name: sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")})
             for study in studies
-        ],
+        },
         figure=f"{FIGURE}.png" if rows else "",
         reading=reading,
         any_gpu=any(study.on_gpu for study in studies),
     )
-    return text, written
 
 
-def _lookups(table: Any) -> dict[str, Callable[..., str]]:
+def write(directories: Sequence[Path], output: Path) -> list[Path]:
+    """Write the page, its figure and every study's page; their paths.
+
+    Raises InputError for a directory without runs of the two grids.
+    """
+    from analysis.plots.gain_against_cost import gain_against_cost
+    from analysis.studies import comparisons, load_studies
+    from analysis.study_page import write_study_page
+    from lgd.files import write_text
+
+    studies = load_studies(directories)
+    table = comparisons(studies)
+    written = [x for study in studies for x in write_study_page(study, table[table["study"] == study.name])]
+    rows, figure = shown_rows(table), output.parent / FIGURE
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    if rows:
+        written += gain_against_cost(rows, figure)
+    write_text(output, page(studies, table, output))
+    return [*written, output]
+
+
+def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     """What the notes may call."""
     from analysis.frame import row_dicts
     from analysis.render import with_interval, with_unit
@@ -143,7 +152,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
 
     from analysis.studies import keep
-    from lgd.files import write_text
 
     places: list[Path] = options.results or kept_studies()
     if not places:
@@ -154,9 +162,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             print(f"kept {len(keep(place, target))} files in {target}")
         # The page is of all that is kept, not of what was added alone.
         places = kept_studies(options.keep)
-    text, written = page(places, options.output)
-    write_text(options.output, text)
-    for path in (*written, options.output):
+    for path in write(places, options.output):
         print(f"wrote {path}")
     return 0
 

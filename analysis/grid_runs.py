@@ -11,12 +11,12 @@ from lgd.config.experiment import Experiment
 from lgd.config.grids import Arm, Grid, experiment_of, grid
 from lgd.config.paper import Training
 from lgd.config.paper_recipes import named
-from lgd.config.presets import Preset, preset
+from lgd.config.presets import PAPER_TABLES_AT, Preset, preset
 from lgd.errors import InputError
 from lgd.results.record import Record
 
-PRESETS: tuple[str, ...] = get_args(Preset)
-"""The paper's last."""
+PRESETS: tuple[str, ...] = (*sorted(set(get_args(Preset)) - set(PAPER_TABLES_AT)), *PAPER_TABLES_AT)
+"""The nearer to the paper, the later."""
 
 RunsBySeed = dict[int, Run]
 """Finished runs of one training, seeds rising."""
@@ -101,8 +101,13 @@ def _setting(record: Record) -> Setting | None:
 
 def _planned(table: str, setting: Setting) -> dict[Experiment, str]:
     """The arms of a grid by what they would train in a setting."""
-    found = {}
-    for arm in grid(table, setting.preset).arms:
+    found: dict[Experiment, str] = {}
+    try:
+        arms = grid(table, setting.preset).arms
+    except InputError:
+        # The paper's tables are not defined at every preset.
+        return found
+    for arm in arms:
         try:
             experiment = None if arm.skipped else experiment_of(arm, preset(setting.preset), setting.overrides)
         except InputError:

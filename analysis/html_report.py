@@ -20,7 +20,7 @@ from analysis.load import Run, arm_of, gpu_hours, is_reproduction
 from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.render import MISSING, html_table, with_unit
-from analysis.report import Sweep, main_table, training_command
+from analysis.sweep_table import Sweep, main_table, training_command
 from analysis.templating import environment
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.errors import InputError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from lgd.results.record import FILE, Pretraining, Record, Scores, load
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 SAME_RESULT = (*NEUTRAL_KEYS, "seed", "evaluation.")
-"""Settings, or groups of them, that change how fast a training goes, what is looked at or its seed, not what it is."""
+"""Settings, or groups of them, that change how a training goes or is evaluated, or its seed, not what it is."""
 
 
 def changes(record: Record) -> tuple[str, ...]:
@@ -143,21 +144,17 @@ def load_records(*directories: Path) -> list[Record]:
     return [run.record for run in load_runs(*directories)]
 
 
+@lru_cache(maxsize=8192)
 def identity(experiment: Experiment) -> Experiment:
     """``experiment`` without its seed and without what changes no result: equal for equal trainings.
 
     Of a data source's directory the last two parts count, so that records of several machines compare.
     """
-    data = experiment.data
-    scheme, colon, path = data.source.partition(":")
+    neutral = without_neutral_settings(experiment)
+    scheme, colon, path = neutral.data.source.partition(":")
     source = f"{scheme}:{'/'.join(Path(path).parts[-2:])}" if colon else scheme
-    return without_neutral_settings(experiment).model_copy(
-        update={
-            "seed": 0,
-            "evaluation": Evaluation(),
-            "data": data.model_copy(update={"source": source}),
-        }
-    )
+    data = neutral.data.model_copy(update={"source": source})
+    return neutral.model_copy(update={"seed": 0, "evaluation": Evaluation(), "data": data})
 
 
 def is_reproduction(records: Iterable[Record]) -> bool:
@@ -185,8 +182,9 @@ def finished(records: Iterable[Record], arm: str) -> dict[int, Record]:
         if seed in runs:
             raise InputError(f"two finished records of {arm!r} seed {seed}")
         first = first or record
-        differs = difference(identity(first.experiment), identity(record.experiment))
-        if differs:
+        ours, others = identity(record.experiment), identity(first.experiment)
+        if ours != others:
+            differs = difference(others, ours)
             raise InputError(f"{arm!r} seeds {first.experiment.seed} and {seed} are different trainings: {differs}")
         runs[seed] = record
     return dict(sorted(runs.items()))

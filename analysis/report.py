@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from analysis.arms import arms_text
 from analysis.frame import frame, write_csv
-from analysis.image_intervals import over_images
-from analysis.load import Run, arm_of, load_runs
-from analysis.paper_tables import ARMS_TABLES, build
+from analysis.html_report import write_page
+from analysis.load import Run, load_runs
+from analysis.plots.arms import arms_figure
+from analysis.plots.figures import draw
 from analysis.render import TextTable, markdown
-from lgd.config.grids import NAMES, grid
+from analysis.sweep_table import Sweep, main_table, sweep_of
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.results.record import Record
-from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE, SweepSpec
-
-
-class Sweep(NamedTuple):
-    """What a results directory is about: arms to show, in their order, what they are compared with, and their grid.
-
-    not_run: what the sweep did not get to, and why, a line an arm.
-    """
-
-    arms: list[str]
-    reference: str
-    grid: str = ""
-    not_run: tuple[str, ...] = ()
 
 
 def write_report(directory: Path, damaged: list[str] | None = None) -> tuple[TextTable, list[Path]]:
     """Write everything that a results directory shows: CSV, table, figures and ``report.html``.
 
     Returns the table and the paths. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
-    :func:`sweep_of` and :func:`write_outputs` do.
+    :func:`analysis.sweep_table.sweep_of` and :func:`write_outputs` do.
     """
-    # Here, since templates and figures take their time to load.
-    from analysis.html_report import write_page
-
     runs = load_runs(directory, damaged=damaged)
     if damaged and not runs:
         raise InputError(damaged[0])
@@ -50,27 +30,12 @@ def write_report(directory: Path, damaged: list[str] | None = None) -> tuple[Tex
     return main_table(runs, sweep), written
 
 
-def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
-    """The table of a sweep: the paper's with ours beside it, or the arms of a grid of our own."""
-    is_search = any(arm.startswith(SEARCHED) for arm in sweep.arms)
-    if sweep.grid in NAMES and sweep.grid not in ARMS_TABLES and not is_search:
-        table = build(sweep.grid, runs)[1]
-    else:
-        title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
-        images = over_images(runs, sweep.arms, sweep.reference)
-        table = arms_text([run.record for run in runs], sweep.arms, sweep.reference, title, images)
-    return replace(table, notes=[*table.notes, *sweep.not_run])
-
-
 def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = None) -> list[Path]:
     """Write ``records.csv``, ``table.md`` and the figures from the records in ``directory``, each atomically.
 
     runs: those of ``directory``, where they are loaded already. Returns the paths. Raises InputError when there is no
     record, or a broken one.
     """
-    from analysis.plots.arms import arms_figure
-    from analysis.plots.figures import draw
-
     runs = load_runs(directory) if runs is None else runs
     records = [run.record for run in runs]
     if not runs:
@@ -80,51 +45,3 @@ def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = No
     write_text(table, markdown(main_table(runs, sweep), title=False))
     drawn = arms_figure(records, sweep.arms, sweep.reference, directory / "arms") if sweep.reference else []
     return [csv, table, *drawn, *draw(runs, directory)]
-
-
-def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
-    """What the directory's ``sweep.json`` says; without that file, the recorded arms.
-
-    Those come with ``baseline`` first and the others alphabetical, the first one being the reference. Raises InputError
-    for a file that does not say what it should.
-    """
-    if not (directory / SWEEP_FILE).exists():
-        names = sorted({arm_of(r) for r in records}, key=lambda name: (name != "baseline", name))
-        if not names:
-            raise InputError(f"{directory}: no trials/*/record.json in it")
-        return Sweep(names, names[0])
-    spec = SweepSpec.read(directory)
-    arms = list(spec.arms)
-    if spec.search:
-        arms += sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})
-    ended = spec.ended
-    not_run = [f"Not run ({ended.why or 'no record'}): {x}." for x in _by_arm(ended.not_run)] if ended else []
-    return Sweep(arms, spec.reference, spec.grid, tuple(not_run))
-
-
-def _by_arm(trials: Iterable[str]) -> Iterator[str]:
-    """``arm, seed 0`` and ``arm, seed 1`` as ``arm, seeds 0, 1``; what is said of a seed stays with it."""
-    seeds: dict[str, list[str]] = {}
-    for trial in trials:
-        arm, found, seed = trial.rpartition(", seed ")
-        # What is no trial is said as it is.
-        seeds.setdefault(arm or trial, []).extend([seed] if found else [])
-    for arm, of in seeds.items():
-        yield f"{arm}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else arm
-
-
-def training_command(directory: Path, place: str) -> str:
-    """The command whose sweep this is, with ``place`` as its output; empty where there is no sweep.json that tells."""
-    try:
-        spec = SweepSpec.read(directory)
-        whole = grid(spec.grid, spec.preset)
-    except InputError:
-        return ""
-    parts = [f"--grid {whole.name} --preset {spec.preset} --seeds {spec.seeds}"]
-    if spec.search:
-        parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")
-        parts += ["--early-stop"] if spec.search.early_stop else []
-    elif set(spec.arms) != {arm.name for arm in whole.arms if not arm.skipped}:
-        parts.append(f"--arms {shlex.quote(','.join(spec.arms))}")
-    parts += [f"--output {place}", *(f"--set {shlex.quote(x)}" for x in spec.overrides)]
-    return f"python ablations/run.py {' '.join(parts)}"

@@ -16,8 +16,8 @@ from analysis.frame import frame, write_csv
 from analysis.frontier import on_gpu
 from analysis.load import Run, arm_of, by_seed, finished, load_runs, score, training_device_seconds
 from analysis.render import markdown
-from analysis.report import main_table, sweep_of
 from analysis.stats import Difference, paired_difference, paired_ratio, verdict
+from analysis.sweep_table import main_table, sweep_of
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Arm, Grid, grid
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -117,8 +117,13 @@ class Study:
     def on_gpu(self) -> bool:
         return all(map(on_gpu, self.records))
 
+    @cached_property
+    def _finished(self) -> dict[str, dict[int, Record]]:
+        return {arm: finished(self.records, arm) for arm in {arm_of(record) for record in self.records}}
+
     def finished(self, arm: str) -> dict[int, Record]:
-        return finished(self.records, arm)
+        """By seed; none for an arm that was not trained."""
+        return self._finished.get(arm, {})
 
     def values(self, arm: str, value: Value) -> dict[int, float]:
         """By seed."""

@@ -19,9 +19,9 @@ from analysis.plots.arms import arms_figure
 from analysis.plots.scores import curves
 from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
-from analysis.report import sweep_of, training_command
 from analysis.stats import Difference, paired_difference, paired_ratio
 from analysis.studies import AP, NOTES, Family, Study, Value
+from analysis.sweep_table import sweep_of, training_command
 from analysis.templating import render
 from lgd.config.grids import NOISE_FLOOR
 from lgd.files import write_text
@@ -31,7 +31,7 @@ PAGE = "README.md"
 
 
 def study_page(study: Study, comparisons: pd.DataFrame) -> str:
-    """The page's text. Draws its figures into the study's directory.
+    """The page's text, which shows the figures of :func:`draw_study`.
 
     comparisons: rows of :func:`analysis.studies.comparisons` of this study.
     """
@@ -69,18 +69,35 @@ def _records_of(study: Study, family: Family) -> list[Record]:
     return [record for record in study.records if arm_of(record) in names]
 
 
+def draw_study(study: Study) -> list[Path]:
+    """The figures of each detector, drawn into the study's directory; their paths."""
+    paths = []
+    for family in study.families if study.grid.name != NOISE_FLOOR.name else []:
+        names, stem = [arm.name for arm in family.arms], study.directory / _stem(family)
+        paths += arms_figure(_records_of(study, family), names, family.baseline, stem.with_name(f"{stem.name}-arms"))
+        if _has_curves(study, family):
+            runs: list[Run] = [run for name in names for run in study.runs if arm_of(run.record) == name]
+            with mpl.rc_context(STYLE):
+                figure = curves(runs)
+                if figure is not None:
+                    paths += save(figure, stem.with_name(f"{stem.name}-curves"))
+    return paths
+
+
+def _stem(family: Family) -> str:
+    return family.detector.lower().replace(" ", "-")
+
+
+def _has_curves(study: Study, family: Family) -> bool:
+    return any(len(r.evaluations) > 1 for r in _records_of(study, family) if r.status == "finished")
+
+
 def _family(study: Study, family: Family, own_notes: Sequence[str]) -> dict[str, Any]:
     """Tables and figures of one detector."""
     names, records = [arm.name for arm in family.arms], _records_of(study, family)
-    stem = family.detector.lower().replace(" ", "-")
-    figures = [(f"AP and training cost of each arm of {family.detector}", f"{stem}-arms.png")]
-    arms_figure(records, names, family.baseline, study.directory / f"{stem}-arms")
-    runs: list[Run] = [run for name in names for run in study.runs if arm_of(run.record) == name]
-    with mpl.rc_context(STYLE):
-        figure = curves(runs)
-        if figure is not None:
-            save(figure, study.directory / f"{stem}-curves")
-            figures.append((f"AP of {family.detector} while training", f"{stem}-curves.png"))
+    figures = [(f"AP and training cost of each arm of {family.detector}", f"{_stem(family)}-arms.png")]
+    if _has_curves(study, family):
+        figures.append((f"AP of {family.detector} while training", f"{_stem(family)}-curves.png"))
     baseline = study.finished(family.baseline).values()
     return {
         "detector": family.detector,
@@ -261,8 +278,8 @@ def _equal_time(study: Study, comparisons: Sequence[dict[str, Any]]) -> TextTabl
     return TextTable("", header, rows, [note])
 
 
-def write_study_page(study: Study, comparisons: pd.DataFrame) -> Path:
-    """Write the page into the study's directory; its path."""
+def write_study_page(study: Study, comparisons: pd.DataFrame) -> list[Path]:
+    """Write the page and its figures into the study's directory; their paths."""
     path = study.directory / PAGE
     write_text(path, study_page(study, comparisons))
-    return path
+    return [path, *draw_study(study)]

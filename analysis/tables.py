@@ -15,32 +15,38 @@ if __name__ == "__main__" and not __spec__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lgd.cli import Parser, answer
+from lgd.config.grids import NAMES
+from lgd.errors import InputError
 
 FORMATS = ("md", "latex", "csv", "html")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+PROG = "analysis/tables.py"
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
-    return answer(lambda: _run(arguments))
+    return answer(lambda: _run(arguments, prog))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    from lgd.config.grids import NAMES
-    from lgd.errors import InputError
-
+def parser(prog: str = PROG) -> Parser:
     names = (*NAMES, "gpu-hours")
-    parser = Parser(prog="analysis/tables.py", description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
-    parser.add_argument("--table", required=True, choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--format", choices=FORMATS, default="md", help="default: md")
-    parser.add_argument(
+    found = Parser(prog=prog, description=__doc__)
+    found.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
+    found.add_argument("--table", required=True, choices=names, metavar="NAME", help=", ".join(names))
+    found.add_argument("--format", choices=FORMATS, default="md", help="default: md")
+    found.add_argument(
         "--resamples",
         type=int,
         default=1000,
         metavar="N",
         help="draws of the images (default: 1000; 0: no bootstrap)",
     )
-    options = parser.parse_args(arguments)
+    return found
+
+
+def _run(arguments: Sequence[str] | None, prog: str) -> int:
+    options = parser(prog).parse_args(arguments)
     if options.resamples < 0:
         raise InputError(f"--resamples {options.resamples}: a number from 0")
 

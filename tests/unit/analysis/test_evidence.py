@@ -1,22 +1,29 @@
-"""docs/evidence.md: built from records, kept without weights, and what its words follow from."""
+"""The evidence page and its studies' pages: built from records, and what their words follow from."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from ablations.equal_time import with_steps
-from analysis.evidence import in_thousandths, keep, main, own_loss, studies, told
+from analysis.evidence import kept_studies, main, page
 from analysis.load import load_runs
-from analysis.stats import mean_interval, paired_difference
+from analysis.stats import mean_interval, paired_difference, verdict
+from analysis.studies import Study, comparisons, keep, load_studies
+from analysis.study_page import difference_text, own_loss, study_page
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Grid, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
+
+ROOT = Path(__file__).parents[3]
 
 SEEDS = 5
 
@@ -51,15 +58,17 @@ def results(tmp_path: Path) -> Make:
             noise = 0.5 * ((-1) ** x.seed) * (len(trial.arm) % 3)
             ap = 20 + 2 * x.seed + GAINS.get(trial.arm, 0.0) + noise
             teacher_features = x.method.name == "lgd"
+            seconds = 200.0 if teacher_features else 100.0
             points = [
                 {"step": step, "student": _scores(ap - 4 + at), "teacher": _scores(ap) if teacher_features else None}
                 for at, step in enumerate((100, 200, 300, 400, 500))
             ]
             record = {
                 "status": "finished", "grid": whole.name, "preset": size, "arm": trial.arm, "experiment": x,
-                "steps": x.schedule.steps, "student": _scores(ap), "teacher": _scores(ap + 1) if teacher_features else None,
-                "evaluations": points, "device_seconds": {"training": 100.0 * (2 if teacher_features else 1), "evaluation": 7.0},
-                "seconds": {"training": 100.0 * (2 if teacher_features else 1)}, "data": {"train_images": 1000},
+                "steps": x.schedule.steps, "student": _scores(ap),
+                "teacher": _scores(ap + 1) if teacher_features else None,
+                "evaluations": points, "device_seconds": {"training": seconds, "evaluation": 7.0},
+                "seconds": {"training": seconds}, "data": {"train_images": 1000},
                 "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
                 "versions": {"torch": "2.11.0", "detectron2": "0.6"}, "git_commit": "0123456789abcdef",
                 "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00", **changes,
@@ -77,17 +86,21 @@ def results(tmp_path: Path) -> Make:
     return make
 
 
-def _built(tmp_path: Path, *arguments: object) -> str:
-    output = tmp_path / "docs" / "evidence.md"
-    assert main([*map(str, arguments), "--output", str(output)]) == 0
-    return output.read_text(encoding="utf-8")
+def _study_page(directory: Path) -> str:
+    (study,) = load_studies([directory])
+    return study_page(study, comparisons([study]))
+
+
+def _page(*directories: Path) -> str:
+    studies = load_studies(directories)
+    return page(studies, comparisons(studies), Path("docs/evidence.md"))
 
 
 @pytest.mark.parametrize(("head", "field"), [("attention to the own label", "attention"), ("label use", "label_use")])
-def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make, tmp_path: Path) -> None:
-    assert head not in _built(tmp_path, results("without", grid(EVIDENCE), seeds=2))
+def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make) -> None:
+    assert head not in _study_page(results("without", grid(EVIDENCE), seeds=2))
     points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), field: 0.256}]
-    text = _built(tmp_path, results("with", grid(EVIDENCE), seeds=2, evaluations=points))
+    text = _study_page(results("with", grid(EVIDENCE), seeds=2, evaluations=points))
     assert head in text
     row = next(line for line in text.splitlines() if line.startswith("| RetinaNet LGD") and "0.26" in line)
     table = text[: text.index(row)].splitlines()[::-1]
@@ -96,7 +109,7 @@ def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: 
 
 
 def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_path: Path) -> None:
-    text = _built(tmp_path, results("tiny", grid(EVIDENCE), seeds=2))
+    text = _study_page(results("tiny", grid(EVIDENCE), seeds=2))
     head = "mean over seeds, after step"
     columns = next(line for line in text.splitlines() if line.startswith(f"| {head}")).split("|")
     assert [x.strip() for x in columns[2:-1]] == ["100", "200", "300", "400", "500"]
@@ -114,10 +127,10 @@ def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_p
     assert "RetinaNet baseline in equal time: its teacher" not in text
     assert "attention" not in text
     one = [{"step": 500, "student": _scores(20), "teacher": _scores(30)}]
-    assert head not in _built(tmp_path, results("ends", grid(EVIDENCE), seeds=2, evaluations=one))
+    assert head not in _study_page(results("ends", grid(EVIDENCE), seeds=2, evaluations=one))
 
 
-def test_the_students_own_losses_are_compared(results: Make, tmp_path: Path) -> None:
+def test_the_students_own_losses_are_compared(results: Make) -> None:
     curve = [(20 * i, 1.0) for i in range(1, 9)]
     losses = {
         "total_loss": [(160, 99.0)], "loss_distill": [(160, 9.0)], "instructive/loss_cls": [(160, 9.0)],
@@ -128,27 +141,27 @@ def test_the_students_own_losses_are_compared(results: Make, tmp_path: Path) -> 
     # Of ten points the last two, of one the one.
     assert own_loss(record) == 0.375 + 0.5
     assert own_loss(record.model_copy(update={"losses": {}})) is None
-    text = _built(tmp_path, place)
+    text = _study_page(place)
     assert "own losses over baseline" in text
     assert "+0.000 [+0.000, +0.000]" in text
-    assert in_thousandths(paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})) == "-0.500 [-0.500, -0.500]"
-    assert in_thousandths(None) == "–"
+    assert difference_text(paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}), 3) == "-0.500 [-0.500, -0.500]"
+    assert difference_text(None, 3) == "–"
 
 
-def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) -> None:
+def _difference(place: Path, arm: str, reference: str) -> str:
+    runs = {(r.record.arm, r.record.experiment.seed): r.record for r in load_runs(place)}
+    a, b = ({s: runs[x, s].student.AP for s in range(SEEDS)} for x in (arm, reference))  # type: ignore[union-attr]
+    found = paired_difference(a, b)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    return f"{found.mean + 0.0:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
     place = results("evidence-tiny", grid(EVIDENCE))
     (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
-    text = _built(tmp_path, place, results("noise-floor-tiny", NOISE_FLOOR, seeds=10))
-    runs = {(r.record.arm, r.record.experiment.seed): r.record for r in load_runs(place)}
-
-    def difference(arm: str, reference: str) -> str:
-        a, b = ({s: runs[x, s].student.AP for s in range(SEEDS)} for x in (arm, reference))  # type: ignore[union-attr]
-        found = paired_difference(a, b)  # type: ignore[arg-type]
-        assert found is not None
-        assert found.low is not None
-        assert found.high is not None
-        return f"{found.mean + 0.0:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-
+    text = _study_page(place)
     helped, harmed, noise = (
         text.split(head)[1].split("**")[0]
         for head in (
@@ -157,48 +170,85 @@ def test_what_is_said_follows_from_the_records(results: Make, tmp_path: Path) ->
             "**Not to be told from noise.**",
         )
     )
-    gain = difference("RetinaNet LGD", "RetinaNet baseline")
+    gain = _difference(place, "RetinaNet LGD", "RetinaNet baseline")
     assert f"RetinaNet LGD over RetinaNet baseline: {gain}" in helped
     assert "RetinaNet without mapper over RetinaNet baseline: -" in harmed
     assert "RetinaNet without mapper over RetinaNet LGD: -" in harmed
     assert "RetinaNet without encoder over RetinaNet baseline: " in noise
     assert "FCOS LGD over FCOS baseline: " in noise
-    short = text.split("## In short")[1].split("\n## ")[0]
-    assert f"RetinaNet LGD against the baseline after as many steps: AP {gain}, 5 seeds: more, beyond noise." in short
-    assert "FCOS LGD against the baseline after as many steps" in short
-    also = difference("FCOS LGD at weight 0.3", "FCOS baseline")
-    assert f"FCOS LGD at weight 0.3 against the baseline after as many steps: AP {also}, 5 seeds: more" in short
-    assert "without mapper" not in short
-    ahead = difference("FCOS LGD", "FCOS baseline in equal time")
-    assert f"FCOS LGD against the baseline trained for as long: AP {ahead}, 5 seeds: less, beyond noise." in text
-    longer = difference("RetinaNet baseline in equal time", "RetinaNet baseline")
-    assert f"change the baseline's AP by {longer}: it had not converged" in text
+    ahead = _difference(place, "FCOS LGD", "FCOS baseline in equal time")
+    assert f"FCOS LGD against FCOS baseline in equal time: AP {ahead}, 5 seeds: less, beyond noise." in text
+    longer = _difference(place, "RetinaNet baseline in equal time", "RetinaNet baseline")
+    assert f"change its AP by {longer}: it had not converged" in text
     # Ten arms against RetinaNet's baseline, nine against LGD whole; five and four of each of the two other detectors.
     assert "37 comparisons have an interval: by chance alone, 1.9 " in text
-    assert "> **Preset tiny on a CPU: no evidence" in text
-    assert "950" in text
-    assert "### Why\n\nBecause *so*.\n" in text
+    for words in (
+        "> **Preset tiny on a CPU: no evidence", "950", "### Why\n\nBecause *so*.\n", "git commit 0123456789ab",
+        "A processor, 2 cores, 8 GiB, no GPU",
+        "python ablations/run.py --grid evidence --preset tiny --seeds 5 --output results/evidence-tiny",
+        "Between step 400 and step 500 the baseline's AP rose by 1.0 points",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_the_page_shows_gains_with_intervals_and_costs(results: Make) -> None:
+    place, floor = results("evidence-tiny", grid(EVIDENCE)), results("noise-floor-tiny", NOISE_FLOOR, seeds=10)
+    (place.parent / "notes.md").write_text('## Why\n\nIt is {{ gain("evidence", "FCOS LGD at weight 0.3") }}.\n')
+    text = _page(place, floor)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {(row[0], row[1], row[2]): row[3:] for row in rows if len(row) == 10}
+    gain = _difference(place, "RetinaNet LGD", "RetinaNet baseline")
+    assert table["RetinaNet", "LGD", "baseline"][3:] == [gain, "5", "more", "2.00x"]
+    timed = _difference(place, "FCOS LGD", "FCOS baseline in equal time")
+    assert table["FCOS", "LGD", "baseline trained as long"][3:] == [timed, "5", "less", "2.00x"]
+    # What one detector alone has is on its study's page.
+    assert ("RetinaNet", "without mapper", "baseline") not in table
+    # Three detectors' five arms, and three baselines in LGD's time.
+    heading = 2
+    assert len(table) == heading + 3 * 5 + 3
+    assert "compared with its own baseline 3 times, on shapes" in text
+    assert f"It is {_difference(place, 'FCOS LGD at weight 0.3', 'FCOS baseline')}." in text
+    assert "[evidence-tiny](" in text
+    assert "which no GPU has run here yet" in text
+
+
+def test_a_seed_says_nothing_on_the_page(results: Make) -> None:
+    text = _page(results("evidence-tiny", grid(EVIDENCE), seeds=2))
+    assert "| RetinaNet | LGD |" not in text
+    assert "![" not in text
+
+
+def test_notes_that_name_what_was_not_compared_are_refused(results: Make) -> None:
+    place = results("evidence-tiny", grid(EVIDENCE), seeds=2)
+    for expression in ('gain("elsewhere", "FCOS LGD")', 'gain("evidence", "FCOS")', "unknown", "1 +"):
+        (place.parent / "notes.md").write_text(f"{{{{ {expression} }}}}")
+        with pytest.raises(InputError, match="notes"):
+            _page(place)
+
+
+def test_the_noise_floor_has_a_page(results: Make) -> None:
+    text = _study_page(results("noise-floor-tiny", NOISE_FLOOR, seeds=10))
     assert "10 seeds of one training AP has a standard deviation of" in text
-    assert "git commit 0123456789ab" in text
-    assert "A processor, 2 cores, 8 GiB, no GPU" in text
-    assert "python ablations/run.py --grid evidence --preset tiny --seeds 5 --output results/evidence-tiny" in text
-    assert "No run on a GPU is among these records." in text
-    assert "Between step 400 and step 500 the baseline's AP rose by 1.0 points" in text
-    for name in ("retinanet-arms", "retinanet-curves", "fcos-curves", "faster-r-cnn-arms"):
-        assert f"](../results/evidence-tiny/{name}.png)" in text
-        assert (place / f"{name}.png").stat().st_size
-        assert (place / f"{name}.svg").stat().st_size
+    assert "| baseline (tiny) |" in text
 
 
 def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_path: Path) -> None:
-    place = results("evidence-tiny", grid(EVIDENCE), seeds=2)
-    kept = tmp_path / "kept"
-    first = _built(tmp_path, place, "--keep", kept)
+    whole = grid(EVIDENCE)
+    one_detector = replace(whole, arms=tuple(arm for arm in whole.arms if arm.name.startswith("FCOS")))
+    place = results("evidence-tiny", one_detector, seeds=2)
+    output, kept = tmp_path / "docs" / "evidence.md", tmp_path / "kept"
+    assert main([str(place), "--output", str(output), "--keep", str(kept)]) == 0
+    first = output.read_text(encoding="utf-8")
     files = {x.name for x in (kept / "evidence-tiny").rglob("*") if x.is_file()}
-    assert {"record.json", "metrics.json", "sweep.json", "records.csv", "table.md", "retinanet-arms.svg"} <= files
+    assert {"record.json", "metrics.json", "sweep.json", "records.csv", "table.md", "README.md"} <= files
+    assert {"fcos-arms.png", "fcos-arms.svg", "fcos-curves.png", "fcos-curves.svg"} <= files
     assert "student.pth" not in files
+    page_of_study = (kept / "evidence-tiny" / "README.md").read_text(encoding="utf-8")
+    for name in (x for x in files if x.endswith(".png")):
+        assert f"]({name})" in page_of_study
     assert [x.record for x in load_runs(kept / "evidence-tiny")] == [x.record for x in load_runs(place)]
-    assert _built(tmp_path, kept / "evidence-tiny") == first
+    studies = load_studies(kept_studies(kept))
+    assert page(studies, comparisons(studies), output) == first
 
 
 def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
@@ -211,30 +261,25 @@ def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
     keep(newer, tmp_path / "grows")
     keep(older, tmp_path / "grows")
     assert len(load_runs(tmp_path / "grows")) == len(load_runs(older))
-    text = _built(tmp_path, older, newer)
-    assert "## Preset tiny, data shapes, 500 steps (older)" in text
-    assert "- Preset tiny, data shapes, 500 steps (newer), the CPU: RetinaNet LGD against" in text
-    assert "## Preset tiny, data shapes, 500 steps\n" in _built(tmp_path, older)
 
 
-def test_a_gpu_study_of_part_of_the_arms(results: Make, tmp_path: Path) -> None:
+def test_a_gpu_study_of_part_of_the_arms(results: Make) -> None:
     hardware = {"cpu": "A processor", "cores": "16", "memory_gib": "128", "gpu": "A GPU"}
     place = results("evidence-small", grid(EVIDENCE, "small"), "small", 1, hardware=hardware)
-    text = _built(tmp_path, place)
+    text = _study_page(place)
     assert "Preset small on a GPU" in text
-    assert "prepared" not in text
     assert "RetinaNet FGFI over RetinaNet baseline" in text
     # One seed decides nothing.
     assert "**Helped: more AP than what it is compared with.**\n\nNone." in text
     assert "one seed in common or none" in text
+    assert "no GPU has run" not in _page(place)
 
 
-def test_a_study_without_baselines_says_nothing_in_short(results: Make, tmp_path: Path) -> None:
+def test_a_study_without_baselines_compares_with_lgd_alone(results: Make) -> None:
     place = results("variants", grid(EVIDENCE), seeds=2)
     for path in place.glob("trials/*baseline*/record.json"):
         path.unlink()
-    text = _built(tmp_path, place)
-    assert text.split("## In short")[1].split("\n## ")[0].strip() == ""
+    text = _study_page(place)
     assert "No arm has a finished seed in common with RetinaNet baseline" in text
     assert "RetinaNet without adapter over RetinaNet LGD: " in text
 
@@ -247,9 +292,8 @@ def test_directories_without_such_runs_are_refused(
     assert "no run of the grids" in capsys.readouterr().err
     with pytest.raises(InputError, match="no trials"):
         keep(tmp_path / "empty", tmp_path / "kept")
-    found, floors = studies([results("a", NOISE_FLOOR, seeds=2)])
-    assert found == []
-    assert len(floors[0][1]) == 2
+    (floor,) = load_studies([results("a", NOISE_FLOOR, seeds=2)])
+    assert len(floor.runs) == 2
 
 
 @pytest.mark.parametrize(
@@ -258,5 +302,34 @@ def test_directories_without_such_runs_are_refused(
 )
 def test_an_interval_decides(values: list[float], said: str) -> None:
     zeros = dict.fromkeys(range(len(values)), 0.0)
-    assert told(paired_difference(dict(enumerate(values)), zeros)) == said
+    assert verdict(paired_difference(dict(enumerate(values)), zeros)) == said
     assert (mean_interval(values) is None) is (not values)
+
+
+# ------------------------------------------------------------------------------------------- committed pages
+
+
+@pytest.fixture(scope="module")
+def committed() -> tuple[list[Study], pd.DataFrame]:
+    studies = load_studies(kept_studies(ROOT / "benchmarks" / "results"))
+    return studies, comparisons(studies)
+
+
+def test_the_committed_page_is_what_the_command_generates(committed: tuple[list[Study], pd.DataFrame]) -> None:
+    """When records, templates or notes change: ``python -m analysis.evidence``."""
+    output = ROOT / "docs" / "evidence.md"
+    assert page(*committed, output) == output.read_text(encoding="utf-8")
+    assert len(output.read_text(encoding="utf-8").split()) < 1600
+    assert (output.parent / "figures" / "gain-against-cost.png").exists()
+
+
+def test_the_committed_pages_of_studies_are_what_the_command_generates(
+    committed: tuple[list[Study], pd.DataFrame],
+) -> None:
+    studies, table = committed
+    assert len(studies) >= 7
+    for study in studies:
+        written = study.directory / "README.md"
+        text = written.read_text(encoding="utf-8")
+        assert study_page(study, table[table["study"] == study.name]) == text, study.name
+        assert all((study.directory / name).exists() for name in re.findall(r"!\[.*?\]\((.*?)\)", text))

@@ -23,7 +23,7 @@ from ablations.sweep_command import new_sweep, search_options
 from analysis.examples import CACHE, WIDTH, examples
 from analysis.html_report import write_page
 from analysis.load import load_runs
-from analysis.report import Sweep, sweep_of
+from analysis.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import load
 from lgd.results.sweep_spec import SweepSpec

@@ -313,6 +313,26 @@ def test_the_command_as_a_file_and_as_a_module(real_results: Path) -> None:
     assert "| LGD " in said[0]
 
 
+STUDY = "benchmarks/results/evidence_tiny_2cores_2026-11-24"
+
+
+@pytest.mark.parametrize(
+    ("table", "row"), [("gpu-hours", "| RetinaNet LGD (tiny) "), ("main", "| RetinaNet R-50 2x ms ")]
+)
+def test_a_table_loads_neither_torch_nor_detectron2_nor_ray(table: str, row: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['analysis/tables.py', {STUDY!r}, '--table', {table!r}]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "print(sorted({'torch', 'detectron2', 'ray', 'matplotlib', 'pycocotools'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert row in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
