@@ -66,7 +66,8 @@ class Problem(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        return f"{self.outcome:<8}{self.kind:<20}{self.where}: {self.what}"
+        # A name in the file may hold line breaks.
+        return " ".join(f"{self.outcome:<8}{self.kind:<20}{self.where}: {self.what}".splitlines())
 
 
 @dataclass

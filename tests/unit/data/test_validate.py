@@ -209,3 +209,11 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(density: float) -> None
 @pytest.mark.parametrize("text", ["\x00", "o", "oooooooooooooooooooooooooo0", "é"])
 def test_broken_run_lengths(text: str) -> None:
     assert decode_run_lengths(text) is None
+
+
+def test_line_breaks_in_what_is_annotated_make_no_lines(tmp_path: Path) -> None:
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, lambda c: c["images"][0].update(width="a\nb\x85c"))
+    problems = looked_at(tmp_path)[1]
+    assert [x.kind for x in problems if x.outcome == "dropped"] == ["other size", *["of dropped image"] * 2]
+    assert all(len(str(x).splitlines()) == 1 for x in problems)

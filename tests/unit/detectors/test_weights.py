@@ -8,11 +8,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -20,6 +22,7 @@ from lgd.config.experiment import Backbone, Detector
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up
 from lgd.detectors.conventions import IMAGENET_STD, PIXEL_MEAN, UNIT_STD, conventions
+from lgd.detectors.weight_files import read_weights
 from lgd.detectors.weights import LoadReport, load_weights
 from lgd.errors import InputError
 from lgd.training.export import export_student
@@ -312,6 +315,30 @@ def test_files_that_are_no_checkpoints(name: str, tmp_path: Path) -> None:
         path.write_bytes(content)
         assert f"{path}" in _refused(_detector(), str(path))
     assert "holds no weights by name" in _refused(_detector(), _dump(path, {"model": {}, "epoch": 3}))
+
+
+@hypothesis.settings(
+    max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(data=st.data())
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_damaged_files_are_one_line(suffix: str, data: st.DataObject, tmp_path: Path) -> None:
+    """Whatever bytes are lost or changed, the file is read, or one line names it."""
+    path = tmp_path / f"x{suffix}"
+    tensors = {"stem.conv1.weight": torch.ones(8, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(3)}
+    _dump(path, {"model": {k: x.numpy() for k, x in tensors.items()} if suffix == ".pkl" else tensors})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content)))
+        content[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    path.write_bytes(content)
+    said = f"weights {path}: {path} "
+    try:
+        assert read_weights(path, str(path)).tensors
+    except InputError as error:
+        said = str(error)
+    assert said.startswith(f"weights {path}: {path} ")
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["x.pkl", "x.pth"])
