@@ -70,7 +70,7 @@ FINETUNE = Experiment(
     ),
     data=PAPER.data.model_copy(update={"source": "coco-json:data", "workers": "auto"}),
     schedule=PAPER.schedule.model_copy(
-        # The paper's 180,000 steps of 16 images are 24 epochs of MS-COCO; eight images fit a GPU of 24 GiB.
+        # The paper's 180,000 steps of 16 images are 24 epochs of MS-COCO. Half of its batch, for one GPU.
         update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto"}
     ),
     method=PAPER.method,
