@@ -34,7 +34,7 @@ class Backbone(Settings):
     """DCNv2 in res3 to res5."""
     pixel_std: Literal["auto", "unit", "imagenet"] = "auto"
     """What the weights expect images to be divided by, after the mean is subtracted: "unit", nothing; "imagenet",
-    ImageNet's standard deviation; auto: known from the weights' name (:func:`lgd.detectors.conventions.conventions`)."""
+    ImageNet's standard deviation; auto: by the weights' name (:func:`lgd.detectors.conventions.conventions`)."""
 
     @field_validator("width", "freeze_at", mode="before")
     @classmethod

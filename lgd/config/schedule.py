@@ -70,8 +70,9 @@ class Schedule(Settings):
     def _epochs_to_steps(cls, described: Any) -> Any:
         if not isinstance(described, dict):
             return described
-        epochs, images = described.get("epochs"), described.get("epoch_images")
-        batch = described.get("batch", cls.model_fields["batch"].default)
+        epochs: Any = described.get("epochs")
+        images: Any = described.get("epoch_images")
+        batch: Any = described.get("batch", cls.model_fields["batch"].default)
         # Anything that is no number above 0 is left to the fields' own checks.
         if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not x > 0 for x in (epochs, images, batch)):
             return described

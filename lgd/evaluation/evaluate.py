@@ -66,7 +66,9 @@ def evaluate(
         try:
             if evaluation.keep_detections and directory is not None:
                 save_detections(detections, directory / (TEACHERS if teacher else STUDENTS))
-            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)._replace(**_means(measured))
+            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)
+            attention, label_use = _means(measured)
+            outcome = outcome._replace(attention=attention, label_use=label_use)
         except Exception as error:
             # The other workers, which wait for the scores, have to raise it too.
             outcome = error
@@ -101,11 +103,11 @@ def _detect(
     return collected, meters
 
 
-def _means(measured: Sequence[Sequence[tuple[float, float]]]) -> dict[str, float | None]:
+def _means(measured: Sequence[Sequence[tuple[float, float]]]) -> tuple[float | None, float | None]:
     """Attention and label use from each worker's sums and counts (:class:`TeacherMeters`)."""
     sums = [tuple(map(sum, zip(*of_all, strict=True))) for of_all in zip(*measured, strict=True)]
     attention, label_use = (total / count if count else None for total, count in sums)
-    return {"attention": attention, "label_use": None if label_use is None else label_use**0.5}
+    return attention, None if label_use is None else label_use**0.5
 
 
 class _CocoDetections(DatasetEvaluator):

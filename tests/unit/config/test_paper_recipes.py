@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -341,7 +342,8 @@ def test_layers_that_do_not_fit_are_named_in_one_line(tmp_path: Path, caplog: py
     caplog.clear()
     load_weights(build_detector(settings, 80), str(tmp_path / "80.pth"), whole=True)
     assert [x for x in caplog.records if x.name.startswith("lgd")] == []
-    state = build_detector(settings, 80).backbone.bottom_up.state_dict()
+    detector: Any = build_detector(settings, 80)
+    state = detector.backbone.bottom_up.state_dict()
     torch.save({"model": state}, tmp_path / "backbone.pth")
     with pytest.raises(InputError, match=r"are not a detector's: set detector\.backbone\.weights"):
         load_weights(build_detector(settings, 7), str(tmp_path / "backbone.pth"), whole=True)
