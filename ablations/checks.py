@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +19,25 @@ from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, CodeVersion, SweepSpec
+from lgd.signals import exit_on_interrupt
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checked:
-    """A sweep that can run. missing: the trials without a record. fingerprints: by arm, of what it trains."""
+    """What was found before a sweep runs.
+
+    missing: the trials without a record. fingerprints: by arm, of what it trains. downloads: a line for every file of
+    weights that is not on this machine yet.
+    """
 
     missing: list[Trial]
-    fingerprints: dict[str, str]
     search: Search | None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    downloads: list[str] = field(default_factory=list)
 
     @property
     def planned(self) -> list[Trial]:
@@ -37,8 +45,43 @@ class Checked:
         return [*self.missing, *([Trial("", self.search.base, self.search.output)] if self.search else [])]
 
 
-def check(sweep: Sweep, accept_other_code: bool, console: Console) -> Checked:
-    """Refuse what cannot run. Raises InputError, one line."""
+class Problems:
+    """Collects what is wrong; or raises the first, where nobody wants to know more (``all_of_them`` False)."""
+
+    def __init__(self, all_of_them: bool) -> None:
+        self._all_of_them = all_of_them
+        self._found: dict[str, list[str]] = {}
+
+    @contextmanager
+    def noted(self, arm: str = "") -> Iterator[None]:
+        """An InputError raised inside, of this ``arm``, is one of the problems."""
+        try:
+            yield
+        except InputError as error:
+            self._found.setdefault(str(error), []).append(arm)
+            if not self._all_of_them:
+                self.refuse()
+
+    def refuse(self) -> None:
+        """Raise InputError where there was a problem: one line, or a list where there are several."""
+        lines = [_of_arms(arms, text) for text, arms in self._found.items()]
+        if len(lines) == 1:
+            raise InputError(lines[0])
+        if lines:
+            raise InputError("\n  ".join([f"not ready, {len(lines)} things are in the way:", *lines]))
+
+
+def _of_arms(arms: Sequence[str], text: str) -> str:
+    named = [repr(arm) for arm in arms if arm]
+    if len(named) > 3:
+        named = [*named[:2], f"{len(named) - 2} more"]
+    return f"arm{'s' * (len(named) > 1)} {', '.join(named)}: {text}" if named else text
+
+
+def prepare(sweep: Sweep, console: Console) -> Checked:
+    """The trials that the sweep lacks, and its search. Warns of learning rates that are off the rule."""
+    spec, arms = sweep.spec, len(sweep.spec.arms)
+    say(console, f"{spec.grid} grid, preset {spec.preset}: checking {arms} arm{'s' * (arms != 1)} ...")
     for line in dict.fromkeys(t.experiment.schedule.lr_warning for t in sweep.trials):
         if line:
             print(f"warning: {line}", file=sys.stderr)
@@ -48,15 +91,29 @@ def check(sweep: Sweep, accept_other_code: bool, console: Console) -> Checked:
         from ablations.optuna_search import search_of
 
         search = search_of(sweep.spec, sweep.directory)
-    missing = missing_trials(sweep.trials)
-    fingerprints = build_arms(sweep, missing)
-    check_records(sweep, fingerprints)
-    if not accept_other_code:
-        check_code(sweep.directory)
+    return Checked(missing_trials(sweep.trials), search)
+
+
+def check(
+    sweep: Sweep, checked: Checked, console: Console, *, accept_other_code: bool = False, all_problems: bool = False
+) -> None:
+    """Refuse what cannot run; note what it would train.
+
+    Raises InputError: one line on the first problem or, for ``all_problems``, a line for each.
+    """
     for arm in sweep.grid.arms:
         if arm.skipped:
             say(console, f"skipped: {arm.name}: {arm.skipped}")
-    return Checked(missing, fingerprints, search)
+    problems = Problems(all_problems)
+    if not accept_other_code:
+        with problems.noted():
+            check_code(sweep.directory)
+    checked.fingerprints = build_arms(sweep, checked.planned, problems)
+    with problems.noted():
+        check_records(sweep, checked.fingerprints)
+    with problems.noted():
+        checked.downloads = _downloads(checked.planned)
+    problems.refuse()
 
 
 def missing_trials(trials: Sequence[Trial]) -> list[Trial]:
@@ -64,43 +121,62 @@ def missing_trials(trials: Sequence[Trial]) -> list[Trial]:
     return [t for t in trials if existing_record(t.directory, t.experiment) is None]
 
 
-def build_arms(sweep: Sweep, missing: Sequence[Trial]) -> dict[str, str]:
+def build_arms(sweep: Sweep, missing: Sequence[Trial], problems: Problems) -> dict[str, str]:
     """Build every arm once, and return their fingerprints.
 
     What cannot be built is refused now, and so are two arms that are the same. An arm that has trials ``missing`` must
     find all that training needs; one that has none may do without.
     """
-    # Here, not at the top: it loads torch and detectron2.
-    from lgd.training.build import dry_build
+    with exit_on_interrupt():
+        # Here, not at the top: it loads torch and detectron2.
+        from lgd.training.build import dry_build
 
     found: dict[str, str] = {}
     names: dict[str, str] = {}
     to_train = {trial.arm for trial in missing}
-    for trial in sweep.one_seed():
-        try:
-            fingerprint = dry_build(trial.experiment, to_train=trial.arm in to_train, directory=trial.directory)
-        except InputError as error:
-            raise InputError(f"arm {trial.arm!r}: {error}") from None
-        if fingerprint in names:
-            first = names[fingerprint]
-            raise InputError(f"arms {first!r} and {trial.arm!r} would train the same thing ({fingerprint})")
-        names[fingerprint] = trial.arm
-        found[trial.arm] = fingerprint
+    searched = [trial for trial in missing if not trial.arm]
+    for trial in [*sweep.one_seed(), *searched]:
+        with problems.noted(trial.arm):
+            build = partial(dry_build, trial.experiment, to_train=trial.arm in to_train, directory=trial.directory)
+            fingerprint = _built(build)
+            if not trial.arm:
+                continue
+            if fingerprint in names:
+                same = names[fingerprint]
+                raise InputError(f"would train the same thing as arm {same!r} ({fingerprint})")
+            names[fingerprint] = trial.arm
+            found[trial.arm] = fingerprint
     return found
+
+
+def _built(build: Callable[[], str]) -> str:
+    try:
+        return build()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise InputError(f"does not fit into this machine's memory ({str(error).splitlines()[0]})") from None
+        raise
+
+
+def _downloads(trials: Iterable[Trial]) -> list[str]:
+    from lgd.detectors.weight_sources import required_weights
+
+    return [str(x) for x in required_weights(*(trial.experiment for trial in trials)) if not x.is_cached]
 
 
 def check_records(sweep: Sweep, fingerprints: dict[str, str]) -> None:
     """Refuse to put new trials beside records of what the code or the data no longer build."""
     for trial in sweep.one_seed():
         record = existing_record(trial.directory, trial.experiment)
-        same = record is None or record.same_build(fingerprints[trial.arm])
+        if record is None or trial.arm not in fingerprints:
+            continue
+        same = record.same_build(fingerprints[trial.arm])
         if same is None:
             raise InputError(
                 f"{trial.directory}: its record is of an earlier version of this suite, which named what it built in"
                 " another way: it can be reported and compared, but not added to: choose another --output"
             )
         if not same:
-            assert record is not None
             raise InputError(
                 f"{trial.directory}: its record was made from other data or code (fingerprint {record.fingerprint},"
                 f" now {fingerprints[trial.arm]}; commit {record.git_commit[:12]}): choose another --output"

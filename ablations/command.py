@@ -9,6 +9,7 @@ from importlib import import_module
 
 import lgd
 from lgd.cli import Parser, answer
+from lgd.signals import exit_on_interrupt
 
 COMMANDS = {
     "sweep": (
@@ -65,7 +66,9 @@ def _run(words: list[str]) -> int:
 
 
 def _call(module: str, arguments: Sequence[str], prog: str) -> int:
-    status: int = import_module(module).main(arguments, prog)
+    with exit_on_interrupt():
+        main = import_module(module).main
+    status: int = main(arguments, prog)
     return status
 
 

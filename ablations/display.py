@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -13,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ablations.trial_config import ERROR_FILE
 from lgd.cli import format_duration
 from lgd.config.grids import Trial
 from lgd.results.record import Record
@@ -29,6 +32,11 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _relative(path: Path) -> Path:
+    """``path`` from here, where it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def shown_loss(loss: float) -> str:
     """``loss 0.910``, or a dash before the first that is known: a loss that is not finite ends a training."""
     return f"loss {loss:.3f}" if math.isfinite(loss) else "loss –"
@@ -37,7 +45,7 @@ def shown_loss(loss: float) -> str:
 def outcome(record: Record) -> str:
     """One phrase for how a run ended."""
     if record.status != "finished":
-        return f"{record.status}: {record.reason}"
+        return f"{record.status}: {next(iter(record.reason.splitlines()), 'no reason given')}"
     ap = "n/a" if record.student is None or record.student.AP is None else f"{record.student.AP:.1f}"
     return f"AP {ap}, {format_duration(record.seconds.get('training', 0))} training"
 
@@ -59,7 +67,7 @@ class SweepDisplay:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trials = {t.name: t for t in trials}
-        self._total, self._done, self._at_once = total, finished, max_concurrent
+        self._total, self._done, self._max_concurrent = total, finished, max_concurrent
         self._console, self._now = console, now
         self._running: dict[str, dict[str, Any]] = {}
         self._begun: dict[str, float] = {}
@@ -86,7 +94,7 @@ class SweepDisplay:
                 self._total += 1
 
     def progress(self, name: str, progress: dict[str, Any]) -> None:
-        """A running trial is at ``progress`` (see lgd.training.run.Progress)."""
+        """A running trial is at ``progress`` (see lgd/training/progress.py)."""
         now = self._now()
         self._begun.setdefault(name, now)
         # A report after an evaluation knows neither loss nor pace: what was known before still holds.
@@ -108,11 +116,15 @@ class SweepDisplay:
         """A trial ended, one way or another."""
         now = self._now()
         self._running.pop(name, None)
-        self._took.append(now - self._begun.pop(name, now))
+        if name in self._begun:
+            self._took.append(now - self._begun.pop(name))
         self._done += 1
         colour = {"finished": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}[record.status]
         line = Text(f"[{self._done}/{self._total}] ")
         line.append(self._label(name), style="bold").append(": ").append(outcome(record), style=colour)
+        traceback = self._trials[name].directory / ERROR_FILE
+        if record.status == "failed" and traceback.exists():
+            line.append(f" (see {_relative(traceback)})")
         self._console.print(line, soft_wrap=True, highlight=False)
         self._refresh()
 
@@ -121,17 +133,18 @@ class SweepDisplay:
         return f"{trial.arm}, seed {trial.experiment.seed}"
 
     def _remaining(self) -> float:
-        """Seconds until the sweep ends, by the trials so far; those running count by their own pace."""
-        running = [max(float(p["eta"]), 0.0) for p in self._running.values() if not math.isnan(p["eta"])]
-        waiting = self._total - self._done - len(self._running)
-        if waiting <= 0:
-            return max(running, default=math.inf)
+        """Seconds until the sweep ends: each running trial by its own pace, each waiting one as long as those so far
+        took, begun as soon as another has ended."""
         paces = self._took or [
-            (self._now() - self._begun[n]) * p["steps"] / max(p["step"], 1) for n, p in self._running.items()
+            self._now() - self._begun[name] + p["eta"] for name, p in self._running.items() if not math.isnan(p["eta"])
         ]
-        if not paces:
-            return math.inf
-        return (sum(running) + waiting * sum(paces) / len(paces)) / self._at_once
+        mean = sum(paces) / len(paces) if paces else math.inf
+        # Of a trial whose pace is not known yet, the others' is the best guess.
+        running = [mean if math.isnan(p["eta"]) else max(float(p["eta"]), 0.0) for p in self._running.values()]
+        ends = sorted([*running, *[0.0] * (self._max_concurrent - len(running))])
+        for _ in range(self._total - self._done - len(running)):
+            heapq.heapreplace(ends, ends[0] + mean)
+        return max(ends)
 
     def _refresh(self) -> None:
         if not self._live:

@@ -16,8 +16,16 @@ from lgd.config.settings import settings
 from lgd.distributed.resources import Resources
 
 
-def show_plan(sweep: Sweep, checked: Checked, resources: Resources, console: Console) -> None:
-    """A line a trial, the settings that the arms share, and what each trial holds."""
+def show_plan(
+    sweep: Sweep, checked: Checked, resources: Resources, options: CostOptions, verbose: bool, console: Console
+) -> None:
+    """The cost, a line a trial, and with ``verbose`` the settings that the arms share."""
+    say(console, f"{len(checked.missing)} of {len(sweep.trials)} trials to run, {resources.description}")
+    _show_cost(checked, resources, options, console)
+    for line in sweep.waiting:
+        say(console, f"later: {line}")
+    for line in checked.downloads:
+        say(console, line)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "steps", "to run", "fingerprint"):
         table.add_column(head)
@@ -25,17 +33,15 @@ def show_plan(sweep: Sweep, checked: Checked, resources: Resources, console: Con
         needed = "yes" if trial in checked.missing else "has a record"
         table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, checked.fingerprints.get(trial.arm, ""))
     console.print(table)
-    each = [settings(trial.experiment) for trial in sweep.trials]
-    console.print("settings shared by the arms:", highlight=False)
-    for key, value in each[0].items() if each else ():
-        if not key.startswith("method.") and all(x[key] == value for x in each):
-            say(console, f"  {key} = {value!r}")
-    say(console, f"{len(checked.missing)} of {len(sweep.trials)} trials to run, {resources.description}")
-    for line in sweep.waiting:
-        say(console, f"later: {line}")
+    if verbose:
+        say(console, "settings shared by the arms:")
+        each = [settings(trial.experiment) for trial in sweep.trials]
+        for key, value in each[0].items() if each else ():
+            if not key.startswith("method.") and all(x[key] == value for x in each):
+                say(console, f"  {key} = {value!r}")
 
 
-def show_cost(checked: Checked, resources: Resources, options: CostOptions, console: Console) -> None:
+def _show_cost(checked: Checked, resources: Resources, options: CostOptions, console: Console) -> None:
     """What the sweep will take, from steps that were measured on this machine."""
     planned, search = list(checked.missing), checked.search
     samples = search.left() if search is not None else 0

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ablations.damaged import damage
 from lgd.config.experiment import STEPS, Experiment
 from lgd.config.grids import Arm, Grid, plan
 from lgd.training.resume import existing_record
@@ -32,6 +33,8 @@ def steps_for_equal_time(
             plan(replace(grid, arms=(arms[name],)), base, seeds, overrides, output)
             for name in (arm.time_budget_from, arm.steps_from)
         ]
+        if any(damage(trial.directory) for trials in trained for trial in trials):
+            continue
         records = [existing_record(trial.directory, trial.experiment) for trials in trained for trial in trials]
         there = [record for record in records if record is not None]
         if len(there) < len(records):

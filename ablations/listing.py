@@ -5,21 +5,31 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from ablations.display import say
 from lgd.config.grids import NAMES, Arm, grid
 from lgd.config.paper import paper
 
 
-def list_grids(name: str | None, size: str, console: Console) -> None:
-    """The grids and their arms at a preset's size, or those of the grid ``name`` alone."""
-    for each in (grid(x, size) for x in ([name] if name else NAMES)):
-        table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for head in ("arm", "changes", "asks"):
-            table.add_column(head)
-        for arm in each.arms:
-            # The rest of a table's row is in its name.
-            changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
-            table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
-        console.print(table)
+def list_grids(size: str, console: Console) -> None:
+    """A line a grid: its name, how many arms it has, and what it is about."""
+    for each in (grid(name, size) for name in NAMES):
+        arms = sum(not arm.skipped for arm in each.arms)
+        line = f"{each.name:<14} {arms:>3} arm{'s' if arms != 1 else ' '}  {each.title}"
+        say(console, line if len(line) <= console.width else f"{line[: console.width - 1]}…")
+    say(console, "the arms of one: lgd sweep list GRID")
+
+
+def list_arms(name: str, size: str, console: Console) -> None:
+    """The arms of the grid ``name`` at a preset's size."""
+    each = grid(name, size)
+    table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for head in ("arm", "changes", "asks"):
+        table.add_column(head)
+    for arm in each.arms:
+        # The rest of a table's row is in its name.
+        changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
+        table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
+    console.print(table)
 
 
 def _asks(table: str, arm: Arm) -> str:

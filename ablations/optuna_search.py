@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ablations.damaged import damage
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
 from ablations.trial_config import TrialConfig
@@ -100,8 +101,14 @@ class Search:
         )
 
     def records(self) -> list[Record]:
-        """Of the trials that ended, in the order of their names."""
-        return [load(path) for path in sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))]
+        """Of the trials that ended, in the order of their names; without those that are damaged."""
+        paths = sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))
+        return [load(path) for path in paths if not damage(path.parent)]
+
+    def damaged(self) -> list[str]:
+        """A line for every record that cannot be read."""
+        paths = sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))
+        return [line for path in paths if (line := damage(path.parent))]
 
     def ended(self) -> list[Record]:
         """The same, but for those that failed."""
@@ -129,7 +136,7 @@ class Search:
         unfinished = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             path = self.output / "trials" / trial_name(study, trial.params) / FILE
-            found = objectives(load(path)) if path.exists() else {}
+            found = objectives(load(path)) if path.exists() and not damage(path.parent) else {}
             if found:
                 study.tell(trial.number, [found[x] for x in self.objectives])
                 continue
@@ -174,6 +181,8 @@ def quiet_optuna() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # That it takes low values for the goal (search_results.goal sees to it), and that few trials say little.
+            warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes|Some regimes for parameter")
             yield
     finally:
         optuna.logging.set_verbosity(level)

@@ -9,7 +9,7 @@ from ablations.limits import INTERRUPTED
 from ablations.optuna_search import Search
 from ablations.plan import Sweep
 from ablations.search_results import show_search
-from ablations.status import unfinished
+from ablations.status import show_damaged, unfinished
 from analysis.render import print_table
 from analysis.report import write_report
 from lgd.results.record import FILE, load
@@ -25,13 +25,15 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
     if len(left) < len(sweep.trials) or (search and search.records()):
-        table, written = write_report(directory)
+        table, written = write_report(directory, [])
         print_table(table, console)
         if search:
             written += show_search(sweep.spec, search, console)
-        say(console, f"written: {', '.join(str(x) for x in written)}")
+        say(console, "\n  ".join(["written:", *map(str, written)]))
     for line in not_run:
         say(console, f"not run: {line}")
+    damaged = [*sweep.damaged, *(search.damaged() if search else [])]
+    show_damaged(damaged, resume, console)
     if why:
         done = len(sweep.trials) - len(left)
         say(console, f"{why} after {done} of {len(sweep.trials)} trials; go on with: {resume}")
@@ -39,4 +41,4 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     if search and any(record.status == "failed" for record in search.records()):
         return 1
     all_finished = all(t not in left and load(t.directory / FILE).status == "finished" for t in sweep.trials)
-    return 0 if all_finished and not sweep.waiting else 1
+    return 0 if all_finished and not sweep.waiting and not damaged else 1

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ablations.damaged import damage
 from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment
-from lgd.config.grids import TABLES, Grid, Trial, grid, plan
+from lgd.config.grids import TABLES, Grid, Trial, check_overrides, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SWEEP_FILE, SearchSpec, SweepSpec
 
+MOST_TRIALS = 10_000
+"""Of a sweep, or of its search: more are taken for a slip."""
+
 
 @dataclass
 class Sweep:
-    """A sweep, its results directory, and its trials: those of the arms whose steps are known by now."""
+    """A sweep, its results directory, and its trials: those of the arms whose steps are known by now.
+
+    damaged: a line for every trial that is left out because its record cannot be read.
+    """
 
     spec: SweepSpec
     directory: Path
     trials: list[Trial]
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def grid(self) -> Grid:
@@ -58,18 +66,34 @@ def describe(
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
     chosen = grid(name, size)
-    given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     names = _arm_names(chosen, arms)
+    check_overrides(
+        overrides,
+        [arm for arm in chosen.arms if arm.name in names],
+        {"data.source": (f"--data {data}", data)} if data else None,
+    )
+    given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
+    base = preset(size).override(given)
+    if base.schedule.epochs is not None:
+        # Here, not at the top: it loads torch and detectron2.
+        from lgd.data.epochs import epoch_overrides
+
+        given += epoch_overrides(base)
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
+    seeds = seeds or chosen.seeds
+    if seeds * len(names) > MOST_TRIALS:
+        raise InputError(
+            f"--seeds {seeds}: {seeds * len(names):,} trials of {len(names)} arms; a sweep has at most {MOST_TRIALS:,}"
+        )
     return SweepSpec(
         grid=chosen.name,
         preset=size,
         overrides=tuple(given),
         arms=tuple(names),
         reference=chosen.reference,
-        seeds=seeds or chosen.seeds,
+        seeds=seeds,
         search=search,
     )
 
@@ -142,6 +166,8 @@ def search_spec(samples: int, objectives: Sequence[str], early_stop: bool) -> Se
     """The search that the options ask for. Raises InputError for what cannot be searched for."""
     if samples < 1:
         raise InputError(f"--samples {samples}: at least one")
+    if samples > MOST_TRIALS:
+        raise InputError(f"--samples {samples}: a search has at most {MOST_TRIALS:,}")
     if list(objectives) not in (["AP"], ["AP", "gpu_hours"]):
         raise InputError(f"--objectives {','.join(objectives)}: AP, or AP,gpu_hours")
     if early_stop and len(objectives) > 1:
@@ -159,9 +185,27 @@ def search_base(spec: SweepSpec) -> Experiment:
 
 
 def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
-    """The trials of a sweep, but for those whose steps are still to be measured; the steps that can be told by now."""
+    """The trials of a sweep, but for those whose steps are still to be measured and those whose record is damaged.
+
+    The description gets the steps that can be told by now.
+    """
     whole, base = grid(spec.grid, spec.preset), preset(spec.preset)
     steps = steps_for_equal_time(whole, base, spec.seeds, spec.overrides, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
     trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
-    return Sweep(spec.model_copy(update={"steps": steps}), directory, trials)
+    damages = [damage(trial.directory) for trial in trials]
+    readable = [trial for trial, damaged in zip(trials, damages, strict=True) if not damaged]
+    return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, [x for x in damages if x])
+
+
+def search_note(spec: SweepSpec, arms: str | None) -> str:
+    """What a search leaves out of its grid, in a line; "" where that is nothing. arms: those that were asked for."""
+    chosen = grid(spec.grid, spec.preset)
+    if spec.search is None or len(spec.arms) == len(chosen.arms):
+        return ""
+    others = f"of grid {spec.grid}" if arms is None else f"of --arms {arms}"
+    if spec.arms:
+        return f"note: the search trains arm {spec.arms[0]!r} {others}, to compare its own trials to, and no other"
+    if arms is not None and chosen.reference:
+        return f"note: the search trains its own trials only; to compare them, add arm {chosen.reference!r} to --arms"
+    return f"note: the search trains its own trials and no arm {others}, which names none to compare all to"

@@ -17,21 +17,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from ablations.ray_sweep import run_sweep, trial_name
-from ablations.trial_config import RecordLabels
 from lgd.cli import Parser, answer
 from lgd.config.grids import Trial
 from lgd.config.presets import TINY
-from lgd.distributed import ray_train
-from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.files import atomic_write
-from lgd.results import provenance
 from lgd.results.record import FILE, Record, load
+from lgd.signals import exit_on_interrupt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROG = "ablations/ray_overhead.py"
 
@@ -72,6 +69,8 @@ def _run(options: argparse.Namespace) -> int:
     each = (whole * options.cores - table["run_s"].sum()) / len(table)
     print(f"all in all: {each:.2f} s a trial ({len(table)} trials, {whole:.1f} s, {options.cores} side by side)")
     if options.output:
+        from lgd.results import provenance
+
         with atomic_write(options.output) as temporary:
             described = {"sweep_s": whole, "all_in_all_s": each, **provenance.hardware()}
             table.assign(**described, commit=provenance.git_commit()).to_csv(temporary, index=False)
@@ -80,8 +79,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
     """A row a trial, seconds, and those of the whole sweep, Ray's coming and going included."""
-    # ray.tune is imported with ablations.ray_sweep, which quiets it first.
-    from ray import tune
+    with exit_on_interrupt():
+        # Here, not at the top: they take seconds to import. ray_sweep sets what ray.tune reads when it is imported.
+        import pandas as pd
+
+        from ablations.ray_sweep import run_sweep, trial_name, tune
+        from ablations.trial_config import RecordLabels
+        from lgd.distributed import ray_train
+        from lgd.distributed.resources import Resources
 
     class Clock(tune.Callback):
         def __init__(self) -> None:

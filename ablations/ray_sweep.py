@@ -8,18 +8,20 @@ in several workers inside that group (:func:`lgd.distributed.ray_train.launch_in
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ablations.ray_trial import TEACHER, config_of, run_trial
-from ablations.trial_config import STOP_FILE, TEACHERS, RecordLabels, trial_config
+from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
+from lgd.files import write_text
 from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import FILE, EvaluationPoint, Record, load
 from lgd.training import checkpoint
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
     from ray.tune.search import SearchAlgorithm, Searcher
 
     from ablations.optuna_search import Search
+
+RAY_LOG = "ray.log"
+"""In the results directory: what Ray says."""
 
 RETRIES = 2
 """How often a trial whose worker died (killed, out of memory, its node lost) goes on from its checkpoint."""
@@ -92,6 +97,21 @@ def run_sweep(
     interrupt ends the sweep; raises KeyboardInterrupt then.
     """
     output = output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    with ray_log(output / RAY_LOG):
+        return _run_sweep(trials, labels, output, resources, display, search, budget_exceeded, callbacks)
+
+
+def _run_sweep(
+    trials: Sequence[Trial],
+    labels: RecordLabels,
+    output: Path,
+    resources: Resources,
+    display: Display,
+    search: Search | None,
+    budget_exceeded: Callable[[float], str],
+    callbacks: Sequence[tune.Callback],
+) -> Outcome:
     _remove_leftovers(trials, output)
     outcome = Outcome()
     callback = SweepCallback(labels, output, display, budget_exceeded, outcome)
@@ -119,10 +139,26 @@ def run_sweep(
     return outcome
 
 
+@contextlib.contextmanager
+def ray_log(path: Path) -> Iterator[None]:
+    """Inside, what Ray says goes to the file ``path`` instead of the terminal: a failed trial is told in a line.
+
+    Ray says it through its loggers, and prints what workers died of on stderr.
+    """
+    logger = logging.getLogger("ray")
+    handlers, propagate = logger.handlers[:], logger.propagate
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        logger.handlers, logger.propagate = [logging.StreamHandler(file)], False
+        try:
+            yield
+        finally:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
 def _remove_leftovers(trials: Sequence[Trial], output: Path) -> None:
     """What a failed attempt left would pass for this one's. Its checkpoints stay: it goes on from them."""
     for trial in trials:
-        for leftover in (FILE, "error.txt"):
+        for leftover in (FILE, ERROR_FILE):
             with contextlib.suppress(OSError):
                 (trial.directory / leftover).unlink(missing_ok=True)
     (output / STOP_FILE).unlink(missing_ok=True)
@@ -264,8 +300,14 @@ class SweepCallback(tune.Callback):
         if name in self._outcome.ended:
             return
         error = trial.get_error()
-        reason = f"the worker died: {error}" if error else "the worker died"
-        self._end(name, self._failure(self._trials[name], reason[:500]))
+        planned = self._trials[name]
+        if error:
+            with contextlib.suppress(OSError):
+                write_text(planned.directory / ERROR_FILE, f"{error}\n")
+        lines = [line for line in str(error or "").splitlines() if line.strip()]
+        # The last line of a traceback says what was raised.
+        reason = f"the worker died: {lines[-1].strip()}" if lines else "the worker died"
+        self._end(name, self._failure(planned, reason[:500]))
 
     def _stopped_early(self, planned: Trial, last: dict[str, Any]) -> Record:
         """The record of a trial that the scheduler ended, with the scores it had by then."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from ablations.search_space import objectives, proposed_trial
-from ablations.trial_config import TrialConfig
+from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
 from lgd.distributed.ray_train import Workers
 from lgd.results.provenance import now
 from lgd.results.record import FILE, Record, load
 from lgd.training.progress import Progress, Stopped
-from lgd.training.run import failed_record
+from lgd.training.run import error_reason, failed_record
 from lgd.training.teacher import train_teacher, train_with_teacher
 from lgd.training.worker import Job, experiment_for_worker, train_in_trial
 
@@ -65,8 +65,7 @@ def run_trial(parameters: dict[str, Any]) -> None:
         # One of several workers died: Tune starts the trial again, as it does when a trial's own process dies.
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        record = failed_record(experiment, reason, started=started, directory=directory, **trial["labels"])
+        record = failed_record(experiment, error_reason(error), started=started, directory=directory, **trial["labels"])
         if _save_failure(record, directory):
             # An error may have left this worker's GPU unusable. Raised on, it ends the worker; the next one finds the
             # record and reports it.
@@ -83,7 +82,7 @@ def _save_failure(record: Record, directory: Path) -> bool:
     """Write the record and the traceback of the error at hand; whether both could be written."""
     with contextlib.suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        (directory / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         record.save(directory)
         return True
     return False

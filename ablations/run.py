@@ -43,7 +43,7 @@ def parser() -> Parser:
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
         sweep_command.add_arms, sweep_command.add_search, sweep_command.add_placement, sweep_command.add_budget,
-        sweep_command.add_cost,
+        sweep_command.add_cost, sweep_command.add_consents,
     ):  # fmt: skip
         add(whole)
     return whole

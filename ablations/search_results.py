@@ -53,16 +53,16 @@ def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _tried(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
-    """A row a trial of the search, best AP first."""
+    """A row a trial of the search, best AP first: device-hours, how it ended (finished, or at which step)."""
     parameters = {trial_name(study, t.params): t.params for t in study.get_trials(deepcopy=False)}
     starred = {trial_name(study, t.params) for t in best}
     records = sorted(search.ended(), key=_rank)
     table = Table(title="what was tried, best first", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for head in ("trial", "AP", "device-hours", "how it ended", "distill", "instructive", "lr factor", "components"):
-        table.add_column(head, justify="right" if head in ("AP", "device-hours") else "left")
+    for head in ("trial", "AP", "hours", "ended", "distill", "instructive", "lr", "off", "variant"):
+        table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=True)
     for record in records[:SHOWN]:
         name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
-        ended = record.status if record.status != "stopped" else f"stopped at step {record.steps}"
+        ended = record.status if record.status != "stopped" else f"at {record.steps}"
         table.add_row(name, *_figures(record), ended, *_changes(parameters.get(record.arm, {})))
     if len(records) > SHOWN:
         table.caption = f"and {len(records) - SHOWN} more"
@@ -80,10 +80,10 @@ def _figures(record: Record) -> tuple[str, str]:
 
 def _changes(parameters: Mapping[str, Any]) -> list[str]:
     settings = {key.removeprefix("method."): value for key, value in settings_of(parameters).items()}
-    off = [f"without {x}" for x in ("encoder", "adapter", "mapper") if settings.get(x) is False]
+    off = [x for x in ("encoder", "adapter", "mapper") if settings.get(x) is False]
     variant = str(settings.get("variant", "")).replace("_", " ")
     weights = [str(settings.get(x, "")) for x in ("distill_weight", "instructive_weight", "lr_factor")]
-    return [*weights, ", ".join([*off, *([variant] if variant else [])]) or "all"]
+    return [*weights, ", ".join(off), variant]
 
 
 def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int) -> str:

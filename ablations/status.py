@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from ablations.display import outcome
+from ablations.damaged import damage
+from ablations.display import outcome, say
 from ablations.plan import Sweep
 from lgd.config.grids import Trial
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SEARCHED
 
 
-def show_status(sweep: Sweep, console: Console) -> None:
-    """A line a trial, and how many are finished."""
+def show_status(sweep: Sweep, resume: str, console: Console) -> None:
+    """A line a trial, and how many are finished. resume: the command that goes on."""
     finished = 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "state"):
@@ -30,15 +32,24 @@ def show_status(sweep: Sweep, console: Console) -> None:
             begun = f"begun, no record: {unfinished(trial)}" if trial.directory.exists() else "not begun"
             table.add_row(trial.name, begun)
     console.print(table)
-    console.print(f"{finished} of {len(sweep.trials)} trials finished", highlight=False)
+    console.print(f"{finished} of {len(sweep.trials) + len(sweep.damaged)} trials finished", highlight=False)
     searched = searched_trials(sweep.directory)
     if searched:
-        console.print(f"{searched} trials of a search", highlight=False)
+        console.print(f"{len(searched)} trials of a search", highlight=False)
+    show_damaged([*sweep.damaged, *filter(None, map(damage, searched))], resume, console)
 
 
-def searched_trials(directory: Path) -> int:
-    """How many trials of a search have a record."""
-    return len(list(directory.glob(f"trials/{SEARCHED}*/{FILE}")))
+def show_damaged(damaged: Sequence[str], resume: str, console: Console) -> None:
+    """What was left out, and the command that trains it again."""
+    for line in damaged:
+        say(console, f"left out: {line}")
+    if damaged:
+        say(console, f"to train it again: {resume} --retrain-damaged")
+
+
+def searched_trials(directory: Path) -> list[Path]:
+    """The directories of a search's trials that have a record."""
+    return sorted(path.parent for path in directory.glob(f"trials/{SEARCHED}*/{FILE}"))
 
 
 def unfinished(trial: Trial) -> str:

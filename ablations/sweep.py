@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ablations.checks import Checked, check, code_version, missing_trials
+from ablations.checks import Checked, check, code_version, missing_trials, prepare
+from ablations.cpu_time import check_cpu_time
+from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
 from ablations.plan import Sweep, trials_of
-from ablations.status import searched_trials
+from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
 from lgd.errors import InputError
+from lgd.results.record import FILE
 from lgd.results.sweep_spec import SweepSpec
-from lgd.signals import on_signal
+from lgd.signals import exit_on_interrupt, on_signal
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
@@ -31,10 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command on a sweep is asked for besides the sweep itself."""
+    """What a command on a sweep is asked for besides the sweep itself.
+
+    yes: train even where that takes more than a day on the CPU. retrain_damaged: train again what has a record that
+    cannot be read.
+    """
 
     placement: Placement = field(default_factory=Placement)
     accept_other_code: bool = False
+    yes: bool = False
+    retrain_damaged: bool = False
 
     @property
     def address(self) -> str | None:
@@ -47,11 +57,12 @@ def locked(directory: Path) -> Iterator[FileLock]:
     """Inside, no other sweep is at work in ``directory``.
 
     A directory without a lock file nobody is at work in: that lock is for the caller to acquire, once the directory is
-    made.
+    made. One that holds nothing else afterwards is removed.
     """
-    lock = FileLock(directory / "lock", timeout=0)
+    path = directory / "lock"
+    lock = FileLock(path, timeout=0)
     try:
-        if Path(lock.lock_file).exists():
+        if path.exists():
             lock.acquire()
         yield lock
     except Timeout:
@@ -59,7 +70,16 @@ def locked(directory: Path) -> Iterator[FileLock]:
             f"{directory}: another sweep is at work there; wait for it, or choose another --output"
         ) from None
     finally:
+        if lock.is_locked and [*directory.iterdir()] == [path]:
+            path.unlink()
+            directory.rmdir()
         lock.release(force=True)
+
+
+def resume_command(directory: Path, placement: Placement | None = None) -> str:
+    """The command that goes on with a sweep."""
+    options = placement.options if placement else ""
+    return f"python ablations/run.py --resume {shlex.quote(str(directory))}{options}"
 
 
 def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
@@ -68,13 +88,21 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
     Exit status: 0 all trials finished, 1 some failed or diverged, 3 budget spent, 130 interrupted.
     """
     with locked(directory) as lock:
+        if options.retrain_damaged:
+            set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
         sweep = trials_of(spec, directory)
-        checked = check(sweep, options.accept_other_code, console)
+        checked = prepare(sweep, console)
+        if not options.address:
+            # What can never fit is refused before the arms are built and Ray starts.
+            resources = _this_machine(checked.planned, options)
+            if not resources.gpus and not options.yes:
+                check_cpu_time(_to_come(checked), resources.max_concurrent, console)
+        check(sweep, checked, console, accept_other_code=options.accept_other_code)
+        for line in checked.downloads:
+            say(console, line)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         with cluster(checked, options, console) as resources:
-            from ablations.outcome import finish
-
-            directory.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
@@ -84,39 +112,52 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
                 sweep, missing = more, missing_trials(more.trials)
                 resources = _resources(missing, options)
                 why, _ = train(sweep, missing, resources, None, budget, spent, console)
-            resume = f"python ablations/run.py --resume {directory}{options.placement.options}"
-            return finish(sweep, checked.search, why, resume, console)
+            from ablations.outcome import finish
+
+            return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)
 
 
-def dry_run(spec: SweepSpec, directory: Path, options: RunOptions, cost: CostOptions, console: Console) -> int:
-    """Check a sweep, and show what would run and what it will take."""
-    from ablations.dry_run import show_cost, show_plan
+def _to_come(checked: Checked) -> list[Trial]:
+    """The trials to be run, those of a search included as what they vary."""
+    search = checked.search
+    samples = [Trial("LGD (search)", search.base, search.output)] * search.left() if search else []
+    return [*checked.missing, *samples]
 
+
+def dry_run(
+    spec: SweepSpec, directory: Path, options: RunOptions, cost: CostOptions, console: Console, *, verbose: bool = False
+) -> int:
+    """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
     sweep = trials_of(spec, directory)
-    checked = check(sweep, options.accept_other_code, console)
+    checked = prepare(sweep, console)
     with contextlib.ExitStack() as stack:
         if options.address:
             resources = stack.enter_context(cluster(checked, options, console))
         else:
             resources = _this_machine(checked.planned, options)
-        show_plan(sweep, checked, resources, console)
-        show_cost(checked, resources, cost, console)
+        check(sweep, checked, console, accept_other_code=options.accept_other_code, all_problems=True)
+        from ablations.dry_run import show_plan
+
+        show_plan(sweep, checked, resources, cost, verbose, console)
+    show_damaged(sweep.damaged, resume_command(directory), console)
+    say(console, "ready")
     return 0
 
 
 @contextlib.contextmanager
 def cluster(checked: Checked, options: RunOptions, console: Console) -> Iterator[Resources]:
-    """Ray, and what each trial holds there. What can never fit is refused before Ray starts."""
-    if not options.address:
-        _this_machine(checked.planned, options)
-    from lgd.distributed import ray_train
+    """Ray, and what each trial holds there."""
+    say(console, f"connecting to Ray at {options.address} ..." if options.address else "starting Ray ...")
+    with exit_on_interrupt():
+        from lgd.distributed import ray_train
 
     with ray_train.cluster(options.address):
         yield _resources(checked.planned, options)
 
 
 def _this_machine(trials: Sequence[Trial], options: RunOptions) -> Resources:
-    from ablations.placement import resources_for, this_machine
+    with exit_on_interrupt():
+        from ablations.placement import resources_for, this_machine
 
     return resources_for(trials, [this_machine()], options.placement)
 
@@ -142,8 +183,9 @@ def train(
     spent: device-seconds of this command so far. Returns why it ended before all was run ("" if it did not), and the
     device-seconds that it took.
     """
-    from ablations.ray_sweep import run_sweep
-    from ablations.trial_config import RecordLabels
+    with exit_on_interrupt():
+        from ablations.ray_sweep import run_sweep
+        from ablations.trial_config import RecordLabels
 
     spec = sweep.spec = sweep.spec.model_copy(update={"ended": None, "code": code_version()})
     spec.write(sweep.directory)
@@ -159,7 +201,7 @@ def train(
     display = SweepDisplay(
         missing,
         total=len(sweep.trials) + samples,
-        finished=len(sweep.trials) - len(missing) + (searched_trials(sweep.directory) if search else 0),
+        finished=len(sweep.trials) - len(missing) + (len(searched_trials(sweep.directory)) if search else 0),
         max_concurrent=resources.max_concurrent,
         console=console,
     )

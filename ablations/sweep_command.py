@@ -107,9 +107,18 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=1, metavar="N", help="workers that share a trial's steps")
     group.add_argument("--spread", action="store_true", help="put a trial's workers on nodes of their own")
     group.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+
+
+def add_consents(parser: argparse.ArgumentParser) -> None:
+    """Options that allow what is refused without."""
+    group = parser.add_argument_group("what to go on with")
     group.add_argument(
-        "--accept-other-code", action="store_true", help="go on in a directory whose trials other code or versions ran"
+        "--accept-other-code", action="store_true", help="a directory whose trials other code or versions ran"
     )
+    group.add_argument(
+        "--retrain-damaged", action="store_true", help="train again what has a record that cannot be read"
+    )
+    group.add_argument("--yes", action="store_true", help="train without a GPU even where that takes more than a day")
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +131,7 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the cost")
     group.add_argument("--measure", action="store_true", help="measure the steps that were not measured here yet")
     group.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="say the price, too")
+    group.add_argument("--verbose", action="store_true", help="print the settings, too")
 
 
 def add_moved(parser: argparse.ArgumentParser) -> None:
@@ -131,12 +141,12 @@ def add_moved(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_placement, add_budget):
+    for add in (add_grid, add_arms, add_placement, add_budget, add_consents):
         add(parser)
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_search, add_placement, add_budget):
+    for add in (add_grid, add_arms, add_search, add_placement, add_budget, add_consents):
         add(parser)
 
 
@@ -144,13 +154,13 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("grid", nargs="?", metavar="GRID", help="which grid (see: lgd sweep list)")
     which.add_argument("--resume", type=Path, metavar="DIR", help="what this results directory still lacks")
-    for add in (add_arms, add_search, add_placement, add_cost):
+    for add in (add_arms, add_search, add_placement, add_cost, add_consents):
         add(parser)
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
     _directory_option(parser)
-    for add in (add_moved, add_placement, add_budget):
+    for add in (add_moved, add_placement, add_budget, add_consents):
         add(parser)
 
 
@@ -175,7 +185,7 @@ OF_THE_SWEEP = ("preset", "data", "seeds", "arms", "overrides", "output", "objec
 
 def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> tuple[SweepSpec, Path]:
     """The sweep that the options describe, with what its results directory holds already, and that directory."""
-    from ablations.plan import describe, merge
+    from ablations.plan import describe, merge, search_note
 
     spec = describe(
         options.grid,
@@ -186,6 +196,9 @@ def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> 
         seeds=options.seeds,
         search=search,
     )
+    note = search_note(spec, options.arms)
+    if note:
+        print(note)
     directory: Path = options.output or Path("results") / spec.label
     return merge(spec, directory), directory
 
@@ -226,7 +239,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
     from ablations.sweep import RunOptions
 
     placement = Placement(options.cpus, options.gpus, options.workers, options.spread, options.address)
-    return RunOptions(placement, options.accept_other_code)
+    return RunOptions(placement, options.accept_other_code, options.yes, options.retrain_damaged)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -267,7 +280,7 @@ def _plan(options: argparse.Namespace) -> int:
     cost = CostOptions(options.measure, options.price_per_gpu_hour)
     from ablations import sweep
 
-    return sweep.dry_run(spec, directory, run_options(options), cost, Console())
+    return sweep.dry_run(spec, directory, run_options(options), cost, Console(), verbose=options.verbose)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -275,18 +288,23 @@ def _status(options: argparse.Namespace) -> int:
 
     from ablations.plan import trials_of
     from ablations.status import show_status
+    from ablations.sweep import resume_command
     from lgd.results.sweep_spec import SweepSpec
 
-    show_status(trials_of(SweepSpec.read(options.directory), options.directory), Console())
+    sweep = trials_of(SweepSpec.read(options.directory), options.directory)
+    show_status(sweep, resume_command(options.directory), Console())
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ablations.listing import list_grids
+    from ablations.listing import list_arms, list_grids
 
-    list_grids(options.grid, options.preset, Console())
+    if options.grid:
+        list_arms(options.grid, options.preset, Console())
+    else:
+        list_grids(options.preset, Console())
     return 0
 
 

@@ -12,6 +12,9 @@ from lgd.distributed.resources import Resources
 STOP_FILE = "stop"
 """In the results directory: trials that see it write a checkpoint and end, and none begins."""
 
+ERROR_FILE = "error.txt"
+"""In a trial's directory: the traceback of what it failed with."""
+
 TEACHERS = "teachers"
 """In the results directory: the trainings of FGFI's teachers."""
 

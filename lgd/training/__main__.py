@@ -36,6 +36,8 @@ from lgd.training.resume import existing_record
 if TYPE_CHECKING:
     from lgd.distributed.ray_train import Node, Workers
 
+PROG = "python -m lgd.train"
+
 UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
 """Options of a training under Ray. Without any of them it runs in this process."""
 
@@ -47,11 +49,11 @@ PERIOD = 10.0
 """Seconds between two lines on the progress."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
     try:
         return answer(
-            lambda: _run(_parser().parse_args(arguments)),
+            lambda: _run(parser(prog).parse_args(arguments)),
             "interrupted; the same command goes on from the last checkpoint",
         )
     except Stopped as stopped:
@@ -59,8 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m lgd.train", description="Train one of the LGD paper's experiments.")
+def parser(prog: str = PROG) -> Parser:
+    examples = (f"  {prog} retinanet_r50_2x_ms --method lgd", f"  {prog} --list")
+    parser = Parser(
+        prog=prog,
+        description="Train one of the LGD paper's experiments.",
+        epilog="\n".join(["examples:", *examples]),
+    )
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="retinanet_r50_2x_ms or another of --list, or finetune"
     )

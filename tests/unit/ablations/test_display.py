@@ -72,3 +72,46 @@ def test_a_report_without_figures_keeps_those_before(tmp_path: Path) -> None:
     assert first.endswith("step 1/100, loss –, ETA ?; whole sweep ETA ?")
     assert second.endswith("step 10/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
     assert third.endswith("step 20/100, loss 1.250, ETA 1:30; whole sweep ETA 1:30")
+
+
+def _display(tmp_path: Path, now: list[float], **options: int) -> tuple[SweepDisplay, list[str], io.StringIO]:
+    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)
+    out = io.StringIO()
+    console = Console(file=out, width=120, color_system=None)
+    display = SweepDisplay(trials, finished=0, console=console, now=lambda: now[0], **options)
+    return display, [t.name for t in trials], out
+
+
+def test_a_sweep_does_not_end_before_what_runs_in_it(tmp_path: Path) -> None:
+    now = [0.0]
+    display, names, _ = _display(tmp_path, now, total=4, max_concurrent=2)
+    # One failed before its first step: it says nothing about how long the others take.
+    display.ended(names[0], failed_record(TINY, "x"))
+    display.progress(names[1], _progress(0, 100.0))
+    display.progress(names[2], _progress(0, 50.0))
+    now[0] = 10.0
+    display.progress(names[1], _progress(10, 90.0))
+    display.progress(names[2], _progress(20, 40.0))
+    # The last begins when the shorter one has ended, and takes as long as they do: (100 + 50) / 2.
+    assert display._remaining() == 40 + 75
+    now[0] = 50.0
+    display.ended(names[2], failed_record(TINY, "x"))
+    display.progress(names[3], _progress(0, 2.0))
+    display.progress(names[1], _progress(50, 50.0))
+    assert display._remaining() == 50
+
+
+def test_a_failed_trial_is_one_line_and_the_path_of_its_traceback(tmp_path: Path) -> None:
+    display, names, out = _display(tmp_path, [0.0], total=2, max_concurrent=1)
+    traceback = tmp_path / "trials" / names[0] / "error.txt"
+    traceback.parent.mkdir(parents=True)
+    traceback.write_text("Traceback ...")
+    display.ended(
+        names[0],
+        failed_record(TINY, "RuntimeError: first\nsecond").model_copy(update={"reason": "RuntimeError: first\nsecond"}),
+    )
+    display.ended(names[1], failed_record(TINY, "RuntimeError: no file"))
+    assert out.getvalue().splitlines() == [
+        f"[1/2] baseline, seed 0: failed: RuntimeError: first (see {traceback})",
+        "[2/2] LGD, seed 0: failed: RuntimeError: no file",
+    ]

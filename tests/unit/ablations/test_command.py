@@ -1,0 +1,141 @@
+"""The console script: light, quick, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from ablations.command import BENCHMARKS, COMMANDS, main
+from ablations.plan import describe
+from lgd.config.grids import NAMES
+
+ROOT = Path(__file__).parents[3]
+HEAVY = ("torch", "ray", "pandas", "detectron2", "matplotlib", "optuna")
+
+SUBCOMMANDS = ("run", "search", "plan", "resume", "status", "list")
+
+
+def _loaded(*arguments: str) -> tuple[float, str, str, str]:
+    """CPU seconds of ``lgd`` in a process of its own, what it printed, and which of HEAVY it loaded."""
+    code = (
+        "import sys, time\nfrom ablations.command import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        f"print(time.process_time(), *sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *err, last = done.stderr.splitlines()
+    seconds, _, loaded = last.partition(" ")
+    return float(seconds), done.stdout, "\n".join(err), loaded
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["nonsense"],
+        ["bench", "--help"],
+        *[["sweep", x, "--help"] for x in SUBCOMMANDS],
+        ["sweep", "run", "components", "--nonsense"],
+        ["sweep", "run"],
+        *[[x, "--help"] for x in COMMANDS],
+        *[["bench", x, "--help"] for x in BENCHMARKS],
+    ],
+    ids=" ".join,
+)
+def test_help_and_errors_are_quick(arguments: list[str]) -> None:
+    """Held against the CPU's clock, which a busy machine does not change."""
+    seconds, out, err, loaded = _loaded(*arguments)
+    assert loaded == ""
+    assert seconds < 1 if "bench" in arguments else seconds < 0.7
+    if "--help" in arguments:
+        assert out.startswith(f"usage: lgd {' '.join(arguments[:-1])}".rstrip())
+        assert err == ""
+    else:
+        assert re.fullmatch("error: .*", err)
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_each_subcommand_has_a_short_help_with_examples(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", subcommand, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"lgd sweep {subcommand}" in said.partition("examples:")[2]
+    assert len(said.splitlines()) < 60
+
+
+def test_options_belong_to_their_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, option in (
+        (["run", "components", "--measure"], "--measure"),
+        (["run", "components", "--samples", "3"], "--samples"),
+        (["resume", "DIR", "--seeds", "3"], "--seeds"),
+        (["status", "DIR", "--cpus", "1"], "--cpus"),
+    ):
+        assert main(["sweep", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(f"error: unrecognized arguments: {option}")
+
+
+def test_status_is_quick(tmp_path: Path) -> None:
+    """Also of a grid whose arms train for as long as others took."""
+    describe("evidence", "tiny").write(tmp_path)
+    seconds, out, err, loaded = _loaded("sweep", "status", str(tmp_path))
+    assert "0 of 115 trials finished" in out
+    assert err == ""
+    assert loaded == ""
+    assert seconds < 1.5
+
+
+def test_a_busy_lock_answers_before_anything_is_loaded(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "lock"):
+        seconds, _, err, loaded = _loaded("sweep", "run", "components", "--output", str(tmp_path))
+    assert err == f"error: {tmp_path}: another sweep is at work there; wait for it, or choose another --output"
+    assert loaded == ""
+    assert seconds < 1
+
+
+def test_the_list_of_grids_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(NAMES) + 1
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines[:-1]] == [*NAMES]
+    assert main(["sweep", "list", "components"]) == 0
+    assert "without encoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+def test_an_interrupt_while_things_are_imported_is_one_line(delay: float, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "ablations" / "run.py"), "--grid", "components", "--dry-run"]
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "components grid, preset tiny: checking 8 arms ...\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err in ("interrupted\n", "interrupted before a trial began\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shells_completion_knows_the_commands_and_their_options(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    for word in ("ray-overhead", "--early-stop", "--resamples", "--gpus-per-worker", "--draw"):
+        assert word in said

@@ -1,0 +1,92 @@
+"""What a search shows of what it found."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.importance import get_param_importances
+from rich.console import Console
+
+from ablations.optuna_search import Search, quiet_optuna, trial_name
+from ablations.plan import describe, search_spec
+from ablations.search_results import SHOWN, draw, goal, show_search
+from ablations.search_space import OBJECTIVES, proposed_trial, suggest
+from ablations.trial_config import RecordLabels, trial_config
+from lgd.config.experiment import parse
+from lgd.config.grids import Trial
+from lgd.config.presets import TINY
+from lgd.distributed.resources import Resources
+from lgd.results.record import Scores
+from lgd.training.run import failed_record
+
+
+def _score(high: float, low: float) -> float:
+    """Its best values are where ``high`` is large, its worst ones where ``low`` is small."""
+    return (10 if high > 0.8 else 0) - (10 if low < 0.2 else 0)
+
+
+@pytest.mark.parametrize("names", [["AP"], ["AP", "gpu_hours"]])
+def test_importances_are_of_what_makes_an_objective_good(names: list[str]) -> None:
+    """AP is to be high and gpu_hours are to be low, alone and together."""
+    directions = ["maximize" if OBJECTIVES[x] == "max" else "minimize" for x in names]
+    study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
+    with quiet_optuna():
+        for _ in range(300):
+            trial = study.ask()
+            value = _score(trial.suggest_float("high", 0, 1), trial.suggest_float("low", 0, 1))
+            study.tell(trial, [value] * len(names))
+        found = {x: get_param_importances(study, target=goal(i, x)) for i, x in enumerate(names)}
+    assert found["AP"]["high"] > 2 * found["AP"]["low"]
+    if len(names) > 1:
+        # The same values as hours: the fewest are where "low" is small.
+        assert found["gpu_hours"]["low"] > 2 * found["gpu_hours"]["high"]
+
+
+def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search, optuna.Study]:
+    """A search whose trial number i got AP i and took i hours."""
+    search = Search(TINY, tmp_path, count, tuple(objectives))
+    study = search.study()
+    base = trial_config(Trial("", TINY, tmp_path), RecordLabels("components", "tiny"), tmp_path, Resources(1, 0, 1))
+    scores = {"AP50": 0.0, "AP75": 0.0, "APs": None, "APm": None, "APl": None}
+    for i in range(count):
+        trial = study.ask()
+        suggest(trial, base)
+        proposed = proposed_trial({**trial.params, "base": base, "name": trial_name(study, trial.params)})
+        record = failed_record(parse(proposed["experiment"]), "", **proposed["labels"])
+        found = {"status": "finished", "student": Scores.model_validate({"AP": float(i), **scores})}
+        found["device_seconds"] = {"training": 3600.0 * i}
+        record.model_copy(update=found).save(Path(proposed["directory"]))
+        study.tell(trial, [float(i)] * len(objectives))
+    return search, study
+
+
+def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
+    search, _ = _searched(tmp_path, ["AP"], SHOWN + 2)
+    out = io.StringIO()
+    spec = describe("components", "tiny", search=search_spec(3, ["AP"], False))
+    written = show_search(spec, search, Console(file=out, width=100, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert lines[0].strip() == "what was tried, best first"
+    rows = [line.split() for line in lines[2 : 2 + SHOWN]]
+    assert rows[0][:4] == ["021", "*", "21.0", "21"]
+    assert [row[0] for row in rows] == [f"{i:03}" for i in range(SHOWN + 1, 1, -1)]
+    assert "and 2 more" in lines[2 + SHOWN]
+    # No number has more digits than it is worth, in the table or in the command.
+    assert not [word for line in lines for word in line.replace("=", " ").split() if len(word.partition(".")[2]) > 4
+                and word.replace(".", "").isdigit()]  # fmt: skip
+    assert "  search-021: python ablations/run.py --grid components --preset tiny --arms LGD --set" in out.getvalue()
+    assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
+
+
+def test_plots_warn_of_nothing_and_leave_the_sweeps_own_alone(tmp_path: Path) -> None:
+    search, study = _searched(tmp_path, ["AP", "gpu_hours"], 6)
+    (tmp_path / "pareto.png").write_bytes(b"the sweep's")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written = {path.name for path in draw(study, search.objectives, tmp_path)}
+    assert "search_pareto.png" in written
+    assert (tmp_path / "pareto.png").read_bytes() == b"the sweep's"
