@@ -46,7 +46,8 @@ def arms_table(
     - ``training_seconds``: mean, wall clock;
     - ``other_load``: the part of the machine's cores that other processes used meanwhile, mean, 0 to 1, only when any
       record has it;
-    - ``peak_memory_mib[device]``: the largest of the seeds, MiB, only when any record has it.
+    - ``peak_memory_mib[device]``, or ``[host]`` when no record is from a GPU: the largest of the seeds, MiB, only when
+      any record has it.
 
     Raises InputError for two finished records of the same arm and seed, for an arm whose seeds are different trainings,
     and for data of one name that is not the same.
@@ -58,7 +59,8 @@ def arms_table(
         "AP_difference_image_high": bool(images),
         "teacher_AP": any(teacher_ap(r) is not None for r in records),
         "other_load": any(other_load(r) is not None for r in records),
-        f"{MEMORY}[device]": any(peak_memory("device")(r) is not None for r in records),
+        **dict.fromkeys((f"{MEMORY}[device]", f"{MEMORY}[host]"), False),
+        **{f"{MEMORY}[{kind}]": True for kind in _memory_kind(records)},
     }
     rows = [_arm_row(arm, runs_of[arm], runs_of[reference], arm == reference, images or {}) for arm in arms]
     dtypes = {"arm": "string", "seeds": "Int64", "pairs": "Int64"}
@@ -71,11 +73,17 @@ def arms_table(
     )
 
 
+def _memory_kind(records: Sequence[Record]) -> list[str]:
+    """``device`` where any record is from a GPU, else ``host``; none where no record says."""
+    kinds = ("device", "host")
+    return [kind for kind in kinds if any(peak_memory(kind)(r) is not None for r in records)][:1]
+
+
 COLUMNS = (
     *("arm", "seeds", "AP", "AP50", "AP75"),
     *("AP_difference", "AP_difference_low", "AP_difference_high", "pairs"),
     *("AP_difference_image_low", "AP_difference_image_high", "teacher_AP"),
-    *("training_cost", "training_seconds", "other_load", f"{MEMORY}[device]"),
+    *("training_cost", "training_seconds", "other_load", f"{MEMORY}[device]", f"{MEMORY}[host]"),
 )
 
 
@@ -102,7 +110,10 @@ def _arm_row(
         "training_cost": cost and cost.value,
         "training_seconds": _mean(by_seed(runs, training_seconds)),
         "other_load": _mean(by_seed(runs, other_load)),
-        f"{MEMORY}[device]": max(by_seed(runs, peak_memory("device")).values(), default=None),
+        **{
+            f"{MEMORY}[{kind}]": max(by_seed(runs, peak_memory(kind)).values(), default=None)
+            for kind in ("device", "host")
+        },
     }
 
 
@@ -130,10 +141,11 @@ def _texts(table: pd.DataFrame, reference: str) -> tuple[list[str], list[list[st
         "teacher AP": "teacher_AP",
         "other load": "other_load",
         "GPU MiB": f"{MEMORY}[device]",
+        "host MiB": f"{MEMORY}[host]",
     }
     header = [
         *("arm", "seeds", "AP", "AP50", "AP75", f"difference to {reference}", "over images", "teacher AP"),
-        *("cost", "train s", "other load", "GPU MiB"),
+        *("cost", "train s", "other load", "GPU MiB", "host MiB"),
     ]
     left_out = [name for name, column in optional.items() if column not in table]
     rows = []
@@ -163,7 +175,7 @@ def _row_texts(row: Mapping[str, Any], is_reference: bool) -> list[str]:
         with_unit(row["training_cost"], "x"),
         number(row["training_seconds"], 1 if (row["training_seconds"] or 0) < 100 else 0),
         MISSING if load is None else with_unit(100 * load, "%"),
-        number(row.get(f"{MEMORY}[device]"), 0),
+        *(number(row.get(f"{MEMORY}[{kind}]"), 0) for kind in ("device", "host")),
     ]
 
 

@@ -246,5 +246,14 @@ def other_load(record: Record) -> float | None:
 
 
 def peak_memory(kind: str) -> Callable[[Record], float | None]:
-    """Reader of the peak memory, MiB; ``kind`` is ``device`` or ``host`` (see lgd/results/cost_meter.py)."""
-    return lambda record: record.peak_memory_mib.get(kind)
+    """Reader of the peak memory, MiB; ``kind`` is ``device`` or ``host`` (see lgd/results/cost_meter.py).
+
+    Of records before schema 3 ``host`` is left out: it was the peak of all that the same process had trained before.
+    """
+
+    def read(record: Record) -> float | None:
+        if kind == "host" and record.fingerprint_version == 1:
+            return None
+        return record.peak_memory_mib.get(kind)
+
+    return read

@@ -33,12 +33,12 @@ def _markdown(records: list[Record], arms: list[str], reference: str) -> str:
 
 
 GOLDEN = r"""
-| arm             |   seeds |   AP |   AP50 |   AP75 |   difference to baseline |   cost |   train s |
-|:----------------|--------:|-----:|-------:|-------:|-------------------------:|-------:|----------:|
-| baseline        |       3 | 30.0 |   50.0 |   25.0 |                reference |  1.00x |      50.0 |
-| LGD             |       3 | 32.0 |   52.0 |   27.0 |        +2.0 [-0.5, +4.5] |  1.82x |      91.0 |
-| without encoder |       1 | 19.5 |   39.5 |   14.5 |                     -0.5 |  1.60x |      80.0 |
-| without mapper  |       – |    – |      – |      – |                        – |      – |         – |
+| arm             |   seeds |   AP |   AP50 |   AP75 |   difference to baseline |   cost |   train s |   host MiB |
+|:----------------|--------:|-----:|-------:|-------:|-------------------------:|-------:|----------:|-----------:|
+| baseline        |       3 | 30.0 |   50.0 |   25.0 |                reference |  1.00x |      50.0 |        500 |
+| LGD             |       3 | 32.0 |   52.0 |   27.0 |        +2.0 [-0.5, +4.5] |  1.82x |      91.0 |        500 |
+| without encoder |       1 | 19.5 |   39.5 |   14.5 |                     -0.5 |  1.60x |      80.0 |        500 |
+| without mapper  |       – |    – |      – |      – |                        – |      – |         – |          – |
 
 - Numbers from preset tiny: not a reproduction of the paper.
 - Differences are means over the seeds that an arm and baseline both finished, with the two-sided 95% Student t interval of the paired differences (per arm, not corrected for the number of arms); one without an interval has one seed in common, which says nothing about the spread between seeds.
@@ -98,8 +98,8 @@ def test_without_a_reference_there_is_no_difference(make_record: MakeRecord) -> 
     records = [make_record("LGD", seed, 22.0, 10.0) for seed in range(2)]
     rows = [line.split("|")[1:-1] for line in _markdown(records, ["baseline", "LGD"], "baseline").splitlines()[:4]]
     cells = [[cell.strip() for cell in row] for row in rows]
-    assert cells[2] == ["baseline", *["–"] * 7]
-    assert cells[3] == ["LGD", "2", "22.0", "42.0", "17.0", "–", "–", "10.0"]
+    assert cells[2] == ["baseline", *["–"] * 8]
+    assert cells[3] == ["LGD", "2", "22.0", "42.0", "17.0", "–", "–", "10.0", "500"]
     assert "no difference to show" in _markdown(records, ["baseline", "LGD"], "baseline")
 
 
@@ -185,7 +185,7 @@ def test_terminal_table_fits_80_columns(records: list[Record]) -> None:
     text = _printed(80, records, ARMS, "baseline")
     assert max(map(len, text.splitlines())) <= 80
     row = next(line for line in text.splitlines() if line.startswith("LGD"))
-    assert row.split() == ["LGD", "3", "32.0", "52.0", "27.0", "+2.0", "[-0.5,", "+4.5]", "1.82x", "91.0"]
+    assert row.split() == ["LGD", "3", "32.0", "52.0", "27.0", "+2.0", "[-0.5,", "+4.5]", "1.82x", "91.0", "500"]
     assert "not a reproduction" in text
 
 
@@ -222,3 +222,10 @@ def test_load_of_other_work_stands_beside_the_cost(make_record: MakeRecord) -> N
     assert any("other load" in note for note in text.notes)
     quiet = arms_text(records[:1], ["baseline"], "baseline")
     assert "other load" not in [*quiet.header, *quiet.notes]
+
+
+def test_memory_of_older_records_is_left_out(make_record: MakeRecord) -> None:
+    """It grew with the order of a worker's trials."""
+    older = arms_table([make_record("baseline", 0, 20.0, fingerprint_version=1)], ["baseline"], "baseline")
+    assert not any("memory" in name for name in older)
+    assert "peak_memory_mib[host]" in arms_table([make_record("baseline", 0, 20.0)], ["baseline"], "baseline")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main as analysis
 from analysis.frame import frame, read_csv, write_csv
 from analysis.load import (
     by_seed,
@@ -18,6 +19,7 @@ from analysis.load import (
     load_runs,
     score,
 )
+from analysis.tables import main as tables
 from lgd.config.experiment import NEUTRAL_KEYS, Experiment
 from lgd.errors import InputError
 from lgd.results.record import Pretraining, Scores
@@ -341,3 +343,28 @@ def test_data_of_one_name_must_be_one(make_record: MakeRecord) -> None:
 
 def test_a_seed_changes_no_training(make_record: MakeRecord) -> None:
     assert changes(make_record("LGD", 2, overrides=["seed=2", "data.shapes_seed=3"])) == ("data.shapes_seed=3",)
+
+
+def test_a_damaged_record_is_left_out_and_named(
+    tmp_path: Path, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arm, ap in (("baseline", 20.0), ("LGD", 22.0), ("label only", 9.0)):
+        make_record(arm, 0, ap, 10.0).save(tmp_path / "trials" / arm)
+    broken = tmp_path / "trials" / "LGD" / "record.json"
+    broken.write_text(broken.read_text()[:300])
+    damaged: list[str] = []
+    assert [run.record.arm for run in load_runs(tmp_path, damaged=damaged)] == ["baseline", "label only"]
+    assert len(damaged) == 1
+    assert damaged[0].startswith(f"{broken}:")
+    for command in (tables, analysis):
+        arguments = [str(tmp_path)] if command is analysis else [str(tmp_path), "--table", "components"]
+        assert command(arguments) == 1
+        shown = capsys.readouterr()
+        assert "label only" in shown.out
+        assert shown.err.startswith(f"warning: {broken}:")
+        assert shown.err.rstrip().endswith("left out")
+        assert shown.err.count("\n") == 1
+    assert str(broken) in (tmp_path / "report.html").read_text(encoding="utf-8")
+    for path in tmp_path.glob("trials/*/record.json"):
+        path.write_text("{")
+    assert analysis([str(tmp_path)]) == tables([str(tmp_path), "--table", "components"]) == 2
