@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_killed_training_leaves_no_loader_processes(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"schedule.steps": 3000, "data.workers": 2, "checkpoint.every": 0}
+    changes: dict[str, Any] = {"schedule.steps": 3000, "schedule.lr": 0.001, "data.workers": 2, "checkpoint.every": 0}
     options = [
         f"--set={key}={'auto' if value is None else json.dumps(value)}"
         for key, value in settings(quick_experiment(**changes)).items()
@@ -29,8 +29,9 @@ def test_a_killed_training_leaves_no_loader_processes(tmp_path: Path) -> None:
     process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     loaders: list[psutil.Process] = []
     try:
-        # It trains, and so loads.
-        wait_until(lambda: (tmp_path / "metrics.json").exists() or process.poll() is not None)
+        # Its first losses are written: it trains, and so loads.
+        log = tmp_path / "metrics.json"
+        wait_until(lambda: process.poll() is not None or (log.exists() and log.stat().st_size > 0))
         assert process.poll() is None, "it ended before it could be killed"
         loaders = psutil.Process(process.pid).children(recursive=True)
         assert len(loaders) >= 2
