@@ -69,13 +69,13 @@ class FastDatasetMapper(DatasetMapper):
         paint: bool = False,
     ) -> None:
         self._paint = paint
-        self._drawing: list[T.Augmentation] = [T.ResizeShortestEdge(list(min_sizes), max_size, "choice")]
+        self._augmentations: list[T.Augmentation] = [T.ResizeShortestEdge(list(min_sizes), max_size, "choice")]
         if flip:
-            self._drawing.append(T.RandomFlip())
+            self._augmentations.append(T.RandomFlip())
         self._largest = (max(min_sizes), max_size)
         super().__init__(
             is_train=labels,
-            augmentations=self._drawing,
+            augmentations=self._augmentations,
             image_format="BGR",
             use_instance_mask=masks,
             instance_mask_format=mask_format,
@@ -91,7 +91,7 @@ class FastDatasetMapper(DatasetMapper):
             detection_utils.check_image_size(dataset_dict, pixels.permute(1, 2, 0))
         if self._paint and self.is_train:
             pixels = _paint_ignored(pixels, dataset_dict)
-        transforms = self.draw(height, width)
+        transforms = self._random_transforms(height, width)
         image = _apply_transforms(transforms, pixels)
         dataset_dict["image"] = image
         if not self.is_train:
@@ -111,10 +111,10 @@ class FastDatasetMapper(DatasetMapper):
         times = height / T.ResizeShortestEdge.get_output_shape(height, width, *self._largest)[0]
         return next((x for x in (8, 4, 2) if times >= x), 1)
 
-    def draw(self, height: int, width: int) -> list[T.Transform]:
-        """The transforms of one sample. The augmentations look at nothing but an image's shape."""
+    def _random_transforms(self, height: int, width: int) -> list[T.Transform]:
+        """Of one sample. The augmentations look at nothing but an image's shape."""
         transforms = []
-        for augmentation in self._drawing:
+        for augmentation in self._augmentations:
             transform = augmentation.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
             if isinstance(transform, T.ResizeTransform):
                 height, width = transform.new_h, transform.new_w
@@ -123,13 +123,13 @@ class FastDatasetMapper(DatasetMapper):
 
 
 PIXEL_MEAN = (103.53, 116.28, 123.675)
-"""BGR of what a detector sees as zero: ImageNet's mean, as in every detectron2 model."""
+"""BGR of what a detector sees as zero: ImageNet's mean, as in lgd/detectors/conventions.py."""
 
 
 def _paint_ignored(pixels: torch.Tensor, sample: Sample) -> torch.Tensor:
     """The image with its regions to ignore (crowds) in the mean colour, but for what labelled boxes cover.
 
-    Nothing of what may or may not be a person there is taught as background, whatever the detector.
+    Nothing of what may or may not be a person there is trained on as background, whatever the detector.
     """
     scale = pixels.shape[1] / sample["height"], pixels.shape[2] / sample["width"]
     ignored, labelled = torch.zeros(2, *pixels.shape[1:], dtype=torch.bool)

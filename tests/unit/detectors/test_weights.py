@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from lgd.config.experiment import Backbone, Detector
+from lgd.data import mapper
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up
 from lgd.detectors.conventions import IMAGENET_STD, PIXEL_MEAN, UNIT_STD, conventions
@@ -402,6 +403,10 @@ def test_conventions(settings: dict[str, Any], std: Any, stride_in_1x1: bool) ->
     found = conventions(Backbone(**settings))
     assert (found.pixel_mean, found.pixel_std) == (PIXEL_MEAN, std)
     assert found.stride_in_1x1 is stride_in_1x1
+
+
+def test_what_the_loader_paints_over_is_zero_to_a_detector() -> None:
+    assert mapper.PIXEL_MEAN == PIXEL_MEAN
 
 
 @pytest.mark.parametrize("weights", [MSRA, "torchvision://resnet50"])
