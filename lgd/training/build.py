@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
 from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.export import load_student
+from lgd.training.uninitialized import Uninitialized
 
 
 @dataclass
@@ -48,13 +50,14 @@ class Built:
 
 
 def dry_build(experiment: Experiment, *, to_train: bool = False, directory: Path | None = None) -> str:
-    """Build ``experiment`` on the CPU and return its fingerprint.
+    """Build ``experiment`` on the CPU, without its parameters' values, and return its fingerprint.
 
     to_train: check also what only the training needs: that the weights can be had and fit, the packages of logging
     services, objects in the data, masks, space in its ``directory``; and the same of its frozen teacher. Raises
     InputError, in one line, as :func:`build` does.
     """
-    built = build(experiment, pretrained=False, device=torch.device("cpu"))
+    with Uninitialized():
+        built = build(experiment, pretrained=False, device=torch.device("cpu"))
     if to_train:
         writers.check(experiment)
         settings = experiment.detector
@@ -67,6 +70,12 @@ def dry_build(experiment: Experiment, *, to_train: bool = False, directory: Path
         if experiment.teacher is not None:
             dry_build(experiment.teacher, to_train=True)
     return built.fingerprint
+
+
+@cache
+def _teacher_fingerprint(teacher: str) -> str:
+    """Of the experiment that ``teacher`` is as JSON: several arms of a sweep share one."""
+    return dry_build(Experiment.model_validate_json(teacher))
 
 
 def build(
@@ -98,7 +107,7 @@ def build(
         precision=experiment.precision,
         weights=experiment.detector.initial_weights,
         seed=experiment.seed,
-        **({"teacher": dry_build(experiment.teacher)} if experiment.teacher else {}),
+        **({"teacher": _teacher_fingerprint(experiment.teacher.model_dump_json())} if experiment.teacher else {}),
     )
     return Built(model, optimizer, scheduler, dataset, device, found)
 

@@ -186,9 +186,13 @@ def test_bad_input_is_one_line_and_nothing_runs(
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "components", *QUICK, "--dry-run", "--seeds", "2", "--output", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "label-queries-seed1" in said
-    assert "16 of 16 trials to run" in said
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("label-queries-seed1 ") for line in lines)
+    # The cost comes first, and the settings on request.
+    assert lines[1].startswith("16 of 16 trials to run")
+    assert "predict" in lines[2]
+    assert not any("schedule.batch" in line for line in lines)
+    assert lines[-1] == "ready"
     assert not (tmp_path / "out").exists()
 
 
@@ -198,7 +202,7 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     assert main([*common, "--set", "schedule.lr=0.05"]) == 0
     assert capsys.readouterr().err == (
-        "warning: schedule.lr 0.05 is not what the linear scaling rule gives for 2 images a step: 0.0125 (0.1 for 16);"
+        "warning: schedule.lr 0.05 is not what the linear scaling rule gives for 2 images per step: 0.0125 (0.1 for 16);"
         " schedule.lr=auto follows the rule\n"
     )
 
@@ -227,7 +231,11 @@ def test_a_sweeps_gpu_hours() -> None:
 def test_list_names_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     said = capsys.readouterr().out
-    for name in ("baseline", "without encoder", "label queries", *NAMES):
+    for name in NAMES:
+        assert name in said
+    assert main(["--list", "--grid", "components"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in ("baseline", "without encoder", "label queries"):
         assert name in said
     assert main(["--list", "--grid", "table9"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -374,7 +382,7 @@ def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: p
     }  # fmt: skip
     (output / "sweep.json").write_text(json.dumps(described))
     here.rename(there)
-    resume = ["--resume", str(output), "--dry-run"]
+    resume = ["--resume", str(output), "--dry-run", "--verbose"]
     assert main([*resume, "--data", f"coco-json:{there}"]) == 0
     said = capsys.readouterr().out
     assert "1 of 2 trials to run" in said
