@@ -55,7 +55,7 @@ def subcommand_of(options: argparse.Namespace) -> str:
         return "list"
     directory = options.status or options.resume
     if directory is not None:
-        sweep_command.take_as_it_is(options, but_for=("data",) if options.resume else ())
+        sweep_command.take_as_it_is(options, but_for=sweep_command.WHERE_DATA_LIES if options.resume else ())
         options.directory = directory
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lgd.cli import Parser, answer
+from lgd.config.data_source import add_data_arguments, source_of
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def parser(prog: str = PROG) -> Parser:
 
 def run(subcommand: str, options: argparse.Namespace) -> int:
     """Do what the options of a subcommand say."""
+    if "train_json" in options:
+        options.data = source_of(options, options.data)
     return SUBCOMMANDS[subcommand][1](options)
 
 
@@ -90,6 +93,7 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
         help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
     group.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
+    add_data_arguments(parser)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +141,7 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
 def add_moved(parser: argparse.ArgumentParser) -> None:
     """Options of a sweep that goes on."""
     parser.add_argument("--data", metavar="SOURCE", help="where its data lies now, if elsewhere")
+    add_data_arguments(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="trials of its search, all commands together")
 
 
@@ -176,10 +181,12 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
 # -- what they do
 
 
-FLAGS = {"overrides": "set", "early_stop": "early-stop"}
+FLAGS = {"overrides": "set", "early_stop": "early-stop", "train_json": "train-json", "val_json": "val-json"}
 """Options whose name is not that of their value."""
 
-OF_THE_SWEEP = ("preset", "data", "seeds", "arms", "overrides", "output", "objectives", "early_stop")
+WHERE_DATA_LIES = ("data", "train_json", "val_json", "images")
+
+OF_THE_SWEEP = (*WHERE_DATA_LIES, "preset", "seeds", "arms", "overrides", "output", "objectives", "early_stop")
 """Options that a results directory knows."""
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lgd.config.data_source import portable_source
 from lgd.config.experiment import NEUTRAL_KEYS, Evaluation, Experiment, difference, without_neutral_settings
 from lgd.config.paper import ScoreName
 from lgd.errors import InputError
@@ -151,9 +152,7 @@ def identity(experiment: Experiment) -> Experiment:
     Of a data source's directory the last two parts count, so that records of several machines compare.
     """
     neutral = without_neutral_settings(experiment)
-    scheme, colon, path = neutral.data.source.partition(":")
-    source = f"{scheme}:{'/'.join(Path(path).parts[-2:])}" if colon else scheme
-    data = neutral.data.model_copy(update={"source": source})
+    data = neutral.data.model_copy(update={"source": portable_source(neutral.data.source)})
     return neutral.model_copy(update={"seed": 0, "evaluation": Evaluation(), "data": data})
 
 

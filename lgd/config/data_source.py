@@ -49,6 +49,13 @@ def absolute_source(source: str) -> str:
     return f"{scheme}:{','.join(str(x.resolve()) for x in paths)}"
 
 
+def portable_source(source: str) -> str:
+    """A source with the last two parts of its paths alone, so that records of several machines compare."""
+    scheme, colon, rest = source.partition(":")
+    paths = rest.split(",") if scheme == COCO_FILES else [rest]
+    return f"{scheme}:{','.join('/'.join(Path(x).parts[-2:]) for x in paths)}" if colon else scheme
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name a data set by its files; :func:`source_of` reads them."""
     group = parser.add_argument_group("data in COCO format, wherever its files are (all three together)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, answer
-from lgd.config.data_source import absolute_source
+from lgd.config.data_source import absolute_source, add_data_arguments, source_of
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
 from lgd.config.paper_recipes import NAMES, Named, named
@@ -102,6 +102,7 @@ def parser(prog: str = PROG) -> Parser:
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
     parser.add_argument("--restarts", type=int, metavar="N", help="how often lost workers are replaced (default: 3)")
     parser.add_argument("--yes", action="store_true", help="train without a GPU even where that takes more than a day")
+    add_data_arguments(parser)
     parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
     parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
     return parser
@@ -116,6 +117,7 @@ def _run(options: argparse.Namespace) -> int:
     chosen = named_experiment(options.experiment)
     if options.method is None and not options.show:
         raise InputError("say how to train it: --method baseline, lgd or fgfi")
+    options.data = source_of(options, options.data)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
     complaint = experiment.schedule.lr_warning

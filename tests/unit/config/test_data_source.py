@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lgd.config.data_source import absolute_source, add_data_arguments, parse_coco_files, source_of
+from lgd.config.data_source import absolute_source, add_data_arguments, parse_coco_files, portable_source, source_of
 from lgd.errors import InputError
 
 
@@ -26,6 +26,19 @@ from lgd.errors import InputError
 def test_paths_become_absolute(source: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_source(source) == expected.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("shapes", "shapes"),
+        ("coco-json:/home/me/data/coco", "coco-json:data/coco"),
+        # Two sets of annotations of the same images are two data sets.
+        ("coco-files:/x/a/t.json,/x/a/v.json,/x/y/images", "coco-files:a/t.json,a/v.json,y/images"),
+    ],
+)
+def test_sources_of_several_machines_compare(source: str, expected: str) -> None:
+    assert portable_source(source) == expected
 
 
 @pytest.mark.parametrize("rest", ["a.json", "a.json,b.json", "a,b,c,d", ",b,c"])
