@@ -6,7 +6,17 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from lgd.config import paper_recipes
-from lgd.config.experiment import Backbone, Data, Detector, Experiment, FGFISettings, Method, Schedule, settings
+from lgd.config.experiment import (
+    Backbone,
+    Data,
+    Detector,
+    Evaluation,
+    Experiment,
+    FGFISettings,
+    Method,
+    Schedule,
+    settings,
+)
 from lgd.config.paper import BackboneName, DataName, ScaleName, ScheduleName, Training
 from lgd.errors import InputError
 
@@ -37,6 +47,8 @@ TINY = Experiment(
             backbone=Backbone(name="resnet34", width=16, norm="BN", weights="none", freeze_at=0), from_step=20
         )
     ),
+    # A learning curve of five points.
+    evaluation=Evaluation(every=100),
     device="cpu",
 )
 
@@ -59,6 +71,7 @@ SMALL = Experiment(
     method=Method(
         fgfi=FGFISettings(backbone=Backbone(name="resnet101", norm="BN", weights="none", freeze_at=0), from_step=200)
     ),
+    evaluation=Evaluation(every=400),
     precision="bf16",
 )
 
