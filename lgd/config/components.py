@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 AdapterVariant = Literal["appearance_queries", "label_queries", "appearance_only", "label_only"]
-"""Who asks whom: the first is the paper's; the ``_only`` variants pass the embeddings through, without attention."""
+"""What attends to what (docs/method.md, "Inter-object relation adapter"). The ``_only`` variants have no attention."""
 
 
 def component_conflict(*, encoder: bool, adapter: bool, mapper: bool, variant: AdapterVariant, context: bool) -> str:
@@ -17,7 +17,7 @@ def component_conflict(*, encoder: bool, adapter: bool, mapper: bool, variant: A
     if not encoder and variant in ("label_queries", "label_only"):
         return f"adapter variant {variant} needs label embeddings, but the encoder is off"
     if not adapter and variant in ("appearance_only", "label_only"):
-        return f"adapter variant {variant} has no attention: 'adapter off' (objects see themselves alone) means nothing"
+        return f"adapter variant {variant} has no attention: 'adapter off' (objects attend to themselves only) has no effect"
     if variant == "appearance_only" and not encoder:
         return "adapter variant appearance_only never reads the label embeddings: 'encoder off' would change nothing"
     return ""

@@ -71,12 +71,12 @@ COMPONENTS = Grid(
     arms=(
         _BASELINE,
         Arm("LGD", {}, "encoder, adapter and mapper"),
-        Arm("without encoder", {"method.encoder": False}, "objects attend to appearance, not to labels"),
+        Arm("without encoder", {"method.encoder": False}, "keys and values are appearance embeddings"),
         Arm("without adapter", {"method.adapter": False}, "no exchange between objects"),
-        Arm("without mapper", {"method.mapper": False}, "nothing written into boxes, the context object alone"),
+        Arm("without mapper", {"method.mapper": False}, "nothing written into boxes, the context object only"),
         Arm("appearance only", {"method.variant": "appearance_only"}, "appearance embeddings, no attention"),
         Arm("label only", {"method.variant": "label_only"}, "label embeddings, no attention"),
-        Arm("label queries", {"method.variant": "label_queries"}, "labels ask, appearance answers"),
+        Arm("label queries", {"method.variant": "label_queries"}, "queries are labels, keys and values appearance"),
     ),
 )
 

@@ -37,14 +37,15 @@ _EXPECTED = {
 def explain(error: ValidationError) -> str:
     """One line for the first thing that is wrong: its key, what is expected there, and what was given."""
     first: Any = error.errors(include_url=False)[0]
-    names = [str(x) for x in first["loc"] if isinstance(x, str)]
-    # The place in a list: counted from 1 for the reader.
-    entry = f"entry {first['loc'][-1] + 1} " if first["loc"] and isinstance(first["loc"][-1], int) else ""
+    place = list(first["loc"])
+    # An entry of a list of values is counted from 1.
+    entry = f"entry {place.pop() + 1} " if place and isinstance(place[-1], int) else ""
+    key = ".".join(map(str, place))
     given = first.get("input")
     message = f"{entry}{_message(first)}{_given(first['type'], given)}"
     if entry and isinstance(given, str) and "," in given:
         message += f"; write a list as [{', '.join(x.strip() for x in given.split(','))}]"
-    return f"{'.'.join(names)}: {message}" if names else message
+    return f"{key}: {message}" if key else message
 
 
 def _given(kind: str, value: object) -> str:
