@@ -17,7 +17,7 @@ def component_conflict(*, encoder: bool, adapter: bool, mapper: bool, variant: A
     if not encoder and variant in ("label_queries", "label_only"):
         return f"adapter variant {variant} needs label embeddings, but the encoder is off"
     if not adapter and variant in ("appearance_only", "label_only"):
-        return f"adapter variant {variant} has no attention: 'adapter off' (objects attend to themselves only) has no effect"
+        return f"adapter variant {variant} has no attention: 'adapter off' (attention to itself only) has no effect"
     if variant == "appearance_only" and not encoder:
         return "adapter variant appearance_only never reads the label embeddings: 'encoder off' would change nothing"
     return ""
