@@ -27,10 +27,13 @@ CACHE = "examples.json"
 IMAGES = 3
 
 WIDTH = 360
-"""Pixels of a drawn picture."""
+"""Pixels of a drawn image."""
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
-DARK = COLOURS[0], COLOURS[3]
+HIT = 0.5
+"""IoU from which on a detection of the right class is a hit, the best first, each object once."""
+
+TRUTH, RIGHT, WRONG = "#0072B2", "#00795A", "#C24E00"
+"""Colours of objects, of hits, and of detections that are none, which are dashed as well. White text reads on all."""
 
 Boxes = Sequence[Mapping[str, Any]]
 """In COCO's format: ``bbox``, ``category_id``, and ``score`` for detections."""
@@ -38,11 +41,14 @@ Boxes = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Example:
-    """One validation image, drawn for each of ``names``: PNG bytes."""
+    """One validation image, drawn for each of ``names``: PNG bytes, and how many of its objects were detected."""
 
     file: str
     names: tuple[str, ...]
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
+    objects: int
+    detected: tuple[int | None, ...]
+    """None for the ground truth."""
 
 
 def examples(runs: Sequence[Run]) -> list[Example]:
@@ -71,9 +77,14 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     for image in chosen:
         boxes = [objects[image["id"]], *(x[image["id"]] for x in detected)]
         # As training reads it: turned as EXIF says, of 16 bits the upper eight.
-        picture = Image.fromarray(read_image(layout.val_images / image["file_name"])[:, :, ::-1])
-        drawn = tuple(_drawn(picture, x, titles, len(boxes[0])) for x in boxes)
-        found.append(Example(str(image["file_name"]), names, drawn))
+        pixels = Image.fromarray(read_image(layout.val_images / image["file_name"])[:, :, ::-1])
+        most, drawn, counts = len(boxes[0]), [_draw(pixels, boxes[0], titles, None)], list[int | None]([None])
+        for made in boxes[1:]:
+            best = sorted(made, key=lambda x: -x["score"])[:most]
+            hits = _hits(best, boxes[0])
+            drawn.append(_draw(pixels, best, titles, hits))
+            counts.append(sum(hits))
+        found.append(Example(str(image["file_name"]), names, tuple(drawn), most, tuple(counts)))
     return found
 
 
@@ -152,20 +163,54 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
     return found
 
 
-def _drawn(picture: Image.Image, boxes: Boxes, titles: Mapping[int, str], most: int) -> bytes:
-    """The picture at WIDTH with its ``most`` boxes of the highest scores, PNG."""
-    scale = WIDTH / picture.width
-    canvas = picture.resize((WIDTH, round(picture.height * scale)), Image.Resampling.BICUBIC)
+def _hits(detections: Boxes, objects: Boxes) -> list[bool]:
+    """Which detections, in falling order of score, match an object of their class that none before them did."""
+    left, hits = list(objects), []
+    for detection in detections:
+        same = [x for x in left if x["category_id"] == detection["category_id"]]
+        best = max(same, key=lambda x: _iou(x["bbox"], detection["bbox"]), default=None)
+        hits.append(best is not None and _iou(best["bbox"], detection["bbox"]) >= HIT)
+        if hits[-1] and best is not None:
+            left.remove(best)
+    return hits
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of two boxes (x, y, width, height)."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    overlap = max(width, 0.0) * max(height, 0.0)
+    return overlap / (a[2] * a[3] + b[2] * b[3] - overlap) if overlap else 0.0
+
+
+def _draw(pixels: Image.Image, boxes: Boxes, titles: Mapping[int, str], hits: Sequence[bool] | None) -> bytes:
+    """The image at WIDTH with its boxes, PNG. hits: of detections; None draws them as ground truth."""
+    scale = WIDTH / pixels.width
+    canvas = pixels.resize((WIDTH, round(pixels.height * scale)), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    order = {x: i for i, x in enumerate(sorted(titles))}
-    for box in sorted(boxes, key=lambda x: -x.get("score", 1.0))[:most]:
+    for box, hit in zip(boxes, hits or [None] * len(boxes), strict=True):
         x, y, w, h = (value * scale for value in box["bbox"])
-        colour = COLOURS[order[box["category_id"]] % len(COLOURS)]
-        draw.rectangle((x, y, x + w, y + h), outline=colour, width=2)
-        text = titles[box["category_id"]] + (f" {box['score']:.2f}" if "score" in box else "")
+        colour, text = TRUTH, titles[box["category_id"]]
+        if hit is not None:
+            colour = RIGHT if hit else WRONG
+            text = f"{'hit' if hit else 'miss'} {text} {box['score']:.2f}"
+        _rectangle(draw, (x, y, x + w, y + h), colour, dashed=hit is False)
         left, top, right, bottom = draw.textbbox((x + 2, max(y - 13, 0)), text, font=font)
         draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
-        draw.text((x + 2, max(y - 13, 0)), text, fill="white" if colour in DARK else "black", font=font)
+        draw.text((x + 2, max(y - 13, 0)), text, fill="white", font=font)
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _rectangle(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: str, *, dashed: bool) -> None:
+    if not dashed:
+        draw.rectangle(box, outline=colour, width=2)
+        return
+    (x0, y0, x1, y1), dash = box, 6.0
+    for a, b in (((x0, y0), (x1, y0)), ((x0, y1), (x1, y1)), ((x0, y0), (x0, y1)), ((x1, y0), (x1, y1))):
+        length = abs(b[0] - a[0]) + abs(b[1] - a[1])
+        for i in range(0, max(round(length / dash), 1), 2):
+            start, end = (min(k * dash / length, 1.0) if length else 0.0 for k in (i, i + 1))
+            ends = [(a[0] + (b[0] - a[0]) * k, a[1] + (b[1] - a[1]) * k) for k in (start, end)]
+            draw.line(ends, fill=colour, width=2)

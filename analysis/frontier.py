@@ -11,16 +11,16 @@ import pandas as pd
 
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, by_seed, changes, check_data, gpu_hours, identity, score
+from analysis.load import Run, arm_of, by_seed, changes, check_data, gpu_hours, identity, score, training_device_seconds
 from analysis.paper_scores import gain_columns
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
-from analysis.stats import CONFIDENCE, paired_difference
+from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
 from lgd.config.experiment import Experiment, Method
 from lgd.results.record import Record
 
 COLUMNS = (
     *("arm", "mark", "data", "device", "seeds", "AP", "gpu_hours"),
-    *("gain", "gain_low", "gain_high", "pairs", "extra_hours", "front"),
+    *("gain", "gain_low", "gain_high", "pairs", "extra_hours", "cost", "front"),
 )
 
 AP = score("AP")
@@ -53,8 +53,9 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
 
     ``arm``, ``mark``, ``data``, ``device`` (GPU or CPU), ``seeds``, ``AP`` (percent, mean), ``gpu_hours``
     (device-hours, mean, a teacher's pre-training whole), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
-    pairs, and ``extra_hours``, both over the arm's baseline and paired by seed; ``front``: no other arm on its data set
-    has a higher AP at the same cost or less (boolean).
+    pairs, and ``extra_hours``, both over the arm's baseline and paired by seed; ``cost``: device-seconds of the
+    training over the baseline's, as in the table of arms; ``front``: no other arm on its data set has a higher AP for
+    the same hours or less (boolean).
 
     An arm's baseline is its grid's reference in the same setting; where that was not trained, as after a search, the
     baseline that differs from it by the method alone. Raises InputError for data of one name that is not the same.
@@ -130,6 +131,7 @@ def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:
     theirs: Mapping[int, Record] = baseline.records if baseline else {}
     gain = paired_difference(ap, by_seed(theirs, AP))
     extra = paired_difference(hours, by_seed(theirs, gpu_hours))
+    cost = paired_ratio(by_seed(arm.records, training_device_seconds), by_seed(theirs, training_device_seconds))
     return {
         "arm": arm.name,
         "mark": arm.label,
@@ -141,6 +143,7 @@ def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:
         **gain_columns(gain),
         "pairs": gain.n if gain else None,
         "extra_hours": extra and extra.mean,
+        "cost": cost and cost.value,
     }
 
 
@@ -166,6 +169,7 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
             with_unit(row["gpu_hours"], "h"),
             with_interval(row["gain"], row["gain_low"], row["gain_high"]),
             with_unit(row["extra_hours"], "h"),
+            with_unit(row["cost"], "x"),
             "yes" if row["front"] else "",
         ]
         for row in row_dicts(frame)
@@ -174,7 +178,7 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
         title=f"AP against {hours}",
         header=[
             *("arm", *(["data"] if several else []), "seeds", "AP", hours),
-            *("gain", f"for {hours} more", "on the front"),
+            *("gain", f"for {hours} more", "cost", "on the front"),
         ],
         rows=rows,
         notes=[
@@ -182,7 +186,8 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
             " a teacher's pre-training counted whole. gain: over the baseline of the same setting, or, where that was"
             " not trained, the one that differs by the method alone; paired by seed,"
             f" with its {CONFIDENCE:.0%} Student t interval from two seeds on.",
-            "on the front: no other arm on the same data has at least its AP for at most its cost.",
+            "cost: device-seconds of the training alone, over that baseline's.",
+            "on the front: no other arm on the same data has at least its AP for at most its hours.",
             *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
         ],
         left=2 if several else 1,

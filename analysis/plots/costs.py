@@ -20,9 +20,12 @@ from analysis.plots.style import (
     MARKERS,
     ORANGE,
     PURPLE,
+    WIDE,
+    Layout,
     label_rows,
     new_figure,
-    not_a_reproduction,
+    set_title,
+    set_xlabel,
     shorten,
 )
 from analysis.render import with_mark, with_unit
@@ -40,12 +43,14 @@ LABEL_WIDTH = 52
 """Characters of a line beside the Pareto figure."""
 
 
-def pareto(runs: Sequence[Run]) -> Figure | None:
+def pareto(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """AP against the device-hours of the training, with each data set's front."""
     frame = frontier(runs)
     if len(frame) < 2:
         return None
-    figure = new_figure(7.5, max(3.6, 1.0 + 0.16 * len(frame)))
+    beside = layout == WIDE
+    height = max(3.6, 1.0 + 0.16 * len(frame)) if beside else 3.8 + 0.16 * len(frame)
+    figure = new_figure(7.5 if beside else layout.width, height)
     axes = figure.subplots()
     by_data: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
     for number, row in enumerate(row_dicts(frame), 1):
@@ -59,12 +64,16 @@ def pareto(runs: Sequence[Run]) -> Figure | None:
             f"{number}  {shorten(with_mark(row['arm'], row['mark'].partition(':')[0]), LABEL_WIDTH)}"
             for number, row in group
         ]
-    axes.text(1.02, 1.0, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.4)
-    axes.set_xlabel(f"{hours_name(frame['device'])}, a teacher's pre-training included")
+    corner, offset = ((1, 1), (8, 0)) if beside else ((0, 0), (-24, -44))
+    axes.annotate(
+        "\n".join(lines), corner, xycoords="axes fraction", xytext=offset, textcoords="offset points", va="top",
+        fontsize=7.5, linespacing=1.4,
+    )  # fmt: skip
+    set_xlabel(axes, f"{hours_name(frame['device'])}, a teacher's pre-training included", layout)
     axes.set_ylabel("COCO box AP (%)")
     axes.set_xlim(0, 1.08 * float(frame["gpu_hours"].max()) or 1.0)
     axes.grid(color="0.92", linewidth=0.8)
-    axes.set_title(f"filled: on the Pareto front{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    set_title(figure, "filled: on the Pareto front", runs, layout)
     return figure
 
 
@@ -79,7 +88,7 @@ def _front(axes: Axes, group: Sequence[tuple[int, dict[str, Any]]], colour: str,
         axes.annotate(str(number), at, ha="center", va="center", fontsize=6.5, zorder=3, color=inside)
 
 
-def cost_stack(runs: Sequence[Run]) -> Figure | None:
+def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Device-hours of each arm's training: a teacher's pre-training, the baseline's own, and what the method adds.
 
     The number beside a bar is the cost of the table of arms: training device-seconds over the reference's, by seed.
@@ -90,7 +99,7 @@ def cost_stack(runs: Sequence[Run]) -> Figure | None:
     rows = [arm for arm, of in references.items() if seconds[arm] and seconds.get(of)]
     if len(rows) < 2:
         return None
-    figure = new_figure(6.5, 1.4 + 0.3 * len(rows))
+    figure = new_figure(layout.width, 1.4 + 0.3 * layout.row * len(rows))
     axes, longest = figure.subplots(), 0.0
     for height, arm in enumerate(reversed(rows)):
         before = fmean(by_seed(finished(records, arm), pretraining_hours).values())
@@ -101,17 +110,17 @@ def cost_stack(runs: Sequence[Run]) -> Figure | None:
             axes.barh(height, width, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white")
             start += width
         ratio = paired_ratio(seconds[arm], seconds[references[arm]])
-        text = with_unit(ratio and ratio.value, "x") + (", and the teacher's" if before else "")
+        text = with_unit(ratio and ratio.value, "x") + (", and the teacher's" if before and layout == WIDE else "")
         beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(text, (start, height), **beside)
         longest = max(longest, start)
     for label, (colour, hatch) in PARTS.items():
         axes.barh([0], [0], color=colour, hatch=hatch, edgecolor="white", label=label)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=3)
-    label_rows(axes, list(reversed(rows)))
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=layout.columns)
+    label_rows(axes, list(reversed(rows)), layout)
     axes.set_xlim(0, (1.45 if any(r.pretraining for r in records) else 1.15) * longest)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     hours = hours_name("GPU" if on_gpu(r) else "CPU" for r in records)
-    axes.set_xlabel(f"{hours} of training, mean over seeds (beside the bar: ratio to the baseline)")
-    axes.set_title(f"What a training costs{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    set_xlabel(axes, f"{hours} of training, mean over seeds (beside the bar: ratio to the baseline)", layout)
+    set_title(figure, "What a training costs", runs, layout)
     return figure

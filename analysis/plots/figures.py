@@ -12,9 +12,9 @@ from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of
 from analysis.plots.costs import cost_stack, pareto
 from analysis.plots.scores import classes, curves, gains, loss_weights
-from analysis.plots.style import STYLE, save
+from analysis.plots.style import STYLE, WIDE, Layout, save
 
-FIGURES: Mapping[str, Callable[[Sequence[Run]], Figure | None]] = {
+FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "pareto": pareto,
     "gains": gains,
     "cost": cost_stack,
@@ -34,12 +34,12 @@ def draw(runs: Sequence[Run], directory: Path) -> list[Path]:
     return [path for paths in drawn.values() for path in paths]
 
 
-def figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+def figures(runs: Sequence[Run], layout: Layout = WIDE) -> Iterator[tuple[str, Figure]]:
     """Each figure that there is something for, with its name, to be saved before the next is asked for."""
     ordered = sorted(runs, key=_order)
     for name, make in FIGURES.items():
         with mpl.rc_context(STYLE):
-            figure = make(ordered)
+            figure = make(ordered, layout)
             if figure is not None:
                 yield name, figure
 

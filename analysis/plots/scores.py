@@ -17,10 +17,13 @@ from analysis.plots.style import (
     COLOURS,
     GREY,
     MARKERS,
+    WIDE,
+    Layout,
     interval_bar,
     label_rows,
     new_figure,
-    not_a_reproduction,
+    set_title,
+    set_xlabel,
     shorten,
 )
 from analysis.render import with_mark
@@ -38,25 +41,25 @@ MOST_CLASSES = 40
 """Classes of one figure: of more, those at the two ends are drawn."""
 
 
-def gains(runs: Sequence[Run]) -> Figure | None:
+def gains(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Each arm's AP over its reference's, a bar with its interval."""
     frame = frontier(runs)
     rows = [row for row in row_dicts(frame) if row["gain"] is not None][::-1]
     if not rows:
         return None
-    figure = new_figure(6.5, 1.1 + 0.3 * len(rows))
+    figure = new_figure(layout.width, 1.1 + 0.3 * layout.row * len(rows))
     axes = figure.subplots()
     for height, row in enumerate(rows):
         interval_bar(axes, height, row["gain"], row["gain_low"], row["gain_high"])
-    label_rows(axes, [with_mark(row["arm"], row["mark"]) for row in rows])
+    label_rows(axes, [with_mark(row["arm"], row["mark"]) for row in rows], layout)
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
-    axes.set_xlabel(f"AP over its baseline, points ({INTERVAL})")
-    axes.set_title(f"Gain of each arm{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    set_xlabel(axes, f"AP over its baseline, points ({INTERVAL})", layout)
+    set_title(figure, "Gain of each arm", runs, layout)
     return figure
 
 
-def curves(runs: Sequence[Run]) -> Figure | None:
+def curves(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """AP while training, of the student and of the instructive features (dashed), mean over the seeds."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in (run.record for run in runs):
@@ -66,7 +69,7 @@ def curves(runs: Sequence[Run]) -> Figure | None:
     order = sorted(found, key=lambda arm: not any(x.teacher for r in found[arm] for x in r.evaluations))[:MOST_CURVES]
     if not found:
         return None
-    figure = new_figure(7.0, 3.8)
+    figure = new_figure(layout.width, 3.8)
     axes = figure.subplots()
     for i, arm in enumerate(order):
         for which, style in (("student", "-"), ("teacher", "--")):
@@ -82,16 +85,16 @@ def curves(runs: Sequence[Run]) -> Figure | None:
                     steps, [fmean(points[x]) for x in steps], style, color=COLOURS[i], marker=MARKERS[i], markersize=4,
                     mfc="white" if which == "teacher" else COLOURS[i], label=label,
                 )  # fmt: skip
-    axes.set_xlabel("training step")
+    set_xlabel(axes, "training step", layout)
     axes.set_ylabel("COCO box AP (%)")
     axes.grid(color="0.92", linewidth=0.8)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=2)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=min(layout.columns, 2))
     left = f", {len(found) - len(order)} more arms left out" if len(found) > len(order) else ""
-    axes.set_title(f"Learning curves, means over seeds{left}{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    set_title(figure, f"Learning curves, means over seeds{left}", runs, layout)
     return figure
 
 
-def loss_weights(runs: Sequence[Run]) -> Figure | None:
+def loss_weights(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """AP against the distillation loss's weight, a line for each weight of the instructive features' loss."""
     own = [run.record for run in runs if run.record.grid == "loss-weights"]
     records = [r for r in own if r.status == "finished"]
@@ -102,7 +105,7 @@ def loss_weights(runs: Sequence[Run]) -> Figure | None:
             points[method.distill_weight, method.instructive_weight].append(ap)
     if len(points) < 2:
         return None
-    figure = new_figure(6.0, 3.6)
+    figure = new_figure(layout.width, 3.6)
     axes = figure.subplots()
     baseline = [ap for r in records if r.experiment.method.name == "baseline" and (ap := score("AP")(r)) is not None]
     if baseline:
@@ -125,15 +128,15 @@ def loss_weights(runs: Sequence[Run]) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xticks(DISTILL_WEIGHTS, [f"{x:g}" for x in DISTILL_WEIGHTS])
     axes.minorticks_off()
-    axes.set_xlabel("weight of the distillation loss")
+    set_xlabel(axes, "weight of the distillation loss", layout)
     axes.set_ylabel("COCO box AP (%)")
     axes.grid(color="0.92", linewidth=0.8)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=2)
-    axes.set_title(f"Sensitivity to the loss weights{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=min(layout.columns, 2))
+    set_title(figure, "Sensitivity to the loss weights", runs, layout)
     return figure
 
 
-def classes(runs: Sequence[Run]) -> Figure | None:
+def classes(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Difference of each class's AP, LGD less its baseline: of the first such pair in the records' order."""
     records = [run.record for run in runs]
     for arm in dict.fromkeys(arm_of(r) for r in records if r.experiment.method.name == "lgd"):
@@ -150,19 +153,19 @@ def classes(runs: Sequence[Run]) -> Figure | None:
     cut = len(ordered) > MOST_CLASSES
     if cut:
         ordered = ordered[: MOST_CLASSES // 2] + ordered[-MOST_CLASSES // 2 :]
-    figure = new_figure(6.0, 1.1 + 0.22 * len(ordered))
+    figure = new_figure(layout.width, 1.1 + 0.22 * len(ordered))
     axes = figure.subplots()
     for height, (_, values) in enumerate(ordered):
         each = mean_interval(values)
         if each is None:
             continue
         interval_bar(axes, height, each.mean, each.low, each.high)
-    label_rows(axes, [name for name, _ in ordered])
+    label_rows(axes, [name for name, _ in ordered], layout)
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
-    axes.set_xlabel(f"AP over the baseline's, points ({INTERVAL})")
+    set_xlabel(axes, f"AP over the baseline's, points ({INTERVAL})", layout)
     some = f", the {MOST_CLASSES // 2} at each end" if cut else ""
-    axes.set_title(f"{shorten(arm, 40)}, class by class{some}{not_a_reproduction(runs)}", loc="left", fontsize=9)
+    set_title(figure, f"{shorten(arm, 40)}, class by class{some}", runs, layout)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,33 @@ def save(figure: Figure, path_stem: Path) -> list[Path]:
     return written
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How much room a figure has."""
+
+    width: float
+    """Inches."""
+    name: int
+    """Characters of a line of an arm's name."""
+    columns: int
+    """Of the legend."""
+    row: float
+    """Height of a row, times that of one line."""
+
+
+WIDE = Layout(6.5, 30, 3, 1.0)
+NARROW = Layout(3.9, 18, 1, 1.6)
+"""For a phone's width, with letters of the same size."""
+
+
 def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine())
 
 
-def label_rows(axes: Axes, names: Sequence[str]) -> None:
+def label_rows(axes: Axes, names: Sequence[str], layout: Layout = WIDE) -> None:
     """A name for each whole number on the y axis, from 0."""
-    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(x, 30)) or "(no name)" for x in names], fontsize=8)
+    wrapped = ["\n".join(textwrap.wrap(x, layout.name)) or "(no name)" for x in names]
+    axes.set_yticks(range(len(names)), wrapped, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 
@@ -71,6 +92,17 @@ def interval_bar(axes: Axes, height: float, value: float, low: float | None, hig
 
 def shorten(text: str, width: int) -> str:
     return textwrap.shorten(text, width, placeholder="…") or "(no name)"
+
+
+def set_title(figure: Figure, text: str, runs: Sequence[Run], layout: Layout) -> None:
+    """At the left edge, with a caveat where the runs are not of the paper's setting."""
+    width = 95 if layout == WIDE else 52
+    figure.suptitle("\n".join(textwrap.wrap(text + not_a_reproduction(runs), width)), fontsize=9, x=0.01, ha="left")
+
+
+def set_xlabel(axes: Axes, text: str, layout: Layout) -> None:
+    """Wrapped: a long label makes no room for itself."""
+    axes.set_xlabel("\n".join(textwrap.wrap(text, 62 if layout == WIDE else 42)))
 
 
 def not_a_reproduction(runs: Sequence[Run]) -> str:

@@ -14,18 +14,24 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
 
 from ablations.run import parser as sweep_parser
 from ablations.sweep_command import new_sweep, search_options
-from analysis.examples import CACHE, WIDTH, examples
-from analysis.html_report import write_page
-from analysis.load import load_runs
+from analysis.arms import arms_table
+from analysis.examples import CACHE, WIDTH, _draw, _hits, examples
+from analysis.html_report import _results, write_page
+from analysis.load import Run, load_runs
+from analysis.plots.arms import _arms
+from analysis.plots.costs import cost_stack
+from analysis.plots.scores import gains
+from analysis.plots.style import STYLE
 from analysis.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment
-from lgd.results.record import load
+from lgd.results.record import Contention, load
 from lgd.results.sweep_spec import SweepSpec
 from tests.helpers_data import edit_json, write_coco
 
@@ -41,6 +47,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.sections: list[str] = []
         self.texts = ""
         self.open: list[str] = []
         self.feed(text)
@@ -48,7 +55,8 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        if tag not in ("meta", "img", "br"):
+        self.sections += [value or "" for name, value in attrs if tag == "section" and name == "id"]
+        if tag not in ("meta", "img", "br", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -97,7 +105,7 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
     assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", text)
     for part in (
         "5 finished, 1 failed", "not a reproduction of the paper", "What a training costs (Table 7)",
-        "AP against GPU-hours",
+        "AP against CPU device-hours",
         "Example detections", "ground truth", "The slowest", "Not finished", "python -m analysis '", "--resume '",
         "analysis/tables.py '", "--table table7",
         "--grid table7 --preset tiny --seeds 2 --arms 'RetinaNet R-50 2x ms LGD' --output '",
@@ -106,6 +114,11 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         assert part in page.texts, part
     # Five figures, and three pictures of three images.
     assert page.tags.count("img") == 5 + 9
+    # Each figure has a version for a phone.
+    assert page.tags.count("source") == 5
+    # What is looked for first stands first.
+    assert page.sections == ["results", "figures", "tables", "examples", "ran", "trials", "again"]
+    assert "GPU-hours" not in page.texts.replace("--table gpu-hours", "")
     assert _written(results).read_text(encoding="utf-8") == text
 
 
@@ -116,7 +129,7 @@ def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
     runs = load_runs(results)
     found = examples(runs)
     # What the runs kept, and what their students detect now.
-    assert [x.pictures for x in found] == [x.pictures for x in kept]
+    assert [x.images for x in found] == [x.images for x in kept]
     names = ("ground truth", "RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD")
     assert [x.names for x in found] == [names] * 3
     assert len({x.file for x in found}) == 3
@@ -129,11 +142,65 @@ def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
         kept["detections"] = {image: [box] for image in kept["detections"]}
         cache.write_text(json.dumps(kept))
     changed = examples(runs)
-    assert [x.pictures[0] for x in changed] == [x.pictures[0] for x in found]
-    assert all(a.pictures[1] != b.pictures[1] for a, b in zip(changed, found, strict=True))
+    assert [x.images[0] for x in changed] == [x.images[0] for x in found]
+    assert all(a.images[1] != b.images[1] for a, b in zip(changed, found, strict=True))
     for weights in results.glob("trials/*/student.pth"):
         weights.unlink()
     assert examples(load_runs(results)) == []
+
+
+def test_one_number_of_cost_everywhere(results: Path) -> None:
+    """In the results, in the table of arms and in the figure: the training's, evaluations left out."""
+    runs = [x for x in load_runs(results) if x.record.experiment.method.name != "fgfi"]
+    (row,) = _results(runs, [])
+    names = ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD")
+    table = arms_table([x.record for x in runs], names, names[0]).set_index("arm")
+    assert row["cost"] == f"{table.loc[names[1], 'training_cost']:.2f}x"
+    with mpl.rc_context(STYLE):
+        figure = cost_stack(runs)
+        arms = _arms([x.record for x in runs], names, names[0])
+    assert figure is not None
+    assert row["cost"] in [x.get_text() for x in figure.axes[0].texts]
+    assert row["cost"] in [x.get_text() for x in arms.axes[1].texts]
+
+
+def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
+    runs = [Run(make_record(arm, 0, ap, 10.0), Path("/r")) for arm, ap in (("baseline", 20.0), ("LGD", 29.0))]
+    (row,) = _results(runs, [])
+    assert (row["gain"], row["interval"], row["verdict"]) == ("+9.0", "", "one seed: decides nothing")
+    with mpl.rc_context(STYLE):
+        figure = gains(runs)
+        assert figure is not None
+        (bar,) = figure.axes[0].patches
+        assert bar.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+        more = gains([*runs, *(Run(make_record(x.record.arm, 1, 30.0, 10.0), Path("/r")) for x in runs)])
+        assert more is not None
+        assert more.axes[0].patches[0].get_facecolor() != (1.0, 1.0, 1.0, 1.0)
+
+
+def test_a_busy_machine_is_said_beside_the_costs(make_record: MakeRecord, tmp_path: Path) -> None:
+    busy = Contention(own_cores=1.0, other_cores=0.8, cores=2)
+    runs = [Run(make_record(x, 0, 20.0, 10.0, contention=busy), tmp_path) for x in ("baseline", "LGD")]
+    text = write_page(tmp_path, Sweep(["baseline", "LGD"], "baseline"), runs).read_text(encoding="utf-8")
+    assert "Other processes used up to 40% of the cores meanwhile" in text
+    quiet = [run._replace(record=run.record.model_copy(update={"contention": None})) for run in runs]
+    page = write_page(tmp_path, Sweep(["baseline", "LGD"], "baseline"), quiet)
+    assert "Other processes" not in page.read_text(encoding="utf-8")
+
+
+def test_boxes_say_whether_they_hit() -> None:
+    objects = [{"bbox": [0, 0, 10, 10], "category_id": 1}, {"bbox": [20, 0, 10, 10], "category_id": 1}]
+    found = [
+        {"bbox": [0, 0, 10, 9], "category_id": 1, "score": 0.9},
+        {"bbox": [1, 0, 10, 10], "category_id": 1, "score": 0.8},  # the same object once more
+        {"bbox": [20, 0, 10, 10], "category_id": 2, "score": 0.7},  # of another class
+        {"bbox": [25, 0, 10, 10], "category_id": 1, "score": 0.6},  # beside it: IoU 1/3
+        {"bbox": [21, 0, 10, 10], "category_id": 1, "score": 0.5},
+    ]
+    assert _hits(found, objects) == [True, False, False, False, True]
+    image = Image.new("RGB", (40, 20), "white")
+    drawn = {hit: _draw(image, found[:1], {1: "disc"}, hit and [hit == "hit"]) for hit in ("", "hit", "miss")}
+    assert len(set(drawn.values())) == 3
 
 
 def test_a_directory_without_records_still_has_a_page(tmp_path: Path) -> None:
@@ -161,7 +228,7 @@ def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path
         record.save(tmp_path / "results/trials" / arm)
         with gzip.open(tmp_path / "results/trials" / arm / "detections.json.gz", "wt", encoding="utf-8") as file:
             file.write("[]")
-    found = {x.file: Image.open(io.BytesIO(x.pictures[1])) for x in examples(load_runs(tmp_path / "results"))}
+    found = {x.file: Image.open(io.BytesIO(x.images[1])) for x in examples(load_runs(tmp_path / "results"))}
     # The third image has a region to ignore alone.
     assert found.keys() == {"turned.jpg", "deep.png"}
     assert found["turned.jpg"].size == (WIDTH, WIDTH * 48 // 40)
@@ -196,7 +263,7 @@ def _spec(arguments: list[str]) -> SweepSpec:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1366, 390])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:
     """What is wide scrolls in a frame of its own."""
     assert CHROMIUM is not None

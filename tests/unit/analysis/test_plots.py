@@ -16,7 +16,7 @@ from PIL import Image
 from analysis.load import Run, load_runs
 from analysis.plots.costs import PARTS, pareto
 from analysis.plots.figures import FIGURES, draw
-from analysis.plots.style import COLOURS, MARKERS, STYLE
+from analysis.plots.style import COLOURS, MARKERS, NARROW, STYLE, WIDE, Layout
 from lgd.config.grids import LOSS_WEIGHTS, plan
 from lgd.config.presets import TINY
 from lgd.results.record import Record, Scores
@@ -67,20 +67,22 @@ def test_what_cannot_be_drawn_any_more_goes(make_record: MakeRecord, tmp_path: P
     assert draw([], tmp_path) == []
 
 
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_text_leaves_the_page(name: str, real_results: Path) -> None:
+def test_no_text_leaves_the_page(name: str, layout: Layout, real_results: Path) -> None:
     with mpl.rc_context(STYLE):
-        figure = FIGURES[name](load_runs(real_results))
+        figure = FIGURES[name](load_runs(real_results), layout)
         if figure is None:
             assert name == "loss-weights"
             return
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         page = figure.bbox
-        texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.title)]
-        for text in (x for x in texts if x.get_text()):
+        texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.xaxis.label)]
+        for text in (x for x in (*texts, figure._suptitle) if x is not None and x.get_text()):  # type: ignore[attr-defined]
             box = text.get_window_extent(canvas.get_renderer())
             assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text.get_text()
+            assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1, text.get_text()
 
 
 def test_many_arms_keep_apart(make_record: MakeRecord) -> None:
