@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ablations.optuna_search import Search
 
 
+MOST_IMAGES = 1_000_000
+"""Synthetic images of a data set: more are taken for a slip."""
+
+
 @dataclass
 class Checked:
     """What was found before a sweep runs.
@@ -91,7 +95,20 @@ def prepare(sweep: Sweep, console: Console) -> Checked:
         from ablations.optuna_search import search_of
 
         search = search_of(sweep.spec, sweep.directory)
-    return Checked(missing_trials(sweep.trials), search)
+    checked = Checked(missing_trials(sweep.trials), search)
+    for trial in checked.planned:
+        _check_synthetic_images(trial)
+    return checked
+
+
+def _check_synthetic_images(trial: Trial) -> None:
+    """They are made as soon as an arm is built."""
+    data = trial.experiment.data
+    if data.source == "shapes" and data.shapes_train + data.shapes_val > MOST_IMAGES:
+        raise InputError(
+            f"arm {trial.arm!r}: {data.shapes_train + data.shapes_val:,} synthetic images (data.shapes_train,"
+            f" data.shapes_val); at most {MOST_IMAGES:,} are made"
+        )
 
 
 def check(

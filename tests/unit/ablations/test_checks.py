@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ablations.checks import Problems, _built
+from ablations.checks import Problems, _built, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
 from ablations.plan import describe, trials_of
@@ -77,6 +77,13 @@ def test_days_on_the_cpu_are_asked_about(
         check_cpu_time(paper, 1, console)
         assert "about 22.2 hours on this machine's CPU" in out.getvalue()
     assert out.getvalue().startswith("no GPU for the trials: measuring how long the CPU will take\n")
+
+
+def test_absurdly_many_images_get_a_line_at_once(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    spec = describe("components", "tiny", overrides=["data.shapes_train=1000000000"])
+    with pytest.raises(InputError, match=r"arm 'baseline': 1,000,000,\d+ synthetic images"):
+        prepare(trials_of(spec, tmp_path), console)
 
 
 def test_a_damaged_record_blocks_nothing(tmp_path: Path) -> None:
