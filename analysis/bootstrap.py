@@ -127,8 +127,8 @@ def _precision(
         return np.zeros(len(detections))
     # Recall rises, and so the curve is read, at hits alone.
     hits = np.cumsum(detections[:, hit], axis=1)
-    seen = np.cumsum(detections * counted, axis=1)[:, hit]
-    precision = hits / np.maximum(seen, np.finfo(float).tiny)
+    detected = np.cumsum(detections * counted, axis=1)[:, hit]
+    precision = hits / np.maximum(detected, np.finfo(float).tiny)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     result = np.zeros(len(detections))
     for b, (recall, envelope) in enumerate(zip(hits / objects[:, None], best, strict=True)):

@@ -188,7 +188,8 @@ def _draw(pixels: Image.Image, boxes: Boxes, titles: Mapping[int, str], hits: Se
     scale = WIDTH / pixels.width
     canvas = pixels.resize((WIDTH, round(pixels.height * scale)), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    for box, hit in zip(boxes, hits or [None] * len(boxes), strict=True):
+    marks: Sequence[bool | None] = [None] * len(boxes) if hits is None else hits
+    for box, hit in zip(boxes, marks, strict=True):
         x, y, w, h = (value * scale for value in box["bbox"])
         colour, text = TRUTH, titles[box["category_id"]]
         if hit is not None:

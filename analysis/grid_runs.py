@@ -53,7 +53,7 @@ class GridRuns:
         """The setting nearest to the paper's that an arm has finished runs of."""
         return min(self.runs.get(arm, {}), key=lambda x: x.rank, default=None)
 
-    def of(self, arm: str, setting: Setting | None) -> RunsBySeed:
+    def runs_of(self, arm: str, setting: Setting | None) -> RunsBySeed:
         return self.runs.get(arm, {}).get(setting, {}) if setting else {}
 
     @property

@@ -23,6 +23,7 @@ from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.plots.style import NARROW
 from analysis.render import MISSING, html_table, interval, number, signed, with_mark, with_unit
+from analysis.stats import verdict
 from analysis.sweep_table import Sweep, main_table, training_command
 from analysis.templating import environment
 from lgd.config.grids import NAMES, TABLES, grid
@@ -47,6 +48,8 @@ ABOUT = {
     "classes": "Difference of each class's AP between LGD and its baseline, points. Hollow bars are from one seed.",
 }
 """What each figure shows, for those who cannot see it too."""
+
+VERDICTS = {"more": "more", "less": "less", "noise": "not to be told from noise", "": "one seed: decides nothing"}
 
 MOST_RESULTS = 16
 """Arms in the first table; the others are in those that follow."""
@@ -129,17 +132,11 @@ def _results(runs: Sequence[Run], arms: Sequence[str]) -> list[dict[str, Any]]:
             "gain": signed(row["gain"]),
             "interval": "" if row["gain_low"] is None else interval(row["gain_low"], row["gain_high"]),
             "pairs": row["pairs"],
-            "verdict": _verdict(row["gain_low"], row["gain_high"]),
+            "verdict": VERDICTS[verdict(row["gain_low"], row["gain_high"])],
             "cost": with_unit(row["cost"], "x"),
         }
         for row in rows[:MOST_RESULTS]
     ]
-
-
-def _verdict(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return "one seed: decides nothing"
-    return "more" if low > 0 else "less" if high < 0 else "not to be told from noise"
 
 
 def _load(records: Sequence[Record]) -> str:

@@ -47,7 +47,7 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for arm, training in found.trainings:
         setting = found.setting(arm.name)
-        seeds = len(found.of(arm.name, setting))
+        seeds = len(found.runs_of(arm.name, setting))
         for quantity in _quantities(found, arm, training, reported):
             scale = known.devices or 1 if quantity.unit == "h" else 1
             theirs = None if quantity.reported is None else quantity.reported * scale
@@ -69,18 +69,20 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
 
 
 def _quantities(
-    found: GridRuns, arm: Arm, training: Training, reported: Mapping[tuple[Training, MetricName], float]
+    found: GridRuns, arm: Arm, training: Training, reported: Mapping[tuple[Training, MetricName], float | None]
 ) -> Iterator[_Quantity]:
     """The rows of one method."""
     setting = found.setting(arm.name)
-    ours, is_baseline = found.of(arm.name, setting), arm.name == arm.reference
+    ours, is_baseline = found.runs_of(arm.name, setting), arm.name == arm.reference
     fgfi = next(x for _, x in found.trainings if x.method == "fgfi")
     base, of_fgfi = (
-        by_seed(records_of(on_same_data(ours, found.of(x, setting))), gpu_hours) for x in (arm.reference, fgfi.name)
+        by_seed(records_of(on_same_data(ours, found.runs_of(x, setting))), gpu_hours)
+        for x in (arm.reference, fgfi.name)
     )
     records = records_of(ours)
     overall = by_seed(records, gpu_hours)
-    specific = None if is_baseline else paired_difference(overall, base)
+    difference = None if is_baseline else paired_difference(overall, base)
+    specific = difference.mean if difference else None
     ratio = paired_ratio(overall, base)
     pretraining, whole, own = (reported.get((training, x)) for x in HOURS)
     baseline, fgfi_own = reported.get((training.baseline, "overall_hours")), reported.get((fgfi, "method_hours"))
@@ -88,9 +90,12 @@ def _quantities(
     yield _Quantity("pre-training, shared", "h", None, _mean(by_seed(records, _pretraining_shared)))
     yield _Quantity("overall", "h", whole, _mean(overall))
     yield _Quantity("overall, shared", "h", None, _mean(by_seed(records, _overall_shared)))
-    yield _Quantity("method-specific", "h", own, specific and specific.mean)
+    yield _Quantity("method-specific", "h", own, specific)
     yield _Quantity(
-        "ratio to baseline", "x", whole / baseline if whole is not None and baseline else None, ratio and ratio.value
+        "ratio to baseline",
+        "x",
+        whole / baseline if whole is not None and baseline else None,
+        ratio.value if ratio else None,
     )
     if training.method == "fgfi" or is_baseline:
         return

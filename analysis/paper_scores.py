@@ -71,7 +71,7 @@ def _row(
     resamples: int,
 ) -> dict[str, Any]:
     setting = found.setting(arm.name)
-    ours, base = found.of(arm.name, setting), found.of(arm.reference, setting)
+    ours, base = found.runs_of(arm.name, setting), found.runs_of(arm.reference, setting)
     values = by_seed(records_of(ours), measured(metric))
     mean = fmean(values.values()) if values else None
     reported, where = _reported(table, training, metric)

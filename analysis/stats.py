@@ -75,11 +75,11 @@ def paired_difference(
     return Difference(mean, low, high, len(seeds), confidence, seeds)
 
 
-def verdict(found: Estimate | None) -> str:
-    """``more`` or ``less`` where the interval lies on one side of zero, else ``noise``; "" without an interval."""
-    if found is None or found.low is None or found.high is None:
+def verdict(low: float | None, high: float | None) -> str:
+    """``more`` or ``less`` where an interval lies on one side of zero, else ``noise``; "" without an interval."""
+    if low is None or high is None:
         return ""
-    return "more" if found.low > 0 else "less" if found.high < 0 else "noise"
+    return "more" if low > 0 else "less" if high < 0 else "noise"
 
 
 def _t_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float | None, float | None]:

@@ -212,7 +212,7 @@ def _row(study: Study, family: Family, arm: str, other: str, kind: str) -> dict[
         "gain_low": gain and gain.low,
         "gain_high": gain and gain.high,
         "pairs": gain.n if gain else 0,
-        "verdict": verdict(gain),
+        "verdict": verdict(gain.low, gain.high) if gain else "",
         "cost": cost and cost.value,
     }
 

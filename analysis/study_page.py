@@ -185,7 +185,7 @@ def _details(study: Study, family: Family) -> TextTable:
                 difference_text(loss, 3),
                 *(_mean_text(study, arm, x.at_the_end) for x in columns),
                 with_unit(study.mean(arm, whole_cost), "s"),
-                with_unit(ratio and ratio.value, "x"),
+                with_unit(ratio.value if ratio else None, "x"),
             ]
         )
     header = [

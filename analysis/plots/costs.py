@@ -110,7 +110,9 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
             axes.barh(height, width, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white")
             start += width
         ratio = paired_ratio(seconds[arm], seconds[references[arm]])
-        text = with_unit(ratio and ratio.value, "x") + (", and the teacher's" if before and layout == WIDE else "")
+        text = with_unit(ratio.value if ratio else None, "x") + (
+            ", and the teacher's" if before and layout == WIDE else ""
+        )
         beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(text, (start, height), **beside)
         longest = max(longest, start)

@@ -227,5 +227,5 @@ def test_load_of_other_work_stands_beside_the_cost(make_record: MakeRecord) -> N
 def test_memory_of_older_records_is_left_out(make_record: MakeRecord) -> None:
     """It grew with the order of a worker's trials."""
     older = arms_table([make_record("baseline", 0, 20.0, fingerprint_version=1)], ["baseline"], "baseline")
-    assert not any("memory" in name for name in older)
+    assert not any("memory" in str(name) for name in older)
     assert "peak_memory_mib[host]" in arms_table([make_record("baseline", 0, 20.0)], ["baseline"], "baseline")

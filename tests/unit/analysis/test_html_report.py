@@ -154,8 +154,8 @@ def test_one_number_of_cost_everywhere(results: Path) -> None:
     runs = [x for x in load_runs(results) if x.record.experiment.method.name != "fgfi"]
     (row,) = _results(runs, [])
     names = ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD")
-    table = arms_table([x.record for x in runs], names, names[0]).set_index("arm")
-    assert row["cost"] == f"{table.loc[names[1], 'training_cost']:.2f}x"
+    costs = arms_table([x.record for x in runs], names, names[0]).set_index("arm")["training_cost"].to_dict()
+    assert row["cost"] == f"{costs[names[1]]:.2f}x"
     with mpl.rc_context(STYLE):
         figure = cost_stack(runs)
         arms = _arms([x.record for x in runs], names, names[0])
@@ -199,8 +199,8 @@ def test_boxes_say_whether_they_hit() -> None:
     ]
     assert _hits(found, objects) == [True, False, False, False, True]
     image = Image.new("RGB", (40, 20), "white")
-    drawn = {hit: _draw(image, found[:1], {1: "disc"}, hit and [hit == "hit"]) for hit in ("", "hit", "miss")}
-    assert len(set(drawn.values())) == 3
+    drawn = [_draw(image, found[:1], {1: "disc"}, hits) for hits in (None, [True], [False])]
+    assert len(set(drawn)) == 3
 
 
 def test_a_directory_without_records_still_has_a_page(tmp_path: Path) -> None:
