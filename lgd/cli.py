@@ -37,7 +37,7 @@ def answer(command: Callable[[], int], interrupted: str = "interrupted") -> int:
         return WRONG_INPUT
     except BrokenPipeError:
         # Whoever read the output, such as ``head``, has seen enough; at its exit Python would flush once more.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

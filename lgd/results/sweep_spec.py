@@ -14,7 +14,7 @@ from lgd.errors import InputError
 from lgd.files import write_text
 
 SWEEP_FILE = "sweep.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 
 SEARCHED = "search-"
 """Begins the arm, and the directory, of every trial that a search proposed."""

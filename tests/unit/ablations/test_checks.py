@@ -22,16 +22,19 @@ from lgd.training import estimate
 
 
 def test_problems_are_one_line_or_a_list() -> None:
+    def refuse(text: str) -> None:
+        raise InputError(text)
+
     problems = Problems(all_of_them=True)
     problems.refuse()
     for arm in ("a", "b", "c", "d"):
         with problems.noted(arm):
-            raise InputError("no weights")
+            refuse("no weights")
     with pytest.raises(InputError) as refused:
         problems.refuse()
     assert str(refused.value) == "arms 'a', 'b', 2 more: no weights"
     with problems.noted():
-        raise InputError("no space")
+        refuse("no space")
     with pytest.raises(InputError) as refused:
         problems.refuse()
     assert str(refused.value).splitlines() == [
@@ -41,7 +44,7 @@ def test_problems_are_one_line_or_a_list() -> None:
     ]
     # A run need not know more than the first.
     with pytest.raises(InputError, match="arm 'a': no weights"), Problems(all_of_them=False).noted("a"):
-        raise InputError("no weights")
+        refuse("no weights")
 
 
 def test_a_model_that_does_not_fit_is_one_line() -> None:

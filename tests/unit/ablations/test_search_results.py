@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.importance import get_param_importances
+from optuna.study import StudyDirection
 from rich.console import Console
 
 from ablations.optuna_search import Search, quiet_optuna, trial_name
@@ -32,7 +33,7 @@ def _score(high: float, low: float) -> float:
 @pytest.mark.parametrize("names", [["AP"], ["AP", "gpu_hours"]])
 def test_importances_are_of_what_makes_an_objective_good(names: list[str]) -> None:
     """AP is to be high and gpu_hours are to be low, alone and together."""
-    directions = ["maximize" if OBJECTIVES[x] == "max" else "minimize" for x in names]
+    directions = [StudyDirection.MAXIMIZE if OBJECTIVES[x] == "max" else StudyDirection.MINIMIZE for x in names]
     study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
     with quiet_optuna():
         for _ in range(300):
