@@ -157,9 +157,9 @@ def _check_time_without_gpu(experiment: Experiment) -> None:
         from lgd.training.estimate import cpu_seconds, training_pixels
     if training_pixels(experiment) < LONG_TRAINING or resolve_device(experiment).type != "cpu":
         return
+    print("no GPU here: reading the annotations, then measuring how long the CPU will take", flush=True)
     # Data that cannot be read is refused before anything is measured.
     load_dataset(experiment.data)
-    print("no GPU here: measuring how long the CPU will take", flush=True)
     days = cpu_seconds(experiment) / 86400
     taken = f"{days:,.0f} days" if days > 2 else f"{24 * days:.0f} hours"
     if days > 1:

@@ -9,6 +9,8 @@ import torch
 
 from lgd.config.paper_recipes import named
 from lgd.config.presets import TINY
+from lgd.data.catalog import load_dataset
+from lgd.errors import InputError
 from lgd.training.__main__ import main
 from lgd.training.estimate import cpu_seconds, pixels_per_image, training_pixels
 from tests.helpers import quick_experiment
@@ -35,11 +37,17 @@ def test_a_step_is_measured(detector: str) -> None:
 def test_more_than_a_day_on_a_cpu_has_to_be_meant(
     days: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is built: the data, which are not there, are not even looked for."""
-    monkeypatch.chdir(tmp_path)
+    """Before anything is built."""
+
+    def train(*_: object, **__: object) -> None:
+        raise InputError("it would begin now")
+
+    monkeypatch.setattr("lgd.training.teacher.train_with_teacher", train)
     monkeypatch.setattr("lgd.training.estimate.cpu_seconds", lambda _: days * 86400)
-    assert main([*PAPER, "--output", str(tmp_path / "out")]) == 2
+    data = load_dataset(quick_experiment().data).root
+    assert main([*PAPER, "--data", f"coco-json:{data}", "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
+    assert ("it would begin now" in said.err) is not refused
     assert "no GPU here" in said.out
     if refused:
         assert "180000 steps would take about 40 days on this machine's CPU" in said.err
@@ -51,8 +59,16 @@ def test_more_than_a_day_on_a_cpu_has_to_be_meant(
     assert not (tmp_path / "out").exists()
 
 
-def test_yes_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_data_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lgd.training.estimate.cpu_seconds", lambda _: 1 / 0)
+    assert main([*PAPER, "--data", "coco-json:/nowhere", "--output", str(tmp_path / "out")]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_yes_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PAPER, "--yes", "--data", "coco-json:/nowhere", "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert "no GPU here" not in said.out
