@@ -161,7 +161,9 @@ def _tables(runs: Sequence[Run], sweep: Sweep, place: str) -> list[tuple[Markup,
 def _example(example: Example) -> list[tuple[str, str, str]]:
     """Alternative text, caption and source of each image."""
     captions = [
-        f"{name}: {example.objects} objects" if hits is None else f"{name}: {hits} of {example.objects} hit"
+        f"{name}: {example.objects} object{'s' * (example.objects != 1)}"
+        if hits is None
+        else f"{name}: {hits} of {example.objects} hit"
         for name, hits in zip(example.names, example.detected, strict=True)
     ]
     sources = [_uri("png", data) for data in example.images]
