@@ -182,7 +182,8 @@ def quiet_optuna() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # That it takes low values for the goal (search_results.goal sees to it), and that few trials say little.
-            warnings.filterwarnings("ignore", "PedAnovaImportanceEvaluator computes|Some regimes for parameter")
+            said = "PedAnovaImportanceEvaluator computes|Some regimes for parameter|Target and region quantiles"
+            warnings.filterwarnings("ignore", said)
             yield
     finally:
         optuna.logging.set_verbosity(level)

@@ -53,17 +53,19 @@ def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _tried(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
-    """A row a trial of the search, best AP first: device-hours, how it ended (finished, or at which step)."""
+    """A row a trial of the search, best AP first, with its device-hours; its last step, where any was ended early."""
     parameters = {trial_name(study, t.params): t.params for t in study.get_trials(deepcopy=False)}
     starred = {trial_name(study, t.params) for t in best}
     records = sorted(search.ended(), key=_rank)
-    table = Table(title="what was tried, best first", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for head in ("trial", "AP", "hours", "ended", "distill", "instructive", "lr", "off", "variant"):
-        table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=True)
+    early = any(record.status == "stopped" for record in records)
+    table = Table(title="what was tried, best first", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    heads = ("trial", "AP", "hours", *(["ended"] if early else []), "distill", "instr.", "lr", "off", "variant")
+    for head in heads:
+        table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")
     for record in records[:SHOWN]:
         name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
-        ended = record.status if record.status != "stopped" else f"at {record.steps}"
-        table.add_row(name, *_figures(record), ended, *_changes(parameters.get(record.arm, {})))
+        ended = [f"at {record.steps}" if record.status == "stopped" else record.status] if early else []
+        table.add_row(name, *_figures(record), *ended, *_changes(parameters.get(record.arm, {})))
     if len(records) > SHOWN:
         table.caption = f"and {len(records) - SHOWN} more"
     return table

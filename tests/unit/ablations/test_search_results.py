@@ -69,13 +69,14 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     search, _ = _searched(tmp_path, ["AP"], SHOWN + 2)
     out = io.StringIO()
     spec = describe("components", "tiny", search=search_spec(3, ["AP"], False))
-    written = show_search(spec, search, Console(file=out, width=100, color_system=None))
+    written = show_search(spec, search, Console(file=out, width=80, color_system=None))
     lines = out.getvalue().splitlines()
     assert lines[0].strip() == "what was tried, best first"
     rows = [line.split() for line in lines[2 : 2 + SHOWN]]
     assert rows[0][:4] == ["021", "*", "21.0", "21"]
     assert [row[0] for row in rows] == [f"{i:03}" for i in range(SHOWN + 1, 1, -1)]
     assert "and 2 more" in lines[2 + SHOWN]
+    assert "…" not in out.getvalue()
     # No number has more digits than it is worth, in the table or in the command.
     assert not [word for line in lines for word in line.replace("=", " ").split() if len(word.partition(".")[2]) > 4
                 and word.replace(".", "").isdigit()]  # fmt: skip
@@ -83,8 +84,9 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
 
 
-def test_plots_warn_of_nothing_and_leave_the_sweeps_own_alone(tmp_path: Path) -> None:
-    search, study = _searched(tmp_path, ["AP", "gpu_hours"], 6)
+@pytest.mark.parametrize("count", [3, 6])
+def test_plots_warn_of_nothing_and_leave_the_sweeps_own_alone(count: int, tmp_path: Path) -> None:
+    search, study = _searched(tmp_path, ["AP", "gpu_hours"], count)
     (tmp_path / "pareto.png").write_bytes(b"the sweep's")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
