@@ -11,7 +11,7 @@ import pytest
 
 from analysis.load import Run
 from analysis.paper_tables import build
-from analysis.render import TextTable, html_table, latex, latex_text, markdown
+from analysis.render import TextTable, html_table, latex, latex_text, markdown, pipe_table
 from lgd.config.grids import NAMES, grid, plan
 from lgd.config.presets import PAPER, TINY
 from lgd.results.record import Record, Scores
@@ -98,3 +98,13 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name, how in (("teacher-based.md", markdown), ("teacher-based.tex", latex)):
         (GOLDEN / name).write_text(how(build("teacher-based", _runs())[1]), encoding="utf-8")
+
+
+def test_a_pipe_table() -> None:
+    table = pipe_table(["arm", "AP", "note"], [["LGD", "1.0", "x"], ["baseline", "10", "007"]], left=1)
+    assert table.splitlines() == [
+        "| arm      |   AP |   note |",
+        "|:---------|-----:|-------:|",
+        "| LGD      |  1.0 |      x |",
+        "| baseline |   10 |    007 |",
+    ]
