@@ -45,7 +45,7 @@ mypy: setup-dev
 ALONE := tests/integration/test_prediction.py
 
 pytest: setup-dev
-	@echo "test: pytest" && $(VENV) -m pytest -m "not gpu" -n 2 --dist loadfile --ignore $(ALONE) $(ARGS)
+	@echo "test: pytest" && $(VENV) -m pytest -m "not gpu" -n 2 --dist worksteal --ignore $(ALONE) $(ARGS)
 
 pytest-alone: setup-dev
 	@[ -n '$(ARGS)' ] || { echo "test: pytest $(ALONE)" && $(VENV) -m pytest $(ALONE); }

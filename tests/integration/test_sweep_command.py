@@ -65,7 +65,12 @@ def test_a_grid_runs_to_its_table_and_resumes(finished: Finished) -> None:
     """One trial fails, the others go on; running again adds what is missing and nothing else."""
     output, first, second, kept = finished
     assert "[3/3]" in first.out
-    assert "LGD, seed 0: failed: IsADirectoryError" in first.out
+    failed = next(line for line in first.out.splitlines() if "LGD, seed 0: failed: IsADirectoryError" in line)
+    assert failed.endswith(f"(see {output / 'trials' / 'lgd-seed0' / 'error.txt'})")
+    # Ray's own account of it is in a file.
+    assert "Traceback" not in first.out + first.err
+    assert "IsADirectoryError" in (output / "ray.log").read_text()
+    assert "starting Ray" in first.out
     assert "3 trials, 1 to run" in second.out
     assert kept
 
