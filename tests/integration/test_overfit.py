@@ -19,8 +19,7 @@ from lgd.config.paper_recipes import paper_defaults
 from lgd.data.shapes import ShapesSpec, make
 from lgd.detectors import build_detector
 from lgd.results.record import EvaluationPoint, Scores
-from lgd.training.evaluations import EVALUATIONS_FILE
-from lgd.training.progress import Stopped
+from lgd.training.progress import EVALUATIONS_FILE, Stopped
 from lgd.training.run import run
 from tests.helpers import DETECTORS, one_thread, quick_experiment
 

@@ -207,8 +207,8 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == ""
     assert main([*common, "--set", "schedule.lr=0.05"]) == 0
     assert capsys.readouterr().err == (
-        "warning: schedule.lr 0.05 is not what the linear scaling rule gives for 2 images per step: 0.0125 (0.1 for 16);"
-        " schedule.lr=auto follows the rule\n"
+        "warning: schedule.lr 0.05 is not what the linear scaling rule gives for 2 images per step: 0.0125"
+        " (0.1 for 16); schedule.lr=auto follows the rule\n"
     )
 
 
