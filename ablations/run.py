@@ -13,9 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations import sweep_command
-from lgd.cli import Parser, answer
-from lgd.errors import InputError
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from ablations import sweep_command
+    from lgd.cli import Parser, answer
+    from lgd.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,9 +14,12 @@ if __name__ == "__main__" and not __spec__:
     # Run as a file, Python looks for modules in this directory, not in the repository's root.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from lgd.cli import Parser, answer
-from lgd.config.grids import NAMES
-from lgd.errors import InputError
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from lgd.cli import Parser, answer
+    from lgd.config.grids import NAMES
+    from lgd.errors import InputError
 
 FORMATS = ("md", "latex", "csv", "html")
 

@@ -23,19 +23,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contention import contention_note, other_load
-from benchmarks.options import (
-    add_training_arguments,
-    experiment_from,
-    images_from,
-    output_stem,
-    run_command,
-    write_results,
-)
-from benchmarks.step_parts import DIRECTIONS, PARTS
-from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
-from lgd.cli import Parser
-from lgd.errors import InputError
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from benchmarks.contention import contention_note, other_load
+    from benchmarks.options import (
+        add_training_arguments,
+        experiment_from,
+        images_from,
+        output_stem,
+        run_command,
+        write_results,
+    )
+    from benchmarks.step_parts import DIRECTIONS, PARTS
+    from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
+    from lgd.cli import Parser
+    from lgd.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,23 +20,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contention import other_load
-from benchmarks.options import (
-    add_timing_arguments,
-    add_training_arguments,
-    check_timing,
-    csv_path,
-    experiment_from,
-    images_from,
-    output_stem,
-    per_device,
-    run_command,
-    write_results,
-)
-from benchmarks.timer_process import TimerProcess
-from benchmarks.timer_spec import StepTimes, SyntheticImages, TimerSpec, stages
-from lgd.cli import Parser
-from lgd.errors import InputError
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from benchmarks.contention import other_load
+    from benchmarks.options import (
+        add_timing_arguments,
+        add_training_arguments,
+        check_timing,
+        csv_path,
+        experiment_from,
+        images_from,
+        output_stem,
+        per_device,
+        run_command,
+        write_results,
+    )
+    from benchmarks.timer_process import TimerProcess
+    from benchmarks.timer_spec import StepTimes, SyntheticImages, TimerSpec, stages
+    from lgd.cli import Parser
+    from lgd.errors import InputError
 
 if TYPE_CHECKING:
     from lgd.config.experiment import Experiment

@@ -20,10 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import Parser, answer
-from lgd.config.data_source import add_data_arguments, source_of
-from lgd.errors import InputError
-from lgd.files import write_text
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from lgd.cli import Parser, answer
+    from lgd.config.data_source import add_data_arguments, source_of
+    from lgd.errors import InputError
+    from lgd.files import write_text
 
 if TYPE_CHECKING:
     from lgd.data.dataset import DataSet

@@ -26,21 +26,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contention import other_load
-from benchmarks.options import (
-    add_timing_arguments,
-    add_training_arguments,
-    check_timing,
-    csv_path,
-    experiment_from,
-    images_from,
-    output_stem,
-    run_command,
-    write_results,
-)
-from benchmarks.timer_process import TimerProcess
-from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
-from lgd.cli import Parser
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from benchmarks.contention import other_load
+    from benchmarks.options import (
+        add_timing_arguments,
+        add_training_arguments,
+        check_timing,
+        csv_path,
+        experiment_from,
+        images_from,
+        output_stem,
+        run_command,
+        write_results,
+    )
+    from benchmarks.timer_process import TimerProcess
+    from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
+    from lgd.cli import Parser
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -45,6 +45,20 @@ def answer(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        # Raised while a C extension was imported, an interrupt comes out as another error, such as an ImportError.
+        if not _was_interrupted(error):
+            raise
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def format_duration(seconds: float) -> str:

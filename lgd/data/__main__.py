@@ -12,9 +12,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lgd.cli import Parser, answer
-from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
-from lgd.errors import InputError
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from lgd.cli import Parser, answer
+    from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
+    from lgd.errors import InputError
 
 PROG = "python -m lgd.data"
 

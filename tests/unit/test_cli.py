@@ -34,3 +34,22 @@ def test_what_goes_wrong_is_a_line_and_a_status(
 
     assert answer(command) == status
     assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_an_interrupt_that_comes_out_of_an_import_as_another_error_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core.multiarray failed to import") from None
+
+    assert answer(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    def command() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        answer(command)
