@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import lgd
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, answer, examples
 from lgd.signals import exit_on_interrupt
 
 COMMANDS = {
     "sweep": (
         "ablations.sweep_command",
-        "train a grid of ablations, or search around it: run, resume, status, list, plan",
+        "train a grid of ablations, or search around it: run, search, plan, resume, status, list",
     ),
     "train": ("lgd.training.__main__", "train one of the paper's experiments"),
     "data": ("lgd.data.__main__", "check a data set before training on it"),
@@ -35,29 +35,40 @@ BENCHMARKS = {
 
 SHELLS = ("bash", "zsh", "tcsh")
 
-EXAMPLES = """\
-examples:
-  lgd sweep run components            # minutes on a CPU
-  lgd sweep status results/components-tiny
-  lgd train retinanet_r50_2x_ms --method lgd
-  lgd data check coco-json:DIR
-  lgd COMMAND --help
-  lgd completion bash > ~/.local/share/bash-completion/completions/lgd"""
+EXAMPLES = (
+    "sweep run components            # minutes on a CPU",
+    "sweep status results/components-tiny",
+    "train retinanet_r50_2x_ms --method lgd",
+    "data check coco-json:DIR",
+    "COMMAND --help",
+    "completion bash > ~/.local/share/bash-completion/completions/lgd",
+)
+
+BENCH_EXAMPLES = (
+    "cost                            # minutes on a CPU",
+    "breakdown --method fgfi --detector faster_rcnn",
+    "speed --preset paper            # one GPU",
+)
+
+COMPLETION_EXAMPLES = (
+    "bash > ~/.local/share/bash-completion/completions/lgd",
+    "zsh > ~/.zfunc/_lgd             # a directory of $fpath",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: the command's own; 2 for wrong input, 130 interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return answer(lambda: _run(words))
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    return answer(lambda: _run(argv))
 
 
-def _run(words: list[str]) -> int:
-    command, rest, prog = words[0] if words else "", words[1:], "lgd"
+def _run(argv: list[str]) -> int:
+    command, rest, prog = argv[0] if argv else "", argv[1:], "lgd"
     if command == "bench" and rest and rest[0] in BENCHMARKS:
         return _call(BENCHMARKS[rest[0]][0], rest[1:], f"{prog} bench {rest[0]}")
     if command in COMMANDS:
         return _call(COMMANDS[command][0], rest, f"{prog} {command}")
-    options = _parser(prog).parse_args(words or ["--help"])
+    options = _parser(prog).parse_args(argv or ["--help"])
     if options.command == "completion":
         import shtab
 
@@ -74,16 +85,25 @@ def _call(module: str, arguments: Sequence[str], prog: str) -> int:
 
 def _parser(prog: str, *, whole: bool = False) -> Parser:
     """Of the commands' names; whole: with their options, too."""
-    parser = Parser(prog=prog, description="Label-Guided self-Distillation: train, compare, measure.", epilog=EXAMPLES)
+    description = "Label-Guided self-Distillation: train, compare, measure."
+    parser = Parser(prog=prog, description=description, epilog=examples(prog, *EXAMPLES))
     parser.add_argument("--version", action="version", version=f"%(prog)s {lgd.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
     _add(commands, prog, COMMANDS, whole=whole)
-    bench = commands.add_parser("bench", help="measure speed and cost on this machine", description="Measure.")
+    bench = commands.add_parser(
+        "bench", help="measure speed and cost on this machine",
+        description="Measure the speed and cost of training steps, of the data loader and of Ray on this machine.",
+        epilog=examples(f"{prog} bench", *BENCH_EXAMPLES),
+    )  # fmt: skip
     _add(
         bench.add_subparsers(dest="benchmark", metavar="BENCHMARK", title="benchmarks", required=True),
         f"{prog} bench", BENCHMARKS, whole=whole,
     )  # fmt: skip
-    completion = commands.add_parser("completion", help="print a script for the shell's completion")
+    completion = commands.add_parser(
+        "completion", help="print a script for the shell's completion",
+        description="Print a script with which the shell completes commands and options of lgd.",
+        epilog=examples(f"{prog} completion", *COMPLETION_EXAMPLES),
+    )  # fmt: skip
     completion.add_argument("shell", choices=SHELLS)
     return parser
 
@@ -104,11 +124,11 @@ def _with_every_option(prog: str) -> Parser:
     import shtab
 
     parser = _parser(prog, whole=True)
-    waiting: list[argparse.ArgumentParser] = [parser]
-    while waiting:
-        for action in waiting.pop()._actions:
+    stack: list[argparse.ArgumentParser] = [parser]
+    while stack:
+        for action in stack.pop()._actions:
             if isinstance(action, argparse._SubParsersAction):
-                waiting += set(action.choices.values())
+                stack += set(action.choices.values())
             elif action.metavar in ("DIR", "RESULTS", "CSV"):
                 action.complete = shtab.FILE if action.metavar == "CSV" else shtab.DIRECTORY  # type: ignore[attr-defined]
     return parser

@@ -1,8 +1,5 @@
 """What Ray adds to a trial of a sweep: from its start to its training's beginning, and from its end to the next start.
 
-python ablations/ray_overhead.py                  # two cores, single-worker trials; a few minutes
-python ablations/ray_overhead.py --trials 12 --output benchmarks/results/ray-overhead.csv
-
 Each trial is a real training of a few steps. Its record says what the run itself took (set-up, steps, evaluation). What
 the sweep took beyond that, all slots together, is Ray's: coming up, placing, starting workers and importing torch in
 them, reports, freeing, and a slot that stays empty because the last trials do not fill them all. ``overhead_s`` is the
@@ -19,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, answer, examples
 from lgd.config.grids import Trial
 from lgd.config.presets import TINY
 from lgd.errors import InputError
@@ -31,6 +28,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROG = "ablations/ray_overhead.py"
+
+DESCRIPTION = "Measure what Ray adds to a trial of a sweep, with short trainings on this machine's CPU."
+
+EXAMPLES = (
+    "--cores 2  # single-worker trials; a few minutes",
+    "--trials 12 --output benchmarks/results/ray-overhead.csv",
+)
 
 COLUMNS = ("trial", "worker", "trial_s", "run_s", "overhead_s", "gap_s")
 
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    parser = Parser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     parser.add_argument("--trials", type=int, default=8, metavar="N", help="how many (default: 8)")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="of each training (default: 20)")
     parser.add_argument("--cores", type=int, default=2, metavar="N", help="and trials side by side (default: 2)")

@@ -1,4 +1,4 @@
-"""Run a grid of ablations, or a search around it, and print its table: ``lgd sweep`` under its first name.
+"""Run a grid of ablations, or a search around it, and print its table: the original entry point of ``lgd sweep``.
 
 python ablations/run.py --grid components                  # tiny preset, this machine's CPU, minutes
 python ablations/run.py --grid components --preset small   # one GPU
@@ -20,6 +20,18 @@ with exit_on_interrupt():
     from lgd.cli import Parser, answer
     from lgd.errors import InputError
 
+# One parser has the options of all subcommands here, so which of them go together has to be checked by hand;
+# with ``lgd sweep`` argparse does it.
+
+FLAGS = {"overrides": "set", "early_stop": "early-stop", "train_json": "train-json", "val_json": "val-json"}
+"""Options whose name is not that of their value."""
+
+DATA_OPTIONS = ("data", "train_json", "val_json", "images")
+"""They say where data lies, which may have changed since a sweep began."""
+
+SWEEP_OPTIONS = (*DATA_OPTIONS, "preset", "seeds", "arms", "overrides", "output", "objectives", "early_stop")
+"""Options that a results directory knows."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all trials finished, 1 some failed or diverged, 2 wrong input, 3 budget spent, 130 interrupted."""
@@ -39,14 +51,14 @@ def parser() -> Parser:
     which.add_argument("--grid", metavar="GRID", help="train what this grid still lacks (see --list)")
     which.add_argument("--search", choices=("optuna",), help="with --grid: search around its base instead")
     which.add_argument(
-        "--dry-run", action="store_true", help="print what would run and what it will cost, and check it"
+        "--dry-run", action="store_true", dest="plan", help="print what would run and what it will cost, and check it"
     )
     which.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
     which.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
         sweep_command.add_arms, sweep_command.add_search, sweep_command.add_placement, sweep_command.add_budget,
-        sweep_command.add_cost, sweep_command.add_consents,
+        sweep_command.add_cost, sweep_command.add_confirmations,
     ):  # fmt: skip
         add(whole)
     return whole
@@ -58,7 +70,7 @@ def subcommand_of(options: argparse.Namespace) -> str:
         return "list"
     directory = options.status or options.resume
     if directory is not None:
-        sweep_command.take_as_it_is(options, but_for=sweep_command.WHERE_DATA_LIES if options.resume else ())
+        reject_sweep_options(options, but_for=DATA_OPTIONS if options.resume else ())
         options.directory = directory
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")
@@ -66,15 +78,24 @@ def subcommand_of(options: argparse.Namespace) -> str:
         raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
     if options.status:
         return "status"
-    if options.dry_run:
-        if options.search and options.samples is None:
-            options.samples = 20
-        return "plan"
-    if options.measure or options.price_per_gpu_hour is not None:
-        raise InputError("--measure and --price-per-gpu-hour need --dry-run")
+    if not options.plan:
+        if options.measure or options.price_per_gpu_hour is not None:
+            raise InputError("--measure and --price-per-gpu-hour need --dry-run")
+        # Accepted without --dry-run here, where it does not ask for a plan.
+        options.verbose = False
     if options.resume:
         return "resume"
-    return "search" if options.search else "run"
+    if options.search:
+        return "search"
+    return "plan" if options.plan else "run"
+
+
+def reject_sweep_options(options: argparse.Namespace, *, but_for: Sequence[str] = ()) -> None:
+    """Raise InputError for options that describe a sweep where its directory does."""
+    known = parser()
+    for name in SWEEP_OPTIONS:
+        if getattr(options, name) != known.get_default(name) and name not in but_for:
+            raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(name, name)}")
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def _changes(parameters: Mapping[str, Any]) -> list[str]:
 def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int) -> str:
     """The command that trains one trial of a search again: the arm of the components grid that it is a variant of."""
     sets = [*spec.overrides, *assignments(parameters), *([f"seed={seed}"] if seed else [])]
-    words = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", "LGD"]
-    return shlex.join([*words, *(x for s in sets for x in ("--set", s))])
+    argv = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", "LGD"]
+    return shlex.join([*argv, *(x for s in sets for x in ("--set", s))])
 
 
 def draw(study: optuna.Study, objectives: Sequence[str], directory: Path) -> list[Path]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, answer, examples
 from lgd.config.data_source import add_data_arguments, source_of
-from lgd.errors import InputError
 
 if TYPE_CHECKING:
     from ablations.sweep import RunOptions
@@ -18,26 +17,33 @@ if TYPE_CHECKING:
 PROG = "lgd sweep"
 
 EXAMPLES = {
-    "run": """\
-lgd sweep run components                       # tiny preset, this machine's CPU, minutes
-lgd sweep run components --preset small        # one GPU
-lgd sweep run main --preset paper --data coco-json:/data/coco --seeds 3""",
-    "search": """\
-lgd sweep search components --samples 30 --early-stop
-lgd sweep search components --objectives AP,gpu_hours""",
-    "plan": """\
-lgd sweep plan components --seeds 3
-lgd sweep plan main --preset paper --measure --price-per-gpu-hour 2.5
-lgd sweep plan --resume results/components-tiny""",
-    "resume": "lgd sweep resume results/components-tiny --max-time 8h",
-    "status": "lgd sweep status results/components-tiny",
-    "list": "lgd sweep list components",
+    "run": (
+        "components                       # tiny preset, this machine's CPU, minutes",
+        "components --preset small        # one GPU",
+        "main --preset paper --data coco-json:/data/coco --seeds 3",
+    ),
+    "search": (
+        "components --samples 30 --early-stop",
+        "components --objectives AP,gpu_hours",
+        "components --samples 30 --plan   # what it would cost",
+    ),
+    "plan": (
+        "components --seeds 3",
+        "main --preset paper --measure --price-per-gpu-hour 2.5",
+    ),
+    "resume": (
+        "results/components-tiny --max-time 8h",
+        "results/components-tiny --plan   # what is left, and its cost",
+    ),
+    "status": ("results/components-tiny",),
+    "list": ("components",),
 }
+"""Arguments by subcommand; the first of each are the whole command's examples."""
 
 USAGE = {
     "run": "GRID [options]",
     "search": "GRID [options]",
-    "plan": "GRID | --resume DIR [options]",
+    "plan": "GRID [options]",
     "resume": "DIR [options]",
     "status": "DIR",
     "list": "[GRID] [--preset PRESET]",
@@ -56,11 +62,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def parser(prog: str = PROG) -> Parser:
     """Of the command and its subcommands."""
-    whole = Parser(prog=prog, description="Train the arms of a grid side by side, and compare them.")
+    whole = Parser(
+        prog=prog,
+        description="Train the arms of a grid side by side, or search around its base, and compare them in one table.",
+        epilog=examples(prog, *(f"{name} {lines[0]}" for name, lines in EXAMPLES.items())),
+    )
     subcommands = whole.add_subparsers(dest="subcommand", required=True, metavar="COMMAND", title="commands")
     for name, (add_options, _, summary) in SUBCOMMANDS.items():
-        examples = "\n".join(f"  {line}" for line in EXAMPLES[name].splitlines())
-        part = subcommands.add_parser(name, help=summary, description=summary, epilog=f"examples:\n{examples}")
+        epilog = examples(f"{prog} {name}", *EXAMPLES[name])
+        part = subcommands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog
+        )
         add_options(part)
         # Without a list of options that is longer than their explanation.
         part.usage = f"{prog} {name} {USAGE[name]}"
@@ -84,7 +96,10 @@ def add_grid(parser: argparse.ArgumentParser) -> None:
 def add_arms(parser: argparse.ArgumentParser) -> None:
     """Options that say what a sweep is."""
     group = parser.add_argument_group("the sweep")
-    group.add_argument("--preset", default="tiny", help="tiny (CPU, minutes), small (one GPU) or paper (default: tiny)")
+    group.add_argument(
+        "--preset", default="tiny", metavar="PRESET",
+        help="tiny (CPU, minutes), small (one GPU), paper, or finetune for your data (default: tiny)"
+    )  # fmt: skip
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
     group.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: the grid's, mostly 1)")
     group.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
@@ -113,9 +128,9 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
 
 
-def add_consents(parser: argparse.ArgumentParser) -> None:
+def add_confirmations(parser: argparse.ArgumentParser) -> None:
     """Options that allow what is refused without."""
-    group = parser.add_argument_group("what to go on with")
+    group = parser.add_argument_group("confirmations")
     group.add_argument(
         "--accept-other-code", action="store_true", help="a directory whose trials other code or versions ran"
     )
@@ -126,19 +141,29 @@ def add_consents(parser: argparse.ArgumentParser) -> None:
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how long")
+    group = parser.add_argument_group("budget")
     group.add_argument("--max-gpu-hours", type=float, metavar="X", help="end the sweep when this call has used them")
     group.add_argument("--max-time", metavar="T", help="end the sweep after this time, e.g. 90s, 45m, 8h")
 
 
 def add_cost(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the cost")
+    _add_cost(parser.add_argument_group("the cost"))
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """The options of a plan, for a subcommand that trains without them."""
+    group = parser.add_argument_group("plan", "with any of these nothing is trained, as with lgd sweep plan")
+    group.add_argument("--plan", action="store_true", help="print what would run and what it will cost, and check it")
+    _add_cost(group)
+
+
+def _add_cost(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--measure", action="store_true", help="measure the steps that were not measured here yet")
     group.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="say the price, too")
     group.add_argument("--verbose", action="store_true", help="print the settings, too")
 
 
-def add_moved(parser: argparse.ArgumentParser) -> None:
+def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Options of a sweep that goes on."""
     parser.add_argument("--data", metavar="SOURCE", help="where its data lies now, if elsewhere")
     add_data_arguments(parser)
@@ -146,26 +171,23 @@ def add_moved(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_placement, add_budget, add_consents):
+    for add in (add_grid, add_arms, add_placement, add_budget, add_confirmations):
         add(parser)
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_search, add_placement, add_budget, add_consents):
+    for add in (add_grid, add_arms, add_search, add_placement, add_budget, _add_plan, add_confirmations):
         add(parser)
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("grid", nargs="?", metavar="GRID", help="which grid (see: lgd sweep list)")
-    which.add_argument("--resume", type=Path, metavar="DIR", help="what this results directory still lacks")
-    for add in (add_arms, add_search, add_placement, add_cost, add_consents):
+    for add in (add_grid, add_arms, add_placement, add_cost, add_confirmations):
         add(parser)
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
     _directory_option(parser)
-    for add in (add_moved, add_placement, add_budget, add_consents):
+    for add in (add_resume_options, add_placement, add_budget, _add_plan, add_confirmations):
         add(parser)
 
 
@@ -179,15 +201,6 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
 
 
 # -- what they do
-
-
-FLAGS = {"overrides": "set", "early_stop": "early-stop", "train_json": "train-json", "val_json": "val-json"}
-"""Options whose name is not that of their value."""
-
-WHERE_DATA_LIES = ("data", "train_json", "val_json", "images")
-
-OF_THE_SWEEP = (*WHERE_DATA_LIES, "preset", "seeds", "arms", "overrides", "output", "objectives", "early_stop")
-"""Options that a results directory knows."""
 
 
 def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> tuple[SweepSpec, Path]:
@@ -231,16 +244,6 @@ def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
     return spec
 
 
-def take_as_it_is(options: argparse.Namespace, *, but_for: Sequence[str] = ()) -> None:
-    """Refuse options that describe a sweep where its directory does."""
-    default = parser()
-    ours = default.parse_args(["search", ""])
-    for name in OF_THE_SWEEP:
-        if getattr(options, name) != getattr(ours, name) and name not in but_for:
-            flag = FLAGS.get(name, name)
-            raise InputError(f"--resume and --status take the sweep as it is: leave out --{flag}")
-
-
 def run_options(options: argparse.Namespace) -> RunOptions:
     from ablations.limits import Placement
     from ablations.sweep import RunOptions
@@ -254,11 +257,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    return _train(*new_sweep(options, search_options(options)), options)
+    return _train_or_plan(*new_sweep(options, search_options(options)), options)
 
 
 def _resume(options: argparse.Namespace) -> int:
-    return _train(old_sweep(options.directory, options), options.directory, options)
+    return _train_or_plan(old_sweep(options.directory, options), options.directory, options)
+
+
+def _train_or_plan(spec: SweepSpec, directory: Path, options: argparse.Namespace) -> int:
+    asked = options.plan or options.measure or options.price_per_gpu_hour is not None or options.verbose
+    return (_dry_run if asked else _train)(spec, directory, options)
 
 
 def _train(spec: SweepSpec, directory: Path, options: argparse.Namespace) -> int:
@@ -273,17 +281,14 @@ def _train(spec: SweepSpec, directory: Path, options: argparse.Namespace) -> int
 
 
 def _plan(options: argparse.Namespace) -> int:
+    return _dry_run(*new_sweep(options), options)
+
+
+def _dry_run(spec: SweepSpec, directory: Path, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ablations.limits import CostOptions
 
-    if options.resume:
-        take_as_it_is(options, but_for=("data",))
-        directory = options.resume
-        spec = old_sweep(directory, options)
-    else:
-        searched = options.samples is not None or options.objectives or options.early_stop
-        spec, directory = new_sweep(options, search_options(options) if searched else None)
     cost = CostOptions(options.measure, options.price_per_gpu_hour)
     from ablations import sweep
 

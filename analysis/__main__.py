@@ -1,7 +1,4 @@
-"""Rebuild a results directory's CSV, table, figures and report from its records.
-
-python -m analysis results/components-tiny
-"""
+"""Rebuild a results directory's CSV, table, figures and report from its records."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, answer, examples
 
 PROG = "python -m analysis"
 
@@ -20,7 +17,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=__doc__, epilog=examples(prog, "results/components-tiny"))
     found.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
     return found
 

@@ -1,8 +1,4 @@
-"""Print a table from recorded runs, as Markdown, LaTeX, CSV or HTML.
-
-python analysis/tables.py results/teacher-based-paper --table teacher-based --format latex
-python analysis/tables.py results/* --table gpu-hours
-"""
+"""Print a table from recorded runs, as Markdown, LaTeX, CSV or HTML."""
 
 from __future__ import annotations
 
@@ -17,14 +13,18 @@ if __name__ == "__main__" and not __spec__:
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer
+    from lgd.cli import Parser, answer, examples
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
 
 FORMATS = ("md", "latex", "csv", "html")
 
-
 PROG = "analysis/tables.py"
+
+EXAMPLES = (
+    "results/teacher-based-paper --table teacher-based --format latex",
+    "results/* --table gpu-hours",
+)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def parser(prog: str = PROG) -> Parser:
     names = (*NAMES, "gpu-hours")
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=__doc__, epilog=examples(prog, *EXAMPLES))
     found.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
     found.add_argument("--table", required=True, choices=names, metavar="NAME", help=", ".join(names))
     found.add_argument("--format", choices=FORMATS, default="md", help="default: md")

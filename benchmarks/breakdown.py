@@ -1,9 +1,5 @@
 """Shows where a training step goes: milliseconds and FLOPs of each part, forward and backward.
 
-  python benchmarks/breakdown.py                                     # LGD, tiny, on the CPU
-  python benchmarks/breakdown.py --method fgfi --detector faster_rcnn
-  python benchmarks/breakdown.py --preset paper --precision bf16     # on a GPU
-
 A step is divided into consecutive ranges, each of one part, so the parts add up to the step. In the forward pass a
 range starts where a module, or the detector's label assignment, is entered or left. Autograd numbers its nodes in the
 order of the forward pass, so each node of the backward pass belongs to the part that created it. On a GPU ranges are
@@ -37,7 +33,7 @@ with exit_on_interrupt():
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
-    from lgd.cli import Parser
+    from lgd.cli import Parser, examples
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +43,16 @@ if TYPE_CHECKING:
     from lgd.config.experiment import Experiment
 
 PROG = "benchmarks/breakdown.py"
+
+DESCRIPTION = (
+    "Show where a training step goes: milliseconds and FLOPs of each part, forward and backward (docs/cost.md)."
+)
+
+EXAMPLES = (
+    " # LGD, tiny, on the CPU",
+    "--method fgfi --detector faster_rcnn",
+    "--preset paper --precision bf16  # on a GPU",
+)
 
 CHUNK = 4
 """Steps that are profiled, or timed as a whole, before it is the other's turn."""
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     add_arguments(found)
     return found
 

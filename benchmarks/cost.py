@@ -1,10 +1,5 @@
 """Times a training step of each method and derives the paper's Table 7 from it.
 
-  python benchmarks/cost.py                                     # tiny, on the CPU: a minute or two
-  python benchmarks/cost.py --preset paper --precision bf16     # R-50, FGFI's teacher R-101, shorter side 800
-  python benchmarks/cost.py --preset paper --detector faster_rcnn --devices 8 --price-per-gpu-hour 2.5
-  python benchmarks/cost.py --table benchmarks/results/FILE.csv # print the table again, without measuring
-
 The plain detector, LGD, FGFI while it distils and the training of FGFI's teacher each have a process that keeps its
 model. They are timed one at a time, in turn, round after round, every second round in reverse order, so that drift
 of the machine affects all alike. LGD with its backbone frozen and FGFI before its distillation begins are timed
@@ -38,13 +33,22 @@ with exit_on_interrupt():
     )
     from benchmarks.timer_process import TimerProcess
     from benchmarks.timer_spec import StepTimes, SyntheticImages, TimerSpec, stages
-    from lgd.cli import Parser
+    from lgd.cli import Parser, examples
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
     from lgd.config.experiment import Experiment
 
 PROG = "benchmarks/cost.py"
+
+DESCRIPTION = "Time a training step of each method and derive the paper's Table 7 from it (docs/cost.md)."
+
+EXAMPLES = (
+    " # tiny, on the CPU: a minute or two",
+    "--preset paper --precision bf16  # R-50, FGFI's teacher R-101, shorter side 800",
+    "--preset paper --detector faster_rcnn --devices 8 --price-per-gpu-hour 2.5",
+    "--table benchmarks/results/FILE.csv  # print the table again, without measuring",
+)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     add_arguments(found)
     return found
 

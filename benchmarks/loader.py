@@ -1,7 +1,5 @@
 """Images a second of our loader and of detectron2's default one, side by side.
 
-  python benchmarks/loader.py coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME
-
 Both read the same training images, resize their shorter side, flip half of them and make ``Instances``; both in this
 process or with as many workers. They take turns, so that whatever else the machine does falls on both. Ours decodes
 every image anew, as with a data set that is larger than its cache; with --cached it may keep them.
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer
+    from lgd.cli import Parser, answer, examples
     from lgd.config.data_source import add_data_arguments, source_of
     from lgd.errors import InputError
     from lgd.files import write_text
@@ -32,6 +30,13 @@ if TYPE_CHECKING:
     from lgd.data.dataset import DataSet
 
 PROG = "benchmarks/loader.py"
+
+DESCRIPTION = "Compare the images a second of our loader with those of detectron2's default one (docs/data.md)."
+
+EXAMPLES = (
+    "coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME",
+    "coco-json:DIR --cached",
+)
 
 Batches = Iterator[list[dict[str, Any]]]
 
@@ -114,7 +119,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     add_arguments(found)
     return found
 

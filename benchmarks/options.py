@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timer_spec import SyntheticImages
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, answer, typed
 from lgd.config.paper import DETECTORS
 from lgd.errors import InputError
 from lgd.files import atomic_write, write_text
@@ -41,9 +41,8 @@ def run_command(
     """
 
     def command() -> int:
-        program = ["python", parser.prog] if parser.prog.endswith(".py") else parser.prog.split()
-        typed = shlex.join([*program, *(sys.argv[1:] if arguments is None else arguments)])
-        return run(parser.parse_args(arguments), typed)
+        line = shlex.join([*typed(parser.prog).split(), *(sys.argv[1:] if arguments is None else arguments)])
+        return run(parser.parse_args(arguments), line)
 
     return answer(command)
 
@@ -51,7 +50,8 @@ def run_command(
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that :func:`experiment_from` and :func:`images_from` read."""
     add = parser.add_argument
-    add("--preset", default="tiny", help="tiny (CPU), small or paper: the training to begin from (default: tiny)")
+    add("--preset", default="tiny", metavar="PRESET",
+        help="the training to begin from: tiny (CPU), small, paper or finetune (default: tiny)")  # fmt: skip
     add("--detector", metavar="NAME", help=f"one of {', '.join(DETECTORS)}")
     add("--backbone", metavar="NAME", help="of the student, such as resnet50 or swin_t")
     add("--teacher-backbone", metavar="NAME", help="of FGFI's teacher, such as resnet101")

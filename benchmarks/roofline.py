@@ -1,10 +1,5 @@
 """Computes the least that a step must cost on a GPU: the FLOPs and bytes of each part against the GPU's limits.
 
-  python benchmarks/roofline.py                      # LGD on RetinaNet R-50, shorter side 800, for 16 images
-  python benchmarks/roofline.py --method baseline
-  python benchmarks/roofline.py --preset tiny        # seconds; the numbers of a small network
-  python benchmarks/roofline.py --table benchmarks/results/FILE.csv
-
 Nothing is timed: the step of one image runs on the CPU in float32 while its operators are counted, and the counts are
 multiplied by the number of images. So this needs no GPU, and gives the same numbers on every machine.
 
@@ -37,7 +32,7 @@ with exit_on_interrupt():
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
-    from lgd.cli import Parser
+    from lgd.cli import Parser, examples
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +41,17 @@ if TYPE_CHECKING:
     from lgd.config.experiment import Experiment
 
 PROG = "benchmarks/roofline.py"
+
+DESCRIPTION = (
+    "Compute the least that a step must cost on a GPU, from its FLOPs and bytes (docs/performance.md). Needs no GPU."
+)
+
+EXAMPLES = (
+    " # LGD on RetinaNet R-50, shorter side 800, for 16 images",
+    "--method baseline",
+    "--preset tiny  # seconds; the numbers of a small network",
+    "--table benchmarks/results/FILE.csv",
+)
 
 COLUMNS = (
     *("part", "direction", "gflop", "gbyte", "method", "detector", "backbone", "batch", "height", "width", "objects"),
@@ -60,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     add_arguments(found)
     return found
 

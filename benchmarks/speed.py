@@ -1,12 +1,5 @@
 """Compares the speed of a training step with that of a naive implementation, side by side in one run.
 
-  python benchmarks/speed.py                            # tiny, CPU: the arms of the components grid
-  python benchmarks/speed.py --changes                  # LGD with one optimization turned off at a time
-  python benchmarks/speed.py --preset paper             # one GPU: RetinaNet, 16 images of shorter side 800
-  python benchmarks/speed.py --preset paper --side 320  # small images: bound by kernel launches
-  python benchmarks/speed.py --preset paper --detector faster_rcnn
-  python benchmarks/speed.py --table benchmarks/results/FILE.csv
-
 Every row has a process of its own; they take turns, every second round in reverse order (see docs/cost.md). The naive
 implementation (benchmarks/naive_lgd.py) has the same parameters and computes the same losses in plain loops; the table
 says how far the losses of one batch differ.
@@ -43,7 +36,7 @@ with exit_on_interrupt():
     )
     from benchmarks.timer_process import TimerProcess
     from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
-    from lgd.cli import Parser
+    from lgd.cli import Parser, examples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +44,16 @@ if TYPE_CHECKING:
     from lgd.config.experiment import Experiment
 
 PROG = "benchmarks/speed.py"
+
+DESCRIPTION = "Compare the speed of a training step with that of a naive implementation (docs/performance.md)."
+
+EXAMPLES = (
+    " # tiny, CPU: the arms of the components grid",
+    "--changes  # LGD with one optimization turned off at a time",
+    "--preset paper  # one GPU: RetinaNet, 16 images of shorter side 800",
+    "--preset paper --side 320  # small images: bound by kernel launches",
+    "--table benchmarks/results/FILE.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=__doc__)
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
     add_arguments(found)
     return found
 

@@ -25,6 +25,16 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
+def typed(prog: str) -> str:
+    """How the command is typed: ``python FILE`` where ``prog`` is a file of this repository."""
+    return f"python {prog}" if prog.endswith(".py") else prog
+
+
+def examples(prog: str, *arguments: str) -> str:
+    """The end of a help text: the command with each of ``arguments``."""
+    return "\n".join(["examples:", *(f"  {typed(prog)} {x}".rstrip() for x in arguments)])
+
+
 def answer(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """The exit status of a command: its own, 2 after a line on wrong input, 130 after the line ``interrupted``.
 

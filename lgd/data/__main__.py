@@ -15,11 +15,17 @@ from pathlib import Path
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer
+    from lgd.cli import Parser, answer, examples
     from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
     from lgd.errors import InputError
 
 PROG = "python -m lgd.data"
+
+EXAMPLES = (
+    "check voc:DIR",
+    "check coco-json:DIR --draw 8 --output pictures",
+    "check --train-json train.json --val-json val.json --images images",
+)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -28,8 +34,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    built = Parser(prog=prog, description="Look at a data set before training on it.")
-    commands = built.add_subparsers(dest="command", required=True)
+    built = Parser(prog=prog, description="Look at a data set before training on it.", epilog=examples(prog, *EXAMPLES))
+    commands = built.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     check = commands.add_parser(
         "check",
         help="read it as training would and list every problem",
@@ -37,12 +43,7 @@ def parser(prog: str = PROG) -> Parser:
             "Read a data set as training would, decode every image, and list what is wrong with it.\n"
             "Exit status: 0 all of it can be used, 1 some is dropped, 2 none can be used."
         ),
-        epilog=(
-            "examples:\n"
-            f"  {prog} check voc:DIR\n"
-            f"  {prog} check coco-json:DIR --draw 8 --output pictures\n"
-            f"  {prog} check --train-json train.json --val-json val.json --images images"
-        ),
+        epilog=examples(prog, *EXAMPLES),
     )
     add_arguments(check)
     return built

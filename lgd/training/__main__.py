@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import INTERRUPTED, Parser, answer
+from lgd.cli import INTERRUPTED, Parser, answer, examples
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
@@ -62,11 +62,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    examples = (f"  {prog} retinanet_r50_2x_ms --method lgd", f"  {prog} --list")
     parser = Parser(
         prog=prog,
         description="Train one of the LGD paper's experiments.",
-        epilog="\n".join(["examples:", *examples]),
+        epilog=examples(prog, "retinanet_r50_2x_ms --method lgd", "finetune --method lgd --data voc:DIR", "--list"),
     )
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="retinanet_r50_2x_ms or another of --list, or finetune"

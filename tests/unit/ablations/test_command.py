@@ -63,20 +63,38 @@ def test_help_and_errors_are_quick(arguments: list[str]) -> None:
         assert re.fullmatch("error: .*", err)
 
 
-@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
-def test_each_subcommand_has_a_short_help_with_examples(subcommand: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["bench"],
+        ["completion"],
+        *[["sweep", x] for x in SUBCOMMANDS],
+        *[[x] for x in COMMANDS],
+        *[["bench", x] for x in BENCHMARKS],
+        ["data", "check"],
+    ],
+    ids=lambda command: " ".join(["lgd", *command]),
+)
+def test_each_command_has_a_short_help_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["sweep", subcommand, "--help"])
+        main([*command, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert f"lgd sweep {subcommand}" in said.partition("examples:")[2]
-    assert len(said.splitlines()) < 60
+    _, description, *_ = said.split("\n\n")
+    assert re.fullmatch(r"[A-Z].*\.(\nExit status: .*)?", description)
+    examples = said.partition("examples:\n")[2].splitlines()
+    assert examples
+    assert all(line.startswith(" ".join(["  lgd", *command, ""])) for line in examples)
+    assert len(said.splitlines()) < 70
 
 
 def test_options_belong_to_their_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, option in (
         (["run", "components", "--measure"], "--measure"),
         (["run", "components", "--samples", "3"], "--samples"),
+        (["plan", "components", "--samples", "3"], "--samples"),
+        (["plan", "components", "--resume", "DIR"], "--resume"),
         (["resume", "DIR", "--seeds", "3"], "--seeds"),
         (["status", "DIR", "--cpus", "1"], "--cpus"),
     ):

@@ -39,7 +39,9 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (sweep_command.main, ["search", "components"]),
         (sweep_command.main, ["resume", "/results"]),
         (door.main, ["--grid", "components"]),
+        (sweep_command.main, ["resume", "/results", "--plan"]),
         (door.main, ["--resume", "/results"]),
+        (door.main, ["--resume", "/results", "--dry-run"]),
     ],
 )
 def test_sweeps(main: Main, arguments: list[str], sources: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
