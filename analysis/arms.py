@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.contention import OTHER_LOAD, step_spread_note
 from analysis.frame import row_dicts
 from analysis.image_intervals import Intervals
 from analysis.load import (
@@ -19,6 +20,7 @@ from analysis.load import (
     other_load,
     peak_memory,
     score,
+    step_spread,
     teacher_ap,
     training_device_seconds,
     training_seconds,
@@ -44,8 +46,9 @@ def arms_table(
     - ``teacher_AP``: percent, only when any record has it;
     - ``training_cost``: device-seconds of the training over the reference's, paired by seed;
     - ``training_seconds``: mean, wall clock;
-    - ``other_load``: the part of the machine's cores that other processes used meanwhile, mean, 0 to 1, only when any
-      record has it;
+    - ``other_load``: the part of the machine's cores that other work used meanwhile, the sweep's own other trials
+      included, mean, 0 to 1, only when any record has it;
+    - ``step_spread``: interquartile range of the step times over their median, mean, only when any record has it;
     - ``peak_memory_mib[device]``, or ``[host]`` when no record is from a GPU: the largest of the seeds, MiB, only when
       any record has it.
 
@@ -59,6 +62,7 @@ def arms_table(
         "AP_difference_image_high": bool(images),
         "teacher_AP": any(teacher_ap(r) is not None for r in records),
         "other_load": any(other_load(r) is not None for r in records),
+        "step_spread": any(step_spread(r) is not None for r in records),
         **dict.fromkeys((f"{MEMORY}[device]", f"{MEMORY}[host]"), False),
         **{f"{MEMORY}[{kind}]": True for kind in _memory_kind(records)},
     }
@@ -83,7 +87,7 @@ COLUMNS = (
     *("arm", "seeds", "AP", "AP50", "AP75"),
     *("AP_difference", "AP_difference_low", "AP_difference_high", "pairs"),
     *("AP_difference_image_low", "AP_difference_image_high", "teacher_AP"),
-    *("training_cost", "training_seconds", "other_load", f"{MEMORY}[device]", f"{MEMORY}[host]"),
+    *("training_cost", "training_seconds", "other_load", "step_spread", f"{MEMORY}[device]", f"{MEMORY}[host]"),
 )
 
 
@@ -110,6 +114,7 @@ def _arm_row(
         "training_cost": cost and cost.value,
         "training_seconds": _mean(by_seed(runs, training_seconds)),
         "other_load": _mean(by_seed(runs, other_load)),
+        "step_spread": _mean(by_seed(runs, step_spread)),
         **{
             f"{MEMORY}[{kind}]": max(by_seed(runs, peak_memory(kind)).values(), default=None)
             for kind in ("device", "host")
@@ -125,14 +130,8 @@ def arms_text(
     header, rows = _texts(table, reference)
     extra = [image_interval_note("the difference")] if images else []
     if "other_load" in table:
-        extra.append(OTHER_LOAD)
+        extra += [OTHER_LOAD, *step_spread_note([r for r in records if arm_of(r) in (*arms, reference)])]
     return TextTable(title, header, rows, [*notes(records, arms, reference), *extra])
-
-
-OTHER_LOAD = (
-    "other load: the part of the machine's cores that other processes used while the trainings ran, other trials of the"
-    " sweep included; where it differs between arms, their costs do not compare."
-)
 
 
 def _texts(table: pd.DataFrame, reference: str) -> tuple[list[str], list[list[str]]]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.contention import contention_notes
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of, by_seed, changes, check_data, gpu_hours, identity, score, training_device_seconds
 from analysis.paper_scores import gain_columns
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
-from lgd.config.experiment import Experiment, Method
+from analysis.variants import differing_keys
+from lgd.config.experiment import Experiment, Method, settings
 from lgd.results.record import Record
 
 COLUMNS = (
@@ -78,9 +80,12 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
 def _arms(runs: Sequence[Run]) -> list[_Arm]:
     records = [run.record for run in runs if run.record.status == "finished" and AP(run.record) is not None]
     several = len({changes(record) for record in records if changes(record)}) > 1
+    described = [settings(identity(record.experiment)) for record in records]
+    differing = differing_keys([(arm_of(x), x.preset, data_set(x.experiment)) for x in records], described)
     found: dict[tuple[str, str, str], _Arm] = {}
-    for record in records:
-        key = (arm_of(record), _label(record, several), data_set(record.experiment))
+    for record, values in zip(records, described, strict=True):
+        told_apart = [f"{key}={values[key]}" for key in differing]
+        key = (arm_of(record), _label(record, several, told_apart), data_set(record.experiment))
         arm = found.setdefault(key, _Arm(*key, reference_of(record)))
         arm.records[record.experiment.seed] = record
     return list(found.values())
@@ -94,12 +99,17 @@ def data_set(experiment: Experiment) -> str:
     return f"shapes {data.shapes_seed}: {data.shapes_train} and {data.shapes_val} of side {data.shapes_side}"
 
 
-def _label(record: Record, several: bool) -> str:
-    """The preset, and that it was changed; with several changed settings, how."""
-    label = record.preset or "none"
-    if not changes(record):
-        return "" if label == "paper" else label
-    return f"{label}, changed: {' '.join(map(_rounded, changes(record)))}" if several else f"{label}, changed"
+def _label(record: Record, several: bool, told_apart: Sequence[str]) -> str:
+    """The preset, whether it was changed, and the settings that tell it from other runs of its arm.
+
+    several: with all that was changed. told_apart: as ``key=value``.
+    """
+    known = {x.partition("=")[0] for x in told_apart}
+    others = [x for x in changes(record) if several and x.partition("=")[0].strip() not in known]
+    shown = " ".join(map(_rounded, [*told_apart, *others]))
+    name = record.preset or "none"
+    preset = f"{name}, changed" if changes(record) else "" if name == "paper" and not shown else name
+    return f"{preset}: {shown}" if shown else preset
 
 
 def _rounded(override: str) -> str:
@@ -194,8 +204,14 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
     )
 
 
-def with_evaluation_note(table: TextTable, runs: Iterable[Run]) -> TextTable:
-    """A table of hours of all phases, with a note where its arms were not evaluated equally often."""
+def with_notes_on_hours(table: TextTable, runs: Sequence[Run]) -> TextTable:
+    """A table of hours of all phases, with notes on what they hold and on the machines they were measured on."""
+    notes = [*_evaluation_note(runs), *contention_notes([run.record for run in runs])]
+    return replace(table, notes=[*table.notes, *notes])
+
+
+def _evaluation_note(runs: Iterable[Run]) -> list[str]:
+    """Where the runs were not evaluated equally often."""
     evaluated = {
         (len(record.evaluations), record.experiment.evaluation.teacher)
         for record in (run.record for run in runs)
@@ -204,10 +220,9 @@ def with_evaluation_note(table: TextTable, runs: Iterable[Run]) -> TextTable:
     # A baseline has no teacher to evaluate, whatever its setting says.
     times = sorted({count for count, _ in evaluated})
     if len(times) < 2 and not any(teacher for _, teacher in evaluated):
-        return table
+        return []
     often = f" ({' to '.join(map(str, (times[0], times[-1])))} times)" if len(times) > 1 else ""
-    note = (
+    return [
         f"Hours hold the evaluations, which differ between these runs{often}: what the training alone took is in the"
         " table of the grid's arms (train s)."
-    )
-    return replace(table, notes=[*table.notes, note])
+    ]

@@ -15,10 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.arms import machine
+from analysis.contention import step_spread_note
 from analysis.examples import Example, examples
 from analysis.frame import row_dicts
-from analysis.frontier import frontier, frontier_text, hours_name, on_gpu, with_evaluation_note
-from analysis.load import Run, arm_of, gpu_hours, is_reproduction, other_load
+from analysis.frontier import frontier, frontier_text, hours_name, on_gpu, with_notes_on_hours
+from analysis.load import Run, arm_of, gpu_hours, is_reproduction, other_load, step_spread
 from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.plots.style import NARROW
@@ -55,7 +56,7 @@ MOST_RESULTS = 16
 """Arms in the first table; the others are in those that follow."""
 
 BUSY = 0.1
-"""Part of the cores that other processes used, from which on the page says that costs are too high."""
+"""Part of the cores that other work used, from which on the page says that costs may be too high."""
 
 
 def write_page(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequence[str] = ()) -> Path:
@@ -88,6 +89,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "damaged": damaged,
         "results": _results(runs, sweep.arms),
         "load": _load(records),
+        "spread": step_spread_note(records),
         "statuses": Counter(x.status for x in records).most_common(),
         "hours_name": hours,
         "hours": with_unit(sum(gpu_hours(x) for x in records), "h"),
@@ -108,6 +110,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
                 f"{x.step_ms:.0f}" if x.step_ms else MISSING,
                 MISSING if x.data_wait is None else f"{x.data_wait:.1%}",
                 MISSING if (load := other_load(x)) is None else f"{load:.0%}",
+                MISSING if (spread := step_spread(x)) is None else f"{spread:.0%}",
             )
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
@@ -140,7 +143,7 @@ def _results(runs: Sequence[Run], arms: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _load(records: Sequence[Record]) -> str:
-    """How much of the cores other processes used, where it was much; "" where it was not, or is not known."""
+    """How much of the cores other work used, where it was much; "" where it was not, or is not known."""
     loads = [x for record in records if (x := other_load(record)) is not None]
     return f"{max(loads):.0%}" if max(loads, default=0.0) >= BUSY else ""
 
@@ -154,7 +157,7 @@ def _tables(runs: Sequence[Run], sweep: Sweep, place: str) -> list[tuple[Markup,
         if frame["measured"].notna().any():
             tables.append((costs, "table7"))
     if len(runs) > 1:
-        tables.append((with_evaluation_note(frontier_text(frontier(runs)), runs), "gpu-hours"))
+        tables.append((with_notes_on_hours(frontier_text(frontier(runs)), runs), "gpu-hours"))
     return [(Markup(html_table(table)), _command(place, name)) for table, name in tables]
 
 

@@ -239,9 +239,14 @@ def pretraining_hours(record: Record) -> float:
 
 
 def other_load(record: Record) -> float | None:
-    """The part of the machine's cores that other processes used while it trained, 0 to 1."""
+    """The part of the machine's cores that other work used while it trained, other trials included, 0 to 1."""
     contention = record.contention
     return None if contention is None else contention.other_cores / contention.cores
+
+
+def step_spread(record: Record) -> float | None:
+    """Interquartile range of its step times over their median."""
+    return None if record.contention is None else record.contention.step_spread
 
 
 def peak_memory(kind: str) -> Callable[[Record], float | None]:

@@ -13,7 +13,7 @@ from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import records_of, runs_of_grid
 from analysis.load import Run, by_seed, score
 from analysis.render import TextTable, marks_note, number, with_mark
-from analysis.stats import CONFIDENCE
+from analysis.stats import CONFIDENCE, t_quantile
 from lgd.config.grids import grid
 
 COLUMNS = ("arm", "mark", "seeds", "AP", "sd", "lowest", "highest", "detectable_3", "detectable_5", "detectable_10")
@@ -48,10 +48,7 @@ def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _half_width(sd: float, n: int) -> float:
-    # Here, since it takes a second to load.
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd * math.sqrt(2 / n)
+    return t_quantile(CONFIDENCE, n - 1) * sd * math.sqrt(2 / n)
 
 
 def noise_floor_text(frame: pd.DataFrame) -> TextTable:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.arms import arms_table, arms_text
-from analysis.frontier import frontier, frontier_text, with_evaluation_note
+from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.grid_runs import nearest_preset
 from analysis.image_intervals import over_images
 from analysis.load import Run
@@ -35,13 +35,13 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     """A table by name: typed, and as texts. Raises InputError for an unknown one."""
     if name == "table7":
         frame = costs(runs)
-        return frame, with_evaluation_note(costs_text(frame), runs)
+        return frame, with_notes_on_hours(costs_text(frame), runs)
     if name in TABLES:
         frame = comparison(runs, name, resamples=resamples)
         return frame, comparison_text(name, frame)
     if name in ("gpu-hours", EVIDENCE):
         frame = frontier(runs)
-        return frame, with_evaluation_note(frontier_text(frame), runs)
+        return frame, with_notes_on_hours(frontier_text(frame), runs)
     if name == "noise-floor":
         frame = noise_floor(runs)
         return frame, noise_floor_text(frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
     were trained once belong to the variant whose settings they share.
     """
     described = [settings(identity(run.record.experiment)) for run in runs]
-    differing = _differing_keys(runs, described)
+    differing = differing_keys([arm_of(run.record) for run in runs], described)
     labels = [", ".join(f"{key}={values[key]}" for key in differing) for values in described]
     found = []
     for label in sorted(set(labels)):
@@ -45,11 +45,11 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
     return found
 
 
-def _differing_keys(runs: Sequence[Run], described: Sequence[dict[str, Any]]) -> list[str]:
-    """Settings in which two runs of one arm differ."""
-    first: dict[str, dict[str, Any]] = {}
+def differing_keys(names: Sequence[Hashable], described: Sequence[dict[str, Any]]) -> list[str]:
+    """Settings in which two runs of one name differ. described: those of each run, by dotted key."""
+    first: dict[Hashable, dict[str, Any]] = {}
     keys: dict[str, None] = {}
-    for run, values in zip(runs, described, strict=True):
-        other = first.setdefault(arm_of(run.record), values)
+    for name, values in zip(names, described, strict=True):
+        other = first.setdefault(name, values)
         keys |= dict.fromkeys(key for key, value in values.items() if other.get(key) != value)
     return list(keys)

@@ -92,7 +92,7 @@ class Contention(Settings):
     own_cores: FiniteFloat
     """Used by the training itself: its worker processes and their data loaders."""
     other_cores: FiniteFloat
-    """Used by everything else, other trials of the same sweep included."""
+    """Used by other work on the machine, the sweep's own other trials included."""
     cores: int
     """That these processes may use."""
     step_spread: FiniteFloat | None = None

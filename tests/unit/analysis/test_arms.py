@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from analysis.arms import arms_table, arms_text, notes
+from analysis.load import Run
+from analysis.paper_tables import build
 from analysis.render import markdown, print_table
 from lgd.errors import InputError
 from lgd.results.record import Contention, Record, Scores
@@ -219,9 +222,30 @@ def test_load_of_other_work_stands_beside_the_cost(make_record: MakeRecord) -> N
     column = list(text.header).index("other load")
     assert [row[column] for row in text.rows] == ["–", "25 %"]
     assert text.header[column - 2 : column] == ["cost", "train s"]
-    assert any("other load" in note for note in text.notes)
+    assert any("other load" in note and "own other trials included" in note for note in text.notes)
     quiet = arms_text(records[:1], ["baseline"], "baseline")
     assert "other load" not in [*quiet.header, *quiet.notes]
+
+
+def test_spread_of_the_steps_stands_with_the_cost(make_record: MakeRecord) -> None:
+    """In the table of arms, and with the other work in the table of hours."""
+    records = [
+        make_record(arm, 0, 20.0, 50.0, contention=Contention(own_cores=1, other_cores=x, cores=2, step_spread=spread))
+        for arm, x, spread in (("baseline", 0.1, 0.04), ("LGD", 0.5, 0.31))
+    ]
+    table = arms_table(records, ["baseline", "LGD"], "baseline")
+    assert table["step_spread"].tolist() == [0.04, 0.31]
+    notes = arms_text(records, ["baseline", "LGD"], "baseline").notes
+    (note,) = [x for x in notes if "spread of the step times" in x]
+    assert "4% (baseline) to 31% (LGD)" in note
+    hours = build("gpu-hours", [Run(x, Path(x.arm)) for x in records])[1].notes
+    assert note in hours
+    (load,) = [x for x in hours if "own other trials included" in x]
+    assert "5% (baseline) to 25% (LGD)" in load
+    # No record says: no column, no note.
+    older = [x.model_copy(update={"contention": None}) for x in records]
+    assert "step_spread" not in arms_table(older, ["baseline", "LGD"], "baseline")
+    assert not [x for x in build("gpu-hours", [Run(x, Path(x.arm)) for x in older])[1].notes if "other trials" in x]
 
 
 def test_memory_of_older_records_is_left_out(make_record: MakeRecord) -> None:

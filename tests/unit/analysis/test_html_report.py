@@ -39,6 +39,9 @@ from .conftest import MakeRecord
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+PHONE = 390, 844
+"""Of a phone's window, CSS pixels."""
+
 EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
 
@@ -182,10 +185,10 @@ def test_a_busy_machine_is_said_beside_the_costs(make_record: MakeRecord, tmp_pa
     busy = Contention(own_cores=1.0, other_cores=0.8, cores=2)
     runs = [Run(make_record(x, 0, 20.0, 10.0, contention=busy), tmp_path) for x in ("baseline", "LGD")]
     text = write_page(tmp_path, Sweep(["baseline", "LGD"], "baseline"), runs).read_text(encoding="utf-8")
-    assert "Other processes used up to 40% of the cores meanwhile" in text
+    assert "the sweep's own other trials included, used up to 40% of the cores meanwhile" in text
     quiet = [run._replace(record=run.record.model_copy(update={"contention": None})) for run in runs]
     page = write_page(tmp_path, Sweep(["baseline", "LGD"], "baseline"), quiet)
-    assert "Other processes" not in page.read_text(encoding="utf-8")
+    assert "Other work" not in page.read_text(encoding="utf-8")
 
 
 def test_boxes_say_whether_they_hit() -> None:
@@ -266,17 +269,34 @@ def _spec(arguments: list[str]) -> SweepSpec:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:
     """What is wide scrolls in a frame of its own."""
-    assert CHROMIUM is not None
     text = _written(results).read_text(encoding="utf-8")
     # A frame, since no window of a headless browser is as narrow as a phone.
-    path, loaded = tmp_path / "measured.html", "document.title = this.contentDocument.documentElement.scrollWidth"
-    frame = f'<iframe width="{width}" height="900" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'
+    assert _measured(text, (width, 900), "this.contentDocument.documentElement.scrollWidth", tmp_path) == width
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_result_is_on_the_first_screen_of_a_phone(results: Path, tmp_path: Path) -> None:
+    """The whole first row of the results, cost included, without scrolling either way."""
+    text, (width, height) = _written(results).read_text(encoding="utf-8"), PHONE
+    cell = "this.contentDocument.querySelector('table.results tbody tr td:last-child').getBoundingClientRect()"
+    assert 0 < _measured(text, PHONE, f"Math.ceil({cell}.bottom)", tmp_path / "below") < height
+    assert 0 < _measured(text, PHONE, f"Math.ceil({cell}.right)", tmp_path / "beside") <= width
+
+
+def _measured(text: str, window: tuple[int, int], expression: str, directory: Path) -> int:
+    """A number in pixels of a page in a window; ``this`` is the frame that holds it."""
+    assert CHROMIUM is not None
+    directory.mkdir(exist_ok=True)
+    path, loaded = directory / "measured.html", f"document.title = {expression}"
+    frame = f'<iframe width="{window[0]}" height="{window[1]}" onload="{loaded}" srcdoc="{escape(text)}"></iframe>'
     path.write_text(f"<title></title>{frame}", encoding="utf-8")
     done = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
+            f"--user-data-dir={directory / 'profile'}", "--dump-dom", path.as_uri(),
         ],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert f"<title>{width}</title>" in done.stdout
+    found = re.search(r"<title>(-?\d+)</title>", done.stdout)
+    assert found, done.stdout[:500]
+    return int(found[1])

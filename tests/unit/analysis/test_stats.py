@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_1samp, ttest_rel
 
 from analysis.stats import mean_interval, paired_difference, paired_ratio
 
@@ -16,6 +18,20 @@ def test_interval_by_hand() -> None:
     assert found.n == 3
     assert found.low == pytest.approx(2 - 2.484138, abs=1e-5)
     assert found.high == pytest.approx(2 + 2.484138, abs=1e-5)
+
+
+def test_the_intervals_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    for n in (2, 3, 5, 30):
+        a, b = generator.normal(20, 2, n), generator.normal(19, 2, n)
+        paired = paired_difference(dict(enumerate(a.tolist())), dict(enumerate(b.tolist())), 0.9)
+        single = mean_interval(a.tolist())
+        assert paired is not None
+        assert single is not None
+        expected = ttest_rel(a, b).confidence_interval(0.9)
+        assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+        expected = ttest_1samp(a, 0).confidence_interval(0.95)
+        assert (single.low, single.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
 
 
 def test_another_confidence() -> None:
