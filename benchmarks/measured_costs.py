@@ -152,7 +152,7 @@ def cost_key(experiment: Experiment, resources: Resources) -> str:
 
 def evaluations(experiment: Experiment) -> int:
     """How often a training evaluates, the end included."""
-    every = experiment.evaluation.every
+    every = experiment.evaluation.resolved_every(experiment.schedule.steps)
     return 1 + ((experiment.schedule.steps - 1) // every if every else 0)
 
 

@@ -84,8 +84,8 @@ class Data(Settings):
 class Evaluation(Settings):
     """When and how the validation split is scored."""
 
-    every: NonNegativeInt = 0
-    """Steps between evaluations while training; 0: at the end only."""
+    every: NonNegativeInt | Literal["auto"] = 0
+    """Steps between evaluations while training; 0: at the end only; auto: a fifth of all steps, rounded up."""
     teacher: bool = False
     """Evaluate the instructive features too: teacher AP, and whether they follow the labels, for which the teacher runs
     twice."""
@@ -93,6 +93,14 @@ class Evaluation(Settings):
     """What computes COCO's AP; auto: hotcoco, whose numbers are pycocotools' own, where it is installed."""
     keep_detections: bool = False
     """Keep the last evaluation's detections beside the record, in COCO's results format, compressed."""
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _auto_or_int(cls, value: object) -> object:
+        return auto_or_int(value)
+
+    def resolved_every(self, steps: int) -> int:
+        return -(-steps // 5) if self.every == "auto" else self.every
 
 
 class Checkpoints(Settings):

@@ -67,7 +67,7 @@ _BASELINE = Arm("baseline", {"method.name": "baseline"}, "the detector alone")
 
 COMPONENTS = Grid(
     name="components",
-    title="LGD's components on RetinaNet: what each one is worth and what it costs",
+    title="LGD's components on RetinaNet: worth and cost of each",
     arms=(
         _BASELINE,
         Arm("LGD", {}, "encoder, adapter and mapper"),
@@ -97,13 +97,13 @@ def _loss_weight_arms() -> Iterable[Arm]:
 
 LOSS_WEIGHTS = Grid(
     name="loss-weights",
-    title="Weights of the distillation loss and of the instructive features' detection loss, on a log scale",
+    title="Weights of LGD's two losses, on a log scale",
     arms=tuple(_loss_weight_arms()),
 )
 
 NOISE_FLOOR = Grid(
     name="noise-floor",
-    title="One detector, seed after seed: what a difference between two trainings is worth",
+    title="One detector, many seeds: how far trainings differ",
     arms=(_BASELINE,),
     seeds=10,
 )

@@ -87,6 +87,8 @@ FINETUNE = Experiment(
         update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto"}
     ),
     method=PAPER.method,
+    # A learning curve of five points, however long the training.
+    evaluation=Evaluation(every="auto"),
     precision="bf16",
 )
 

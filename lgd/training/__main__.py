@@ -315,6 +315,7 @@ def _show(chosen: Named, experiment: Experiment) -> None:
         "detector.backbone.freeze_at": str(experiment.detector.backbone.resolved_freeze_at),
         "detector.head_norm": experiment.detector.resolved_head_norm or "none",
         "detector.anchor_scale": f"{experiment.detector.resolved_anchor_scale:g}",
+        "evaluation.every": "" if schedule.epochs else str(experiment.evaluation.resolved_every(schedule.steps)),
     }
     for line in chosen.head:
         print(f"# {line}")

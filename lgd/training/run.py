@@ -238,7 +238,8 @@ def _hooks(
     state: TrainingState, trainer: Trainer, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
 ) -> list[HookBase | None]:
     built, experiment = state.built, state.experiment
-    schedule, every = experiment.schedule, experiment.evaluation.every
+    schedule = experiment.schedule
+    every = experiment.evaluation.resolved_every(schedule.steps)
     backbone = student_of(built.model).backbone
     bottom_up = cast(nn.Module, getattr(backbone, "bottom_up", backbone))
     period = write_period(schedule.steps)

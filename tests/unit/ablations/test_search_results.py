@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -45,6 +46,22 @@ def test_importances_are_of_what_makes_an_objective_good(names: list[str]) -> No
     if len(names) > 1:
         # The same values as hours: the fewest are where "low" is small.
         assert found["gpu_hours"]["low"] > 2 * found["gpu_hours"]["high"]
+
+
+def test_the_importances_that_are_drawn_are_of_the_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """High AP and few hours, whatever Optuna takes for the goal of a target."""
+    search, study = _searched(tmp_path, ["AP", "gpu_hours"], 4)
+    given: dict[str, list[float]] = {}
+    drawn = optuna.visualization.matplotlib.plot_param_importances
+
+    def spied(study: optuna.Study, **options: Any) -> Any:
+        given[options["target_name"]] = [options["target"](trial) for trial in study.get_trials()]
+        return drawn(study, **options)
+
+    monkeypatch.setattr(optuna.visualization.matplotlib, "plot_param_importances", spied)
+    draw(study, search.objectives, tmp_path)
+    # Each trial's number is its AP and its hours; the lowest target is what Optuna takes for the best.
+    assert given == {"AP": [0.0, -1.0, -2.0, -3.0], "gpu_hours": [0.0, 1.0, 2.0, 3.0]}
 
 
 def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search, optuna.Study]:

@@ -215,6 +215,14 @@ def test_fgfis_teacher_may_have_steps_of_its_own_beside_epochs() -> None:
     assert (asked.schedule.steps, asked.teacher.schedule.steps) == (100, 70)
 
 
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"), [("auto", 500, 100), ("auto", 503, 101), ("auto", 1, 1), (7, 50, 7), (0, 50, 0)]
+)
+def test_evaluations_of_auto_follow_the_steps(every: str | int, steps: int, expected: int) -> None:
+    experiment = TINY.override({"evaluation.every": every, "schedule.steps": steps, "schedule.warmup_steps": 0})
+    assert experiment.evaluation.resolved_every(experiment.schedule.steps) == expected
+
+
 def test_the_finetune_preset_starts_from_a_detector_and_counts_in_epochs() -> None:
     found = preset("finetune")
     assert found.schedule.epochs == 24
