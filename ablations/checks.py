@@ -9,44 +9,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 from ablations.display import say
+from ablations.needs import check_disk, check_memory
 from ablations.plan import Sweep
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, CodeVersion, SweepSpec
 from lgd.signals import exit_on_interrupt
+from lgd.training import log_services
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
+    from lgd.distributed.resources import Resources
+    from lgd.training.build import DryBuilt
 
+T = TypeVar("T")
 
 MOST_IMAGES = 1_000_000
 """Synthetic images of a data set: more are taken for a slip."""
-
-
-@dataclass
-class Checked:
-    """What was found before a sweep runs.
-
-    missing: the trials without a record. fingerprints: by arm, of what it trains. downloads: a line for every file of
-    weights that is not on this machine yet.
-    """
-
-    missing: list[Trial]
-    search: Search | None
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    downloads: list[str] = field(default_factory=list)
-
-    @property
-    def planned(self) -> list[Trial]:
-        """The trials to come; for those of a search, what they vary."""
-        return [*self.missing, *([Trial("", self.search.base, self.search.output)] if self.search else [])]
 
 
 class Problems:
@@ -55,6 +41,7 @@ class Problems:
     def __init__(self, all_of_them: bool) -> None:
         self._all_of_them = all_of_them
         self._found: dict[str, list[str]] = {}
+        self._refused = False
 
     @contextmanager
     def noted(self, arm: str = "") -> Iterator[None]:
@@ -62,8 +49,12 @@ class Problems:
         try:
             yield
         except InputError as error:
+            if self._refused:
+                # Noted inside already.
+                raise
             self._found.setdefault(str(error), []).append(arm)
             if not self._all_of_them:
+                self._refused = True
                 self.refuse()
 
     def refuse(self) -> None:
@@ -75,6 +66,27 @@ class Problems:
             raise InputError("\n  ".join([f"not ready, {len(lines)} things are in the way:", *lines]))
 
 
+@dataclass
+class Checked:
+    """What was found before a sweep runs.
+
+    missing: the trials without a record. problems: what is in the way. fingerprints: by arm, of what it trains.
+    downloads: a line for every file of weights that is not on this machine yet. memory: a note on what steps take.
+    """
+
+    missing: list[Trial]
+    search: Search | None
+    problems: Problems
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    downloads: list[str] = field(default_factory=list)
+    memory: str = ""
+
+    @property
+    def planned(self) -> list[Trial]:
+        """The trials to come; for those of a search, what they vary."""
+        return [*self.missing, *([Trial("", self.search.base, self.search.output)] if self.search else [])]
+
+
 def _of_arms(arms: Sequence[str], text: str) -> str:
     named = [repr(arm) for arm in arms if arm]
     if len(named) > 3:
@@ -82,8 +94,11 @@ def _of_arms(arms: Sequence[str], text: str) -> str:
     return f"arm{'s' * (len(named) > 1)} {', '.join(named)}: {text}" if named else text
 
 
-def prepare(sweep: Sweep, console: Console) -> Checked:
-    """The trials that the sweep lacks, and its search. Warns of learning rates that are off the rule."""
+def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False) -> Checked:
+    """The trials that the sweep lacks, and its search. Warns of learning rates that are off the rule.
+
+    Raises InputError on the first problem or, for ``all_problems``, keeps them for :func:`check`.
+    """
     spec, arms = sweep.spec, len(sweep.spec.arms)
     say(console, f"{spec.grid} grid, preset {spec.preset}: checking {arms} arm{'s' * (arms != 1)} ...")
     for line in dict.fromkeys(t.experiment.schedule.lr_warning for t in sweep.trials):
@@ -95,9 +110,12 @@ def prepare(sweep: Sweep, console: Console) -> Checked:
         from ablations.optuna_search import search_of
 
         search = search_of(sweep.spec, sweep.directory)
-    checked = Checked(missing_trials(sweep.trials), search)
+    checked = Checked(missing_trials(sweep.trials), search, Problems(all_problems))
     for trial in checked.planned:
         _check_synthetic_images(trial)
+        with checked.problems.noted():
+            # Before torch, Ray and detectron2 are loaded and anything is built.
+            log_services.check(trial.experiment)
     return checked
 
 
@@ -112,24 +130,41 @@ def _check_synthetic_images(trial: Trial) -> None:
 
 
 def check(
-    sweep: Sweep, checked: Checked, console: Console, *, accept_other_code: bool = False, all_problems: bool = False
+    sweep: Sweep,
+    checked: Checked,
+    console: Console,
+    *,
+    accept_other_code: bool = False,
+    resources: Resources | None = None,
 ) -> None:
-    """Refuse what cannot run; note what it would train.
+    """Refuse what cannot run; note what it would train, and print what has to be downloaded for it.
 
-    Raises InputError: one line on the first problem or, for ``all_problems``, a line for each.
+    resources: of this machine, where the trials run on it. Raises InputError: one line on the first problem, or a line
+    for each where :func:`prepare` was asked for all.
     """
     for arm in sweep.grid.arms:
         if arm.skipped:
             say(console, f"skipped: {arm.name}: {arm.skipped}")
-    problems = Problems(all_problems)
+    problems = checked.problems
+    with problems.noted():
+        checked.downloads = _downloads(checked.planned)
+    for line in checked.downloads:
+        say(console, line)
     if not accept_other_code:
         with problems.noted():
             check_code(sweep.directory)
-    checked.fingerprints = build_arms(sweep, checked.planned, problems)
+    built = build_arms(sweep, checked.planned, problems)
+    checked.fingerprints = {arm: x.fingerprint for arm, x in built.items() if arm}
     with problems.noted():
         check_records(sweep, checked.fingerprints)
+    samples = checked.search.left() if checked.search else 0
+    to_train = [*checked.missing, *[x for x in checked.planned if not x.arm] * samples]
+    known = [(trial, built[trial.arm]) for trial in to_train if trial.arm in built]
     with problems.noted():
-        checked.downloads = _downloads(checked.planned)
+        check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)
+    if resources:
+        with problems.noted():
+            checked.memory = check_memory([x for _, x in known], resources)
     problems.refuse()
 
 
@@ -138,35 +173,41 @@ def missing_trials(trials: Sequence[Trial]) -> list[Trial]:
     return [t for t in trials if existing_record(t.directory, t.experiment) is None]
 
 
-def build_arms(sweep: Sweep, missing: Sequence[Trial], problems: Problems) -> dict[str, str]:
-    """Build every arm once, and return their fingerprints.
+def build_arms(sweep: Sweep, missing: Sequence[Trial], problems: Problems) -> dict[str, DryBuilt]:
+    """Build every arm once, and return what that shows, by arm; "" is what a search varies.
 
-    What cannot be built is refused now, and so are two arms that are the same. An arm that has trials ``missing`` must
-    find all that training needs; one that has none may do without.
+    Networks that several arms have are built once. What cannot be built is refused now, and so are two arms that are
+    the same. An arm that has trials ``missing`` must find all that training needs; one that has none may do without.
     """
     with exit_on_interrupt():
         # Here, not at the top: it loads torch and detectron2.
-        from lgd.training.build import dry_build
+        from lgd.training.build import inspect_training
+        from lgd.training.shared_work import SharedWork
 
-    found: dict[str, str] = {}
+    found: dict[str, DryBuilt] = {}
     names: dict[str, str] = {}
     to_train = {trial.arm for trial in missing}
     searched = [trial for trial in missing if not trial.arm]
+    shared = SharedWork()
     for trial in [*sweep.one_seed(), *searched]:
-        with problems.noted(trial.arm):
-            build = partial(dry_build, trial.experiment, to_train=trial.arm in to_train, directory=trial.directory)
-            fingerprint = _built(build)
-            if not trial.arm:
+        noted = partial(problems.noted, trial.arm)
+        with noted():
+            inspect = partial(
+                inspect_training, trial.experiment, to_train=trial.arm in to_train, noted=noted, shared=shared
+            )
+            built = _built(inspect)
+            if built is None:
                 continue
-            if fingerprint in names:
-                same = names[fingerprint]
-                raise InputError(f"would train the same thing as arm {same!r} ({fingerprint})")
-            names[fingerprint] = trial.arm
-            found[trial.arm] = fingerprint
+            if trial.arm and built.fingerprint in names:
+                same = names[built.fingerprint]
+                raise InputError(f"would train the same thing as arm {same!r} ({built.fingerprint})")
+            if trial.arm:
+                names[built.fingerprint] = trial.arm
+            found[trial.arm] = built
     return found
 
 
-def _built(build: Callable[[], str]) -> str:
+def _built(build: Callable[[], T]) -> T:
     try:
         return build()
     except (MemoryError, RuntimeError) as error:

@@ -24,8 +24,8 @@ def show_plan(
     _show_cost(checked, resources, options, console)
     for line in sweep.waiting:
         say(console, f"later: {line}")
-    for line in checked.downloads:
-        say(console, line)
+    if checked.memory:
+        say(console, checked.memory)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "steps", "to run", "fingerprint"):
         table.add_column(head)

@@ -92,14 +92,13 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
             set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
         sweep = trials_of(spec, directory)
         checked = prepare(sweep, console)
+        resources = None
         if not options.address:
             # What can never fit is refused before the arms are built and Ray starts.
             resources = _this_machine(checked.planned, options)
             if not resources.gpus and not options.yes:
                 check_cpu_time(_to_come(checked), resources.max_concurrent, console)
-        check(sweep, checked, console, accept_other_code=options.accept_other_code)
-        for line in checked.downloads:
-            say(console, line)
+        check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=resources)
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         with cluster(checked, options, console) as resources:
@@ -129,13 +128,14 @@ def dry_run(
 ) -> int:
     """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
     sweep = trials_of(spec, directory)
-    checked = prepare(sweep, console)
+    checked = prepare(sweep, console, all_problems=True)
     with contextlib.ExitStack() as stack:
         if options.address:
             resources = stack.enter_context(cluster(checked, options, console))
         else:
             resources = _this_machine(checked.planned, options)
-        check(sweep, checked, console, accept_other_code=options.accept_other_code, all_problems=True)
+        local = None if options.address else resources
+        check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=local)
         from ablations.dry_run import show_plan
 
         show_plan(sweep, checked, resources, cost, verbose, console)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from lgd.data.dataset import DataSet, check_objects
 from lgd.data.epochs import resolve_epochs
 from lgd.detectors import build_detector
 from lgd.detectors.retinanet_fast import use_fast_losses
+from lgd.detectors.weight_sources import find_weights, probe
 from lgd.detectors.weights import check_weights, load_weights
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
@@ -32,8 +35,10 @@ from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.results.fingerprint import fingerprint
 from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
-from lgd.training.disk_space import check_disk_space, files_size
+from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 from lgd.training.export import load_student
+from lgd.training.memory_need import step_memory
+from lgd.training.shared_work import NoSharing, SharedWork
 from lgd.training.uninitialized import Uninitialized
 
 
@@ -49,27 +54,94 @@ class Built:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class DryBuilt:
+    """What is known of a training without doing it. files, memory: of what it writes, and of a step (None: not known),
+    where it is to be trained."""
+
+    fingerprint: str
+    files: FilesSize | None = None
+    memory: int | None = None
+    teacher: DryBuilt | None = None
+    """Of the frozen teacher's training."""
+
+
+Noted = Callable[[], AbstractContextManager[None]]
+"""A context that may keep the InputError raised inside, so that the next check is made too."""
+
+
 def dry_build(experiment: Experiment, *, to_train: bool = False, directory: Path | None = None) -> str:
     """Build ``experiment`` on the CPU, without its parameters' values, and return its fingerprint.
 
-    to_train: check also what only the training needs: that the weights can be had and fit, the packages of logging
-    services, objects in the data, masks, space in its ``directory``; and the same of its frozen teacher. Raises
-    InputError, in one line, as :func:`build` does.
+    to_train: check also what only the training needs, as :func:`inspect_training`, and space in its ``directory``.
+    Raises InputError, in one line, for the first thing that is wrong.
     """
-    with Uninitialized():
-        built = build(experiment, pretrained=False, device=torch.device("cpu"))
+    found = inspect_training(experiment, to_train=to_train)
+    assert found is not None
+    if directory is not None and found.files is not None:
+        check_disk_space(directory, found.files.total)
+    return found.fingerprint
+
+
+def inspect_training(
+    experiment: Experiment,
+    *,
+    to_train: bool = False,
+    noted: Noted = nullcontext,
+    shared: SharedWork | None = None,
+) -> DryBuilt | None:
+    """Build ``experiment`` on the CPU, without its parameters' values; None where ``noted`` kept why it cannot be.
+
+    to_train: check also what only the training needs: the packages of logging services, that the weights can be had
+    and fit, objects in both splits, masks; and the same of its frozen teacher. Each check is made inside ``noted()``.
+    shared: with what other builds made already.
+    """
+    shared = shared or SharedWork()
     if to_train:
-        writers.check(experiment)
-        settings = experiment.detector
-        check_weights(student_of(built.model), settings.initial_weights, whole=settings.is_pretrained)
-        check_objects(built.dataset)
-        if makes_masks(experiment):
-            check_masks(built.dataset)
-        if directory is not None:
-            check_disk_space(directory, files_size(experiment, built.model, built.optimizer))
+        with noted():
+            writers.check(experiment)
+    built = _build_or_none(experiment, shared, noted)
+    teacher = None
+    if to_train:
+        with noted():
+            _check_initial_weights(experiment, student_of(built.model) if built else None, shared)
+        if built:
+            _check_data(experiment, built.dataset, noted)
         if experiment.teacher is not None:
-            dry_build(experiment.teacher, to_train=True)
-    return built.fingerprint
+            teacher = inspect_training(experiment.teacher, to_train=True, noted=noted, shared=shared)
+    if built is None:
+        return None
+    if not to_train:
+        return DryBuilt(built.fingerprint)
+    files = files_size(experiment, built.model, built.optimizer)
+    return DryBuilt(built.fingerprint, files, step_memory(experiment, built.model), teacher)
+
+
+def _build_or_none(experiment: Experiment, shared: SharedWork, noted: Noted) -> Built | None:
+    found: list[Built] = []
+    with noted(), Uninitialized():
+        found.append(build(experiment, pretrained=False, device=torch.device("cpu"), shared=shared))
+    return found[0] if found else None
+
+
+def _check_data(experiment: Experiment, dataset: DataSet, noted: Noted) -> None:
+    with noted():
+        check_objects(dataset)
+    if makes_masks(experiment):
+        with noted():
+            check_masks(dataset)
+
+
+def _check_initial_weights(experiment: Experiment, student: nn.Module | None, shared: SharedWork) -> None:
+    """Raise InputError where they cannot be had; and, with the ``student`` there is, where they do not fit it."""
+    settings = experiment.detector
+    source = settings.initial_weights
+    if source == "none":
+        return
+    weights = shared.once(("source", source), lambda: probe(find_weights(source)))
+    if student is not None and weights.is_cached:
+        key = ("weights", settings.model_dump_json())
+        shared.once(key, lambda: check_weights(student, source, whole=settings.is_pretrained))
 
 
 @cache
@@ -84,15 +156,17 @@ def build(
     pretrained: bool = True,
     teacher: Path | None = None,
     device: torch.device | None = None,
+    shared: SharedWork | None = None,
 ) -> Built:
     """Build data, model and optimiser (see :func:`build_model` for ``pretrained`` and ``teacher``).
 
-    device: default is the experiment's. Raises InputError where the experiment cannot be built.
+    device: default is the experiment's. shared: for dry builds, networks that others made already. Raises
+    InputError where the experiment cannot be built.
     """
     experiment = resolve_epochs(experiment)
     device = device or resolve_device(experiment)
     dataset = load_dataset(experiment.data)
-    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher)
+    model = build_model(experiment, len(dataset.class_names), pretrained=pretrained, teacher=teacher, shared=shared)
     model = move_to_device(model, experiment, device)
     optimizer = build_optimizer(model, experiment)
     scheduler = LRMultiplier(optimizer, lr_factor(experiment.schedule), experiment.schedule.steps)
@@ -113,43 +187,58 @@ def build(
 
 
 def build_model(
-    experiment: Experiment, num_classes: int, *, pretrained: bool = True, teacher: Path | None = None
+    experiment: Experiment,
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    teacher: Path | None = None,
+    shared: SharedWork | None = None,
 ) -> nn.Module:
     """The student, in a Distiller when the method has a teacher. Equal seeds give equal students whatever the method.
 
     pretrained: load the pretrained weights; False to only see what would be built. teacher: ``student.pth`` of a frozen
-    teacher's training; without it a frozen teacher has random weights.
+    teacher's training; without it a frozen teacher has random weights. shared: where equal networks of several models
+    are to be one; for dry builds only.
     """
+    shared = shared or NoSharing()
     method = experiment.method
     torch.manual_seed(experiment.seed)
-    student = build_detector(experiment.detector, num_classes)
-    with quiet_libraries():
-        if pretrained:
-            load_weights(student, experiment.detector.initial_weights, whole=experiment.detector.is_pretrained)
-    use_fast_losses(student)
+    key = (num_classes, experiment.compile, experiment.memory_format)
+
+    def make_student() -> nn.Module:
+        student = build_detector(experiment.detector, num_classes)
+        with quiet_libraries():
+            if pretrained:
+                load_weights(student, experiment.detector.initial_weights, whole=experiment.detector.is_pretrained)
+        return use_fast_losses(student)
+
+    student = shared.once(("student", experiment.detector.model_dump_json(), *key), make_student)
     if method.name == "baseline":
         return student
     if method.name == "fgfi":
         return _with_frozen_teacher(experiment, student, num_classes, teacher)
-    return _with_implicit_teacher(experiment, student, num_classes)
+    return _with_implicit_teacher(experiment, student, key, shared)
 
 
-def _with_implicit_teacher(experiment: Experiment, student: nn.Module, num_classes: int) -> Distiller:
-    """The student with LGD's teacher, which is trained together with it."""
+def _with_implicit_teacher(
+    experiment: Experiment, student: nn.Module, key: tuple[int, bool, str], shared: SharedWork
+) -> Distiller:
+    """The student with LGD's teacher, which is trained together with it. key: classes, and how networks are kept."""
     method = experiment.method
     channels = {shape.channels for shape in cast(Any, student.backbone).output_shape().values()}
     if len(channels) != 1:
         raise InputError(f"LGD needs the same number of channels on every level, the backbone has {sorted(channels)}")
     width = channels.pop()
-    implicit = ImplicitTeacher(
-        width,
-        num_classes,
-        encoder=method.encoder,
-        adapter=method.adapter,
-        mapper=method.mapper,
-        variant=method.variant,
-        context=method.context,
-        detach_appearance=method.detach_appearance,
+    parts = {
+        "encoder": method.encoder,
+        "adapter": method.adapter,
+        "mapper": method.mapper,
+        "variant": method.variant,
+        "context": method.context,
+        "detach_appearance": method.detach_appearance,
+    }
+    implicit = shared.once(
+        ("teacher", width, *key, *parts.values()), lambda: ImplicitTeacher(width, key[0], **cast(Any, parts))
     )
     return Distiller(
         student,

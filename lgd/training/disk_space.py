@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +18,23 @@ LOGS = 16 * 2**20
 """Bytes set aside for record, metrics and TensorBoard's events."""
 
 
-def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """About how many bytes the training's directory holds at most: checkpoints, the exported student, logs.
+@dataclass(frozen=True)
+class FilesSize:
+    """About how many bytes a training's directory holds at most."""
+
+    checkpoints: int
+    """While it trains. They are removed when it has its record."""
+    results: int
+    """The exported student and logs, which stay."""
+
+    @property
+    def total(self) -> int:
+        """While it trains."""
+        return self.checkpoints + self.results
+
+
+def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer) -> FilesSize:
+    """What the training writes.
 
     A checkpoint is the model and a momentum for every parameter that is trained. One more than ``checkpoint.keep`` is
     on the disk while the next is written.
@@ -29,7 +45,7 @@ def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.
     every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
     kept = min(experiment.checkpoint.keep, (experiment.schedule.steps - 1) // every) if every else 0
     # One is written at a stop whatever ``every`` is.
-    return (kept + 1) * one + student + LOGS
+    return FilesSize((kept + 1) * one, student + LOGS)
 
 
 def check_disk_space(directory: Path, needed: int) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 from lgd.config.experiment import Data, Experiment, difference
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
+from lgd.results.sweep_spec import SWEEP_FILE
 
 
 def existing_record(directory: Path, experiment: Experiment) -> Record | None:
     """The record of ``experiment`` in ``directory``; None where there is none or the training failed.
 
     One that diverged would diverge again, so it counts. Data with the same fingerprint is the same data, wherever it
-    is stored. Raises InputError when the record is another experiment's.
+    is stored. Raises InputError when the record is another experiment's, or the directory a sweep's.
     """
+    if (directory / SWEEP_FILE).exists():
+        raise InputError(f"{directory} holds a sweep's results: choose another --output")
     path = directory / FILE
     if not path.exists():
         return None

@@ -183,7 +183,7 @@ def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Pa
     if makes_masks(experiment):
         check_masks(built.dataset)
     if ranks.is_main_process():
-        check_disk_space(directory, files_size(experiment, built.model, built.optimizer))
+        check_disk_space(directory, files_size(experiment, built.model, built.optimizer).total)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

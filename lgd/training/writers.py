@@ -7,7 +7,6 @@ All are detectron2 EventWriters, which its PeriodicWriter hook calls. The servic
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import math
 from pathlib import Path
@@ -17,6 +16,9 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 
 from lgd.config.experiment import Experiment, settings
 from lgd.errors import InputError
+from lgd.training.log_services import check, package
+
+__all__ = ["MlflowWriter", "PROJECT", "WandbWriter", "check", "writers"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +36,6 @@ def writers(experiment: Experiment, directory: Path, start: int) -> list[EventWr
         TensorboardXWriter(str(directory / "tensorboard"), purge_step=start or None),
     ]
     return made + [_opened(name, experiment, directory) for name in experiment.log]
-
-
-def check(experiment: Experiment) -> None:
-    """Raise InputError, one line, when a service's package is missing."""
-    for name in experiment.log:
-        _package(name)
 
 
 class _ServiceWriter(EventWriter):
@@ -74,7 +70,7 @@ class WandbWriter(_ServiceWriter):
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         super().__init__()
-        self._run: Any = _package("wandb").init(
+        self._run: Any = package("wandb").init(
             project=PROJECT,
             id=_identity(directory),
             name=directory.name,
@@ -95,7 +91,7 @@ class MlflowWriter(_ServiceWriter):
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         super().__init__()
-        self._client: Any = _package("mlflow").tracking.MlflowClient()
+        self._client: Any = package("mlflow").tracking.MlflowClient()
         found = self._client.get_experiment_by_name(PROJECT)
         home = found.experiment_id if found else self._client.create_experiment(PROJECT)
         identity = _identity(directory)
@@ -129,13 +125,6 @@ def _opened(name: str, experiment: Experiment, directory: Path) -> EventWriter:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"log {name}: {reason}") from None
     return writer
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f"log {name}: its package is not installed: pip install 'lgd-suite[{name}]'") from None
 
 
 def _identity(directory: Path) -> str:

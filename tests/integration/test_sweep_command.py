@@ -23,6 +23,7 @@ from ablations.run import main
 from lgd.config.grids import COMPONENTS, NAMES, grid, plan
 from lgd.config.presets import TINY
 from lgd.data.shapes import CATEGORIES, ShapesSpec, make
+from lgd.detectors import weight_sources
 from lgd.results import provenance
 from lgd.results.record import Record, load
 from lgd.results.sweep_spec import SweepSpec
@@ -201,6 +202,28 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out").exists()
 
 
+def test_a_paper_sweep_offline_names_data_and_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What must be downloaded is printed although the data is missing, and what cannot be had is in the list."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(weight_sources, "urlopen", offline)
+    weight_sources._content_length.cache_clear()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    arms = ["--arms", "baseline,LGD", "--output", str(tmp_path / "out")]
+    assert main(["--grid", "components", "--preset", "paper", *arms, "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "R-50.pkl: to be downloaded" in said.out
+    first, *lines = said.err.splitlines()
+    assert first == "error: not ready, 2 things are in the way:"
+    assert any("datasets/coco does not exist" in line for line in lines)
+    assert any("R-50.pkl are not on this machine and cannot be downloaded" in line for line in lines)
+
+
 def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--grid", "components", *QUICK, "--arms", "baseline", "--dry-run", "--output", str(tmp_path / "out")]
     assert main(common) == 0
@@ -301,14 +324,17 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: py
     assert said.count("\n") == 1
 
 
-def test_a_dry_run_looks_for_what_only_training_would_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("split", "purpose"), [("train", "to train on"), ("val", "to evaluate on")])
+def test_a_dry_run_looks_for_what_only_training_would_miss(
+    split: str, purpose: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An arm that has its records needs nothing any more."""
-    path = write_coco(tmp_path / "data") / "annotations/instances_train2017.json"
+    path = write_coco(tmp_path / "data") / f"annotations/instances_{split}2017.json"
     edit_json(path, lambda c: c.update(annotations=[]))
     changed = ["--set", "detector.name=mask_rcnn", "--dry-run"]
     command = ["--grid", "components", "--arms", "baseline", *QUICK]
     assert main([*command, "--data", f"coco-json:{tmp_path / 'data'}", "--dry-run"]) == 2
-    assert "has no object to train on" in capsys.readouterr().err
+    assert f"{path} has no object {purpose}" in capsys.readouterr().err
     assert main([*command, "--data", f"voc:{write_voc(tmp_path / 'boxes', VOC_SPLITS)}", *changed]) == 2
     assert "has no segmentation, which mask_rcnn is scored with" in capsys.readouterr().err
     overrides = [*OVERRIDES, "detector.backbone.weights=/no.pkl"]

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from ablations.checks import Problems, _built, prepare
+from ablations import needs
+from ablations.checks import Problems, _built, build_arms, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
+from ablations.needs import check_disk, check_memory
 from ablations.plan import describe, trials_of
 from ablations.ray_sweep import ray_log
 from ablations.status import show_status
+from lgd.config.experiment import Experiment
+from lgd.config.grids import Trial
+from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.record import Record
-from lgd.training import estimate
+from lgd.training import build, estimate
+from lgd.training.build import DryBuilt
+from lgd.training.disk_space import FilesSize
+from tests.helpers_data import edit_json, write_coco
+from tests.integration.commands import OVERRIDES
 
 
 def test_problems_are_one_line_or_a_list() -> None:
@@ -120,3 +132,114 @@ def test_what_ray_says_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("[1/2] a line of ours\n", "")
     assert (tmp_path / "ray.log").read_text() == "Trial task failed\nAn unexpected internal error\n"
+
+
+def _built_arms(grid: str, tmp_path: Path, *overrides: str, all_problems: bool = True) -> dict[str, DryBuilt]:
+    sweep = trials_of(describe(grid, "tiny", overrides=[*OVERRIDES, *overrides]), tmp_path)
+    problems = Problems(all_problems)
+    built = build_arms(sweep, sweep.trials, problems)
+    problems.refuse()
+    return built
+
+
+@pytest.mark.parametrize(
+    ("grid", "arms", "students", "teachers"), [("loss-weights", 16, 1, 1), ("components", 8, 1, 7)]
+)
+def test_each_network_is_built_once(
+    grid: str, arms: int, students: int, teachers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the arms' fingerprints are those of models that were built one by one."""
+    made: list[str] = []
+
+    def counted(name: str) -> None:
+        original = getattr(build, name)
+
+        def make(*arguments: Any, **settings: Any) -> Any:
+            made.append(name)
+            return original(*arguments, **settings)
+
+        monkeypatch.setattr(build, name, make)
+
+    counted("build_detector")
+    counted("ImplicitTeacher")
+    built = _built_arms(grid, tmp_path)
+    assert len(built) == arms
+    assert (made.count("build_detector"), made.count("ImplicitTeacher")) == (students, teachers)
+    monkeypatch.undo()
+    for trial in trials_of(describe(grid, "tiny", overrides=OVERRIDES), tmp_path).one_seed()[::3]:
+        assert built[trial.arm].fingerprint == build.build(trial.experiment, pretrained=False).fingerprint
+
+
+def test_all_that_is_wrong_with_an_arm_is_found_at_once(tmp_path: Path) -> None:
+    edit_json(write_coco(tmp_path / "data") / "annotations/instances_val2017.json", lambda c: c.update(annotations=[]))
+    wrong = (f"data.source=coco-json:{tmp_path / 'data'}", "detector.backbone.weights=/no.pkl", "log=[mlflow]")
+    with pytest.raises(InputError) as refused:
+        _built_arms("components", tmp_path, *wrong)
+    first, *lines = str(refused.value).splitlines()
+    assert first == "not ready, 3 things are in the way:"
+    for words in ("there is no file /no.pkl", "has no object to evaluate on", "log mlflow"):
+        assert sum(words in line for line in lines) == 1
+    # A run need not know more than the first.
+    with pytest.raises(InputError, match="arm 'baseline': log mlflow: its package is not installed") as one:
+        _built_arms("components", tmp_path, *wrong, all_problems=False)
+    assert "\n" not in str(one.value)
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """torch, detectron2 and Ray take seconds."""
+    code = (
+        "import sys\n"
+        "from ablations.sweep_command import main\n"
+        "status = main(['run', 'components', '--set', 'log=mlflow', '--output', sys.argv[1]])\n"
+        "assert status == 2, status\n"
+        "assert not {'torch', 'detectron2', 'ray'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "error: log mlflow: its package is not installed: pip install 'lgd-suite[mlflow]'\n"
+
+
+def _trial(directory: Path) -> Trial:
+    return Trial("LGD", Experiment(), directory)
+
+
+def test_a_sweeps_files_must_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of ten trials leaves 10 MiB; the checkpoints of two, 100 MiB each, are there at a time."""
+    built = DryBuilt("f", FilesSize(checkpoints=100 * 2**20, results=10 * 2**20))
+    trials = [(_trial(tmp_path / str(i)), built) for i in range(10)]
+    for free, fits in ((300, True), (299, False)):
+        monkeypatch.setattr(needs, "free_space", lambda _, free=free: free * 2**20)
+        if fits:
+            check_disk(tmp_path, trials, 2)
+            continue
+        with pytest.raises(InputError, match="299 MiB free, and .* of 10 trials need about 300 MiB") as refused:
+            check_disk(tmp_path, trials, 2)
+        assert "\n" not in str(refused.value)
+    check_disk(tmp_path, trials, 1)
+    # A teacher that the trials share leaves its files once.
+    taught = [(trial, replace(built, teacher=replace(built, fingerprint="t"))) for trial, _ in trials]
+    monkeypatch.setattr(needs, "free_space", lambda _: 310 * 2**20)
+    check_disk(tmp_path, taught, 2)
+    monkeypatch.setattr(needs, "free_space", lambda _: 309 * 2**20)
+    with pytest.raises(InputError, match="310 MiB"):
+        check_disk(tmp_path, taught, 2)
+
+
+@pytest.mark.parametrize(("gpus", "concurrent", "total"), [(0.0, 4, 8), (0.5, 4, 4), (1.0, 4, 2)])
+def test_memory_is_a_note_unless_it_is_clearly_too_much(
+    gpus: float, concurrent: int, total: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, resources = [DryBuilt("f", memory=2 * 2**30)], Resources(1, gpus, concurrent)
+    for name in ("_free_memory", "_free_gpu_memory"):
+        monkeypatch.setattr(needs, name, lambda: int(total / 1.4 * 2**30))
+    note = check_memory(built, resources)
+    assert note.startswith("a step needs about 2.0 GiB of memory")
+    assert (f"side by side about {total}.0 GiB" in note) == (total > 2)
+    assert f"{total / 1.4:.1f} GiB free" in note
+    for name in ("_free_memory", "_free_gpu_memory"):
+        monkeypatch.setattr(needs, name, lambda: int(total / 1.6 * 2**30))
+    with pytest.raises(InputError, match="GiB free: set schedule.batch lower"):
+        check_memory(built, resources)
+    assert check_memory([DryBuilt("f")], resources) == ""
