@@ -19,7 +19,7 @@ from lgd.errors import InputError
 
 REFERENCES = Path(__file__).with_name("reference.yaml")
 
-FORMER_WORDS = {"straightforward": NAIVE, "quick losses": "fast losses", "repeated labels": "cached targets"}
+RENAMED_SIDES = {"straightforward": NAIVE, "quick losses": "fast losses", "repeated labels": "cached targets"}
 """In the column ``side`` of files that were measured before these were renamed."""
 
 SIX_DIGITS = 1e-5
@@ -36,7 +36,7 @@ def read(path: Path) -> pd.DataFrame:
     frame = read_results(path, COLUMNS)
     if frame.empty:
         raise InputError(f"{path}: no rows")
-    for former, word in FORMER_WORDS.items():
+    for former, word in RENAMED_SIDES.items():
         frame["side"] = frame["side"].str.replace(former, word)
     if "loss_difference" in frame:
         frame["loss_difference"] = pd.to_numeric(frame["loss_difference"])

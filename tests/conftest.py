@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def watch_for_strays() -> Iterator[None]:
+def check_no_leftover_processes() -> Iterator[None]:
     """No process that is started inside, at however many removes, is left running afterwards."""
     mark = uuid.uuid4().hex
     with pytest.MonkeyPatch.context() as patch:
@@ -39,9 +39,9 @@ def watch_for_strays() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_strays() -> Iterator[None]:
+def no_leftover_processes() -> Iterator[None]:
     """No process that the test started is left running after it."""
-    with watch_for_strays():
+    with check_no_leftover_processes():
         yield
 
 

@@ -46,10 +46,10 @@ PROGRESS_FILE = "progress.json"
 STOP_FILE = "stop"
 """In the work's directory. The launcher makes it to ask the workers to stop; they have to look for it."""
 
-POLL = 1.0
+POLL_INTERVAL_S = 1.0
 """Seconds between two reads of the progress file."""
 
-OTHERS = 10.0
+PEER_EXIT_TIMEOUT_S = 10.0
 """Seconds to wait for the other workers' ends once one worker has failed, to tell which one failed first."""
 
 Work = Callable[[Any, int], Any]
@@ -214,7 +214,7 @@ def launch(
         ),
     )
     # After Ray has started: it installs its own handler of SIGTERM.
-    with _following(directory, on_progress), on_signal((directory / STOP_FILE).touch, signal.SIGTERM):
+    with _poll_progress(directory, on_progress), on_signal((directory / STOP_FILE).touch, signal.SIGTERM):
         try:
             result = trainer.fit()
         except SystemExit:
@@ -239,7 +239,9 @@ def _run_under_train(loop: dict[str, Any]) -> Any:
 
 def _run(work: Work, config: Any, gpu: int) -> Any:
     os.environ[ranks.NODE_VARIABLE] = ray.get_runtime_context().get_node_id()
-    return work(config, gpu)
+    result = work(config, gpu)
+    # The others' results are the same: only one travels.
+    return result if ranks.is_main_process() else None
 
 
 def launch_in_placement_group(
@@ -259,7 +261,7 @@ def launch_in_placement_group(
     directory.mkdir(parents=True, exist_ok=True)
     group: Any = ray.util.get_current_placement_group()
     members = [
-        _Member.options(  # type: ignore[attr-defined]
+        _TrainWorker.options(  # type: ignore[attr-defined]
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i),
@@ -272,9 +274,9 @@ def launch_in_placement_group(
     try:
         address = ray.get(members[0].address.remote())
         results = [x.run.remote(work, config, backend, rank, workers.count, address) for rank, x in enumerate(members)]
-        waiting = list(results)
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=POLL)
+        pending = list(results)
+        while pending:
+            done, pending = ray.wait(pending, timeout=POLL_INTERVAL_S)
             # Raises at the first failure: the other workers would wait for that one.
             ray.get(done)
             progress.poll()
@@ -290,14 +292,14 @@ def launch_in_placement_group(
 
 def _raise_if_one_died(results: list[Any]) -> None:
     """Raise RayActorError where a worker died: the error of another one is then only that it lost the connection."""
-    done, _ = ray.wait(results, num_returns=len(results), timeout=OTHERS)
+    done, _ = ray.wait(results, num_returns=len(results), timeout=PEER_EXIT_TIMEOUT_S)
     for result in done:
         with contextlib.suppress(ray.exceptions.RayTaskError):
             ray.get(result)
 
 
 @ray.remote(max_restarts=0)
-class _Member:
+class _TrainWorker:
     """A worker in a placement group that a Tune trial holds."""
 
     def address(self) -> str:
@@ -345,12 +347,12 @@ class _ProgressFile:
 
 
 @contextlib.contextmanager
-def _following(directory: Path, on_progress: OnProgress) -> Iterator[None]:
+def _poll_progress(directory: Path, on_progress: OnProgress) -> Iterator[None]:
     """Poll the progress in a thread while the block runs."""
     progress, ended = _ProgressFile(directory, on_progress), threading.Event()
 
     def follow() -> None:
-        while not ended.wait(POLL):
+        while not ended.wait(POLL_INTERVAL_S):
             progress.poll()
 
     thread = threading.Thread(target=follow, daemon=True)

@@ -78,16 +78,16 @@ class TwoForwardPasses:
     def _caching(self, name: str) -> Callable[..., Any]:
         method = getattr(self._detector, name)
 
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             self._cache[name] = method(*args, **kwargs)
             return self._cache[name]
 
-        return called
+        return wrapper
 
     def _joint(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The head's forward on both passes' features; returns the first pass's outputs and keeps the second's."""
 
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             names = self._level_names(args) if not kwargs else None
             if names is None or self._second_output is not None:
                 return forward(*args, **kwargs)
@@ -96,7 +96,7 @@ class TwoForwardPasses:
             first, self._second_output = _split_batch(forward(joined), len(args[0][0]))
             return first
 
-        return called
+        return wrapper
 
     def _level_names(self, args: Sequence[Any]) -> list[str] | None:
         """The levels that the head was called with; None if these are not the captured features themselves."""

@@ -59,16 +59,16 @@ HEARTBEAT_FILE = "meter.json"
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostSoFar:
     """What all attempts at a training cost so far. ``attempts``: how many there were."""
 
     device_seconds: float = 0.0
     joules: float = 0.0
     attempts: int = 0
 
-    def since_checkpoint(self, saved: Mapping[str, Any]) -> Spent:
+    def since_checkpoint(self, saved: Mapping[str, Any]) -> CostSoFar:
         """The part that came after the checkpoint whose :meth:`CostMeter.state` is ``saved``: the lost work."""
-        return Spent(
+        return CostSoFar(
             max(0.0, self.device_seconds - math.fsum(saved["device_seconds"].values())),
             max(0.0, self.joules - math.fsum(saved["joules"].values())),
             self.attempts,
@@ -118,16 +118,16 @@ class CostMeter:
 
     def total(self) -> float:
         """Device-seconds of all phases up to now. May be called from any thread."""
-        return self.spent().device_seconds
+        return self.cost_so_far().device_seconds
 
-    def spent(self) -> Spent:
+    def cost_so_far(self) -> CostSoFar:
         """Device-seconds, joules of this process and attempts up to now. May be called from any thread."""
         joules = self._energy() if self._energy else 0.0
         with self._lock:
             running, gained = 0.0, 0.0
             if self._stack:
                 running, gained = self._clock() - self._since, joules - self._joules_since
-            return Spent(
+            return CostSoFar(
                 math.fsum(self.device_seconds.values()) + running * self.devices,
                 math.fsum(self.joules.values()) + max(0.0, gained),
                 self.attempts,
@@ -159,7 +159,7 @@ class CostMeter:
         self.peaks = _largest(self.peaks, state["peaks"])
         self.attempts = state["attempts"] + 1
 
-    def add_lost_work(self, spent: Spent) -> None:
+    def add_lost_work(self, spent: CostSoFar) -> None:
         """Count what earlier attempts did after their last checkpoint for the phase ``lost``."""
         self.device_seconds["lost"] += spent.device_seconds
         self.seconds["lost"] += spent.device_seconds / self.devices
@@ -195,7 +195,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def earlier(self) -> Spent:
+    def previous_cost(self) -> CostSoFar:
         """What earlier attempts at this training cost; zero where there were none."""
         return read_heartbeat(self._path.parent, self._fingerprint)
 
@@ -214,13 +214,13 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        described = {"fingerprint": self._fingerprint, **asdict(self._meter.spent())}
+        described = {"fingerprint": self._fingerprint, **asdict(self._meter.cost_so_far())}
         # A full disk ends a training where it writes a checkpoint or the record, not here.
         with suppress(OSError):
             write_text(self._path, json.dumps(described) + "\n")
 
 
-def read_heartbeat(directory: Path, fingerprint: str = "") -> Spent:
+def read_heartbeat(directory: Path, fingerprint: str = "") -> CostSoFar:
     """What the attempts at the training in ``directory`` cost so far, read from the file that they write.
 
     fingerprint: of the training, where it is known: the file of another training then counts as none. Returns a zero
@@ -228,10 +228,10 @@ def read_heartbeat(directory: Path, fingerprint: str = "") -> Spent:
     """
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((directory / HEARTBEAT_FILE).read_text(encoding="utf-8"))
-        spent = Spent(float(found["device_seconds"]), float(found["joules"]), int(found["attempts"]))
+        spent = CostSoFar(float(found["device_seconds"]), float(found["joules"]), int(found["attempts"]))
         if fingerprint in ("", found["fingerprint"]) and math.isfinite(spent.device_seconds + spent.joules):
             return spent
-    return Spent()
+    return CostSoFar()
 
 
 def gpu_energy(device: torch.device, share: float = 1.0) -> Callable[[], float] | None:

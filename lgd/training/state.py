@@ -16,7 +16,7 @@ from lgd.errors import InputError
 from lgd.methods.distiller import student_of
 from lgd.methods.feature_capture import running_state
 from lgd.results.contention import CpuUsage, contention
-from lgd.results.cost_meter import CostMeter, Spent
+from lgd.results.cost_meter import CostMeter, CostSoFar
 from lgd.training import checkpoint
 from lgd.training.build import Built, match_momentum_layout
 from lgd.training.device import seed_everything
@@ -46,7 +46,7 @@ class TrainingState:
     _scaler: dict[str, Any] = field(default_factory=dict)
     _random: list[Any] | None = None
 
-    def restore(self, spent: Spent) -> None:
+    def restore(self, spent: CostSoFar) -> None:
         """Load the newest checkpoint in the directory, where there is one.
 
         spent: what earlier attempts cost. Raises InputError when the checkpoint is another training's, or when the

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lgd.distributed import ray_train
-from tests.conftest import watch_for_strays
+from tests.conftest import check_no_leftover_processes
 
 
 @pytest.fixture(scope="module")
@@ -16,5 +16,5 @@ def ray_session() -> Iterator[None]:
 
     What they started is gone when it has ended.
     """
-    with watch_for_strays(), ray_train.cluster(None, cpus=2):
+    with check_no_leftover_processes(), ray_train.cluster(None, cpus=2):
         yield

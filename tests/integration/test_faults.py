@@ -116,7 +116,7 @@ ENDS = {
     "diverging": "diverged",
     "hungry": "failed",
     "killed": "finished",
-    "hopeless": "failed",
+    "failing": "failed",
     "good": "finished",
 }
 """How each trial ends that has a record."""
@@ -132,7 +132,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Fault
         "diverging": {"schedule.lr": 1e12, "schedule.clip": 0, "schedule.steps": 40},
         "hungry": {"detector.channels": 80_000},
         "killed": {**LONG, "seed": 1},
-        "hopeless": {**LONG, "seed": 2, "schedule.steps": 100_000},
+        "failing": {**LONG, "seed": 2, "schedule.steps": 100_000},
         "unlucky": {**LONG, "seed": 3, "checkpoint.every": 0},
         "good": {"seed": 4},
     }
@@ -147,8 +147,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Fault
 
     def keep_killing() -> None:
         # Only what has something to lose: an attempt that is killed as it begins may leave no word.
-        if read_heartbeat(trials["hopeless"].directory).device_seconds > 0:
-            _kill_workers_of(trials["hopeless"])
+        if read_heartbeat(trials["failing"].directory).device_seconds > 0:
+            _kill_workers_of(trials["failing"])
 
     def fill() -> bool:
         found = _at_work_on(trials["unlucky"])
@@ -180,7 +180,7 @@ def test_what_ends_one_trial_leaves_the_others_alone(faulty: Faulty) -> None:
     assert all("\n" not in faulty.record(arm).reason for arm in ENDS)
     # What failed is to be run again.
     again = {t.arm for t in missing_trials([*faulty.trials.values()])}
-    assert again == {"raising", "hungry", "hopeless", "unlucky"}
+    assert again == {"raising", "hungry", "failing", "unlucky"}
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(faulty: Faulty) -> None:
@@ -191,7 +191,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(faulty: Faulty) -> None:
 
 
 def test_a_trial_that_is_killed_every_time_is_given_up(faulty: Faulty) -> None:
-    record = faulty.record("hopeless")
+    record = faulty.record("failing")
     assert record.status == "failed"
     assert record.reason.startswith("the worker died")
     assert record.device_seconds["lost"] > 0
@@ -216,7 +216,7 @@ def long_grid(tmp_path: Path) -> tuple[list[str], Path]:
     ], tmp_path / "out"  # fmt: skip
 
 
-@pytest.mark.usefixtures("no_strays")
+@pytest.mark.usefixtures("no_leftover_processes")
 def test_a_killed_driver_leaves_a_sweep_that_goes_on(long_grid: tuple[list[str], Path]) -> None:
     """One trial after the other: the first is finished, the second has a checkpoint when the driver is killed."""
     arguments, output = long_grid

@@ -46,7 +46,7 @@ def _settings(**changes: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no_strays: None) -> None:
+def test_a_killed_worker_is_replaced_and_the_training_goes_on(tmp_path: Path, no_leftover_processes: None) -> None:
     """The command, with two workers of which one is killed: the losses are those of one undisturbed worker."""
     changes: dict[str, Any] = {"schedule.steps": 60, "checkpoint.every": 30, "schedule.lr": 0.001}
     output = tmp_path / "out put"

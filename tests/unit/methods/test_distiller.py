@@ -1,4 +1,4 @@
-"""Recording, replaying and distilling on a real detector."""
+"""Capturing features, injecting features and distilling on a real detector."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _distiller(phases: Phases | None = None, **options: Any) -> Any:
     return Distiller(student, teacher, DistillationDistance(16), phases=phases or Phases())
 
 
-def test_replaying_its_own_features_reproduces_the_losses_exactly() -> None:
+def test_injecting_its_own_features_reproduces_the_losses_exactly() -> None:
     detector = tiny_detector().train()
     data = batch([3, 0, 5])
     for _ in range(2):
@@ -50,7 +50,7 @@ def test_replaying_its_own_features_reproduces_the_losses_exactly() -> None:
         assert "loss_normalizer" in running_state(same)
 
 
-def test_replaying_leaves_the_detector_as_it_was() -> None:
+def test_injecting_leaves_the_detector_as_it_was() -> None:
     detector = tiny_detector().eval()
     data = batch([1])
     keys = list(detector.state_dict())

@@ -90,7 +90,7 @@ def test_a_batch_norm_in_the_head_sees_each_pass_by_itself() -> None:
 
 
 def test_a_head_that_is_given_something_else_runs_in_each_pass() -> None:
-    """Features that are no longer the backbone's are not put together with the taught ones."""
+    """Features that are no longer the backbone's are not put together with the instructive ones."""
     model = _model("retinanet")
     joint, gradients = _losses(model, "retinanet")
     model.zero_grad()

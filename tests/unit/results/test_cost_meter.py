@@ -14,8 +14,8 @@ import torch
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
     CostMeter,
+    CostSoFar,
     Heartbeat,
-    Spent,
     gpu_energy,
     peak_memory_mib,
     read_heartbeat,
@@ -80,7 +80,7 @@ def test_devices_and_joules_are_counted_by_phase() -> None:
         with meter.phase("evaluation"):
             clock.value, energy.value = 12, 1e6 + 3100
         clock.value = 13
-        assert meter.spent() == Spent(52, 3100, 1)
+        assert meter.cost_so_far() == CostSoFar(52, 3100, 1)
     clock.value, energy.value = 50, 2e6
     assert meter.seconds["training"] == 11
     assert meter.device_seconds == {"setup": 0, "training": 44, "evaluation": 8, "checkpoint": 0, "lost": 0}
@@ -99,7 +99,7 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
     clock, energy = _Counter(), _Counter()
     first = CostMeter(2, clock, energy)
     heartbeat = Heartbeat(first, tmp_path, "this run")
-    assert heartbeat.earlier() == Spent()
+    assert heartbeat.previous_cost() == CostSoFar()
     with heartbeat:
         with first.phase("setup"):
             clock.value, energy.value = 3, 30
@@ -108,15 +108,15 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
             saved = first.state()
             # Killed here: ten seconds later than the checkpoint.
             clock.value, energy.value = 23, 250
-    assert read_heartbeat(tmp_path) == read_heartbeat(tmp_path, "this run") == Spent(46, 250, 1)
-    assert read_heartbeat(tmp_path, "another run") == Spent()
+    assert read_heartbeat(tmp_path) == read_heartbeat(tmp_path, "this run") == CostSoFar(46, 250, 1)
+    assert read_heartbeat(tmp_path, "another run") == CostSoFar()
 
     clock.value, energy.value = 100, 1000
     second = CostMeter(2, clock, energy)
     again = Heartbeat(second, tmp_path, "this run")
     with second.phase("setup"):
         clock.value, energy.value = 101, 1010
-    spent = again.earlier()
+    spent = again.previous_cost()
     second.restore(saved)
     second.add_lost_work(spent.since_checkpoint(saved))
     with second.phase("training"):
@@ -131,7 +131,7 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', '{"device_seconds": "nan"}'])
 def test_a_broken_word_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / HEARTBEAT_FILE).write_text(content)
-    assert read_heartbeat(tmp_path) == Spent()
+    assert read_heartbeat(tmp_path) == CostSoFar()
 
 
 # Energy
