@@ -22,6 +22,7 @@ from analysis.plots.style import (
     interval_bar,
     label_rows,
     new_figure,
+    rows_height,
     set_title,
     set_xlabel,
     shorten,
@@ -47,11 +48,13 @@ def gains(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     rows = [row for row in row_dicts(frame) if row["gain"] is not None][::-1]
     if not rows:
         return None
-    figure = new_figure(layout.width, 1.1 + 0.3 * layout.row * len(rows))
+    names = [with_mark(row["arm"], row["mark"]) for row in rows]
+    # Room for the title and the axis below, also with a single row.
+    figure = new_figure(layout.width, 1.3 + rows_height(names, layout, 0.3 * layout.row))
     axes = figure.subplots()
     for height, row in enumerate(rows):
         interval_bar(axes, height, row["gain"], row["gain_low"], row["gain_high"])
-    label_rows(axes, [with_mark(row["arm"], row["mark"]) for row in rows], layout)
+    label_rows(axes, names, layout)
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     set_xlabel(axes, f"AP over its baseline, points ({INTERVAL})", layout)
@@ -153,7 +156,7 @@ def classes(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     cut = len(ordered) > MOST_CLASSES
     if cut:
         ordered = ordered[: MOST_CLASSES // 2] + ordered[-MOST_CLASSES // 2 :]
-    figure = new_figure(layout.width, 1.1 + 0.22 * len(ordered))
+    figure = new_figure(layout.width, 1.3 + rows_height([name for name, _ in ordered], layout, 0.22))
     axes = figure.subplots()
     for height, (_, values) in enumerate(ordered):
         each = mean_interval(values)

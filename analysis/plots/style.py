@@ -68,16 +68,29 @@ NARROW = Layout(3.9, 18, 1, 1.6)
 """For a phone's width, with letters of the same size."""
 
 
+LINE = 8 * 1.2 / 72
+"""Inches of a line of an arm's name: 8 points and what lies between two."""
+
+
 def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine())
 
 
 def label_rows(axes: Axes, names: Sequence[str], layout: Layout = WIDE) -> None:
     """A name for each whole number on the y axis, from 0."""
-    wrapped = ["\n".join(textwrap.wrap(x, layout.name)) or "(no name)" for x in names]
+    wrapped = ["\n".join(_lines(x, layout)) for x in names]
     axes.set_yticks(range(len(names)), wrapped, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def rows_height(names: Sequence[str], layout: Layout, row: float) -> float:
+    """Inches for a row of each name of :func:`label_rows`, ``row`` or, if any name has more lines, what they take."""
+    return len(names) * max([row, *(LINE * (len(_lines(x, layout)) + 0.5) for x in names)])
+
+
+def _lines(name: str, layout: Layout) -> list[str]:
+    return textwrap.wrap(name, layout.name) or ["(no name)"]
 
 
 def interval_bar(axes: Axes, height: float, value: float, low: float | None, high: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from analysis.load import Run, load_runs
 from analysis.plots.costs import PARTS, pareto
 from analysis.plots.figures import FIGURES, draw
+from analysis.plots.scores import gains
 from analysis.plots.style import COLOURS, MARKERS, NARROW, STYLE, WIDE, Layout
 from lgd.config.grids import LOSS_WEIGHTS, plan
 from lgd.config.presets import TINY
@@ -41,6 +43,24 @@ def test_real_runs_are_drawn(real_results: Path, tmp_path: Path) -> None:
     assert all("not a reproduction" in _texts(tmp_path / f"{x}.svg") for x in ("pareto", "gains", "cost", "curves"))
     again = [p.read_bytes() for p in paths]
     assert [p.read_bytes() for p in draw(load_runs(real_results)[::-1], tmp_path)] == again
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_gains_of_long_names_have_room(count: int, layout: Layout, make_record: MakeRecord) -> None:
+    """As a search of many settings names them, and one arm alone with all its settings in its name."""
+    changed = [f"method.{x}={0.123 + i}" for i, x in enumerate(("distill_weight", "instructive_weight", "lr_factor"))]
+    changed += [f"method.{x}=false" for x in ("mapper", "adapter", "detach_appearance")] + ["method.heads=4"]
+    arms = [f"search-{i:03} of {' '.join(changed)}" for i in range(count)]
+    runs = [Run(make_record(x, 0, 20.0, 10.0, overrides=[*changed, f"seed={x}"]), Path("/r")) for x in arms]
+    runs.append(Run(make_record("baseline", 0, 10.0, 10.0), Path("/r")))
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = gains(runs, layout)
+        assert figure is not None
+        FigureCanvasAgg(figure).draw()
+    # A fifth of an inch for each bar.
+    assert figure.axes[0].get_window_extent().height / figure.dpi > 0.2 * count
 
 
 def test_loss_weights(tmp_path: Path) -> None:
