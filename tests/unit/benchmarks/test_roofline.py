@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks.bytes_counter import BytesCounter
-from benchmarks.options import RESULTS
 from benchmarks.roofline import bounds, main, measure
 from benchmarks.timer_spec import SyntheticImages
 from lgd.config.presets import TINY
@@ -72,11 +71,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.strip() == text.strip()
     assert main(["--method", "none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    (path,) = RESULTS.glob("roofline_lgd_paper-retinanet-bf16_*.csv")
-    assert main(["--table", str(path)]) == 0
-    page = (RESULTS.parents[1] / "docs" / "performance.md").read_text()
-    shown = page.split("<!-- roofline:begin -->")[1].split("<!-- roofline:end -->")[0]
-    assert shown.strip() == capsys.readouterr().out.strip()

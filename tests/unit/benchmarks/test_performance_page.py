@@ -1,0 +1,20 @@
+"""The tables in docs/performance.md are those of the committed measurements."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.performance_page import PAGE, with_tables
+from lgd.errors import InputError
+
+
+def test_the_committed_page_is_what_the_command_writes() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page) == page
+
+
+def test_an_old_table_is_replaced_and_a_missing_block_named() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page.replace("| baseline        | naive  |", "| baseline        | old    |")) == page
+    with pytest.raises(InputError, match="roofline:begin"):
+        with_tables(page.replace("<!-- roofline:begin -->", ""))
