@@ -54,7 +54,7 @@ class Data(Settings):
     """Where images come from and how they are resized."""
 
     source: str = "shapes"
-    """What :func:`lgd.data.resolve` takes, such as "shapes" or "voc:DIR"."""
+    """What :func:`lgd.data.catalog.resolve` takes, such as "shapes" or "voc:DIR"."""
     shapes_train: PositiveInt = 1000
     """Synthetic training images."""
     shapes_val: PositiveInt = 200

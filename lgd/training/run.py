@@ -28,8 +28,8 @@ from lgd.results import provenance
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
     CostMeter,
+    CostSoFar,
     Heartbeat,
-    Spent,
     gpu_energy,
     read_heartbeat,
     reset_peak_memory,
@@ -89,7 +89,7 @@ def run(
         raise ValueError(f"method {experiment.method.name} needs {'no' if teacher else 'a'} frozen teacher")
     # At the start: the working tree may change while the training runs.
     started, commit = provenance.now(), provenance.git_commit()
-    with _noting_what_is_safe(directory):
+    with _convert_disk_full_error(directory):
         state, result = _attempt(experiment, directory, teacher, commit, share, on_progress, should_stop)
         record = Record(
             grid=grid,
@@ -111,7 +111,7 @@ def run(
 
 
 @contextmanager
-def _noting_what_is_safe(directory: Path) -> Iterator[None]:
+def _convert_disk_full_error(directory: Path) -> Iterator[None]:
     """Raise what a full disk causes as DiskFullError, with a note on the last checkpoint."""
     try:
         yield
@@ -156,7 +156,7 @@ def _attempt(
         stack.enter_context(process_settings(experiment))
         built = ranks.run_on_all_ranks(lambda: _build(experiment, teacher, directory))
         heartbeat = Heartbeat(meter, directory, built.fingerprint)
-        spent = ranks.broadcast(heartbeat.earlier())
+        spent = ranks.broadcast(heartbeat.previous_cost())
         if ranks.is_main_process():
             stack.enter_context(heartbeat)
         state = _initial_state(built, experiment, directory, commit, meter)
@@ -243,7 +243,7 @@ def _hooks(
     backbone = student_of(built.model).backbone
     bottom_up = cast(nn.Module, getattr(backbone, "bottom_up", backbone))
     period = write_period(schedule.steps)
-    outlets = ranks.run_on_all_ranks(
+    event_writers = ranks.run_on_all_ranks(
         lambda: writers.writers(experiment, state.directory, state.start) if ranks.is_main_process() else []
     )
     return [
@@ -252,7 +252,7 @@ def _hooks(
         state.times,
         FreezeBackbone(bottom_up, schedule.phases) if experiment.method.name == "lgd" else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
-        hooks.PeriodicWriter(outlets, period=period) if outlets else None,
+        hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: _progress(state)),
         hooks.EvalHook(every, lambda: _evaluate(state, trainer.iter + 1, on_progress), eval_after_train=False)
         if every
@@ -328,7 +328,7 @@ def failed_record(
 
     directory: the training's, from whose heartbeat file its cost is read.
     """
-    spent = read_heartbeat(directory) if directory else Spent()
+    spent = read_heartbeat(directory) if directory else CostSoFar()
     return Record(
         status="failed",
         reason=" ".join(reason.split()) or "unknown error",
