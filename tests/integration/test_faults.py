@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 class _Display:
-    """Remembers what it is told."""
+    """Keeps what it is given."""
 
     def __init__(self) -> None:
         self.records: list[tuple[str, Record]] = []
@@ -125,7 +125,7 @@ ENDS = {
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Faulty:
     """A trial that raises, one that diverges, one that asks for more memory than there is, one that is killed once, one
-    that is killed every time, and one on whose disk neither the worker nor the driver can write; and one without."""
+    that is killed every time, one without a fault, and one on whose disk neither worker nor driver can write."""
     output = tmp_path_factory.mktemp("faulty")
     arms: dict[str, dict[str, Any]] = {
         "raising": {},
@@ -133,8 +133,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Fault
         "hungry": {"detector.channels": 80_000},
         "killed": {**LONG, "seed": 1},
         "failing": {**LONG, "seed": 2, "schedule.steps": 100_000},
-        "unlucky": {**LONG, "seed": 3, "checkpoint.every": 0},
         "good": {"seed": 4},
+        # Last: its worker, which goes on to the next trial, can write no file any more.
+        "unlucky": {**LONG, "seed": 3, "checkpoint.every": 0},
     }
     trials = {trial.arm: trial for trial in _trials(output, **arms)}
     (trials["raising"].directory / "metrics.json").mkdir(parents=True)
