@@ -10,6 +10,9 @@ from lgd.config.components import AdapterVariant, component_conflict
 from lgd.config.detector import Backbone
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, Positive, PositiveInt, Settings
 
+ADAMW_LR = 5e-4
+"""Learning rate of a teacher trained with AdamW unless ``method.teacher_lr`` says otherwise."""
+
 
 class FGFISettings(Settings):
     """FGFI (docs/method.md, "FGFI"): a frozen teacher, trained before, and where the student imitates its features."""
@@ -55,8 +58,33 @@ class Method(Settings):
     """Factor of the detection loss of the instructive features."""
     lr_factor: Positive = 1.0
     """Learning rate of the teacher and of the distillation adapter, divided by the student's; the paper's is 1."""
+    init: Literal["informed", "reference"] = "informed"
+    """How LGD's modules start (docs/method.md): ``reference``, as the released code leaves them; ``informed``, ours."""
+    own_label_start: bool = False
+    """Ours: a learnt bias on the attention logit of each object's own label, so that the adapter starts with objects
+    that attend mostly to themselves (lgd/methods/label_guided/adapter.py)."""
+    residual: bool = False
+    """Ours: the instructive features are the student's, detached, plus a learnt scale times the mapper's output
+    (lgd/methods/label_guided/teacher.py)."""
+    teacher_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser of the teacher's modules. The released code offers AdamW; the paper's trainings have SGD."""
+    teacher_lr: Annotated[Positive | None, AUTO_IS_NONE] = None
+    """Learning rate of the teacher's modules; None ("auto"): the student's times ``lr_factor`` with SGD, 5e-4 with
+    AdamW."""
     fgfi: FGFISettings = FGFISettings()
     """Read with method fgfi only."""
+
+    @property
+    def additions(self) -> list[str]:
+        """The settings of LGD that are not the paper's but ours, as words; empty for the paper's own."""
+        named = {"own-label start": self.own_label_start, "residual teacher": self.residual}
+        return [name for name, on in named.items() if on] if self.name == "lgd" else []
+
+    def resolved_teacher_lr(self, student_lr: float) -> float:
+        """Learning rate of the teacher's modules, where the student's is ``student_lr``."""
+        if self.teacher_lr is not None:
+            return self.teacher_lr
+        return ADAMW_LR if self.teacher_optimizer == "adamw" else self.lr_factor * student_lr
 
     @model_validator(mode="after")
     def _components_fit(self) -> Self:
@@ -70,4 +98,6 @@ class Method(Settings):
             )
             if conflict:
                 raise ValueError(conflict)
+            if self.own_label_start and (not self.adapter or self.variant.endswith("_only")):
+                raise ValueError("own_label_start has no effect without attention to other objects: turn it off")
         return self
