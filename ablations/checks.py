@@ -1,4 +1,4 @@
-"""What is checked before time is spent: that every arm can be built, and that records are of this data and code."""
+"""Checks before a sweep runs: that every arm can be built, and that records are of this data and code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Problems:
 
 @dataclass
 class Checked:
-    """What was found before a sweep runs.
+    """The result of the checks before a sweep runs.
 
     missing: the trials without a record. problems: what is in the way. fingerprints: by arm, of what it trains.
     downloads: a line for every file of weights that is not on this machine yet. memory: a note on what steps take.
@@ -169,7 +169,7 @@ def check(
 
 
 def missing_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that have no record, or the record of a training that failed."""
+    """The trials without a record, or with the record of a failed training."""
     return [t for t in trials if existing_record(t.directory, t.experiment) is None]
 
 

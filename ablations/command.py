@@ -31,7 +31,7 @@ BENCHMARKS = {
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
 }
-"""Of ``lgd bench``."""
+"""Module and summary by name, of ``lgd bench``."""
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -84,7 +84,7 @@ def _call(module: str, arguments: Sequence[str], prog: str) -> int:
 
 
 def _parser(prog: str, *, whole: bool = False) -> Parser:
-    """Of the commands' names; whole: with their options, too."""
+    """Parser of the commands' names; whole: with their options, too."""
     description = "Label-Guided self-Distillation: train, compare, measure."
     parser = Parser(prog=prog, description=description, epilog=examples(prog, *EXAMPLES))
     parser.add_argument("--version", action="version", version=f"%(prog)s {lgd.__version__}")

@@ -1,4 +1,4 @@
-"""What trainings take where there is no GPU, said before they begin."""
+"""Duration of trainings without a GPU, estimated before they begin."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from lgd.errors import InputError
 from lgd.results.record import FILE, load
 
 SET_ASIDE = "record.damaged.json"
-"""What a damaged record is called once its trial is to be trained again."""
+"""File name of a damaged record once its trial is to be trained again."""
 
 
 def damage(directory: Path) -> str:
-    """What is wrong with a trial's record, a line that names the file; "" where it can be read, or is not there."""
+    """Why a trial's record cannot be read, a line that names the file; "" where it can be read, or is not there."""
     path = directory / FILE
     if path.exists():
         try:

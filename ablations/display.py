@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""The display of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINE_PERIOD = 15.0
 """Seconds between two lines about one trial where there is no terminal."""
 
 UNKNOWN = {"loss": math.nan, "eta": math.nan}
-"""Of a trial's progress, before its first figures."""
+"""A trial's progress before its first report."""
 
 
 def say(console: Console, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep would run and what it will take, without training."""
+"""The plan of a sweep: its trials and their predicted cost, without training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def show_plan(
 
 
 def _show_cost(checked: Checked, resources: Resources, options: CostOptions, console: Console) -> None:
-    """What the sweep will take, from steps that were measured on this machine."""
+    """Print the predicted cost of the sweep, from steps that were measured on this machine."""
     planned, search = list(checked.missing), checked.search
     samples = search.left() if search is not None else 0
     if search is not None and samples:

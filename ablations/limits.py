@@ -1,4 +1,4 @@
-"""What a command on a sweep may use: what it is asked for, and no sweep keeps."""
+"""Options of the commands on a sweep that ``sweep.json`` does not keep: placement, budget, costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Placement:
-    """What each worker of a trial holds, how many share a trial, and where. None: chosen by what there is."""
+    """Resources of each worker of a trial, workers of a trial, and their nodes. None: chosen to fit the machine."""
 
     cpus: int | None = None
     gpus: float | None = None
@@ -58,7 +58,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class CostOptions:
-    """How a sweep's cost is told: steps that were not measured yet are measured first; the price of a GPU-hour."""
+    """How a sweep's cost is predicted: steps that were not measured yet are measured first; the price of a GPU-hour."""
 
     measure: bool = False
     price_per_gpu_hour: float | None = None

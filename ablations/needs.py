@@ -72,7 +72,7 @@ def _free_memory() -> int:
 
 
 def _free_gpu_memory() -> int | None:
-    """Of the GPU that has the least; asked without a context of this process on it."""
+    """Bytes that are free on the GPU with the least; does not open a CUDA context in this process."""
     try:
         import pynvml
 

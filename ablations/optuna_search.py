@@ -101,7 +101,7 @@ class Search:
         )
 
     def records(self) -> list[Record]:
-        """Of the trials that ended, in the order of their names; without those that are damaged."""
+        """Records of the trials that ended, in the order of their names; without damaged ones."""
         paths = sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))
         return [load(path) for path in paths if not damage(path.parent)]
 
@@ -162,7 +162,7 @@ def search_of(spec: SweepSpec, directory: Path) -> Search | None:
 
 
 def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:
-    """Of a proposed trial, its directory and its arm: the number of the study's first trial with these parameters.
+    """Name of a proposed trial, its directory and its arm: the number of the study's first trial with these parameters.
 
     What is proposed again is one trial with what was proposed before, and goes on from its checkpoint.
     """

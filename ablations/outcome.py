@@ -1,4 +1,4 @@
-"""What a sweep leaves when it ends: its tables, what is missing, and an exit status."""
+"""The end of a sweep: its tables, the trials that are missing, and an exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each trial holds, from what the command asks for and what the machines have."""
+"""Resources of each trial, from the command's options and the machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lgd.errors import InputError
 
 
 def this_machine() -> Node:
-    """What a local Ray would have."""
+    """Resources of a Ray cluster of this machine alone."""
     return Node(ray_train.cores(), torch.cuda.device_count())
 
 

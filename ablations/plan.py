@@ -1,4 +1,4 @@
-"""What a sweep is made of: its description, and the trials that follow from it. Loads neither torch nor Ray."""
+"""A sweep: its description, and the trials that follow from it. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lgd.errors import InputError
 from lgd.results.sweep_spec import SWEEP_FILE, SearchSpec, SweepSpec
 
 MOST_TRIALS = 10_000
-"""Of a sweep, or of its search: more are taken for a slip."""
+"""Most trials of a sweep or samples of a search; more are refused as a typing error."""
 
 
 @dataclass
@@ -199,7 +199,7 @@ def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
 
 
 def search_note(spec: SweepSpec, arms: str | None) -> str:
-    """What a search leaves out of its grid, in a line; "" where that is nothing. arms: those that were asked for."""
+    """A line that names what a search ignores of its grid, or "". arms: the option ``--arms``."""
     chosen = grid(spec.grid, spec.preset)
     if spec.search is None or len(spec.arms) == len(chosen.arms):
         return ""

@@ -58,7 +58,7 @@ RETRIES = 2
 
 
 class Display(Protocol):
-    """Who is told how the sweep goes. Trials are named by :attr:`Trial.name`."""
+    """Receives the progress of a sweep. Trials are named by :attr:`Trial.name`."""
 
     def add(self, trial: Trial) -> None: ...
 
@@ -156,7 +156,7 @@ def ray_log(path: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(trials: Sequence[Trial], output: Path) -> None:
-    """What a failed attempt left would pass for this one's. Its checkpoints stay: it goes on from them."""
+    """Remove the record and error of a failed attempt. Its checkpoints stay: the trial goes on from them."""
     for trial in trials:
         for leftover in (FILE, ERROR_FILE):
             with contextlib.suppress(OSError):

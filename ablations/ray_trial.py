@@ -1,4 +1,4 @@
-"""What a Ray worker runs: the training of one trial."""
+"""The trainable of Ray Tune: the training of one trial."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run_trial(parameters: dict[str, Any]) -> None:
 
 
 def last_report(record: Record) -> dict[str, Any]:
-    """Of a trial. The driver may not see this worker's disk: the record travels with it."""
+    """A trial's last report to Tune. It contains the record, since the driver may not see this worker's disk."""
     return {"record": record.model_dump_json(), "step": record.steps, **objectives(record)}
 
 

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> Parser:
-    """Of all the options of ``lgd sweep``'s subcommands, and of those that say which of them is meant."""
+    """Parser of all options of ``lgd sweep``'s subcommands, and of those that select one of them."""
     lines = (__doc__ or "").splitlines()
     whole = Parser(prog="ablations/run.py", description=lines[0], epilog="\n".join(["examples:", *lines[2:]]))
     which = whole.add_argument_group("what to do")

@@ -1,4 +1,4 @@
-"""What a search found: its trials as a table and as commands, and Optuna's plots of the study."""
+"""The results of a search: its trials as a table and as commands, and Optuna's plots of the study."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN = 20
 
 
 def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
-    """Print what was tried, best first, and the best as commands; draw Optuna's plots. Returns what was written."""
+    """Print the trials, best first, and the best ones' commands; draw Optuna's plots. Returns the files written."""
     study = search.study()
     best = best_trials(search, study)
     if not best:

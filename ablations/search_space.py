@@ -1,4 +1,4 @@
-"""What a search varies: LGD's weights and components around a sweep's base experiment. Loads no Optuna."""
+"""The search space: LGD's weights and components around a sweep's base experiment. Loads no Optuna."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lgd.config.experiment import parse
 from lgd.results.record import Record
 
 OBJECTIVES = {"AP": "max", "gpu_hours": "min"}
-"""What a search may optimise: the student's AP in percent, and the device-hours of its training."""
+"""Objectives of a search: the student's AP in percent, and the device-hours of its training."""
 
 VARIANTS: tuple[AdapterVariant, ...] = get_args(AdapterVariant)
 WITHOUT_ADAPTER = " (adapter off)"
@@ -79,7 +79,7 @@ def proposed_trial(config: Mapping[str, Any]) -> TrialConfig:
 
 
 def objectives(record: Record) -> dict[str, float]:
-    """What a search looks at in a trial that ended; empty without an AP."""
+    """The objectives' values of a trial that ended; empty without an AP."""
     ap = record.student.AP if record.student else None
     spent = sum(record.device_seconds.values())
     return {} if ap is None else {"AP": ap, "gpu_hours": spent / 3600}

@@ -40,7 +40,7 @@ def show_status(sweep: Sweep, resume: str, console: Console) -> None:
 
 
 def show_damaged(damaged: Sequence[str], resume: str, console: Console) -> None:
-    """What was left out, and the command that trains it again."""
+    """Print the damaged trials, and the command that trains them again."""
     for line in damaged:
         say(console, f"left out: {line}")
     if damaged:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command on a sweep is asked for besides the sweep itself.
+    """Options of a command on a sweep, besides the sweep's own.
 
     yes: train even where that takes more than a day on the CPU. retrain_damaged: train again what has a record that
     cannot be read.
@@ -48,7 +48,7 @@ class RunOptions:
 
     @property
     def address(self) -> str | None:
-        """Of a running Ray cluster; None for one of this machine."""
+        """Address of a running Ray cluster; None to start one on this machine."""
         return self.placement.address or os.environ.get("RAY_ADDRESS")
 
 
@@ -225,7 +225,7 @@ def train(
 
 
 def _learn(trials: Sequence[Trial], resources: Resources) -> None:
-    """What the trials took is what the next dry run predicts with."""
+    """Keep the costs of the finished trials for the next prediction."""
     from benchmarks.measure_cost import learn
 
     with contextlib.suppress(OSError):

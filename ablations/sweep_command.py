@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    """Of the command and its subcommands."""
+    """Parser of the command and its subcommands."""
     whole = Parser(
         prog=prog,
         description="Train the arms of a grid side by side, or search around its base, and compare them in one table.",

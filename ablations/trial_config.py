@@ -21,7 +21,7 @@ TEACHERS = "teachers"
 
 @dataclass(frozen=True)
 class RecordLabels:
-    """What every record of a sweep says of it."""
+    """Fields that the records of a sweep share."""
 
     grid: str
     preset: str

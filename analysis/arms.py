@@ -179,7 +179,7 @@ def _row_texts(row: Mapping[str, Any], is_reference: bool) -> list[str]:
 
 
 def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> list[str]:
-    """What a reader of the table must know, one line each: how intervals were made, settings, provenance, failures."""
+    """Notes below the table, one line each: how intervals were made, settings, provenance, failures."""
     return [
         *_reproduction(records),
         _intervals(arms_table(records, arms, reference), reference),

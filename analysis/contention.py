@@ -1,4 +1,4 @@
-"""What a reader of costs must know of the machine that they were measured on."""
+"""Notes on other load of the machine while costs were measured."""
 
 from __future__ import annotations
 

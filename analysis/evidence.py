@@ -31,7 +31,7 @@ FIGURE = Path("figures/gain-against-cost")
 """Beside the page, without a suffix."""
 
 FEWEST_SEEDS = 3
-"""Of a comparison that the page shows; the studies' own pages have all."""
+"""Fewest seeds of a comparison on the page; the studies' own pages show all."""
 
 
 def kept_studies(root: Path = ROOT) -> list[Path]:
@@ -109,7 +109,7 @@ def write(directories: Sequence[Path], output: Path) -> list[Path]:
 
 
 def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:
-    """What the notes may call."""
+    """Functions that notes may call."""
     from analysis.frame import row_dicts
     from analysis.render import with_interval, with_unit
 

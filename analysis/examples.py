@@ -52,7 +52,7 @@ class Example:
 
 
 def examples(runs: Sequence[Run]) -> list[Example]:
-    """Of the first pair of LGD and its reference that can be shown, on images spread evenly over the split.
+    """Examples of the first pair of LGD and its reference, on images spread evenly over the split.
 
     The images are chosen by their place in the annotation file, not by what was detected on them, and as many
     detections are drawn of each as it has objects, those of the highest scores. An empty list where there is no such
@@ -176,7 +176,7 @@ def _hits(detections: Boxes, objects: Boxes) -> list[bool]:
 
 
 def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Of two boxes (x, y, width, height)."""
+    """Intersection over union of two boxes (x, y, width, height)."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     overlap = max(width, 0.0) * max(height, 0.0)

@@ -102,7 +102,7 @@ def _cost_columns(columns: _Columns, records: Sequence[Record]) -> None:
 
 
 def _setting_columns(columns: _Columns, records: Sequence[Record]) -> None:
-    """What was trained: every setting by its dotted key, typed as the setting; lists as JSON text."""
+    """Add a column for every setting, by its dotted key and typed as the setting; lists as JSON text."""
     columns.add("fingerprint", "string", [r.fingerprint for r in records])
     columns.add_group("data", None, [r.data for r in records])
     flat = [_flat_settings(r.experiment) for r in records]

@@ -162,7 +162,7 @@ def on_gpu(record: Record) -> bool:
 
 
 def hours_name(devices: Iterable[str]) -> str:
-    """What the device-hours of trainings on ``devices`` (GPU, CPU) are called."""
+    """Name of the device-hours of trainings on ``devices`` (GPU, CPU)."""
     found = set(devices)
     return "GPU-hours" if found == {"GPU"} else "CPU device-hours" if found == {"CPU"} else "device-hours"
 

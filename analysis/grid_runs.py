@@ -24,7 +24,7 @@ RunsBySeed = dict[int, Run]
 
 @dataclass(frozen=True)
 class Setting:
-    """What an arm's runs were trained with: a preset, and what the command changed about it."""
+    """Preset of an arm's runs, and the command's changes to it."""
 
     preset: str
     overrides: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def records_of(runs: Mapping[int, Run]) -> dict[int, Record]:
 
 
 def on_same_data(runs: RunsBySeed, reference: RunsBySeed) -> RunsBySeed:
-    """Those of ``reference`` that a run of the same seed may be paired with: scored on the same data."""
+    """The runs of ``reference`` that a run of the same seed may be paired with: scored on the same data."""
     return {x: run for x, run in reference.items() if x not in runs or same_data(runs[x].record, run.record)}
 
 

@@ -48,7 +48,7 @@ ABOUT = {
     "loss-weights": "AP against the weights of the losses.",
     "classes": "Difference of each class's AP between LGD and its baseline, points. Hollow bars are from one seed.",
 }
-"""What each figure shows, for those who cannot see it too."""
+"""Alternative text of each figure."""
 
 VERDICTS = {"more": "more", "less": "less", "noise": "not to be told from noise", "": "one seed: decides nothing"}
 
@@ -121,7 +121,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
 
 
 def _results(runs: Sequence[Run], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """What each arm gained over its baseline, and what it cost: what a reader looks for first.
+    """Gain over the baseline, and cost, of each arm: the first table of the page.
 
     In the order of ``arms``; those of a search by their gain, and no more than MOST_RESULTS.
     """
@@ -178,7 +178,7 @@ def _command(place: str, table: str) -> str:
 
 
 def _figures(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """What each figure shows, and its sources for a wide and for a narrow window."""
+    """Each figure's alternative text, and its sources for a wide and for a narrow window."""
     narrow = {name: _svg(figure) for name, figure in figures(runs, NARROW)}
     return [(ABOUT[name], _svg(figure), narrow[name]) for name, figure in figures(runs)]
 

@@ -29,7 +29,7 @@ class MatchedDetections:
         self._by_directory: dict[Path, bootstrap.Matched] = {}
 
     def interval(self, ours: RunsBySeed, base: RunsBySeed, resamples: int) -> tuple[float, float] | None:
-        """Of the mean AP difference of the common seeds, percentage points.
+        """Interval of the mean AP difference of the common seeds, percentage points.
 
         None unless every pair of runs kept its detections, on images that are still to be had.
         """

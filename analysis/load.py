@@ -21,7 +21,7 @@ SAME_RESULT = (*NEUTRAL_KEYS, "seed", "evaluation.")
 
 
 def changes(record: Record) -> tuple[str, ...]:
-    """Those of a record's overrides that may change what it trained."""
+    """A record's overrides that may change the training."""
     return tuple(x for x in record.overrides if not x.strip().startswith(SAME_RESULT))
 
 

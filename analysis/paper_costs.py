@@ -1,4 +1,4 @@
-"""What trainings cost, as the paper's Table 7 has it: pre-training, overall, method-specific, against FGFI."""
+"""Costs of trainings in the form of the paper's Table 7: pre-training, overall, method-specific, against FGFI."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Quantity:
 
 
 def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
-    """What each method of Table 7 costs, a row a method and quantity. Columns ``method``, ``quantity``, ``unit``,
+    """Costs of each method of Table 7, a row a method and quantity. Columns ``method``, ``quantity``, ``unit``,
     ``reported`` (the paper's, its hours times its GPUs), ``measured`` (ours, mean over ``seeds``), ``mark``,
     ``skipped``.
 

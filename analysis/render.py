@@ -219,7 +219,7 @@ def with_mark(text: str, mark: str | None) -> str:
 
 
 def marks_note(marks: Sequence[str]) -> list[str]:
-    """What the marks of :func:`with_mark` say, as a table's note; none without marks."""
+    """A table's note that explains the marks of :func:`with_mark`; none without marks."""
     return [f"Marked ({'), ('.join(marks)}): not the paper's setting, so not a reproduction."] if marks else []
 
 

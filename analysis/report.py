@@ -1,4 +1,4 @@
-"""What a results directory shows beside its records: CSV, table, figures and ``report.html``."""
+"""The report of a results directory: CSV, table, figures and ``report.html``."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
-"""Of every interval that is shown."""
+"""Confidence level of every interval that is shown."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def verdict(low: float | None, high: float | None) -> str:
 
 
 def _t_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
-    """Of the mean of a - b; (None, None) for one pair."""
+    """t interval of the mean of a - b; (None, None) for one pair."""
     if len(a) < 2:
         return None, None
     differences = [x - y for x, y in zip(a, b, strict=True)]
@@ -92,7 +92,7 @@ def _t_interval(a: Sequence[float], b: Sequence[float], confidence: float) -> tu
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
-    """What Student's t with so many degrees of freedom does not exceed in absolute value with this confidence."""
+    """Two-sided quantile of Student's t: |t| is at most this with the given confidence."""
     # Here, since a table without two seeds does without; not scipy.stats, which takes a second to load.
     from scipy.special import stdtrit
 

@@ -27,7 +27,7 @@ NOTES = "notes.md"
 """In a results directory: a person's reading of it, which its page takes in as it is."""
 
 KEPT_FILES = ("sweep.json", NOTES, "trials/*/record.json", "trials/*/metrics.json", "trials/*/error.txt")
-"""What is worth keeping of a results directory: records and logs, no weights.
+"""Files that are kept of a results directory: records and logs, no weights.
 
 A sweep goes on from these: what has a record is not run again. So nothing of FGFI's teachers, whose record would pass
 for their weights; what they cost is in the records of the runs that use them.
@@ -110,7 +110,7 @@ class Study:
 
     @property
     def steps(self) -> int:
-        """Of the arms that are not trained for equal time."""
+        """Steps of the arms that are not trained for equal time."""
         return self.records[0].experiment.schedule.steps
 
     @property

@@ -130,14 +130,14 @@ def own_loss(record: Record) -> float | None:
 
 
 def last_rise(record: Record) -> float | None:
-    """What the AP rose by between the last two evaluations, points."""
+    """Rise of the AP between the last two evaluations, points."""
     points = [x.student.AP for x in record.evaluations if x.student.AP is not None]
     return points[-1] - points[-2] if len(points) > 1 else None
 
 
 @dataclass(frozen=True)
 class TeacherMeasure:
-    """What an evaluation measures of a teacher besides its scores: its name in tables, and what a value says."""
+    """A measurement of a teacher besides its scores: its name in tables, and its meaning."""
 
     name: str
     of: Callable[[EvaluationPoint], float | None]

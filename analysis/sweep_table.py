@@ -20,7 +20,7 @@ from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE, SweepSpec
 
 
 class Sweep(NamedTuple):
-    """What a results directory is about: arms to show, in their order, what they are compared with, and their grid.
+    """The sweep of a results directory: arms in their order, the arm they are compared with, and their grid.
 
     not_run: what the sweep did not get to, and why, a line an arm.
     """
@@ -44,7 +44,7 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
 
 
 def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
-    """What the directory's ``sweep.json`` says; without that file, the recorded arms.
+    """The sweep of the directory's ``sweep.json``; without that file, the recorded arms.
 
     Those come with ``baseline`` first and the others alphabetical, the first one being the reference. Raises InputError
     for a file that does not say what it should.

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 
 def variants(experiment: Experiment) -> dict[str, Experiment]:
-    """What is measured, by its name in table7.METHODS. Raises InputError where a method cannot be trained."""
+    """Trainings to measure, by their name in table7.METHODS. Raises InputError where a method cannot be trained."""
     by_name = {name: experiment.override({"method.name": name}) for name in ("baseline", "fgfi", "lgd")}
     teacher = by_name["fgfi"].teacher
     assert teacher is not None

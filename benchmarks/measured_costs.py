@@ -1,4 +1,4 @@
-"""What steps, evaluations and checkpoints cost on this machine, as predict_cost.py needs it, kept in a file.
+"""Measured costs of steps, evaluations and checkpoints on this machine, kept in a file for predict_cost.py.
 
 A measurement holds for every training with the same *cost key*: the settings that change what a step costs, the
 hardware, torch's version, and the sweep's resources.
@@ -82,7 +82,7 @@ class Measurement:
     commit: str = ""
 
     def training(self, planned: dict[Stage, int]) -> float | None:
-        """Of all steps of a training; None where a stage was not measured. planned: steps by stage."""
+        """Seconds of all steps of a training; None where a stage was not measured. planned: steps by stage."""
         total = sum(planned.values())
         shares = {str(stage): steps / total for stage, steps in planned.items()}
         if alike(self.shares, shares):

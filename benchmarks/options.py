@@ -1,4 +1,4 @@
-"""What the benchmark commands share: the training to measure, checks of options, files to write.
+"""Options that the benchmark commands share: the training to measure, checks of options, files to write.
 
 torch, detectron2 and pandas are imported inside functions: --help and wrong options take a fraction of a second.
 """

@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a sweep is going to cost.
+    """The predicted cost of a sweep.
 
     rows: trials and teachers that could be predicted. missing: arms that could not, since they were not measured.
     devices: that a trial is charged for (see lgd/results/cost_meter.py). gpus: of each of them; 0 for the CPU.

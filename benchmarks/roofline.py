@@ -57,7 +57,7 @@ COLUMNS = (
     *("part", "direction", "gflop", "gbyte", "method", "detector", "backbone", "batch", "height", "width", "objects"),
     *("torch", "git_commit", "started", "command"),
 )
-"""That the table needs."""
+"""Columns that the table needs."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:

@@ -58,9 +58,9 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What is timed. arm: what it trains; sides of one arm are compared. side: which implementation and settings.
+    """A row of the comparison. arm: the method trained; sides of one arm are compared.
 
-    without: which of OPTIMIZATIONS are turned off.
+    side: which implementation and settings. without: which of OPTIMIZATIONS are turned off.
     """
 
     arm: str

@@ -113,7 +113,7 @@ def _compared_with(side: str, sides: set[str]) -> str:
 
 
 def _method_costs(frame: pd.DataFrame) -> list[str]:
-    """What LGD and FGFI cost beyond our fastest baseline, within rounds."""
+    """Cost of LGD and FGFI beyond our fastest baseline, within rounds."""
     by = {key: x.set_index("round")["median_ms"] for key, x in frame.groupby(["arm", "side"])}
     fastest = {
         arm: min((key for key in by if key[0] == arm), key=lambda key: by[key].median())

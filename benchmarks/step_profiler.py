@@ -149,7 +149,7 @@ class StepProfiler(HookBase):
 
 
 def _next_sequence_number() -> int:
-    """Of the node that autograd creates next."""
+    """Sequence number of the node that autograd creates next."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 

@@ -24,7 +24,7 @@ from lgd.errors import InputError
 from lgd.results import provenance
 
 METHODS = ("baseline", "fgfi", "fgfi teacher", "lgd")
-"""What is measured; 'fgfi teacher' is FGFI's pre-training."""
+"""Measured trainings; 'fgfi teacher' is FGFI's pre-training."""
 
 TABLE = "table7"
 HOURS: tuple[MetricName, ...] = ("pretraining_hours", "overall_hours", "method_hours")
@@ -148,7 +148,7 @@ def markdown(frame: pd.DataFrame, price: float | None = None) -> str:
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """What was measured, how and on what machine; one line each."""
+    """Notes on the measurement and its machine, one line each."""
     first = frame.iloc[0]
     where = first["gpu"] if first["gpu"] != "none" else f"{first['cpu']}, {first['cores']} cores"
     unit = "GPU" if first["gpu"] != "none" else "worker process on the CPU"

@@ -1,4 +1,4 @@
-"""What is timed and what comes back: the plain values that a benchmark and its timing processes exchange. No torch."""
+"""Requests to timing processes and their results, as plain values. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ASPECT = 4 / 3
 
 
 OPTIMIZATIONS = ("joint head", "cached targets", "fast losses", "vectorised teacher", "fused SGD")
-"""What makes the project's step faster than a naive one (see naive_lgd.py), besides the memory format and the
-precision, which are settings."""
+"""Optimizations that make the project's step faster than a naive one (see naive_lgd.py), besides the memory format
+and the precision, which are settings."""
 
 
 NAIVE, OURS = "naive", "ours"
@@ -25,7 +25,7 @@ NAIVE, OURS = "naive", "ours"
 
 @dataclass(frozen=True)
 class Stage:
-    """What the steps of a part of the schedule have in common: LGD's phases, whose steps differ in cost.
+    """A phase of the schedule, whose steps have the same cost.
 
     frozen: the bottom-up network has no backward pass. distils: the distillation loss reaches the student.
     """

@@ -75,7 +75,7 @@ class Layout:
         return digest.hexdigest()
 
     def read_stamp(self) -> dict[str, object]:
-        """What the last finished set-up wrote; empty if there was none, or it cannot be read."""
+        """Content of the stamp of the last finished set-up; empty if there was none, or it cannot be read."""
         try:
             stamp = json.loads(self.stamp.read_text())
         except (OSError, ValueError):
@@ -143,7 +143,7 @@ def failure_reason(output: str) -> str:
 
 
 def last_activity(log: Path, start: int) -> str:
-    """What pip was last doing, from its log, as one short line."""
+    """pip's last action, from its log, as one short line."""
     with log.open("rb") as stream:
         stream.seek(start)
         lines = stream.read().decode(errors="replace").splitlines()

@@ -36,7 +36,7 @@ PARTS = {
     "the student's own": ("0.75", ""),
     "method-specific": (ORANGE, ".."),
 }
-"""Of a training's cost: colour and hatch."""
+"""Colour and hatch of each part of a training's cost."""
 
 
 LABEL_WIDTH = 52

@@ -33,7 +33,7 @@ from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
 from lgd.results.record import Record, Scores
 
 INTERVAL = f"line: {CONFIDENCE:.0%} t interval over seeds; hollow: one seed"
-"""What a bar says."""
+"""Legend of a bar."""
 
 MOST_CURVES = 6
 """Arms of one figure of learning curves."""

@@ -58,7 +58,7 @@ class Layout:
     name: int
     """Characters of a line of an arm's name."""
     columns: int
-    """Of the legend."""
+    """Columns of the legend."""
     row: float
     """Height of a row, times that of one line."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 AdapterVariant = Literal["appearance_queries", "label_queries", "appearance_only", "label_only"]
-"""What attends to what (docs/method.md, "Inter-object relation adapter"). The ``_only`` variants have no attention."""
+"""Queries, keys and values of the attention (docs/method.md, "Inter-object relation adapter").
+
+The ``_only`` variants have no attention.
+"""
 
 
 def component_conflict(*, encoder: bool, adapter: bool, mapper: bool, variant: AdapterVariant, context: bool) -> str:

@@ -54,7 +54,7 @@ class Data(Settings):
     """Where images come from and how they are resized."""
 
     source: str = "shapes"
-    """What :func:`lgd.data.catalog.resolve` takes, such as "shapes" or "voc:DIR"."""
+    """A data source of :func:`lgd.data.catalog.resolve`, such as "shapes" or "voc:DIR"."""
     shapes_train: PositiveInt = 1000
     """Synthetic training images."""
     shapes_val: PositiveInt = 200
@@ -90,7 +90,7 @@ class Evaluation(Settings):
     """Evaluate the instructive features too: teacher AP, and whether they follow the labels, for which the teacher runs
     twice."""
     scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
-    """What computes COCO's AP; auto: hotcoco, whose numbers are pycocotools' own, where it is installed."""
+    """The library that computes COCO's AP; auto: hotcoco, whose numbers are pycocotools' own, where it is installed."""
     keep_detections: bool = False
     """Keep the last evaluation's detections beside the record, in COCO's results format, compressed."""
 
@@ -132,17 +132,17 @@ class Experiment(Settings):
     log: Annotated[tuple[Literal["wandb", "mlflow"], ...], CHANGES_NO_RESULT] = ()
     """Services that get the curves, besides TensorBoard (lgd/training/writers.py)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass, under autocast; parameters stay float32."""
+    """Number format of the forward pass, under autocast; parameters stay float32."""
     device: Annotated[Literal["auto", "cpu", "cuda"], CHANGES_NO_RESULT] = "auto"
     threads: Annotated[NonNegativeInt, CHANGES_NO_RESULT] = 0
     """CPU threads; 0: torch's own choice."""
     memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], CHANGES_NO_RESULT] = "auto"
-    """Of feature maps and convolution weights; auto: the faster one, see :meth:`channels_last`."""
+    """Memory format of feature maps and convolution weights; auto: the faster one, see :meth:`channels_last`."""
     compile: Annotated[bool, CHANGES_NO_RESULT] = False
     """torch.compile for backbone, head, teacher and distance, which takes minutes once and a C compiler
     (docs/performance.md)."""
     seed: NonNegativeInt = 0
-    """Of initial weights, order of the images and augmentation."""
+    """Seeds the initial weights, the order of the images and the augmentation."""
 
     @model_validator(mode="after")
     def _precision_fits_the_device(self) -> Self:

@@ -47,7 +47,7 @@ class Method(Settings):
     mapper: bool = True
     """LGD's intra-object knowledge mapper."""
     variant: AdapterVariant = "appearance_queries"
-    """What attends to what in the adapter."""
+    """Queries, keys and values of the adapter's attention; see AdapterVariant."""
     context: bool = True
     """The context object, whose box is the whole image."""
     detach_appearance: bool = False

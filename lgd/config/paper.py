@@ -57,7 +57,7 @@ DATA: dict[DataName, str] = {"coco": "MS-COCO", "voc": "Pascal VOC", "crowdhuman
 
 
 class Training(Settings):
-    """What was trained."""
+    """One training of the paper."""
 
     detector: DetectorName
     backbone: BackboneName
@@ -122,7 +122,7 @@ class Table(Settings):
     source: Literal["abstract", "poster", "readme"]
     """The document that we read it in."""
     assumed: tuple[Literal["detector", "backbone", "schedule", "scale"], ...] = ()
-    """What the source does not say of its trainings, and we assumed."""
+    """Settings that the source does not give and we assumed."""
     devices: Annotated[int, Field(gt=0)] | None = None
     """GPUs, where hours are given."""
     hardware: str = ""
@@ -167,7 +167,7 @@ class Table(Settings):
         return next((x.value for x in self.cells if x.training == training and x.metric == metric), None)
 
     def assumptions(self, training: Training) -> str:
-        """What was assumed of a training, such as ``R-50 1x``; empty where nothing was."""
+        """The assumed settings of a training, such as ``R-50 1x``; empty where nothing was."""
         titles = {
             "detector": DETECTORS[training.detector],
             "backbone": BACKBONES[training.backbone],

@@ -31,7 +31,7 @@ _EXPECTED = {
     "too_long": "a list of at most {max_length}",
     "string_too_short": "text of at least {min_length} character(s)",
 }
-"""What to write, by pydantic's type of the error; its context fills in the braces."""
+"""How to correct a value, by pydantic's type of the error; its context fills in the braces."""
 
 
 def explain(error: ValidationError) -> str:

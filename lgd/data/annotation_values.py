@@ -35,7 +35,7 @@ def clip_box(box: list[float], width: int, height: int) -> list[float] | None:
 
 
 def usable_segmentation(value: Any, width: int, height: int) -> Any:
-    """What of a segmentation can be used: the same object, a list of fewer polygons, or None."""
+    """The usable part of a segmentation: the same object, a list of fewer polygons, or None."""
     if isinstance(value, list):
         numeric = [x for x in value if isinstance(x, list) and all(map(is_number, x))]
         polygons = [x for x in numeric if len(x) >= 6 and len(x) % 2 == 0]

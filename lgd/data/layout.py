@@ -45,16 +45,16 @@ class CocoLayout:
     class_names: tuple[str, ...]
     """By rising category id, the order of detectron2's contiguous labels."""
     category_ids: tuple[int, ...]
-    """Of these classes, in the annotation files."""
+    """Category ids of these classes in the annotation files."""
     counts: Counts
     fingerprint: str
     """Hex digest of the annotation files' bytes and of the images' names and sizes; the directory does not matter."""
     dropped: tuple[str, str]
-    """What was dropped from train and from val, in words; empty where nothing was."""
+    """Descriptions of the entries dropped from train and from val; empty where none was."""
 
 
 Outcome = Literal["dropped", "fixed", "noted"]
-"""What is noted changes nothing."""
+"""An entry that is only noted stays as it is."""
 
 
 class Problem(NamedTuple):
@@ -75,15 +75,15 @@ class RawSplit:
     """A split in COCO's terms, its entries as they were read. An entry may say in "_where" where it was read."""
 
     path: Path
-    """What a message names; the COCO file itself where ``is_coco``."""
+    """The file that messages name; the COCO file itself where ``is_coco``."""
     folder: Path
-    """Of the images."""
+    """The directory of the images."""
     images: list[Any]
     annotations: list[Any]
     categories: list[tuple[int, str]]
     """Ids and names, by rising id."""
     problems: list[Problem] = field(default_factory=list)
-    """Of entries that could not even be put into COCO's terms."""
+    """Problems of entries that could not be converted to COCO's format."""
     is_coco: bool = False
 
 

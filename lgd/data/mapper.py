@@ -112,7 +112,7 @@ class FastDatasetMapper(DatasetMapper):
         return next((x for x in (8, 4, 2) if times >= x), 1)
 
     def _random_transforms(self, height: int, width: int) -> list[T.Transform]:
-        """Of one sample. The augmentations look at nothing but an image's shape."""
+        """Draw the transforms of one sample. The augmentations need only the image's shape."""
         transforms = []
         for augmentation in self._augmentations:
             transform = augmentation.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))

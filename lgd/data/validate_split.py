@@ -82,7 +82,7 @@ class _SplitValidator:
         return ValidatedSplit(contents, counts, self.image_sizes, dropped, not self.changed)
 
     def location(self, entry: _Entry) -> str:
-        """Where an entry is, for whoever will look for it."""
+        """The position of an entry in its file, for messages."""
         if isinstance(entry.value, dict):
             if "_where" in entry.value:
                 return str(entry.value["_where"])
@@ -214,7 +214,7 @@ class _SplitValidator:
             annotation["id"] = new
 
     def add_notes(self, with_objects: set[int]) -> None:
-        """What changes nothing but may surprise. with_objects: ids of the images that have any."""
+        """Note unusual entries that stay as they are. with_objects: ids of the images that have any."""
         if self.problems is None:
             return
         for position, (number, image) in enumerate(self.images.items()):

@@ -101,7 +101,7 @@ def _names(part: _SplitList) -> list[str]:
 
 
 class _AnnotationFile:
-    """What one XML file says. objects: plain values, whatever was there; trouble: why there is nothing to read."""
+    """The content of one XML file. objects: unchecked values; trouble: why the file cannot be read, else empty."""
 
     def __init__(self, root: Path, name: str, base: Path, images: dict[str, str]) -> None:
         self.path = _xml(root, name)

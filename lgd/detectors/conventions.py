@@ -22,7 +22,7 @@ TORCHVISION = "torchvision://"
 
 @dataclass(frozen=True)
 class Conventions:
-    """What pretrained weights assume."""
+    """Assumptions of pretrained weights."""
 
     pixel_mean: Triple
     """BGR, as detectron2's meta-architectures take it."""
@@ -33,7 +33,7 @@ class Conventions:
 
 
 def conventions(settings: Backbone) -> Conventions:
-    """What a backbone's weights assume, known from their name alone so that it holds without the file too.
+    """Assumptions of a backbone's weights, known from their name alone so that it holds without the file too.
 
     - torchvision's (``torchvision://``, a file under torch hub's name, detectron2's ``ImageNetPretrained/torchvision``)
       and Swin's: divided by the deviation, stride in the 3x3 convolution.

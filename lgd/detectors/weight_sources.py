@@ -87,7 +87,7 @@ def find_weights(source: str) -> WeightSource:
 
 
 def required_weights(*experiments: Experiment) -> list[WeightSource]:
-    """What the trainings of ``experiments`` and of their frozen teachers start from, each file once; asks no network.
+    """The pretrained weights of ``experiments`` and of their frozen teachers, each file once; without network.
 
     Raises InputError, one line, for a source that does not exist.
     """
@@ -112,7 +112,7 @@ def probe(weights: WeightSource, timeout: float = PROBE_TIMEOUT) -> WeightSource
 
 @functools.cache
 def _content_length(url: str, timeout: float) -> int | None:
-    """Of the file at ``url``, None where the server does not say; asked once, for the many trials of a sweep.
+    """Content-Length of ``url``, None where the server does not send it; cached for the many trials of a sweep.
 
     Raises OSError, ValueError or HTTPException where the server does not answer with the file."""
     for method in ("HEAD", "GET"):

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a file's weights."""
+    """Counts of the loaded, missing and unused weights of a file."""
 
     source: str
     format: Format = "none"
@@ -88,7 +88,7 @@ def load_weights(detector: nn.Module, source: str, *, whole: bool = False) -> Lo
 
 
 def check_weights(detector: nn.Module, source: str, *, whole: bool = False) -> WeightSource | None:
-    """What :func:`load_weights` would find, without downloading and without a change to ``detector``; None for none.
+    """The source that :func:`load_weights` would read, checked without downloading or changing ``detector``; or None.
 
     A file on this machine is read and matched with the detector, whose tensors may be on the meta device; of any other
     the server is asked whether it has it. Raises InputError, one line, as :func:`load_weights` would.

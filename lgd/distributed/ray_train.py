@@ -53,8 +53,8 @@ PEER_EXIT_TIMEOUT_S = 10.0
 """Seconds to wait for the other workers' ends once one worker has failed, to tell which one failed first."""
 
 Work = Callable[[Any, int], Any]
-"""What every worker runs: a function of a module, given ``config`` and the number of its GPU (0 without one). What it
-takes and returns must be picklable; the main process's return value is the result."""
+"""The function that every worker runs: one of a module, given ``config`` and the number of its GPU (0 without one).
+Its arguments and result must be picklable; the main process's return value is the result."""
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -65,9 +65,9 @@ class Workers:
 
     count: int
     gpus: float = 0.0
-    """Of each worker: 1, or 0 for the CPU; a fraction for a single worker that shares a GPU with other trainings."""
+    """GPUs of each worker: 1; 0 for the CPU; a fraction for a single worker that shares a GPU with other trainings."""
     cpus: int = 1
-    """Of each worker."""
+    """CPU cores of each worker."""
     spread: bool = False
     """Each worker on a node of its own."""
     restarts: int = 3
@@ -227,7 +227,7 @@ def launch(
 
 
 def _run_under_train(loop: dict[str, Any]) -> Any:
-    """What Ray Train runs in each worker."""
+    """The train loop of each of Ray Train's workers."""
     gpu = 0
     if loop["gpu"]:
         from ray.train.torch import get_device

@@ -1,4 +1,4 @@
-"""What trials of a sweep hold. Loads neither torch nor Ray."""
+"""Resources of the trials of a sweep. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial holds, and how many run side by side. cpus, gpus: of each of its workers, gpus at most 1.
+    """Resources of one trial, and how many trials run side by side. cpus, gpus: of each of its workers, gpus at most 1.
 
     spread: each worker on a node of its own.
     """

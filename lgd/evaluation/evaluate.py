@@ -27,13 +27,13 @@ from lgd.results.record import Scores
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation gives."""
+    """The results of one evaluation."""
 
     box: Scores
     mask: Scores | None
     """None for a detector without masks."""
     attention: float | None = None
-    """Of a teacher's objects to their own label (:class:`lgd.methods.label_guided.label_use.OwnAttention`)."""
+    """Mean attention of the objects to their own label (:class:`lgd.methods.label_guided.label_use.OwnAttention`)."""
     label_use: float | None = None
     """How far a teacher's features follow the classes (:class:`lgd.methods.label_guided.label_use.LabelUse`)."""
 

@@ -22,7 +22,7 @@ from lgd.methods.feature_capture import (
 from lgd.methods.shared_head import TwoForwardPasses
 
 Batch = Sequence[dict[str, Any]]
-"""What detectron2's data loaders yield: one dict an image, with ``image`` and, in training, ``instances``."""
+"""A batch of detectron2's data loaders: one dict an image, with ``image`` and, in training, ``instances``."""
 
 
 class Teacher(Protocol):

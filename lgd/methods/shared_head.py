@@ -1,4 +1,4 @@
-"""What two forward passes of one detector over one batch need to compute only once.
+"""Work that two forward passes of one detector over one batch share and need to do only once.
 
 LGD sends the student's features and the instructive features through the same head, against the same labels. The two
 passes differ in their features only, so the images are normalised and padded once, anchors are matched once (where that

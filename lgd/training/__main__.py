@@ -247,7 +247,7 @@ def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequenc
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """What the options change in the paper's experiment, as key=value."""
+    """The options' changes to the paper's experiment, as key=value."""
     given = {"data.source": options.data, "schedule.batch": options.batch}
     return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
 

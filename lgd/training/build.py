@@ -56,14 +56,14 @@ class Built:
 
 @dataclass(frozen=True)
 class DryBuilt:
-    """What is known of a training without doing it. files, memory: of what it writes, and of a step (None: not known),
-    where it is to be trained."""
+    """Properties of a training that a dry build finds. files, memory: of what it writes, and of a step (None: not
+    known), where it is to be trained."""
 
     fingerprint: str
     files: FilesSize | None = None
     memory: int | None = None
     teacher: DryBuilt | None = None
-    """Of the frozen teacher's training."""
+    """The dry build of the frozen teacher's training, where there is one."""
 
 
 Noted = Callable[[], AbstractContextManager[None]]
@@ -146,7 +146,7 @@ def _check_initial_weights(experiment: Experiment, student: nn.Module | None, sh
 
 @cache
 def _teacher_fingerprint(teacher: str) -> str:
-    """Of the experiment that ``teacher`` is as JSON: several arms of a sweep share one."""
+    """Fingerprint of the experiment ``teacher`` (JSON). Cached, since several arms of a sweep share one."""
     return dry_build(Experiment.model_validate_json(teacher))
 
 

@@ -34,7 +34,7 @@ class FilesSize:
 
 
 def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer) -> FilesSize:
-    """What the training writes.
+    """Bytes of the files that the training writes.
 
     A checkpoint is the model and a momentum for every parameter that is trained. One more than ``checkpoint.keep`` is
     on the disk while the next is written.

@@ -18,7 +18,7 @@ SIDES = (128, 160)
 """Height and width of the measured images, pixels: enough for every level of the pyramid."""
 
 ASPECT = 4 / 3
-"""Of the images that are trained on; COCO's mean is close to it."""
+"""Longer side of a training image to its shorter one; COCO's mean is close to it."""
 
 CLASSES, OBJECTS = 80, 7
 """COCO's classes, and its mean number of objects in an image."""

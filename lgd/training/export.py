@@ -26,10 +26,10 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "student.pth", "student.json"
 
 
 class Preprocessing(Settings):
-    """What an image goes through before the network. The detector itself subtracts the mean and divides by the std."""
+    """Preprocessing of an image before the network. The detector itself subtracts the mean and divides by the std."""
 
     color_order: Literal["BGR"] = "BGR"
-    """Of its channels, values 0 to 255."""
+    """Order of the image's channels, whose values are 0 to 255."""
     min_size: int
     """Shorter side after resizing, pixels."""
     max_size: int

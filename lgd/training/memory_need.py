@@ -12,10 +12,10 @@ from lgd.config.experiment import Data, Experiment
 from lgd.methods.distiller import student_of
 
 ASPECT = 4 / 3
-"""Of the images that are trained on; COCO's mean is close to it."""
+"""Longer side of a training image to its shorter one; COCO's mean is close to it."""
 
 ACTIVATIONS = {"baseline": 2.2, "fgfi": 2.4, "lgd": 2.8}
-"""What a forward pass keeps for the backward pass, as a multiple of the outputs of the layers of backbone and FPN.
+"""Memory kept for the backward pass, as a multiple of the outputs of the layers of backbone and FPN.
 
 baseline, lgd: measured on RetinaNet R-50 with ``torch.autograd.graph.saved_tensors_hooks`` (2.15 and 2.82; FCOS 2.33
 and 3.19; Faster R-CNN more, by its proposals, which do not grow with the image). fgfi: its teacher keeps nothing for a
@@ -41,7 +41,7 @@ def step_memory(experiment: Experiment, model: nn.Module) -> int | None:
 
 
 def _output_bytes(backbone: nn.Module, data: Data) -> int:
-    """Of all layers together, for an image of the largest size that is trained on."""
+    """Bytes of the outputs of all layers together, for an image of the largest training size."""
     short = min(max(data.min_sizes), data.max_size / ASPECT)
     height, width = (max(64, -(-int(side) // 32) * 32) for side in (short, short * ASPECT))
     total = 0

@@ -1,4 +1,4 @@
-"""How far a training is, and that it was stopped. Without torch, so that commands may catch and print them at once."""
+"""Progress reports of a training, and the exception Stopped. Loads no torch, so that commands start at once."""
 
 from __future__ import annotations
 

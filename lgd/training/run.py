@@ -276,13 +276,13 @@ def _evaluate(state: TrainingState, step: int, on_progress: Callable[[Progress],
 
 
 def _progress(state: TrainingState) -> Progress:
-    """What a progress report contains besides step, loss and time."""
+    """Fields of a progress report besides step, loss and time."""
     ap = state.evaluations.last.student.AP if state.evaluations.last else None
     return {"spent": state.meter.total(), **({} if ap is None else {"AP": ap})}
 
 
 def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
-    """What was trained, how it went, its costs and where, as fields of a Record. All workers must call it."""
+    """Fields of the Record: experiment, result, costs and provenance. All workers must call it."""
     model, student = state.built.model, student_of(state.built.model)
     last = None if result.diverged else state.evaluations.last
     return {

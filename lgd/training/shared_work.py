@@ -1,4 +1,4 @@
-"""What several dry builds need and one of them does: networks, and looks at files of weights."""
+"""A cache of work that several dry builds share: networks, and checks of files of weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SharedWork:
         self._errors: dict[Hashable, str] = {}
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What ``work`` returns, or the InputError that it raises; done once while ``key`` is among the last used."""
+        """Return the result of ``work``, or raise its InputError; cached by ``key`` (least recently used go)."""
         if key in self._errors:
             raise InputError(self._errors[key])
         try:

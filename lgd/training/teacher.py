@@ -105,7 +105,7 @@ def _acquired(lock: FileLock) -> bool:
 
 
 def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
-    """What the teacher's training in ``record`` costs a training that uses the teacher."""
+    """The cost of the teacher's training in ``record``, as counted by a training that uses the teacher."""
     return Pretraining(
         fingerprint=record.fingerprint,
         backbone=record.experiment.detector.backbone.name,

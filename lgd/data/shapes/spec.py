@@ -32,7 +32,7 @@ _SIDES = (64, 1024)
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What to generate: image counts of the splits, the square image's side in pixels, the seed.
+    """Settings of the generator: image counts of the splits, the square image's side in pixels, the seed.
 
     Raises InputError for counts below 1, a side outside 64..1024 or a negative seed.
     """

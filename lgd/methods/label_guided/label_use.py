@@ -76,7 +76,7 @@ class LabelUse(_Mean):
 
 
 class TeacherMeters(NamedTuple):
-    """What is measured of a teacher; None where it does not apply."""
+    """The measurements of a teacher; None where one does not apply."""
 
     attention: OwnAttention | None = None
     labels: LabelUse | None = None
