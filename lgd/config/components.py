@@ -10,6 +10,9 @@ AdapterVariant = Literal["appearance_queries", "label_queries", "appearance_only
 The ``_only`` variants have no attention.
 """
 
+Start = Literal["informed", "reference"]
+"""How LGD's modules start (docs/method.md, "How the modules start"): ours, or as the released code leaves them."""
+
 
 def component_conflict(*, encoder: bool, adapter: bool, mapper: bool, variant: AdapterVariant, context: bool) -> str:
     """Why this combination of components cannot be trained, in one line; empty when it can."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lgd.config.components import AdapterVariant, component_conflict
+from lgd.config.components import AdapterVariant, Start, component_conflict
 from lgd.config.detector import Backbone
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, Positive, PositiveInt, Settings
 
@@ -58,7 +58,7 @@ class Method(Settings):
     """Factor of the detection loss of the instructive features."""
     lr_factor: Positive = 1.0
     """Learning rate of the teacher and of the distillation adapter, divided by the student's; the paper's is 1."""
-    init: Literal["informed", "reference"] = "informed"
+    init: Start = "informed"
     """How LGD's modules start (docs/method.md): ``reference``, as the released code leaves them; ``informed``, ours."""
     own_label_start: bool = False
     """Ours: a learnt bias on the attention logit of each object's own label, so that the adapter starts with objects

@@ -17,14 +17,21 @@ from lgd.config.components import AdapterVariant
 HEADS = 8
 """Attention heads in the paper; the greatest common divisor of both where 8 does not divide the channels."""
 
+OWN_LABEL_START = 4.0
+"""First value of the learnt bias on the own entry's logit: e^4 = 55 times the weight of another entry like it."""
+
 
 class RelationAdapter(nn.Module):
     """Multi-head attention among an image's objects, its weights shared by the levels.
 
     exchange: False lets every object attend to itself only, all else equal (the components grid's "adapter off").
+    own_label_start: add a learnt bias, ``OWN_LABEL_START`` at first, to the diagonal of the attention logits; not part
+    of the paper. Raises ValueError where that would have no effect.
     """
 
-    def __init__(self, channels: int, variant: AdapterVariant, *, exchange: bool = True) -> None:
+    def __init__(
+        self, channels: int, variant: AdapterVariant, *, exchange: bool = True, own_label_start: bool = False
+    ) -> None:
         super().__init__()
         if variant not in get_args(AdapterVariant):
             raise ValueError(f"adapter variant {variant!r} is not one of {', '.join(get_args(AdapterVariant))}")
@@ -36,6 +43,9 @@ class RelationAdapter(nn.Module):
             self.query = nn.Linear(channels, channels)
             self.key_value = nn.Linear(channels, 2 * channels)
             self.output = nn.Linear(channels, channels)
+        if own_label_start and not (self.attends and exchange):
+            raise ValueError("own_label_start has no effect without attention to other objects")
+        self.own_bias = nn.Parameter(torch.tensor(OWN_LABEL_START)) if own_label_start else None
 
     def forward(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
         """Return the objects' vectors, (L, B, N, C), or (1, B, N, C) when they do not depend on the level.
@@ -58,13 +68,17 @@ class RelationAdapter(nn.Module):
         """
         query, key, _, mask = self._projected(appearance_LBNC, labels_BNC, valid_BN)
         logits = (query.float() @ key.float().transpose(-2, -1)) / math.sqrt(query.shape[-1])
-        weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.float()
+        weights = logits.softmax(dim=-1)
         return weights.diagonal(dim1=-2, dim2=-1).mean(dim=1).unflatten(0, (-1, len(valid_BN)))
 
     def _projected(
         self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query, key and value (L * B, H, N, C / H) and the mask of attended keys, bool (L * B, 1, N, N)."""
+        """Query, key and value (L * B, H, N, C / H) and the attention mask, (L * B, 1, N, N).
+
+        The mask is bool, True for attended keys, or what is added to the logits where there is a bias.
+        """
         appearance_LBNC = _present(appearance_LBNC, f"{self.variant} needs appearance embeddings")
         labels_LBNC = appearance_LBNC if labels_BNC is None else labels_BNC[None]
         sources = (appearance_LBNC, labels_LBNC)
@@ -78,7 +92,14 @@ class RelationAdapter(nn.Module):
             mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
         else:
             mask = torch.eye(slots, dtype=torch.bool, device=valid_BN.device).expand(batch, 1, slots, slots)
+        if self.own_bias is not None:
+            bias = self.own_bias * torch.eye(slots, device=valid_BN.device)
+            mask = bias.expand(batch, 1, slots, slots).masked_fill(~mask, -math.inf).to(query.dtype)
         return query, key, value, mask.repeat(levels, 1, 1, 1)
+
+    def values(self, labels_BNC: Tensor) -> Tensor:
+        """The attention's values of projected label embeddings, (B, N, C); only with labels as keys and values."""
+        return self.key_value(labels_BNC).chunk(2, dim=-1)[1]
 
     def _split(self, x: Tensor, levels: int) -> Tensor:
         """(L or 1, B, N, C) -> (L * B, H, N, C / H)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lgd.config.components import Start
 from lgd.methods.init import init_he
 from lgd.methods.norms import instance_norm
 
@@ -15,13 +16,14 @@ from lgd.methods.norms import instance_norm
 class DistillationDistance(nn.Module):
     """Mean squared error between instance-normalised features, the student's after an adapter.
 
-    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training.
+    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training. start: its
+    first weights; ``reference`` is torch's default.
     """
 
     trains_on_detached_features = True
     """The adapter trains before the loss reaches the student (docs/method.md, "Schedule")."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, start: Start = "informed") -> None:
         super().__init__()
         self.adapter = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -30,7 +32,8 @@ class DistillationDistance(nn.Module):
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        init_he(self)
+        if start == "informed":
+            init_he(self)
 
     def forward(
         self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any] = ()

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgd.config.components import AdapterVariant, component_conflict
+from lgd.config.components import AdapterVariant, Start, component_conflict
 from lgd.methods.feature_capture import FeatureCapture, Features
 from lgd.methods.init import init_he
 from lgd.methods.label_guided.adapter import RelationAdapter
 from lgd.methods.label_guided.encoder import AppearanceEncoder, LabelEncoder, LabelProjection
-from lgd.methods.label_guided.init import init_centred
+from lgd.methods.label_guided.init import init_attention_reference, init_centred
 from lgd.methods.label_guided.mapper import KnowledgeMapper
 from lgd.methods.objects import Objects
+
+RESIDUAL_SCALE = 0.1
+"""First value of the learnt factor of the mapper's output in a residual teacher."""
 
 
 class ImplicitTeacher(nn.Module):
@@ -23,7 +26,11 @@ class ImplicitTeacher(nn.Module):
 
     encoder, adapter, mapper: the components (docs/method.md, "Turning components off"). variant: what attends to what.
     context: one more object per image, its box the whole image. detach_appearance: no gradient into the student's
-    features. Raises ValueError for a combination that cannot be trained.
+    features. start: the modules' first weights.
+
+    Not part of the paper: own_label_start (see :class:`RelationAdapter`); residual: the instructive features are the
+    student's, detached, plus a learnt scale times the mapper's output, so that a teacher starts as good as its student
+    and learns only what the labels add. Raises ValueError for a combination that cannot be trained.
     """
 
     uses_student_head = True
@@ -40,6 +47,9 @@ class ImplicitTeacher(nn.Module):
         variant: AdapterVariant = "appearance_queries",
         context: bool = True,
         detach_appearance: bool = False,
+        start: Start = "informed",
+        own_label_start: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         conflict = component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=variant, context=context)
@@ -57,8 +67,15 @@ class ImplicitTeacher(nn.Module):
             self.label_projection = LabelProjection(channels)
         if variant != "label_only":
             self.appearance_encoder = AppearanceEncoder(channels)
-        self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter)
+        self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter, own_label_start=own_label_start)
         self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
+        self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if residual else None
+        if start == "informed":
+            self._init_informed()
+        elif self.relation_adapter.attends:
+            init_attention_reference(self.relation_adapter)
+
+    def _init_informed(self) -> None:
         init_he(self)
         if self.label_encoder is not None and self.label_projection is not None:
             self.label_encoder.init()
@@ -89,7 +106,10 @@ class ImplicitTeacher(nn.Module):
             projected = self.label_projection(labels)
         vectors = self.relation_adapter(appearance, projected, objects.valid)
         vectors = vectors.expand(len(features), -1, -1, -1)
-        return {name: self.knowledge_mapper(vectors[i], regions[name], sizes[name]) for i, name in enumerate(features)}
+        mapped = {n: self.knowledge_mapper(vectors[i], regions[n], sizes[n]) for i, n in enumerate(features)}
+        if self.residual_scale is None:
+            return mapped
+        return {name: features[name].detach() + self.residual_scale * x for name, x in mapped.items()}
 
     def embed_labels(self, objects: Objects) -> Tensor | None:
         """Label embeddings (B, N, C) before their projection; None where the encoder is off."""
