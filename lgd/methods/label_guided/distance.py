@@ -16,8 +16,8 @@ from lgd.methods.norms import instance_norm
 class DistillationDistance(nn.Module):
     """Mean squared error between instance-normalised features, the student's after an adapter.
 
-    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training. start: its
-    first weights; ``reference`` is torch's default.
+    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training. start:
+    its first weights; ``reference`` is torch's default.
     """
 
     trains_on_detached_features = True
