@@ -127,7 +127,11 @@ class ImitationDistance(nn.Module):
         self.weight = weight
 
     def forward(
-        self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any]
+        self,
+        student: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        instances: Sequence[Any],
+        image_size: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """Return, in float32, weight / (2 * cells) * the sum over masked cells and channels of all levels.
 

@@ -36,9 +36,13 @@ class DistillationDistance(nn.Module):
             init_he(self)
 
     def forward(
-        self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any] = ()
+        self,
+        student: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        instances: Sequence[Any] = (),
+        image_size: tuple[int, int] = (0, 0),
     ) -> Tensor:
-        """Return the mean over all elements of all levels (scalar, float32); ``instances`` are not used.
+        """Return the mean over all elements of all levels (scalar, float32); the labels are not used.
 
         ``teacher_features`` get no gradient.
         """
