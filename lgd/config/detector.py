@@ -134,6 +134,11 @@ class Detector(Settings):
         return self
 
     @property
+    def is_rcnn(self) -> bool:
+        """Whether it classifies regions that it proposes itself (Faster and Mask R-CNN), not every location."""
+        return self.name in ("faster_rcnn", "mask_rcnn")
+
+    @property
     def is_pretrained(self) -> bool:
         """Whether training starts from a whole detector's weights."""
         return self.weights != NO_WEIGHTS
