@@ -12,7 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 from lgd.config.experiment import Backbone, Detector, Experiment
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.detectors import build_detector
 from lgd.results.cost_meter import read_heartbeat
 from lgd.training import checkpoint
@@ -123,7 +123,7 @@ def quick_experiment(**changes: Any) -> Experiment:
         "detector.head_convs": 1,
         "threads": 1,
     }
-    return TINY.override({**small, **{key.replace("__", "."): value for key, value in changes.items()}})
+    return NANO.override({**small, **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
 def unsaved(directory: Path) -> float:

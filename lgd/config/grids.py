@@ -12,7 +12,7 @@ from typing import Any
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.paper import DETECTORS, Training, paper
-from lgd.config.presets import PAPER_TABLES_AT, at_preset, preset
+from lgd.config.presets import CPU_PRESETS, PAPER_TABLES_AT, at_preset, preset
 from lgd.errors import InputError
 
 
@@ -199,8 +199,8 @@ which tells whether the exchange between objects holds LGD back."""
 def _evidence(size: str) -> Grid:
     """Does it help? Each detector against its own baseline, after equal steps and in equal time.
 
-    At ``tiny`` there is no FGFI, which would train a teacher for each detector, and only the baselines have an arm in
-    equal time; at the other presets every arm has.
+    At ``nano`` and ``tiny`` there is no FGFI, which would train a teacher for each detector, and only the baselines
+    have an arm in equal time; at the other presets every arm has.
     """
     base = preset(size)
     arms: list[Arm] = []
@@ -208,7 +208,7 @@ def _evidence(size: str) -> Grid:
         first = len(arms)
         title, baseline = DETECTORS[detector], f"{DETECTORS[detector]} baseline"
         of = Training(
-            detector=detector, backbone="r50", schedule="2x", scale="ss" if size == "tiny" else "ms", method="lgd"
+            detector=detector, backbone="r50", schedule="2x", scale="ss" if size in CPU_PRESETS else "ms", method="lgd"
         )
         # RetinaNet is the preset's own, so that trainings of the other grids are trainings of this one.
         own = {} if detector == base.detector.name else _arm(of, size, base).setting
@@ -223,14 +223,14 @@ def _evidence(size: str) -> Grid:
             # Only these two are evaluated on the way, so that earlier sweeps of the grid can be resumed.
             evaluated = curve if arm.name in ("baseline", "LGD") else setting
             arms.append(replace(arm, name=f"{title} {arm.name}", setting=evaluated, reference=baseline))
-        if size != "tiny":
+        if size not in CPU_PRESETS:
             teacher = {"method.name": "fgfi"} | (
                 {"method.fgfi.backbone.name": SMALL_TEACHER} if size == "small" else {}
             )
             arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier detector", curve, baseline))
         lgd = f"{title} LGD"
         for arm in arms[first:]:
-            if arm.name == baseline or (arm.name != lgd and size != "tiny"):
+            if arm.name == baseline or (arm.name != lgd and size not in CPU_PRESETS):
                 longer = replace(arm, name=f"{arm.name} in equal time", question="as long as LGD took")
                 arms.append(replace(longer, time_budget_from=lgd, steps_from=arm.name, reference=baseline))
     return Grid(EVIDENCE, "Does it help? Each detector against its own baseline", tuple(arms), reference="", seeds=5)

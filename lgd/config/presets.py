@@ -1,5 +1,5 @@
-"""Presets: ``tiny`` for a laptop's CPU, ``small`` for one GPU, ``paper`` for the paper's own settings, ``finetune`` for
-one's own data and a trained detector."""
+"""Presets: ``nano`` for tests, ``tiny`` for a laptop's CPU, ``small`` for one GPU, ``paper`` for the paper's own
+settings, ``finetune`` for one's own data and a trained detector."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lgd.config.experiment import (
 from lgd.config.paper import BackboneName, DataName, ScaleName, ScheduleName, Training
 from lgd.errors import InputError
 
-Preset = Literal["tiny", "small", "paper", "finetune"]
+Preset = Literal["nano", "tiny", "small", "paper", "finetune"]
 
-TINY = Experiment(
+NANO = Experiment(
     detector=Detector(
         backbone=Backbone(name="resnet18", width=16, norm="BN", weights="none", freeze_at=0),
         channels=32,
@@ -51,6 +51,8 @@ TINY = Experiment(
     evaluation=Evaluation(every=100),
     device="cpu",
 )
+
+TINY = NANO
 
 SMALL = Experiment(
     detector=Detector(
@@ -92,9 +94,18 @@ FINETUNE = Experiment(
     precision="bf16",
 )
 
-_PRESETS: dict[Preset, Experiment] = {"tiny": TINY, "small": SMALL, "paper": PAPER, "finetune": FINETUNE}
+_PRESETS: dict[Preset, Experiment] = {
+    "nano": NANO,
+    "tiny": TINY,
+    "small": SMALL,
+    "paper": PAPER,
+    "finetune": FINETUNE,
+}
 
-PAPER_TABLES_AT: tuple[Preset, ...] = ("tiny", "small", "paper")
+CPU_PRESETS: tuple[Preset, ...] = ("nano", "tiny")
+"""The presets that are made for a CPU."""
+
+PAPER_TABLES_AT: tuple[Preset, ...] = ("nano", "tiny", "small", "paper")
 """The presets at which the paper's trainings are defined."""
 
 
@@ -121,16 +132,19 @@ def _same_from_scratch(backbone: Backbone) -> Backbone:
     return _trained_from_scratch(backbone.name, backbone.resolved_width, backbone.deformable)
 
 
+_NARROW_BACKBONES: dict[BackboneName, Backbone] = {
+    "r50": _trained_from_scratch("resnet18", 16),
+    "r101": _trained_from_scratch("resnet34", 16),
+    "r101_dcnv2": _trained_from_scratch("resnet50", 8, deformable=True),
+    "x101": _trained_from_scratch("resnext101_32x8d", 8),
+    # A grouped deformable convolution takes seconds a step on a CPU.
+    "x101_dcnv2": _trained_from_scratch("resnet50", 16, deformable=True),
+    "swin_t": _trained_from_scratch("swin_t", 16),
+}
+
 _SMALLER_BACKBONES: dict[Preset, dict[BackboneName, Backbone]] = {
-    "tiny": {
-        "r50": _trained_from_scratch("resnet18", 16),
-        "r101": _trained_from_scratch("resnet34", 16),
-        "r101_dcnv2": _trained_from_scratch("resnet50", 8, deformable=True),
-        "x101": _trained_from_scratch("resnext101_32x8d", 8),
-        # A grouped deformable convolution takes seconds a step on a CPU.
-        "x101_dcnv2": _trained_from_scratch("resnet50", 16, deformable=True),
-        "swin_t": _trained_from_scratch("swin_t", 16),
-    },
+    "nano": _NARROW_BACKBONES,
+    "tiny": _NARROW_BACKBONES,
     "small": {name: _same_from_scratch(backbone) for name, backbone in paper_recipes.BACKBONES.items()},
 }
 """What replaces each of the paper's backbones: a narrower and shallower one, or the same, both from scratch."""
@@ -139,6 +153,7 @@ _RELATIVE_STEPS: dict[ScheduleName, float] = {"1x": 0.5, "2x": 1.0, "3x": 1.5, "
 """Steps of a schedule, in multiples of the preset's steps."""
 
 _MIN_SIZES: dict[Preset, dict[ScaleName, tuple[int, ...]]] = {
+    "nano": {"ss": NANO.data.min_sizes, "ms": (96, 112, 128)},
     "tiny": {"ss": TINY.data.min_sizes, "ms": (96, 112, 128)},
     "small": {"ss": (320,), "ms": SMALL.data.min_sizes},
 }
@@ -146,23 +161,23 @@ _MIN_SIZES: dict[Preset, dict[ScaleName, tuple[int, ...]]] = {
 _SHAPES_SEEDS: dict[DataName, int] = {"coco": 0, "voc": 1, "crowdhuman": 2}
 """Seed of the synthetic images that replace a data set."""
 
-_TINY_RCNN: dict[str, Any] = {
+_CPU_RCNN: dict[str, Any] = {
     "detector.fc_dim": 64,
     "detector.regions": 64,
     "detector.proposals": 200,
     "schedule.batch": 4,
     "schedule.lr_per_16": 0.08,
 }
-"""With 512 regions per image R-CNN's heads take most of a step on a CPU, and at TINY's learning rate they diverge."""
+"""With 512 regions per image R-CNN's heads take most of a step on a CPU, and at NANO's learning rate they diverge."""
 
 
 def at_preset(name: str, training: Training) -> Experiment:
     """A training of the paper at a preset: the same detector and method, the rest as the preset has it.
 
-    ``paper`` gives the paper's settings. ``tiny`` and ``small`` replace each backbone by one from scratch and each data
-    set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The method's settings
-    and the end of distillation are the paper's. Raises InputError for another preset, and for a method that is not
-    implemented.
+    ``paper`` gives the paper's settings. ``nano``, ``tiny`` and ``small`` replace each backbone by one from scratch and
+    each data set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The method's
+    settings and the end of distillation are the paper's. Raises InputError for another preset, and for a method that is
+    not implemented.
     """
     base = preset(name)
     if name not in PAPER_TABLES_AT:
@@ -174,7 +189,7 @@ def at_preset(name: str, training: Training) -> Experiment:
     if name == "paper":
         teacher_backbone = settings(paper_recipes.BACKBONES[teacher], "method.fgfi.backbone.")
         return wanted.override({"method.name": training.method, **teacher_backbone})
-    size: Preset = "tiny" if name == "tiny" else "small"
+    size: Preset = name  # type: ignore[assignment]
     rcnn = training.detector in ("faster_rcnn", "mask_rcnn")
     return base.override(
         {
@@ -189,6 +204,6 @@ def at_preset(name: str, training: Training) -> Experiment:
             "method.context": wanted.method.context,
             "method.detach_appearance": wanted.method.detach_appearance,
             **settings(_SMALLER_BACKBONES[size][teacher], "method.fgfi.backbone."),
-            **(_TINY_RCNN if rcnn and size == "tiny" else {}),
+            **(_CPU_RCNN if rcnn and size in CPU_PRESETS else {}),
         }
     )

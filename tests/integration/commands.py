@@ -9,13 +9,14 @@ from typing import NamedTuple
 from ablations.run import main
 
 QUICK = [
+    "--preset", "nano",
     "--set", "schedule.steps=6", "--set", "schedule.warmup_steps=2", "--set", "schedule.batch=2",
     "--set", "data.shapes_train=12", "--set", "data.shapes_val=6", "--set", "data.shapes_side=64",
     "--set", "data.min_sizes=[64]", "--set", "data.max_size=64", "--set", "data.test_size=64",
     "--set", "detector.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
 ]  # fmt: skip
 
-OVERRIDES = [x for x in QUICK if x != "--set"]
+OVERRIDES = QUICK[3::2]
 
 
 class Called(NamedTuple):

@@ -26,7 +26,7 @@ from tests.helpers import quick_experiment, unsaved, wait_until
 from tests.integration.commands import QUICK, run
 
 ROOT = Path(__file__).parents[2]
-LABELS = RecordLabels("components", "tiny")
+LABELS = RecordLabels("components", "nano")
 LONG: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 50, "method.name": "baseline", "schedule.batch": 4}
 
 pytestmark = pytest.mark.slow

@@ -20,20 +20,20 @@ from ablations.trial_config import RecordLabels, TrialConfig, trial_config
 from lgd.config.components import component_conflict
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SweepSpec
 from lgd.training.run import failed_record
 from tests.helpers import wait_until
-from tests.integration.commands import QUICK, run
+from tests.integration.commands import OVERRIDES, QUICK, run
 
 ROOT = Path(__file__).parents[2]
 
 
 def _base(tmp_path: Path, **method: Any) -> TrialConfig:
-    experiment = TINY.override({f"method.{k}": v for k, v in method.items()})
-    labels = RecordLabels("components", "tiny")
+    experiment = NANO.override({f"method.{k}": v for k, v in method.items()})
+    labels = RecordLabels("components", "nano")
     return trial_config(Trial("", experiment, tmp_path), labels, tmp_path, Resources(1, 0, 1))
 
 
@@ -80,7 +80,7 @@ def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Pat
 
 def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
     """Named by the number of the first; what is trained with is rounded to three digits."""
-    base, study = _base(tmp_path), Search(TINY, tmp_path).study()
+    base, study = _base(tmp_path), Search(NANO, tmp_path).study()
     for _ in range(2):
         suggest(study.ask(), base)
     study.enqueue_trial(study.trials[0].params)
@@ -95,7 +95,7 @@ def test_equal_proposals_are_one_trial(tmp_path: Path) -> None:
 def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parameters = {"method.encoder": False, "method.distill_weight": 0.123456789, "method.adapter": True}
     spec = SweepSpec(
-        grid="components", preset="tiny", overrides=("schedule.steps=6", "data.source=coco-json:/a b"), arms=(), seeds=1
+        grid="components", preset="nano", overrides=("schedule.steps=6", "data.source=coco-json:/a b"), arms=(), seeds=1
     )
     line = command(spec, parameters, 3)
     _, script, *arguments = shlex.split(line)
@@ -103,7 +103,7 @@ def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.C
     assert arguments.count("--set") == 6
     assert "data.source=coco-json:/a b" in arguments
     sets = [x for x in arguments if "=" in x and not x.startswith("data.")]
-    experiment = TINY.override([*sets, "schedule.warmup_steps=2"])
+    experiment = NANO.override([*sets, "schedule.warmup_steps=2"])
     assert experiment.method.distill_weight == 0.123
     assert not experiment.method.encoder
     assert experiment.seed == 3
@@ -153,7 +153,7 @@ def test_a_dry_run_counts_the_samples_that_are_left(tmp_path: Path, capsys: pyte
 
 
 def test_only_a_search_has_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep = {"schema_version": 1, "grid": "components", "preset": "nano", "overrides": OVERRIDES}
     sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1}
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     assert main(["--resume", str(tmp_path), "--samples", "7"]) == 2
@@ -162,7 +162,7 @@ def test_only_a_search_has_samples(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described = {"samples": 3, "objectives": ["AP", "gpu_hours"], "early_stop": False}
-    sweep = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": QUICK[1::2]}
+    sweep = {"schema_version": 1, "grid": "components", "preset": "nano", "overrides": OVERRIDES}
     sweep |= {"arms": ["baseline"], "reference": "baseline", "seeds": 1, "search": described}
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     assert main(["--grid", "components", *QUICK, "--search", "optuna", "--output", str(tmp_path)]) == 2
@@ -173,7 +173,7 @@ def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -> None:
     """Optuna's plots of both objectives, and the Pareto front without a trial that was cut off."""
-    search = Search(TINY, tmp_path, 20, ("AP", "gpu_hours"))
+    search = Search(NANO, tmp_path, 20, ("AP", "gpu_hours"))
     study = search.study()
     base = _base(tmp_path)
     for ap, hours, status in (
@@ -235,7 +235,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     assert 4 <= len(complete) <= 6
     assert all(0 <= t.values[0] <= 100 for t in complete)
     assert "best trial:" in done.out
-    assert "python ablations/run.py --grid components --preset tiny --arms LGD" in done.out
+    assert "python ablations/run.py --grid components --preset nano --arms LGD" in done.out
     assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
     assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
 

@@ -14,7 +14,7 @@ from benchmarks.measure_cost import learn, measure_missing
 from benchmarks.measured_costs import Store
 from benchmarks.predict_cost import predict
 from lgd.config.grids import Trial, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.distributed import ray_train
 from lgd.results.record import FILE, Record, load
 from tests.unit.benchmarks.test_predict_cost import GRID, ONE
@@ -44,7 +44,7 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
     misses = []
     changes = {"data.shapes_side": 96, "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96}
     changes |= {"data.shapes_train": 60, "data.shapes_val": 30, "schedule.batch": 4, "schedule.steps": 150}
-    base = TINY.override({**changes, "schedule.warmup_steps": 10, "evaluation.every": 0})
+    base = NANO.override({**changes, "schedule.warmup_steps": 10, "evaluation.every": 0})
     for attempt in range(TRIES):
         directory = tmp_path / str(attempt)
         trials = plan(GRID, base, 1, [], directory)
@@ -53,7 +53,7 @@ def test_prediction_and_reality_meet_within_15_percent(tmp_path: Path) -> None:
             continue
         before = _measured(again, directory / "before.json")
         with ray_train.cluster(None):
-            run_sweep(trials, RecordLabels("t", "tiny"), directory, ONE, Quiet())
+            run_sweep(trials, RecordLabels("t", "nano"), directory, ONE, Quiet())
         after = _measured(again, directory / "after.json")
         real = sum(_spent(path) for path in directory.glob(f"t*/*/{FILE}"))
         learnt = Store(directory / "learnt.json")

@@ -21,7 +21,7 @@ from ablations.checks import code_version
 from ablations.limits import Budget, Placement
 from ablations.run import main
 from lgd.config.grids import COMPONENTS, NAMES, grid, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.data.shapes import CATEGORIES, ShapesSpec, make
 from lgd.detectors import weight_sources
 from lgd.results import provenance
@@ -281,12 +281,12 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
         )
     )  # fmt: skip
     assert main(["--grid", "components", "--output", str(tmp_path)]) == 2
-    assert "preset 'small', not 'tiny'" in capsys.readouterr().err
+    assert "preset 'small', not 'nano'" in capsys.readouterr().err
 
 
 def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a second table shares with the first is not trained again."""
-    for trial in plan(grid("teacher-based"), TINY, 1, [*OVERRIDES, "method.fgfi.from_step=2"], tmp_path):
+    for trial in plan(grid("teacher-based", "nano"), NANO, 1, [*OVERRIDES, "method.fgfi.from_step=2"], tmp_path):
         if trial.arm in ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD"):
             shown = build(trial.experiment, pretrained=False).fingerprint
             Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=shown).save(
@@ -300,7 +300,7 @@ def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pyt
     (tmp_path / "sweep.json").write_text(
         json.dumps(
             {
-                "schema_version": 1, "grid": "teacher-based", "preset": "tiny", "arms": ["RetinaNet R-50 2x ms LGD"],
+                "schema_version": 1, "grid": "teacher-based", "preset": "nano", "arms": ["RetinaNet R-50 2x ms LGD"],
                 "overrides": [*OVERRIDES, "method.fgfi.from_step=2"], "reference": "", "seeds": 3,
             }
         )
@@ -310,7 +310,7 @@ def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pyt
 
 
 def test_records_of_other_data_or_code_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trial = plan(COMPONENTS, TINY, 1, OVERRIDES, tmp_path)[0]
+    trial = plan(COMPONENTS, NANO, 1, OVERRIDES, tmp_path)[0]
     Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint="0" * 16).save(trial.directory)
     assert main(["--grid", "components", "--arms", "baseline", *QUICK, "--output", str(tmp_path)]) == 2
     assert "made from other data or code" in capsys.readouterr().err
@@ -338,7 +338,7 @@ def test_a_dry_run_looks_for_what_only_training_would_miss(
     assert main([*command, "--data", f"voc:{write_voc(tmp_path / 'boxes', VOC_SPLITS)}", *changed]) == 2
     assert "has no segmentation, which mask_rcnn is scored with" in capsys.readouterr().err
     overrides = [*OVERRIDES, "detector.backbone.weights=/no.pkl"]
-    trial = plan(COMPONENTS, TINY, 1, overrides, tmp_path)[0]
+    trial = plan(COMPONENTS, NANO, 1, overrides, tmp_path)[0]
     Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=dry_build(trial.experiment)).save(
         trial.directory
     )
@@ -361,7 +361,7 @@ def test_a_dry_run_looks_for_what_only_training_would_miss(
 def test_a_damaged_sweep_is_one_line(
     changes: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = {"schema_version": 1, "grid": "components", "preset": "tiny", "overrides": [], "arms": [], "seeds": 1}
+    whole = {"schema_version": 1, "grid": "components", "preset": "nano", "overrides": [], "arms": [], "seeds": 1}
     (tmp_path / "sweep.json").write_text(json.dumps(whole | changes))
     for option in ("--status", "--resume"):
         assert main([option, str(tmp_path)]) == 2
@@ -405,10 +405,10 @@ def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: p
     spec = ShapesSpec(train=6, val=3, size=64)
     shutil.copytree(make(spec), here)
     overrides = [*OVERRIDES, f"data.source=coco-json:{here}"]
-    first, second = plan(COMPONENTS, TINY, 1, overrides, output)[:2]
+    first, second = plan(COMPONENTS, NANO, 1, overrides, output)[:2]
     training.run(first.experiment, first.directory, arm=first.arm)
     described = {
-        "schema_version": 1, "grid": "components", "preset": "tiny", "overrides": overrides, "seeds": 1,
+        "schema_version": 1, "grid": "components", "preset": "nano", "overrides": overrides, "seeds": 1,
         "arms": [first.arm, second.arm], "reference": "baseline", "code": code_version().model_dump(),
     }  # fmt: skip
     (output / "sweep.json").write_text(json.dumps(described))

@@ -81,7 +81,7 @@ def test_days_on_the_cpu_are_asked_about(
     monkeypatch.setattr(estimate, "cpu_seconds", measured)
     out = io.StringIO()
     console = Console(file=out, width=200)
-    check_cpu_time(trials_of(describe("components", "tiny"), tmp_path).trials, 1, console)
+    check_cpu_time(trials_of(describe("components", "nano"), tmp_path).trials, 1, console)
     assert timed == []
     assert out.getvalue() == ""
     paper = trials_of(describe("components", "paper", arms="baseline"), tmp_path).trials
@@ -96,14 +96,14 @@ def test_days_on_the_cpu_are_asked_about(
 
 def test_absurdly_many_images_get_a_line_at_once(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
-    spec = describe("components", "tiny", overrides=["data.shapes_train=1000000000"])
+    spec = describe("components", "nano", overrides=["data.shapes_train=1000000000"])
     with pytest.raises(InputError, match=r"arm 'baseline': 1,000,000,\d+ synthetic images"):
         prepare(trials_of(spec, tmp_path), console)
 
 
 def test_a_damaged_record_blocks_nothing(tmp_path: Path) -> None:
     """It is named, left out, and may be trained again."""
-    spec = describe("components", "tiny", arms="baseline,LGD")
+    spec = describe("components", "nano", arms="baseline,LGD")
     good, bad = (trial.directory for trial in trials_of(spec, tmp_path).trials)
     Record(status="finished", arm="baseline", experiment=trials_of(spec, tmp_path).trials[0].experiment).save(good)
     bad.mkdir(parents=True)
@@ -135,7 +135,7 @@ def test_what_ray_says_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def _built_arms(grid: str, tmp_path: Path, *overrides: str, all_problems: bool = True) -> dict[str, DryBuilt]:
-    sweep = trials_of(describe(grid, "tiny", overrides=[*OVERRIDES, *overrides]), tmp_path)
+    sweep = trials_of(describe(grid, "nano", overrides=[*OVERRIDES, *overrides]), tmp_path)
     problems = Problems(all_problems)
     built = build_arms(sweep, sweep.trials, problems)
     problems.refuse()
@@ -166,7 +166,7 @@ def test_each_network_is_built_once(
     assert len(built) == arms
     assert (made.count("build_detector"), made.count("ImplicitTeacher")) == (students, teachers)
     monkeypatch.undo()
-    for trial in trials_of(describe(grid, "tiny", overrides=OVERRIDES), tmp_path).one_seed()[::3]:
+    for trial in trials_of(describe(grid, "nano", overrides=OVERRIDES), tmp_path).one_seed()[::3]:
         assert built[trial.arm].fingerprint == build.build(trial.experiment, pretrained=False).fingerprint
 
 

@@ -104,7 +104,7 @@ def test_options_belong_to_their_subcommands(capsys: pytest.CaptureFixture[str])
 
 def test_status_is_quick(tmp_path: Path) -> None:
     """Also of a grid whose arms train for as long as others took."""
-    describe("evidence", "tiny").write(tmp_path)
+    describe("evidence", "nano").write(tmp_path)
     seconds, out, err, loaded = _loaded("sweep", "status", str(tmp_path))
     assert "0 of 115 trials finished" in out
     assert err == ""
@@ -132,14 +132,15 @@ def test_the_list_of_grids_is_short(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("delay", [0.0, 1.0])
 def test_an_interrupt_while_things_are_imported_is_one_line(delay: float, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "ablations" / "run.py"), "--grid", "components", "--dry-run"]
+    options = ["--grid", "components", "--preset", "nano", "--dry-run"]
+    command = [sys.executable, str(ROOT / "ablations" / "run.py"), *options]
     process = subprocess.Popen(
         [*command, "--output", str(tmp_path / "out")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "components grid, preset tiny: checking 8 arms ...\n"
+        assert process.stdout.readline() == "components grid, preset nano: checking 8 arms ...\n"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

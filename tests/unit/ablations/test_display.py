@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ablations.display import SweepDisplay
 from lgd.config.grids import COMPONENTS, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 from lgd.training.run import failed_record
 
@@ -21,7 +21,7 @@ def _progress(step: int, eta: float) -> dict[str, float]:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_and_outcomes_are_shown(terminal: bool, tmp_path: Path) -> None:
-    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:3]
+    trials = plan(COMPONENTS, NANO, 1, [], tmp_path)[:3]
     now = [0.0]
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
@@ -34,9 +34,9 @@ def test_progress_and_outcomes_are_shown(terminal: bool, tmp_path: Path) -> None
         now[0] = 100
         display.ended(
             trials[0].name,
-            Record(status="finished", arm="baseline", experiment=TINY, student=scores, seconds={"training": 83.0}),
+            Record(status="finished", arm="baseline", experiment=NANO, student=scores, seconds={"training": 83.0}),
         )
-        display.ended(trials[1].name, failed_record(TINY, "RuntimeError: [red]boom", arm="LGD"))
+        display.ended(trials[1].name, failed_record(NANO, "RuntimeError: [red]boom", arm="LGD"))
     shown = out.getvalue()
     assert "[2/4] baseline, seed 0: AP 12.3, 1:23 training" in shown
     assert "[3/4] LGD, seed 0: failed: RuntimeError: [red]boom" in shown
@@ -47,21 +47,21 @@ def test_progress_and_outcomes_are_shown(terminal: bool, tmp_path: Path) -> None
 
 
 def test_the_sweeps_eta_counts_what_waits(tmp_path: Path) -> None:
-    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:3]
+    trials = plan(COMPONENTS, NANO, 1, [], tmp_path)[:3]
     now = [0.0]
     display = SweepDisplay(
         trials, total=3, finished=0, max_concurrent=1, console=Console(file=io.StringIO()), now=lambda: now[0]
     )
     display.progress(trials[0].name, _progress(0, 100.0))
     now[0] = 100.0
-    display.ended(trials[0].name, failed_record(TINY, "x"))
+    display.ended(trials[0].name, failed_record(NANO, "x"))
     display.progress(trials[1].name, _progress(50, 50.0))
     assert display._remaining() == 50 + 100
 
 
 def test_a_report_without_figures_keeps_those_before(tmp_path: Path) -> None:
     # After an evaluation neither loss nor pace is known: "loss nan" would read as a divergence.
-    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)[:1]
+    trials = plan(COMPONENTS, NANO, 1, [], tmp_path)[:1]
     now, out = [0.0], io.StringIO()
     console = Console(file=out, width=120, color_system=None)
     display = SweepDisplay(trials, total=1, finished=0, max_concurrent=1, console=console, now=lambda: now[0])
@@ -75,7 +75,7 @@ def test_a_report_without_figures_keeps_those_before(tmp_path: Path) -> None:
 
 
 def _display(tmp_path: Path, now: list[float], **options: int) -> tuple[SweepDisplay, list[str], io.StringIO]:
-    trials = plan(COMPONENTS, TINY, 1, [], tmp_path)
+    trials = plan(COMPONENTS, NANO, 1, [], tmp_path)
     out = io.StringIO()
     console = Console(file=out, width=120, color_system=None)
     display = SweepDisplay(trials, finished=0, console=console, now=lambda: now[0], **options)
@@ -86,7 +86,7 @@ def test_a_sweep_does_not_end_before_what_runs_in_it(tmp_path: Path) -> None:
     now = [0.0]
     display, names, _ = _display(tmp_path, now, total=4, max_concurrent=2)
     # One failed before its first step: it says nothing about how long the others take.
-    display.ended(names[0], failed_record(TINY, "x"))
+    display.ended(names[0], failed_record(NANO, "x"))
     display.progress(names[1], _progress(0, 100.0))
     display.progress(names[2], _progress(0, 50.0))
     now[0] = 10.0
@@ -95,7 +95,7 @@ def test_a_sweep_does_not_end_before_what_runs_in_it(tmp_path: Path) -> None:
     # The last begins when the shorter one has ended, and takes as long as they do: (100 + 50) / 2.
     assert display._remaining() == 40 + 75
     now[0] = 50.0
-    display.ended(names[2], failed_record(TINY, "x"))
+    display.ended(names[2], failed_record(NANO, "x"))
     display.progress(names[3], _progress(0, 2.0))
     display.progress(names[1], _progress(50, 50.0))
     assert display._remaining() == 50
@@ -108,9 +108,9 @@ def test_a_failed_trial_is_one_line_and_the_path_of_its_traceback(tmp_path: Path
     traceback.write_text("Traceback ...")
     display.ended(
         names[0],
-        failed_record(TINY, "RuntimeError: first\nsecond").model_copy(update={"reason": "RuntimeError: first\nsecond"}),
+        failed_record(NANO, "RuntimeError: first\nsecond").model_copy(update={"reason": "RuntimeError: first\nsecond"}),
     )
-    display.ended(names[1], failed_record(TINY, "RuntimeError: no file"))
+    display.ended(names[1], failed_record(NANO, "RuntimeError: no file"))
     assert out.getvalue().splitlines() == [
         f"[1/2] baseline, seed 0: failed: RuntimeError: first (see {traceback})",
         "[2/2] LGD, seed 0: failed: RuntimeError: no file",

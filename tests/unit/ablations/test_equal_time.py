@@ -12,7 +12,7 @@ import torch
 
 from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.config.grids import EVIDENCE, Trial, grid, plan
-from lgd.config.presets import TINY, preset
+from lgd.config.presets import NANO, preset
 from lgd.data.loaders import train_loader
 from lgd.methods.distiller import student_of
 from lgd.results.record import Record
@@ -25,11 +25,11 @@ BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseli
 
 @pytest.fixture
 def trials(tmp_path: Path) -> dict[tuple[str, int], Trial]:
-    return {(t.arm, t.experiment.seed): t for t in plan(grid(EVIDENCE), TINY, 2, [], tmp_path)}
+    return {(t.arm, t.experiment.seed): t for t in plan(grid(EVIDENCE, "nano"), NANO, 2, [], tmp_path)}
 
 
 def _steps(output: Path, known: dict[str, int] | None = None, seeds: int = 2) -> dict[str, int]:
-    return steps_for_equal_time(grid(EVIDENCE), TINY, seeds, [], output, known or {})
+    return steps_for_equal_time(grid(EVIDENCE, "nano"), NANO, seeds, [], output, known or {})
 
 
 def _save(trial: Trial, seconds: float, status: str = "finished") -> None:
@@ -68,7 +68,7 @@ def test_a_training_without_a_result_does_not_count(trials: dict[tuple[str, int]
 
 
 def test_the_longer_baseline_is_the_baseline_but_for_its_steps(tmp_path: Path) -> None:
-    for size in ("tiny", "small"):
+    for size in ("nano", "small"):
         whole = grid(EVIDENCE, size)
         arms = {arm.name: arm for arm in whole.arms}
         for arm in (x for x in whole.arms if x.time_budget_from):

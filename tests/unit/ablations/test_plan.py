@@ -18,17 +18,17 @@ SEARCH = SearchSpec(samples=20, objectives=("AP",), early_stop=False)
 def test_absurd_sizes_get_a_line_at_once(seeds: int) -> None:
     begun = time.process_time()
     with pytest.raises(InputError, match=f"--seeds {seeds}: .* trials of 8 arms; a sweep has at most 10,000"):
-        describe("components", "tiny", seeds=seeds)
+        describe("components", "nano", seeds=seeds)
     with pytest.raises(InputError, match="--samples 1000000: a search has at most 10,000"):
         search_spec(1_000_000, ["AP"], False)
     assert time.process_time() - begun < 1
-    assert describe("components", "tiny", seeds=1_250).seeds == 1_250
+    assert describe("components", "nano", seeds=1_250).seeds == 1_250
 
 
 def test_a_setting_that_an_arm_overrules_is_refused() -> None:
     with pytest.raises(InputError, match=r"--set method\.encoder=true has no effect on arm 'without encoder'"):
-        describe("components", "tiny", overrides=["method.encoder=true"])
-    assert describe("components", "tiny", overrides=["method.encoder=true"], arms="baseline,LGD").arms == (
+        describe("components", "nano", overrides=["method.encoder=true"])
+    assert describe("components", "nano", overrides=["method.encoder=true"], arms="baseline,LGD").arms == (
         "baseline",
         "LGD",
     )
@@ -36,52 +36,52 @@ def test_a_setting_that_an_arm_overrules_is_refused() -> None:
 
 def test_another_sweeps_directory_is_refused(tmp_path: Path) -> None:
     """More seeds and arms of the same sweep are welcome, and the paper's tables share trainings."""
-    components = describe("components", "tiny", arms="baseline")
+    components = describe("components", "nano", arms="baseline")
     components.write(tmp_path)
-    more = describe("components", "tiny", arms="LGD", seeds=3)
+    more = describe("components", "nano", arms="LGD", seeds=3)
     assert merge(more, tmp_path).arms == ("baseline", "LGD")
     for other, words in (
-        (describe("loss-weights", "tiny"), "holds the sweep of grid components"),
-        (describe("table7", "tiny"), "holds the sweep of grid components"),
-        (describe("components", "small"), "preset 'tiny', not 'small'"),
-        (describe("components", "tiny", overrides=["seed=1"]), "overrides none, not seed=1"),
-        (describe("components", "tiny", search=SEARCH), "holds a sweep with no search, not objectives AP"),
+        (describe("loss-weights", "nano"), "holds the sweep of grid components"),
+        (describe("table7", "nano"), "holds the sweep of grid components"),
+        (describe("components", "small"), "preset 'nano', not 'small'"),
+        (describe("components", "nano", overrides=["seed=1"]), "overrides none, not seed=1"),
+        (describe("components", "nano", search=SEARCH), "holds a sweep with no search, not objectives AP"),
     ):
         with pytest.raises(InputError, match=words):
             merge(other, tmp_path)
-    describe("table7", "tiny").write(tmp_path)
-    assert merge(describe("teacher-based", "tiny"), tmp_path).grid == "teacher-based"
+    describe("table7", "nano").write(tmp_path)
+    assert merge(describe("teacher-based", "nano"), tmp_path).grid == "teacher-based"
 
 
 def test_a_search_says_what_it_leaves_out() -> None:
-    spec = describe("components", "tiny", search=SEARCH)
+    spec = describe("components", "nano", search=SEARCH)
     assert search_note(spec, None) == (
         "note: the search trains arm 'baseline' of grid components, to compare its own trials to, and no other"
     )
-    spec = describe("components", "tiny", arms="LGD", search=SEARCH)
+    spec = describe("components", "nano", arms="LGD", search=SEARCH)
     assert search_note(spec, "LGD") == (
         "note: the search trains its own trials only; to compare them, add arm 'baseline' to --arms"
     )
-    spec = describe("main", "tiny", search=SEARCH)
+    spec = describe("main", "nano", search=SEARCH)
     assert search_note(spec, None) == (
         "note: the search trains its own trials and no arm of grid main, which names none to compare all to"
     )
-    assert search_note(describe("components", "tiny"), None) == ""
-    assert search_note(describe("noise-floor", "tiny", search=SEARCH), None) == ""
+    assert search_note(describe("components", "nano"), None) == ""
+    assert search_note(describe("noise-floor", "nano", search=SEARCH), None) == ""
 
 
 def test_a_sweep_goes_on_with_more_samples_and_its_data_elsewhere(tmp_path: Path) -> None:
-    spec = describe("components", "tiny", data="coco-json:/a", search=SEARCH)
+    spec = describe("components", "nano", data="coco-json:/a", search=SEARCH)
     assert with_samples(spec, 30, tmp_path).search == SearchSpec(samples=30, objectives=("AP",), early_stop=False)
     assert with_data_at(spec, "coco-json:/b").overrides == ("data.source=coco-json:/b",)
     with pytest.raises(InputError, match="has no such data"):
         with_data_at(spec, "voc:/b")
     with pytest.raises(InputError, match="holds no search"):
-        with_samples(describe("components", "tiny"), 30, tmp_path)
+        with_samples(describe("components", "nano"), 30, tmp_path)
 
 
 def test_trials_with_a_damaged_record_are_left_out_and_named(tmp_path: Path) -> None:
-    spec = describe("components", "tiny", arms="baseline,LGD", seeds=2)
+    spec = describe("components", "nano", arms="baseline,LGD", seeds=2)
     whole = trials_of(spec, tmp_path)
     assert len(whole.trials) == 4
     damaged = whole.trials[1].directory

@@ -70,7 +70,7 @@ def test_what_a_directory_lacks(
 ) -> None:
     """Also where its data lies elsewhere now, and its search gets more samples."""
     spec = describe(
-        "components", "tiny", data="coco-files:/old/t.json,/old/v.json,/old/i", search=search_spec(3, ["AP"], False)
+        "components", "nano", data="coco-files:/old/t.json,/old/v.json,/old/i", search=search_spec(3, ["AP"], False)
     )
     spec.write(tmp_path)
     assert sweep_command.main(["resume", str(tmp_path), *more, *FILES, "--samples", "5"]) == 0

@@ -20,7 +20,7 @@ from ablations.search_space import OBJECTIVES, proposed_trial, suggest
 from ablations.trial_config import RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.results.record import Scores
 from lgd.training.run import failed_record
@@ -66,9 +66,9 @@ def test_the_importances_that_are_drawn_are_of_the_goals(tmp_path: Path, monkeyp
 
 def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search, optuna.Study]:
     """A search whose trial number i got AP i and took i hours."""
-    search = Search(TINY, tmp_path, count, tuple(objectives))
+    search = Search(NANO, tmp_path, count, tuple(objectives))
     study = search.study()
-    base = trial_config(Trial("", TINY, tmp_path), RecordLabels("components", "tiny"), tmp_path, Resources(1, 0, 1))
+    base = trial_config(Trial("", NANO, tmp_path), RecordLabels("components", "nano"), tmp_path, Resources(1, 0, 1))
     scores = {"AP50": 0.0, "AP75": 0.0, "APs": None, "APm": None, "APl": None}
     for i in range(count):
         trial = study.ask()
@@ -85,7 +85,7 @@ def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search
 def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     search, _ = _searched(tmp_path, ["AP"], SHOWN + 2)
     out = io.StringIO()
-    spec = describe("components", "tiny", search=search_spec(3, ["AP"], False))
+    spec = describe("components", "nano", search=search_spec(3, ["AP"], False))
     written = show_search(spec, search, Console(file=out, width=80, color_system=None))
     lines = out.getvalue().splitlines()
     assert lines[0].strip() == "what was tried, best first"
@@ -97,7 +97,7 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     # No number has more digits than it is worth, in the table or in the command.
     assert not [word for line in lines for word in line.replace("=", " ").split() if len(word.partition(".")[2]) > 4
                 and word.replace(".", "").isdigit()]  # fmt: skip
-    assert "  search-021: python ablations/run.py --grid components --preset tiny --arms LGD --set" in out.getvalue()
+    assert "  search-021: python ablations/run.py --grid components --preset nano --arms LGD --set" in out.getvalue()
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
 
 

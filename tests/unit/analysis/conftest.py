@@ -8,7 +8,7 @@ import pytest
 
 from lgd.config.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
 from lgd.config.grids import grid, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 from lgd.training.teacher import train_with_teacher
 
@@ -23,7 +23,7 @@ def make_record() -> MakeRecord:
         values: dict[str, Any] = {
             "status": "finished",
             "grid": "components",
-            "preset": "tiny",
+            "preset": "nano",
             "arm": arm,
             "experiment": Experiment(
                 detector=Detector(backbone=Backbone(name="resnet18", norm="BN", freeze_at=0)),
@@ -63,8 +63,8 @@ QUICK = [
 def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results directory as a sweep of table7 leaves it: real trainings of a few steps, two seeds of each arm."""
     directory = tmp_path_factory.mktemp("results") / "table7-tiny"
-    for trial in plan(grid("table7"), TINY, 2, QUICK, directory):
+    for trial in plan(grid("table7", "nano"), NANO, 2, QUICK, directory):
         train_with_teacher(
-            trial.experiment, trial.directory, grid="table7", preset="tiny", arm=trial.arm, overrides=QUICK
+            trial.experiment, trial.directory, grid="table7", preset="nano", arm=trial.arm, overrides=QUICK
         )
     return directory

@@ -43,9 +43,9 @@ GOLDEN = r"""
 | without encoder |       1 | 19.5 |   39.5 |   14.5 |                     -0.5 |  1.60x |      80.0 |        500 |
 | without mapper  |       – |    – |      – |      – |                        – |      – |         – |          – |
 
-- Numbers from preset tiny: not a reproduction of the paper.
+- Numbers from preset nano: not a reproduction of the paper.
 - Differences are means over the seeds that an arm and baseline both finished, with the two-sided 95% Student t interval of the paired differences (per arm, not corrected for the number of arms); one without an interval has one seed in common, which says nothing about the spread between seeds.
-- Preset tiny; data shapes; 600 steps of 8 images.
+- Preset nano; data shapes; 600 steps of 8 images.
 - Hardware: A processor, 2 cores, 8 GiB, no GPU.
 - Versions: torch 2.11.0, detectron2 0.6; git commit 0123456789ab+changes.
 - diverged: without encoder, seed 1: loss_cls became nan
@@ -145,8 +145,8 @@ def test_only_the_paper_preset_counts_as_reproduction(make_record: MakeRecord, p
 
 
 def test_one_trial_of_another_preset_is_marked(make_record: MakeRecord) -> None:
-    records = [make_record("baseline", 0, 20.0, preset="paper"), make_record("LGD", 0, 20.0, preset="tiny")]
-    assert "Numbers from preset tiny: not a reproduction" in _markdown(records, ["LGD"], "baseline")
+    records = [make_record("baseline", 0, 20.0, preset="paper"), make_record("LGD", 0, 20.0, preset="nano")]
+    assert "Numbers from preset nano: not a reproduction" in _markdown(records, ["LGD"], "baseline")
 
 
 def test_names_cannot_break_the_table(make_record: MakeRecord) -> None:

@@ -49,7 +49,7 @@ def _scores(ap: float) -> dict[str, Any]:
 def results(tmp_path: Path) -> Make:
     """A directory as a sweep leaves it, of all arms but those without a detector named in GAINS."""
 
-    def make(name: str, whole: Grid, size: str = "tiny", seeds: int = SEEDS, **changes: Any) -> Path:
+    def make(name: str, whole: Grid, size: str = "nano", seeds: int = SEEDS, **changes: Any) -> Path:
         directory = tmp_path / "results" / name
         arms = tuple(with_steps(arm, {arm.name: 950} if arm.time_budget_from else {}) for arm in whole.arms)
         chosen = Grid(whole.name, whole.title, arms, whole.reference)
@@ -98,9 +98,9 @@ def _page(*directories: Path) -> str:
 
 @pytest.mark.parametrize(("head", "field"), [("attention to the own label", "attention"), ("label use", "label_use")])
 def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make) -> None:
-    assert head not in _study_page(results("without", grid(EVIDENCE), seeds=2))
+    assert head not in _study_page(results("without", grid(EVIDENCE, "nano"), seeds=2))
     points = [{"step": 500, "student": _scores(20), "teacher": _scores(30), field: 0.256}]
-    text = _study_page(results("with", grid(EVIDENCE), seeds=2, evaluations=points))
+    text = _study_page(results("with", grid(EVIDENCE, "nano"), seeds=2, evaluations=points))
     assert head in text
     row = next(line for line in text.splitlines() if line.startswith("| RetinaNet LGD") and "0.26" in line)
     table = text[: text.index(row)].splitlines()[::-1]
@@ -109,7 +109,7 @@ def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: 
 
 
 def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_path: Path) -> None:
-    text = _study_page(results("tiny", grid(EVIDENCE), seeds=2))
+    text = _study_page(results("nano", grid(EVIDENCE, "nano"), seeds=2))
     head = "mean over seeds, after step"
     columns = next(line for line in text.splitlines() if line.startswith(f"| {head}")).split("|")
     assert [x.strip() for x in columns[2:-1]] == ["100", "200", "300", "400", "500"]
@@ -118,7 +118,7 @@ def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_p
         line = next(x for x in text[text.index(head) :].splitlines() if x.startswith(f"| {name} "))
         return [float(x) for x in line.split("|")[2:-1]]
 
-    records = [x.record for x in load_runs(tmp_path / "results" / "tiny") if x.record.arm == "RetinaNet LGD"]
+    records = [x.record for x in load_runs(tmp_path / "results" / "nano") if x.record.arm == "RetinaNet LGD"]
     assert len(records) == 2
     for name, of in (("RetinaNet LGD", "student"), ("RetinaNet LGD: its teacher", "teacher")):
         scores = [[getattr(point, of).AP for point in x.evaluations] for x in records]
@@ -127,7 +127,7 @@ def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_p
     assert "RetinaNet baseline in equal time: its teacher" not in text
     assert "attention" not in text
     one = [{"step": 500, "student": _scores(20), "teacher": _scores(30)}]
-    assert head not in _study_page(results("ends", grid(EVIDENCE), seeds=2, evaluations=one))
+    assert head not in _study_page(results("ends", grid(EVIDENCE, "nano"), seeds=2, evaluations=one))
 
 
 def test_the_students_own_losses_are_compared(results: Make) -> None:
@@ -136,7 +136,7 @@ def test_the_students_own_losses_are_compared(results: Make) -> None:
         "total_loss": [(160, 99.0)], "loss_distill": [(160, 9.0)], "instructive/loss_cls": [(160, 9.0)],
         "loss_cls": [*curve, (180, 0.5), (200, 0.25)], "loss_box_reg": [(200, 0.5)],
     }  # fmt: skip
-    place = results("tiny", grid(EVIDENCE), seeds=2, losses=losses)
+    place = results("nano", grid(EVIDENCE, "nano"), seeds=2, losses=losses)
     record = next(x.record for x in load_runs(place) if x.record.arm == "RetinaNet LGD")
     # Of ten points the last two, of one the one.
     assert own_loss(record) == 0.375 + 0.5
@@ -159,7 +159,7 @@ def _difference(place: Path, arm: str, reference: str) -> str:
 
 
 def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
-    place = results("evidence-tiny", grid(EVIDENCE))
+    place = results("evidence-nano", grid(EVIDENCE, "nano"))
     (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
     text = _study_page(place)
     helped, harmed, noise = (
@@ -183,16 +183,16 @@ def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
     # Ten arms against RetinaNet's baseline, nine against LGD whole; five and four of each of the two other detectors.
     assert "37 comparisons have an interval: by chance alone, 1.9 " in text
     for words in (
-        "> **Preset tiny on a CPU: no evidence", "950", "### Why\n\nBecause *so*.\n", "git commit 0123456789ab",
+        "> **Preset nano on a CPU: no evidence", "950", "### Why\n\nBecause *so*.\n", "git commit 0123456789ab",
         "A processor, 2 cores, 8 GiB, no GPU",
-        "python ablations/run.py --grid evidence --preset tiny --seeds 5 --output results/evidence-tiny",
+        "python ablations/run.py --grid evidence --preset nano --seeds 5 --output results/evidence-nano",
         "Between step 400 and step 500 the baseline's AP rose by 1.0 points",
     ):  # fmt: skip
         assert words in text
 
 
 def test_the_page_shows_gains_with_intervals_and_costs(results: Make) -> None:
-    place, floor = results("evidence-tiny", grid(EVIDENCE)), results("noise-floor-tiny", NOISE_FLOOR, seeds=10)
+    place, floor = results("evidence-nano", grid(EVIDENCE, "nano")), results("noise-floor-nano", NOISE_FLOOR, seeds=10)
     (place.parent / "notes.md").write_text('## Why\n\nIt is {{ gain("evidence", "FCOS LGD at weight 0.3") }}.\n')
     text = _page(place, floor)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
@@ -208,18 +208,18 @@ def test_the_page_shows_gains_with_intervals_and_costs(results: Make) -> None:
     assert len(table) == heading + 3 * 5 + 3
     assert "compared with its own baseline 3 times, on shapes" in text
     assert f"It is {_difference(place, 'FCOS LGD at weight 0.3', 'FCOS baseline')}." in text
-    assert "[evidence-tiny](" in text
+    assert "[evidence-nano](" in text
     assert "which no GPU has run here yet" in text
 
 
 def test_a_seed_says_nothing_on_the_page(results: Make) -> None:
-    text = _page(results("evidence-tiny", grid(EVIDENCE), seeds=2))
+    text = _page(results("evidence-nano", grid(EVIDENCE, "nano"), seeds=2))
     assert "| RetinaNet | LGD |" not in text
     assert "![" not in text
 
 
 def test_notes_that_name_what_was_not_compared_are_refused(results: Make) -> None:
-    place = results("evidence-tiny", grid(EVIDENCE), seeds=2)
+    place = results("evidence-nano", grid(EVIDENCE, "nano"), seeds=2)
     for expression in ('gain("elsewhere", "FCOS LGD")', 'gain("evidence", "FCOS")', "unknown", "1 +"):
         (place.parent / "notes.md").write_text(f"{{{{ {expression} }}}}")
         with pytest.raises(InputError, match="notes"):
@@ -227,33 +227,33 @@ def test_notes_that_name_what_was_not_compared_are_refused(results: Make) -> Non
 
 
 def test_the_noise_floor_has_a_page(results: Make) -> None:
-    text = _study_page(results("noise-floor-tiny", NOISE_FLOOR, seeds=10))
+    text = _study_page(results("noise-floor-nano", NOISE_FLOOR, seeds=10))
     assert "10 seeds of one training AP has a standard deviation of" in text
-    assert "| baseline (tiny) |" in text
+    assert "| baseline (nano) |" in text
 
 
 def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_path: Path) -> None:
-    whole = grid(EVIDENCE)
+    whole = grid(EVIDENCE, "nano")
     one_detector = replace(whole, arms=tuple(arm for arm in whole.arms if arm.name.startswith("FCOS")))
-    place = results("evidence-tiny", one_detector, seeds=2)
+    place = results("evidence-nano", one_detector, seeds=2)
     output, kept = tmp_path / "docs" / "evidence.md", tmp_path / "kept"
     assert main([str(place), "--output", str(output), "--keep", str(kept)]) == 0
     first = output.read_text(encoding="utf-8")
-    files = {x.name for x in (kept / "evidence-tiny").rglob("*") if x.is_file()}
+    files = {x.name for x in (kept / "evidence-nano").rglob("*") if x.is_file()}
     assert {"record.json", "metrics.json", "sweep.json", "records.csv", "table.md", "README.md"} <= files
     assert {"fcos-arms.png", "fcos-arms.svg", "fcos-curves.png", "fcos-curves.svg"} <= files
     assert "student.pth" not in files
-    page_of_study = (kept / "evidence-tiny" / "README.md").read_text(encoding="utf-8")
+    page_of_study = (kept / "evidence-nano" / "README.md").read_text(encoding="utf-8")
     for name in (x for x in files if x.endswith(".png")):
         assert f"]({name})" in page_of_study
-    assert [x.record for x in load_runs(kept / "evidence-tiny")] == [x.record for x in load_runs(place)]
+    assert [x.record for x in load_runs(kept / "evidence-nano")] == [x.record for x in load_runs(place)]
     studies = load_studies(kept_studies(kept))
     assert page(studies, comparisons(studies), output) == first
 
 
 def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    older, newer = results("older", grid(EVIDENCE), seeds=2), results("newer", grid(EVIDENCE), seeds=1)
+    older, newer = results("older", grid(EVIDENCE, "nano"), seeds=2), results("newer", grid(EVIDENCE, "nano"), seeds=1)
     keep(older, kept)
     with pytest.raises(InputError, match=r"seed1/record\.json is no trial of .*newer"):
         keep(newer, kept)
@@ -276,7 +276,7 @@ def test_a_gpu_study_of_part_of_the_arms(results: Make) -> None:
 
 
 def test_a_study_without_baselines_compares_with_lgd_alone(results: Make) -> None:
-    place = results("variants", grid(EVIDENCE), seeds=2)
+    place = results("variants", grid(EVIDENCE, "nano"), seeds=2)
     for path in place.glob("trials/*baseline*/record.json"):
         path.unlink()
     text = _study_page(place)

@@ -48,7 +48,7 @@ def test_a_searched_arm_that_the_baseline_beats_is_not_on_the_front(searched: li
     }  # fmt: skip
     text = frontier_text(frontier(searched))
     row = next(row for row in text.rows if row[0].startswith("search-good"))
-    assert row[0] == "search-good (tiny, changed: method.distill_weight=0.123 method.instructive_weight=0.3)"
+    assert row[0] == "search-good (nano, changed: method.distill_weight=0.123 method.instructive_weight=0.3)"
     assert row[text.header.index("gain")] == "+0.1"
 
 

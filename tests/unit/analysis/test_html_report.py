@@ -83,7 +83,7 @@ def results(real_results: Path, tmp_path: Path) -> Path:
                 "grid": "table7",
                 "arms": ["RetinaNet R-50 2x ms LGD"],
                 "reference": "",
-                "preset": "tiny",
+                "preset": "nano",
                 "seeds": 2,
                 "overrides": ["threads=1", "a=<b>"],
                 "schema_version": 1,
@@ -111,7 +111,7 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         "AP against CPU device-hours",
         "Example detections", "ground truth", "The slowest", "Not finished", "python -m analysis '", "--resume '",
         "analysis/tables.py '", "--table table7",
-        "--grid table7 --preset tiny --seeds 2 --arms 'RetinaNet R-50 2x ms LGD' --output '",
+        "--grid table7 --preset nano --seeds 2 --arms 'RetinaNet R-50 2x ms LGD' --output '",
         "--set threads=1 --set 'a=<b>'",
     ):  # fmt: skip
         assert part in page.texts, part

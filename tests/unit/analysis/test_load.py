@@ -222,7 +222,7 @@ def test_a_frame_comes_back_from_its_csv(tmp_path: Path, make_record: MakeRecord
     ("old", "new", "words"),
     [
         ("LGD", "LGD,more", r"records.csv:3: \d+ cells, the header has \d+"),
-        ("\n3,components,tiny,LGD", "\n7,components,tiny,LGD", "records.csv:3: record schema '7' is not known"),
+        ("\n3,components,nano,LGD", "\n7,components,nano,LGD", "records.csv:3: record schema '7' is not known"),
         ("33.0", "high", "records.csv:3: AP is 'high', not a number"),
         (",finished,", ",fine,", "records.csv:2: no status 'fine'"),
         ("schema_version", "version", "records.csv:1: no column 'schema_version'"),
@@ -290,7 +290,7 @@ def test_costs_masks_and_what_was_changed(make_record: MakeRecord) -> None:
         ("paper", ["threads=4", "data.workers=2", "checkpoint.every=100", "evaluation.every=5", "log=[wandb]"], True),
         ("paper", ["schedule.steps=9"], False),
         ("paper", ["threads=4", "precision=bf16"], False),
-        ("tiny", [], False),
+        ("nano", [], False),
     ],
 )
 def test_a_reproduction_is_the_papers_setting_unchanged(

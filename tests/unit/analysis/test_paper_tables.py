@@ -26,7 +26,7 @@ from analysis.paper_tables import build
 from analysis.tables import FORMATS, main
 from lgd.config.experiment import Experiment
 from lgd.config.grids import NAMES, Trial, experiment_of, grid, plan
-from lgd.config.presets import PAPER, TINY
+from lgd.config.presets import NANO, PAPER
 from lgd.results.record import Pretraining, Record, Scores
 
 ROOT = Path(__file__).parents[3]
@@ -98,11 +98,11 @@ def test_a_run_counts_by_what_it_trained() -> None:
 
 
 def test_other_presets_and_changed_runs_are_marked_and_never_mixed() -> None:
-    paper, tiny = _trials("teacher-based"), plan(grid("teacher-based"), TINY, 1, [], Path("/t"))
+    paper, tiny = _trials("teacher-based"), plan(grid("teacher-based", "nano"), NANO, 1, [], Path("/t"))
     by_arm = {t.arm: t for t in tiny}
-    runs = [_run(by_arm[BASE], 8.0, "tiny"), _run(by_arm[LGD], 9.0, "tiny")]
+    runs = [_run(by_arm[BASE], 8.0, "nano"), _run(by_arm[LGD], 9.0, "nano")]
     small = _row(comparison(runs, "teacher-based"), R50, "LGD")
-    assert (small["mark"], small["reproduced"], small["gain"], small["difference"]) == ("tiny", 9.0, 1.0, None)
+    assert (small["mark"], small["reproduced"], small["gain"], small["difference"]) == ("nano", 9.0, 1.0, None)
     # A run of the paper's preset comes first, and is not compared with a tiny baseline.
     mixed = _row(comparison([*runs, _run(paper[LGD, 0], 40.0)], "teacher-based"), R50, "LGD")
     assert (mixed["mark"], mixed["reproduced"], mixed["gain"]) == ("", 40.0, None)
@@ -111,7 +111,7 @@ def test_other_presets_and_changed_runs_are_marked_and_never_mixed() -> None:
     row = _row(comparison([_run(changed, 40.0, overrides=["precision=bf16"])], "teacher-based"), R50, "LGD")
     assert (row["mark"], row["difference"]) == ("paper, changed", None)
     shown = build("teacher-based", runs)[1]
-    assert any("9.0 (tiny)" in cell for row in shown.rows for cell in row)
+    assert any("9.0 (nano)" in cell for row in shown.rows for cell in row)
     assert any("not a reproduction" in note for note in shown.notes)
 
 
@@ -188,9 +188,9 @@ def test_the_frontier_counts_a_teachers_training() -> None:
 
 
 def test_noise_floor(make_record: Callable[..., Record]) -> None:
-    trials = plan(grid("noise-floor"), TINY, 4, [], Path("/t"))
+    trials = plan(grid("noise-floor", "nano"), NANO, 4, [], Path("/t"))
     values = [8.0, 9.0, 8.5, 7.5]
-    frame = noise_floor([_run(t, ap, "tiny") for t, ap in zip(trials, values, strict=True)])
+    frame = noise_floor([_run(t, ap, "nano") for t, ap in zip(trials, values, strict=True)])
     row = frame.iloc[0]
     assert (row["AP"], row["sd"]) == (fmean(values), pytest.approx(stdev(values)))
     assert row["detectable_3"] == pytest.approx(4.302653 * stdev(values) * (2 / 3) ** 0.5, rel=1e-5)
@@ -214,11 +214,11 @@ def test_real_runs_fill_table_7(real_results: Path) -> None:
     assert overall["FGFI (R-101)"] == pytest.approx(
         fmean(r.gpu_hours + sum(r.pretraining.device_seconds.values()) / 3600 for r in fgfi if r.pretraining)
     )
-    assert rows["LGD", "overall"]["mark"] == "tiny, changed"
+    assert rows["LGD", "overall"]["mark"] == "nano, changed"
     assert rows["FGFI (R-101)", "pre-training"]["measured"] > rows["FGFI (R-101)", "pre-training, shared"]["measured"]
     assert len(frontier(runs)) == 3
     ours = _row(comparison(runs, "teacher-based"), R50, "LGD")
-    assert (ours["seeds"], ours["mark"], ours["reported"]) == (2, "tiny, changed", 40.3)
+    assert (ours["seeds"], ours["mark"], ours["reported"]) == (2, "nano, changed", 40.3)
 
 
 def test_kept_detections_give_an_interval_over_images(real_results: Path, tmp_path: Path) -> None:
@@ -269,12 +269,12 @@ def test_our_own_tables_have_intervals_over_images_too(make_record: Callable[...
 def test_of_several_presets_the_nearest_to_the_papers_is_shown(make_record: Callable[..., Record]) -> None:
     runs = [
         Run(make_record(arm, 0, ap + i, preset=preset), Path("/r"))
-        for i, preset in enumerate(("tiny", "small"))
+        for i, preset in enumerate(("nano", "small"))
         for arm, ap in (("baseline", 20.0), ("LGD", 22.0))
     ]
     frame, shown = build("components", runs)
     assert frame.set_index("arm").loc["LGD", "AP"] == 23.0
-    assert "Left out: runs of preset tiny." in shown.notes
+    assert "Left out: runs of preset nano." in shown.notes
     assert "Numbers from preset small: not a reproduction of the paper." in shown.notes
     assert not any("Left out" in note for note in build("components", runs[:2])[1].notes)
 

@@ -20,7 +20,7 @@ from analysis.plots.figures import FIGURES, draw
 from analysis.plots.scores import gains
 from analysis.plots.style import COLOURS, MARKERS, NARROW, STYLE, WIDE, Layout
 from lgd.config.grids import LOSS_WEIGHTS, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 
 from .conftest import MakeRecord
@@ -39,7 +39,7 @@ def test_real_runs_are_drawn(real_results: Path, tmp_path: Path) -> None:
             assert image.width > 1000
     assert "teacher's pre-training" in _texts(tmp_path / "cost.svg")
     assert "instructive features" in _texts(tmp_path / "curves.svg")
-    assert re.search(r"1 +RetinaNet R-50 2x ms baseline \(tiny", _texts(tmp_path / "pareto.svg"))
+    assert re.search(r"1 +RetinaNet R-50 2x ms baseline \(nano", _texts(tmp_path / "pareto.svg"))
     assert all("not a reproduction" in _texts(tmp_path / f"{x}.svg") for x in ("pareto", "gains", "cost", "curves"))
     again = [p.read_bytes() for p in paths]
     assert [p.read_bytes() for p in draw(load_runs(real_results)[::-1], tmp_path)] == again
@@ -65,11 +65,11 @@ def test_gains_of_long_names_have_room(count: int, layout: Layout, make_record: 
 
 def test_loss_weights(tmp_path: Path) -> None:
     runs = []
-    for trial in plan(LOSS_WEIGHTS, TINY, 2, [], tmp_path):
+    for trial in plan(LOSS_WEIGHTS, NANO, 2, [], tmp_path):
         ap = 8.0 + 0.1 * trial.experiment.method.distill_weight + trial.experiment.seed
         scores = Scores(AP=ap, AP50=None, AP75=None, APs=None, APm=None, APl=None)
         record = Record(
-            status="finished", grid="loss-weights", preset="tiny", arm=trial.arm, experiment=trial.experiment,
+            status="finished", grid="loss-weights", preset="nano", arm=trial.arm, experiment=trial.experiment,
             student=scores,
         )  # fmt: skip
         runs.append(Run(record, trial.directory))

@@ -13,7 +13,7 @@ from analysis.load import Run
 from analysis.paper_tables import build
 from analysis.render import TextTable, html_table, latex, latex_text, markdown, pipe_table
 from lgd.config.grids import NAMES, grid, plan
-from lgd.config.presets import PAPER, TINY
+from lgd.config.presets import NANO, PAPER
 from lgd.results.record import Record, Scores
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,7 +29,7 @@ NASTY = TextTable(
 def _runs() -> list[Run]:
     """Two settings of teacher-based: one of the paper's preset with three seeds, one tiny."""
     runs = []
-    for preset, base, seeds, first in (("paper", PAPER, 3, 38.0), ("tiny", TINY, 1, 8.0)):
+    for preset, base, seeds, first in (("paper", PAPER, 3, 38.0), ("nano", NANO, 1, 8.0)):
         for trial in plan(grid("teacher-based", preset), base, seeds, [], Path("/r")):
             seed, r101 = trial.experiment.seed, " R-101 " in trial.arm
             if trial.experiment.method.name == "fgfi" or r101 is (preset == "paper") or "DCNv2" in trial.arm:

@@ -49,7 +49,7 @@ def test_order_without_a_sweep(results: Path, make_record: MakeRecord) -> None:
 
 
 def _write_sweep(directory: Path, **changes: Any) -> None:
-    values = {"grid": "components", "preset": "tiny", "overrides": (), "arms": ("LGD",), "seeds": 1, **changes}
+    values = {"grid": "components", "preset": "nano", "overrides": (), "arms": ("LGD",), "seeds": 1, **changes}
     SweepSpec.model_validate(values).write(directory)
 
 

@@ -48,7 +48,7 @@ def test_the_front_has_both(sweeps: tuple[Path, Path]) -> None:
     assert frame[["arm", "mark"]].values.tolist() == [
         [arm, label]
         for arm in ("LGD", "baseline")
-        for label in ("tiny, changed: schedule.steps=900", "tiny: schedule.steps=600")
+        for label in ("nano, changed: schedule.steps=900", "nano: schedule.steps=600")
     ]  # fmt: skip
     assert frame["gain"].fillna(0.0).tolist() == [12.0, 2.0, 0.0, 0.0]
 

@@ -14,12 +14,12 @@ import pytest
 from benchmarks import cost
 from benchmarks.table7 import costs, read
 from benchmarks.timer_spec import StepTimes, TimerSpec
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 
 ROOT = Path(__file__).parents[3]
 
 QUICK = [
-    "--side", "64", "--batch", "2", "--objects", "2", "--set", "detector.backbone.width=8",
+    "--preset", "nano", "--side", "64", "--batch", "2", "--objects", "2", "--set", "detector.backbone.width=8",
     "--set", "method.fgfi.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
 ]  # fmt: skip
 
@@ -158,8 +158,8 @@ def test_bad_input_gives_one_line(
 
 
 def test_variants_differ_in_nothing_but_the_method() -> None:
-    found = cost.variants(TINY)
-    assert found["fgfi teacher"].detector.backbone == TINY.method.fgfi.backbone
+    found = cost.variants(NANO)
+    assert found["fgfi teacher"].detector.backbone == NANO.method.fgfi.backbone
     same = {
         x.override({"method.name": "baseline", "seed": 0}) for x in (found["baseline"], found["lgd"], found["fgfi"])
     }

@@ -11,12 +11,12 @@ from detectron2.utils.events import EventStorage
 
 from benchmarks.naive_lgd import NaiveTeacher, default_sgd, without_optimizations
 from benchmarks.timer_spec import OPTIMIZATIONS
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.training.build import build_model, build_optimizer
 from lgd.training.device import move_to_device
 from tests.helpers import CLASSES, batch
 
-SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "detector.head_convs": 1})
+SMALL = NANO.override({"detector.backbone.width": 8, "detector.channels": 16, "detector.head_convs": 1})
 
 
 @pytest.mark.parametrize(

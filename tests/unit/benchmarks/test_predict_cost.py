@@ -13,7 +13,7 @@ from benchmarks.measured_costs import Measurement, Store, as_run, checkpoints, c
 from benchmarks.predict_cost import RAY_START_S, RAY_TRIAL_S, RAY_WAVE_S, WIDTH, Prediction, Row, predict
 from benchmarks.timer_spec import Stage
 from lgd.config.grids import Arm, Grid, Trial, plan
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.results import provenance
 from lgd.results.record import Record
@@ -71,7 +71,7 @@ def test_what_costs_otherwise_has_a_key_of_its_own(changes: dict[str, Any]) -> N
 
 def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
     """On the sweep's threads, and on the CPU without a share of a GPU."""
-    plain = TINY.override({"device": "auto"})
+    plain = NANO.override({"device": "auto"})
     assert as_run(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
     assert as_run(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
     assert as_run(plain.override({"threads": 2}), ONE).threads == 2
@@ -91,7 +91,7 @@ def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
 
 
 def test_counts_of_evaluations_and_checkpoints() -> None:
-    base = TINY.override({"schedule.steps": 100})
+    base = NANO.override({"schedule.steps": 100})
     assert evaluations(base) == 1
     assert evaluations(base.override({"evaluation.every": 30})) == 4
     # The one at the end is the last of them.

@@ -11,7 +11,7 @@ import torch
 from benchmarks.bytes_counter import BytesCounter
 from benchmarks.roofline import bounds, main, measure
 from benchmarks.timer_spec import SyntheticImages
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 
 LIMITS = {"tflops": {"bf16": 1000.0, "fp32": 500.0}, "terabytes_per_s": 2.0, "source": "made up"}
 
@@ -45,7 +45,7 @@ def test_the_longer_of_two_times() -> None:
 
 def test_counts_grow_with_the_images() -> None:
     images = SyntheticImages(64, 64, 2.0, 5)
-    small = TINY.override({"detector.backbone.width": 8, "detector.channels": 16})
+    small = NANO.override({"detector.backbone.width": 8, "detector.channels": 16})
     one, four = (_by_cut(measure(small, images, count)) for count in (1, 4))
     for cut in (("backbone", "forward"), ("mapper", "backward")):
         assert four[cut] == pytest.approx([4 * x for x in one[cut]])
@@ -63,7 +63,7 @@ def _by_cut(frame: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "roofline.csv"
     small = ["--set", "detector.backbone.width=8", "--set", "detector.channels=16"]
-    assert main(["--preset", "tiny", "--side", "64", *small, "--output", str(output)]) == 0
+    assert main(["--preset", "nano", "--side", "64", *small, "--output", str(output)]) == 0
     assert "second head pass" in capsys.readouterr().out
     assert set(pd.read_csv(output)["part"]) >= {"backbone", "encoder", "distance", "optimiser"}
     text = output.with_suffix(".md").read_text()

@@ -13,20 +13,20 @@ from benchmarks.options import RESULTS
 from benchmarks.speed import arms, changes, forms, main
 from benchmarks.speed_table import markdown, read, reference
 from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS
-from lgd.config.presets import PAPER, TINY
+from lgd.config.presets import NANO, PAPER
 from lgd.errors import InputError
 
-SMALL = TINY.override({"detector.backbone.width": 8, "detector.channels": 16, "threads": 1, "schedule.batch": 2})
+SMALL = NANO.override({"detector.backbone.width": 8, "detector.channels": 16, "threads": 1, "schedule.batch": 2})
 
 
 def test_the_rows_are_pairs_of_one_training() -> None:
-    pairs = arms(TINY)
+    pairs = arms(NANO)
     for plain, ours in zip(pairs[::2], pairs[1::2], strict=True):
         assert (plain.arm, plain.side, ours.side) == (ours.arm, NAIVE, OURS)
         assert (plain.without, ours.without) == (OPTIMIZATIONS, ())
         assert plain.experiment.override({"memory_format": "auto"}) == ours.experiment
     assert len({row.arm for row in pairs}) == 8
-    rows = changes(TINY)
+    rows = changes(NANO)
     assert [row.without for row in rows] == [OPTIMIZATIONS, (), *((x,) for x in OPTIMIZATIONS), ()]
     assert len({row.name for row in rows}) == len(rows)
 

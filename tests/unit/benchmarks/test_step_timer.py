@@ -15,7 +15,7 @@ from benchmarks.step_timer import StepTimer
 from benchmarks.synthetic_batches import make_batches, object_counts
 from benchmarks.timer_process import TimerProcess
 from benchmarks.timer_spec import Stage, StepTimes, SyntheticImages, TimerSpec, stages
-from lgd.config.presets import PAPER, TINY
+from lgd.config.presets import NANO, PAPER
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.fgfi import FrozenTeacher
@@ -175,7 +175,7 @@ def test_a_process_answers_requests_and_says_what_failed() -> None:
     with TimerProcess() as process, pytest.raises(InputError, match=r"^here: device cuda: torch sees no GPU here$"):
         if torch.cuda.is_available():
             raise InputError("here: device cuda: torch sees no GPU here")
-        process.request("build", TimerSpec(TINY.override({"device": "cuda"}), IMAGES, "here"))
+        process.request("build", TimerSpec(NANO.override({"device": "cuda"}), IMAGES, "here"))
 
 
 @pytest.mark.gpu

@@ -23,19 +23,19 @@ from lgd.config.experiment import (
     settings,
     without_neutral_settings,
 )
-from lgd.config.presets import PAPER, TINY, preset
+from lgd.config.presets import NANO, PAPER, preset
 from lgd.errors import InputError
 
 
 def test_overrides_reach_their_setting() -> None:
-    changed = TINY.override(
+    changed = NANO.override(
         ["schedule.steps=100", "method.encoder=false", "schedule.lr=1e-3", "data.min_sizes=[64, 96]"]
     )
     assert changed.schedule.steps == 100
     assert changed.method.encoder is False
     assert changed.schedule.lr == 1e-3
     assert changed.data.min_sizes == (64, 96)
-    assert TINY.schedule.steps != 100
+    assert NANO.schedule.steps != 100
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_overrides_reach_their_setting() -> None:
 )
 def test_wrong_overrides_are_one_clear_line(assignment: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
-        TINY.override([assignment])
+        NANO.override([assignment])
     assert "\n" not in str(caught.value)
 
 
@@ -76,17 +76,17 @@ def test_wrong_overrides_are_one_clear_line(assignment: str, words: str) -> None
 )
 def test_impossible_methods_are_refused_before_training(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        TINY.override(changes)
+        NANO.override(changes)
 
 
 def test_an_experiment_survives_its_own_dump() -> None:
-    for experiment in (TINY, PAPER):
+    for experiment in (NANO, PAPER):
         assert parse(experiment.model_dump(mode="json")) == experiment
 
 
 def test_an_experiment_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        TINY.seed = 3
+        NANO.seed = 3
 
 
 def test_settings_lists_every_leaf() -> None:
@@ -104,7 +104,7 @@ def test_the_papers_phases() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(InputError, match="tiny, small, paper, finetune"):
+    with pytest.raises(InputError, match="nano, tiny, small, paper, finetune"):
         preset("huge")
 
 
@@ -137,24 +137,24 @@ def test_unknown_preset() -> None:
 )  # fmt: skip
 def test_a_wrong_value_says_what_to_write(assignment: str, line: str) -> None:
     with pytest.raises(InputError) as caught:
-        TINY.override([assignment])
+        NANO.override([assignment])
     assert str(caught.value) == line
 
 
 def test_a_single_value_is_a_list_of_one() -> None:
-    assert TINY.override(["log=wandb"]).log == ("wandb",)
-    assert TINY.override(["log=wandb"]).override(["log="]).log == ()
-    assert TINY.override(["data.min_sizes=96"]).data.min_sizes == (96,)
+    assert NANO.override(["log=wandb"]).log == ("wandb",)
+    assert NANO.override(["log=wandb"]).override(["log="]).log == ()
+    assert NANO.override(["data.min_sizes=96"]).data.min_sizes == (96,)
 
 
 def test_every_setting_that_changes_no_result_is_marked_at_its_field() -> None:
     assert NEUTRAL_KEYS == (
         "data.workers", "checkpoint.every", "checkpoint.keep", "log", "device", "threads", "memory_format", "compile"
     )  # fmt: skip
-    changed = TINY.override(["data.workers=3", "checkpoint.keep=5", "log=wandb", "compile=true", "threads=7"])
-    assert without_neutral_settings(changed) == without_neutral_settings(TINY)
-    assert difference(changed, TINY) == ""
-    assert "seed is 1 there and 0 here" in difference(TINY.override(["seed=1"]), TINY)
+    changed = NANO.override(["data.workers=3", "checkpoint.keep=5", "log=wandb", "compile=true", "threads=7"])
+    assert without_neutral_settings(changed) == without_neutral_settings(NANO)
+    assert difference(changed, NANO) == ""
+    assert "seed is 1 there and 0 here" in difference(NANO.override(["seed=1"]), NANO)
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -170,29 +170,29 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 def test_epochs_become_steps_when_the_number_of_images_is_known() -> None:
-    asked = TINY.override(["schedule.epochs=3"])
-    assert (asked.schedule.epochs, asked.schedule.steps) == (3, TINY.schedule.steps)
+    asked = NANO.override(["schedule.epochs=3"])
+    assert (asked.schedule.epochs, asked.schedule.steps) == (3, NANO.schedule.steps)
     known = asked.override({"schedule.epoch_images": 1001})
     # 3003 images in steps of 8.
-    assert known == TINY.override(["schedule.steps=376"])
+    assert known == NANO.override(["schedule.steps=376"])
     assert asked.override(["schedule.epoch_images=1001", "schedule.batch=4"]).schedule.steps == 751
-    assert TINY.override(["schedule.epochs=0.5", "schedule.epoch_images=1000"]).schedule.steps == 63
+    assert NANO.override(["schedule.epochs=0.5", "schedule.epoch_images=1000"]).schedule.steps == 63
     # What floating point adds to a whole number of steps makes no further step.
-    assert TINY.override(["schedule.epochs=1.1", "schedule.epoch_images=800"]).schedule.steps == 110
+    assert NANO.override(["schedule.epochs=1.1", "schedule.epoch_images=800"]).schedule.steps == 110
 
 
 def test_steps_and_epochs_together_are_refused() -> None:
     with pytest.raises(InputError, match="both set the length"):
-        TINY.override(["schedule.epochs=3", "schedule.steps=100"])
+        NANO.override(["schedule.epochs=3", "schedule.steps=100"])
     # One after the other, the last one counts.
-    asked = TINY.override(["schedule.epochs=3"])
-    assert asked.override(["schedule.steps=100"]) == TINY.override(["schedule.steps=100"])
+    asked = NANO.override(["schedule.epochs=3"])
+    assert asked.override(["schedule.steps=100"]) == NANO.override(["schedule.steps=100"])
     with pytest.raises(InputError, match="epoch_images is read with epochs only"):
-        TINY.override(["schedule.epoch_images=10"])
+        NANO.override(["schedule.epoch_images=10"])
 
 
 def test_too_few_steps_for_the_warm_up_are_refused_once_they_are_known() -> None:
-    asked = TINY.override(["schedule.epochs=1"])
+    asked = NANO.override(["schedule.epochs=1"])
     with pytest.raises(InputError, match="warmup_steps 50 must be below steps 5"):
         asked.override(["schedule.epoch_images=40"])
     assert (
@@ -208,7 +208,7 @@ def test_an_automatic_warm_up_is_the_papers_but_at_most_a_tenth() -> None:
 
 
 def test_fgfis_teacher_may_have_steps_of_its_own_beside_epochs() -> None:
-    asked = TINY.override(
+    asked = NANO.override(
         ["method.name=fgfi", "method.fgfi.steps=70", "schedule.epochs=2", "schedule.epoch_images=400"]
     )
     assert asked.teacher is not None
@@ -219,7 +219,7 @@ def test_fgfis_teacher_may_have_steps_of_its_own_beside_epochs() -> None:
     ("every", "steps", "expected"), [("auto", 500, 100), ("auto", 503, 101), ("auto", 1, 1), (7, 50, 7), (0, 50, 0)]
 )
 def test_evaluations_of_auto_follow_the_steps(every: str | int, steps: int, expected: int) -> None:
-    experiment = TINY.override({"evaluation.every": every, "schedule.steps": steps, "schedule.warmup_steps": 0})
+    experiment = NANO.override({"evaluation.every": every, "schedule.steps": steps, "schedule.warmup_steps": 0})
     assert experiment.evaluation.resolved_every(experiment.schedule.steps) == expected
 
 

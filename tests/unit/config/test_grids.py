@@ -27,14 +27,14 @@ from lgd.config.grids import (
 )
 from lgd.config.paper import paper
 from lgd.config.paper_recipes import BACKBONES, define
-from lgd.config.presets import PAPER, PAPER_TABLES_AT, TINY, Preset, at_preset, preset
+from lgd.config.presets import NANO, PAPER, PAPER_TABLES_AT, Preset, at_preset, preset
 from lgd.errors import InputError
 from lgd.training import run as training
 from lgd.training.build import build
 
 PRESETS = PAPER_TABLES_AT
 CASES = [(name, size) for name in NAMES for size in get_args(Preset) if name in PRESET_FREE or size in PAPER_TABLES_AT]
-SIZES = ("tiny", "small")
+SIZES = ("nano", "small")
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
@@ -50,10 +50,10 @@ def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_arms_of_a_tiny_grid_build_different_things(name: str, tmp_path: Path) -> None:
+def test_arms_of_a_nano_grid_build_different_things(name: str, tmp_path: Path) -> None:
     """What run.py refuses a grid for: two arms with the same model, optimiser and data."""
     small = ["data.shapes_train=12", "data.shapes_val=6"]
-    trials = plan(grid(name), TINY, 1, small, tmp_path)
+    trials = plan(grid(name, "nano"), NANO, 1, small, tmp_path)
     prints = {build(t.experiment, pretrained=False).fingerprint for t in trials}
     assert len(prints) == len(trials)
 
@@ -95,15 +95,15 @@ def test_the_paper_preset_is_the_papers_setting(name: str, tmp_path: Path) -> No
 
 
 def test_other_presets_keep_a_tables_shape() -> None:
-    by_name = {arm.name: at_preset("tiny", arm.training) for arm in grid("table12").arms if arm.training}
+    by_name = {arm.name: at_preset("nano", arm.training) for arm in grid("table12").arms if arm.training}
     one, two, three = (by_name[f"{x} LGD"] for x in ("ATSS R-50 1x ss", "ATSS R-101-DCNv2 2x ms", "POTO R-101 3x ms"))
     assert [x.schedule.steps for x in (one, two, three)] == [250, 500, 750]
     assert [len(x.data.min_sizes) for x in (one, two, three)] == [1, 3, 3]
     assert [x.detector.backbone.deformable for x in (one, two, three)] == [False, True, False]
     assert one.detector.backbone.name != three.detector.backbone.name
     for described in paper().tables["main"].trainings:
-        tiny, small, whole = (at_preset(size, described) for size in PRESETS)
-        for x in (tiny, small):
+        *smaller, whole = (at_preset(size, described) for size in PRESETS)
+        for x in smaller:
             assert x.detector.name == whole.detector.name
             assert x.method.context == whole.method.context
             assert x.method.detach_appearance == whole.method.detach_appearance
@@ -111,12 +111,12 @@ def test_other_presets_keep_a_tables_shape() -> None:
             assert x.detector.backbone.from_scratch
             assert x.data.source == "shapes"
     sources = [{at_preset(size, x).data.source for x in paper().tables["table8"].trainings} for size in PRESETS]
-    assert sources == [{"shapes"}, {"shapes"}, {"voc0712"}]
+    assert sources == [{"shapes"}, {"shapes"}, {"shapes"}, {"voc0712"}]
 
 
 def test_tables_share_their_trainings(tmp_path: Path) -> None:
     """Into one directory, a training that stands in two tables is one trial."""
-    trials = {n: {t.directory: t.experiment for t in plan(grid(n), TINY, 1, [], tmp_path)} for n in TABLES}
+    trials = {n: {t.directory: t.experiment for t in plan(grid(n, "nano"), NANO, 1, [], tmp_path)} for n in TABLES}
     shared = trials["teacher-based"].keys() & trials["table7"].keys()
     assert len(shared) == 3
     every: dict[Path, Experiment] = {}
@@ -128,21 +128,21 @@ def test_tables_share_their_trainings(tmp_path: Path) -> None:
 
 def test_overrides_lie_between_a_row_and_what_the_arm_is_about(tmp_path: Path) -> None:
     overrides = ["schedule.steps=99", "method.name=baseline", "detector.channels=16"]
-    trials = plan(grid("table12"), TINY, 1, overrides, tmp_path)
+    trials = plan(grid("table12", "nano"), NANO, 1, overrides, tmp_path)
     assert {t.experiment.schedule.steps for t in trials} == {99}
     assert {t.experiment.detector.channels for t in trials} == {16}
     assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"] * 4
 
 
 def test_seeds_run_one_after_the_other(tmp_path: Path) -> None:
-    trials = plan(COMPONENTS, TINY, 2, ["seed=5"], tmp_path)
+    trials = plan(COMPONENTS, NANO, 2, ["seed=5"], tmp_path)
     assert [t.experiment.seed for t in trials] == [5] * 8 + [6] * 8
     assert trials[0].name == "baseline-seed5"
     assert trials[0].directory.is_absolute()
 
 
 def test_an_arms_own_change_comes_on_top_of_the_overrides(tmp_path: Path) -> None:
-    trials = plan(COMPONENTS, TINY, 1, ["method.distill_weight=0.5", "schedule.steps=99"], tmp_path)[:2]
+    trials = plan(COMPONENTS, NANO, 1, ["method.distill_weight=0.5", "schedule.steps=99"], tmp_path)[:2]
     assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"]
     assert all(t.experiment.method.distill_weight == 0.5 for t in trials)
     assert all(t.experiment.schedule.steps == 99 for t in trials)
@@ -150,7 +150,7 @@ def test_an_arms_own_change_comes_on_top_of_the_overrides(tmp_path: Path) -> Non
 
 def test_an_impossible_arm_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="arm 'without mapper': .*context object"):
-        plan(COMPONENTS, TINY, 1, ["method.context=false"], tmp_path)
+        plan(COMPONENTS, NANO, 1, ["method.context=false"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_an_assignment_that_every_arm_follows_or_repeats_is_taken() -> None:
 
 
 def test_epochs_count_in_the_batches_of_each_arm(tmp_path: Path) -> None:
-    """R-CNN's tiny trainings have half of the others' batch, so the double of their steps."""
+    """R-CNN's nano trainings have half of the others' batch, so the double of their steps."""
     overrides = ["schedule.epochs=3", "schedule.epoch_images=1000"]
-    found = {t.arm: t.experiment.schedule for t in plan(grid("main"), TINY, 1, overrides, tmp_path)}
+    found = {t.arm: t.experiment.schedule for t in plan(grid("main", "nano"), NANO, 1, overrides, tmp_path)}
     retinanet, rcnn = (next(x for name, x in found.items() if name.startswith(y)) for y in ("RetinaNet", "Faster"))
     assert (retinanet.batch, retinanet.steps) == (8, 375)
     assert (rcnn.batch, rcnn.steps) == (4, 750)
@@ -212,19 +212,19 @@ def test_slugs_are_file_names() -> None:
 
 
 def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) -> None:
-    tiny, small = ({t.arm: t.experiment for t in plan(grid(EVIDENCE, x), preset(x), 1, [], tmp_path)} for x in SIZES)
-    of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, TINY, 1, [], tmp_path)}
+    nano, small = ({t.arm: t.experiment for t in plan(grid(EVIDENCE, x), preset(x), 1, [], tmp_path)} for x in SIZES)
+    of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, NANO, 1, [], tmp_path)}
     # So runs of the components and noise-floor grids are runs of these arms.
-    assert {name: identity(tiny[f"RetinaNet {name}"]) for name in of_components} == of_components
-    assert len(tiny) == len(COMPONENTS.arms) + 3 + 2 * len(EVERY_DETECTOR)
+    assert {name: identity(nano[f"RetinaNet {name}"]) for name in of_components} == of_components
+    assert len(nano) == len(COMPONENTS.arms) + 3 + 2 * len(EVERY_DETECTOR)
     for name in ("RetinaNet", "FCOS", "Faster R-CNN"):
-        assert {f"{name} {arm}" for arm in EVERY_DETECTOR} <= tiny.keys()
-        method = tiny[f"{name} without imitation"].method
+        assert {f"{name} {arm}" for arm in EVERY_DETECTOR} <= nano.keys()
+        method = nano[f"{name} without imitation"].method
         assert (method.name, method.distill_weight) == ("lgd", 0)
         for arm, adapter in (("LGD", True), ("without adapter", False)):
-            method = tiny[f"{name} {arm} at weight 0.3"].method
+            method = nano[f"{name} {arm} at weight 0.3"].method
             assert (method.instructive_weight, method.adapter) == (0.3, adapter)
-    assert small.keys() - tiny.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
+    assert small.keys() - nano.keys() == {f"{name} FGFI" for name in ("RetinaNet", "FCOS", "Faster R-CNN")}
     assert [small[f"{x} LGD"].schedule.resolved_lr for x in ("RetinaNet", "FCOS", "Faster R-CNN")] == [0.01, 0.01, 0.02]
     for name, x in small.items():
         assert x.detector.backbone.name == "resnet18"
@@ -233,7 +233,7 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
         assert (x.teacher is not None) is name.endswith("FGFI")
         assert x.teacher is None or x.teacher.detector.backbone.name == "resnet50"
         assert x.teacher is None or x.teacher.detector.backbone.from_scratch
-    for x in (*tiny.values(), *small.values()):
+    for x in (*nano.values(), *small.values()):
         assert x.evaluation.teacher
         assert x.evaluation.every in (0, x.schedule.steps // 5)
     waiting = [arm.name for arm in grid(EVIDENCE).arms if arm.time_budget_from]
@@ -242,12 +242,12 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster_rcnn", "fcos", "atss", "poto", "mask_rcnn"])
-def test_the_tiny_learning_rate_is_one_the_detector_trains_at(name: str, tmp_path: Path) -> None:
+def test_the_nano_learning_rate_is_one_the_detector_trains_at(name: str, tmp_path: Path) -> None:
     """With its own rate for the first steps, at which a rate that is too high shows."""
     described = next(x for t in TABLES for x in paper().tables[t].trainings if x.detector == name and x.method == "lgd")
     quick = {"schedule.steps": 60, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
     record = training.run(
-        at_preset("tiny", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path
+        at_preset("nano", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path
     )
     assert record.status == "finished", record.reason
     assert record.losses["total_loss"][-1][1] < record.losses["total_loss"][0][1]

@@ -150,11 +150,11 @@ def _changed(batch: int, lr: float | str) -> Experiment:
 
 
 def test_the_rule_holds_in_every_preset() -> None:
-    for name in ("tiny", "small", "paper"):
+    for name in ("nano", "small", "paper"):
         base = preset(name)
         halved = base.override({"schedule.batch": base.schedule.batch // 2})
         assert halved.schedule.resolved_lr == pytest.approx(base.schedule.resolved_lr / 2)
-    assert preset("tiny").schedule.resolved_lr == pytest.approx(0.05)
+    assert preset("nano").schedule.resolved_lr == pytest.approx(0.05)
 
 
 # --------------------------------------------------------------------------------------------------- command

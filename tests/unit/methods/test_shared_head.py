@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from lgd.config.paper_recipes import paper_defaults
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.methods.shared_head import cacheable_methods, head_of
 from lgd.training.build import build_model
 from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
@@ -19,7 +19,7 @@ from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
 def _model(name: str, **options: bool) -> Any:
     rules = paper_defaults(name, "resnet18")
     changes = {key: value for key, value in rules.items() if key.startswith("method.")}
-    experiment = TINY.override({"detector.name": name, **changes})
+    experiment = NANO.override({"detector.name": name, **changes})
     experiment = experiment.model_copy(update={"detector": tiny_settings(name)})
     model: Any = build_model(experiment, CLASSES)
     for option, value in options.items():

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.results.fingerprint import fingerprint
 from lgd.training.build import build_model, build_optimizer
 
 
 def _shown(**changes: Any) -> str:
-    experiment = TINY.override({k.replace("__", "."): v for k, v in changes.items()})
+    experiment = NANO.override({k.replace("__", "."): v for k, v in changes.items()})
     model = build_model(experiment, 4)
     return fingerprint(model, build_optimizer(model, experiment), seed=experiment.seed)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.errors import InputError
 from lgd.results.record import Record, Scores, load
 from lgd.training.run import failed_record
@@ -16,7 +16,7 @@ from lgd.training.run import failed_record
 
 def _record() -> Record:
     scores = Scores(AP=12.5, AP50=30.0, AP75=8.0, APs=None, APm=10.0, APl=20.0, per_class={"disc": 5.0, "star": None})
-    return Record(status="finished", arm="LGD", experiment=TINY, student=scores, losses={"total_loss": [(20, 1.5)]})
+    return Record(status="finished", arm="LGD", experiment=NANO, student=scores, losses={"total_loss": [(20, 1.5)]})
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_failure_names_its_reason_in_one_line() -> None:
-    record = failed_record(TINY, "RuntimeError: out\nof   memory", arm="LGD")
+    record = failed_record(NANO, "RuntimeError: out\nof   memory", arm="LGD")
     assert record.status == "failed"
     assert record.reason == "RuntimeError: out of memory"
     assert record.versions["torch"]

@@ -17,7 +17,7 @@ KEPT = sorted(ROOT.glob("benchmarks/results/*/sweep.json"))
 
 WHOLE = SweepSpec(
     grid="components",
-    preset="tiny",
+    preset="nano",
     overrides=("schedule.steps=6",),
     arms=("baseline", "LGD"),
     reference="baseline",
@@ -40,8 +40,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_sweep_has_a_label() -> None:
-    assert WHOLE.label == "components-tiny-search"
-    assert WHOLE.model_copy(update={"search": None}).label == "components-tiny"
+    assert WHOLE.label == "components-nano-search"
+    assert WHOLE.model_copy(update={"search": None}).label == "components-nano"
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)

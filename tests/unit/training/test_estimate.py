@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lgd.config.paper_recipes import named
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.data.catalog import load_dataset
 from lgd.errors import InputError
 from lgd.training.__main__ import main
@@ -23,7 +23,7 @@ def test_the_papers_images_have_their_size() -> None:
     # Shorter sides of 640 to 800, 4:3.
     assert 640**2 * 4 / 3 < pixels_per_image(experiment) < 800**2 * 4 / 3
     assert training_pixels(experiment) == pixels_per_image(experiment) * 16 * 180_000
-    assert pixels_per_image(TINY.override({"data.min_sizes": [96], "data.max_size": 96})) == 72 * 96
+    assert pixels_per_image(NANO.override({"data.min_sizes": [96], "data.max_size": 96})) == 72 * 96
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])

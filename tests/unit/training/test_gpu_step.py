@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.training.build import build_model, build_optimizer
 from lgd.training.device import move_to_device
 from tests.helpers import CLASSES, batch
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 
 def _model(**changes: Any) -> tuple[Any, torch.optim.Optimizer]:
-    experiment = TINY.override({"device": "cuda", "precision": "bf16", **changes})
+    experiment = NANO.override({"device": "cuda", "precision": "bf16", **changes})
     device = torch.device("cuda")
     model = move_to_device(build_model(experiment, CLASSES), experiment, device).train()
     return model, build_optimizer(model, experiment)
@@ -51,7 +51,7 @@ def test_a_retinanet_step_never_waits_for_the_device(method: str) -> None:
 def test_a_step_on_the_gpu_is_the_cpus() -> None:
     found = []
     for device in ("cpu", "cuda"):
-        experiment = TINY.override({"device": device})
+        experiment = NANO.override({"device": device})
         model: Any = move_to_device(build_model(experiment, CLASSES), experiment, torch.device(device)).train()
         with EventStorage(0):
             found.append({k: float(v.detach()) for k, v in model(batch([3, 0, 9], size=(128, 160))).items()})

@@ -43,7 +43,7 @@ def _losses(record: Any) -> dict[str, list[float]]:
 def test_a_run_leaves_a_whole_record(tmp_path: Path) -> None:
     told: list[training.Progress] = []
     experiment = quick_experiment(evaluation__teacher=True, evaluation__every=3)
-    record = training.run(experiment, tmp_path, grid="g", preset="tiny", arm="LGD", on_progress=told.append)
+    record = training.run(experiment, tmp_path, grid="g", preset="nano", arm="LGD", on_progress=told.append)
     assert load(tmp_path / "record.json") == record
     assert (record.status, record.steps, record.arm) == ("finished", 6, "LGD")
     assert record.experiment == experiment
