@@ -23,3 +23,12 @@ class Phases:
 
     def distills_student(self, iteration: int) -> bool:
         return self.distill_from <= iteration and (self.distill_until is None or iteration < self.distill_until)
+
+
+@dataclass(frozen=True)
+class WatchedPhases(Phases):
+    """Phases in which the student learns from the distance only while the teacher is better than the student.
+
+    Whether it is, is measured while training (lgd/methods/teacher_watch.py). A class of its own, not a field, so that
+    the fingerprints of other trainings stay as they are.
+    """

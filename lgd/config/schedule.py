@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from lgd.config.phases import Phases
+from lgd.config.phases import Phases, WatchedPhases
 from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegative, Positive, PositiveInt, Settings, auto_or_int
 
 PAPER_BATCH = 16
@@ -55,8 +55,10 @@ class Schedule(Settings):
     """Largest absolute value of a gradient's element; 0: no clipping."""
     frozen: Fraction = 20 / 180
     """How long the bottom-up backbone gets no update, fraction of ``steps``."""
-    distill_from: Fraction = 30 / 180
-    """When the distillation loss starts to reach the student (before, its adapter alone), fraction of ``steps``."""
+    distill_from: float | Literal["auto"] = 30 / 180
+    """When the distillation loss starts to reach the student (before, its adapter alone), fraction of ``steps``. auto:
+    while the instructive features have had the lower detection loss for some time (lgd/methods/teacher_watch.py; LGD
+    only)."""
     distill_until: Fraction = 1.0
     """When it stops to, fraction of ``steps``."""
 
@@ -64,6 +66,14 @@ class Schedule(Settings):
     @classmethod
     def _auto_or_int(cls, value: object) -> object:
         return auto_or_int(value)
+
+    @field_validator("distill_from", mode="before")
+    @classmethod
+    def _auto_or_fraction(cls, value: object) -> object:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0 <= value <= 1):  # type: ignore[operator]
+            raise ValueError("must be auto or a number from 0 to 1")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +101,7 @@ class Schedule(Settings):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise")
-        if self.distill_until <= self.distill_from:
+        if self.distill_from != "auto" and self.distill_until <= self.distill_from:
             raise ValueError(f"distill_until {self.distill_until} must lie after distill_from {self.distill_from}")
         return self
 
@@ -123,8 +133,8 @@ class Schedule(Settings):
     @property
     def phases(self) -> Phases:
         """The same fractions as iterations."""
-        return Phases(
-            frozen_until=round(self.frozen * self.steps),
-            distill_from=round(self.distill_from * self.steps),
-            distill_until=None if self.distill_until == 1 else round(self.distill_until * self.steps),
-        )
+        frozen_until = round(self.frozen * self.steps)
+        distill_until = None if self.distill_until == 1 else round(self.distill_until * self.steps)
+        if self.distill_from == "auto":
+            return WatchedPhases(frozen_until, distill_until=distill_until)
+        return Phases(frozen_until, round(self.distill_from * self.steps), distill_until)

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from lgd.config.phases import Phases
+from lgd.config.phases import Phases, WatchedPhases
 from lgd.methods.feature_capture import (
     FeatureCapture,
     Features,
@@ -20,6 +20,7 @@ from lgd.methods.feature_capture import (
     patched_method,
 )
 from lgd.methods.shared_head import TwoForwardPasses
+from lgd.methods.teacher_watch import TeacherWatch
 
 Batch = Sequence[dict[str, Any]]
 """A batch of detectron2's data loaders: one dict an image, with ``image`` and, in training, ``instances``."""
@@ -41,11 +42,50 @@ class Distance(Protocol):
     """Whether its own parameters train outside the distillation phase too, on the student's features detached."""
 
     def __call__(
-        self, student: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor], instances: Sequence[Any]
-    ) -> Tensor: ...
+        self,
+        student: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        instances: Sequence[Any],
+        image_size: tuple[int, int],
+    ) -> Tensor:
+        """The loss, a scalar in float32. Features are by level, (B, C, h, w), finest first; the teacher's get no
+        gradient. instances: detectron2's, with ``gt_boxes`` in pixels of the padded batch image, whose height and width
+        are ``image_size``, and ``gt_classes``."""
+        ...
 
 
-class Distiller(nn.Module):
+class TrainingModel(nn.Module):
+    """A student with what trains it: in evaluation it is the student alone, and only the student is exported.
+
+    A subclass's ``losses`` gets a batch on the student's device and returns losses by name, already weighted: the
+    student's own under their own names. ``teacher`` and ``distance`` are the parts that are dropped after training,
+    whose parameters are trained at the rate of ``method.lr_factor``. phases: when distillation begins and ends.
+    """
+
+    def __init__(self, student: nn.Module, *, phases: Phases) -> None:
+        super().__init__()
+        self.student = student
+        self.phases = phases
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    def distills_student(self, iteration: int) -> bool:
+        """Whether the distillation loss reaches the student at ``iteration``, counted from 0."""
+        return self.phases.distills_student(iteration)
+
+    def forward(self, batch: Batch) -> Any:
+        """Losses by name (scalars) in training; the student's detections in evaluation."""
+        if not self.training:
+            return self.student(batch)
+        return self.losses(batch_to_device(batch, self.device))
+
+    def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class Distiller(TrainingModel):
     """A detector (the student) with a teacher.
 
     In training it returns the detector's losses under their own names, those of the teacher's features under
@@ -69,29 +109,30 @@ class Distiller(nn.Module):
         joint_head: bool = True,
         cache_targets: bool = True,
     ) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, phases=phases)
         self.teacher = teacher
         self.distance = distance
-        self.phases = phases
         self.distill_weight = distill_weight
         self.instructive_weight = instructive_weight
         self.joint_head = joint_head
         self.cache_targets = cache_targets
+        self._watch = TeacherWatch() if cast(Teacher, teacher).uses_student_head else None
 
     @property
-    def device(self) -> torch.device:
-        return next(self.student.parameters()).device
+    def watch(self) -> TeacherWatch | None:
+        """Whether the teacher is better than the student; None where its features have no detection loss."""
+        return self._watch
+
+    def distills_student(self, iteration: int) -> bool:
+        if isinstance(self.phases, WatchedPhases) and self._watch is not None and not self._watch.teacher_is_ahead:
+            return False
+        return self.phases.distills_student(iteration)
 
     @property
     def _backbone(self) -> nn.Module:
         return cast(nn.Module, self.student.backbone)
 
-    def forward(self, batch: Batch) -> Any:
-        """Losses by name (scalars) in training; the student's detections in evaluation."""
-        if not self.training:
-            return self.student(batch)
-        batch = batch_to_device(batch, self.device)
+    def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         instances = [x["instances"] for x in batch]
         teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
         storage = get_event_storage()
@@ -114,11 +155,15 @@ class Distiller(nn.Module):
                 passes.second(),
             ):
                 instructive = self.student(batch)
+            if self._watch is not None:
+                self._watch.add(losses, instructive)
             losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in instructive.items()}
-        distils = self.phases.distills_student(storage.iter)
+        distils = self.distills_student(storage.iter)
         if distils or distance.trains_on_detached_features:
             features = capture.features if distils else {name: x.detach() for name, x in capture.features.items()}
-            losses["loss_distill"] = self.distill_weight * distance(features, passes.teacher_features, instances)
+            losses["loss_distill"] = self.distill_weight * distance(
+                features, passes.teacher_features, instances, capture.image_size
+            )
         else:
             losses["loss_distill"] = self._zero_loss()
         return losses
@@ -155,7 +200,7 @@ class Distiller(nn.Module):
 
 def student_of(model: nn.Module) -> nn.Module:
     """The plain detector inside ``model`` (itself when there is no teacher)."""
-    return model.student if isinstance(model, Distiller) else model
+    return model.student if isinstance(model, TrainingModel) else model
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from lgd.config.phases import Phases
+from lgd.methods.teacher_watch import TeacherWatch
 
 
 class FreezeBackbone(HookBase):
@@ -34,3 +35,15 @@ class FreezeBackbone(HookBase):
             if frozen:
                 parameter.grad = None
         self._frozen = frozen
+
+
+class ReadTeacherWatch(HookBase):
+    """Read ``watch`` every ``period`` steps (see :class:`lgd.methods.teacher_watch.TeacherWatch`)."""
+
+    def __init__(self, watch: TeacherWatch, period: int) -> None:
+        self._watch, self._period = watch, period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0:
+            self._watch.read(done)
