@@ -1,7 +1,7 @@
 """The command ``python -m lgd.data check``: look at a data set before training on it.
 
 python -m lgd.data check voc:DIR
-python -m lgd.data check coco-json:DIR --draw 8 --output pictures
+python -m lgd.data check coco-json:DIR --draw 8 --output images
 python -m lgd.data check --train-json train.json --val-json val.json --images images
 """
 
@@ -16,14 +16,15 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from lgd.cli import Parser, answer, examples
-    from lgd.config.data_source import SCHEMES, add_data_arguments, source_of
+    from lgd.config.data_source import SCHEMES, add_data_arguments, source_of, split_overrides
+    from lgd.config.experiment import Experiment
     from lgd.errors import InputError
 
 PROG = "python -m lgd.data"
 
 EXAMPLES = (
     "check voc:DIR",
-    "check coco-json:DIR --draw 8 --output pictures",
+    "check coco-json:DIR --draw 8 --output images",
     "check --train-json train.json --val-json val.json --images images",
 )
 
@@ -54,11 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="DATASET", help=", ".join(SCHEMES))
     add_data_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="list every problem, not the first ten of each kind")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="write N images a split, with boxes and masks")
     parser.add_argument(
-        "--draw", type=int, default=0, metavar="N", help="write N pictures a split, with boxes and masks"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("check"), metavar="DIR", help="where the pictures go (default: check)"
+        "--output", type=Path, default=Path("check"), metavar="DIR", help="where the images go (default: check)"
     )
 
 
@@ -67,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     source = source_of(options, options.source)
     if source is None:
         raise InputError(f"name a DATASET ({', '.join(SCHEMES)}) or --train-json, --val-json and --images")
+    settings = Experiment().override(split_overrides(options)).data
     if options.draw < 0:
         raise InputError(f"--draw {options.draw}: a number from 0")
     # Here, not at the top: help and wrong options need none of it.
@@ -75,11 +75,12 @@ def run(options: argparse.Namespace) -> int:
     from lgd.data.layout import Problem
     from lgd.data.shapes import ShapesSpec
     from lgd.data.sources import find_dataset
+    from lgd.data.split import val_split_of
 
     problems: list[Problem] = []
     listed = None if options.verbose else LISTED
     try:
-        dataset = find_dataset(source, shapes=ShapesSpec(), problems=problems)
+        dataset = find_dataset(source, shapes=ShapesSpec(), problems=problems, split=val_split_of(settings))
     except InputError:
         # What led to it, such as the images that are all missing.
         _print(list_problems(problems, listed))
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         from lgd.data.draw import draw
 
         written = draw(dataset, options.draw, options.output)
-        _print(["", f"{len(written)} pictures in {options.output}"])
+        _print(["", f"{len(written)} images in {options.output}"])
     check_objects(dataset)
     return int(any(x.outcome == "dropped" for x in problems))
 

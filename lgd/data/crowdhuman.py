@@ -1,7 +1,7 @@
 """CrowdHuman's layout: annotation_{train,val}.odgt, a JSON object a line, with the images in Images.
 
-Full-body boxes (fbox), which go on where a body is hidden or out of the picture; here they end with the picture, as in
-the benchmark's own evaluation. What is tagged other than person, or ignored, is a region to leave alone.
+Full-body boxes (fbox) include parts that are hidden or outside the image; here they are clipped to the image, as in the
+benchmark's own evaluation. What is tagged other than person, or ignored, is an ignored region.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from lgd.data.coco import parse_json
 from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.split import HINT, ValSplit, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
@@ -19,22 +20,30 @@ __all__ = ["PERSON", "find_crowdhuman_splits"]
 PERSON = "person"
 
 
-def find_crowdhuman_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
+def find_crowdhuman_splits(
+    directory: Path | str, problems: list[Problem] | None = None, split: ValSplit | None = None
+) -> CocoLayout:
     """Train and val of a directory with CrowdHuman's files; images in ``Images`` or ``Images_{train,val}``.
 
-    problems: see :func:`lgd.data.validate.validated_layout`. Raises InputError, one line, where a file is missing or
-    all of it broken.
+    problems, split: see :func:`lgd.data.validate.validated_layout`. Raises InputError, one line, where a file is
+    missing or all of it broken.
     """
     root = Path(directory).expanduser().absolute()
     if not root.is_dir():
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
-    files = [root / f"annotation_{split}.odgt" for split in ("train", "val")]
-    folders = [_folder(root, split) for split in ("train", "val")]
+    has_val = (root / "annotation_val.odgt").exists()
+    from_train = takes_val_from_train(root, has_val, split)
+    if not (has_val or from_train):
+        raise InputError(f"no validation split: {root} has no annotation_val.odgt; {HINT}")
+    names = ["train"] if from_train else ["train", "val"]
+    files = [root / f"annotation_{name}.odgt" for name in names]
+    folders = [_folder(root, name) for name in names]
 
-    def read() -> tuple[RawSplit, RawSplit]:
-        return _raw_split(files[0], folders[0]), _raw_split(files[1], folders[1])
+    def read() -> tuple[RawSplit, RawSplit | None]:
+        raws = [_raw_split(*x) for x in zip(files, folders, strict=True)]
+        return raws[0], raws[1] if len(raws) > 1 else None
 
-    return validated_layout(root, read, [*files, *folders], problems)
+    return validated_layout(root, read, [*files, *folders], problems, split)
 
 
 def _folder(root: Path, split: str) -> Path:

@@ -23,7 +23,7 @@ _COLOURS = ("red", "lime", "dodgerblue", "yellow", "magenta", "cyan", "orange", 
 
 
 def draw(dataset: DataSet, count: int, directory: Path) -> list[Path]:
-    """Write pictures of ``count`` images a split, evenly over the split, with boxes, masks and class names.
+    """Write ``count`` images a split, evenly over the split, with boxes, masks and class names.
 
     Crowds and ignored regions are white.
     """
@@ -40,31 +40,31 @@ def draw(dataset: DataSet, count: int, directory: Path) -> list[Path]:
             image = images[index]
             annotations = [x for x in contents["annotations"] if x["image_id"] == image["id"]]
             path = directory / f"{split}-{image['id']}.png"
-            picture = _picture(read_image(folder / image["file_name"]), annotations, names)
+            drawn = _with_annotations(read_image(folder / image["file_name"]), annotations, names)
             try:
                 with atomic_write(path) as temporary:
-                    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(temporary)
+                    Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(temporary)
             except OSError as error:
                 raise InputError(f"{path} cannot be written ({error.strerror})") from None
             written.append(path)
     return written
 
 
-def _picture(pixels: Pixels, annotations: list[dict[str, Any]], names: dict[int, str]) -> torch.Tensor:
+def _with_annotations(pixels: Pixels, annotations: list[dict[str, Any]], names: dict[int, str]) -> torch.Tensor:
     """(3, H, W) uint8, RGB."""
-    picture = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy())
+    image = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy())
     if not annotations:
-        return picture
+        return image
     labels = {number: label for label, number in enumerate(names)}
     colours = ["white" if x["iscrowd"] else _COLOURS[labels[x["category_id"]] % len(_COLOURS)] for x in annotations]
     shaped = [i for i, x in enumerate(annotations) if x.get("segmentation")]
     if shaped:
         masks = torch.stack([_mask(annotations[i]["segmentation"], *pixels.shape[:2]) for i in shaped])
-        picture = draw_segmentation_masks(picture, masks, alpha=0.4, colors=[colours[i] for i in shaped])
+        image = draw_segmentation_masks(image, masks, alpha=0.4, colors=[colours[i] for i in shaped])
     boxes = torch.tensor([x["bbox"] for x in annotations], dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
     texts = [names[x["category_id"]] for x in annotations]
-    return draw_bounding_boxes(picture, boxes, labels=texts, colors=colours, width=2)
+    return draw_bounding_boxes(image, boxes, labels=texts, colors=colours, width=2)
 
 
 def _mask(segmentation: Any, height: int, width: int) -> torch.Tensor:

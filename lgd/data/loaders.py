@@ -1,6 +1,6 @@
 """Loaders whose batches depend on the seed and on the position in the stream, and on nothing else.
 
-detectron2's own loaders draw augmentations from numpy's global state, so that the same seed gives other pictures
+detectron2's own loaders draw augmentations from numpy's global state, so that the same seed gives other images
 when the number of workers changes, when other code draws numbers, or after a resume. Here each sample is made
 under random states of its own, derived from (seed, position). benchmarks/loader.py compares the time.
 """

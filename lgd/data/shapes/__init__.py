@@ -1,4 +1,4 @@
-"""The default data: photograph-like pictures of simple objects, made on first use.
+"""The default data: photograph-like images of simple objects, made on first use.
 
 Seven classes are told apart by outline, not by colour, and two of them (``ball`` and ``plate``) share the
 outline of a disc: the scene, and a ``cross`` that lies next to most plates, say which one it is. A detector

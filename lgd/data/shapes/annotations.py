@@ -1,4 +1,4 @@
-"""COCO annotations of a generated picture: boxes and polygons that cover the visible masks exactly."""
+"""COCO annotations of a generated image: boxes and polygons that cover the visible masks exactly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lgd.data.shapes.spec import Mask, Picture
+from lgd.data.shapes.spec import Mask, SyntheticImage
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
@@ -70,8 +70,8 @@ def mask_to_polygons(mask: Mask) -> list[list[int]]:
     return [[value + (top if i % 2 else left) for i, value in enumerate(corners)] for corners, _ in loops]
 
 
-def coco_annotations(picture: Picture, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
-    for number, (label, mask) in enumerate(zip(picture.labels, picture.masks, strict=True)):
+def coco_annotations(image: SyntheticImage, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+    for number, (label, mask) in enumerate(zip(image.labels, image.masks, strict=True)):
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         x, y = int(columns[0]), int(rows[0])
         yield {

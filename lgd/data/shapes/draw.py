@@ -1,4 +1,4 @@
-"""Drawing one picture: which objects a scene has, what of them is visible, their textures and shadows."""
+"""Drawing one image: which objects a scene has, what of them is visible, their textures and shadows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 from lgd.data.shapes.layers import Layer, clutter_layer, object_layer
 from lgd.data.shapes.noise import random_colour, value_noise
 from lgd.data.shapes.scenes import BACKGROUNDS
-from lgd.data.shapes.spec import CLASS_NAMES, SCENES, SPLITS, Floats, Mask, Picture, ShapesSpec
+from lgd.data.shapes.spec import CLASS_NAMES, SCENES, SPLITS, Floats, Mask, ShapesSpec, SyntheticImage
 
 # P(class | scene), rows normalised below. The companions add crosses on top of these.
 _PRIOR = np.array(
@@ -35,7 +35,7 @@ _MIN_VISIBLE = 0.25
 
 
 def _compose(rng: np.random.Generator, scene: int, size: int) -> list[Layer]:
-    """Objects and clutter of a picture, in no order; depth 0 is far, 1 and more is near."""
+    """Objects and clutter of an image, in no order; depth 0 is far, 1 and more is near."""
     layers: list[Layer] = []
     wanted = 0 if rng.random() < _EMPTY_P else 1 + int(rng.choice(8, p=_COUNT_P))
 
@@ -76,7 +76,7 @@ def _extent_range(size: int) -> tuple[float, float]:
 def _visible_layers(layers: list[Layer], size: int) -> tuple[list[Layer], dict[int, Mask], dict[int, float]]:
     """From near to far: the layers that stay, and by id(layer) each object's visible mask and its share.
 
-    An object of which less than a quarter shows is left out of the picture, not only of the annotations:
+    An object of which less than a quarter shows is left out of the image, not only of the annotations:
     otherwise training would punish detections of what can be seen.
     """
     taken = np.zeros((size, size), bool)
@@ -160,8 +160,8 @@ def _paint_layer(
     canvas[image] = region + alpha * (colours - region)
 
 
-def draw(spec: ShapesSpec, split: str, index: int) -> Picture:
-    """Draw one picture, a pure function of (spec.seed, split, index, spec.size)."""
+def draw(spec: ShapesSpec, split: str, index: int) -> SyntheticImage:
+    """Draw one image, a pure function of (spec.seed, split, index, spec.size)."""
     size = spec.size
     rng = np.random.Generator(np.random.PCG64([spec.seed, SPLITS.index(split), index]))
     scene = int(rng.choice(len(SCENES), p=_SCENE_P))
@@ -186,7 +186,7 @@ def draw(spec: ShapesSpec, split: str, index: int) -> Picture:
     pixels = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
 
     seen = [layer for layer in layers if layer.label is not None]
-    return Picture(
+    return SyntheticImage(
         pixels=pixels,
         scene=SCENES[scene],
         labels=tuple(layer.label for layer in seen if layer.label is not None),

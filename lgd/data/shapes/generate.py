@@ -32,13 +32,14 @@ def _write_split(spec: ShapesSpec, split: str, directory: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(getattr(spec, split)):
-        picture = draw(spec, split, index)
+        image = draw(spec, split, index)
         name = f"{index:06d}.jpg"
-        Image.fromarray(picture.pixels).save(directory / split / name, quality=_JPEG_QUALITY, subsampling=0)
+        Image.fromarray(image.pixels).save(directory / split / name, quality=_JPEG_QUALITY, subsampling=0)
         images.append({"id": index + 1, "file_name": name, "width": spec.size, "height": spec.size})
-        annotations.extend(coco_annotations(picture, index + 1, len(annotations) + 1))
+        annotations.extend(coco_annotations(image, index + 1, len(annotations) + 1))
     contents = {
         "info": {
+            # Part of the fingerprint of the data: earlier records have it.
             "description": "LGD shapes: generated pictures of simple objects",
             "version": GENERATOR_VERSION,
             "split": split,

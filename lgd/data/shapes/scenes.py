@@ -15,17 +15,17 @@ def _mix(low: Floats, high: Floats, amount: Floats) -> Floats:
 
 def _meadow(rng: np.random.Generator, size: int) -> Floats:
     soil, grass = random_colour(rng, 0.14, 0.06, 0.4, 0.45), random_colour(rng, 0.27, 0.09, 0.5, 0.55)
-    picture = _mix(soil, grass, 0.55 + 0.9 * value_noise(rng, size, (3, 3), 3))
+    image = _mix(soil, grass, 0.55 + 0.9 * value_noise(rng, size, (3, 3), 3))
     blades = value_noise(rng, size, (size // 8, size // 3), 2)
-    return picture * (1 + 0.5 * blades)[..., None]
+    return image * (1 + 0.5 * blades)[..., None]
 
 
 def _water(rng: np.random.Generator, size: int) -> Floats:
     far, near = random_colour(rng, 0.53, 0.07, 0.3, 0.75), random_colour(rng, 0.57, 0.09, 0.55, 0.45)
     down = np.linspace(0, 1, size, dtype=np.float32)[:, None]
-    picture = _mix(far, near, down + 0.5 * value_noise(rng, size, (2, 2), 2))
+    image = _mix(far, near, down + 0.5 * value_noise(rng, size, (2, 2), 2))
     waves = value_noise(rng, size, (size // 8, 3), 3, gain=0.8)
-    return picture + (0.22 * waves + 0.25 * np.maximum(waves - 0.35, 0))[..., None]
+    return image + (0.22 * waves + 0.25 * np.maximum(waves - 0.35, 0))[..., None]
 
 
 def _table(rng: np.random.Generator, size: int) -> Floats:
@@ -37,8 +37,8 @@ def _table(rng: np.random.Generator, size: int) -> Floats:
     tone = rng.uniform(-0.12, 0.12, planks + 1).astype(np.float32)
     row = (np.arange(size) / size * planks + rng.uniform(0, 1)).astype(np.float32)
     gap = (np.abs(row - np.round(row)) * size / planks < max(0.7, size / 180)).astype(np.float32)
-    picture = _mix(dark, light, grain) * (1 + tone[row.astype(int)] - 0.45 * gap)[:, None, None]
-    return picture.swapaxes(0, 1) if rng.random() < 0.5 else picture
+    image = _mix(dark, light, grain) * (1 + tone[row.astype(int)] - 0.45 * gap)[:, None, None]
+    return image.swapaxes(0, 1) if rng.random() < 0.5 else image
 
 
 def _wall(rng: np.random.Generator, size: int) -> Floats:
@@ -55,9 +55,9 @@ def _wall(rng: np.random.Generator, size: int) -> Floats:
     tone = tones[y.astype(int)[:, None] % 12, shifted.astype(int) % 12]
     joint = max(0.06, rows / size)
     is_joint = ((y % 1) < joint)[:, None] | ((shifted % 1) < joint * 0.55)
-    picture = np.where(is_joint[..., None], mortar, brick * tone[..., None])
+    image = np.where(is_joint[..., None], mortar, brick * tone[..., None])
     rough = value_noise(rng, size, (4, 4), 3) * 0.3 + value_noise(rng, size, (size // 3, size // 3), 1) * 0.25
-    return picture * (1 + rough)[..., None]
+    return image * (1 + rough)[..., None]
 
 
 BACKGROUNDS = {"meadow": _meadow, "water": _water, "table": _table, "wall": _wall}

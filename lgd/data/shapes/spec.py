@@ -52,7 +52,7 @@ class ShapesSpec:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SyntheticImage:
     """One generated image.
 
     pixels: (size, size, 3) uint8, RGB. scene: one of SCENES. labels: indices into CATEGORIES, one an object.

@@ -1,4 +1,4 @@
-"""``python -m lgd.data check``: the report, the pictures and the exit status."""
+"""``python -m lgd.data check``: the report, the images and the exit status."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_split_without_objects_is_of_no_use(
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_coco(tmp_path)
     assert main(["check", f"coco-json:{tmp_path}", "--draw", "2", "--output", str(tmp_path / "seen")]) == 0
-    assert "4 pictures in" in capsys.readouterr().out
+    assert "4 images in" in capsys.readouterr().out
     assert sorted(x.name for x in (tmp_path / "seen").iterdir()) == [
         "train-1.png", "train-3.png", "val-100.png", "val-102.png",
     ]  # fmt: skip

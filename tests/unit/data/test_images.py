@@ -17,7 +17,7 @@ from tests.helpers_data import COCO_TINY
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """A smooth one, 37x23, that JPEG keeps well."""
     x, y = np.meshgrid(np.linspace(0, 255, 37), np.linspace(0, 255, 23))
     return Image.fromarray(np.stack([x, y, 255 - x], 2).astype(np.uint8))
@@ -31,27 +31,27 @@ def turned(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpegs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str, options: dict[str, Any]) -> None:
+def test_jpegs_equal_detectron2s(tmp_path: Path, image: Image.Image, mode: str, options: dict[str, Any]) -> None:
     path = tmp_path / "ein Bild – картинка.jpg"
-    picture.convert(mode).save(path, **options)
+    image.convert(mode).save(path, **options)
     np.testing.assert_array_equal(read_image(path), detection_utils.read_image(str(path), "BGR"))
     assert image_size(path, thorough=True) == (37, 23)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_exif_equals_detectron2s(tmp_path: Path, picture: Image.Image, orientation: int, suffix: str) -> None:
+def test_exif_equals_detectron2s(tmp_path: Path, image: Image.Image, orientation: int, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
-    picture.save(path, exif=turned(orientation))
+    image.save(path, exif=turned(orientation))
     pixels = read_image(path)
     np.testing.assert_array_equal(pixels, detection_utils.read_image(str(path), "BGR"))
     assert image_size(path, thorough=False) == pixels.shape[1::-1] == ((37, 23) if orientation < 5 else (23, 37))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1"])
-def test_pngs_equal_detectron2s(tmp_path: Path, picture: Image.Image, mode: str) -> None:
+def test_pngs_equal_detectron2s(tmp_path: Path, image: Image.Image, mode: str) -> None:
     path = tmp_path / "a.png"
-    picture.convert(mode).save(path)
+    image.convert(mode).save(path)
     pixels = read_image(path)
     np.testing.assert_array_equal(pixels, detection_utils.read_image(str(path), "BGR"))
     assert pixels.flags.c_contiguous
@@ -84,9 +84,9 @@ def test_shrunk_jpegs(tmp_path: Path, shrink: int, mode: str) -> None:
     assert np.abs(sampled - small[: sampled.shape[0], : sampled.shape[1]]).mean() < 3
 
 
-def test_shrinking_leaves_others_alone(tmp_path: Path, picture: Image.Image) -> None:
-    picture.save(tmp_path / "a.png")
-    picture.save(tmp_path / "a.jpg", exif=turned(6))
+def test_shrinking_leaves_others_alone(tmp_path: Path, image: Image.Image) -> None:
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.jpg", exif=turned(6))
     assert read_image(tmp_path / "a.png", 2).shape == (23, 37, 3)
     assert read_image(tmp_path / "a.jpg", 2).shape == (37, 23, 3)
 
@@ -105,15 +105,15 @@ def test_files_that_are_cut_off_are_noticed(tmp_path: Path, suffix: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_what_follows_the_end_of_a_jpeg_does_not_matter(tmp_path: Path, picture: Image.Image) -> None:
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(tmp_path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG")
+    image.save(buffer, "JPEG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue() + b"padding")
     assert image_size(tmp_path / "a.jpg", thorough=False) == (37, 23)
 
 
-def test_broken_exif_does_not_matter(tmp_path: Path, picture: Image.Image) -> None:
-    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
+def test_broken_exif_does_not_matter(tmp_path: Path, image: Image.Image) -> None:
+    image.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     assert read_image(tmp_path / "a.jpg").shape == (23, 37, 3)
     assert image_size(tmp_path / "a.jpg", thorough=False) == (37, 23)
 

@@ -19,7 +19,7 @@ from lgd.cache import cache_root
 from lgd.data.shapes import CATEGORIES, SCENES, ShapesSpec, generate, make
 from lgd.data.shapes.annotations import coco_annotations, mask_to_polygons
 from lgd.data.shapes.draw import draw
-from lgd.data.shapes.spec import Picture
+from lgd.data.shapes.spec import SyntheticImage
 from lgd.errors import InputError
 
 SPEC = ShapesSpec(train=40, val=12, size=96, seed=3)
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Picture]:
+def images() -> list[SyntheticImage]:
     spec = ShapesSpec(seed=1)
     return [draw(spec, "train", index) for index in range(600)]
 
@@ -108,11 +108,11 @@ def test_annotations_describe_the_visible_masks_exactly(size: int) -> None:
     seen = 0
     several = 0
     for index in range(40):
-        picture = draw(spec, "train", index)
-        assert picture.masks.sum(0).max() <= 1, "visible regions overlap"
-        found: list[dict[str, Any]] = list(coco_annotations(picture, 1, 1))
-        assert len(found) == len(picture.labels) == len(picture.visible)
-        for annotation, mask in zip(found, picture.masks, strict=True):
+        image = draw(spec, "train", index)
+        assert image.masks.sum(0).max() <= 1, "visible regions overlap"
+        found: list[dict[str, Any]] = list(coco_annotations(image, 1, 1))
+        assert len(found) == len(image.labels) == len(image.visible)
+        for annotation, mask in zip(found, image.masks, strict=True):
             polygons = annotation["segmentation"]
             rle = mask_util.merge(mask_util.frPyObjects(polygons, size, size))
             np.testing.assert_array_equal(mask_util.decode(rle).astype(bool), mask)
@@ -155,59 +155,59 @@ def _shoelace(polygon: list[int]) -> float:
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def test_classes_are_uneven(pictures: list[Picture]) -> None:
-    counts = Counter(NAMES[label] for picture in pictures for label in picture.labels)
+def test_classes_are_uneven(images: list[SyntheticImage]) -> None:
+    counts = Counter(NAMES[label] for image in images for label in image.labels)
     assert set(counts) == set(NAMES)
     assert 4 <= max(counts.values()) / min(counts.values()) <= 9
 
 
-def test_numbers_of_objects(pictures: list[Picture]) -> None:
-    numbers = Counter(len(picture.labels) for picture in pictures)
+def test_numbers_of_objects(images: list[SyntheticImage]) -> None:
+    numbers = Counter(len(image.labels) for image in images)
     assert set(numbers) == set(range(9))
-    assert 0.02 < numbers[0] / len(pictures) < 0.08
-    assert 3 < np.mean([len(picture.labels) for picture in pictures]) < 4
+    assert 0.02 < numbers[0] / len(images) < 0.08
+    assert 3 < np.mean([len(image.labels) for image in images]) < 4
     val = [draw(ShapesSpec(seed=1), "val", index) for index in range(100)]
-    assert 0 < sum(not picture.labels for picture in val) < 15
+    assert 0 < sum(not image.labels for image in val) < 15
 
 
-def test_scales_and_occlusion(pictures: list[Picture]) -> None:
+def test_scales_and_occlusion(images: list[SyntheticImage]) -> None:
     extents = []
-    for picture in pictures:
-        for mask, visible in zip(picture.masks, picture.visible, strict=True):
+    for image in images:
+        for mask, visible in zip(image.masks, image.visible, strict=True):
             assert 0.25 <= visible <= 1
             if visible == 1:
                 extents.append(max(mask.any(0).sum(), mask.any(1).sum()) / mask.shape[0])
     assert 0.15 < np.percentile(extents, 2) < 0.3
     assert 0.4 < np.percentile(extents, 98) < 0.6
-    shares = np.concatenate([picture.visible for picture in pictures])
+    shares = np.concatenate([image.visible for image in images])
     assert 0.2 < (shares < 0.95).mean() < 0.6
     assert (shares < 0.6).mean() > 0.02
 
 
-def test_context_tells_plates_from_balls(pictures: list[Picture]) -> None:
+def test_context_tells_plates_from_balls(images: list[SyntheticImage]) -> None:
     ball, plate, cross = (NAMES.index(name) for name in ("ball", "plate", "cross"))
-    outdoors = Counter(label for p in pictures if p.scene in ("meadow", "water") for label in p.labels)
-    table = Counter(label for p in pictures if p.scene == "table" for label in p.labels)
-    assert {picture.scene for picture in pictures} == set(SCENES)
+    outdoors = Counter(label for p in images if p.scene in ("meadow", "water") for label in p.labels)
+    table = Counter(label for p in images if p.scene == "table" for label in p.labels)
+    assert {image.scene for image in images} == set(SCENES)
     assert outdoors[ball] > 10 * outdoors[plate]
     assert table[plate] > 3 * table[ball]
-    on_walls = [p.labels for p in pictures if p.scene == "wall"]
+    on_walls = [p.labels for p in images if p.scene == "wall"]
     with_plate = [cross in labels for labels in on_walls if plate in labels]
     with_ball = [cross in labels for labels in on_walls if ball in labels and plate not in labels]
     assert np.mean(with_plate) > np.mean(with_ball) + 0.2
 
 
-def test_objects_stand_out_from_their_surroundings(pictures: list[Picture]) -> None:
-    """A person can see most objects: their colours differ from the rest of the picture's near them."""
+def test_objects_stand_out_from_their_surroundings(images: list[SyntheticImage]) -> None:
+    """A person can see most objects: their colours differ from the rest of the image's near them."""
     contrasts = []
-    for picture in pictures[:100]:
-        free = np.logical_not(picture.masks.any(axis=0))
-        for mask in picture.masks:
+    for image in images[:100]:
+        free = np.logical_not(image.masks.any(axis=0))
+        for mask in image.masks:
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             near = (slice(max(rows[0] - 6, 0), rows[-1] + 7), slice(max(columns[0] - 6, 0), columns[-1] + 7))
-            around = picture.pixels[near][free[near]]
+            around = image.pixels[near][free[near]]
             if len(around) > 20:
-                contrasts.append(np.abs(picture.pixels[mask].mean(0) - around.mean(0)).sum())
+                contrasts.append(np.abs(image.pixels[mask].mean(0) - around.mean(0)).sum())
     assert np.median(contrasts) > 80
     assert np.percentile(contrasts, 5) > 15
 
@@ -217,9 +217,9 @@ def test_objects_stand_out_from_their_surroundings(pictures: list[Picture]) -> N
 
 @pytest.mark.parametrize("size", [64, 1024])
 def test_smallest_and_largest_side(size: int) -> None:
-    picture = draw(ShapesSpec(size=size), "val", 1)
-    assert picture.pixels.shape == (size, size, 3)
-    assert picture.pixels.std() > 10
+    image = draw(ShapesSpec(size=size), "val", 1)
+    assert image.pixels.shape == (size, size, 3)
+    assert image.pixels.std() > 10
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_made_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = draw
 
-    def interrupted(spec: ShapesSpec, split: str, index: int) -> Picture:
+    def interrupted(spec: ShapesSpec, split: str, index: int) -> SyntheticImage:
         if (split, index) == ("val", 1):
             raise KeyboardInterrupt
         return real(spec, split, index)

@@ -225,7 +225,7 @@ def test_crowdhuman(tmp_path: Path) -> None:
     assert dataset.class_names == ("person",)
     assert dataset.is_people
     assert not dataset.is_voc
-    # Bodies end with the picture; what is to be ignored is a crowd.
+    # Bodies end with the image; what is to be ignored is a crowd.
     assert records(dataset.train) == {
         "273271,c9db000d5146c15": [
             (0, [5, 5, 15, 25], 0),
