@@ -1,7 +1,8 @@
 """ATSS (Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
 Selection", CVPR 2020): another choice of positives on detectron2's dense detector.
 
-Shape suffixes: B images, M objects of an image, R anchors of all levels together, K classes.
+Shape suffixes: B images, N object slots of an image, C candidates of an object, R anchors of all levels together, K
+classes.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from detectron2.structures import Boxes, Instances, pairwise_iou
-from detectron2.utils.events import get_event_storage
-from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from lgd.config.experiment import Detector
-from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, matched_targets, pixel_mean_std
+from lgd.detectors.batched import PaddedObjects, batched_iou, cache_anchors, in_parts, pad_objects, targets_of
+from lgd.detectors.common import dense_head, dense_levels, dense_pyramid, pixel_mean_std
+from lgd.detectors.dense_losses import classification_loss, decode_positive, giou_loss, log_positives, masked_sum
+from lgd.detectors.fcos_fast import centerness
 from lgd.distributed.ranks import mean_over_workers
 
 
@@ -37,46 +39,55 @@ class ATSS(FCOS):
         self.anchor_generator: nn.Module = DefaultAnchorGenerator(
             sizes=[[anchor_scale * s] for s in strides], aspect_ratios=[1.0], strides=strides, offset=0.5
         )
+        cache_anchors(self.anchor_generator)
         self.candidates = candidates
         self.box_weight = box_weight
 
     @torch.no_grad()
-    def match(self, anchors: list[Boxes], gt_boxes: Boxes) -> Tensor:
-        """The object (0 to M - 1) that each anchor (R,) is a positive of, -1 for none: Algorithm 1 of the paper.
+    def match(self, anchors: list[Boxes], objects: PaddedObjects) -> Tensor:
+        """The object (0 to N - 1) that each anchor (B, R) is a positive of, -1 for none: Algorithm 1 of the paper.
 
         An object's candidates are the k anchors of every level with the centres nearest to its own (lines 3 to 6). Of
         these its positives are the ones with an IoU of at least t = mean + deviation of its candidates' IoUs (lines 7
         to 10) and the centre inside its box (lines 11 to 15). Of several objects an anchor takes the one with the
         largest IoU (section 4.1). The deviation is the sample's (n - 1), as in the authors' code.
         """
-        all_anchors = Boxes.cat(anchors)
-        matched = torch.full((len(all_anchors),), -1, dtype=torch.long, device=all_anchors.device)
-        if len(gt_boxes) == 0:
-            return matched
-        centres, gt_centres = all_anchors.get_centers(), gt_boxes.get_centers()
+        anchors_R4 = Boxes.cat(anchors).tensor
+        centres_R2 = (anchors_R4[:, :2] + anchors_R4[:, 2:]) / 2
+        gt_centres_BN2 = (objects.boxes[..., :2] + objects.boxes[..., 2:]) / 2
         # The default way of measuring many distances loses the digits that tell neighbours apart.
-        distances_MR = torch.cdist(gt_centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        distances_BNR = torch.cdist(gt_centres_BN2, centres_R2, compute_mode="donot_use_mm_for_euclid_dist")
         nearest, start = [], 0
-        for level in distances_MR.split([len(x) for x in anchors], dim=1):
-            k = min(self.candidates, level.shape[1])
-            nearest.append(level.topk(k, dim=1, largest=False).indices + start)
-            start += level.shape[1]
-        chosen_MC = torch.cat(nearest, dim=1)
-        overlap_MC = pairwise_iou(gt_boxes, all_anchors).gather(1, chosen_MC)
-        deviation = overlap_MC.std(dim=1, correction=min(1, chosen_MC.shape[1] - 1))
-        threshold = overlap_MC.mean(dim=1) + deviation
-        chosen_centres, box = centres[chosen_MC], gt_boxes.tensor[:, None]
+        for level in distances_BNR.split([len(x) for x in anchors], dim=2):
+            k = min(self.candidates, level.shape[2])
+            nearest.append(level.topk(k, dim=2, largest=False).indices + start)
+            start += level.shape[2]
+        chosen_BNC = torch.cat(nearest, dim=2)
+        images, slots, candidates = chosen_BNC.shape
+        overlap_BNC = batched_iou(
+            objects.boxes.flatten(0, 1)[:, None],
+            anchors_R4[chosen_BNC].flatten(0, 1),
+            objects.valid.flatten()[:, None],
+        ).view(images, slots, candidates)
+        deviation_BN = overlap_BNC.std(dim=2, correction=min(1, candidates - 1))
+        threshold_BN = overlap_BNC.mean(dim=2) + deviation_BN
+        chosen_centres, box = centres_R2[chosen_BNC], objects.boxes[:, :, None]
         inside = ((chosen_centres > box[..., :2]) & (chosen_centres < box[..., 2:])).all(dim=-1)
-        positive = (overlap_MC >= threshold[:, None]) & inside
-        quality_MR = torch.full_like(distances_MR, -1).scatter(1, chosen_MC, overlap_MC.masked_fill(~positive, -1))
-        best_quality, best_object = quality_MR.max(dim=0)
-        return torch.where(best_quality < 0, matched, best_object)
+        positive = (overlap_BNC >= threshold_BN[..., None]) & inside & objects.valid[..., None]
+        quality_BNR = torch.full_like(distances_BNR, -1).scatter(2, chosen_BNC, overlap_BNC.masked_fill(~positive, -1))
+        best_quality_BR, best_object_BR = quality_BNR.max(dim=1)
+        return best_object_BR.masked_fill(best_quality_BR < 0, -1)
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
         """Labels (R,), K for background, and the matched boxes (R, 4) of every image."""
-        targets = [matched_targets(self.match(anchors, x.gt_boxes), x, self.num_classes) for x in gt_instances]
-        return [labels for labels, _ in targets], [boxes for _, boxes in targets]
+        gt_labels: list[Tensor] = []
+        matched_boxes: list[Tensor] = []
+        for objects in in_parts(pad_objects(gt_instances), sum(len(x) for x in anchors)):
+            labels, boxes = targets_of(self.match(anchors, objects), objects, self.num_classes)
+            gt_labels += labels.unbind()
+            matched_boxes += boxes.unbind()
+        return gt_labels, matched_boxes
 
     def losses(
         self,
@@ -94,42 +105,26 @@ class ATSS(FCOS):
         the last two are zero, with zero gradients.
         """
         labels_BR, boxes_BR4 = torch.stack(gt_labels), torch.stack(gt_boxes)
-        image, anchor_index = (labels_BR != self.num_classes).nonzero(as_tuple=True)
-        get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels_BR))
-        logits_BRK = torch.cat(pred_logits, dim=1)
-        targets = F.one_hot(labels_BR, self.num_classes + 1)[..., :-1]
-        loss_cls = sigmoid_focal_loss_jit(
-            logits_BRK,
-            targets.to(logits_BRK.dtype),
-            alpha=self.focal_loss_alpha,
-            gamma=self.focal_loss_gamma,
-            reduction="sum",
+        positive_BR = labels_BR != self.num_classes
+        positives = positive_BR.sum()
+        log_positives(positives, len(labels_BR))
+        loss_cls = classification_loss(pred_logits, labels_BR, self.focal_loss_alpha, self.focal_loss_gamma)
+        anchors_R4 = Boxes.cat(anchors).tensor
+        # A background anchor's box is its own: a target without a division by zero.
+        boxes_BR4 = torch.where(positive_BR[..., None], boxes_BR4, anchors_R4)
+        weights_BR = torch.where(positive_BR, centerness(anchors_R4, boxes_BR4), 0)
+        decoded_BR4 = decode_positive(
+            self.box2box_transform, torch.cat(pred_anchor_deltas, dim=1), anchors_R4, positive_BR
         )
-        anchor, box = Boxes.cat(anchors).tensor[anchor_index], boxes_BR4[image, anchor_index]
-        decoded = self.box2box_transform.apply_deltas(torch.cat(pred_anchor_deltas, dim=1)[image, anchor_index], anchor)
-        weights = centerness(anchor, box)
-        loss_box = (giou_loss(decoded, box) * weights).sum()
-        loss_centerness = F.binary_cross_entropy_with_logits(
-            torch.cat(pred_centerness, dim=1).squeeze(2)[image, anchor_index].float(), weights, reduction="sum"
-        )
-        positives = mean_over_workers(weights.new_tensor(float(len(image))))
+        loss_box = (giou_loss(decoded_BR4, boxes_BR4) * weights_BR).sum()
+        logits_BR = torch.cat(pred_centerness, dim=1).squeeze(2).float()
+        entropy_BR = F.binary_cross_entropy_with_logits(logits_BR, weights_BR, reduction="none")
+        count = mean_over_workers(positives.float())
         return {
-            "loss_cls": loss_cls / positives,
-            "loss_box_reg": self.box_weight * loss_box / mean_over_workers(weights.sum()),
-            "loss_centerness": loss_centerness / positives,
+            "loss_cls": loss_cls / count,
+            "loss_box_reg": self.box_weight * loss_box / mean_over_workers(weights_BR.sum()),
+            "loss_centerness": masked_sum(entropy_BR, positive_BR) / count,
         }
-
-
-def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """How central the anchors' centres lie in their boxes, (R, 4) both, in pixels: (R,) in (0, 1], 1 in the middle.
-
-    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the sides (FCOS, equation 3). The centres
-    must lie inside.
-    """
-    left, top, right, bottom = Box2BoxTransformLinear(normalize_by_size=False).get_deltas(anchors, boxes).unbind(1)
-    across = torch.minimum(left, right) / torch.maximum(left, right)
-    along = torch.minimum(top, bottom) / torch.maximum(top, bottom)
-    return (across * along).sqrt()
 
 
 def build(settings: Detector, num_classes: int) -> ATSS:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
-from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from lgd.config.experiment import Backbone, Detector
@@ -86,14 +84,3 @@ class LinearTransform(Box2BoxTransformLinear):
         """Boxes (R, 4) in pixels from distances (R, 4), in anchor sizes, to the centre of anchors (R, 4)."""
         decoded: Tensor = super().apply_deltas(deltas.float(), boxes)
         return decoded
-
-
-def matched_targets(matched: Tensor, instances: Instances, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Labels (R,) and boxes (R, 4) of the objects that ``matched`` (R,) names, -1 for none.
-
-    Where nothing is matched the label is K (background) and the box zero; works for an image without objects.
-    """
-    # Background is appended as one more object: index -1 finds it.
-    classes = F.pad(instances.gt_classes, (0, 1), value=num_classes)
-    boxes = F.pad(instances.gt_boxes.tensor, (0, 0, 0, 1))
-    return classes[matched], boxes[matched]

@@ -1,33 +1,36 @@
 """POTO (Wang et al., "End-to-End Object Detection with Fully Convolutional Network", CVPR 2021): FCOS without
 centerness, each object assigned to one location by what is predicted there, and no NMS.
 
-Shape suffixes: B images, M objects of an image, R locations of all levels together, K classes.
+Shape suffixes: B images, N object slots of an image, C locations that an object may get, R locations of all levels
+together, K classes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou, pairwise_point_box_distance
-from detectron2.utils.events import get_event_storage
-from fvcore.nn import giou_loss, sigmoid_focal_loss_jit
+from detectron2.structures import Boxes, ImageList, Instances
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lgd.config.experiment import Detector
+from lgd.detectors.batched import PaddedObjects, batched_iou, cache_anchors, in_parts, pad_objects, targets_of
 from lgd.detectors.common import (
     LinearTransform,
     dense_head,
     dense_levels,
     dense_pyramid,
-    matched_targets,
     pixel_mean_std,
 )
+from lgd.detectors.dense_losses import classification_loss, giou_loss, log_positives, masked_sum
 from lgd.distributed.ranks import mean_over_workers
+
+UNWANTED = -1e6
+"""Quality of giving an object a location that is none of its best."""
 
 
 class POTO(FCOS):
@@ -40,6 +43,7 @@ class POTO(FCOS):
 
     def __init__(self, *, alpha: float = 0.8, box_weight: float = 2.0, **fcos: Any) -> None:
         super().__init__(box2box_transform=LinearTransform(normalize_by_size=True), **fcos)
+        cache_anchors(self.anchor_generator)
         self.alpha = alpha
         self.box_weight = box_weight
 
@@ -51,68 +55,87 @@ class POTO(FCOS):
         This is equation 1 with L_fg = focal + 2 GIoU at an object's location and L_bg = focal everywhere else.
         """
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
-        logits_BRK, deltas_BR4 = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         anchors_R4 = Boxes.cat(self.anchor_generator(features)).tensor
-        boxes_BR4 = torch.stack([self.box2box_transform.apply_deltas(x, anchors_R4) for x in deltas_BR4])
-        scores_BRK = logits_BRK.detach().float().sigmoid()
-        targets = [
-            matched_targets(self.match(self.quality(anchors_R4, scores, boxes, x)), x, self.num_classes)
-            for scores, boxes, x in zip(scores_BRK, boxes_BR4.detach(), gt_instances, strict=True)
-        ]
-        labels_BR, gt_boxes_BR4 = (torch.stack(x) for x in zip(*targets, strict=True))
-        image, location = (labels_BR != self.num_classes).nonzero(as_tuple=True)
-        get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels_BR))
-        loss_cls = sigmoid_focal_loss_jit(
-            logits_BRK,
-            F.one_hot(labels_BR, self.num_classes + 1)[..., :-1].to(logits_BRK.dtype),
-            alpha=self.focal_loss_alpha,
-            gamma=self.focal_loss_gamma,
-            reduction="sum",
-        )
-        loss_box = giou_loss(boxes_BR4[image, location], gt_boxes_BR4[image, location], reduction="sum")
-        positives = mean_over_workers(boxes_BR4.new_tensor(float(len(image))))
-        return {"loss_cls": loss_cls / positives, "loss_box_reg": self.box_weight * loss_box / positives}
+        deltas_BR4 = torch.cat(deltas, dim=1)
+        boxes_BR4 = self.box2box_transform.apply_deltas(
+            deltas_BR4.flatten(0, 1), anchors_R4.repeat(len(deltas_BR4), 1)
+        ).view(deltas_BR4.shape)
+        objects = pad_objects(gt_instances)
+        matched_BR = self._assign(anchors_R4, torch.cat(logits, dim=1).detach(), boxes_BR4.detach(), objects)
+        labels_BR, gt_boxes_BR4 = targets_of(matched_BR, objects, self.num_classes)
+        positive_BR = labels_BR != self.num_classes
+        positives = positive_BR.sum()
+        log_positives(positives, len(labels_BR))
+        loss_cls = classification_loss(logits, labels_BR, self.focal_loss_alpha, self.focal_loss_gamma)
+        # Where nothing is matched neither box may give a gradient, whatever was predicted.
+        boxes_BR4 = torch.where(positive_BR[..., None], boxes_BR4, gt_boxes_BR4)
+        loss_box = masked_sum(giou_loss(boxes_BR4, gt_boxes_BR4), positive_BR)
+        count = mean_over_workers(positives.float())
+        return {"loss_cls": loss_cls / count, "loss_box_reg": self.box_weight * loss_box / count}
 
     @torch.no_grad()
-    def quality(self, anchors: Tensor, scores: Tensor, boxes: Tensor, instances: Instances) -> Tensor:
-        """The quality of assigning each object to each location, (M, R): equation 4.
+    def _assign(self, anchors_R4: Tensor, logits_BRK: Tensor, boxes_BR4: Tensor, objects: PaddedObjects) -> Tensor:
+        """The object of each location (B, R), -1 for none. It waits for the device once, whatever the batch."""
+        best: list[tuple[Tensor, Tensor]] = []
+        start = 0
+        for part in in_parts(objects, len(anchors_R4)):
+            images = slice(start, start + len(part.boxes))
+            quality_BNR = self.quality(anchors_R4, logits_BRK[images].float().sigmoid(), boxes_BR4[images], part)
+            # An object's N best locations are enough: the other N - 1 objects cannot take them all.
+            best.append(quality_BNR.topk(min(quality_BNR.shape[1:]), dim=2))
+            start = images.stop
+        quality_BNC, location_BNC = (torch.cat(x) for x in zip(*best, strict=True))
+        return self.match(quality_BNC, location_BNC, objects.valid, len(anchors_R4))
+
+    @torch.no_grad()
+    def quality(self, anchors: Tensor, scores: Tensor, boxes: Tensor, objects: PaddedObjects) -> Tensor:
+        """What assigning each object to each location is worth, (B, N, R): equation 4.
 
         Q = [location in the object's prior] * score of the object's class^(1 - alpha) * IoU^alpha, where the prior
         is the locations inside the box and within ``center_sampling_radius`` strides of its centre, in x and in y.
 
-        anchors: (R, 4) squares of a level's stride around the locations; scores: (R, K) class probabilities; boxes:
-        (R, 4) predicted, all boxes in pixels. Outside the prior the quality is in [-2, -1], higher nearer to the
+        anchors: (R, 4) squares of a level's stride around the locations; scores: (B, R, K) class probabilities; boxes:
+        (B, R, 4) predicted, all boxes in pixels. Outside the prior the quality is in [-2, -1], higher nearer to the
         centre: the equation has 0 there, which leaves an object without a single location in its prior (a box smaller
         than the finest stride) to chance.
         """
-        locations = Boxes(anchors).get_centers()
+        x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(-1)
         strides = anchors[:, 2] - anchors[:, 0]
-        predicted = scores[:, instances.gt_classes].T
-        overlap = pairwise_iou(instances.gt_boxes, Boxes(boxes))
+        x1, y1, x2, y2 = objects.boxes[:, :, None].unbind(-1)
+        classes = objects.classes[:, None].expand(-1, scores.shape[1], -1)
+        predicted = scores.gather(2, classes).transpose(1, 2)
+        overlap = batched_iou(objects.boxes, boxes, objects.valid).clamp_(min=0)
         # A diverged prediction shall show in the loss, not stop the assignment.
         quality = (predicted ** (1 - self.alpha) * overlap**self.alpha).nan_to_num(nan=0.0)
-        distance = (locations[None] - instances.gt_boxes.get_centers()[:, None]).abs().amax(dim=2)
-        inside = pairwise_point_box_distance(locations, instances.gt_boxes).amin(dim=2).T > 0
+        distance = torch.maximum((x - (x1 + x2) / 2).abs_(), (y - (y1 + y2) / 2).abs_())
+        inside = torch.minimum(torch.minimum(x - x1, y - y1), torch.minimum(x2 - x, y2 - y)) > 0
         prior = inside & (distance < self.center_sampling_radius * strides)
-        largest_distance = distance.amax(dim=1, keepdim=True).clamp(min=1)
+        largest_distance = distance.amax(dim=2, keepdim=True).clamp(min=1)
         return torch.where(prior, quality, -1 - distance / largest_distance)
 
     @torch.no_grad()
-    def match(self, quality: Tensor) -> Tensor:
-        """The object (0 to M - 1) of each location (R,), -1 for none: each object gets one location of its own.
+    def match(self, quality_BNC: Tensor, location_BNC: Tensor, valid_BN: Tensor, locations: int) -> Tensor:
+        """The object (0 to N - 1) of each location (B, R), -1 for none: each object gets one location of its own.
 
-        Of all such assignments the one of the largest total quality (M, R), found by the Hungarian method (equation
-        3). With more objects than locations some objects stay without.
+        Of all such assignments the one of the largest total quality, found by the Hungarian method (equation 3), which
+        runs on the host. quality, location: of every object's best C locations, C = N or all R of them. With more
+        objects than locations some objects stay without.
         """
-        objects, locations = quality.shape
-        matched = torch.full((locations,), -1, dtype=torch.long, device=quality.device)
-        if objects == 0:
-            return matched
-        # An object's M best locations are enough: the other M - 1 objects cannot take them all.
-        useful = quality.topk(min(objects, locations), dim=1).indices.unique()
-        rows, columns = linear_sum_assignment(quality[:, useful].cpu().numpy(), maximize=True)
-        matched[useful[torch.as_tensor(columns, device=useful.device)]] = torch.as_tensor(rows, device=matched.device)
-        return matched
+        device = quality_BNC.device
+        # One tensor is one wait.
+        packed = torch.stack([quality_BNC.double(), location_BNC.double(), valid_BN[..., None].expand_as(quality_BNC)])
+        quality, location, valid = packed.cpu().numpy()
+        matched = np.full((len(quality), locations), -1)
+        for image, places in enumerate(location.astype(np.int64)):
+            objects = valid[image, :, 0] > 0
+            if objects.any():
+                useful, column = np.unique(places[objects], return_inverse=True)
+                # A location that is none of an object's best is worth less than all of its best together.
+                table = np.full((int(objects.sum()), len(useful)), UNWANTED)
+                np.put_along_axis(table, column.reshape(table.shape[0], -1), quality[image, objects], axis=1)
+                rows, columns = linear_sum_assignment(table, maximize=True)
+                matched[image, useful[columns]] = rows
+        return torch.as_tensor(matched).to(device, non_blocking=True)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]

@@ -15,14 +15,14 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
-from lgd.config.experiment import Data, Experiment, Schedule
+from lgd.config.experiment import DATA_SET_KEYS, Data, Experiment, Schedule
 from lgd.config.phases import Phases
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
 from lgd.data.epochs import resolve_epochs
 from lgd.detectors import build_detector
-from lgd.detectors.retinanet_fast import use_fast_losses
+from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.weight_sources import find_weights, probe
 from lgd.detectors.weights import check_weights, load_weights
 from lgd.errors import InputError
@@ -175,7 +175,9 @@ def build(
         optimizer,
         data=dataset.fingerprint,
         # Two directories with the same files are the same data.
-        pipeline=experiment.data.model_dump(mode="json", exclude={"source", *keys_without_effect_on_result(Data)}),
+        pipeline=experiment.data.model_dump(
+            mode="json", exclude={*DATA_SET_KEYS, *keys_without_effect_on_result(Data)}
+        ),
         # The learning rate is in the optimiser's groups, whichever of these two settings it came from.
         schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
         precision=experiment.precision,

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from lgd.config.phases import Phases
-from lgd.detectors.retinanet_fast import use_fast_losses
+from lgd.detectors.fast_losses import use_fast_losses
 from lgd.methods.distiller import Distiller
 from lgd.methods.label_guided.distance import DistillationDistance
 from lgd.methods.label_guided.teacher import ImplicitTeacher

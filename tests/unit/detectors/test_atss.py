@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from lgd.detectors import build_detector
-from lgd.detectors.atss import ATSS, centerness
+from lgd.detectors.atss import ATSS
+from lgd.detectors.batched import PaddedObjects, pad_objects
+from lgd.detectors.fcos_fast import centerness
 from tests.helpers import CLASSES, batch, instances, one_thread, tiny_settings
 
 
@@ -31,6 +33,12 @@ def _atss(candidates: int = 9) -> ATSS:
     return detector
 
 
+def _padded(boxes: Boxes) -> PaddedObjects:
+    """One image's objects, and an empty slot."""
+    objects = Instances((16, 32), gt_boxes=boxes, gt_classes=torch.zeros(len(boxes), dtype=torch.long))
+    return PaddedObjects(*(torch.cat([x, torch.zeros_like(x[:, :1])], dim=1) for x in pad_objects([objects])))
+
+
 def _row_of_anchors() -> list[Boxes]:
     """Four anchors of 16 x 16 pixels, their centres at x = 4, 12, 20 and 28, y = 4."""
     return [Boxes(torch.tensor([[x - 8.0, -4.0, x + 8.0, 12.0] for x in (4, 12, 20, 28)]))]
@@ -42,28 +50,28 @@ def test_by_hand() -> None:
     Mean 0.488, deviation 0.275: only the first is at least 0.763.
     """
     box = Boxes(torch.tensor([[6.0, -4.0, 22.0, 12.0]]))
-    assert _atss(candidates=3).match(_row_of_anchors(), box).tolist() == [-1, 0, -1, -1]
+    assert _atss(candidates=3).match(_row_of_anchors(), _padded(box))[0].tolist() == [-1, 0, -1, -1]
     # One candidate is its own threshold.
-    assert _atss(candidates=1).match(_row_of_anchors(), box).tolist() == [-1, 0, -1, -1]
+    assert _atss(candidates=1).match(_row_of_anchors(), _padded(box))[0].tolist() == [-1, 0, -1, -1]
 
 
 def test_the_centre_must_lie_inside_the_box() -> None:
     # The nearest anchor's centre (x = 12) lies left of the box.
     box = Boxes(torch.tensor([[13.0, 0.0, 17.0, 8.0]]))
-    assert _atss(candidates=1).match(_row_of_anchors(), box).tolist() == [-1, -1, -1, -1]
+    assert _atss(candidates=1).match(_row_of_anchors(), _padded(box))[0].tolist() == [-1, -1, -1, -1]
 
 
 def test_an_anchor_of_two_objects_goes_to_the_larger_overlap() -> None:
     # Both have anchor 1 as their best; the first overlaps it by 14/18, the second by 15/17.
     boxes = Boxes(torch.tensor([[6.0, -4.0, 22.0, 12.0], [3.0, -4.0, 19.0, 12.0]]))
-    assert _atss(candidates=1).match(_row_of_anchors(), boxes).tolist() == [-1, 1, -1, -1]
+    assert _atss(candidates=1).match(_row_of_anchors(), _padded(boxes))[0].tolist() == [-1, 1, -1, -1]
 
 
 def test_candidates_come_from_every_level() -> None:
     coarse = Boxes(torch.tensor([[-8.0, -8.0, 24.0, 24.0]]))
     # Level two's only anchor fits the box best, though it is none of the three nearest.
     box = Boxes(torch.tensor([[-7.0, -7.0, 23.0, 23.0]]))
-    assert _atss(candidates=2).match([*_row_of_anchors(), coarse], box).tolist() == [-1, -1, -1, -1, 0]
+    assert _atss(candidates=2).match([*_row_of_anchors(), coarse], _padded(box))[0].tolist() == [-1, -1, -1, -1, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -72,7 +80,7 @@ def test_against_a_loop(seed: int) -> None:
     features = [torch.zeros(1, 1, h, w) for h, w in ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))]
     anchors = detector.anchor_generator(features)
     found = instances([1 + 2 * seed], (64, 96), seed=seed)[0]
-    ours = detector.match(anchors, found.gt_boxes)
+    ours = detector.match(anchors, pad_objects([found]))[0]
     assert ours.tolist() == _loop(anchors, found.gt_boxes.tensor, detector.candidates)
     labels, boxes = detector.label_anchors(anchors, [found])
     positive = ours >= 0

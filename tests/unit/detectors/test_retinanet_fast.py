@@ -12,15 +12,16 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from fvcore.nn import sigmoid_focal_loss
 
-from lgd.detectors import retinanet_fast
-from lgd.detectors.retinanet_fast import FocalLoss, use_fast_losses
+from lgd.detectors import batched, retinanet_fast
+from lgd.detectors.dense_losses import FocalLoss
+from lgd.detectors.fast_losses import use_fast_losses
 from tests.helpers import CLASSES, batch, instances, tiny_detector
 
 
-@pytest.mark.parametrize("max_ious", [1, 10**9])
+@pytest.mark.parametrize("max_pairs", [1, 10**9])
 @pytest.mark.parametrize("counts", [[3, 0, 40], [0, 0, 0], [1, 2, 3]])
-def test_labels_are_detectron2s(counts: list[int], max_ious: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retinanet_fast, "MAX_IOUS", max_ious)
+def test_labels_are_detectron2s(counts: list[int], max_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched, "MAX_PAIRS", max_pairs)
     detector = tiny_detector()
     found = instances(counts, (64, 96))
     # A box that no anchor overlaps: every anchor is then its best one, by detectron2's rule.
@@ -106,7 +107,7 @@ def test_only_detectron2s_own_class_is_changed() -> None:
 
 
 def test_anchors_are_made_once_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retinanet_fast, "CACHED_GRIDS", 2)
+    monkeypatch.setattr(batched, "CACHED_GRIDS", 2)
     plain, fast = tiny_detector(), tiny_detector()
     use_fast_losses(fast)
     for side in (64, 96, 64, 128, 64, 32):
