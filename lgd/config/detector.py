@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from lgd.config.detector_source import BUILT_IN, kind_of, portable_detector
 from lgd.config.settings import PositiveInt, Settings
+from lgd.config.validation_error import explain
+from lgd.errors import InputError
 
 GN_GROUPS = 32
 """Groups of detectron2's GroupNorm in a backbone."""
 
 NO_WEIGHTS = "none"
+OWN_WEIGHTS = "config"
+"""The weights that a detector from elsewhere names itself."""
+
+READ_BY_EVERY_SOURCE = ("source", "overrides", "bottom_up", "adapt_channels", "weights")
+"""The settings of a detector that is not built-in."""
 
 Weights = Annotated[str, Field(min_length=1)]
 
@@ -91,14 +100,29 @@ class Backbone(Settings):
 
 
 class Detector(Settings):
-    """The student. Settings that the named detector has no use for are not read; "auto" is its published value."""
+    """The student. Settings that the named detector has no use for are not read; "auto" is its published value.
 
+    A detector from elsewhere (``source``) has the first four and ``weights``; all others are refused.
+    """
+
+    source: str = BUILT_IN
+    """"built-in": the detector that ``name`` and the settings after it describe. Else what ``--detector`` takes
+    (docs/own-detector.md): a detectron2 config, a model of torchvision's, or a function."""
+    overrides: tuple[str, ...] = ()
+    """Of a detector from elsewhere, ``key=value`` each: keys of its config, or arguments of its function."""
+    bottom_up: str = "auto"
+    """Of a detector from elsewhere: the module that is frozen at first, by its path (``backbone.body``); auto: found by
+    looking at the detector."""
+    adapt_channels: bool = False
+    """Of a detector from elsewhere whose levels have different numbers of channels: teach through 1x1 convolutions to
+    one number of channels and back, which the exported student does not have."""
     name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
     backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
     weights: Weights = NO_WEIGHTS
     """A trained detector to start from, of the same architecture: a file or a ``detectron2://`` model. It replaces
     ``backbone.weights``, which then only say what the network expects (norm, frozen stages, pixel statistics). Layers
-    whose shape depends on the number of classes start anew where that differs."""
+    whose shape depends on the number of classes start anew where that differs. Of a detector from elsewhere: "config",
+    what it names itself; "none"; or a source of weights, of its backbone or of all of it."""
     channels: PositiveInt = 256
     """Channels of the FPN and of the heads."""
     head_convs: PositiveInt = 4
@@ -125,6 +149,36 @@ class Detector(Settings):
             raise ValueError("must be auto or a number above 0")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_source(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("source", BUILT_IN) != BUILT_IN:
+            return {"weights": OWN_WEIGHTS, **given}
+        return given
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_source(cls, value: str) -> str:
+        try:
+            kind_of(value)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("detector ")) from None
+        return value
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            elsewhere = key in READ_BY_EVERY_SOURCE
+            if getattr(self, key) == field.get_default() or (key == "source") or (key == "weights"):
+                continue
+            if self.is_built_in and elsewhere:
+                raise ValueError(f"detector.{key} is for a detector from elsewhere, and detector.source is {BUILT_IN}")
+            if not self.is_built_in and not elsewhere:
+                raise ValueError(_not_read(f"detector.{key}", self.source))
+        if self.is_built_in and self.weights == OWN_WEIGHTS:
+            raise ValueError(f"detector.weights {OWN_WEIGHTS} is for a detector from elsewhere: use none or a file")
+        return self
+
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> Self:
         if self.resolved_head_norm == "GN" and self.name != "faster_rcnn":
@@ -139,13 +193,30 @@ class Detector(Settings):
         return self.name in ("faster_rcnn", "mask_rcnn")
 
     @property
+    def is_built_in(self) -> bool:
+        return self.source == BUILT_IN
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.name if self.is_built_in else portable_detector(self.source)
+
+    @property
+    def backbone_label(self) -> str:
+        """Its backbone's name in tables, "" where that is not known."""
+        return self.backbone.name if self.is_built_in else ""
+
+    @property
     def is_pretrained(self) -> bool:
         """Whether training starts from a whole detector's weights."""
         return self.weights != NO_WEIGHTS
 
     @property
     def initial_weights(self) -> str:
-        """Weights that training starts from, of the detector or of its backbone only; "none" for neither."""
+        """Weights that training starts from, of the detector or of its backbone only; "none" for neither.
+
+        "config" for those that a detector from elsewhere names itself: see :func:`lgd.detectors.initial_weights`.
+        """
         return self.weights if self.is_pretrained else self.backbone.weights
 
     @property
@@ -159,3 +230,30 @@ class Detector(Settings):
         if self.anchor_scale != "auto":
             return self.anchor_scale
         return 4.0 if self.name == "retinanet" else 8.0
+
+
+def with_source(described: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A detector's settings, as plain data, to which ``changes`` (by dotted key) are to be made.
+
+    Another ``detector.source`` starts from that source's own settings. Raises InputError, one line, for a source that
+    is none, and for a change to a setting that a detector from there does not read.
+    """
+    source = changes.get("detector.source", described["source"])
+    if source != described["source"]:
+        try:
+            described = Detector.model_validate({"source": source}).model_dump(mode="json")
+        except ValidationError as error:
+            raise InputError(f"detector.{explain(error)}") from None
+    if source != BUILT_IN:
+        for key in changes:
+            group, _, name = key.partition(".")
+            if group == "detector" and name not in READ_BY_EVERY_SOURCE:
+                raise InputError(_not_read(key, source))
+    return described
+
+
+def _not_read(key: str, source: str) -> str:
+    return (
+        f"{key} is a setting of the built-in detectors, which {source} does not read: change its own with"
+        " --detector-set KEY=VALUE (detector.overrides)"
+    )

@@ -1,0 +1,113 @@
+"""The names of detectors, as ``--detector`` and ``detector.source`` take them, and the options that name one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from lgd.errors import InputError
+
+BUILT_IN = "built-in"
+"""The source of the detectors that ``detector.name`` chooses from."""
+
+ZOO, TORCHVISION = "zoo:", "torchvision:"
+"""Beginnings of a source: a config of detectron2's model zoo, and a model of torchvision's."""
+
+Kind = Literal["built-in", "yaml", "lazy", "torchvision", "function"]
+
+FORMS = (
+    "a config file (.yaml, or .py with detectron2's LazyConfig), zoo:COCO-Detection/retinanet_R_50_FPN_1x.yaml,"
+    " torchvision:retinanet_resnet50_fpn_v2, or package.module:function"
+)
+"""What a source may be, in words."""
+
+
+def kind_of(source: str) -> Kind:
+    """How a detector is built from ``source``. Raises InputError, one line, for what names none."""
+    if source == BUILT_IN:
+        return BUILT_IN
+    if source.startswith(TORCHVISION):
+        return "torchvision"
+    name = source.removeprefix(ZOO)
+    if name.endswith((".yaml", ".yml")):
+        return "yaml"
+    if name.endswith(".py"):
+        return "lazy"
+    if not source.startswith(ZOO) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        return "function"
+    raise InputError(f"detector {source!r}: {FORMS} is needed")
+
+
+def runs_code(source: str) -> bool:
+    """Whether building the detector runs Python code from outside the installed detectron2 and torchvision.
+
+    Of a yaml file it does not: only plain values are read from it, and its classes are detectron2's.
+    """
+    kind = kind_of(source)
+    return kind == "function" or (kind == "lazy" and not source.startswith(ZOO))
+
+
+def absolute_detector(source: str) -> str:
+    """``source`` with the path of a file made absolute, so that it means the same wherever a training runs."""
+    if kind_of(source) not in ("yaml", "lazy") or source.startswith(ZOO):
+        return source
+    return str(Path(source).expanduser().resolve())
+
+
+def portable_detector(source: str) -> str:
+    """``source`` with the last two parts of a file's path alone, as tables show it."""
+    if kind_of(source) not in ("yaml", "lazy") or source.startswith(ZOO):
+        return source
+    return "/".join(Path(source).parts[-2:])
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The options that :func:`detector_overrides` reads."""
+    parser.add_argument(
+        "--detector", metavar="SPEC",
+        help="train this detector: a detectron2 config (.yaml, .py, or zoo:NAME), torchvision:NAME, or"
+        " package.module:function (docs/own-detector.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--detector-set", action="append", default=[], metavar="KEY=VALUE",
+        help="change a key of its config, or an argument of its function; may be given several times",
+    )  # fmt: skip
+
+
+def detector_overrides(options: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """The settings, as key=value, that --detector and --detector-set give, followed by ``overrides`` (of --set).
+
+    Raises InputError, one line, where they contradict each other.
+    """
+    if options.detector is None:
+        if options.detector_set:
+            raise InputError(f"--detector-set {options.detector_set[0]} needs --detector")
+        return list(overrides)
+    for assignment in overrides:
+        key = assignment.partition("=")[0].strip()
+        if key == "detector.source" or (key == "detector.overrides" and options.detector_set):
+            flag = "--detector" if key == "detector.source" else "--detector-set"
+            raise InputError(f"--set {assignment} contradicts {flag}: leave one of them out")
+    given = [f"detector.source={absolute_detector(options.detector)}"]
+    if options.detector_set:
+        given.append(f"detector.overrides={json.dumps(options.detector_set)}")
+    return [*given, *overrides]
+
+
+def check_named_again(sources: Sequence[str], named: str | None, where: object) -> None:
+    """Raise InputError where a results directory names a detector that runs code and the command does not.
+
+    Code is run only where the command's own options name it: a results directory may come from elsewhere, so what it
+    says must not be enough. sources: those that the directory ``where`` names. named: what --detector says.
+    """
+    for source in dict.fromkeys(sources):
+        if named is not None and absolute_detector(named) != source:
+            raise InputError(f"--detector {named}: {where} holds trainings of {source}")
+        if named is None and runs_code(source):
+            raise InputError(
+                f"{where} names the detector {source}, which is Python code: say --detector {source} to run it"
+            )
