@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from lgd.config.detector import Backbone, Detector
+from lgd.config.detector import Backbone, Detector, with_source
 from lgd.config.method import FGFISettings, Method
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
@@ -188,11 +188,12 @@ class Experiment(Settings):
         """A copy with ``key=value`` assignments, keys dotted (``schedule.steps=100``), values as YAML reads them.
 
         A single value is taken as a list of one where a list is needed (``log=wandb``). ``schedule.steps`` replaces
-        ``schedule.epochs`` and the other way round; together they are refused. Raises InputError with one line that
-        names the key or the value.
+        ``schedule.epochs`` and the other way round; together they are refused. Another ``detector.source`` replaces all
+        settings of the detector. Raises InputError with one line that names the key or the value.
         """
         pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
         described = self.model_dump(mode="json")
+        described["detector"] = with_source(described["detector"], dict(pairs))
         if STEPS in dict(pairs) and dict(pairs).get(EPOCHS) not in (None, "auto"):
             raise InputError(f"{STEPS} and {EPOCHS} both set the length of the training: give one of them")
         if STEPS in dict(pairs):
