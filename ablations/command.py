@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import lgd
-from lgd.cli import Parser, answer, examples
+from lgd.cli import Parser, examples, exit_status
 from lgd.signals import exit_on_interrupt
 
 COMMANDS = {
@@ -59,7 +59,7 @@ COMPLETION_EXAMPLES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: the command's own; 2 for wrong input, 130 interrupted."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    return answer(lambda: _run(argv))
+    return exit_status(lambda: _run(argv))
 
 
 def _run(argv: list[str]) -> int:

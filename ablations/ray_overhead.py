@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import Parser, answer, examples
+from lgd.cli import Parser, examples, exit_status
 from lgd.config.grids import Trial
 from lgd.config.presets import TINY
 from lgd.errors import InputError
@@ -49,7 +49,7 @@ class _Silent:
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: _run(parser(prog).parse_args(arguments)))
+    return exit_status(lambda: _run(parser(prog).parse_args(arguments)))
 
 
 def parser(prog: str = PROG) -> Parser:

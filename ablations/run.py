@@ -17,7 +17,7 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from ablations import sweep_command
-    from lgd.cli import Parser, answer
+    from lgd.cli import Parser, exit_status
     from lgd.errors import InputError
 
 # One parser has the options of all subcommands here, so which of them go together has to be checked by hand;
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         return sweep_command.run(subcommand_of(options), options)
 
-    return answer(command, "interrupted before a trial began")
+    return exit_status(command, "interrupted before a trial began")
 
 
 def parser() -> Parser:

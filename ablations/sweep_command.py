@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lgd.cli import Parser, answer, examples
+from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         options = parser(prog).parse_args(arguments)
         return run(options.subcommand, options)
 
-    return answer(command, "interrupted before a trial began")
+    return exit_status(command, "interrupted before a trial began")
 
 
 def parser(prog: str = PROG) -> Parser:

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lgd.cli import Parser, answer, examples
+from lgd.cli import Parser, examples, exit_status
 
 PROG = "python -m analysis"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
-    return answer(lambda: _run(arguments, prog))
+    return exit_status(lambda: _run(arguments, prog))
 
 
 def parser(prog: str = PROG) -> Parser:

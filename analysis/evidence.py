@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, exit_status
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _relative(path: Path, output: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line on stderr for wrong input."""
-    return answer(lambda: _run(arguments))
+    return exit_status(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

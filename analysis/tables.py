@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __spec__:
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer, examples
+    from lgd.cli import Parser, examples, exit_status
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
 
@@ -29,7 +29,7 @@ EXAMPLES = (
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
-    return answer(lambda: _run(arguments, prog))
+    return exit_status(lambda: _run(arguments, prog))
 
 
 def parser(prog: str = PROG) -> Parser:

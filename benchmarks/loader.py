@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer, examples
+    from lgd.cli import Parser, examples, exit_status
     from lgd.config.data_source import add_data_arguments, source_of
     from lgd.errors import InputError
     from lgd.files import write_text
@@ -115,7 +115,7 @@ def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: i
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return answer(lambda: run(parser(prog).parse_args(arguments)))
+    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
 
 
 def parser(prog: str = PROG) -> Parser:

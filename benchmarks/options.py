@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timer_spec import SyntheticImages
-from lgd.cli import Parser, answer, typed
+from lgd.cli import Parser, exit_status, typed
 from lgd.config.paper import DETECTORS
 from lgd.errors import InputError
 from lgd.files import atomic_write, write_text
@@ -44,7 +44,7 @@ def run_command(
         line = shlex.join([*typed(parser.prog).split(), *(sys.argv[1:] if arguments is None else arguments)])
         return run(parser.parse_args(arguments), line)
 
-    return answer(command)
+    return exit_status(command)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lgd.cli import Parser, answer
+from lgd.cli import Parser, exit_status
 from lgd.errors import InputError
 from lgd.files import write_text
 
@@ -31,7 +31,7 @@ BLOCKS = {
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 written, 2 wrong input."""
-    return answer(lambda: _run(arguments, prog))
+    return exit_status(lambda: _run(arguments, prog))
 
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:

@@ -35,8 +35,8 @@ def examples(prog: str, *arguments: str) -> str:
     return "\n".join(["examples:", *(f"  {typed(prog)} {x}".rstrip() for x in arguments)])
 
 
-def answer(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit status of a command: its own, 2 after a line on wrong input, 130 after the line ``interrupted``.
+def exit_status(command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Run a command and return its exit status: its own, 2 after a line on wrong input, 130 after the line ``interrupted``.
 
     What takes long to import belongs into ``command``: an interrupt is one line there, and a traceback before it.
     """

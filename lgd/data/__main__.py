@@ -15,7 +15,7 @@ from pathlib import Path
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, answer, examples
+    from lgd.cli import Parser, examples, exit_status
     from lgd.config.data_source import SCHEMES, add_data_arguments, source_of, split_overrides
     from lgd.config.experiment import Experiment
     from lgd.errors import InputError
@@ -31,7 +31,7 @@ EXAMPLES = (
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
-    return answer(lambda: run(parser(prog).parse_args(arguments)))
+    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
 
 
 def parser(prog: str = PROG) -> Parser:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lgd.cli import INTERRUPTED, Parser, answer, examples
+from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
@@ -52,7 +52,7 @@ PERIOD = 10.0
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
     try:
-        return answer(
+        return exit_status(
             lambda: _run(parser(prog).parse_args(arguments)),
             "interrupted; the same command goes on from the last checkpoint",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lgd.cli import answer, format_duration
+from lgd.cli import exit_status, format_duration
 from lgd.errors import InputError
 
 
@@ -32,7 +32,7 @@ def test_what_goes_wrong_is_a_line_and_a_status(
     def command() -> int:
         raise raised
 
-    assert answer(command) == status
+    assert exit_status(command) == status
     assert capsys.readouterr().err == f"{said}\n"
 
 
@@ -43,7 +43,7 @@ def test_an_interrupt_that_comes_out_of_an_import_as_another_error_is_one(capsys
         except KeyboardInterrupt:
             raise ImportError("numpy.core.multiarray failed to import") from None
 
-    assert answer(command) == 130
+    assert exit_status(command) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -52,4 +52,4 @@ def test_other_errors_keep_their_traceback() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        answer(command)
+        exit_status(command)

@@ -52,8 +52,8 @@ def test_ctrl_c_during_imports_is_one_line(package: str, command: list[str], tmp
 
 def test_an_interrupt_after_the_imports_is_the_commands_own(tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(
-        "import os, signal\nfrom lgd.cli import answer\n"
-        "def main():\n    return answer(lambda: os.kill(os.getpid(), signal.SIGINT) or 0, 'go on with --resume')\n"
+        "import os, signal\nfrom lgd.cli import exit_status\n"
+        "def main():\n    return exit_status(lambda: os.kill(os.getpid(), signal.SIGINT) or 0, 'go on with --resume')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", "from lgd.signals import run_command; run_command('command')"],
