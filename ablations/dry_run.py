@@ -22,7 +22,7 @@ def show_plan(
     """The cost, a line a trial, and with ``verbose`` the settings that the arms share."""
     say(console, f"{len(checked.missing)} of {len(sweep.trials)} trials to run, {resources.description}")
     _show_cost(checked, resources, options, console)
-    for line in sweep.waiting:
+    for line in sweep.deferred:
         say(console, f"later: {line}")
     if checked.memory:
         say(console, checked.memory)

@@ -23,16 +23,16 @@ def list_arms(name: str, size: str, console: Console) -> None:
     """The arms of the grid ``name`` at a preset's size."""
     each = grid(name, size)
     table = Table(title=f"{each.name}: {each.title}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for head in ("arm", "changes", "asks"):
+    for head in ("arm", "changes", "question"):
         table.add_column(head)
     for arm in each.arms:
         # The rest of a table's row is in its name.
         changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
-        table.add_row(arm.name, changes or "(none)", _asks(each.name, arm))
+        table.add_row(arm.name, changes or "(none)", _question(each.name, arm))
     console.print(table)
 
 
-def _asks(table: str, arm: Arm) -> str:
+def _question(table: str, arm: Arm) -> str:
     """The arm's question, or why it is skipped, or what the paper reports for it."""
     if arm.skipped or arm.training is None:
         return f"skipped: {arm.skipped}" if arm.skipped else arm.question

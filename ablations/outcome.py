@@ -21,7 +21,7 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     directory = sweep.directory
     left = [t for t in sweep.trials if not (t.directory / FILE).exists()]
     samples = search.left() if search else 0
-    not_run = [*map(unfinished, left), *sweep.waiting, *([f"{samples} samples of the search"] if samples else [])]
+    not_run = [*map(unfinished, left), *sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
     if len(left) < len(sweep.trials) or (search and search.records()):
@@ -41,4 +41,4 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     if search and any(record.status == "failed" for record in search.records()):
         return 1
     all_finished = all(t not in left and load(t.directory / FILE).status == "finished" for t in sweep.trials)
-    return 0 if all_finished and not sweep.waiting and not damaged else 1
+    return 0 if all_finished and not sweep.deferred and not damaged else 1

@@ -36,7 +36,7 @@ class Sweep:
         return grid(self.spec.grid, self.spec.preset)
 
     @property
-    def waiting(self) -> list[str]:
+    def deferred(self) -> list[str]:
         """The arms whose steps are still to be measured, a line each."""
         return [
             f"{arm.name}: its steps follow from what {arm.time_budget_from} takes"

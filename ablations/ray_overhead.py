@@ -39,7 +39,7 @@ EXAMPLES = (
 COLUMNS = ("trial", "worker", "trial_s", "run_s", "overhead_s", "gap_s")
 
 
-class _Silent:
+class _NoDisplay:
     def add(self, trial: Trial) -> None: ...
 
     def progress(self, name: str, progress: dict[str, Any]) -> None: ...
@@ -116,7 +116,7 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
             Trial(f"trial {i}", base.override({"seed": i}), output / "trials" / f"trial-{i}") for i in range(trials)
         ]
         run_sweep(
-            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), _Silent(), callbacks=[clock]
+            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), _NoDisplay(), callbacks=[clock]
         )
         run = {t.name: sum(load(t.directory / FILE).seconds.values()) for t in planned}
     whole = time.monotonic() - begun

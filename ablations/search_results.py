@@ -33,7 +33,7 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
     if not best:
         say(console, "no trial of the search was complete")
         return []
-    console.print(_tried(search, study, best))
+    console.print(_trials_table(search, study, best))
     say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in best:
         say(console, f"  {trial_name(study, trial.params)}: {command(spec, trial.params, search.base.seed)}")
@@ -52,13 +52,13 @@ def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
     return [max(whole, key=lambda t: t.values[0])]
 
 
-def _tried(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
+def _trials_table(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
     """A row a trial of the search, best AP first, with its device-hours; its last step, where any was ended early."""
     parameters = {trial_name(study, t.params): t.params for t in study.get_trials(deepcopy=False)}
     starred = {trial_name(study, t.params) for t in best}
     records = sorted(search.ended(), key=_rank)
     early = any(record.status == "stopped" for record in records)
-    table = Table(title="what was tried, best first", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title="trials of the search, best first", title_justify="left", box=None, padding=(0, 1, 0, 0))
     heads = ("trial", "AP", "hours", *(["ended"] if early else []), "distill", "instr.", "lr", "off", "variant")
     for head in heads:
         table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")

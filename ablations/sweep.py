@@ -97,7 +97,7 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
             # What can never fit is refused before the arms are built and Ray starts.
             resources = _this_machine(checked.planned, options)
             if not resources.gpus and not options.yes:
-                check_cpu_time(_to_come(checked), resources.max_concurrent, console)
+                check_cpu_time(_trials_to_run(checked), resources.max_concurrent, console)
         check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=resources)
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -116,7 +116,7 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
             return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)
 
 
-def _to_come(checked: Checked) -> list[Trial]:
+def _trials_to_run(checked: Checked) -> list[Trial]:
     """The trials to be run, those of a search included as what they vary."""
     search = checked.search
     samples = [Trial("LGD (search)", search.base, search.output)] * search.left() if search else []

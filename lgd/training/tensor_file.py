@@ -16,17 +16,17 @@ BUFFER = 2**20
 def save_tensors(content: Any, path: Path) -> None:
     """torch.save to ``path``, atomically. Raises OSError (DiskFullError) where it cannot be written."""
     with atomic_write(path) as temporary, temporary.open("wb", buffering=BUFFER) as file:
-        watched = _Watched(file)
+        writer = _ErrorKeeping(file)
         try:
-            torch.save(content, cast(IO[bytes], watched))
+            torch.save(content, cast(IO[bytes], writer))
         except RuntimeError:
             # After a failed write torch closes its archive, and what is raised is only that the archive is incomplete.
-            if watched.error is None:
+            if writer.error is None:
                 raise
-            raise watched.error from None
+            raise writer.error from None
 
 
-class _Watched:
+class _ErrorKeeping:
     """A file that remembers the first error of writing to it."""
 
     def __init__(self, file: Any) -> None:
