@@ -36,7 +36,7 @@ def examples(prog: str, *arguments: str) -> str:
 
 
 def exit_status(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Run a command and return its exit status: its own, 2 after wrong input, 130 after an interrupt (each is one line).
+    """Run a command and return its exit status: its own, 2 after wrong input, 130 interrupted; each with one line.
 
     What takes long to import belongs into ``command``: an interrupt is one line there, and a traceback before it.
     """

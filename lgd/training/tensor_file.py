@@ -16,7 +16,7 @@ BUFFER = 2**20
 def save_tensors(content: Any, path: Path) -> None:
     """torch.save to ``path``, atomically. Raises OSError (DiskFullError) where it cannot be written."""
     with atomic_write(path) as temporary, temporary.open("wb", buffering=BUFFER) as file:
-        writer = _ErrorKeeping(file)
+        writer = _ErrorRecordingFile(file)
         try:
             torch.save(content, cast(IO[bytes], writer))
         except RuntimeError:
@@ -26,7 +26,7 @@ def save_tensors(content: Any, path: Path) -> None:
             raise writer.error from None
 
 
-class _ErrorKeeping:
+class _ErrorRecordingFile:
     """A file that remembers the first error of writing to it."""
 
     def __init__(self, file: Any) -> None:

@@ -88,7 +88,7 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     spec = describe("components", "nano", search=search_spec(3, ["AP"], False))
     written = show_search(spec, search, Console(file=out, width=80, color_system=None))
     lines = out.getvalue().splitlines()
-    assert lines[0].strip() == "what was tried, best first"
+    assert lines[0].strip() == "trials of the search, best first"
     rows = [line.split() for line in lines[2 : 2 + SHOWN]]
     assert rows[0][:4] == ["021", "*", "21.0", "21"]
     assert [row[0] for row in rows] == [f"{i:03}" for i in range(SHOWN + 1, 1, -1)]
