@@ -130,3 +130,18 @@ class Objects:
         in_x = (columns - ((x1 + x2) / 2)[..., None]).abs() <= 0.5 * (x2 - x1)[..., None]
         inside = in_y[..., :, None] & in_x[..., None, :] & self.valid[..., None, None]
         return inside.flatten(2)
+
+
+def pad_objects(boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (B, N, 4), classes (B, N) and which slots are objects (B, N) bool, from one (N_b, 4), (N_b,) an image.
+
+    N is 1 where no image has an object. Padding slots have a box of zeros and the class -1.
+    """
+    padded = pad_sequence(list(boxes), batch_first=True).float()
+    labels = pad_sequence(list(classes), batch_first=True, padding_value=NO_CLASS)
+    # From host-side sizes: building the mask on the device would cost a copy and a synchronisation.
+    valid = pad_sequence([torch.ones_like(x, dtype=torch.bool) for x in classes], batch_first=True)
+    if padded.shape[1] == 0:
+        padded = F.pad(padded, (0, 0, 0, 1))
+        labels, valid = F.pad(labels, (0, 1), value=NO_CLASS), F.pad(valid, (0, 1))
+    return padded, labels, valid
