@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -36,6 +37,8 @@ class Evaluated(NamedTuple):
     """Mean attention of the objects to their own label (:class:`lgd.methods.label_guided.label_use.OwnAttention`)."""
     label_use: float | None = None
     """How far a teacher's features follow the classes (:class:`lgd.methods.label_guided.label_use.LabelUse`)."""
+    label_signal: Mapping[str, float] = MappingProxyType({})
+    """How far the outputs of the modules before them do (:class:`lgd.methods.label_guided.label_use.LabelSignal`)."""
 
 
 def evaluate(
@@ -60,15 +63,14 @@ def evaluate(
     collected, meters = _detect(model, dataset, settings, teacher=teacher)
     # Gathered in the order of the images whatever the number of workers: the order of equal scores changes AP.
     detections = list(itertools.chain(*comm.gather(collected.detections)))
-    measured = comm.gather([meter.totals() if meter else (0.0, 0.0) for meter in meters])
+    measured = comm.gather(meters.totals())
     outcome: Evaluated | Exception | None = None
     if comm.is_main_process():
         try:
             if evaluation.keep_detections and directory is not None:
                 save_detections(detections, directory / (TEACHERS if teacher else STUDENTS))
             outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)
-            attention, label_use = _means(measured)
-            outcome = outcome._replace(attention=attention, label_use=label_use)
+            outcome = outcome._replace(**_of_all_workers(measured))
         except Exception as error:
             # The other workers, which wait for the scores, have to raise it too.
             outcome = error
@@ -103,11 +105,16 @@ def _detect(
     return collected, meters
 
 
-def _means(measured: Sequence[Sequence[tuple[float, float]]]) -> tuple[float | None, float | None]:
-    """Attention and label use from each worker's sums and counts (:class:`TeacherMeters`)."""
-    sums = [tuple(map(sum, zip(*of_all, strict=True))) for of_all in zip(*measured, strict=True)]
-    attention, label_use = (total / count if count else None for total, count in sums)
-    return attention, None if label_use is None else label_use**0.5
+def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+    """Fields of Evaluated from each worker's sums and counts (:class:`TeacherMeters`)."""
+    means: dict[str, float] = {}
+    for name in measured[0]:
+        total, count = map(sum, zip(*(worker[name] for worker in measured), strict=True))
+        if count:
+            means[name] = total / count
+    attention = means.pop("attention", None)
+    roots = {name: mean**0.5 for name, mean in means.items()}
+    return {"attention": attention, "label_use": roots.pop("label_use", None), "label_signal": roots}
 
 
 class _CocoDetections(DatasetEvaluator):

@@ -53,6 +53,9 @@ class EvaluationPoint(Settings):
     """How much the teacher's objects attend to their own label: 0 (to all labels of the image alike) to 1."""
     label_use: float | None = None
     """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
+    label_signal: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """How far the outputs of the teacher's modules do, in the order in which the labels pass them (the hearing test of
+    docs/method.md)."""
 
 
 class Pretraining(Settings):
@@ -130,6 +133,11 @@ class Record(Settings):
     teacher_mask: Scores | None = None
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
+    teacher_lead: Curve = Field(default_factory=list)
+    """By how much the instructive features' detection loss was lower than the student's, as a part of it: running means
+    (lgd/methods/teacher_watch.py). Below 0 the teacher is worse than its student."""
+    distilled: list[tuple[int, int]] = Field(default_factory=list)
+    """First and last step of each time that the student learnt from the distillation loss."""
     overrides: list[str] = Field(default_factory=list)
     """Settings that the command changed, as ``key=value``."""
     seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
@@ -160,6 +168,19 @@ class Record(Settings):
     @property
     def name(self) -> str:
         return f"{self.arm or self.experiment.method.name} seed {self.experiment.seed}"
+
+    @property
+    def teacher_beat_student(self) -> bool | None:
+        """Whether the teacher was ever better than its student, in box AP at an evaluation.
+
+        Where no evaluation has a teacher's AP, in its detection loss. None where the method has no such teacher, or
+        neither was measured.
+        """
+        pairs = [(x.teacher.AP, x.student.AP) for x in self.evaluations if x.teacher is not None]
+        known = [(of_teacher, own) for of_teacher, own in pairs if of_teacher is not None and own is not None]
+        if known:
+            return any(of_teacher > own for of_teacher, own in known)
+        return any(lead > 0 for _, lead in self.teacher_lead) if self.teacher_lead else None
 
     @property
     def gpu_hours(self) -> float:

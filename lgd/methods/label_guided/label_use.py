@@ -1,14 +1,16 @@
-"""Whether the teacher uses the labels: how far its features follow them, and where each object's attention goes."""
+"""Whether the teacher uses the labels: how far its features follow them, at which of its modules their signal is lost
+(the hearing test of docs/method.md), and where each object's attention goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgd.methods.feature_capture import FeatureCapture, Features
 from lgd.methods.label_guided.adapter import RelationAdapter
@@ -75,11 +77,37 @@ class LabelUse(_Mean):
             )
 
 
+class LabelSignal(_Mean):
+    """How much the vectors that one of the teacher's modules returns change when every class is replaced by the next.
+
+    As :class:`LabelUse`, over the vectors of the objects that have a class.
+    """
+
+    def add(self, vectors: Tensor, replaced: Tensor, objects: Objects) -> None:
+        """Add one batch: vectors (B, N, C), or (L, B, N, C), of the true and of the replaced classes."""
+        # Padding slots may hold anything.
+        counted_BN1 = (objects.classes >= 0)[..., None]
+        a, b = (x.float().masked_fill(~counted_BN1, 0) for x in (vectors, replaced))
+        self._add_sums((a - b).square().sum(), (a.square() + b.square()).sum())
+
+
+EMBEDDING, PROJECTION, VALUES, ATTENDED = "label embedding", "projection", "values", "attended"
+"""Stages before the instructive features, whose change is :class:`LabelUse`: the outputs of the label encoder, of its
+projection, of the attention's value projection, and of the relation adapter."""
+
+
 class TeacherMeters(NamedTuple):
-    """The measurements of a teacher; None where one does not apply."""
+    """The measurements of a teacher; None, or no stage, where one does not apply."""
 
     attention: OwnAttention | None = None
     labels: LabelUse | None = None
+    signal: Mapping[str, LabelSignal] = MappingProxyType({})
+    """By stage, in the order in which the labels pass them."""
+
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Sum and count of each: ``attention``, ``label_use`` and the stages. Those of several processes add up."""
+        meters = {"attention": self.attention, "label_use": self.labels, **self.signal}
+        return {name: meter.totals() for name, meter in meters.items() if meter is not None}
 
 
 @contextmanager
@@ -95,32 +123,74 @@ def measure_label_use(teacher: Any) -> Iterator[TeacherMeters]:
         return
     adapter = teacher.relation_adapter
     attends = adapter.variant == "appearance_queries" and adapter.exchange and teacher.knowledge_mapper.write
-    meters = TeacherMeters(
-        OwnAttention(teacher.context) if attends else None, LabelUse() if teacher.num_classes > 1 else None
-    )
-    second_pass = False
+    attention = OwnAttention(teacher.context) if attends else None
 
     def after_adapter(module: RelationAdapter, inputs: tuple[Any, Any, Tensor], _: Tensor) -> None:
-        if meters.attention is not None and not second_pass:
-            meters.attention.add(module.own_weights(*inputs), inputs[2])
+        if attention is not None and not (second_pass and second_pass.is_running):
+            attention.add(module.own_weights(*inputs), inputs[2])
 
-    def after_teacher(module: ImplicitTeacher, inputs: tuple[FeatureCapture, Any], features: Features) -> None:
-        nonlocal second_pass
-        if meters.labels is None:
-            return
-        capture, instances = inputs
-        objects = Objects.from_instances(instances, capture.image_size, context=module.context)
-        next_classes = torch.where(objects.classes >= 0, (objects.classes + 1) % module.num_classes, objects.classes)
-        second_pass = True
-        try:
-            replaced = module.instruct(capture.features, replace(objects, classes=next_classes))
-        finally:
-            second_pass = False
-        meters.labels.add(features, replaced, objects)
+    with ExitStack() as stack:
+        stack.callback(adapter.register_forward_hook(after_adapter).remove)
+        second_pass = stack.enter_context(_SecondPass(teacher)) if teacher.num_classes > 1 else None
+        yield TeacherMeters(attention, *((second_pass.labels, second_pass.signal) if second_pass else ()))
 
-    handles = [adapter.register_forward_hook(after_adapter), teacher.register_forward_hook(after_teacher)]
-    try:
-        yield meters
-    finally:
-        for handle in handles:
+
+class _SecondPass:
+    """Inside the context, every forward pass of ``teacher`` is repeated with each class replaced by the next."""
+
+    def __init__(self, teacher: ImplicitTeacher) -> None:
+        self._teacher = teacher
+        adapter = teacher.relation_adapter
+        # ``label_queries`` has no values of labels, and ``label_only`` no attention.
+        stages = {
+            EMBEDDING: True,
+            PROJECTION: True,
+            VALUES: adapter.variant == "appearance_queries",
+            ATTENDED: adapter.attends,
+        }
+        self.labels = LabelUse()
+        self.signal = {name: LabelSignal() for name, there in stages.items() if there}
+        self.is_running = False
+        self._outputs: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _SecondPass:
+        teacher = self._teacher
+        assert teacher.label_encoder is not None
+        assert teacher.label_projection is not None
+        self._handles = [
+            teacher.label_encoder.register_forward_hook(self._keep(EMBEDDING)),
+            teacher.label_projection.register_forward_hook(self._keep(PROJECTION)),
+            teacher.relation_adapter.register_forward_hook(self._keep(ATTENDED)),
+            teacher.register_forward_hook(self._repeat),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
             handle.remove()
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        """A hook that keeps a module's output, and for the relation adapter the values of its attention too."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            self._outputs[name] = output
+            if isinstance(module, RelationAdapter) and VALUES in self.signal:
+                self._outputs[VALUES] = module.values(inputs[1])
+
+        return hook
+
+    def _repeat(self, teacher: ImplicitTeacher, inputs: tuple[FeatureCapture, Any], features: Features) -> None:
+        capture, instances = inputs
+        objects = Objects.from_instances(instances, capture.image_size, context=teacher.context)
+        following = torch.where(objects.classes >= 0, (objects.classes + 1) % teacher.num_classes, objects.classes)
+        true = dict(self._outputs)
+        self.is_running = True
+        try:
+            replaced = teacher.instruct(capture.features, replace(objects, classes=following))
+        finally:
+            self.is_running = False
+        self.labels.add(features, replaced, objects)
+        for name, meter in self.signal.items():
+            meter.add(true[name], self._outputs[name], objects)
+        self._outputs.clear()
