@@ -15,6 +15,7 @@ from lgd.config.method import FGFISettings, Method
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
     CHANGES_NO_RESULT,
+    Fraction,
     NonNegativeInt,
     PositiveInt,
     Settings,
@@ -55,6 +56,14 @@ class Data(Settings):
 
     source: str = "shapes"
     """A data source of :func:`lgd.data.catalog.resolve`, such as "shapes" or "voc:DIR"."""
+    val_fraction: Annotated[Fraction, Field(lt=1)] = 0.0
+    """The part of the training images that is validated on instead of being trained on, for data that has no validation
+    split; 0: the data's own split."""
+    split_seed: NonNegativeInt = 0
+    """Which images ``val_fraction`` takes: they follow from this and from the images' names."""
+    resplit: bool = False
+    """Whether ``val_fraction`` takes training images also where the data has a validation split, which is then left
+    alone."""
     shapes_train: PositiveInt = 1000
     """Synthetic training images."""
     shapes_val: PositiveInt = 200
@@ -79,6 +88,10 @@ class Data(Settings):
     @classmethod
     def _auto_or_int(cls, value: object) -> object:
         return auto_or_int(value)
+
+
+DATA_SET_KEYS = ("source", "val_fraction", "split_seed", "resplit")
+"""Of :class:`Data`: what says which data set it is, whose own fingerprint tells more."""
 
 
 class Evaluation(Settings):
