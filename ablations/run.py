@@ -23,13 +23,16 @@ with exit_on_interrupt():
 # One parser has the options of all subcommands here, so which of them go together has to be checked by hand;
 # with ``lgd sweep`` argparse does it.
 
-FLAGS = {"overrides": "set", "early_stop": "early-stop", "train_json": "train-json", "val_json": "val-json"}
-"""Options whose name is not that of their value."""
+FLAGS = {"overrides": "set"}
+"""Options whose name is not that of their value with hyphens."""
 
 DATA_OPTIONS = ("data", "train_json", "val_json", "images")
 """They say where data lies, which may have changed since a sweep began."""
 
-SWEEP_OPTIONS = (*DATA_OPTIONS, "preset", "seeds", "arms", "overrides", "output", "objectives", "early_stop")
+SWEEP_OPTIONS = (
+    *DATA_OPTIONS, "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms", "overrides", "output",
+    "objectives", "early_stop", "equal_cost", "a_a", "detect", "until_decided", "max_seeds",
+)  # fmt: skip
 """Options that a results directory knows."""
 
 
@@ -57,8 +60,8 @@ def parser() -> Parser:
     which.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
-        sweep_command.add_arms, sweep_command.add_search, sweep_command.add_placement, sweep_command.add_budget,
-        sweep_command.add_cost, sweep_command.add_confirmations,
+        sweep_command.add_arms, sweep_command.add_questions, sweep_command.add_search, sweep_command.add_placement,
+        sweep_command.add_budget, sweep_command.add_cost, sweep_command.add_confirmations,
     ):  # fmt: skip
         add(whole)
     return whole
@@ -95,7 +98,9 @@ def reject_sweep_options(options: argparse.Namespace, *, but_for: Sequence[str] 
     known = parser()
     for name in SWEEP_OPTIONS:
         if getattr(options, name) != known.get_default(name) and name not in but_for:
-            raise InputError(f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(name, name)}")
+            raise InputError(
+                f"--resume and --status take the sweep as it is: leave out --{FLAGS.get(name, name.replace('_', '-'))}"
+            )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, examples, exit_status
-from lgd.config.data_source import add_data_arguments, source_of
+from lgd.config.data_source import add_data_arguments, source_of, split_overrides
+from lgd.errors import InputError
 
 if TYPE_CHECKING:
     from ablations.sweep import RunOptions
+    from lgd.config.extra_arms import EqualCost
     from lgd.results.sweep_spec import SearchSpec, SweepSpec
 
 PROG = "lgd sweep"
@@ -83,6 +85,11 @@ def run(subcommand: str, options: argparse.Namespace) -> int:
     """Do what the options of a subcommand say."""
     if "train_json" in options:
         options.data = source_of(options, options.data)
+        split = split_overrides(options)
+        if split and subcommand == "resume":
+            raise InputError("--val-fraction: resuming takes the sweep's own split")
+        if split:
+            options.overrides = [*options.overrides, *split]
     return SUBCOMMANDS[subcommand][1](options)
 
 
@@ -109,6 +116,31 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
     add_data_arguments(parser)
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Options that say what a sweep is to decide."""
+    group = parser.add_argument_group("the verdict")
+    group.add_argument(
+        "--equal-cost", nargs="?", const="longer", metavar="KINDS", type=_equal_cost, default=(),
+        help="train the baseline as long as the method cost, too; longer,bigger: also on the next larger backbone",
+    )  # fmt: skip
+    group.add_argument("--a-a", action="store_true", help="train the baseline twice: what a difference of nothing is")
+    group.add_argument("--detect", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)")
+    group.add_argument(
+        "--until-decided", action="store_true",
+        help="add seeds until the interval excludes zero, or a difference that matters",
+    )  # fmt: skip
+    group.add_argument("--max-seeds", type=int, metavar="N", help="with --until-decided: at most (default: 15)")
+
+
+def _equal_cost(text: str) -> tuple[EqualCost, ...]:
+    from lgd.config.extra_arms import EQUAL_COST
+
+    wanted = [x.strip() for x in text.split(",")]
+    if not set(wanted) <= set(EQUAL_COST):
+        raise argparse.ArgumentTypeError(f"{text}: {', '.join(EQUAL_COST)}, or both with a comma between")
+    return tuple(x for x in EQUAL_COST if x in wanted)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +203,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_placement, add_budget, add_confirmations):
+    for add in (add_grid, add_arms, add_questions, add_placement, add_budget, add_confirmations):
         add(parser)
 
 
@@ -181,7 +213,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    for add in (add_grid, add_arms, add_placement, add_cost, add_confirmations):
+    for add in (add_grid, add_arms, add_questions, add_placement, add_cost, add_confirmations):
         add(parser)
 
 
@@ -215,12 +247,31 @@ def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> 
         arms=options.arms,
         seeds=options.seeds,
         search=search,
+        **_questions_of(options, search=search is not None),
     )
     note = search_note(spec, options.arms)
     if note:
         print(note)
     directory: Path = options.output or Path("results") / spec.label
     return merge(spec, directory), directory
+
+
+def _questions_of(options: argparse.Namespace, *, search: bool) -> dict[str, Any]:
+    """What the options of :func:`add_questions` say, as :func:`ablations.plan.describe` takes it."""
+    from ablations.rounds import looks
+    from lgd.config.extra_arms import ExtraArms
+
+    if "equal_cost" not in options:
+        return {}
+    if search and (options.equal_cost or options.a_a or options.until_decided):
+        raise InputError("--equal-cost, --a-a and --until-decided are for a grid, not for a search")
+    if options.max_seeds is not None and not options.until_decided:
+        raise InputError("--max-seeds needs --until-decided")
+    return {
+        "extra": ExtraArms(equal_cost=options.equal_cost, again=options.a_a),
+        "detect": options.detect,
+        "looks": looks(options.seeds, options.max_seeds) if options.until_decided else (),
+    }
 
 
 def search_options(options: argparse.Namespace) -> SearchSpec:

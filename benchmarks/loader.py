@@ -22,7 +22,8 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from lgd.cli import Parser, examples, exit_status
-    from lgd.config.data_source import add_data_arguments, source_of
+    from lgd.config.data_source import add_data_arguments, source_of, split_overrides
+    from lgd.config.experiment import Experiment
     from lgd.errors import InputError
     from lgd.files import write_text
 
@@ -141,6 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a row for each loader and number of workers, and write loader.csv where an output is given."""
     source = source_of(options, options.source)
+    data = Experiment().override(split_overrides(options)).data
     if source is None:
         raise InputError("name a DATASET, or --train-json, --val-json and --images")
     for name, least in (("size", 1), ("max_size", 1), ("workers", 0), ("batch", 1), ("batches", 1), ("rounds", 1)):
@@ -151,11 +153,12 @@ def run(options: argparse.Namespace) -> int:
 
     from lgd.data.catalog import resolve
     from lgd.data.shapes import ShapesSpec
+    from lgd.data.split import val_split_of
     from lgd.results import provenance
 
     # What each loader gets for itself when a model needs the rest.
     torch.set_num_threads(1)
-    dataset = resolve(source, shapes=ShapesSpec())
+    dataset = resolve(source, shapes=ShapesSpec(), split=val_split_of(data))
     hardware = provenance.hardware()
     rows = []
     for size, workers in itertools.product(options.size, options.workers):

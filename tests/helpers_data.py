@@ -124,3 +124,27 @@ def write_crowdhuman(root: Path, train: list[Any], val: list[Any]) -> Path:
 
 def person_box(box: Any, **more: Any) -> dict[str, Any]:
     return {"tag": "person", "fbox": box, "vbox": [0, 0, 1, 1], "hbox": [0, 0, 1, 1], "extra": {"box_id": 0}, **more}
+
+
+YOLO_LABELS: dict[str, dict[str, str]] = {
+    "train": {"a": "1 0.5 0.5 0.5 0.4\n0 0.25 0.2 0.5 0.2 0.5 0.6\n", "sub/b": "0 0.1 0.1 0.1 0.1\n", "empty": ""},
+    "val": {"c": "0 0.5 0.5 1 1\n"},
+}
+"""By split and image; images are 60 x 50 pixels."""
+
+
+def write_yolo(root: Path, labels: dict[str, dict[str, str]] | None = None, described: str | None = None) -> Path:
+    """Ultralytics' layout: images/SPLIT, labels/SPLIT and data.yaml. An image's text "" makes no label file."""
+    labels = YOLO_LABELS if labels is None else labels
+    for split, images in labels.items():
+        for name, text in images.items():
+            for folder, suffix in (("images", "jpg"), ("labels", "txt")):
+                path = root / folder / split / f"{name}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if suffix == "jpg":
+                    Image.new("RGB", (60, 50)).save(path)
+                elif text:
+                    path.write_text(text)
+    lines = "".join(f"{split}: images/{split}\n" for split in labels)
+    (root / "data.yaml").write_text(f"{lines}names: [cat, dog]\n" if described is None else described)
+    return root

@@ -10,6 +10,7 @@ from lgd.data.dataset import DataSet
 from lgd.data.layout import Problem
 from lgd.data.shapes import ShapesSpec
 from lgd.data.sources import find_dataset
+from lgd.data.split import ValSplit, val_split_of
 
 __all__ = ["load_dataset", "register", "resolve"]
 
@@ -22,24 +23,28 @@ def load_dataset(settings: Data) -> DataSet:
         size=settings.shapes_side,
         seed=settings.shapes_seed,
     )
-    return resolve(settings.source, shapes=spec)
+    return resolve(settings.source, shapes=spec, split=val_split_of(settings))
 
 
-def resolve(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None) -> DataSet:
+def resolve(
+    source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None, split: ValSplit | None = None
+) -> DataSet:
     """Find or make the data that ``source`` names and register it with detectron2.
 
     source: "shapes", made as ``shapes`` says; "coco" and "voc0712", where detectron2 looks for COCO 2017 and Pascal VOC
     ($DETECTRON2_DATASETS, else ``datasets``; VOC trained on 2007 and 2012 trainval, evaluated on 2007 test);
     "coco-json:DIR", where DIR may end in "#SUFFIX" to choose between several sets of annotations ("coco#2017");
-    "coco-files:TRAIN.json,VAL.json,IMAGES"; "voc:DIR"; "crowdhuman:DIR". Relative paths count from the working
-    directory.
+    "coco-files:TRAIN.json,VAL.json,IMAGES"; "voc:DIR"; "yolo:DIR"; "crowdhuman:DIR". Relative paths count from the
+    working directory.
     problems: is filled with everything that was dropped, fixed or is worth a note, after a closer look than training
     takes: every image is decoded.
+
+    split: takes the validation images from the training images, for data that has none.
 
     What cannot be used is left out, with a warning that says how much and why. Raises InputError, one line, for an
     unknown source, where nothing is left, and for whatever else is wrong with the directory.
     """
-    dataset = find_dataset(source, shapes=shapes, problems=problems)
+    dataset = find_dataset(source, shapes=shapes, problems=problems, split=split)
     register(dataset)
     return dataset
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.split import HINT, ValSplit, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
@@ -20,7 +21,10 @@ ROBOFLOW_FILE = "_annotations.coco.json"
 
 
 def find_coco_splits(
-    directory: Path | str, suffix: str | None = None, problems: list[Problem] | None = None
+    directory: Path | str,
+    suffix: str | None = None,
+    problems: list[Problem] | None = None,
+    split: ValSplit | None = None,
 ) -> CocoLayout:
     """Find train and val of a directory in COCO layout.
 
@@ -28,7 +32,7 @@ def find_coco_splits(
     ``images/<split><suffix>/``, or the same without the suffix (2017 in ``train2017``). Where there are several
     sets of annotations, ``suffix`` says which. Without ``annotations``, takes Roboflow's layout:
     ``train/_annotations.coco.json`` and the same in ``valid`` or ``val``, each beside its images.
-    problems: see :func:`lgd.data.validate.validated_layout`.
+    problems, split: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line that names the path, when something is missing, broken, ambiguous or when the
     splits' categories differ.
@@ -37,98 +41,116 @@ def find_coco_splits(
     if not root.is_dir():
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
     if not (root / "annotations").is_dir() and (root / "train" / ROBOFLOW_FILE).exists():
-        return _searched_layout(root, [(path, [path.parent]) for path in _roboflow_files(root)], problems)
-    chosen = _choose(root, suffix)
-    folders = {split: _candidates(root, split, chosen[split]) for split in _SPLITS}
-    return _searched_layout(root, [(chosen[split], folders[split]) for split in _SPLITS], problems)
+        parts = [(path, [path.parent]) for path in _roboflow_files(root, split)]
+    else:
+        parts = [(path, _candidates(root, name, path)) for name, path in _choose(root, suffix, split).items()]
+    return _searched_layout(root, parts, problems, split)
 
 
 def find_coco_files(
-    train_json: Path, val_json: Path, images: Path, problems: list[Problem] | None = None
+    train_json: Path,
+    val_json: Path | None,
+    images: Path,
+    problems: list[Problem] | None = None,
+    split: ValSplit | None = None,
 ) -> CocoLayout:
     """Two annotation files, wherever they are, and the directory of the images that they name.
 
+    val_json: None where ``split`` takes the validation images from train.
+
     An image is looked for in ``images``, or in its subdirectory of the split's name (``train``, ``val`` or ``valid``,
-    or the annotation file's without ``instances_``). problems and errors: as :func:`find_coco_splits`.
+    or the annotation file's without ``instances_``). problems, split and errors: as :func:`find_coco_splits`.
     """
-    for path in (train_json, val_json):
+    from_train = takes_val_from_train(train_json, val_json is not None, split)
+    if val_json is None and not from_train:
+        raise InputError(f"no validation annotations beside {train_json}: name them; {HINT}")
+    named = [("train", train_json)] + ([("val", val_json)] if val_json and not from_train else [])
+    for _, path in named:
         if not path.is_file():
             raise InputError(f"annotations {path} {'are a directory' if path.is_dir() else 'do not exist'}")
     if not images.is_dir():
         raise InputError(f"image directory {images} {'is not a directory' if images.exists() else 'does not exist'}")
-    splits = []
-    for path, names in ((train_json, ("train",)), (val_json, ("val", "valid"))):
-        own = dict.fromkeys([path.stem.removeprefix("instances_"), *names])
-        splits.append((path, [images, *(images / name for name in own)]))
-    return _searched_layout(images, splits, problems)
+    parts = []
+    for name, path in named:
+        own = dict.fromkeys([path.stem.removeprefix("instances_"), name, *(["valid"] if name == "val" else [])])
+        parts.append((path, [images, *(images / x for x in own)]))
+    return _searched_layout(images, parts, problems, split)
 
 
 def coco_files(
-    root: Path, train: tuple[Path, Path], val: tuple[Path, Path], problems: list[Problem] | None = None
+    root: Path,
+    train: tuple[Path, Path],
+    val: tuple[Path, Path],
+    problems: list[Problem] | None = None,
+    split: ValSplit | None = None,
 ) -> CocoLayout:
     """The same for known files: each split's annotation file and directory of images."""
+    parts = [train] if takes_val_from_train(train[0], True, split) else [train, val]
+    return _searched_layout(root, [(json_file, [folder]) for json_file, folder in parts], problems, split)
 
-    def read() -> tuple[RawSplit, RawSplit]:
+
+def _searched_layout(
+    root: Path, parts: list[tuple[Path, list[Path]]], problems: list[Problem] | None, split: ValSplit | None
+) -> CocoLayout:
+    """parts: the annotation file of train and of val, and the directories where its images may be; train's alone where
+    ``split`` takes val from it."""
+
+    def read() -> tuple[RawSplit, RawSplit | None]:
         raws = []
-        for json_file, folder in (train, val):
-            raw = _raw_split(json_file)
-            raw.folder = folder
-            raws.append(raw)
-        return raws[0], raws[1]
-
-    return validated_layout(root, read, [*train, *val], problems)
-
-
-def _searched_layout(root: Path, splits: list[tuple[Path, list[Path]]], problems: list[Problem] | None) -> CocoLayout:
-    """splits: the annotation file of train and of val, and the directories where its images may be."""
-
-    def read() -> tuple[RawSplit, RawSplit]:
-        raws = []
-        for json_file, candidates in splits:
+        for json_file, candidates in parts:
             raw = _raw_split(json_file)
             raw.folder = _image_folder(root, candidates, raw)
             raws.append(raw)
-        return raws[0], raws[1]
+        return raws[0], raws[1] if len(raws) > 1 else None
 
-    files = [path for json_file, candidates in splits for path in (json_file, *candidates)]
-    return validated_layout(root, read, files, problems)
+    files = [path for json_file, candidates in parts for path in (json_file, *candidates)]
+    return validated_layout(root, read, files, problems, split)
 
 
 # ----------------------------------------------------------------------------------------------------- files
 
 
-def _roboflow_files(root: Path) -> tuple[Path, Path]:
+def _roboflow_files(root: Path, split: ValSplit | None) -> list[Path]:
+    """Train's and val's; train's alone where ``split`` takes val from it."""
+    train = root / "train" / ROBOFLOW_FILE
     val = next((x for x in (root / "valid" / ROBOFLOW_FILE, root / "val" / ROBOFLOW_FILE) if x.exists()), None)
+    if takes_val_from_train(root, val is not None, split):
+        return [train]
     if val is None:
-        raise InputError(f"no val annotations: {root} has neither valid/{ROBOFLOW_FILE} nor val/{ROBOFLOW_FILE}")
-    return root / "train" / ROBOFLOW_FILE, val
+        raise InputError(
+            f"no val annotations: {root} has neither valid/{ROBOFLOW_FILE} nor val/{ROBOFLOW_FILE}; {HINT}"
+        )
+    return [train, val]
 
 
 def _suffix(split: str, path: Path) -> str:
     return path.stem.removeprefix(f"instances_{split}")
 
 
-def _choose(root: Path, suffix: str | None) -> dict[str, Path]:
-    """The annotation file of each split."""
+def _choose(root: Path, suffix: str | None, wanted: ValSplit | None) -> dict[str, Path]:
+    """The annotation file of each split; train's alone where ``wanted`` takes val from it."""
     annotations = root / "annotations"
     if not annotations.is_dir():
         raise InputError(f"no annotations in {root}: there is neither {annotations} nor train/{ROBOFLOW_FILE}")
     found = {split: sorted(annotations.glob(f"instances_{split}*.json")) for split in _SPLITS}
-    by_suffix = {split: {_suffix(split, path): path for path in found[split]} for split in _SPLITS}
-    for split in _SPLITS:
+    if takes_val_from_train(root, bool(found["val"]), wanted):
+        del found["val"]
+    by_suffix = {split: {_suffix(split, path): path for path in paths} for split, paths in found.items()}
+    for split in found:
         if not found[split]:
-            raise InputError(f"no {split} annotations: {annotations} has no instances_{split}*.json")
+            hint = f"; {HINT}" if split == "val" else ""
+            raise InputError(f"no {split} annotations: {annotations} has no instances_{split}*.json{hint}")
         if suffix is not None and suffix not in by_suffix[split]:
             names = ", ".join(path.name for path in found[split])
             raise InputError(f"{annotations} has no instances_{split}{suffix}.json, only {names}")
     if suffix is not None:
-        return {split: by_suffix[split][suffix] for split in _SPLITS}
+        return {split: by_suffix[split][suffix] for split in found}
     if all(len(paths) == 1 for paths in found.values()):
         return {split: paths[0] for split, paths in found.items()}
-    common = sorted(set(by_suffix["train"]) & set(by_suffix["val"]))
+    common = sorted(set.intersection(*map(set, by_suffix.values())))
     if len(common) == 1:
-        return {split: by_suffix[split][common[0]] for split in _SPLITS}
-    names = ", ".join(path.name for split in _SPLITS for path in found[split])
+        return {split: by_suffix[split][common[0]] for split in found}
+    names = ", ".join(path.name for paths in found.values() for path in paths)
     if common:
         hint = f"say which by adding #SUFFIX to the directory, such as {root}#{common[-1]}"
     else:

@@ -85,6 +85,10 @@ class RawSplit:
     problems: list[Problem] = field(default_factory=list)
     """Problems of entries that could not be converted to COCO's format."""
     is_coco: bool = False
+    is_whole: bool = True
+    """False for a part of what ``path`` has: see lgd/data/split.py."""
+    is_normalised: bool = False
+    """Whether boxes, areas and polygons are in parts of their image's width and height."""
 
 
 def read_bytes(path: Path) -> bytes:

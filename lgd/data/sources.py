@@ -15,16 +15,20 @@ from lgd.data.crowdhuman import find_crowdhuman_splits
 from lgd.data.dataset import DataSet
 from lgd.data.layout import CocoLayout, Problem
 from lgd.data.shapes import ShapesSpec, make
+from lgd.data.split import ValSplit, takes_val_from_train
 from lgd.data.voc import find_voc_splits, voc_files
+from lgd.data.yolo import find_yolo_splits
 from lgd.errors import InputError
 
 __all__ = ["find_dataset"]
 
 
-def find_dataset(source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None) -> DataSet:
+def find_dataset(
+    source: str, *, shapes: ShapesSpec, problems: list[Problem] | None = None, split: ValSplit | None = None
+) -> DataSet:
     """Find or make the data that ``source`` names; see :func:`lgd.data.catalog.resolve`, which registers it too."""
     try:
-        layout = _find_layout(source, shapes, problems)
+        layout = _find_layout(source, shapes, problems, split)
     except OSError as error:
         # A path that is too long, a directory that may not be read.
         raise InputError(f"data {source}: {error.filename or 'a file'}: {error.strerror or error}") from None
@@ -44,47 +48,48 @@ def find_dataset(source: str, *, shapes: ShapesSpec, problems: list[Problem] | N
     )
 
 
-def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None) -> CocoLayout:
+def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     scheme, _, rest = source.partition(":")
     if source == "shapes":
-        return find_coco_splits(make(shapes), problems=problems)
+        # Before any image is made.
+        takes_val_from_train("the data set shapes", True, split)
+        return find_coco_splits(make(shapes), problems=problems, split=split)
     if source == "coco":
-        return _coco_2017(problems)
+        return _coco_2017(problems, split)
     if source == "voc0712":
-        return _voc_0712(problems)
+        return _voc_0712(problems, split)
     if scheme == "coco-json" and rest:
-        return _coco(rest, problems)
+        return _coco(rest, problems, split)
     if scheme == COCO_FILES and rest:
-        return find_coco_files(*parse_coco_files(rest), problems)
-    if scheme == "voc" and rest:
-        return find_voc_splits(rest, problems)
-    if scheme == "crowdhuman" and rest:
-        return find_crowdhuman_splits(rest, problems)
+        return find_coco_files(*parse_coco_files(rest), problems, split)
+    directories = {"voc": find_voc_splits, "yolo": find_yolo_splits, "crowdhuman": find_crowdhuman_splits}
+    if scheme in directories and rest:
+        return directories[scheme](rest, problems, split)
     raise InputError(f"unknown data {source!r}: known are {', '.join(SCHEMES[:-1])} and {SCHEMES[-1]}")
 
 
-def _coco(rest: str, problems: list[Problem] | None) -> CocoLayout:
+def _coco(rest: str, problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     """A directory, or DIR#SUFFIX where there is no directory of the whole name."""
     directory, mark, suffix = rest.rpartition("#")
     if mark and not Path(rest).expanduser().is_dir():
-        return find_coco_splits(directory, suffix, problems)
-    return find_coco_splits(rest, problems=problems)
+        return find_coco_splits(directory, suffix, problems, split)
+    return find_coco_splits(rest, problems=problems, split=split)
 
 
-def _coco_2017(problems: list[Problem] | None) -> CocoLayout:
+def _coco_2017(problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     # Not at the top: it loads torch, which no other source needs.
     from detectron2.data import MetadataCatalog
 
-    splits = []
-    for split in ("train", "val"):
-        known = MetadataCatalog.get(f"coco_2017_{split}")
-        splits.append((Path(known.json_file).absolute(), Path(known.image_root).absolute()))
-        if not splits[-1][0].is_file():
-            raise InputError(f"no MS-COCO: {splits[-1][0]} is missing; set DETECTRON2_DATASETS to what holds coco/")
-    return coco_files(splits[0][0].parents[1], splits[0], splits[1], problems)
+    parts = []
+    for name in ("train", "val"):
+        known = MetadataCatalog.get(f"coco_2017_{name}")
+        parts.append((Path(known.json_file).absolute(), Path(known.image_root).absolute()))
+        if not parts[-1][0].is_file():
+            raise InputError(f"no MS-COCO: {parts[-1][0]} is missing; set DETECTRON2_DATASETS to what holds coco/")
+    return coco_files(parts[0][0].parents[1], parts[0], parts[1], problems, split)
 
 
-def _voc_0712(problems: list[Problem] | None) -> CocoLayout:
+def _voc_0712(problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     # Not at the top: it loads torch, which no other source needs.
     from detectron2.data import MetadataCatalog
 
@@ -94,4 +99,5 @@ def _voc_0712(problems: list[Problem] | None) -> CocoLayout:
     for directory, _ in (*train, val):
         if not directory.is_dir():
             raise InputError(f"no Pascal VOC: {directory} is missing; set DETECTRON2_DATASETS to what holds VOC2007/")
-    return voc_files(val[0].parent, train, [val], known[-1].thing_classes, problems)
+    takes_val_from_train(val[0].parent, True, split)
+    return voc_files(val[0].parent, train, [val], known[-1].thing_classes, problems, split)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lgd.cache import cache_root
 from lgd.data.layout import CocoLayout, Counts, Problem, RawSplit, read_bytes
+from lgd.data.split import ValSplit, split_raw
 from lgd.data.validate_split import ValidatedSplit, validate_split
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -26,36 +27,44 @@ _log = logging.getLogger(__name__)
 FileStates = tuple[tuple[str, int, int], ...]
 """Path, modification time and size of files and directories."""
 
-_layouts: dict[FileStates, CocoLayout] = {}
+_layouts: dict[tuple[FileStates, ValSplit | None], CocoLayout] = {}
 """By the state of what was read: full COCO's files take many seconds."""
 
 
 def validated_layout(
     root: Path,
-    read: Callable[[], tuple[RawSplit, RawSplit]],
+    read: Callable[[], tuple[RawSplit, RawSplit | None]],
     files: Iterable[Path],
     problems: list[Problem] | None = None,
+    split: ValSplit | None = None,
 ) -> CocoLayout:
     """Read, validate and, where something had to change, write.
 
-    read: reads train and val. files: what it reads, with the directories of the images; as long as none of them
-    changes, this process does not read again, unless ``problems`` is there to be filled: then every image is decoded
-    too.
+    read: reads train and val; None for a val that ``split`` takes from train. files: what it reads, with the
+    directories of the images; as long as none of them changes, this process does not read again, unless ``problems`` is
+    there to be filled: then every image is decoded too.
 
     Raises InputError, one line, where the splits' categories differ or no image is left.
     """
-    key = _file_states(files)
+    key = (_file_states(files), split)
     if problems is None and key in _layouts:
         return _layouts[key]
-    raw = read()
+    train, own_val = read()
+    if own_val is None:
+        assert split is not None
+        raw = split_raw(train, split)
+    else:
+        raw = train, own_val
     _check_same_categories(*raw)
     splits = validate_split(raw[0], problems), validate_split(raw[1], problems)
-    for source, split in zip(raw, splits, strict=True):
-        if not split.contents["images"]:
-            dropped = f"; dropped: {split.dropped}" if split.dropped else ""
+    for source, validated in zip(raw, splits, strict=True):
+        if not validated.contents["images"]:
+            dropped = f"; dropped: {validated.dropped}" if validated.dropped else ""
             raise InputError(f"{source.path}: no image is left{dropped}")
-        if split.dropped and problems is None:
-            _log.warning("%s: dropped %s", source.path, split.dropped)
+        if validated.dropped and problems is None:
+            _log.warning("%s: dropped %s", source.path, validated.dropped)
+    if problems is not None:
+        problems += _notes(raw, splits, split)
     texts = [None if x.unchanged else json.dumps(x.contents, separators=(",", ":")) for x in splits]
     fingerprint = _fingerprint(raw, splits, texts)
     directory = cache_root() / "data" / f"cleaned-{fingerprint[:16]}"
@@ -77,6 +86,22 @@ def validated_layout(
     )
     _layouts[key] = layout
     return layout
+
+
+def _notes(
+    raw: tuple[RawSplit, RawSplit], splits: tuple[ValidatedSplit, ValidatedSplit], split: ValSplit | None
+) -> list[Problem]:
+    """What is worth a note about both splits together."""
+    names = [{source.folder / name for name, _ in x.image_sizes} for source, x in zip(raw, splits, strict=True)]
+    notes = []
+    if split is not None:
+        both = len(names[0]) + len(names[1])
+        what = f"{len(names[1])} of {both} training images are validated on, chosen with split seed {split.seed}"
+        notes.append(Problem("noted", "split", str(raw[0].path), what))
+    if shared := names[0] & names[1]:
+        what = f"{len(shared)} images are both trained and validated on, such as {min(shared).name}"
+        notes.append(Problem("noted", "in both splits", str(raw[1].path), what))
+    return notes
 
 
 def _file_states(paths: Iterable[Path]) -> FileStates:

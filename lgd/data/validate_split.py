@@ -53,8 +53,8 @@ class _SplitValidator:
         self.raw, self.problems = raw, problems
         if problems is not None:
             problems += raw.problems
-        self.dropped = Counter(x.kind for x in raw.problems)
-        self.changed = not raw.is_coco
+        self.dropped = Counter(x.kind for x in raw.problems if x.outcome == "dropped")
+        self.changed = not (raw.is_coco and raw.is_whole)
         self.images: dict[int, dict[str, Any]] = {}
         self.dropped_images: set[int] = set()
         self.image_sizes: list[tuple[str, int]] = []
@@ -65,7 +65,7 @@ class _SplitValidator:
             self.add_image(_Entry("image", position, value))
         annotations: list[dict[str, Any]] = []
         for position, value in enumerate(self.raw.annotations):
-            kept = self.fixed_annotation(_Entry("annotation", position, value))
+            kept = self.fixed_annotation(_Entry("annotation", position, self.in_pixels(value)))
             if kept is not None:
                 annotations.append(kept)
         self.renumber(annotations)
@@ -140,6 +140,18 @@ class _SplitValidator:
         return size
 
     # -------------------------------------------------------------------------------------------- annotations
+
+    def in_pixels(self, value: Any) -> Any:
+        """The annotation with its box, area and polygons in pixels."""
+        image = self.images.get(value["image_id"]) if self.raw.is_normalised else None
+        if image is None:
+            return value
+        width, height = image["width"], image["height"]
+        scaled = {**value, "bbox": _times(value["bbox"], width, height)}
+        if "segmentation" in value:
+            scaled["segmentation"] = [_times(polygon, width, height) for polygon in value["segmentation"]]
+            scaled["area"] = round(value["area"] * width * height, 3)
+        return scaled
 
     def fixed_annotation(self, entry: _Entry) -> dict[str, Any] | None:
         """The annotation with what can be fixed, or None where it is dropped."""
@@ -222,6 +234,11 @@ class _SplitValidator:
                 entry = _Entry("image", position, {"id": number, "_where": f"{self.raw.path}: image {number}"})
                 self.report("noted", "empty image", f"{image['file_name']!r} has no object", entry)
         ids = sorted(self.category_ids)
-        if ids != list(range(1, len(ids) + 1)):
+        if ids != list(range(1, len(ids) + 1)) and not (self.raw.is_normalised and ids == list(range(len(ids)))):
             gaps = f"category ids are {len(ids)} from {ids[0]} to {ids[-1]}, labels count on from 0 in their order"
             self.problems.append(Problem("noted", "non-contiguous ids", str(self.raw.path), gaps))
+
+
+def _times(values: list[float], width: int, height: int) -> list[float]:
+    """x, y, x, y, ... from parts of an image's sides to pixels, to a thousandth."""
+    return [round(x * (height if i % 2 else width), 3) for i, x in enumerate(values)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
+from lgd.data.split import HINT, ValSplit, names_of_val, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
 
@@ -20,21 +21,24 @@ __all__ = ["find_voc_splits", "voc_files"]
 
 
 class _SplitList(NamedTuple):
-    """A directory in VOC layout and a split of it."""
+    """A directory in VOC layout and a split of it; "" for every image that has an annotation file."""
 
     root: Path
     split: str
 
     @property
     def listing(self) -> Path:
-        return self.root / "ImageSets" / "Main" / f"{self.split}.txt"
+        return self.root / "ImageSets" / "Main" / f"{self.split}.txt" if self.split else self.root / "Annotations"
 
 
-def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None) -> CocoLayout:
+def find_voc_splits(
+    directory: Path | str, problems: list[Problem] | None = None, split: ValSplit | None = None
+) -> CocoLayout:
     """Train and val of a directory in VOC layout, with the classes that its training objects have, by name.
 
     Where there is a test.txt, trained on trainval (or train) and evaluated on test; else trained on train and evaluated
-    on val. problems: see :func:`lgd.data.validate.validated_layout`.
+    on val. Where ``split`` takes val from train, that is trainval, else train, else every annotated image.
+    problems, split: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line, when a split or everything in it is missing.
     """
@@ -44,9 +48,12 @@ def find_voc_splits(directory: Path | str, problems: list[Problem] | None = None
     there = {x for x in ("train", "trainval", "val", "test") if _SplitList(root, x).listing.is_file()}
     pairs = [("trainval", "test"), ("train", "test"), ("train", "val")]
     chosen = next(((train, val) for train, val in pairs if {train, val} <= there), None)
+    if takes_val_from_train(root, chosen is not None, split):
+        train = next((x for x in ("trainval", "train") if x in there), "")
+        return voc_files(root, [(root, train)], [], problems=problems, split=split)
     if chosen is None:
         lists = root / "ImageSets" / "Main"
-        raise InputError(f"{lists} has neither trainval.txt and test.txt nor train.txt and val.txt")
+        raise InputError(f"{lists} has neither trainval.txt and test.txt nor train.txt and val.txt; {HINT}")
     return voc_files(root, [(root, chosen[0])], [(root, chosen[1])], problems=problems)
 
 
@@ -56,30 +63,52 @@ def voc_files(
     val: Sequence[tuple[Path, str]],
     class_names: Sequence[str] = (),
     problems: list[Problem] | None = None,
+    split: ValSplit | None = None,
 ) -> CocoLayout:
-    """The same for known (directory, split) pairs under ``root``. class_names: in order; those found where empty."""
-    parts = [[_SplitList(*x) for x in split] for split in (train, val)]
-    listings = [part.listing for split in parts for part in split]
-    roots = dict.fromkeys(part.root for split in parts for part in split)
+    """The same for known (directory, split) pairs under ``root``. class_names: in order; those found where empty.
+
+    split: takes the validation images from train; val is not read then.
+    """
+    if split is not None:
+        val = train
+    parts = [[_SplitList(*x) for x in pairs] for pairs in (train, val)]
+    listings = [part.listing for pairs in parts for part in pairs]
+    roots = dict.fromkeys(part.root for pairs in parts for part in pairs)
     for path in [*listings, *(x / y for x in roots for y in ("Annotations", "JPEGImages"))]:
         if not path.exists():
             raise InputError(f"no VOC data in {root}: {path} does not exist")
-    listed = [[(part, name) for part in split for name in _names(part)] for split in parts]
+    listed = [[(part, name) for part in pairs for name in _names(part)] for pairs in parts]
+    if split is not None:
+        listed = _divided(listed[0], root, split)
     # By stem, for not all VOC-like data is JPEG.
     images = {x: {path.stem: path.name for path in sorted((x / "JPEGImages").iterdir())} for x in roots}
 
     def read() -> tuple[RawSplit, RawSplit]:
         classes = list(class_names)
         raws = []
-        for split, entries, evaluated in zip(parts, listed, (False, True), strict=True):
+        for pairs, entries, evaluated in zip(parts, listed, (False, True), strict=True):
             parsed = [_AnnotationFile(part.root, name, root, images[part.root]) for part, name in entries]
             if not classes:
                 classes = sorted({x["name"] for file in parsed for x in file.objects} - {""})
-            raws.append(_raw_split(split[0].listing, root, parsed, classes, evaluated))
+            raws.append(_raw_split(pairs[0].listing, root, parsed, classes, evaluated))
         return raws[0], raws[1]
 
-    annotations = [_xml(part.root, name) for split in listed for part, name in split]
-    return validated_layout(root, read, [*listings, *(x / "JPEGImages" for x in roots), *annotations], problems)
+    annotations = [_xml(part.root, name) for entries in listed for part, name in entries]
+    files = [*listings, *(x / "JPEGImages" for x in roots), *annotations]
+    return validated_layout(root, read, files, problems, split)
+
+
+_Entries = list[tuple[_SplitList, str]]
+
+
+def _divided(entries: _Entries, root: Path, split: ValSplit) -> list[_Entries]:
+    """Train and val of one list of images."""
+
+    def key(part: _SplitList, name: str) -> str:
+        return str(part.root.relative_to(root) / name)
+
+    chosen = names_of_val((key(*x) for x in entries), split)
+    return [[x for x in entries if key(*x) not in chosen], [x for x in entries if key(*x) in chosen]]
 
 
 def _xml(root: Path, name: str) -> Path:
@@ -88,6 +117,8 @@ def _xml(root: Path, name: str) -> Path:
 
 def _names(part: _SplitList) -> list[str]:
     """The images of a split. A line may end in a flag, as in the lists of one class."""
+    if not part.split:
+        return sorted(path.stem for path in part.listing.glob("*.xml"))
     try:
         lines = read_bytes(part.listing).decode()
     except UnicodeDecodeError as error:

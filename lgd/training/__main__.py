@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, examples, exit_status
-from lgd.config.data_source import absolute_source, add_data_arguments, source_of
+from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
 from lgd.config.paper_recipes import NAMES, Named, named
@@ -117,6 +117,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.method is None and not options.show:
         raise InputError("say how to train it: --method baseline, lgd or fgfi")
     options.data = source_of(options, options.data)
+    options.overrides += split_overrides(options)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
     complaint = experiment.schedule.lr_warning

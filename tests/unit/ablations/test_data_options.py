@@ -67,3 +67,30 @@ def test_one_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert SOURCE in capsys.readouterr().out
     assert train_command.main([*arguments, *FILES[:2]]) == 2
     assert "--val-json and --images missing" in capsys.readouterr().err
+
+
+def test_a_split_of_the_data(
+    sources: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As settings of every trial, which the record keeps; a sweep that goes on has its own."""
+    asked: list[list[str]] = []
+    add_options, _, summary = sweep_command.SUBCOMMANDS["run"]
+
+    def note(options: argparse.Namespace) -> int:
+        asked.append(options.overrides)
+        return 0
+
+    monkeypatch.setitem(sweep_command.SUBCOMMANDS, "run", (add_options, note, summary))
+    split = ["--val-fraction", "0.2", "--split-seed", "3"]
+    settings = ["data.val_fraction=0.2", "data.split_seed=3"]
+    assert sweep_command.main(["run", "components", "--data", "yolo:/d", "--set", "seed=1", *split]) == 0
+    assert door.main(["--grid", "components", *split, "--resplit"]) == 0
+    assert asked == [["seed=1", *settings], [*settings, "data.resplit=true"]]
+    assert train_command.main(["finetune", "--method", "lgd", "--data", "yolo:/d", *split, "--show"]) == 0
+    assert set(settings) <= set(capsys.readouterr().out.splitlines())
+    assert sweep_command.main(["resume", "/results", *split]) == 2
+    assert door.main(["--resume", "/results", *split]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --val-fraction: resuming takes the sweep's own split",
+        "error: --resume and --status take the sweep as it is: leave out --val-fraction",
+    ]

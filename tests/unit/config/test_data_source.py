@@ -20,6 +20,8 @@ from lgd.errors import InputError
         ("coco-json:data#2017", "coco-json:{here}/data#2017"),
         ("voc:/data/./x", "voc:/data/x"),
         ("coco-files:a.json,sub/b.json,/images", "coco-files:{here}/a.json,{here}/sub/b.json,/images"),
+        ("coco-files:a.json,/images", "coco-files:{here}/a.json,/images"),
+        ("yolo:x/data.yaml", "yolo:{here}/x/data.yaml"),
         ("voc:", "voc:"),
     ],
 )
@@ -41,7 +43,7 @@ def test_sources_of_several_machines_compare(source: str, expected: str) -> None
     assert portable_source(source) == expected
 
 
-@pytest.mark.parametrize("rest", ["a.json", "a.json,b.json", "a,b,c,d", ",b,c"])
+@pytest.mark.parametrize("rest", ["a.json", "a.json,", "a,b,c,d", ",b,c"])
 def test_three_paths_are_needed(rest: str) -> None:
     with pytest.raises(InputError, match="three paths are needed, coco-files:TRAIN.json,VAL.json,IMAGES"):
         parse_coco_files(rest)
@@ -58,6 +60,7 @@ def _source(*arguments: str, given: str | None = None) -> str | None:
 def test_options_name_a_data_set() -> None:
     files = ["--train-json", "t.json", "--val-json", "v.json", "--images", "i"]
     assert _source(*files) == "coco-files:t.json,v.json,i"
+    assert _source(*files[:2], *files[4:], "--val-fraction", "0.2") == "coco-files:t.json,i"
     assert _source(given="voc:x") == "voc:x"
     assert _source() is None
     with pytest.raises(InputError, match="--val-json and --images missing"):

@@ -130,7 +130,8 @@ def test_files_named_one_by_one(tmp_path: Path, folders: tuple[str, str]) -> Non
 def test_files_named_one_by_one_that_are_wrong(tmp_path: Path) -> None:
     train, val = write_coco_split(tmp_path, "train"), write_coco_split(tmp_path, "val", first_id=100)
     for rest, said in (
-        (f"{train},{val}", "three paths are needed"),
+        (f"{train}", "three paths are needed"),
+        (f"{train},{tmp_path}", f"no validation annotations beside {train}: name them; --val-fraction 0.2"),
         (f"{train},,{tmp_path}", "three paths are needed"),
         (f"{train},{tmp_path / 'none.json'},{tmp_path}", f"annotations {tmp_path / 'none.json'} do not exist"),
         (f"{train},{tmp_path},{tmp_path}", f"annotations {tmp_path} are a directory"),
@@ -222,14 +223,26 @@ def test_different_categories(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["coco:x", "shapes:x", "coco-json:", "coco-json", "coco-files", "coco-files:", "", "voc", "voc:", "crowdhuman"],
+    [
+        "coco:x",
+        "shapes:x",
+        "coco-json:",
+        "coco-json",
+        "coco-files",
+        "coco-files:",
+        "",
+        "voc",
+        "voc:",
+        "crowdhuman",
+        "yolo:",
+    ],
 )
 def test_unknown_source(source: str) -> None:
     with pytest.raises(
         InputError,
         match=re.escape(
-            "known are shapes, coco, voc0712, coco-json:DIR, coco-files:TRAIN.json,VAL.json,IMAGES, voc:DIR and"
-            " crowdhuman:DIR"
+            "known are shapes, coco, voc0712, coco-json:DIR, coco-files:TRAIN.json,VAL.json,IMAGES, voc:DIR,"
+            " yolo:DIR and crowdhuman:DIR"
         ),
     ):
         resolve(source, shapes=SMALL_SHAPES)

@@ -263,9 +263,10 @@ def test_what_is_wrong_with_odgt_is_left_out(tmp_path: Path) -> None:
 
 def test_missing_files_of_crowdhuman(tmp_path: Path) -> None:
     root = write_crowdhuman(tmp_path, [{"ID": "a"}], [{"ID": "b"}])
-    (root / "annotation_val.odgt").unlink()
-    with pytest.raises(InputError, match=r"cannot read .*annotation_val\.odgt"):
+    (root / "annotation_val.odgt").rename(root / "away")
+    with pytest.raises(InputError, match=r"no validation split: .* has no annotation_val\.odgt"):
         found("crowdhuman", root)
+    (root / "away").rename(root / "annotation_val.odgt")
     (root / "Images").rename(root / "images of it")
     with pytest.raises(InputError, match="neither Images nor Images_train"):
         found("crowdhuman", root)
