@@ -21,6 +21,7 @@ from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
 from ablations.plan import Sweep, trials_of
+from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
 from lgd.errors import InputError
@@ -103,14 +104,16 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
         lock.acquire()
         with cluster(checked, options, console) as resources:
             # Another sweep may have been at work here until a moment ago.
-            missing = missing_trials(sweep.trials)
-            why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
-            more = sweep if why else trials_of(sweep.spec, directory)
-            if len(more.trials) > len(sweep.trials):
-                # What these trials took says how long others are to train.
-                sweep, missing = more, missing_trials(more.trials)
-                resources = _resources(missing, options)
-                why, _ = train(sweep, missing, resources, None, budget, spent, console)
+            why, spent, search = "", 0.0, checked.search
+            following: Sweep | None = sweep
+            while following is not None and not why:
+                sweep, missing = following, missing_trials(following.trials)
+                resources = _resources(missing, options) if spent else resources
+                why, took = train(sweep, missing, resources, search, budget, spent, console)
+                spent, search = spent + took, None
+                if not why:
+                    # What these trials took says how long others are to train, and what they gave how many seeds more.
+                    following, why = after(sweep, budget, resources.max_concurrent, console)
             from ablations.outcome import finish
 
             return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)
@@ -226,7 +229,7 @@ def train(
 
 def _learn(trials: Sequence[Trial], resources: Resources) -> None:
     """Keep the costs of the finished trials for the next prediction."""
-    from benchmarks.measure_cost import learn
+    from benchmarks.measure_cost import update_from_records
 
     with contextlib.suppress(OSError):
-        learn(trials, resources)
+        update_from_records(trials, resources)

@@ -1,4 +1,4 @@
-"""Measures the costs that predict_cost.py needs, and learns them from trainings that finished."""
+"""Measures the costs that predict_cost.py needs, and takes them from the records of trainings that finished."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from benchmarks.contention import other_load
 from benchmarks.measured_costs import (
     Measurement,
-    Store,
-    alike,
-    as_run,
+    MeasurementFile,
     checkpoints,
     cost_key,
+    experiment_in_worker,
     inferences,
+    same_shares,
 )
 from benchmarks.options import per_device
 from benchmarks.predict_cost import finished_record, teachers_directory, val_images
@@ -42,7 +42,7 @@ EVALUATED = 100
 def measure_missing(
     trials: Sequence[Trial],
     resources: Resources,
-    store: Store | None = None,
+    measurements: MeasurementFile | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
     *,
     again: bool = False,
@@ -52,15 +52,15 @@ def measure_missing(
     As many processes as the sweep will run at once do the same work at the same time, so that each is slowed down by
     the others as it will be in the sweep. on_progress: gets a line before each training that is measured.
     """
-    store = store or Store()
+    measurements = measurements or MeasurementFile()
     wanted: dict[str, tuple[str, Experiment, dict[Stage, int]]] = {}
     for trial in trials:
-        planned = as_run(trial.experiment, resources)
+        planned = experiment_in_worker(trial.experiment, resources)
         for arm, each in ((trial.arm, planned), (f"{trial.arm}'s teacher", planned.teacher)):
             if each is None:
                 continue
             key, needed = cost_key(each, resources), stages(each)
-            found = store.get(key)
+            found = measurements.get(key)
             if again or found is None or found.training(needed) is None:
                 wanted.setdefault(key, (arm, each, {}))[2].update(needed)
     if not wanted:
@@ -73,10 +73,10 @@ def measure_missing(
             with other_load() as load:
                 found = _measure(processes, list(needed), val_images(experiment.data))
             found.other_cores = load.cores
-            earlier = store.get(key)
+            earlier = measurements.get(key)
             if earlier is not None:
                 found.steps = earlier.steps | found.steps
-            store.put(key, found)
+            measurements.save(key, found)
 
 
 def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images: int) -> Measurement:
@@ -110,30 +110,32 @@ def _placement(resources: Resources) -> list[int | None]:
     return [i // each for i in range(min(wanted, each * torch.cuda.device_count()))]
 
 
-def learn(trials: Iterable[Trial], resources: Resources, store: Store | None = None) -> None:
+def update_from_records(
+    trials: Iterable[Trial], resources: Resources, measurements: MeasurementFile | None = None
+) -> None:
     """Keep the costs of those trainings of ``trials``, and of their teachers, that finished with these resources.
 
     Of several with the same cost key, their mean.
     """
-    store = store or Store()
+    measurements = measurements or MeasurementFile()
     runs: dict[Path, Experiment] = {}
     for trial in trials:
-        record, planned = finished_record(trial.directory), as_run(trial.experiment, resources)
+        record, planned = finished_record(trial.directory), experiment_in_worker(trial.experiment, resources)
         if record is not None:
             runs[trial.directory] = planned
             if planned.teacher is not None and record.pretraining is not None:
                 runs[teachers_directory(trial) / record.pretraining.fingerprint] = planned.teacher
-    learnt: dict[str, list[Measurement]] = {}
+    measured: dict[str, list[Measurement]] = {}
     for directory, planned in runs.items():
         record = finished_record(directory)
         if record is not None and record.attempts == 1 and record.steps > 2 * FIRST_STEPS:
-            learnt.setdefault(cost_key(planned, resources), []).append(_learnt(record, planned))
-    for key, found in learnt.items():
-        earlier = store.get(key)
-        store.put(key, _mean(found, earlier.steps if earlier else {}))
+            measured.setdefault(cost_key(planned, resources), []).append(_measurement_of(record, planned))
+    for key, found in measured.items():
+        earlier = measurements.get(key)
+        measurements.save(key, _mean(found, earlier.steps if earlier else {}))
 
 
-def _learnt(record: Record, planned: Experiment) -> Measurement:
+def _measurement_of(record: Record, planned: Experiment) -> Measurement:
     first, parts = record.within_training.get("first_steps", 0.0), stages(planned)
     step = (record.seconds["training"] - first) / (record.steps - FIRST_STEPS)
     return Measurement(
@@ -153,7 +155,7 @@ def _mean(found: Sequence[Measurement], steps: dict[str, float]) -> Measurement:
     last = found[-1]
     return Measurement(
         steps=steps,
-        whole=fmean(x.whole for x in found if alike(x.shares, last.shares)),
+        whole=fmean(x.whole for x in found if same_shares(x.shares, last.shares)),
         shares=last.shares,
         first=fmean(x.first for x in found),
         setup=fmean(x.setup for x in found),

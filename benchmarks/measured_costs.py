@@ -26,10 +26,10 @@ from lgd.results import provenance
 
 SCHEMA = 1
 
-SHARES_ALIKE = 0.01
+SHARES_TOLERANCE = 0.01
 """How far the stages' shares of two schedules may differ for the mean step of one to be that of the other."""
 
-UNRELATED = (
+COST_INDEPENDENT = (
     "seed",
     "log",
     "evaluation.",
@@ -58,7 +58,7 @@ UNRELATED = (
 )
 """Prefixes of settings that do not change the cost of a step, or of an image evaluated."""
 
-OWN = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
+METHOD_SETTINGS = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
 """Prefixes of the settings that a method reads."""
 
 
@@ -67,7 +67,7 @@ class Measurement:
     """Seconds. steps: of a step, by stage. whole: mean step of finished trainings whose stages had these ``shares``.
 
     first: what the first steps take beyond as many others. evaluation: fixed part, and part per image. other_cores:
-    mean load of other processes while it was measured, in CPU cores; 0 for what was learnt from trainings.
+    mean load of other processes while it was measured, in CPU cores; 0 for the costs of finished trainings.
     """
 
     steps: dict[str, float] = field(default_factory=dict)
@@ -85,14 +85,14 @@ class Measurement:
         """Seconds of all steps of a training; None where a stage was not measured. planned: steps by stage."""
         total = sum(planned.values())
         shares = {str(stage): steps / total for stage, steps in planned.items()}
-        if alike(self.shares, shares):
+        if same_shares(self.shares, shares):
             return self.whole * total + self.first
         if any(str(stage) not in self.steps for stage in planned):
             return None
         return sum(steps * self.steps[str(stage)] for stage, steps in planned.items()) + self.first
 
 
-class Store:
+class MeasurementFile:
     """This machine's measurements by cost key, in ``path`` (default: measurements.json in the cache directory)."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -103,7 +103,7 @@ class Store:
             return Measurement(**self._read()[key])
         return None
 
-    def put(self, key: str, measurement: Measurement) -> None:
+    def save(self, key: str, measurement: Measurement) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             entries = self._read() | {key: vars(measurement)}
@@ -119,12 +119,12 @@ class Store:
         return {}
 
 
-def alike(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
+def same_shares(shares: Mapping[str, float], others: Mapping[str, float]) -> bool:
     """Whether the stages of two schedules have the same shares of the steps."""
-    return shares.keys() == others.keys() and all(abs(shares[x] - others[x]) <= SHARES_ALIKE for x in others)
+    return shares.keys() == others.keys() and all(abs(shares[x] - others[x]) <= SHARES_TOLERANCE for x in others)
 
 
-def as_run(experiment: Experiment, resources: Resources) -> Experiment:
+def experiment_in_worker(experiment: Experiment, resources: Resources) -> Experiment:
     """The experiment with the steps, threads and device that it has in a worker of the sweep."""
     experiment = resolve_epochs(experiment)
     changes: dict[str, Any] = {"threads": experiment.threads or resources.cpus}
@@ -135,11 +135,11 @@ def as_run(experiment: Experiment, resources: Resources) -> Experiment:
 
 def cost_key(experiment: Experiment, resources: Resources) -> str:
     """Hex digest of all that determines the cost of a step, or of an image evaluated."""
-    own = OWN[experiment.method.name]
+    own = METHOD_SETTINGS[experiment.method.name]
     described = {
         key: value
         for key, value in settings(experiment).items()
-        if (key.startswith(own) or not key.startswith("method.")) and not key.startswith(UNRELATED)
+        if (key.startswith(own) or not key.startswith("method.")) and not key.startswith(COST_INDEPENDENT)
     }
     if experiment.method.name == "lgd":
         described = {key: value for key, value in described.items() if not key.startswith("method.fgfi.")}

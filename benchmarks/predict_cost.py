@@ -20,10 +20,10 @@ from pathlib import Path
 from benchmarks.contention import BUSY
 from benchmarks.measured_costs import (
     Measurement,
-    Store,
-    as_run,
+    MeasurementFile,
     checkpoints,
     cost_key,
+    experiment_in_worker,
     inferences,
 )
 from benchmarks.timer_spec import stages
@@ -122,23 +122,23 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def predict(trials: Sequence[Trial], resources: Resources, store: Store | None = None) -> Prediction:
+def predict(trials: Sequence[Trial], resources: Resources, measurements: MeasurementFile | None = None) -> Prediction:
     """The cost of running ``trials``, as far as there are measurements.
 
     As in the sweep, each frozen teacher is trained once, before the trials that use it, unless the results directory
     has it already.
     """
-    store = store or Store()
+    measurements = measurements or MeasurementFile()
     waves: tuple[list[Row], list[Row]] = [], []
     missing: dict[str, None] = {}
     teachers: dict[str, Row | None] = {}
     for trial in trials:
-        planned = as_run(trial.experiment, resources)
-        row, teacher = _row(trial.name, trial.arm, planned, resources, store), planned.teacher
+        planned = experiment_in_worker(trial.experiment, resources)
+        row, teacher = _row(trial.name, trial.arm, planned, resources, measurements), planned.teacher
         if teacher is not None:
             name = teacher.model_dump_json()
             if name not in teachers:
-                teachers[name] = _teacher_row(teacher, trial, resources, store)
+                teachers[name] = _teacher_row(teacher, trial, resources, measurements)
             if teachers[name] is None:
                 row = None
         if row is None:
@@ -152,8 +152,10 @@ def predict(trials: Sequence[Trial], resources: Resources, store: Store | None =
     return Prediction(rows, list(missing), resources.devices, resources.gpus, wall if rows else 0.0)
 
 
-def _row(name: str, arm: str, experiment: Experiment, resources: Resources, store: Store) -> Row | None:
-    found = store.get(cost_key(experiment, resources))
+def _row(
+    name: str, arm: str, experiment: Experiment, resources: Resources, measurements: MeasurementFile
+) -> Row | None:
+    found = measurements.get(cost_key(experiment, resources))
     training = None if found is None else found.training(stages(experiment))
     if found is None or training is None:
         return None
@@ -170,11 +172,11 @@ def _seconds(experiment: Experiment, found: Measurement, training: float) -> dic
     }
 
 
-def _teacher_row(teacher: Experiment, trial: Trial, resources: Resources, store: Store) -> Row | None:
+def _teacher_row(teacher: Experiment, trial: Trial, resources: Resources, measurements: MeasurementFile) -> Row | None:
     home = teacher_training.home(teacher, teachers_directory(trial))
     if finished_record(home) is not None:
         return Row(home.name, TEACHER, {})
-    return _row(home.name, TEACHER, teacher, resources, store)
+    return _row(home.name, TEACHER, teacher, resources, measurements)
 
 
 def _makespan(wave: Sequence[Row], max_concurrent: int) -> float:

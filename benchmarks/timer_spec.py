@@ -35,7 +35,7 @@ class Stage:
 
     def __str__(self) -> str:
         names = [name for name, on in (("frozen", self.frozen), ("distilling", self.distils)) if on]
-        return ", ".join(names) or "free"
+        return ", ".join(names) or "not distilling"
 
 
 def stages(experiment: Experiment) -> dict[Stage, int]:

@@ -63,7 +63,8 @@ def test_methods_take_turns_and_every_second_round_runs_backwards(fake: type[Fak
     assert cost.main(["--rounds", "3", "--steps", "4", "--output", str(path), "--price-per-gpu-hour", "2"]) == 0
     names = [(method, stage) for method, stage, _ in fake.timed]
     plan = [
-        ("baseline", "free"), ("fgfi", "free"), ("fgfi", "distilling"), ("fgfi teacher", "free"), ("lgd", "free"),
+        ("baseline", "not distilling"), ("fgfi", "not distilling"), ("fgfi", "distilling"),
+        ("fgfi teacher", "not distilling"), ("lgd", "not distilling"),
         ("lgd", "distilling"),
     ]  # fmt: skip
     assert names == [*plan, *plan[::-1], *plan]
@@ -108,7 +109,7 @@ def test_the_four_trainings_are_built_on_equal_terms(fake: type[FakeProcess], tm
     assert set(frame["batch"]) == {16}
     assert set(frame["devices"]) == {8}
     assert frame.groupby("method")["stage_steps"].sum().to_dict() == dict.fromkeys(MS, 90_000)
-    assert set(frame.loc[frame["method"] == "lgd", "stage"]) == {"frozen", "free", "distilling"}
+    assert set(frame.loc[frame["method"] == "lgd", "stage"]) == {"frozen", "not distilling", "distilling"}
 
 
 def test_a_measured_file_makes_its_table_again(

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure_cost import learn
-from benchmarks.measured_costs import Measurement, Store, as_run, checkpoints, cost_key, evaluations
+from benchmarks.measure_cost import update_from_records
+from benchmarks.measured_costs import (
+    Measurement,
+    MeasurementFile,
+    checkpoints,
+    cost_key,
+    evaluations,
+    experiment_in_worker,
+)
 from benchmarks.predict_cost import RAY_START_S, RAY_TRIAL_S, RAY_WAVE_S, WIDTH, Prediction, Row, predict
 from benchmarks.timer_spec import Stage
-from lgd.config.grids import Arm, Grid, Trial, plan
+from lgd.config.arms import Arm, Grid
+from lgd.config.grids import Trial, plan
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.results import provenance
@@ -72,13 +80,15 @@ def test_what_costs_otherwise_has_a_key_of_its_own(changes: dict[str, Any]) -> N
 def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
     """On the sweep's threads, and on the CPU without a share of a GPU."""
     plain = NANO.override({"device": "auto"})
-    assert as_run(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
-    assert as_run(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
-    assert as_run(plain.override({"threads": 2}), ONE).threads == 2
+    assert experiment_in_worker(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
+    assert experiment_in_worker(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
+    assert experiment_in_worker(plain.override({"threads": 2}), ONE).threads == 2
     # Three epochs of eleven images (a twelfth shows no object), two a step.
     epochs = quick_experiment().override({"schedule.epochs": 3})
-    assert as_run(epochs, ONE).schedule.steps == 17
-    assert cost_key(as_run(epochs, ONE), ONE) == cost_key(as_run(quick_experiment(), ONE), ONE)
+    assert experiment_in_worker(epochs, ONE).schedule.steps == 17
+    assert cost_key(experiment_in_worker(epochs, ONE), ONE) == cost_key(
+        experiment_in_worker(quick_experiment(), ONE), ONE
+    )
 
 
 def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
@@ -108,22 +118,22 @@ def trials_in(directory: Path, seeds: int = 1, **changes: Any) -> list[Trial]:
 
 
 def test_a_measurement_that_is_none_is_made_again(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store.json")
-    store.put("a", Measurement(whole=2.0))
-    kept = store.get("a")
+    measurements = MeasurementFile(tmp_path / "measurements.json")
+    measurements.save("a", Measurement(whole=2.0))
+    kept = measurements.get("a")
     assert kept is not None
     assert kept.whole == 2.0
-    text = store.path.read_text()
+    text = measurements.path.read_text()
     for broken in (text.replace('"whole"', '"hole"'), text.replace('"a": {', '"b": {'), "{"):
-        store.path.write_text(broken)
-        assert store.get("a") is None
+        measurements.path.write_text(broken)
+        assert measurements.get("a") is None
 
 
 def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store.json")
+    measurements = MeasurementFile(tmp_path / "measurements.json")
     trials = trials_in(tmp_path, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)
     baseline, lgd, fgfi = (t.experiment for t in trials)
-    nothing = predict(trials, ONE, store)
+    nothing = predict(trials, ONE, measurements)
     assert nothing.missing == ["baseline", "LGD", "FGFI"]
     assert nothing.gpu_hours == nothing.wall_seconds == 0
     assert nothing.lines() == [
@@ -131,15 +141,17 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
     ]
 
     rest = {"first": 2.0, "setup": 1.0, "evaluation": (0.5, 0.25), "checkpoint": 0.125}
-    known = Measurement(steps={"free": 0.1}, **rest)  # type: ignore[arg-type]
-    store.put(cost_key(baseline, ONE), known)
-    store.put(cost_key(lgd, ONE), Measurement(steps={"frozen": 0.2, "free": 0.4, "distilling": 0.6}, **rest))  # type: ignore[arg-type]
-    store.put(cost_key(fgfi, ONE), Measurement(steps={"free": 0.1, "distilling": 0.3}, **rest))  # type: ignore[arg-type]
-    assert predict(trials, ONE, store).missing == ["FGFI"], "its teacher is not measured"
+    known = Measurement(steps={"not distilling": 0.1}, **rest)  # type: ignore[arg-type]
+    measurements.save(cost_key(baseline, ONE), known)
+    measurements.save(
+        cost_key(lgd, ONE), Measurement(steps={"frozen": 0.2, "not distilling": 0.4, "distilling": 0.6}, **rest)
+    )  # type: ignore[arg-type]
+    measurements.save(cost_key(fgfi, ONE), Measurement(steps={"not distilling": 0.1, "distilling": 0.3}, **rest))  # type: ignore[arg-type]
+    assert predict(trials, ONE, measurements).missing == ["FGFI"], "its teacher is not measured"
     assert fgfi.teacher is not None
-    store.put(cost_key(fgfi.teacher, ONE), Measurement(steps={"free": 0.2}, **rest))  # type: ignore[arg-type]
+    measurements.save(cost_key(fgfi.teacher, ONE), Measurement(steps={"not distilling": 0.2}, **rest))  # type: ignore[arg-type]
 
-    found = predict(trials, ONE, store)
+    found = predict(trials, ONE, measurements)
     assert not found.missing
     # Six images of the validation split; three checkpoints; twice as many detections with the teacher's features.
     other = 1.0 + 0.5 + 6 * 0.25 + 3 * 0.125
@@ -162,11 +174,11 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
 
     # Of two seeds, the teacher is trained for the first alone; one that is there costs nothing.
     two = trials_in(tmp_path, 2, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)
-    assert [row.arm for row in predict(two, ONE, store).rows].count("teacher") == 1
+    assert [row.arm for row in predict(two, ONE, measurements).rows].count("teacher") == 1
     there = home(fgfi.teacher, tmp_path / "teachers")
     record = failed_record(fgfi.teacher, "x").model_copy(update={"status": "finished"})
     record.save(there)
-    assert "teacher" not in [row.arm for row in predict(two, ONE, store).rows]
+    assert "teacher" not in [row.arm for row in predict(two, ONE, measurements).rows]
 
 
 def test_what_a_prediction_leaves_out_is_said_with_it_in_lines_that_fit() -> None:
@@ -189,40 +201,40 @@ def test_what_a_prediction_leaves_out_is_said_with_it_in_lines_that_fit() -> Non
 
 def test_measurements_from_a_busy_machine_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(provenance, "hardware", lambda: {"cores": "4", "cpu": "a CPU", "gpu": "none"})
-    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path)[:2]
+    measurements, trials = MeasurementFile(tmp_path / "measurements.json"), trials_in(tmp_path)[:2]
     for trial, load in zip(trials, (0.9, 2.25), strict=True):
-        steps = {"free": 1.0, "distilling": 1.0}
-        store.put(cost_key(trial.experiment, ONE), Measurement(steps=steps, other_cores=load))
-    _, note = predict(trials, ONE, store).lines()
+        steps = {"not distilling": 1.0, "distilling": 1.0}
+        measurements.save(cost_key(trial.experiment, ONE), Measurement(steps=steps, other_cores=load))
+    _, note = predict(trials, ONE, measurements).lines()
     assert note == "probably too much: while LGD was measured, other processes used up to 2.2 of 4 cores"
 
 
 def test_side_by_side_takes_less_wall_time_and_as_many_hours(tmp_path: Path) -> None:
-    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path, 3)[::3]
+    measurements, trials = MeasurementFile(tmp_path / "measurements.json"), trials_in(tmp_path, 3)[::3]
     walls = []
     for at_once in (1, 2, 3):
         resources = Resources(1, 0.0, at_once)
-        store.put(cost_key(trials[0].experiment, resources), Measurement(steps={"free": 1.0}))
-        found = predict(trials, resources, store)
+        measurements.save(cost_key(trials[0].experiment, resources), Measurement(steps={"not distilling": 1.0}))
+        found = predict(trials, resources, measurements)
         assert found.device_seconds == pytest.approx(300)
         walls.append(found.wall_seconds - RAY_START_S - RAY_WAVE_S)
     assert walls == pytest.approx([300 + 3 * RAY_TRIAL_S, 200 + 2 * RAY_TRIAL_S, 100 + RAY_TRIAL_S])
 
 
 def test_several_workers_and_shares_of_a_gpu_are_charged_for(tmp_path: Path) -> None:
-    store, trials = Store(tmp_path / "store.json"), trials_in(tmp_path)[:1]
+    measurements, trials = MeasurementFile(tmp_path / "measurements.json"), trials_in(tmp_path)[:1]
     for resources, hours, price in (
         (Resources(1, 0.0, 1, workers=4), 400, 400),
         (Resources(1, 0.5, 1), 50, 50),
     ):
-        store.put(cost_key(trials[0].experiment, resources), Measurement(steps={"free": 1.0}))
-        found = predict(trials, resources, store)
+        measurements.save(cost_key(trials[0].experiment, resources), Measurement(steps={"not distilling": 1.0}))
+        found = predict(trials, resources, measurements)
         assert found.gpu_hours == pytest.approx(hours / 3600)
         assert found.price(3600) == pytest.approx(price)
 
 
-def test_a_finished_training_is_learnt_from(tmp_path: Path) -> None:
-    store, (planned, *_) = Store(tmp_path / "store.json"), trials_in(tmp_path)
+def test_costs_are_taken_from_a_finished_training(tmp_path: Path) -> None:
+    measurements, (planned, *_) = MeasurementFile(tmp_path / "measurements.json"), trials_in(tmp_path)
     # Evaluated at the end only, however long it is.
     trial = replace(planned, experiment=planned.experiment.override({"evaluation.every": 0}))
     base = failed_record(trial.experiment, "x").model_dump() | {
@@ -232,31 +244,35 @@ def test_a_finished_training_is_learnt_from(tmp_path: Path) -> None:
         "within_training": {"first_steps": 11.0, "data_wait": 1.0},
     }
     Record.model_validate({**base, "attempts": 2}).save(trial.directory)
-    learn([trial], ONE, store)
-    assert predict([trial], ONE, store).missing == ["baseline"], "one that was interrupted tells nothing"
+    update_from_records([trial], ONE, measurements)
+    assert predict([trial], ONE, measurements).missing == ["baseline"], "one that was interrupted tells nothing"
     Record.model_validate(base).save(trial.directory)
-    learn([trial], ONE, store)
-    assert predict([trial], ONE, store).device_seconds == pytest.approx(3 + 49 + 12 + 0.6)
+    update_from_records([trial], ONE, measurements)
+    assert predict([trial], ONE, measurements).device_seconds == pytest.approx(3 + 49 + 12 + 0.6)
     # Twice the steps and twice the images: 100 more of (49 - 11) / 95 s, 6 more of 2 s.
     longer = Trial(
         "baseline", trial.experiment.override({"schedule.steps": 200, "data.shapes_val": 12}), tmp_path / "x"
     )
     step = (49 - 11) / 95
-    assert predict([longer], ONE, store).device_seconds == pytest.approx(3 + 49 + 100 * step + 24 + 6 * 0.2, rel=1e-6)
+    assert predict([longer], ONE, measurements).device_seconds == pytest.approx(
+        3 + 49 + 100 * step + 24 + 6 * 0.2, rel=1e-6
+    )
 
 
-def test_a_learnt_mean_is_of_its_schedule() -> None:
-    measured = Measurement(whole=2.0, shares={"free": 0.25, "distilling": 0.75})
-    free, distilling = Stage(), Stage(distils=True)
-    assert measured.training({free: 100, distilling: 300}) == 800
-    assert measured.training({free: 200, distilling: 200}) is None
-    assert measured.training({free: 400}) is None
+def test_a_mean_of_trainings_is_of_its_schedule() -> None:
+    measured = Measurement(whole=2.0, shares={"not distilling": 0.25, "distilling": 0.75})
+    rest, distilling = Stage(), Stage(distils=True)
+    assert measured.training({rest: 100, distilling: 300}) == 800
+    assert measured.training({rest: 200, distilling: 200}) is None
+    assert measured.training({rest: 400}) is None
 
 
 def test_a_broken_store_is_an_empty_one(tmp_path: Path) -> None:
-    path = tmp_path / "store.json"
+    path = tmp_path / "measurements.json"
     for text in ("", "{", "[]", '{"schema_version": 99, "measurements": {"a": 1}}'):
         path.write_text(text)
-        assert Store(path).get("a") is None
-    Store(path).put("a", Measurement(first=1.5))
-    assert Store(path).get("a") == Measurement(first=1.5, evaluation=Store(path).get("a").evaluation)  # type: ignore[union-attr]
+        assert MeasurementFile(path).get("a") is None
+    MeasurementFile(path).save("a", Measurement(first=1.5))
+    assert MeasurementFile(path).get("a") == Measurement(
+        first=1.5, evaluation=MeasurementFile(path).get("a").evaluation
+    )  # type: ignore[union-attr]

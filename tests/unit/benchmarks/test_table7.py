@@ -14,10 +14,10 @@ from lgd.errors import InputError
 
 STEPS = {
     # method, stage: steps of the schedule, milliseconds in two rounds
-    ("baseline", "free"): (3600, (1000.0, 2000.0)),
-    ("fgfi", "free"): (600, (1000.0, 2000.0)),
+    ("baseline", "not distilling"): (3600, (1000.0, 2000.0)),
+    ("fgfi", "not distilling"): (600, (1000.0, 2000.0)),
     ("fgfi", "distilling"): (3000, (1500.0, 3000.0)),
-    ("fgfi teacher", "free"): (3600, (1250.0, 2500.0)),
+    ("fgfi teacher", "not distilling"): (3600, (1250.0, 2500.0)),
     ("lgd", "frozen"): (400, (500.0, 1000.0)),
     ("lgd", "distilling"): (3200, (2000.0, 4250.0)),
 }
