@@ -1,9 +1,10 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
 An arm with ``time_budget_from`` trains for the steps of its arm ``steps_from``, times what ``time_budget_from`` cost
-against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. A frozen
-teacher's own training does not count, or no time would be left. A baseline gets at least one step more than it had. A
-sweep keeps the steps once they are known.
+against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. The budget
+holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of that is not
+counted, or no time would be left. A baseline gets at least one step more than it had. A sweep keeps the steps once they
+are known.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablations.damaged import damage
+from lgd.config.arms import Arm, Grid
 from lgd.config.experiment import STEPS, Experiment
-from lgd.config.grids import Arm, Grid, plan
+from lgd.config.grids import plan
 from lgd.training.resume import existing_record
 
 
@@ -40,10 +42,11 @@ def steps_for_equal_time(
         if len(there) < len(records):
             continue
         # Here, not at the top: they load pandas and SciPy, and few grids have such arms.
-        from analysis.load import by_seed, finished, training_device_seconds
+        from analysis.load import by_seed, cost_seconds, finished, training_device_seconds
         from analysis.stats import paired_ratio
 
-        ratio = paired_ratio(*(by_seed(finished(there, trials[0].arm), training_device_seconds) for trials in trained))
+        budget, own_cost = (finished(there, trials[0].arm) for trials in trained)
+        ratio = paired_ratio(by_seed(budget, cost_seconds), by_seed(own_cost, training_device_seconds))
         if ratio is not None:
             schedule = trained[1][0].experiment.schedule
             own, wanted = schedule.steps, round(schedule.steps * ratio.value)

@@ -47,6 +47,10 @@ class Budget:
             raise InputError(f"--max-gpu-hours {self.max_gpu_hours:g}: a number above 0")
         self._seconds = _seconds(self.max_time)
 
+    def left(self) -> float:
+        """Seconds of ``max_time`` that are left; infinity without it."""
+        return math.inf if self._seconds is None else self._seconds - (time.monotonic() - self.begun)
+
     def exceeded(self, spent: float) -> str:
         """Why the sweep must end after ``spent`` device-seconds; "" while it need not."""
         if self.max_gpu_hours is not None and spent >= self.max_gpu_hours * 3600:

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import say
-from lgd.config.grids import NAMES, Arm, grid
+from lgd.config.arms import Arm
+from lgd.config.grids import NAMES, grid
 from lgd.config.paper import paper
 
 

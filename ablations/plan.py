@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablations.damaged import damage
 from ablations.equal_time import steps_for_equal_time, with_steps
+from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment
-from lgd.config.grids import TABLES, Grid, Trial, check_overrides, grid, plan
+from lgd.config.extra_arms import ExtraArms, with_extra_arms
+from lgd.config.grids import TABLES, Trial, check_overrides, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
-from lgd.results.sweep_spec import SWEEP_FILE, SearchSpec, SweepSpec
+from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SearchSpec, SweepSpec
 
 MOST_TRIALS = 10_000
 """Most trials of a sweep or samples of a search; more are refused as a typing error."""
@@ -33,7 +36,7 @@ class Sweep:
 
     @property
     def grid(self) -> Grid:
-        return grid(self.spec.grid, self.spec.preset)
+        return self.spec.whole_grid
 
     @property
     def deferred(self) -> list[str]:
@@ -58,15 +61,20 @@ def describe(
     arms: str | None = None,
     seeds: int | None = None,
     search: SearchSpec | None = None,
+    extra: ExtraArms | None = None,
+    detect: float | None = None,
+    looks: Sequence[int] = (),
 ) -> SweepSpec:
     """The sweep over the grid ``name`` at preset ``size``. arms: names, separated by commas (default: all).
 
-    Raises InputError for what there is not.
+    looks: as in :class:`SweepSpec`; then ``seeds`` says nothing. Raises InputError for what there is not.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
-    chosen = grid(name, size)
-    names = _arm_names(chosen, arms)
+    detect = _detect(detect)
+    extra = extra or ExtraArms()
+    chosen = with_extra_arms(grid(name, size), extra, preset(size))
+    names = _arm_names(chosen, arms, grid(name, size))
     check_overrides(
         overrides,
         [arm for arm in chosen.arms if arm.name in names],
@@ -82,7 +90,7 @@ def describe(
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
-    seeds = seeds or chosen.seeds
+    seeds = looks[0] if looks else seeds or chosen.seeds
     if seeds * len(names) > MOST_TRIALS:
         raise InputError(
             f"--seeds {seeds}: {seeds * len(names):,} trials of {len(names)} arms; a sweep has at most {MOST_TRIALS:,}"
@@ -94,11 +102,23 @@ def describe(
         arms=tuple(names),
         reference=chosen.reference,
         seeds=seeds,
+        extra=extra,
+        detect=detect,
+        looks=tuple(looks),
         search=search,
     )
 
 
-def _arm_names(chosen: Grid, names: str | None) -> list[str]:
+def _detect(detect: float | None) -> float:
+    if detect is None:
+        return DETECT
+    if not 0 < detect < math.inf:
+        raise InputError(f"--detect {detect:g}: points of AP, above 0")
+    return detect
+
+
+def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
+    """Those of ``names``, and the arms added to the grid's ``own`` that these bring."""
     skipped = {arm.name: arm.skipped for arm in chosen.arms if arm.skipped}
     known = [arm.name for arm in chosen.arms if arm.name not in skipped]
     if names is None:
@@ -109,6 +129,13 @@ def _arm_names(chosen: Grid, names: str | None) -> list[str]:
             raise InputError(f"arm {name!r} {skipped[name]}")
         if name not in known:
             raise InputError(f"grid {chosen.name} has no arm {name!r}: it has {', '.join(known)}")
+    needs = {
+        arm.name: {arm.reference, arm.time_budget_from, arm.steps_from} - {""} for arm in chosen.arms[len(own.arms) :]
+    }
+    for name in known:
+        # In the grid's order an arm comes after those it needs.
+        if name in needs and needs[name] <= set(wanted):
+            wanted.append(name)
     return [x for x in known if x in wanted]
 
 
@@ -136,9 +163,27 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
         if {there.grid, spec.grid} - set(TABLES):
             raise InputError(f"{directory} holds the sweep of grid {there.grid}: choose another --output")
         return spec.model_copy(update={"steps": there.steps})
-    order = [arm.name for arm in grid(spec.grid, spec.preset).arms]
-    arms = tuple(x for x in order if x in there.arms or x in spec.arms)
-    return spec.model_copy(update={"steps": there.steps, "arms": arms, "seeds": max(there.seeds, spec.seeds)})
+    if there.looks and spec.looks and there.looks != spec.looks:
+        raise InputError(
+            f"{directory} holds a sweep that looks at its result after {_numbers(there.looks)} seeds, not after"
+            f" {_numbers(spec.looks)}: go on with that, or choose another --output"
+        )
+    extra = ExtraArms(
+        equal_cost=tuple(dict.fromkeys([*there.extra.equal_cost, *spec.extra.equal_cost])),
+        again=there.extra.again or spec.extra.again,
+    )
+    merged = spec.model_copy(
+        update={
+            "steps": there.steps, "seeds": max(there.seeds, spec.seeds), "extra": extra,
+            "looks": there.looks or spec.looks,
+        }
+    )  # fmt: skip
+    order = [arm.name for arm in merged.whole_grid.arms]
+    return merged.model_copy(update={"arms": tuple(x for x in order if x in there.arms or x in spec.arms)})
+
+
+def _numbers(looks: Sequence[int]) -> str:
+    return ", ".join(map(str, looks))
 
 
 def _shown(value: str | tuple[str, ...]) -> str:
@@ -189,7 +234,7 @@ def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
 
     The description gets the steps that can be told by now.
     """
-    whole, base = grid(spec.grid, spec.preset), preset(spec.preset)
+    whole, base = spec.whole_grid, preset(spec.preset)
     steps = steps_for_equal_time(whole, base, spec.seeds, spec.overrides, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
     trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)

@@ -11,6 +11,7 @@ from rich.table import Table
 from ablations.damaged import damage
 from ablations.display import outcome, say
 from ablations.plan import Sweep
+from analysis.verdict_text import summary
 from lgd.config.grids import Trial
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SEARCHED
@@ -37,6 +38,10 @@ def show_status(sweep: Sweep, resume: str, console: Console) -> None:
     if searched:
         console.print(f"{len(searched)} trials of a search", highlight=False)
     show_damaged([*sweep.damaged, *filter(None, map(damage, searched))], resume, console)
+    records = [load(path) for trial in sweep.trials if (path := trial.directory / FILE).exists()]
+    if any(record.status == "finished" for record in records):
+        for line in summary(records, sweep.directory):
+            say(console, f"so far: {line}" if not line.startswith("next:") else line)
 
 
 def show_damaged(damaged: Sequence[str], resume: str, console: Console) -> None:

@@ -33,9 +33,11 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     from analysis.report import write_report
 
     damaged: list[str] = []
-    table, written = write_report(directory, damaged)
-    print_table(table, Console())
-    for path in written:
+    shown = write_report(directory, damaged)
+    print_table(shown.table, Console())
+    for line in shown.verdict:
+        print(line)
+    for path in shown.written:
         print(f"wrote {path}")
     return warn_of_damaged(damaged)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import get_args
 
 from analysis.load import Run, arm_of, changes, identity, same_data
+from lgd.config.arms import Arm, Grid
 from lgd.config.experiment import Experiment
-from lgd.config.grids import Arm, Grid, experiment_of, grid
+from lgd.config.extra_arms import EVERY, with_extra_arms
+from lgd.config.grids import experiment_of, grid
 from lgd.config.paper import Training
 from lgd.config.paper_recipes import named
 from lgd.config.presets import PAPER_TABLES_AT, Preset, preset
@@ -139,7 +142,13 @@ def nearest_preset(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def reference_of(record: Record) -> str:
     """The arm that a record's arm is compared with in its grid; "baseline" for one outside a grid."""
+    return references(record.grid, record.preset).get(arm_of(record), "baseline")
+
+
+@cache
+def references(name: str, size: str) -> dict[str, str]:
+    """The reference of each arm of a grid, and of each that can be added to it, by name; none for an unknown grid."""
     try:
-        return grid(record.grid, record.preset).references.get(arm_of(record), "baseline")
+        return with_extra_arms(grid(name, size), EVERY, preset(size)).references
     except InputError:
-        return "baseline"
+        return {}

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.arms import machine
+from analysis.commands import training_command
 from analysis.contention import step_spread_note
 from analysis.examples import Example, examples
 from analysis.frame import row_dicts
@@ -25,7 +26,7 @@ from analysis.plots.figures import figures
 from analysis.plots.style import NARROW
 from analysis.render import MISSING, html_table, interval, number, signed, with_mark, with_unit
 from analysis.stats import verdict
-from analysis.sweep_table import Sweep, main_table, training_command
+from analysis.sweep_table import Sweep, main_table
 from analysis.templating import environment
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.errors import InputError
@@ -46,6 +47,8 @@ ABOUT = {
     "cost": "What a training takes: the teacher's pre-training, the student's own, and what the method adds.",
     "curves": "AP while training, of the student and of the instructive features.",
     "loss-weights": "AP against the weights of the losses.",
+    "learning-rate": "AP against the learning rate, an arm a line.",
+    "schedule-length": "AP against the steps of the whole training, each length with its own decay.",
     "classes": "Difference of each class's AP between LGD and its baseline, points. Hollow bars are from one seed.",
 }
 """Alternative text of each figure."""

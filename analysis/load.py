@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lgd.config.data_source import portable_source
 from lgd.config.experiment import NEUTRAL_KEYS, Evaluation, Experiment, difference, without_neutral_settings
+from lgd.config.extra_arms import AGAIN_SEEDS, is_again
 from lgd.config.paper import ScoreName
 from lgd.errors import InputError
 from lgd.results.record import FILE, Pretraining, Record, Scores, load
@@ -161,6 +162,11 @@ def is_reproduction(records: Iterable[Record]) -> bool:
     return all(record.preset == "paper" and not changes(record) for record in records)
 
 
+def seed_of(record: Record) -> int:
+    """The seed that a record is paired by: of a baseline's second training (an A/A arm), that of the first."""
+    return record.experiment.seed % AGAIN_SEEDS if is_again(arm_of(record)) else record.experiment.seed
+
+
 def arm_of(record: Record) -> str:
     """The arm's name; the method's for a run outside a grid."""
     return record.arm or record.experiment.method.name
@@ -177,7 +183,7 @@ def finished(records: Iterable[Record], arm: str) -> dict[int, Record]:
     for record in records:
         if record.status != "finished" or arm_of(record) != arm:
             continue
-        seed = record.experiment.seed
+        seed = seed_of(record)
         if seed in runs:
             raise InputError(f"two finished records of {arm!r} seed {seed}")
         first = first or record
@@ -220,6 +226,12 @@ def training_device_seconds(record: Record) -> float | None:
     """Device-seconds of the training steps; of a record that only has wall-clock seconds, those times its devices."""
     wall = training_seconds(record)
     return record.device_seconds.get("training", None if wall is None else wall * record.devices)
+
+
+def cost_seconds(record: Record) -> float | None:
+    """Device-seconds of the training steps and of the whole training of its frozen teacher."""
+    own = training_device_seconds(record)
+    return None if own is None else own + 3600 * pretraining_hours(record)
 
 
 def measured(name: ScoreName) -> Callable[[Record], float | None]:

@@ -15,7 +15,7 @@ from analysis.load import Run, by_seed, gpu_hours, pretraining_hours
 from analysis.paper_scores import skipped_notes
 from analysis.render import MISSING, TextTable, marks_note, with_mark, with_unit
 from analysis.stats import paired_difference, paired_ratio
-from lgd.config.grids import Arm
+from lgd.config.arms import Arm
 from lgd.config.paper import MetricName, Training, paper
 from lgd.results.record import Record
 

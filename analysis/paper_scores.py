@@ -23,7 +23,7 @@ from analysis.render import (
     with_mark,
 )
 from analysis.stats import CONFIDENCE, Difference, paired_difference
-from lgd.config.grids import Arm
+from lgd.config.arms import Arm
 from lgd.config.paper import SCORES, ScoreName, Training, paper
 
 COLUMNS = (

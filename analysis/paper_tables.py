@@ -16,8 +16,10 @@ from analysis.noise_floor import noise_floor, noise_floor_text
 from analysis.paper_costs import costs, costs_text
 from analysis.paper_scores import comparison, comparison_text
 from analysis.render import MISSING, TextTable, html_table, latex, markdown
+from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
 from analysis.variants import Variant, variants
-from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, Grid, grid
+from lgd.config.arms import Grid
+from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
 from lgd.errors import InputError
 
 RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
@@ -27,7 +29,7 @@ RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
     "html": lambda frame, text: html_table(text),
 }
 
-ARMS_TABLES = tuple(name for name in PRESET_FREE if name != "noise-floor")
+ARMS_TABLES = tuple(name for name in PRESET_FREE if name not in ("noise-floor", LEARNING_RATE, SCHEDULE_LENGTH))
 """Grids whose arms are compared with one of them."""
 
 
@@ -42,6 +44,11 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     if name in ("gpu-hours", EVIDENCE):
         frame = frontier(runs)
         return frame, with_notes_on_hours(frontier_text(frame), runs)
+    if name in (LEARNING_RATE, SCHEDULE_LENGTH):
+        own = [run for run in runs if run.record.grid == name]
+        kept, others = nearest_preset(own) if own else ([], [])
+        text = tuning_text(name, grid(name).title, kept)
+        return tuning(name, kept), replace(text, notes=[*text.notes, *_left_out(others)])
     if name == "noise-floor":
         frame = noise_floor(runs)
         return frame, noise_floor_text(frame)
@@ -65,9 +72,11 @@ def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame,
         frames.append(arms_table(records, arms, reference, images))
         texts.append(arms_text(records, arms, reference, own.title, images))
     text = texts[0] if len(texts) == 1 else _stacked(texts, own)
-    if others:
-        text = replace(text, notes=[*text.notes, f"Left out: runs of preset {' / '.join(others)}."])
-    return pd.concat(frames, ignore_index=True), text
+    return pd.concat(frames, ignore_index=True), replace(text, notes=[*text.notes, *_left_out(others)])
+
+
+def _left_out(presets: Sequence[str]) -> list[str]:
+    return [f"Left out: runs of preset {' / '.join(presets)}."] if presets else []
 
 
 def _stacked(texts: Sequence[TextTable], own: Grid) -> TextTable:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from analysis.frame import frame, write_csv
 from analysis.html_report import write_page
 from analysis.load import Run, load_runs
 from analysis.plots.arms import arms_figure
 from analysis.plots.figures import draw
-from analysis.render import TextTable, markdown
+from analysis.render import TextTable, markdown, markdown_text
 from analysis.sweep_table import Sweep, main_table, sweep_of
+from analysis.verdict_text import summary
 from lgd.errors import InputError
 from lgd.files import write_text
 
 
-def write_report(directory: Path, damaged: list[str] | None = None) -> tuple[TextTable, list[Path]]:
+class Shown(NamedTuple):
+    """What a terminal shows of a results directory. verdict: a line each; written: paths."""
+
+    table: TextTable
+    verdict: list[str]
+    written: list[Path]
+
+
+def write_report(directory: Path, damaged: list[str] | None = None) -> Shown:
     """Write everything that a results directory shows: CSV, table, figures and ``report.html``.
 
-    Returns the table and the paths. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
+    Returns what a terminal shows. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
     :func:`analysis.sweep_table.sweep_of` and :func:`write_outputs` do.
     """
     runs = load_runs(directory, damaged=damaged)
@@ -27,7 +37,7 @@ def write_report(directory: Path, damaged: list[str] | None = None) -> tuple[Tex
         raise InputError(damaged[0])
     sweep = sweep_of(directory, [run.record for run in runs])
     written = [*write_outputs(directory, sweep, runs), write_page(directory, sweep, runs, damaged or ())]
-    return main_table(runs, sweep), written
+    return Shown(main_table(runs, sweep), summary([run.record for run in runs], directory), written)
 
 
 def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = None) -> list[Path]:
@@ -42,6 +52,7 @@ def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = No
         raise InputError(f"{directory}: no trials/*/record.json in it")
     csv, table = directory / "records.csv", directory / "table.md"
     write_csv(frame(records), csv)
-    write_text(table, markdown(main_table(runs, sweep), title=False))
+    said = "".join(f"{markdown_text(line)}\n\n" for line in summary(records, directory))
+    write_text(table, said + markdown(main_table(runs, sweep), title=False))
     drawn = arms_figure(records, sweep.arms, sweep.reference, directory / "arms") if sweep.reference else []
     return [csv, table, *drawn, *draw(runs, directory)]

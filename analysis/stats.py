@@ -28,9 +28,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A mean difference, arm minus reference; ``seeds`` are those that both have."""
+    """A mean difference, arm minus reference; ``seeds`` are those that both have.
+
+    spread: standard deviation of the seeds' differences, 0 with one seed.
+    """
 
     seeds: tuple[int, ...]
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,9 @@ def paired_difference(
     if not seeds:
         return None
     low, high = _t_interval(mine, theirs, confidence)
-    mean = fmean(a - b for a, b in zip(mine, theirs, strict=True))
-    return Difference(mean, low, high, len(seeds), confidence, seeds)
+    differences = [a - b for a, b in zip(mine, theirs, strict=True)]
+    spread = stdev(differences) if len(seeds) > 1 else 0.0
+    return Difference(fmean(differences), low, high, len(seeds), confidence, seeds, spread)
 
 
 def verdict(low: float | None, high: float | None) -> str:

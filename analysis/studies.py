@@ -18,7 +18,8 @@ from analysis.load import Run, arm_of, by_seed, finished, load_runs, score, trai
 from analysis.render import markdown
 from analysis.stats import Difference, paired_difference, paired_ratio, verdict
 from analysis.sweep_table import main_table, sweep_of
-from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Arm, Grid, grid
+from lgd.config.arms import Arm, Grid
+from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import Record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from analysis.arms import arms_text
 from analysis.image_intervals import over_images
 from analysis.load import Run, arm_of
 from analysis.paper_tables import ARMS_TABLES, build
+from analysis.rates import rate_notes
 from analysis.render import TextTable
+from analysis.tuning_tables import LEARNING_RATE
 from lgd.config.grids import NAMES, grid
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -40,7 +41,9 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
         title = grid(sweep.grid).title if sweep.grid in NAMES else "Arms"
         images = over_images(runs, sweep.arms, sweep.reference)
         table = arms_text([run.record for run in runs], sweep.arms, sweep.reference, title, images)
-    return replace(table, notes=[*table.notes, *sweep.not_run])
+    # Of a grid over the rates the table says so itself.
+    rates = [] if sweep.grid == LEARNING_RATE else rate_notes(run.record for run in runs)
+    return replace(table, notes=[*table.notes, *rates, *sweep.not_run])
 
 
 def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
@@ -72,20 +75,3 @@ def _by_arm(trials: Iterable[str]) -> Iterator[str]:
         seeds.setdefault(arm or trial, []).extend([seed] if found else [])
     for arm, of in seeds.items():
         yield f"{arm}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else arm
-
-
-def training_command(directory: Path, place: str) -> str:
-    """The command whose sweep this is, with ``place`` as its output; empty where there is no sweep.json that tells."""
-    try:
-        spec = SweepSpec.read(directory)
-        whole = grid(spec.grid, spec.preset)
-    except InputError:
-        return ""
-    parts = [f"--grid {whole.name} --preset {spec.preset} --seeds {spec.seeds}"]
-    if spec.search:
-        parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")
-        parts += ["--early-stop"] if spec.search.early_stop else []
-    elif set(spec.arms) != {arm.name for arm in whole.arms if not arm.skipped}:
-        parts.append(f"--arms {shlex.quote(','.join(spec.arms))}")
-    parts += [f"--output {place}", *(f"--set {shlex.quote(x)}" for x in spec.overrides)]
-    return f"python ablations/run.py {' '.join(parts)}"

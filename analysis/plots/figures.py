@@ -13,6 +13,7 @@ from analysis.load import Run, arm_of
 from analysis.plots.costs import cost_stack, pareto
 from analysis.plots.scores import classes, curves, gains, loss_weights
 from analysis.plots.style import STYLE, WIDE, Layout, save
+from analysis.plots.tuning import learning_rates, schedule_lengths
 
 FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "pareto": pareto,
@@ -20,6 +21,8 @@ FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "cost": cost_stack,
     "curves": curves,
     "loss-weights": loss_weights,
+    "learning-rate": learning_rates,
+    "schedule-length": schedule_lengths,
     "classes": classes,
 }
 

@@ -2,75 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lgd.config.arms import Arm, Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.paper import DETECTORS, Training, paper
 from lgd.config.presets import CPU_PRESETS, PAPER_TABLES_AT, at_preset, preset
+from lgd.config.tuning_grids import learning_rate, schedule_length
 from lgd.errors import InputError
 
-
-@dataclass(frozen=True)
-class Arm:
-    """A named training of a grid."""
-
-    name: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """The settings that the arm is about; nothing overrides them."""
-    question: str = ""
-    """What the arm tests, in a few words."""
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that it shares with the arms it is compared to (detector, backbone, schedule); ``--set`` overrides
-    them."""
-    reference: str = ""
-    """The arm that its difference is taken to; "": the grid's."""
-    training: Training | None = None
-    """What it reproduces of the paper."""
-    skipped: str = ""
-    """Why it cannot be trained; it is then listed only."""
-    time_budget_from: str = ""
-    """The arm whose training time it gets; its steps follow from measured times (ablations/equal_time.py)."""
-    steps_from: str = ""
-    """With ``time_budget_from``: the arm whose time per step is taken for its own."""
-
-    @property
-    def slug(self) -> str:
-        """The name as part of a file name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Arms to compare with each other."""
-
-    name: str
-    title: str
-    arms: tuple[Arm, ...]
-    reference: str = "baseline"
-    """The arm that differences are taken to; "" where each arm names its own."""
-    seeds: int = 1
-    """Trainings of each arm unless ``--seeds`` says otherwise."""
-
-    @property
-    def references(self) -> dict[str, str]:
-        """The reference of each arm, by name."""
-        return {arm.name: arm.reference or self.reference for arm in self.arms}
-
-
 _BASELINE = Arm("baseline", {"method.name": "baseline"}, "the detector alone")
+
+_LGD = Arm("LGD", {}, "encoder, adapter and mapper", answers=True)
 
 COMPONENTS = Grid(
     name="components",
     title="LGD's components on RetinaNet: worth and cost of each",
     arms=(
         _BASELINE,
-        Arm("LGD", {}, "encoder, adapter and mapper"),
+        _LGD,
         Arm("without encoder", {"method.encoder": False}, "keys and values are appearance embeddings"),
         Arm("without adapter", {"method.adapter": False}, "no exchange between objects"),
         Arm("without mapper", {"method.mapper": False}, "nothing written into boxes, the context object only"),
@@ -92,6 +47,7 @@ def _loss_weight_arms() -> Iterable[Arm]:
                 f"distill {distill:g} instructive {instructive:g}",
                 {"method.distill_weight": distill, "method.instructive_weight": instructive},
                 "the paper's" if distill == instructive == 1 else "",
+                answers=distill == instructive == 1,
             )
 
 
@@ -114,7 +70,10 @@ TABLES = (
 )
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""
 
-PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, NOISE_FLOOR)}
+LEARNING_RATE = learning_rate(_BASELINE, _LGD)
+SCHEDULE_LENGTH = schedule_length(_BASELINE, _LGD)
+
+PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_RATE, SCHEDULE_LENGTH, NOISE_FLOOR)}
 """Grids of our own that have the same arms at every preset."""
 
 EVIDENCE = "evidence"
@@ -253,13 +212,21 @@ class Trial:
 def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:
     """What an arm trains: ``base`` with its setting, then ``overrides`` (``key=value``), then its changes.
 
-    Raises InputError, naming the arm, where these do not fit together.
+    What it multiplies comes last. Raises InputError, naming the arm, where these do not fit together.
     """
     try:
         experiment = base.override(arm.setting).override(overrides)
-        return experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
+        experiment = experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
+        return experiment.override(_multiplied(experiment, arm.factors)) if arm.factors else experiment
     except InputError as error:
         raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
+def _multiplied(experiment: Experiment, factors: Mapping[str, float]) -> dict[str, Any]:
+    """The settings named by ``factors``, multiplied; those that are no number ("auto", None) are left as they are."""
+    values = settings(experiment)
+    numbers = {key: values[key] * factor for key, factor in factors.items() if isinstance(values[key], (int, float))}
+    return {key: round(x) if isinstance(values[key], int) else float(f"{x:.10g}") for key, x in numbers.items()}
 
 
 def check_overrides(
@@ -303,7 +270,7 @@ def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], out
     trials = []
     for seed in range(seeds):
         for arm, first in found:
-            experiment = first.override({"seed": first.seed + seed})
+            experiment = first.override({"seed": first.seed + seed + arm.seed_offset})
             directory = output.resolve() / "trials" / f"{arm.slug}-seed{experiment.seed}"
             trials.append(Trial(arm.name, experiment, directory))
     return trials

@@ -8,7 +8,11 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from lgd.config.settings import Settings
+from lgd.config.arms import Grid
+from lgd.config.extra_arms import ExtraArms, with_extra_arms
+from lgd.config.grids import grid
+from lgd.config.presets import preset
+from lgd.config.settings import Positive, Settings
 from lgd.config.validation_error import explain
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -18,6 +22,9 @@ SCHEMA: Literal[1] = 1
 
 SEARCHED = "search-"
 """Begins the arm, and the directory, of every trial that a search proposed."""
+
+DETECT = 0.5
+"""Points of AP: a smaller difference is not asked for unless ``--detect`` says so."""
 
 Objective = Literal["AP", "gpu_hours"]
 
@@ -71,6 +78,13 @@ class SweepSpec(Settings):
     seeds: PositiveInt
     steps: dict[str, PositiveInt] = Field(default_factory=dict)
     """Steps by arm, of those whose length follows from what other arms took (equal training time)."""
+    extra: ExtraArms = ExtraArms()
+    """Arms besides the grid's."""
+    detect: Positive = DETECT
+    """The smallest difference that matters, points of AP."""
+    looks: tuple[PositiveInt, ...] = ()
+    """Numbers of seeds, rising, after each of which the sweep looks whether it is decided; () for one that has a fixed
+    number of seeds. Intervals are widened for the looks (analysis/sequential.py)."""
     search: SearchSpec | None = None
     code: CodeVersion | None = None
     ended: SweepEnd | None = None
@@ -79,6 +93,11 @@ class SweepSpec(Settings):
     def label(self) -> str:
         """Name of its results directory, where none is given."""
         return f"{self.grid}-{self.preset}{'-search' if self.search else ''}"
+
+    @property
+    def whole_grid(self) -> Grid:
+        """The grid with the arms that were added to it. Raises InputError for one that is not known here."""
+        return with_extra_arms(grid(self.grid, self.preset), self.extra, preset(self.preset))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -99,6 +118,8 @@ class SweepSpec(Settings):
             raise InputError(f"{path}: {explain(error)}") from None
 
     def write(self, directory: Path) -> None:
-        """Replace the description in ``directory``, atomically. What is not known is left out."""
-        left_out = {name for name in ("steps", "search", "code", "ended") if not getattr(self, name)}
+        """Replace the description in ``directory``, atomically. What is not known or not asked for is left out."""
+        optional = ("steps", "search", "code", "ended", "extra", "detect", "looks")
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in optional}
+        left_out = {name for name, value in defaults.items() if getattr(self, name) == value}
         write_text(directory / SWEEP_FILE, self.model_dump_json(indent=1, exclude=left_out) + "\n")

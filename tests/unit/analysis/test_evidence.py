@@ -18,7 +18,8 @@ from analysis.load import load_runs
 from analysis.stats import mean_interval, paired_difference, verdict
 from analysis.studies import Study, comparisons, keep, load_studies
 from analysis.study_page import difference_text, own_loss, study_page
-from lgd.config.grids import EVIDENCE, NOISE_FLOOR, Grid, grid, plan
+from lgd.config.arms import Grid
+from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from analysis.load import identity
+from lgd.config.arms import Arm
 from lgd.config.experiment import Experiment, settings
 from lgd.config.grids import (
     COMPONENTS,
@@ -20,7 +21,6 @@ from lgd.config.grids import (
     NOT_IMPLEMENTED,
     PRESET_FREE,
     TABLES,
-    Arm,
     check_overrides,
     grid,
     plan,

@@ -1,0 +1,78 @@
+"""Figures of AP against one number of the schedule: the learning rate, or the steps of the whole training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from analysis.crossing import crossings
+from analysis.load import Run
+from analysis.plots.style import COLOURS, GREY, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
+from analysis.rates import Curve, length_curves, pairs, rate_curves
+from analysis.stats import CONFIDENCE, mean_interval
+
+POINTS = f"points: seeds; line: mean; bar: {CONFIDENCE:.0%} t interval over seeds"
+
+
+def learning_rates(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
+    """AP against the learning rate, an arm a line; None unless an arm and its baseline have several."""
+    curves = rate_curves(run.record for run in runs)
+    if not pairs(curves):
+        return None
+    figure = _figure(curves, layout)
+    set_xlabel(figure.axes[0], f"learning rate, on a log scale ({POINTS})", layout)
+    set_title(figure, "filled: an arm's best rate", runs, layout)
+    return figure
+
+
+def schedule_lengths(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
+    """AP against the steps of the whole training, an arm a line, and where they cross.
+
+    None unless an arm and its baseline have two lengths in common.
+    """
+    records = [run.record for run in runs]
+    found = crossings(records)
+    if not found:
+        return None
+    figure = _figure(length_curves(records), layout)
+    axes = figure.axes[0]
+    for each in found:
+        if each.steps is not None:
+            axes.axvline(each.steps, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
+            if each.low is not None and each.high is not None:
+                axes.axvspan(each.low, min(each.high, each.longest), color="0.92", zorder=-1)
+    set_xlabel(axes, f"steps of the whole training, on a log scale ({POINTS})", layout)
+    set_title(figure, " ".join(x.line for x in found), runs, layout)
+    return figure
+
+
+def _figure(curves: Sequence[Curve], layout: Layout) -> Figure:
+    figure = new_figure(layout.width, 3.6)
+    axes = figure.subplots()
+    for i, curve in enumerate(curves):
+        _draw(axes, curve, COLOURS[i % 8], MARKERS[i % 8])
+    axes.set_xscale("log")
+    values = sorted({x for curve in curves for x in curve.points})
+    axes.xaxis.set_major_locator(FixedLocator(values))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(values, [f"{x:g}" for x in values])
+    axes.set_ylabel("COCO box AP (%)")
+    axes.grid(color="0.92", linewidth=0.8)
+    figure.legend(loc="outside lower left", ncols=layout.columns, frameon=False, fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
+    at = list(curve.points)
+    axes.plot(at, [curve.mean(x) for x in at], color=colour, linewidth=1.4, label=shorten(curve.name, 40))
+    for x, seeds in curve.points.items():
+        axes.plot([x] * len(seeds), list(seeds.values()), linestyle="", marker=".", markersize=3, color=colour)
+        face = colour if x == curve.best else "white"
+        axes.plot([x], [curve.mean(x)], linestyle="", marker=marker, markersize=6, mec=colour, mfc=face)
+        found = mean_interval(seeds.values())
+        if found is not None and found.low is not None and found.high is not None:
+            # No wider than what the points need to stay readable: two seeds have an interval twelve times as wide.
+            axes.plot([x, x], [max(found.low, 0.0), min(found.high, 100.0)], color=colour, linewidth=0.8, alpha=0.6)

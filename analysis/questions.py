@@ -1,0 +1,136 @@
+"""What a results directory is asked: which arms are to be worth their cost, and what each is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from analysis.grid_runs import reference_of
+from analysis.load import arm_of, identity
+from analysis.rates import Curve, pairs, rate_curves
+from analysis.sequential import confidence_at_each_look
+from analysis.stats import CONFIDENCE
+from lgd.config.arms import Grid
+from lgd.config.extra_arms import again, questioned
+from lgd.errors import InputError
+from lgd.results.record import Record
+from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SweepSpec
+
+MOST_QUESTIONS = 3
+"""Arms that have a verdict each where none is marked; of more, the best alone has one."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Is ``arm`` worth its cost over ``reference``? Names of arms, "" for those that are not there.
+
+    equal_cost: the reference trained for as much as ``arm`` cost. without_imitation: ``arm`` with nothing imitated.
+    again: the reference with other seeds. best_of: how many arms it is the best of, if it was chosen for that.
+    obstacles: what keeps the comparison from being fair, a clause each.
+    """
+
+    arm: str
+    reference: str
+    equal_cost: str = ""
+    bigger: str = ""
+    without_imitation: str = ""
+    again: str = ""
+    best_of: int = 1
+    obstacles: tuple[str, ...] = ()
+    best_rates: bool = False
+    """Whether both arms are those of their best learning rates."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The questions of a directory. confidence: of each interval, the looks of ``--until-decided`` counted in."""
+
+    questions: tuple[Question, ...]
+    detect: float = DETECT
+    confidence: float = CONFIDENCE
+    looks: tuple[int, ...] = ()
+    seeds: int = 0
+    """That the sweep trains for now; 0 without a sweep."""
+    equal_cost_possible: bool = False
+    """Whether the sweep is of a grid, to which ``--equal-cost`` can add an arm."""
+
+
+def asked(directory: Path, records: Sequence[Record]) -> Asked:
+    """What ``sweep.json`` in ``directory`` asks; without it, every recorded method over its baseline."""
+    finished = [x for x in records if x.status == "finished"]
+    try:
+        spec = SweepSpec.read(directory) if (directory / SWEEP_FILE).exists() else None
+        grid = spec.whole_grid if spec else None
+    except InputError:
+        # Of a grid that is not known here: its records still tell.
+        spec = grid = None
+    questions = _questions(finished, grid)
+    if spec is None:
+        return Asked(tuple(questions))
+    confidence = confidence_at_each_look(spec.looks)
+    return Asked(tuple(questions), spec.detect, confidence, spec.looks, spec.seeds, spec.search is None)
+
+
+def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
+    names = {arm_of(x) for x in records}
+    if grid is not None:
+        of = {arm.name: grid.references[arm.name] for arm in grid.arms}
+        chosen = [arm.name for arm in questioned(grid) if arm.name in names]
+        budgets = {arm.name: (arm.time_budget_from, arm.steps_from) for arm in grid.arms if arm.time_budget_from}
+    else:
+        of, chosen, budgets = {}, [], {}
+    of |= {arm_of(x): reference_of(x) for x in records if arm_of(x) not in of}
+    methods = {arm_of(x) for x in records if x.experiment.method.name != "baseline"}
+    best_of = 1
+    if not chosen:
+        chosen = sorted(x for x in methods if of[x] in names and of[x] != x)
+        if len(chosen) > MOST_QUESTIONS:
+            best_of, chosen = len(chosen), [max(chosen, key=lambda x: _mean(records, x))]
+    curves = rate_curves(records)
+    found = []
+    for name in chosen:
+        reference = of[name]
+        equal = {steps_from: arm for arm, (budget, steps_from) in budgets.items() if budget == name and arm in names}
+        question = Question(
+            name, reference, equal.pop(reference, ""), next(iter(equal.values()), ""),
+            _without_imitation(records, name), again(reference) if again(reference) in names else "", best_of,
+        )  # fmt: skip
+        found.append(_at_best_rates(question, records, curves))
+    return found
+
+
+def _mean(records: Iterable[Record], arm: str) -> float:
+    found = [x.student.AP for x in records if arm_of(x) == arm and x.student and x.student.AP is not None]
+    return sum(found) / len(found) if found else float("-inf")
+
+
+def _without_imitation(records: Sequence[Record], arm: str) -> str:
+    """The arm that is ``arm`` but for its distillation loss, whose weight is 0; "" where it was not trained."""
+    own = next((identity(x.experiment) for x in records if arm_of(x) == arm), None)
+    if own is None or not getattr(own.method, "distill_weight", 0.0):
+        return ""
+    wanted = own.model_copy(update={"method": own.method.model_copy(update={"distill_weight": 0.0})})
+    return next((arm_of(x) for x in records if identity(x.experiment) == wanted), "")
+
+
+def _at_best_rates(question: Question, records: Sequence[Record], curves: Sequence[Curve]) -> Question:
+    """The question with what the learning rates say: both arms at their best rate, or why they do not compare."""
+    named = {curve.name: curve for curve in curves}
+    arm, base = named.get(question.arm), named.get(question.reference)
+    if arm is not None and base is not None and (base, arm) in pairs(curves):
+        edges = [f"{x.name} is best at the {x.edge} learning rate tried" for x in (base, arm) if x.edge]
+        if base.best == arm.best and question.arm == arm.arms[arm.best]:
+            return replace(question, obstacles=tuple(edges))
+        # What else it is compared with was trained at another rate.
+        return Question(
+            arm.arms[arm.best], base.arms[base.best], best_of=question.best_of, obstacles=tuple(edges), best_rates=True
+        )
+    rates = {
+        name: sorted({x.experiment.schedule.resolved_lr for x in records if arm_of(x) == name})
+        for name in (question.arm, question.reference)
+    }
+    if rates[question.reference] and rates[question.arm] != rates[question.reference]:
+        shown = " and ".join(f"{x[0]:g}" for x in rates.values())
+        return replace(question, obstacles=(f"they were trained at unequal learning rates ({shown})",))
+    return question

@@ -1,0 +1,124 @@
+"""AP against one number of the schedule, an arm a curve: learning rates, and lengths of training.
+
+Curves follow from what was trained, not from names: finished runs that differ in that number, their seed, and what
+changes no result, are points of one curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from analysis.load import arm_of, identity, score, seed_of
+from analysis.stats import paired_difference, verdict
+from lgd.config.experiment import Experiment, Schedule
+from lgd.results.record import Record
+
+BySeed = dict[int, float]
+"""AP, percent, by seed."""
+
+
+@dataclass
+class Curve:
+    """An arm's AP at several values of a number, values rising; name: the arm's, the shortest of its points'."""
+
+    name: str
+    setting: Experiment
+    """What its points have in common, the number at its default and no method: equal for curves to be compared."""
+    is_baseline: bool
+    points: dict[float, BySeed] = field(default_factory=dict)
+    arms: dict[float, str] = field(default_factory=dict)
+    """The name of the arm at each value."""
+
+    def mean(self, at: float) -> float:
+        return fmean(self.points[at].values())
+
+    @property
+    def best(self) -> float:
+        """The value with the highest mean AP; of equal ones the lowest."""
+        return max(self.points, key=self.mean)
+
+    @property
+    def edge(self) -> str:
+        """``lowest`` or ``highest`` where the best value is the first or last of those tried; "" where it is not."""
+        return {min(self.points): "lowest", max(self.points): "highest"}.get(self.best, "")
+
+
+def _curves(
+    records: Iterable[Record], number: Callable[[Experiment], float], without: Callable[[Schedule], Schedule]
+) -> list[Curve]:
+    """Those with two points or more, baselines first, in the order of their first records."""
+    found: dict[tuple[str, Experiment], Curve] = {}
+    for record in records:
+        ap = score("AP")(record)
+        if record.status != "finished" or ap is None or seed_of(record) != record.experiment.seed:
+            continue
+        whole = identity(record.experiment)
+        rest = whole.model_copy(update={"schedule": without(whole.schedule)})
+        name = arm_of(record)
+        setting = rest.model_copy(update={"method": Experiment().method})
+        curve = found.setdefault((record.preset, rest), Curve(name, setting, whole.method.name == "baseline"))
+        curve.name = min(curve.name, name, key=lambda x: (len(x), x))
+        curve.points.setdefault(number(whole), {})[record.experiment.seed] = ap
+        curve.arms.setdefault(number(whole), name)
+    for curve in found.values():
+        curve.points = dict(sorted(curve.points.items()))
+    return sorted((x for x in found.values() if len(x.points) > 1), key=lambda x: not x.is_baseline)
+
+
+def rate_curves(records: Iterable[Record]) -> list[Curve]:
+    """AP against the learning rate of a step's whole batch."""
+    return _curves(
+        records,
+        lambda experiment: experiment.schedule.resolved_lr,
+        lambda schedule: schedule.model_copy(update={"lr": None, "lr_per_16": Schedule().lr_per_16}),
+    )
+
+
+def length_curves(records: Iterable[Record]) -> list[Curve]:
+    """AP against the steps of the whole training, each length with its own decay."""
+    return _curves(
+        records,
+        lambda experiment: experiment.schedule.steps,
+        lambda schedule: schedule.model_copy(update={"steps": Schedule().steps}),
+    )
+
+
+def pairs(curves: Sequence[Curve]) -> list[tuple[Curve, Curve]]:
+    """Each curve with its baseline's, (baseline, arm)."""
+    return [
+        (base, arm)
+        for base in curves
+        if base.is_baseline
+        for arm in curves
+        if not arm.is_baseline and arm.setting == base.setting
+    ]
+
+
+def differ_beyond_noise(base: Curve, arm: Curve) -> bool:
+    """Whether either has more AP at its best value than at the other's, with a t interval that excludes zero."""
+    return any(
+        other.best in curve.points
+        and (found := paired_difference(curve.points[curve.best], curve.points[other.best]))
+        and verdict(found.low, found.high) == "more"
+        for curve, other in ((base, arm), (arm, base))
+    )
+
+
+def rate_notes(records: Iterable[Record]) -> list[str]:
+    """Where arms have their best at different rates, or at the edge of those tried: a line each."""
+    curves = rate_curves(records)
+    lines = []
+    for base, arm in pairs(curves):
+        if base.best != arm.best:
+            noise = "" if differ_beyond_noise(base, arm) else ", within noise"
+            lines.append(
+                f"Best learning rates differ{noise}: {base.name} {base.best:g} (AP {base.mean(base.best):.1f}),"
+                f" {arm.name} {arm.best:g} (AP {arm.mean(arm.best):.1f})."
+            )
+    return lines + [
+        f"{x.name} is best at {x.best:g}, the {x.edge} learning rate tried: its best may lie beyond."
+        for x in curves
+        if x.edge
+    ]

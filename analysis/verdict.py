@@ -1,0 +1,173 @@
+"""The verdict on an arm: what it gains for what it costs, whether the same cost buys more otherwise, and why that
+cannot be said where it cannot. Built from records alone; loads neither torch nor pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from analysis.load import by_seed, cost_seconds, finished, score, teacher_ap
+from analysis.power import seeds_for, seeds_for_width
+from analysis.questions import Asked, Question
+from analysis.stats import Difference, paired_difference, paired_ratio
+from lgd.results.record import Record
+
+FLOOR, CEILING = 5.0, 95.0
+"""AP, percent: below, or above, both arms say nothing about each other."""
+
+FEW_SEEDS = 3
+"""The least number of seeds that a spread is read from."""
+
+Answer = Literal["worth it", "not worth it", "gain", "unknown"]
+"""``gain``: more AP than the reference beyond noise; what the same cost buys otherwise was not measured."""
+
+Seconds = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to a question, with its numbers: differences in points of AP, paired by seed; None for what was not
+    trained.
+
+    cost: device-seconds of the arm's training, its frozen teacher's included, over the reference's. extra_hours: the
+    mean difference of the two, device-hours.
+    """
+
+    question: Question
+    detect: float
+    answer: Answer
+    gain: Difference | None
+    cost: float | None
+    extra_hours: float | None
+    on_gpu: bool
+    equal_cost: Difference | None = None
+    """The longer trained reference over the reference."""
+    equal_cost_ratio: float | None = None
+    """What it cost over what the arm did: 1 where the steps were chosen well."""
+    bigger: Difference | None = None
+    """The larger baseline at the same cost over the reference."""
+    margin: Difference | None = None
+    """The arm over the longer trained reference."""
+    second_loss: Difference | None = None
+    """Without imitation over the reference."""
+    imitation: Difference | None = None
+    """The arm over itself without imitation."""
+    again: Difference | None = None
+    """The reference with other seeds over the reference."""
+    obstacles: tuple[str, ...] = ()
+    """Why the comparison cannot be trusted, a clause each."""
+    remarks: tuple[str, ...] = ()
+    """What else to know of it."""
+    more_seeds: int | None = None
+    """How many more seeds it takes to tell; None where that is not what is missing, or cannot be told yet."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether more seeds would change nothing."""
+        return self.answer != "unknown" or bool(self.obstacles)
+
+
+def verdicts(records: Sequence[Record], asked: Asked) -> list[Verdict]:
+    """One for each question. Raises InputError as :func:`analysis.load.finished`."""
+    return [_verdict(records, question, asked) for question in asked.questions]
+
+
+def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Verdict:
+    # One of several, chosen since it is the best: its interval pays for the choice (Bonferroni).
+    confidence = 1 - (1 - asked.confidence) / question.best_of
+    runs = {
+        name: finished(records, name)
+        for name in (question.arm, question.reference, question.equal_cost, question.bigger, question.again,
+                     question.without_imitation) if name
+    }  # fmt: skip
+
+    def values(name: str, read: Callable[[Record], float | None]) -> Seconds:
+        return by_seed(runs.get(name, {}), read)
+
+    def difference(one: str, other: str) -> Difference | None:
+        return paired_difference(values(one, score("AP")), values(other, score("AP")), confidence)
+
+    arm, reference = question.arm, question.reference
+    cost = paired_ratio(values(arm, cost_seconds), values(reference, cost_seconds))
+    extra = paired_difference(values(arm, cost_seconds), values(reference, cost_seconds))
+    longer = paired_ratio(values(question.equal_cost, cost_seconds), values(arm, cost_seconds))
+    gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
+    both = [x for name in (arm, reference) for x in runs[name].values()]
+    answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
+    obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference)], list[str]()
+    teacher = _teacher(runs[arm].values(), arm)
+    if teacher:
+        # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
+        (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
+    return Verdict(
+        question, asked.detect, "unknown" if obstacles else answer, gain,
+        cost.value if cost else None, extra.mean / 3600 if extra else None,
+        bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
+        difference(question.equal_cost, reference), longer.value if longer else None,
+        difference(question.bigger, reference), margin,
+        difference(question.without_imitation, reference), difference(arm, question.without_imitation),
+        difference(question.again, reference), tuple(obstacles), tuple(remarks),
+        None if obstacles or answer != "unknown" else _more_seeds(margin or gain, asked.detect),
+    )  # fmt: skip
+
+
+def _answer(gain: Difference | None, margin: Difference | None, cost: float | None, detect: float) -> Answer:
+    """What the intervals say: they lie on one side of zero, or below the smallest difference that matters."""
+    found = margin or gain
+    if found is None or found.low is None or found.high is None:
+        return "unknown"
+    if found.low > 0:
+        return "worth it" if margin or (cost is not None and cost <= 1) else "gain"
+    if found.high < detect:
+        return "not worth it"
+    return "unknown"
+
+
+def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> list[str]:
+    means = [fmean(x.values()) for name in (arm, reference) if (x := values(name, score("AP")))]
+    if len(means) == 2 and max(means) < FLOOR:
+        return [f"both are below AP {FLOOR:g}, where nothing has been learnt yet: train longer"]
+    if len(means) == 2 and min(means) > CEILING:
+        return [f"both are above AP {CEILING:g}, where nothing is left to gain: take harder data"]
+    return []
+
+
+def _teacher(runs: Iterable[Record], arm: str) -> str:
+    """A clause where the teacher of an arm never got better than its student in most of the runs that tell."""
+    known = [x for x in map(teacher_beat_student, runs) if x is not None]
+    if not known or sum(known) * 2 >= len(known):
+        return ""
+    seeds = "" if not any(known) else f" in {len(known) - sum(known)} of {len(known)} seeds"
+    return f"the teacher never beat the student{seeds}, which says nothing for or against {arm} at full length"
+
+
+def teacher_beat_student(record: Record) -> bool | None:
+    """Whether the teacher was ever better than its student; None where that is not known.
+
+    As the training watched it; of a record that does not say, by the evaluations that have a teacher's AP.
+    """
+    told: bool | None = getattr(record, "teacher_beat_student", None)
+    if told is not None:
+        return told
+    pairs = [
+        (point.teacher.AP, point.student.AP)
+        for point in record.evaluations
+        if point.teacher and point.teacher.AP is not None and point.student.AP is not None
+    ]
+    last = teacher_ap(record)
+    if last is not None and record.student and record.student.AP is not None:
+        pairs.append((last, record.student.AP))
+    return any(teacher > student for teacher, student in pairs) if pairs else None
+
+
+def _more_seeds(found: Difference | None, detect: float) -> int | None:
+    """Seeds to add until the difference can be told; None where there are too few to know the spread."""
+    if found is None or found.low is None or found.high is None or found.n < FEW_SEEDS:
+        return None
+    spread = found.spread
+    # With the mean as it is, so many decide: the interval then lies on one side of zero, or below what matters.
+    clear = max(abs(found.mean), detect - found.mean)
+    needed = max(seeds_for(detect, spread, found.confidence), seeds_for_width(clear, spread, found.confidence))
+    return max(needed - found.n, 1)

@@ -1,0 +1,194 @@
+"""Verdicts as sentences, and what to run next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.commands import command_of
+from analysis.questions import Asked, asked
+from analysis.render import with_interval, with_unit
+from analysis.stats import CONFIDENCE, Difference
+from analysis.verdict import FEW_SEEDS, Verdict, verdicts
+from lgd.errors import InputError
+from lgd.results.record import Record
+from lgd.results.sweep_spec import SweepSpec
+
+UNEQUAL = 0.1
+"""Relative difference of two costs from which on they are not called the same."""
+
+
+def sentence(verdict: Verdict) -> str:
+    """What an arm gained for what, and whether that is worth it."""
+    question, gain = verdict.question, verdict.gain
+    if gain is None:
+        return (
+            f"{question.arm}: no verdict, for it and {question.reference} have no finished seed in common yet."
+            if question.reference
+            else f"{question.arm}: no verdict, for it has no baseline."
+        )
+    at = ", each at its best learning rate" if question.best_rates else ""
+    over = f" over {question.reference}{at}" if question.best_rates else ""
+    parts = [f"{question.arm}: {points(gain)}{over} over {_seeds(gain.n)}{_cost(verdict)}"]
+    if verdict.equal_cost:
+        parts.append(f"{_same_cost(verdict)} on longer training of {question.reference}: {_short(verdict.equal_cost)}")
+    if verdict.bigger:
+        parts.append(f"on a bigger backbone: {_short(verdict.bigger)}")
+    if verdict.margin:
+        parts.append(f"{question.arm} over longer training: {_short(verdict.margin)}")
+    return f"{'; '.join(parts)}. {conclusion(verdict)}"
+
+
+def conclusion(verdict: Verdict) -> str:
+    """The last sentence of a verdict."""
+    arm, detect = verdict.question.arm, f"{verdict.detect:g} AP"
+    remarks = "".join(f" But {x}." for x in verdict.remarks)
+    found = verdict.margin or verdict.gain
+    if verdict.answer == "worth it":
+        return f"{arm} is worth it here.{remarks}"
+    if verdict.answer == "gain":
+        return (
+            f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
+            f"{remarks}"
+        )
+    if verdict.answer == "not worth it" and found and found.high is not None:
+        if found.high < 0:
+            why = "longer training is the better use of that cost" if verdict.margin else "it loses AP"
+        else:
+            than = "longer training" if verdict.margin else "the baseline"
+            why = f"it is not {detect} or more ahead of {than}"
+        return f"{arm} is not worth it here: {why}.{remarks}"
+    return f"Whether {arm} is worth it here cannot be said: {'; '.join(reasons(verdict))}."
+
+
+def reasons(verdict: Verdict) -> list[str]:
+    """Why there is no answer, a clause each."""
+    if verdict.obstacles:
+        return list(verdict.obstacles)
+    found = verdict.margin or verdict.gain
+    if found is None or found.n < FEW_SEEDS:
+        there = "none" if found is None else _seeds(found.n)
+        return [f"{there} tells nothing of the spread between seeds, {FEW_SEEDS} are the least"]
+    against = "longer training" if verdict.margin else "the baseline"
+    text = f"the difference to {against} may be nothing, or {verdict.detect:g} AP and more"
+    if verdict.more_seeds is None:
+        return [text]
+    more = verdict.more_seeds
+    return [
+        f"{text}; about {more} more seed{'s' * (more != 1)} ({found.n + more} in all) would tell with 80% power, as the"
+        f" {_seeds(found.n)} spread by {found.spread:.1f} AP"
+    ]
+
+
+def parts(verdict: Verdict) -> str:
+    """What the gain is made of: more training, a second loss, imitation; "" where that was not trained."""
+    if verdict.second_loss is None or verdict.imitation is None:
+        return ""
+    more = f"more training at the same cost would give {_short(verdict.equal_cost)}, " if verdict.equal_cost else ""
+    return (
+        f"Of {verdict.question.arm}'s gain: {more}its second loss ({verdict.question.without_imitation}) gives"
+        f" {_short(verdict.second_loss)}, imitation the rest, {_short(verdict.imitation)}."
+    )
+
+
+def notes(verdict: Verdict, asked: Asked) -> list[str]:
+    """What else belongs to a verdict, a line each."""
+    lines = [parts(verdict)]
+    if verdict.again:
+        lines.append(
+            f"A difference of nothing looks like this here: {points(verdict.again)} ({verdict.question.reference}"
+            f" twice, {_seeds(verdict.again.n)} each)."
+        )
+    if verdict.question.best_of > 1:
+        lines.append(
+            f"{verdict.question.arm} is the best of {verdict.question.best_of} arms; its interval is widened for the"
+            " choice (Bonferroni)."
+        )
+    if asked.looks:
+        lines.append(
+            f"Looked at after {', '.join(map(str, asked.looks))} seeds: each interval is one of"
+            f" {asked.confidence:.1%}, so that all looks hold together with {CONFIDENCE:.0%}."
+        )
+    return [x for x in lines if x]
+
+
+def summary(records: Sequence[Record], directory: Path) -> list[str]:
+    """The verdicts of a directory and their notes, a line each, and the command to run next."""
+    there = asked(directory, records)
+    found = verdicts(records, there)
+    lines = [line for verdict in found for line in (sentence(verdict), *notes(verdict, there))]
+    command = next_command(found, directory)
+    return [*dict.fromkeys(lines), *([f"next: {command}"] if command else [])]
+
+
+def next_command(found: Sequence[Verdict], directory: Path) -> str:
+    """What brings the answer nearer, as a command; "" where nothing is left to do, or no sweep.json tells of what."""
+    try:
+        spec = SweepSpec.read(directory)
+        if spec.search or not found:
+            return ""
+        place = shlex.quote(str(directory))
+        for verdict in found:
+            if verdict.obstacles:
+                # Where the arms stand at other rates, or at other lengths, tells which of them holds an arm back.
+                grid = "learning-rate" if any("rate" in x for x in verdict.obstacles) else "schedule-length"
+                other = spec.model_copy(
+                    update={"grid": grid, "arms": tuple(_every(grid, spec.preset)), "seeds": max(spec.seeds, 3),
+                            "looks": (), "steps": {}, "extra": type(spec.extra)()}
+                )  # fmt: skip
+                return "" if spec.grid == grid else command_of(other, f"results/{other.label}")
+        if any(x.answer == "unknown" for x in found):
+            if spec.looks and spec.seeds < spec.looks[-1]:
+                return f"python ablations/run.py --resume {place}"
+            more = max((x.more_seeds or 0) for x in found)
+            seeds = max(spec.seeds + more, FEW_SEEDS)
+            return command_of(spec.model_copy(update={"seeds": seeds, "looks": ()}), place)
+        if any(x.answer == "gain" for x in found):
+            extra = spec.extra.model_copy(update={"equal_cost": ("longer",)})
+            return command_of(spec.model_copy(update={"extra": extra}), place)
+    except InputError:
+        pass
+    return ""
+
+
+def _every(name: str, size: str) -> list[str]:
+    from lgd.config.grids import grid
+
+    return [arm.name for arm in grid(name, size).arms]
+
+
+def points(difference: Difference) -> str:
+    """``+1.2 AP [+0.6, +1.8]``."""
+    mean, _, ends = _short(difference).partition(" ")
+    return f"{mean} AP {ends}".rstrip()
+
+
+def _short(difference: Difference) -> str:
+    text = with_interval(difference.mean, difference.low, difference.high)
+    return text if difference.n > 1 else f"{text} (one seed)"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def _cost(verdict: Verdict) -> str:
+    if verdict.cost is None:
+        return ""
+    hours = f" ({hours_text(verdict.extra_hours, on_gpu=verdict.on_gpu)})" if verdict.extra_hours is not None else ""
+    return f" for {with_unit(verdict.cost, 'x')} the training cost{hours}"
+
+
+def hours_text(hours: float, *, on_gpu: bool) -> str:
+    """``+0.04 GPU-h``, two digits."""
+    digits = 1 - math.floor(math.log10(abs(hours))) if hours else 0
+    return f"{hours:+.{min(max(digits, 0), 6)}f} {'GPU' if on_gpu else 'CPU'}-h"
+
+
+def _same_cost(verdict: Verdict) -> str:
+    ratio = verdict.equal_cost_ratio
+    if ratio is None or abs(ratio - 1) <= UNEQUAL:
+        return "the same cost spent"
+    return f"{with_unit(ratio, 'x')} that cost spent"
