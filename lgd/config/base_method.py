@@ -6,12 +6,26 @@ module and every built-in method's class load without torch: reading a record wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lgd.config.detector import Detector
 from lgd.config.phases import Phases
 from lgd.config.schedule import Schedule
 from lgd.config.settings import NonNegative, Settings
+
+
+@dataclass(frozen=True)
+class TeacherTraining:
+    """How the training that a method needs before differs from the student's."""
+
+    method: Mapping[str, Any]
+    """Settings of its method, the name among them."""
+    detector: Detector
+    seed: int
+    steps: int | None = None
+    """None: the student's."""
 
 
 class Method(Settings):
@@ -36,7 +50,31 @@ class Method(Settings):
     """What goes through the student's head in training, in a few words."""
     activations: ClassVar[float] = 2.4
     """What a forward pass keeps for the backward pass, as a multiple of the outputs of the layers of backbone and FPN
-    (lgd/training/memory_need.py)."""
+    (lgd/training/memory_need.py). The baseline's and LGD's are measured on RetinaNet R-50 with
+    ``torch.autograd.graph.saved_tensors_hooks`` (2.15 and 2.82; FCOS 2.33 and 3.19). By default a frozen teacher, which
+    keeps nothing, and a little for adapters and masks."""
+
+    has_teacher_ap: ClassVar[bool] = False
+    """Whether the student's head is trained on the teacher's features too, so that these can be evaluated."""
+
+    @property
+    def additions(self) -> list[str]:
+        """The settings that are not the method's authors' but ours, as words; empty for the published method."""
+        return []
+
+    def teacher_lr_factor(self, student_lr: float) -> float:
+        """Learning rate of the teacher's parameters, divided by the student's."""
+        return 1.0
+
+    @property
+    def adapter_lr_factor(self) -> float:
+        """Learning rate of the distance's parameters, divided by the student's."""
+        return 1.0
+
+    @property
+    def teacher_has_adamw(self) -> bool:
+        """Whether the teacher's parameters are trained with AdamW; False: with SGD, as the student's."""
+        return False
 
     def phases(self, schedule: Schedule) -> Phases:
         """When it begins and ends, and until when the bottom-up network rests. Default: all the time, never."""
@@ -50,11 +88,8 @@ class Method(Settings):
         """The frozen detector that ``Parts.frozen_detector`` gives ``build``; None where the method has none."""
         return None
 
-    def teacher_changes(self, student: Detector) -> dict[str, Any] | None:
-        """The training that must be done before: how it differs from the student's; None where there is none.
-
-        ``method`` (as plain data) and, where they differ, ``detector``, ``seed``, ``steps`` (None: the student's).
-        """
+    def teacher_training(self, student: Detector, schedule: Schedule) -> TeacherTraining | None:
+        """The training that must be done before; None where there is none."""
         return None
 
     def build(self, parts: Any) -> Any:

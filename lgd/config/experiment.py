@@ -8,10 +8,12 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from lgd.config.base_method import Method
 from lgd.config.detector import Backbone, Detector, with_source
-from lgd.config.method import FGFISettings, Method
+from lgd.config.frozen_teacher import FrozenTeacherMethod
+from lgd.config.method import choose, key_of_today, make, switched
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
     CHANGES_NO_RESULT,
@@ -36,7 +38,6 @@ __all__ = [
     "Detector",
     "Evaluation",
     "Experiment",
-    "FGFISettings",
     "Method",
     "Schedule",
     "Settings",
@@ -139,7 +140,8 @@ class Experiment(Settings):
     detector: Detector = Detector()
     data: Data = Data()
     schedule: Schedule = Schedule()
-    method: Method = Method()
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(choose)] = Field(default_factory=lambda: make("lgd"))
+    """Which method, and its own settings: those that this method has, and no others."""
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoints = Checkpoints()
     log: Annotated[tuple[Literal["wandb", "mlflow"], ...], CHANGES_NO_RESULT] = ()
@@ -164,14 +166,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _teacher_can_be_trained(self) -> Self:
-        start, steps = self.method.fgfi.from_step, self.schedule.steps
-        if self.method.name == "fgfi" and start >= steps:
-            raise ValueError(f"method.fgfi.from_step {start} must be below schedule.steps {steps}")
+    def _method_can_be_trained(self) -> Self:
+        refusal = self.method.refusal(self.detector, self.schedule)
+        if refusal:
+            raise ValueError(refusal)
         try:
             self.teacher  # noqa: B018  building its description validates it
         except ValidationError as error:
-            raise ValueError(f"method.fgfi describes a teacher that cannot be trained: {explain(error)}") from None
+            described = f"method.teacher of {self.method.name}"
+            raise ValueError(f"{described} describes a teacher that cannot be trained: {explain(error)}") from None
         return self
 
     def channels_last(self, on_gpu: bool) -> bool:
@@ -185,15 +188,14 @@ class Experiment(Settings):
 
     @property
     def teacher(self) -> Experiment | None:
-        """The training of the frozen teacher that the method needs, None where it needs none."""
-        if self.method.name != "fgfi":
+        """The training that the method needs before, None where it needs none."""
+        needed = self.method.teacher_training(self.detector, self.schedule)
+        if needed is None:
             return None
-        fgfi = self.method.fgfi
         described = self.model_dump()
-        described["detector"] |= {"backbone": fgfi.backbone.model_dump(), "weights": "none"}
-        if fgfi.steps:
-            described["schedule"] |= {"steps": fgfi.steps, "epochs": None}
-        described |= {"method": {"name": "baseline"}, "seed": fgfi.seed}
+        described |= {"detector": needed.detector.model_dump(), "method": dict(needed.method), "seed": needed.seed}
+        if needed.steps:
+            described["schedule"] |= {"steps": needed.steps, "epochs": None}
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
 
@@ -204,26 +206,31 @@ class Experiment(Settings):
         ``schedule.epochs`` and the other way round; together they are refused. Another ``detector.source`` replaces all
         settings of the detector. Raises InputError with one line that names the key or the value.
         """
-        pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
+        pairs = _pairs(assignments)
         described = self.model_dump(mode="json")
-        described["detector"] = with_source(described["detector"], dict(pairs))
         if STEPS in dict(pairs) and dict(pairs).get(EPOCHS) not in (None, "auto"):
             raise InputError(f"{STEPS} and {EPOCHS} both set the length of the training: give one of them")
         if STEPS in dict(pairs):
             described["schedule"]["epochs"] = None
+        described["detector"] = with_source(described["detector"], dict(pairs))
+        name = dict(pairs).get("method.name", self.method.name)
+        if name != self.method.name:
+            described["method"] = switched(described["method"], str(name))
         for key, value in pairs:
-            *parents, leaf = key.split(".")
-            part: Any = described
-            for parent in parents:
-                part = part.get(parent) if isinstance(part, dict) else None
-            if not isinstance(part, dict) or leaf not in part:
-                raise InputError(f"no setting {key!r}; {_nearest(key, self)}")
-            if isinstance(part[leaf], dict):
+            part, leaf = _place(described, key)
+            if part is None or leaf not in part:
+                raise InputError(f"no setting {key!r}; {_nearest(key, parse(described))}")
+            if isinstance(part[leaf], dict) and value != "auto":
                 raise InputError(
                     f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}"
                 )
             part[leaf] = _as_list(value) if isinstance(part[leaf], list) else value
         return parse(described)
+
+    def has_setting(self, key: str) -> bool:
+        """Whether there is a setting of this dotted key, or of the one that took its place."""
+        part, leaf = _place(self.model_dump(mode="json"), key_of_today(key))
+        return part is not None and leaf in part
 
 
 NEUTRAL_KEYS = keys_without_effect_on_result(Experiment)
@@ -252,6 +259,34 @@ def difference(there: Experiment, here: Experiment) -> str:
         for key in ours
         if key not in NEUTRAL_KEYS and theirs.get(key) != ours[key]
     )
+
+
+_TEACHER_BACKBONE = "method.teacher.backbone"
+
+
+def _pairs(assignments: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Assignments in the order in which they are made, by the keys of today."""
+    pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
+    pairs = [(key_of_today(key), value) for key, value in pairs]
+    # The teacher's backbone follows from the student's where only a part of it is set.
+    return sorted(pairs, key=lambda pair: pair[0].startswith(_TEACHER_BACKBONE))
+
+
+def _place(described: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    """The group in ``described`` that holds a dotted key, None where there is none, and the key's last part."""
+    *parents, leaf = key.split(".")
+    if (
+        parents[:3] == _TEACHER_BACKBONE.split(".")
+        and described["method"].get("teacher", {}).get("backbone", "") is None
+    ):
+        experiment = parse(described)
+        if isinstance(experiment.method, FrozenTeacherMethod):
+            found = experiment.method.resolved_backbone(experiment.detector)
+            described["method"]["teacher"]["backbone"] = found.model_dump(mode="json")
+    part: Any = described
+    for parent in parents:
+        part = part.get(parent) if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else None, leaf
 
 
 def _as_list(value: Any) -> Any:

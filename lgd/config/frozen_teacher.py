@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from lgd.config.base_method import DistillationMethod, TeacherTraining
 from lgd.config.detector import NO_WEIGHTS, Backbone, Detector, Weights
-from lgd.config.base_method import DistillationMethod
+from lgd.config.schedule import Schedule
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, PositiveInt, Settings
 
 Inherit = Literal["none", "fpn", "fpn_and_head"]
@@ -71,16 +72,11 @@ class FrozenTeacherMethod(DistillationMethod):
         described |= {"backbone": backbone, "weights": own.weights, "name": own.detector or student.name}
         return Detector.model_validate(described)
 
-    def teacher_changes(self, student: Detector) -> dict[str, Any] | None:
-        own = self.teacher
-        if own.weights != NO_WEIGHTS:
+    def teacher_training(self, student: Detector, schedule: Schedule) -> TeacherTraining | None:
+        if self.teacher.weights != NO_WEIGHTS:
             return None
-        return {
-            "detector": self.teacher_detector(student),
-            "method": {"name": "baseline"},
-            "seed": own.seed,
-            "steps": own.steps,
-        }
+        detector = self.teacher_detector(student)
+        return TeacherTraining({"name": "baseline"}, detector, self.teacher.seed, self.teacher.steps)
 
 
 def deeper(backbone: Backbone) -> Backbone:

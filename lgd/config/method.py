@@ -1,103 +1,142 @@
-"""Settings of the distillation method: none (the baseline), LGD or FGFI."""
+"""Which class ``method.name`` stands for, and settings of methods as older records and sweeps wrote them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import importlib
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict
 
-from lgd.config.components import AdapterVariant, Start, component_conflict
-from lgd.config.detector import Backbone
-from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, Positive, PositiveInt, Settings
+from lgd.config.base_method import DistillationMethod, Method
+from lgd.errors import InputError
 
-ADAMW_LR = 5e-4
-"""Learning rate of a teacher trained with AdamW unless ``method.teacher_lr`` says otherwise."""
+__all__ = ["BUILT_IN", "DEFAULT", "Method", "choose", "key_of_today", "make", "method_class", "switched"]
 
+DEFAULT = "lgd"
 
-class FGFISettings(Settings):
-    """FGFI (docs/method.md, "FGFI"): a frozen teacher, trained before, and where the student imitates its features."""
+BUILT_IN = {
+    "baseline": "lgd.methods.baseline:Baseline",
+    "lgd": "lgd.methods.label_guided:LGD",
+    "fgfi": "lgd.methods.fgfi:FGFI",
+    "pkd": "lgd.methods.pkd:PKD",
+    "cwd": "lgd.methods.cwd:CWD",
+    "mgd": "lgd.methods.mgd:MGD",
+    "fgd": "lgd.methods.fgd:FGD",
+}
+"""Module and class of each of our methods, by name."""
 
-    backbone: Backbone = Backbone(name="resnet101", weights="detectron2://ImageNetPretrained/MSRA/R-101.pkl")
-    """Backbone of the teacher; all else of its training is the student's."""
-    steps: Annotated[PositiveInt | None, AUTO_IS_NONE] = None
-    """Steps of the teacher's training; None ("auto"): the student's."""
-    seed: NonNegativeInt = 0
-    """Seed of the teacher's training. It does not follow the student's, so that all seeds share one teacher."""
-    levels: Literal["best", "fpn", "all"] = "best"
-    """Pyramid levels on which an object counts: ``best``, the one with the anchor of its largest IoU; ``fpn``, the one
-    of FPN's equation 1; ``all``."""
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """A cell is imitated when its IoU with an object exceeds this part of the object's largest IoU on the level."""
-    weight: NonNegative = 0.01
-    """Factor of the imitation loss."""
-    relu: bool = True
-    """A ReLU after the adaptation layer."""
-    from_step: NonNegativeInt = 400
-    """Steps without imitation at the beginning."""
+ENTRY_POINTS = "lgd.methods"
+"""Group of the entry points by which installed packages add methods."""
 
 
-class Method(Settings):
-    """Baseline, LGD with its components and weights, or FGFI."""
+@cache
+def method_class(name: str) -> type[Method]:
+    """The class of a method: one of BUILT_IN, an entry point's, or that of ``package.module:Class``.
 
-    name: Literal["baseline", "lgd", "fgfi"] = "lgd"
-    encoder: bool = True
-    """LGD's label-appearance encoder."""
-    adapter: bool = True
-    """LGD's inter-object relation adapter."""
-    mapper: bool = True
-    """LGD's intra-object knowledge mapper."""
-    variant: AdapterVariant = "appearance_queries"
-    """Queries, keys and values of the adapter's attention; see AdapterVariant."""
-    context: bool = True
-    """The context object, whose box is the whole image."""
-    detach_appearance: bool = False
-    """The teacher sends no gradient into the student's features."""
-    distill_weight: NonNegative = 1.0
-    """Factor of the distillation loss: the paper's lambda."""
-    instructive_weight: NonNegative = 1.0
-    """Factor of the detection loss of the instructive features."""
-    lr_factor: Positive = 1.0
-    """Learning rate of the teacher and of the distillation adapter, divided by the student's; the paper's is 1."""
-    init: Start = "informed"
-    """How LGD's modules start (docs/method.md): ``reference``, as the released code leaves them; ``informed``, ours."""
-    own_label_start: bool = False
-    """Ours: a learnt bias on the attention logit of each object's own label, so that the adapter starts with objects
-    that attend mostly to themselves (lgd/methods/label_guided/adapter.py)."""
-    residual: bool = False
-    """Ours: the instructive features are the student's, detached, plus a learnt scale times the mapper's output
-    (lgd/methods/label_guided/teacher.py)."""
-    teacher_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimiser of the teacher's modules. The released code offers AdamW; the paper's trainings have SGD."""
-    teacher_lr: Annotated[Positive | None, AUTO_IS_NONE] = None
-    """Learning rate of the teacher's modules; None ("auto"): the student's times ``lr_factor`` with SGD, 5e-4 with
-    AdamW."""
-    fgfi: FGFISettings = FGFISettings()
-    """Read with method fgfi only."""
+    Raises InputError, one line, for a name that is none of these and for a class that is no method.
+    """
+    path = BUILT_IN.get(name) or _entry_points().get(name) or name
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        known = [*BUILT_IN, *_entry_points()]
+        close = get_close_matches(name, known, n=1)
+        raise InputError(
+            f"no method {name!r}: choose one of {', '.join(known)}, or package.module:Class"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"method {name}: {path} cannot be imported ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(f"method {name}: {path} is no subclass of lgd.config.base_method.Method")
+    return found
 
-    @property
-    def additions(self) -> list[str]:
-        """The settings of LGD that are not the paper's but ours, as words; empty for the paper's own."""
-        named = {"own-label start": self.own_label_start, "residual teacher": self.residual}
-        return [name for name, on in named.items() if on] if self.name == "lgd" else []
 
-    def resolved_teacher_lr(self, student_lr: float) -> float:
-        """Learning rate of the teacher's modules, where the student's is ``student_lr``."""
-        if self.teacher_lr is not None:
-            return self.teacher_lr
-        return ADAMW_LR if self.teacher_optimizer == "adamw" else self.lr_factor * student_lr
+@cache
+def _entry_points() -> dict[str, str]:
+    return {x.name: x.value for x in entry_points(group=ENTRY_POINTS)}
 
-    @model_validator(mode="after")
-    def _components_fit(self) -> Self:
-        if self.name == "lgd":
-            conflict = component_conflict(
-                encoder=self.encoder,
-                adapter=self.adapter,
-                mapper=self.mapper,
-                variant=self.variant,
-                context=self.context,
-            )
-            if conflict:
-                raise ValueError(conflict)
-            if self.own_label_start and (not self.adapter or self.variant.endswith("_only")):
-                raise ValueError("own_label_start has no effect without attention to other objects: turn it off")
-        return self
+
+class UnloadedMethod(Method):
+    """A method ``package.module:Class`` that a record names, and no command of this process.
+
+    What a file says is not imported, for that would run it. :func:`method_class` imports what a command names.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    title: ClassVar[str] = "not loaded"
+
+
+def make(name: str, **settings: Any) -> Method:
+    """A method with these settings, the others at their defaults."""
+    return method_class(name).model_validate({"name": name, **settings})
+
+
+def choose(described: object) -> object:
+    """Check of a method's description: an instance of the class that its ``name`` stands for."""
+    if not isinstance(described, Mapping):
+        return described
+    described = _of_today({"name": DEFAULT, **described})
+    name = described["name"]
+    if not isinstance(name, str):
+        raise ValueError("name: must be text")
+    if not _may_be_loaded(name):
+        return UnloadedMethod.model_validate(described)
+    try:
+        found = method_class(name)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return found.model_validate(described)
+
+
+def _may_be_loaded(name: str) -> bool:
+    module, colon, _ = name.partition(":")
+    return not colon or module in sys.modules
+
+
+def switched(described: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Settings of the method ``name`` at their defaults, but for what it has in common with the one ``described``.
+
+    In common are the settings that both have from the same class, such as the teacher of two methods with a frozen one.
+    """
+    before, after = method_class(str(described["name"])), method_class(name)
+    common = next(x for x in before.__mro__ if issubclass(after, x) and issubclass(x, Method))
+    kept = {key: described[key] for key in common.model_fields if key != "name"}
+    return make(name).model_dump(mode="json") | kept
+
+
+_FGFI = "fgfi"
+_OF_TEACHER = ("backbone", "steps", "seed")
+"""Settings of FGFI that describe its teacher; they were ``method.fgfi.backbone`` and the like."""
+
+
+def key_of_today(key: str) -> str:
+    """A dotted setting as it is called now: FGFI's were in a group ``method.fgfi`` of every experiment."""
+    prefix = f"method.{_FGFI}."
+    if not key.startswith(prefix):
+        return key
+    rest = key.removeprefix(prefix)
+    return f"method.teacher.{rest}" if rest.partition(".")[0] in _OF_TEACHER else f"method.{rest}"
+
+
+def _of_today(described: dict[str, Any]) -> dict[str, Any]:
+    """A description of a method as older records hold it: every method's settings side by side, FGFI's in a group."""
+    if _FGFI not in described:
+        return described
+    described = dict(described)
+    fgfi = described.pop(_FGFI)
+    if described["name"] == "baseline":
+        return {"name": "baseline"}
+    if described["name"] != _FGFI or not isinstance(fgfi, Mapping):
+        return described
+    teacher = {key: value for key, value in fgfi.items() if key in _OF_TEACHER}
+    own = {key: value for key, value in fgfi.items() if key not in _OF_TEACHER}
+    kept = {key: described[key] for key in DistillationMethod.model_fields if key in described}
+    return {**kept, **own, "teacher": teacher}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-from lgd.config.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
+from lgd.config.experiment import Backbone, Data, Detector, Experiment, Schedule
+from lgd.config.method import make
 from lgd.config.paper import BACKBONES as TITLES
 from lgd.config.paper import DETECTORS, BackboneName, DataName, DetectorName, MetricName, ScaleName, ScheduleName, paper
 from lgd.errors import InputError
@@ -106,7 +107,7 @@ def define(
             distill_from=30 / 180,
             distill_until=130 / 180 if ends_early else 1.0,
         ),
-        method=Method(context=rules["method.context"], detach_appearance=rules["method.detach_appearance"]),
+        method=make("lgd", context=rules["method.context"], detach_appearance=rules["method.detach_appearance"]),
     )
 
 

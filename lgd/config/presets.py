@@ -12,8 +12,6 @@ from lgd.config.experiment import (
     Detector,
     Evaluation,
     Experiment,
-    FGFISettings,
-    Method,
     Schedule,
     settings,
 )
@@ -42,11 +40,6 @@ NANO = Experiment(
         frozen=0.0,
         distill_from=1 / 6,
     ),
-    method=Method(
-        fgfi=FGFISettings(
-            backbone=Backbone(name="resnet34", width=16, norm="BN", weights="none", freeze_at=0), from_step=20
-        )
-    ),
     # A learning curve of five points.
     evaluation=Evaluation(every=100),
     device="cpu",
@@ -69,9 +62,6 @@ SMALL = Experiment(
     ),
     schedule=Schedule(
         steps=2000, batch=16, lr_per_16=0.01, warmup_steps=200, milestones=(0.7, 0.9), frozen=0.0, distill_from=1 / 6
-    ),
-    method=Method(
-        fgfi=FGFISettings(backbone=Backbone(name="resnet101", norm="BN", weights="none", freeze_at=0), from_step=200)
     ),
     evaluation=Evaluation(every=400),
     precision="bf16",
@@ -175,9 +165,8 @@ def at_preset(name: str, training: Training) -> Experiment:
     """A training of the paper at a preset: the same detector and method, the rest as the preset has it.
 
     ``paper`` gives the paper's settings. ``nano``, ``tiny`` and ``small`` replace each backbone by one from scratch and
-    each data set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The method's
-    settings and the end of distillation are the paper's. Raises InputError for another preset, and for a method that is
-    not implemented.
+    each data set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The
+    method's settings and the end of distillation are the paper's. Raises InputError for another preset.
     """
     base = preset(name)
     if name not in PAPER_TABLES_AT:
@@ -185,10 +174,9 @@ def at_preset(name: str, training: Training) -> Experiment:
     wanted = paper_recipes.define(
         training.detector, training.backbone, training.schedule, training.scale, training.data
     )
-    teacher = training.teacher or "r101"
+    own = _method_settings(name, training, wanted)
     if name == "paper":
-        teacher_backbone = settings(paper_recipes.BACKBONES[teacher], "method.fgfi.backbone.")
-        return wanted.override({"method.name": training.method, **teacher_backbone})
+        return wanted.override(own)
     size: Preset = name  # type: ignore[assignment]
     rcnn = training.detector in ("faster_rcnn", "mask_rcnn")
     return base.override(
@@ -200,10 +188,27 @@ def at_preset(name: str, training: Training) -> Experiment:
             "schedule.steps": round(base.schedule.steps * _RELATIVE_STEPS[training.schedule]),
             "schedule.lr_per_16": (wanted if size == "small" else base).schedule.lr_per_16,
             "schedule.distill_until": wanted.schedule.distill_until,
-            "method.name": training.method,
-            "method.context": wanted.method.context,
-            "method.detach_appearance": wanted.method.detach_appearance,
-            **settings(_SMALLER_BACKBONES[size][teacher], "method.fgfi.backbone."),
+            **own,
             **(_CPU_RCNN if rcnn and size in CPU_PRESETS else {}),
         }
     )
+
+
+FGFI_STARTS: dict[Preset, int] = {"nano": 20, "tiny": 20, "small": 200, "paper": 400}
+"""Steps of FGFI without imitation at the beginning; at ``paper`` those of the released code."""
+
+
+def _method_settings(name: str, training: Training, wanted: Experiment) -> dict[str, Any]:
+    """Settings of a training's method at a preset. wanted: the paper's training of that detector with LGD."""
+    if training.method == "lgd":
+        same = ("method.context", "method.detach_appearance")
+        return {"method.name": "lgd", **{key: value for key, value in settings(wanted).items() if key in same}}
+    if training.method != "fgfi":
+        return {"method.name": training.method}
+    size: Preset = name  # type: ignore[assignment]
+    backbones = paper_recipes.BACKBONES if name == "paper" else _SMALLER_BACKBONES[size]
+    return {
+        "method.name": "fgfi",
+        **settings(backbones[training.teacher or "r101"], "method.teacher.backbone."),
+        "method.from_step": FGFI_STARTS[size],
+    }

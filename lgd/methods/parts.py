@@ -1,7 +1,7 @@
 """What a method gets to build its training model from, and what it has to return.
 
-A method is one class, a subclass of :class:`lgd.config.method.Method` (docs/own-method.md). Its ``build(parts)`` returns
-one of
+A method is one class, a subclass of :class:`lgd.config.base_method.Method` (docs/own-method.md). Its ``build(parts)``
+returns one of
 
 - :class:`lgd.methods.distiller.Distiller`, for a method that compares feature maps: a source of features (``teacher``)
   and a ``distance``, both ``nn.Module``;
@@ -19,7 +19,7 @@ the class in ``__init__.py`` and its ``nn.Module`` in ``distance.py``, which ``b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,8 +42,11 @@ class Parts:
     detector: Callable[[Detector], nn.Module]
     """Builds another detector for the same classes, without its pretrained weights."""
     frozen_detector: Callable[[], nn.Module]
-    """The trained detector that a method with a frozen teacher asks for (``method.teacher``), with its weights; in a dry
-    build with random ones."""
+    """The trained detector that a method with a frozen teacher asks for (``Method.teacher_detector``), with its
+    weights; in a dry build with random ones."""
+    once: Callable[[Hashable, Callable[[], Any]], Any]
+    """What a function returns, by a key; several dry builds with the same key share it. For networks that take long to
+    make."""
     pretrained: Path | None = None
     """Directory of the training that the method needs before (``Method.teacher_training``): ``student.pth``, and
     ``teacher.pth`` where that training's model has one. None in a dry build."""

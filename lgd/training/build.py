@@ -15,8 +15,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 
-from lgd.config.experiment import DATA_SET_KEYS, Data, Experiment, Schedule
-from lgd.config.phases import Phases
+from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment, Schedule
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
@@ -25,13 +24,10 @@ from lgd.detectors import build_detector
 from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.weight_sources import find_weights, probe
 from lgd.detectors.weights import check_weights, load_weights
-from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
 from lgd.logs import quiet_libraries
-from lgd.methods.distiller import Distiller, student_of
-from lgd.methods.fgfi import FrozenTeacher, ImitationDistance
-from lgd.methods.label_guided.distance import DistillationDistance
-from lgd.methods.label_guided.teacher import ImplicitTeacher
+from lgd.methods.distiller import student_of
+from lgd.methods.parts import Parts
 from lgd.results.fingerprint import fingerprint
 from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
@@ -203,7 +199,6 @@ def build_model(
     are to be one; for dry builds only.
     """
     shared = shared or NoSharing()
-    method = experiment.method
     torch.manual_seed(experiment.seed)
     key = (num_classes, experiment.compile, experiment.memory_format)
 
@@ -215,74 +210,46 @@ def build_model(
         return use_fast_losses(student)
 
     student = shared.once(("student", experiment.detector.model_dump_json(), *key), make_student)
-    if method.name == "baseline":
-        return student
-    if method.name == "fgfi":
-        return _with_frozen_teacher(experiment, student, num_classes, teacher)
-    return _with_implicit_teacher(experiment, student, key, shared)
 
+    def detector(settings: Detector) -> nn.Module:
+        return build_detector(settings, num_classes)
 
-def _with_implicit_teacher(
-    experiment: Experiment, student: nn.Module, key: tuple[int, bool, str], shared: SharedWork
-) -> Distiller:
-    """The student with LGD's teacher, which is trained together with it. key: classes, and how networks are kept."""
-    method = experiment.method
-    channels = {shape.channels for shape in cast(Any, student.backbone).output_shape().values()}
-    if len(channels) != 1:
-        raise InputError(f"LGD needs the same number of channels on every level, the backbone has {sorted(channels)}")
-    width = channels.pop()
-    parts = {
-        "encoder": method.encoder,
-        "adapter": method.adapter,
-        "mapper": method.mapper,
-        "variant": method.variant,
-        "context": method.context,
-        "detach_appearance": method.detach_appearance,
-    }
-    implicit = shared.once(
-        ("teacher", width, *key, *parts.values()), lambda: ImplicitTeacher(width, key[0], **cast(Any, parts))
-    )
-    return Distiller(
+    def frozen_detector() -> nn.Module:
+        return _frozen_detector(experiment, num_classes, teacher, pretrained)
+
+    parts = Parts(
+        experiment,
         student,
-        implicit,
-        DistillationDistance(width),
-        phases=experiment.schedule.phases,
-        distill_weight=method.distill_weight,
-        instructive_weight=method.instructive_weight,
+        num_classes,
+        detector=detector,
+        frozen_detector=frozen_detector,
+        once=lambda own, make: shared.once((*cast(Any, own), *key), make),
+        pretrained=teacher.parent if teacher else None,
     )
+    return cast(nn.Module, experiment.method.build(parts))
 
 
-def _with_frozen_teacher(
-    experiment: Experiment, student: nn.Module, num_classes: int, weights: Path | None
-) -> Distiller:
-    """The student with FGFI's frozen teacher (docs/method.md)."""
-    described, imitation = cast(Experiment, experiment.teacher), experiment.method.fgfi
-    detector = build_detector(described.detector, num_classes)
-    if weights is not None:
-        load_student(detector, weights)
-    distance = ImitationDistance(
-        student,
-        detector,
-        levels=imitation.levels,
-        threshold=imitation.threshold,
-        weight=imitation.weight,
-        relu=imitation.relu,
-    )
-    return Distiller(
-        student,
-        FrozenTeacher(detector, student),
-        distance,
-        phases=Phases(distill_from=imitation.from_step),
-        distill_weight=experiment.method.distill_weight,
-    )
+def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | None, pretrained: bool) -> nn.Module:
+    """The teacher of a method that has a frozen one. trained: ``student.pth`` of its training, where it has one."""
+    settings = experiment.method.teacher_detector(experiment.detector)
+    if settings is None:
+        raise ValueError(f"method {experiment.method.name} has no frozen detector")
+    detector = build_detector(settings, num_classes)
+    if trained is not None:
+        load_student(detector, trained)
+    elif pretrained and settings.is_pretrained:
+        with quiet_libraries():
+            load_weights(detector, settings.weights, whole=True)
+    return detector
 
 
 def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
     """SGD over student, teacher and distillation adapter; norm layers get no weight decay."""
-    schedule, method = experiment.schedule, experiment.method
+    schedule = experiment.schedule
+    method = experiment.method
 
     def factor(name: str) -> float:
-        return method.lr_factor if name.startswith(("teacher.", "distance.")) else 1.0
+        return method.adapter_lr_factor if name.startswith(("teacher.", "distance.")) else 1.0
 
     groups = get_default_optimizer_params(
         model,

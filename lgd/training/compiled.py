@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lgd.methods.distiller import Distiller, student_of
-from lgd.methods.fgfi import FrozenTeacher
+from lgd.methods.frozen_teacher import FrozenTeacher
 from lgd.methods.shared_head import head_of
 
 SHAPES = 128

@@ -50,7 +50,7 @@ class Evaluations:
         ranks.broadcast_buffers(model)
         student = scores(student_of(model))
         teacher = None
-        if experiment.evaluation.teacher and experiment.method.name == "lgd":
+        if experiment.evaluation.teacher and experiment.method.has_teacher_ap:
             teacher = scores(model, teacher=True)
         self.points.append(
             EvaluationPoint(
@@ -61,6 +61,7 @@ class Evaluations:
                 teacher_mask=teacher.mask if teacher else None,
                 attention=teacher.attention if teacher else None,
                 label_use=teacher.label_use if teacher else None,
+                label_signal=dict(teacher.label_signal) if teacher else {},
             )
         )
         if ranks.is_main_process():

@@ -14,14 +14,6 @@ from lgd.methods.distiller import student_of
 ASPECT = 4 / 3
 """Longer side of a training image to its shorter one; COCO's mean is close to it."""
 
-ACTIVATIONS = {"baseline": 2.2, "fgfi": 2.4, "lgd": 2.8}
-"""Memory kept for the backward pass, as a multiple of the outputs of the layers of backbone and FPN.
-
-baseline, lgd: measured on RetinaNet R-50 with ``torch.autograd.graph.saved_tensors_hooks`` (2.15 and 2.82; FCOS 2.33
-and 3.19; Faster R-CNN more, by its proposals, which do not grow with the image). fgfi: its teacher keeps nothing for a
-backward pass; the adapter and the masks are allowed for.
-"""
-
 
 def step_memory(experiment: Experiment, model: nn.Module) -> int | None:
     """About how many bytes a step takes: parameters, gradients, momenta, activations; None where it cannot be told.
@@ -37,7 +29,7 @@ def step_memory(experiment: Experiment, model: nn.Module) -> int | None:
         return None
     images = experiment.schedule.batch // experiment.schedule.accumulate
     half = 1.0 if experiment.precision == "fp32" else 0.5
-    return fixed + int(images * outputs * half * ACTIVATIONS[experiment.method.name])
+    return fixed + int(images * outputs * half * experiment.method.activations)
 
 
 def _output_bytes(backbone: nn.Module, data: Data) -> int:

@@ -242,7 +242,7 @@ def _hooks(
     every = experiment.evaluation.resolved_every(schedule.steps)
     backbone = student_of(built.model).backbone
     bottom_up = cast(nn.Module, getattr(backbone, "bottom_up", backbone))
-    period = write_period(schedule.steps)
+    period, phases = write_period(schedule.steps), experiment.method.phases(schedule)
     event_writers = ranks.run_on_all_ranks(
         lambda: writers.writers(experiment, state.directory, state.start) if ranks.is_main_process() else []
     )
@@ -250,7 +250,7 @@ def _hooks(
         hooks.IterationTimer(),
         # Before the hooks whose work after a step is not part of the step's time.
         state.times,
-        FreezeBackbone(bottom_up, schedule.phases) if experiment.method.name == "lgd" else None,
+        FreezeBackbone(bottom_up, phases) if phases.frozen_until else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
         hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: _progress(state)),

@@ -1,7 +1,7 @@
 """FGFI (Wang et al., "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019): near the objects, a
 student imitates the features of a trained detector (docs/method.md, "FGFI").
 
-A teacher and a distance for :class:`lgd.methods.distiller.Distiller`.
+A distance for :class:`lgd.methods.distiller.Distiller`, with a :class:`lgd.methods.frozen_teacher.FrozenTeacher`.
 
 Shape suffixes: B images, N object slots of an image (padding included), A anchors of a cell, L levels, h rows and w
 columns of a level.
@@ -10,11 +10,10 @@ columns of a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.poolers import assign_boxes_to_levels
@@ -24,73 +23,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lgd.distributed.ranks import mean_over_workers
 from lgd.errors import InputError
-from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.fgfi import LevelRule
 from lgd.methods.init import init_he
-
-LevelRule = Literal["best", "fpn", "all"]
-"""On which levels an object marks cells to imitate, which the paper does not say.
-
-``best`` (default): the one with the anchor of its largest IoU, so that each level uses only the boxes assigned to it
-(the author's answer). ``fpn``: the one of FPN's equation 1 (k0 = 4 at 224 pixels), or the nearest. ``all``: every
-level, each with its own threshold.
-"""
+from lgd.methods.parts import channels_of
 
 POINT_ANCHOR = 8
 """Side, in strides, of the square that replaces the anchor of a location in a detector without anchors."""
-
-
-class FrozenTeacher(nn.Module):
-    """A trained detector's backbone and FPN on the images that the student saw.
-
-    detector: detectron2's, with a level of the same name and stride for each of the student's; InputError otherwise.
-    Its backbone is frozen and stays in evaluation mode. It is not registered as a submodule, which keeps its weights
-    out of the optimiser, DDP and the checkpoint; ``to()`` and the like move it all the same.
-    """
-
-    uses_student_head = False
-    """The student's head was not trained to read these features."""
-
-    scale: Tensor | None
-    shift: Tensor | None
-
-    def __init__(self, detector: nn.Module, student: nn.Module) -> None:
-        super().__init__()
-        levels, wanted = _levels(detector), _levels(student)
-        if any(name not in levels or levels[name].stride != x.stride for name, x in wanted.items()):
-            raise InputError(f"the teacher's levels are {_listed(levels)}: FGFI needs the student's, {_listed(wanted)}")
-        backbone = cast(nn.Module, detector.backbone).eval().requires_grad_(False)
-        # torch looks for submodules among attributes, not inside tuples.
-        self._unregistered = (backbone,)
-        self._names = tuple(wanted)
-        scale, shift = _renormalisation(detector, student)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The frozen backbone and FPN."""
-        return self._unregistered[0]
-
-    @torch.no_grad()
-    def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
-        """Features of the student's levels, without gradient.
-
-        instances: their ``image_size`` is used where the detectors' pixel statistics differ.
-        """
-        images = capture.images
-        if self.scale is not None and self.shift is not None:
-            # Padding is zero for both detectors, so it must not be shifted.
-            inside = _image_masks([x.image_size for x in instances], capture.image_size, images.device)
-            images = (images * self.scale + self.shift).masked_fill(~inside[:, None], 0)
-        features = self._unregistered[0](images)
-        return {name: features[name] for name in self._names}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # What to(), cuda(), float() and the like call.
-        if recurse:
-            self._unregistered[0]._apply(fn)
-        super()._apply(fn, recurse)
-        return self
 
 
 class ImitationDistance(nn.Module):
@@ -118,7 +56,9 @@ class ImitationDistance(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        convolution = nn.Conv2d(_channels(student, "student"), _channels(teacher, "teacher"), 3, padding=1)
+        convolution = nn.Conv2d(
+            channels_of(student, "FGFI", "student"), channels_of(teacher, "FGFI", "teacher"), 3, padding=1
+        )
         self.adapter = nn.Sequential(convolution, nn.ReLU()) if relu else nn.Sequential(convolution)
         init_he(self)
         self.anchors = nn.ModuleDict(anchors_of(student))
@@ -264,34 +204,3 @@ def _assigned_levels(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Seq
         finest, coarsest = (int(math.log2(x)) for x in (strides[0], strides[-1]))
         chosen = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], finest, coarsest, 224, 4).view(boxes.shape[:2])
     return chosen == torch.arange(len(peaks), device=peaks.device)[:, None, None]
-
-
-def _levels(detector: nn.Module) -> dict[str, ShapeSpec]:
-    return dict(cast(Any, detector.backbone).output_shape())
-
-
-def _listed(levels: Mapping[str, ShapeSpec]) -> str:
-    return ", ".join(f"{name} (stride {x.stride})" for name, x in levels.items())
-
-
-def _channels(detector: nn.Module, role: str) -> int:
-    channels = {x.channels for x in _levels(detector).values()}
-    if len(channels) != 1:
-        raise InputError(f"FGFI needs the same number of channels on every level, the {role} has {sorted(channels)}")
-    return int(channels.pop())
-
-
-def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift (3, 1, 1) from the student's normalised pixels to the teacher's; None where they are equal."""
-    mean, std = (cast(Tensor, x) for x in (detector.pixel_mean, detector.pixel_std))
-    student_mean, student_std = (cast(Tensor, x).to(mean) for x in (student.pixel_mean, student.pixel_std))
-    if torch.equal(mean, student_mean) and torch.equal(std, student_std):
-        return None, None
-    return student_std / std, (student_mean - mean) / std
-
-
-def _image_masks(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-    """(B, H, W) bool: the pixels of a padded batch that lie in an image of its own (height, width)."""
-    size_B2 = torch.tensor(image_sizes).to(device, non_blocking=True)
-    rows, columns = (torch.arange(x, device=device) for x in padded)
-    return (rows < size_B2[:, :1])[:, :, None] & (columns < size_B2[:, 1:])[:, None, :]

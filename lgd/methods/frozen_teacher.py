@@ -1,0 +1,118 @@
+"""A trained detector that does not change, as the source of features: the teacher of FGFI, PKD, CWD, MGD and FGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from lgd.errors import InputError
+from lgd.methods.distiller import Distiller
+from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.parts import Parts, levels_of
+
+
+class FrozenTeacher(nn.Module):
+    """A trained detector's backbone and FPN on the images that the student saw.
+
+    detector: detectron2's, with a level of the same name and stride for each of the student's; InputError otherwise,
+    naming ``method``. It is frozen and stays in evaluation mode. It is not registered as a submodule, which keeps its
+    weights out of the optimiser, DDP and the checkpoint; ``to()`` and the like move it all the same. whole: keep its
+    head too, as :attr:`detector`; False keeps the backbone only.
+    """
+
+    uses_student_head = False
+    """The student's head was not trained to read these features."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self, detector: nn.Module, student: nn.Module, *, method: str = "a frozen teacher", whole: bool = False
+    ) -> None:
+        super().__init__()
+        levels, wanted = levels_of(detector), levels_of(student)
+        if any(name not in levels or levels[name].stride != x.stride for name, x in wanted.items()):
+            raise InputError(
+                f"the teacher's levels are {_listed(levels)}: {method} needs the student's, {_listed(wanted)}"
+            )
+        kept = detector if whole else cast(nn.Module, detector.backbone)
+        # torch looks for submodules among attributes, not inside tuples.
+        self._unregistered = (kept.eval().requires_grad_(False),)
+        self._names = tuple(wanted)
+        scale, shift = _renormalisation(detector, student)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    @property
+    def detector(self) -> nn.Module:
+        """The frozen detector. Raises ValueError where only its backbone was kept."""
+        if not hasattr(self._unregistered[0], "backbone"):
+            raise ValueError("only the teacher's backbone was kept: build it with whole=True")
+        return self._unregistered[0]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The frozen backbone and FPN."""
+        return cast(nn.Module, getattr(self._unregistered[0], "backbone", self._unregistered[0]))
+
+    @torch.no_grad()
+    def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
+        """Features of the student's levels, without gradient.
+
+        instances: their ``image_size`` is used where the detectors' pixel statistics differ.
+        """
+        features = self.backbone(self.images(capture, instances))
+        return {name: features[name] for name in self._names}
+
+    def images(self, capture: FeatureCapture, instances: Sequence[Any]) -> Tensor:
+        """The student's padded batch (B, 3, H, W), normalised as the teacher was trained on."""
+        images = capture.images
+        if self.scale is not None and self.shift is not None:
+            # Padding is zero for both detectors, so it must not be shifted.
+            inside = _image_masks([x.image_size for x in instances], capture.image_size, images.device)
+            images = (images * self.scale + self.shift).masked_fill(~inside[:, None], 0)
+        return images
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What to(), cuda(), float() and the like call.
+        if recurse:
+            self._unregistered[0]._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+
+def distil_features(parts: Parts, distance: Callable[[nn.Module], nn.Module]) -> Distiller:
+    """The student beside the frozen detector of its method. distance: makes it from the teacher detector."""
+    method, student = parts.experiment.method, parts.student
+    detector = parts.frozen_detector()
+    made = distance(detector)
+    return Distiller(
+        student,
+        FrozenTeacher(detector, student, method=method.title),
+        made,
+        phases=method.phases(parts.experiment.schedule),
+        distill_weight=cast(Any, method).distill_weight,
+    )
+
+
+def _listed(levels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} (stride {x.stride})" for name, x in levels.items())
+
+
+def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and shift (3, 1, 1) from the student's normalised pixels to the teacher's; None where they are equal."""
+    mean, std = (cast(Tensor, x) for x in (detector.pixel_mean, detector.pixel_std))
+    student_mean, student_std = (cast(Tensor, x).to(mean) for x in (student.pixel_mean, student.pixel_std))
+    if torch.equal(mean, student_mean) and torch.equal(std, student_std):
+        return None, None
+    return student_std / std, (student_mean - mean) / std
+
+
+def _image_masks(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
+    """(B, H, W) bool: the pixels of a padded batch that lie in an image of its own (height, width)."""
+    size_B2 = torch.tensor(image_sizes).to(device, non_blocking=True)
+    rows, columns = (torch.arange(x, device=device) for x in padded)
+    return (rows < size_B2[:, :1])[:, :, None] & (columns < size_B2[:, 1:])[:, None, :]
