@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from lgd.detectors.conventions import TORCHVISION
 from lgd.errors import InputError
 
-__all__ = ["Format", "NamedTensors", "read_weights"]
+__all__ = ["Format", "NamedTensors", "read_named", "read_weights"]
 
 Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin"]
 
@@ -40,16 +40,34 @@ class NamedTensors(NamedTuple):
 
 def read_weights(path: Path, source: str) -> NamedTensors:
     """source: what a message names. Raises InputError, one line, for a file that holds no weights."""
+    named = _read(path, source, _with_detectron2_names)
+    if source.startswith(TORCHVISION) and named.format not in ("torchvision", "swin"):
+        raise InputError(f"weights {source}: {path} does not hold torchvision's weights, but {named.format}'s")
+    return named
+
+
+def read_named(path: Path, source: str) -> NamedTensors:
+    """The same under the file's own names, with its input channels as they are."""
+    return _read(path, source, _as_they_are)
+
+
+def _as_they_are(tensors: dict[str, Tensor], author: str) -> NamedTensors:
+    return NamedTensors("caffe2" if _is_caffe2(tensors, author) else "detectron2", tensors)
+
+
+def _is_caffe2(tensors: Mapping[str, Tensor], author: str) -> bool:
+    return "conv1_w" in tensors or author == "Caffe2"
+
+
+def _read(path: Path, source: str, name: Callable[[dict[str, Tensor], str], NamedTensors]) -> NamedTensors:
     try:
-        named = _named_tensors(_load(path))
+        named = _named_tensors(_load(path), name)
     except Exception as error:  # the unpicklers, and whatever reads what they return, raise anything at a damaged file
         raise InputError(
             f"weights {source}: {path} is damaged or no checkpoint of weights ({_reason(error)})"
         ) from None
     if not named.tensors:
         raise InputError(f"weights {source}: {path} holds no weights by name")
-    if source.startswith(TORCHVISION) and named.format not in ("torchvision", "swin"):
-        raise InputError(f"weights {source}: {path} does not hold torchvision's weights, but {named.format}'s")
     return named
 
 
@@ -61,7 +79,7 @@ def _reason(error: Exception) -> str:
     return said[:160]
 
 
-def _named_tensors(content: Any) -> NamedTensors:
+def _named_tensors(content: Any, named: Callable[[dict[str, Tensor], str], NamedTensors]) -> NamedTensors:
     """Without tensors where the file holds none by name."""
     if not isinstance(content, Mapping):
         return NamedTensors("detectron2", {})
@@ -71,7 +89,7 @@ def _named_tensors(content: Any) -> NamedTensors:
         for name, x in model.items()
         if isinstance(x, (Tensor, np.ndarray)) and not str(name).endswith("_momentum")
     }
-    return _with_detectron2_names(tensors, author=str(content.get("__author__", "")))
+    return named(tensors, str(content.get("__author__", "")))
 
 
 def _load(path: Path) -> Any:
@@ -104,7 +122,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _with_detectron2_names(tensors: dict[str, Tensor], author: str) -> NamedTensors:
-    if "conv1_w" in tensors or author == "Caffe2":
+    if _is_caffe2(tensors, author):
         return NamedTensors("caffe2", convert_c2_detectron_names(tensors)[0], partial_names=True)
     if "layer1.0.conv1.weight" in tensors:
         renamed = {_torchvision_resnet(name): x for name, x in tensors.items()}
