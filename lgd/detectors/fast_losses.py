@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
-from lgd.detectors import fcos_fast, retinanet_fast
+from lgd.detectors import fcos_fast, rcnn_fast, retinanet_fast
 
 
 def use_fast_losses(detector: nn.Module) -> nn.Module:
-    """Replace methods of detectron2's own RetinaNet and FCOS by equal ones; returns ``detector``.
+    """Replace methods of detectron2's own RetinaNet, FCOS and R-CNNs by equal ones; returns ``detector``.
 
     The class, the parameters and their names stay. Any other detector, and a subclass, stays as it is. ATSS and POTO
     (lgd/detectors) need no replacement.
@@ -22,4 +23,6 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
         retinanet_fast.use(target)
     elif type(detector) is FCOS:
         fcos_fast.use(target)
+    elif type(detector) is GeneralizedRCNN:
+        rcnn_fast.use(target)
     return detector

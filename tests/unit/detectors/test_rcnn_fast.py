@@ -1,0 +1,85 @@
+"""R-CNN's fast sampling and losses against detectron2's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from lgd.detectors import build_detector
+from lgd.detectors.fast_losses import use_fast_losses
+from tests.helpers import CLASSES, batch, tiny_settings
+
+
+def _detector(name: str) -> Any:
+    torch.manual_seed(0)
+    return build_detector(tiny_settings(name), CLASSES)
+
+
+def _batch_with_masks(counts: list[int]) -> list[dict[str, Any]]:
+    """Each object's mask is the lower left triangle of its box."""
+    found = batch(counts)
+    for x in found:
+        boxes = x["instances"].gt_boxes.tensor.tolist()
+        x["instances"].gt_masks = PolygonMasks([[[x1, y1, x1, y2, x2, y2]] for x1, y1, x2, y2 in boxes])
+    return found
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("counts", [[3, 0, 40], [0, 0]])
+def test_losses_logs_and_gradients_are_detectron2s(name: str, counts: list[int]) -> None:
+    """From the same random numbers: the same anchors and regions are drawn."""
+    found: list[Any] = []
+    for fast in (False, True):
+        detector = _detector(name)
+        if fast:
+            use_fast_losses(detector)
+        assert ("losses" in vars(detector.proposal_generator)) == fast
+        assert ("losses" in vars(detector.roi_heads.box_predictor)) == fast
+        torch.manual_seed(1)
+        with EventStorage(0) as storage:
+            losses = detector.train()(_batch_with_masks(counts))
+            sum(losses.values()).backward()
+        gradients = torch.cat([p.grad.flatten() for p in detector.parameters() if p.grad is not None])
+        logged = {k: v for k, (v, _) in storage.latest().items()}
+        found.append(({k: float(v.detach()) for k, v in losses.items()}, logged, gradients, torch.rand(1)))
+    (losses, logged, gradients, drawn), (ours, our_logged, our_gradients, our_drawn) = found
+    assert torch.equal(our_drawn, drawn)
+    assert ours == pytest.approx(losses, rel=1e-5)
+    assert our_logged == pytest.approx(logged)
+    torch.testing.assert_close(our_gradients, gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:
+    plain, fast = _detector("faster_rcnn"), _detector("faster_rcnn")
+    use_fast_losses(fast)
+    images = plain.preprocess_image(batch([1, 1]))
+    found = []
+    for detector in (plain, fast):
+        features = detector.backbone(images.tensor)
+        torch.manual_seed(0)
+        with EventStorage(0):
+            proposals, _ = detector.proposal_generator.train()(
+                images, features, [x["instances"] for x in batch([1, 1])]
+            )
+        levels = [features[x] for x in detector.roi_heads.box_in_features]
+        boxes = [x.proposal_boxes for x in proposals]
+        # Regions of every level, and an image without any.
+        boxes[1].tensor[:4] *= torch.tensor([[1.0], [4.0], [16.0], [64.0]])
+        pooled = detector.roi_heads.box_pooler(levels, boxes)
+        empty = detector.roi_heads.box_pooler(levels, [boxes[0][:0], boxes[1]])
+        found.append([*(x.tensor for x in boxes), *(x.objectness_logits for x in proposals), pooled, empty])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert len(theirs) > 0
+        assert torch.equal(ours, theirs)
+
+
+def test_diverged_predictions_are_named() -> None:
+    detector = use_fast_losses(_detector("faster_rcnn")).train()
+    with torch.no_grad():
+        detector.proposal_generator.rpn_head.objectness_logits.bias.fill_(float("nan"))  # type: ignore[union-attr]
+    with EventStorage(0), pytest.raises(FloatingPointError, match="diverged"):
+        detector(batch([1]))
