@@ -28,7 +28,7 @@ def list_arms(name: str, size: str, console: Console) -> None:
         table.add_column(head)
     for arm in each.arms:
         # The rest of a table's row is in its name.
-        changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.fgfi."))
+        changes = ", ".join(f"{k}={v}" for k, v in arm.changes.items() if not k.startswith("method.teacher.backbone."))
         table.add_row(arm.name, changes or "(none)", _question(each.name, arm))
     console.print(table)
 

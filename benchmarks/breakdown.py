@@ -29,11 +29,13 @@ with exit_on_interrupt():
         images_from,
         output_stem,
         run_command,
+        with_method,
         write_results,
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
     from lgd.cli import Parser, examples
+    from lgd.config.method import BUILT_IN
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def parser(prog: str = PROG) -> Parser:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add = parser.add_argument
-    add("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
+    add("--method", default="lgd", metavar="NAME", help=f"one of {', '.join(BUILT_IN)} (default: lgd)")
     add("--steps", type=int, default=20, metavar="N", help="steps to profile (default: 20)")
     add("--output", type=Path, metavar="STEM", help="where to, without suffix (default: benchmarks/results/...)")
 
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     """command: what was typed, which is kept beside the results."""
     if options.steps < 1:
         raise InputError(f"--steps {options.steps}: at least one")
-    experiment = experiment_from(options).override({"method.name": options.method})
+    experiment = with_method(options, experiment_from(options), options.method)
     images = images_from(options, experiment)
     stem: Path = options.output or output_stem(f"breakdown-{options.method}", options, experiment)
     frame, whole = measure(experiment, images, options.steps)

@@ -50,16 +50,16 @@ COST_INDEPENDENT = (
     "method.distill_weight",
     "method.instructive_weight",
     "method.lr_factor",
-    "method.fgfi.steps",
-    "method.fgfi.seed",
-    "method.fgfi.threshold",
-    "method.fgfi.weight",
-    "method.fgfi.from_step",
+    "method.teacher.steps",
+    "method.teacher.seed",
+    "method.teacher.hours",
+    "method.teacher.gate",
+    "method.teacher.floor",
+    "method.threshold",
+    "method.weight",
+    "method.from_step",
 )
 """Prefixes of settings that do not change the cost of a step, or of an image evaluated."""
-
-METHOD_SETTINGS = {"baseline": ("method.name",), "lgd": ("method.",), "fgfi": ("method.name", "method.fgfi.")}
-"""Prefixes of the settings that a method reads."""
 
 
 @dataclass
@@ -135,14 +135,7 @@ def experiment_in_worker(experiment: Experiment, resources: Resources) -> Experi
 
 def cost_key(experiment: Experiment, resources: Resources) -> str:
     """Hex digest of all that determines the cost of a step, or of an image evaluated."""
-    own = METHOD_SETTINGS[experiment.method.name]
-    described = {
-        key: value
-        for key, value in settings(experiment).items()
-        if (key.startswith(own) or not key.startswith("method.")) and not key.startswith(COST_INDEPENDENT)
-    }
-    if experiment.method.name == "lgd":
-        described = {key: value for key, value in described.items() if not key.startswith("method.fgfi.")}
+    described = {key: value for key, value in settings(experiment).items() if not key.startswith(COST_INDEPENDENT)}
     hardware, versions = provenance.hardware(), provenance.versions()
     described |= {x: hardware[x] for x in ("cpu", "cores", "gpu")} | {x: versions[x] for x in ("torch", "lgd")}
     described["beside"] = (resources.cpus, resources.gpus, resources.workers, resources.max_concurrent)
@@ -158,7 +151,7 @@ def evaluations(experiment: Experiment) -> int:
 
 def inferences(experiment: Experiment) -> int:
     """How often a training runs on the validation split: twice an evaluation if the teacher's features are scored."""
-    both = experiment.evaluation.teacher and experiment.method.name == "lgd"
+    both = experiment.evaluation.teacher and experiment.method.has_teacher_ap
     return evaluations(experiment) * (2 if both else 1)
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.timer_spec import SyntheticImages
 from lgd.cli import Parser, exit_status, typed
+from lgd.config.experiment import split_assignment
+from lgd.config.method import BUILT_IN
 from lgd.config.paper import DETECTORS
 from lgd.errors import InputError
 from lgd.files import atomic_write, write_text
@@ -54,7 +56,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="the training to begin from: tiny (CPU), small, paper or finetune (default: tiny)")  # fmt: skip
     add("--detector", metavar="NAME", help=f"one of {', '.join(DETECTORS)}")
     add("--backbone", metavar="NAME", help="of the student, such as resnet50 or swin_t")
-    add("--teacher-backbone", metavar="NAME", help="of FGFI's teacher, such as resnet101")
+    add("--teacher-backbone", metavar="NAME", help="of frozen teachers, such as resnet101")
     add("--batch", type=int, metavar="N", help="images a step, all devices together")
     add("--side", type=int, metavar="PIXELS", help="shorter side of the images (default: the largest of the training)")
     add("--objects", type=float, metavar="N", help="boxes an image, on average (default: as in the preset's data)")
@@ -124,21 +126,40 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
             raise InputError(f"no detector {options.detector!r}: choose one of {', '.join(DETECTORS)}")
         defaults = paper_defaults(options.detector, experiment.detector.backbone.name)
         changes |= {key: value for key, value in defaults.items() if key.startswith("method.")}
-    for prefix, name, current in (
-        ("detector.backbone", options.backbone, experiment.detector.backbone),
-        ("method.fgfi.backbone", options.teacher_backbone, experiment.method.fgfi.backbone),
-    ):
-        if name:
-            changes |= {f"{prefix}.{key}": value for key, value in _backbone(name, current).items()}
+    if options.backbone:
+        student = _backbone(options.backbone, experiment.detector.backbone)
+        changes |= {f"detector.backbone.{key}": value for key, value in student.items()}
     if options.batch is not None:
         changes["schedule.batch"] = options.batch
     if options.precision:
         changes["precision"] = options.precision
-    experiment = resolve_epochs(experiment.override(changes).override(options.overrides))
+    experiment = experiment.override(changes)
+    own = [x for x in options.overrides if not _of_other_method(x, experiment)]
+    experiment = resolve_epochs(experiment.override(own))
     if not experiment.threads and resolve_device(experiment).type == "cpu":
         # On the CPU a device is a worker process with one core, as in a sweep.
         return experiment.override({"threads": 1})
     return experiment
+
+
+def with_method(options: argparse.Namespace, experiment: Experiment, name: str) -> Experiment:
+    """That training with the method ``name``, and what the options say of it and of its teacher."""
+    found = experiment.override({"method.name": name})
+    if options.teacher_backbone and found.has_setting("method.teacher.backbone"):
+        teacher = found.method.teacher_detector(found.detector)
+        assert teacher is not None
+        changes = _backbone(options.teacher_backbone, teacher.backbone)
+        found = found.override({f"method.teacher.backbone.{key}": value for key, value in changes.items()})
+    own = [x for x in options.overrides if x.startswith("method.") and not _of_other_method(x, found)]
+    return found.override([x for x in own if split_assignment(x)[0] != "method.name"])
+
+
+def _of_other_method(assignment: str, experiment: Experiment) -> bool:
+    """Whether a setting is one of another of our methods than the experiment's."""
+    key, _ = split_assignment(assignment)
+    if not key.startswith("method.") or experiment.has_setting(key):
+        return False
+    return any(experiment.override({"method.name": name}).has_setting(key) for name in BUILT_IN)
 
 
 def images_from(options: argparse.Namespace, experiment: Experiment) -> SyntheticImages:

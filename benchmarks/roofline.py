@@ -28,12 +28,13 @@ with exit_on_interrupt():
         output_stem,
         read_results,
         run_command,
+        with_method,
         write_results,
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
     from lgd.cli import Parser, examples
-    from lgd.errors import InputError
+    from lgd.config.method import BUILT_IN, method_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ def parser(prog: str = PROG) -> Parser:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     parser.set_defaults(preset="paper")
-    parser.add_argument("--method", default="lgd", metavar="NAME", help="baseline, lgd (default) or fgfi")
+    parser.add_argument("--method", default="lgd", metavar="NAME", help=f"one of {', '.join(BUILT_IN)} (default: lgd)")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
     parser.add_argument(
         "--table",
@@ -86,8 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, command: str) -> int:
     """command: what was typed, which is kept beside the results."""
-    if options.method not in ("baseline", "lgd", "fgfi"):
-        raise InputError(f"--method {options.method}: baseline, lgd or fgfi")
+    method_class(options.method)
     # Lazy: pandas and torch.
     from benchmarks.speed_table import reference_file
     from lgd.results import provenance
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     if options.table:
         print(markdown(read(options.table), limits, precision))
         return 0
-    experiment = experiment_from(options).override({"method.name": options.method})
+    experiment = with_method(options, experiment_from(options), options.method)
     images = images_from(options, experiment)
     stem = output_stem(f"roofline_{options.method}", options, experiment.override({"precision": precision}))
     output = csv_path(options.output, stem)
@@ -142,7 +142,7 @@ def measure(experiment: Experiment, images: SyntheticImages, count: int) -> pd.D
         ):
             profiler = StepProfiler(timer.model, read, lambda readings: readings)
             with counter:
-                timer.trainer(Stage(distils=experiment.method.name != "baseline"), profiler).train(0, 1)
+                timer.trainer(Stage(distils=experiment.method.has_distillation), profiler).train(0, 1)
             found[name] = profiler.steps[0]
     rows = []
     for part in PARTS:

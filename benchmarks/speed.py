@@ -195,7 +195,7 @@ def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: i
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
             for i in list(range(len(rows)))[:: -1 if turn % 2 else 1]:
-                stage = Stage(distils=rows[i].experiment.method.name != "baseline")
+                stage = Stage(distils=rows[i].experiment.method.has_distillation)
                 first = max(warmup, FIRST_STEPS) if turn == 0 else warmup
                 with other_load() as load:
                     times: StepTimes = processes[i].request("time_steps", stage, first, steps)

@@ -40,12 +40,10 @@ class Stage:
 
 def stages(experiment: Experiment) -> dict[Stage, int]:
     """Number of steps of each stage of a training, in the order of their first step."""
-    from lgd.config.phases import Phases  # with pydantic: lazy, so that --help stays fast
-
     steps, method = experiment.schedule.steps, experiment.method
-    if method.name == "baseline":
+    if not method.has_distillation:
         return {Stage(): steps}
-    phases = experiment.schedule.phases if method.name == "lgd" else Phases(distill_from=method.fgfi.from_step)
+    phases = method.phases(experiment.schedule)
     bounds = {0, phases.frozen_until, phases.distill_from, phases.distill_until or steps, steps}
     found: dict[Stage, int] = {}
     for start, end in itertools.pairwise(sorted(x for x in bounds if x <= steps)):

@@ -54,6 +54,8 @@ class Method(Settings):
     ``torch.autograd.graph.saved_tensors_hooks`` (2.15 and 2.82; FCOS 2.33 and 3.19). By default a frozen teacher, which
     keeps nothing, and a little for adapters and masks."""
 
+    has_distillation: ClassVar[bool] = True
+    """Whether the student learns from anything but the labels."""
     has_teacher_ap: ClassVar[bool] = False
     """Whether the student's head is trained on the teacher's features too, so that these can be evaluated."""
 

@@ -11,8 +11,9 @@ from typing import Any
 from lgd.config.arms import Arm, Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
+from lgd.config.method import make
 from lgd.config.paper import DETECTORS, Training, paper
-from lgd.config.presets import CPU_PRESETS, PAPER_TABLES_AT, at_preset, preset
+from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_preset, preset
 from lgd.config.tuning_grids import learning_rate, schedule_length
 from lgd.errors import InputError
 
@@ -115,11 +116,15 @@ def _arm(training: Training, size: str, base: Experiment) -> Arm:
     if training.method in NOT_IMPLEMENTED:
         return replace(arm, skipped=NOT_IMPLEMENTED[training.method])
     wanted, there = settings(at_preset(size, training)), settings(base)
-    changes = {"method.name": wanted["method.name"]}
-    if training.method == "fgfi":
-        changes |= {key: value for key, value in wanted.items() if key.startswith("method.fgfi.backbone.")}
-    setting = {k: v for k, v in wanted.items() if v != there[k] and not k.startswith(("method.name", "method.fgfi."))}
-    return replace(arm, changes=changes, setting=setting)
+    # Which teacher is what the arm is about; the other settings of its method may be changed.
+    fixed = {k: v for k, v in wanted.items() if k.startswith(("method.name", "method.teacher.backbone."))}
+    setting = {k: v for k, v in wanted.items() if k not in fixed and v != there.get(k, _default(training.method, k))}
+    return replace(arm, changes=fixed, setting=setting)
+
+
+def _default(method: str, key: str) -> Any:
+    """Of a setting of this method; None for a setting of something else."""
+    return settings(make(method), "method.").get(key)
 
 
 EVALUATIONS = 5
@@ -184,9 +189,10 @@ def _evidence(size: str) -> Grid:
             arms.append(replace(arm, name=f"{title} {arm.name}", setting=evaluated, reference=baseline))
         if size not in CPU_PRESETS:
             teacher = {"method.name": "fgfi"} | (
-                {"method.fgfi.backbone.name": SMALL_TEACHER} if size == "small" else {}
+                {"method.teacher.backbone.name": SMALL_TEACHER} if size == "small" else {}
             )
-            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier detector", curve, baseline))
+            later = {**curve, "method.from_step": FGFI_STARTS[size]}  # type: ignore[index]
+            arms.append(Arm(f"{title} FGFI", teacher, "imitates a heavier detector", later, baseline))
         lgd = f"{title} LGD"
         for arm in arms[first:]:
             if arm.name == baseline or (arm.name != lgd and size not in CPU_PRESETS):
@@ -215,11 +221,25 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
     What it multiplies comes last. Raises InputError, naming the arm, where these do not fit together.
     """
     try:
-        experiment = base.override(arm.setting).override(overrides)
+        experiment = _with_method(base, arm)
+        # Settings of one method are none of another's.
+        setting = {k: v for k, v in arm.setting.items() if _applies(k, experiment)}
+        experiment = experiment.override(setting)
+        experiment = experiment.override([x for x in overrides if _applies(split_assignment(x)[0], experiment)])
         experiment = experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
         return experiment.override(_multiplied(experiment, arm.factors)) if arm.factors else experiment
     except InputError as error:
         raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
+def _with_method(base: Experiment, arm: Arm) -> Experiment:
+    name = arm.changes.get("method.name")
+    return base if name is None else base.override({"method.name": name})
+
+
+def _applies(key: str, experiment: Experiment) -> bool:
+    """Whether a setting is not of another method."""
+    return not key.startswith("method.") or experiment.has_setting(key)
 
 
 def _multiplied(experiment: Experiment, factors: Mapping[str, float]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Baseline(Method):
 
     title: ClassVar[str] = "baseline"
     learns_from: ClassVar[str] = "the labels alone"
+    has_distillation: ClassVar[bool] = False
     activations: ClassVar[float] = 2.2
 
     def build(self, parts: Parts) -> nn.Module:

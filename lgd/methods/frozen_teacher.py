@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import FeatureCapture, Features
+from lgd.methods.inherit import inherit
 from lgd.methods.parts import Parts, levels_of
+from lgd.methods.unregistered import Unregistered
 
 
-class FrozenTeacher(nn.Module):
+class FrozenTeacher(Unregistered):
     """A trained detector's backbone and FPN on the images that the student saw.
 
     detector: detectron2's, with a level of the same name and stride for each of the student's; InputError otherwise,
-    naming ``method``. It is frozen and stays in evaluation mode. It is not registered as a submodule, which keeps its
-    weights out of the optimiser, DDP and the checkpoint; ``to()`` and the like move it all the same. whole: keep its
-    head too, as :attr:`detector`; False keeps the backbone only.
+    naming ``method``. whole: keep its head too, as :attr:`detector`; False keeps the backbone only.
     """
 
     uses_student_head = False
@@ -32,15 +33,12 @@ class FrozenTeacher(nn.Module):
     def __init__(
         self, detector: nn.Module, student: nn.Module, *, method: str = "a frozen teacher", whole: bool = False
     ) -> None:
-        super().__init__()
         levels, wanted = levels_of(detector), levels_of(student)
         if any(name not in levels or levels[name].stride != x.stride for name, x in wanted.items()):
             raise InputError(
                 f"the teacher's levels are {_listed(levels)}: {method} needs the student's, {_listed(wanted)}"
             )
-        kept = detector if whole else cast(nn.Module, detector.backbone)
-        # torch looks for submodules among attributes, not inside tuples.
-        self._unregistered = (kept.eval().requires_grad_(False),)
+        super().__init__(detector if whole else cast(nn.Module, detector.backbone))
         self._names = tuple(wanted)
         scale, shift = _renormalisation(detector, student)
         self.register_buffer("scale", scale, persistent=False)
@@ -76,25 +74,19 @@ class FrozenTeacher(nn.Module):
             images = (images * self.scale + self.shift).masked_fill(~inside[:, None], 0)
         return images
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # What to(), cuda(), float() and the like call.
-        if recurse:
-            self._unregistered[0]._apply(fn)
-        super()._apply(fn, recurse)
-        return self
-
 
 def distil_features(parts: Parts, distance: Callable[[nn.Module], nn.Module]) -> Distiller:
     """The student beside the frozen detector of its method. distance: makes it from the teacher detector."""
-    method, student = parts.experiment.method, parts.student
+    method, student = cast(FrozenTeacherMethod, parts.experiment.method), parts.student
     detector = parts.frozen_detector()
+    inherit(student, detector.state_dict(), method.inherit)
     made = distance(detector)
     return Distiller(
         student,
         FrozenTeacher(detector, student, method=method.title),
         made,
         phases=method.phases(parts.experiment.schedule),
-        distill_weight=cast(Any, method).distill_weight,
+        distill_weight=method.distill_weight,
     )
 
 

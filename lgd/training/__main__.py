@@ -24,6 +24,7 @@ from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
+from lgd.config.method import BUILT_IN
 from lgd.config.paper_recipes import NAMES, Named, named
 from lgd.config.presets import named_experiment
 from lgd.errors import InputError
@@ -72,8 +73,8 @@ def parser(prog: str = PROG) -> Parser:
     )
     parser.add_argument(
         "--method",
-        choices=("baseline", "lgd", "fgfi"),
-        help="the plain detector, with LGD, or with FGFI and its teacher",
+        metavar="NAME",
+        help=f"one of {', '.join(BUILT_IN)}, or package.module:Class (docs/own-method.md)",
     )
     parser.add_argument(
         "--data", metavar="SOURCE", help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco)"
@@ -90,7 +91,7 @@ def parser(prog: str = PROG) -> Parser:
         "--output", type=Path, metavar="DIR", help="where to (default: results/train/EXPERIMENT-METHOD-seedN)"
     )
     parser.add_argument(
-        "--teachers", type=Path, metavar="DIR", help="where FGFI's teachers are kept (default: beside the output)"
+        "--teachers", type=Path, metavar="DIR", help="where frozen teachers are kept (default: beside the output)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
     parser.add_argument(
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("say which experiment to train; --list shows them")
     chosen = named_experiment(options.experiment)
     if options.method is None and not options.show:
-        raise InputError("say how to train it: --method baseline, lgd or fgfi")
+        raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)
     options.overrides += split_overrides(options)
     check_overrides(options.overrides, options=_other_options(options))

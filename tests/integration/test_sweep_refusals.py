@@ -163,13 +163,13 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a second table shares with the first is not trained again."""
-    for trial in plan(grid("teacher-based", "nano"), NANO, 1, [*OVERRIDES, "method.fgfi.from_step=2"], tmp_path):
+    for trial in plan(grid("teacher-based", "nano"), NANO, 1, [*OVERRIDES, "method.from_step=2"], tmp_path):
         if trial.arm in ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD"):
             shown = build(trial.experiment, pretrained=False).fingerprint
             Record(status="finished", arm=trial.arm, experiment=trial.experiment, fingerprint=shown).save(
                 trial.directory
             )
-    more = [*QUICK, "--set", "method.fgfi.from_step=2", "--output", str(tmp_path), "--dry-run"]
+    more = [*QUICK, "--set", "method.from_step=2", "--output", str(tmp_path), "--dry-run"]
     assert main(["--grid", "table7", *more]) == 0
     said = capsys.readouterr().out
     assert "1 of 3 trials to run" in said
@@ -178,7 +178,7 @@ def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pyt
         json.dumps(
             {
                 "schema_version": 1, "grid": "teacher-based", "preset": "nano", "arms": ["RetinaNet R-50 2x ms LGD"],
-                "overrides": [*OVERRIDES, "method.fgfi.from_step=2"], "reference": "", "seeds": 3,
+                "overrides": [*OVERRIDES, "method.from_step=2"], "reference": "", "seeds": 3,
             }
         )
     )  # fmt: skip

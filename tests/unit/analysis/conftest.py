@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lgd.config.experiment import Backbone, Data, Detector, Experiment, Method, Schedule
+from lgd.config.experiment import Backbone, Data, Detector, Experiment, Schedule
 from lgd.config.grids import grid, plan
+from lgd.config.method import make as make_method
 from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 from lgd.training.teacher import train_with_teacher
@@ -29,7 +30,7 @@ def make_record() -> MakeRecord:
                 detector=Detector(backbone=Backbone(name="resnet18", norm="BN", freeze_at=0)),
                 data=Data(min_sizes=(96, 128)),
                 schedule=Schedule(steps=600, batch=8, warmup_steps=50),
-                method=Method(name="baseline" if arm == "baseline" else "lgd"),
+                method=make_method("baseline" if arm == "baseline" else "lgd"),
                 seed=seed,
             ),
             "fingerprint": f"fingerprint of {arm} {seed}",
@@ -51,7 +52,7 @@ def make_record() -> MakeRecord:
 
 
 QUICK = [
-    "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.fgfi.from_step=1",
+    "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.from_step=1",
     "data.shapes_train=12", "data.shapes_val=6", "data.shapes_side=64", "data.min_sizes=[64]", "data.max_size=64",
     "data.test_size=64", "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1",
     "evaluation.every=3", "evaluation.teacher=true", "evaluation.keep_detections=true",

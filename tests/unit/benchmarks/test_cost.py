@@ -14,13 +14,14 @@ import pytest
 from benchmarks import cost
 from benchmarks.table7 import costs, read
 from benchmarks.timer_spec import StepTimes, TimerSpec
+from lgd.config.frozen_teacher import deeper
 from lgd.config.presets import NANO
 
 ROOT = Path(__file__).parents[3]
 
 QUICK = [
     "--preset", "nano", "--side", "64", "--batch", "2", "--objects", "2", "--set", "detector.backbone.width=8",
-    "--set", "method.fgfi.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
+    "--set", "method.teacher.backbone.width=8", "--set", "detector.channels=16", "--set", "detector.head_convs=1",
 ]  # fmt: skip
 
 MS = {"baseline": 100.0, "fgfi": 150.0, "fgfi teacher": 120.0, "lgd": 200.0}
@@ -160,7 +161,7 @@ def test_bad_input_gives_one_line(
 
 def test_variants_differ_in_nothing_but_the_method() -> None:
     found = cost.variants(NANO)
-    assert found["fgfi teacher"].detector.backbone == NANO.method.fgfi.backbone
+    assert found["fgfi teacher"].detector.backbone == deeper(NANO.detector.backbone)
     same = {
         x.override({"method.name": "baseline", "seed": 0}) for x in (found["baseline"], found["lgd"], found["fgfi"])
     }

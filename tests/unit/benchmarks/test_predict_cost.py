@@ -47,7 +47,7 @@ def key(resources: Resources = ONE, **changes: Any) -> str:
         {"method__distill_weight": 3.0},
         {"evaluation__every": 2},
         {"data__shapes_train": 20},
-        {"method__fgfi__levels": "all"},
+        {"method__levels": "all"},
         {"checkpoint__keep": 1},
     ],
     ids=lambda x: next(iter(x)),
@@ -64,7 +64,7 @@ def test_trainings_that_cost_the_same_share_a_key(changes: dict[str, Any]) -> No
         {"detector__channels": 24},
         {"detector__backbone__name": "resnet34"},
         {"method__name": "baseline"},
-        {"method__name": "fgfi", "method__fgfi__from_step": 1},
+        {"method__name": "fgfi", "method__from_step": 1},
         {"method__encoder": False},
         {"method__detach_appearance": True},
         {"data__min_sizes": [48]},
@@ -94,8 +94,8 @@ def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
 def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
     assert key(Resources(1, 0.0, 2)) != key()
     assert key(Resources(1, 0.0, 1, workers=2)) != key()
-    fgfi: dict[str, Any] = {"method__name": "fgfi", "method__fgfi__from_step": 1}
-    assert key(**fgfi, method__fgfi__levels="all") != key(**fgfi)
+    fgfi: dict[str, Any] = {"method__name": "fgfi", "method__from_step": 1}
+    assert key(**fgfi, method__levels="all") != key(**fgfi)
     assert key(**fgfi, method__encoder=False) == key(**fgfi)
     assert key(method__name="baseline", method__encoder=False) == key(method__name="baseline")
 

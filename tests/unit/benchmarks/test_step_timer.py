@@ -18,7 +18,7 @@ from benchmarks.timer_spec import Stage, StepTimes, SyntheticImages, TimerSpec, 
 from lgd.config.presets import NANO, PAPER
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller, student_of
-from lgd.methods.fgfi import FrozenTeacher
+from lgd.methods.frozen_teacher import FrozenTeacher
 from tests.helpers import quick_experiment
 
 IMAGES = SyntheticImages(64, 96, 3, 7)
@@ -142,8 +142,8 @@ def test_frozen_norms_are_calibrated(method: str) -> None:
     """Without weights, the activations of a deep network with frozen norms stay in the range of a trained one's."""
     deep = {"name": "resnet50", "width": 16, "norm": "FrozenBN", "weights": "unread.pkl"}
     changes = {f"detector__backbone__{key}": value for key, value in deep.items()}
-    changes |= {f"method__fgfi__backbone__{key}": value for key, value in deep.items()}
-    timer = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__fgfi__from_step=1), IMAGES))
+    changes |= {f"method__teacher__backbone__{key}": value for key, value in deep.items()}
+    timer = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__from_step=1), IMAGES))
     student: Any = student_of(timer.model)
     backbones: list[nn.Module] = [student.backbone]
     if isinstance(timer.model, Distiller):

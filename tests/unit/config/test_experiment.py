@@ -15,7 +15,6 @@ from lgd.config.experiment import (
     Detector,
     Evaluation,
     Experiment,
-    FGFISettings,
     Method,
     Schedule,
     difference,
@@ -161,7 +160,7 @@ def test_every_setting_says_what_it_is() -> None:
     """By the string below its field, but where the name says it all."""
     plain = {"name", "momentum", "weight_decay", "gamma", "device"}
     groups = {name for name, field in Experiment.model_fields.items() if hasattr(field.annotation, "model_fields")}
-    for part in (Experiment, Data, Backbone, Detector, Schedule, Method, FGFISettings, Evaluation, Checkpoints):
+    for part in (Experiment, Data, Backbone, Detector, Schedule, Method, Evaluation, Checkpoints):
         unsaid = {name for name, field in part.model_fields.items() if not field.description}
         assert unsaid <= plain | groups | {"backbone"}, part
 
@@ -209,7 +208,7 @@ def test_an_automatic_warm_up_is_the_papers_but_at_most_a_tenth() -> None:
 
 def test_fgfis_teacher_may_have_steps_of_its_own_beside_epochs() -> None:
     asked = NANO.override(
-        ["method.name=fgfi", "method.fgfi.steps=70", "schedule.epochs=2", "schedule.epoch_images=400"]
+        ["method.name=fgfi", "method.teacher.steps=70", "schedule.epochs=2", "schedule.epoch_images=400"]
     )
     assert asked.teacher is not None
     assert (asked.schedule.steps, asked.teacher.schedule.steps) == (100, 70)

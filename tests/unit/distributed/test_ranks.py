@@ -23,9 +23,9 @@ WORKERS = 2
 ALIKE: dict[str, Any] = {
     "detector.backbone.norm": "GN",
     "detector.backbone.width": 32,
-    "method.fgfi.backbone.norm": "GN",
-    "method.fgfi.backbone.width": 32,
-    "method.fgfi.from_step": 2,
+    "method.teacher.backbone.norm": "GN",
+    "method.teacher.backbone.width": 32,
+    "method.from_step": 2,
     "schedule.batch": 4,
     "schedule.steps": 8,
     "schedule.lr": 0.005,

@@ -22,7 +22,9 @@ from lgd.detectors.conventions import conventions
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features
-from lgd.methods.fgfi import Anchors, FrozenTeacher, ImitationDistance, LevelRule, anchors_of, imitation_masks
+from lgd.methods.fgfi import LevelRule
+from lgd.methods.fgfi.imitation import Anchors, ImitationDistance, anchors_of, imitation_masks
+from lgd.methods.frozen_teacher import FrozenTeacher
 from tests.helpers import CLASSES, DETECTORS, batch, detector_batch, instances, one_thread, tiny_settings
 
 each_detector = pytest.mark.parametrize("name", DETECTORS)

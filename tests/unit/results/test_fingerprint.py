@@ -22,8 +22,6 @@ def test_equal_builds_are_equal() -> None:
 
 
 def test_a_setting_without_effect_does_not_show() -> None:
-    """Method settings mean nothing to a baseline: two such arms must be seen to be one."""
-    assert _shown(method__name="baseline") == _shown(method__name="baseline", method__encoder=False)
     # With a rate that is set, so that the batch does not set it.
     assert _shown(schedule__lr=0.05) == _shown(schedule__lr=0.05, schedule__batch=4)
 

@@ -17,7 +17,7 @@ from lgd.training.run import run
 from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
-FGFI: dict[str, Any] = {"method.name": "fgfi", "method.fgfi.from_step": 2, "method.fgfi.backbone.width": 8}
+FGFI: dict[str, Any] = {"method.name": "fgfi", "method.from_step": 2, "method.teacher.backbone.width": 8}
 
 
 def _quick(**changes: Any) -> Experiment:
@@ -51,7 +51,7 @@ def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None
     assert again.pretraining == second.pretraining
     assert again.losses == second.losses
 
-    other = train_with_teacher(_quick(method__fgfi__seed=1), tmp_path / "runs" / "c", teachers=teachers)
+    other = train_with_teacher(_quick(method__teacher__seed=1), tmp_path / "runs" / "c", teachers=teachers)
     assert other.pretraining is not None
     assert not other.pretraining.reused
     assert len(list(teachers.iterdir())) == 2
@@ -59,7 +59,7 @@ def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None
 
 
 def test_nothing_is_imitated_before_its_time(tmp_path: Path) -> None:
-    record = train_with_teacher(_quick(schedule__steps=8, method__fgfi__from_step=4), tmp_path / "a")
+    record = train_with_teacher(_quick(schedule__steps=8, method__from_step=4), tmp_path / "a")
     by_step = dict(record.losses["loss_distill"])
     assert [step for step, value in by_step.items() if value == 0] == [1, 2, 3, 4]
     plain = train_with_teacher(_quick(schedule__steps=8, method__name="baseline"), tmp_path / "b")
@@ -109,9 +109,9 @@ def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method.fgfi.from_step": 6}, "method.fgfi.from_step 6 must be below schedule.steps 6"),
-        ({"method.fgfi.steps": 1}, "method.fgfi describes a teacher that cannot be trained: .*warmup_steps"),
-        ({"method.fgfi.levels": "none"}, "method.fgfi.levels"),
+        ({"method.from_step": 6}, "method.from_step 6 must be below schedule.steps 6"),
+        ({"method.teacher.steps": 1}, "method.fgfi describes a teacher that cannot be trained: .*warmup_steps"),
+        ({"method.levels": "none"}, "method.levels"),
     ],
 )
 def test_what_cannot_imitate_is_refused(changes: dict[str, Any], words: str) -> None:

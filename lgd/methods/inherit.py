@@ -1,0 +1,38 @@
+"""Starting a student's FPN and head from the weights of another detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lgd.config.frozen_teacher import Inherit
+from lgd.errors import InputError
+
+BACKBONE, BOTTOM_UP = "backbone.", "backbone.bottom_up."
+"""Prefixes of detectron2's names for a detector's pyramid and for the network below it."""
+
+
+def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) -> None:
+    """Give the student's FPN, or its FPN and head, the values of ``weights``, a detector's state dict.
+
+    The bottom-up network keeps its own. Raises InputError, naming the first one, where a weight is missing or of
+    another shape.
+    """
+    if what == "none":
+        return
+    own = student.state_dict()
+    names = [x for x in own if is_pyramid(x) or (what == "fpn_and_head" and not x.startswith(BACKBONE))]
+    for name in names:
+        found = weights.get(name)
+        if found is None or found.shape != own[name].shape:
+            there = "is not in it" if found is None else f"is {list(found.shape)} there, {list(own[name].shape)} here"
+            raise InputError(
+                f"method.inherit={what}: the student cannot start from the teacher's weights, {name} {there}"
+            )
+    student.load_state_dict({name: weights[name] for name in names}, strict=False)
+
+
+def is_pyramid(name: str) -> bool:
+    """Whether a parameter's name is one of the FPN's own."""
+    return name.startswith(BACKBONE) and not name.startswith(BOTTOM_UP)
