@@ -106,10 +106,12 @@ def _setting_columns(columns: _Columns, records: Sequence[Record]) -> None:
     columns.add("fingerprint", "string", [r.fingerprint for r in records])
     columns.add_group("data", None, [r.data for r in records])
     flat = [_flat_settings(r.experiment) for r in records]
-    for key, default in _flat_settings(Experiment()).items():
+    defaults = _flat_settings(Experiment())
+    # Settings of a method are its own: a record of another has none of them.
+    for key in dict.fromkeys(key for each in (defaults, *flat) for key in each):
         if key != "seed":
-            values = [each[key] for each in flat]
-            columns.add(key, _dtype([default, *values]), values)
+            values = [each.get(key) for each in flat]
+            columns.add(key, _dtype([defaults.get(key), *values]), values)
     columns.add("overrides", "string", [json.dumps(r.overrides) for r in records])
 
 

@@ -29,9 +29,8 @@ def sentence(verdict: Verdict) -> str:
             if question.reference
             else f"{question.arm}: no verdict, for it has no baseline."
         )
-    at = ", each at its best learning rate" if question.best_rates else ""
-    over = f" over {question.reference}{at}" if question.best_rates else ""
-    parts = [f"{question.arm}: {points(gain)}{over} over {_seeds(gain.n)}{_cost(verdict)}"]
+    over = f" over {question.reference}, each at its best learning rate" if question.best_rates else ""
+    parts = [f"{question.arm}{over}: {points(gain)} over {_seeds(gain.n)}{_cost(verdict)}"]
     if verdict.equal_cost:
         parts.append(f"{_same_cost(verdict)} on longer training of {question.reference}: {_short(verdict.equal_cost)}")
     if verdict.bigger:

@@ -1,0 +1,130 @@
+"""Learning rates and lengths: which is best, whether that is fair, and where arms cross."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from analysis.crossing import crossing, crossings, first_change
+from analysis.load import Run
+from analysis.paper_tables import build
+from analysis.plots.style import STYLE
+from analysis.plots.tuning import learning_rates, schedule_lengths
+from analysis.rates import length_curves, rate_curves, rate_notes
+from lgd.results.record import Record
+
+from .conftest import MakeRecord
+
+RATES = {0.05: (20.0, 22.0), 0.1: (25.0, 24.0), 0.2: (23.0, 27.0)}
+"""AP of the baseline and of LGD."""
+
+LENGTHS = {300: (20.0, 16.0), 600: (25.0, 23.0), 1200: (28.0, 30.0)}
+
+
+def _records(make: MakeRecord, key: str, values: dict[Any, tuple[float, float]], spread: float = 0.1) -> list[Record]:
+    """Three seeds of both arms at each value."""
+    records = []
+    for i, (value, scores) in enumerate(values.items()):
+        for arm, ap in zip(("baseline", "LGD"), scores, strict=True):
+            for seed in range(3):
+                record = make(arm, seed, ap + spread * (seed - 1) * (1 + i) * (1 if arm == "LGD" else -1), 10.0)
+                changed = record.experiment.override({key: value})
+                name = arm if i == 1 else f"{arm} at {value:g}"
+                update = {"experiment": changed, "arm": name, "grid": "learning-rate"}
+                records.append(record.model_copy(update=update))
+    return records
+
+
+def _runs(records: list[Record]) -> list[Run]:
+    return [Run(record, Path("/r") / record.name) for record in records]
+
+
+def test_arms_whose_best_rates_differ_are_told(make_record: MakeRecord) -> None:
+    records = _records(make_record, "schedule.lr", RATES)
+    base, lgd = rate_curves(records)
+    assert (base.name, base.is_baseline, base.best, base.edge) == ("baseline", True, 0.1, "")
+    assert (lgd.name, lgd.best, lgd.edge, lgd.arms[0.2]) == ("LGD", 0.2, "highest", "LGD at 0.2")
+    assert rate_notes(records) == [
+        "Best learning rates differ: baseline 0.1 (AP 25.0), LGD 0.2 (AP 27.0).",
+        "LGD is best at 0.2, the highest learning rate tried: its best may lie beyond.",
+    ]
+    noisy = _records(make_record, "schedule.lr", RATES, spread=4.0)
+    assert rate_notes(noisy)[0].startswith("Best learning rates differ, within noise: ")
+
+
+def test_one_rate_has_nothing_to_tell(make_record: MakeRecord) -> None:
+    records = _records(make_record, "schedule.lr", {0.1: (20.0, 22.0)})
+    assert rate_curves(records) == []
+    assert rate_notes(records) == []
+    assert learning_rates(_runs(records)) is None
+    assert schedule_lengths(_runs(records)) is None
+
+
+def test_the_crossing_by_hand(make_record: MakeRecord) -> None:
+    """From -2 at 600 to +2 at 1,200 steps: half way in the logarithm."""
+    (found,) = crossings(_records(make_record, "schedule.steps", LENGTHS))
+    assert found.steps == pytest.approx(600 * 2**0.5)
+    assert found.low is not None
+    assert found.high is not None
+    assert 600 < found.low < 600 * 2**0.5 < found.high < 1200
+    assert (found.ahead, found.seeds) == ("baseline", 3)
+    assert found.line.startswith("LGD overtakes baseline at 849 steps [")
+
+
+def test_no_crossing_says_up_to_where(make_record: MakeRecord) -> None:
+    records = _records(make_record, "schedule.steps", {300: (20.0, 16.0), 600: (25.0, 23.0), 1200: (30.0, 29.0)})
+    (found,) = crossings(records)
+    assert found.steps is None
+    assert found.line == "LGD and baseline: no crossing up to 1,200 steps; baseline is ahead (3 seeds)."
+    one = [record for record in records if record.experiment.seed == 0]
+    assert crossings(one)[0].low is None
+
+
+def test_the_crossings_interval_holds_the_truth() -> None:
+    """Over simulated sweeps of twelve seeds whose mean difference is zero at 400 steps."""
+    at, generator = np.log([100.0, 200.0, 400.0, 800.0, 1600.0]), np.random.default_rng(0)
+    truth = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
+    hit = []
+    for _ in range(300):
+        rows = truth + generator.normal(0, 1.0, (12, 5))
+        drawn = rows[generator.integers(12, size=(300, 12))].mean(axis=1)
+        low, high = np.quantile(first_change(drawn, at), [0.025, 0.975])
+        hit.append(low <= 400 <= high)
+    # A percentile bootstrap over few seeds holds a little less often than it says.
+    assert 0.85 < np.mean(hit) <= 0.99
+
+
+def test_tables_and_figures_of_both_grids(make_record: MakeRecord) -> None:
+    rates, lengths = (
+        _runs(_records(make_record, key, values))
+        for key, values in (("schedule.lr", RATES), ("schedule.steps", LENGTHS))
+    )
+    frame, text = build("learning-rate", rates)
+    assert list(frame["arm"]) == ["baseline"] * 3 + ["LGD"] * 3
+    assert list(frame["rate"]) == [0.05, 0.1, 0.2] * 2
+    assert frame["gain"].iloc[5] == pytest.approx(4.0)
+    assert frame["gain"].iloc[:3].isna().all()
+    assert text.rows[0][:3] == ["baseline", "0.05", "3"]
+    assert any("Best learning rates differ" in note for note in text.notes)
+    renamed = [run._replace(record=run.record.model_copy(update={"grid": "schedule-length"})) for run in lengths]
+    assert any("overtakes" in note for note in build("schedule-length", renamed)[1].notes)
+    with mpl.rc_context(STYLE):
+        drawn = [learning_rates(rates), schedule_lengths(lengths)]
+    for figure, curves in zip(drawn, (rate_curves, length_curves), strict=True):
+        assert figure is not None
+        lines = [x for x in figure.axes[0].lines if x.get_label() in ("baseline", "LGD")]
+        expected = [list(curve.points) for curve in curves(x.record for x in (rates, lengths)[curves is length_curves])]
+        assert [list(map(float, x.get_xdata())) for x in lines] == expected
+    title = drawn[1].get_suptitle() if drawn[1] else ""
+    assert "LGD overtakes baseline at 849 steps" in " ".join(title.split())
+
+
+def test_curves_need_common_seeds(make_record: MakeRecord) -> None:
+    records = _records(make_record, "schedule.steps", LENGTHS)
+    base, lgd = length_curves(records)
+    lgd.points = {steps: {seed + 5: ap for seed, ap in seeds.items()} for steps, seeds in lgd.points.items()}
+    assert crossing(base, lgd) is None

@@ -1,0 +1,268 @@
+"""The verdict: from records to a sentence, or to why there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ablations.plan import describe
+from analysis.questions import asked
+from analysis.verdict import Verdict, teacher_beat_student, verdicts
+from analysis.verdict_text import next_command, notes, sentence, summary
+from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
+from lgd.results.record import EvaluationPoint, Record, Scores
+
+from .conftest import MakeRecord
+
+LONGER = "baseline at the cost of LGD"
+
+SEEDS = (0.2, -0.1, 0.0, 0.1, -0.2)
+"""What the seeds of an arm differ by, points of AP: beside it the baseline is even."""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """With the description of a sweep that has every extra arm."""
+    extra = ExtraArms(equal_cost=("longer", "bigger"), again=True)
+    describe("components", "nano", seeds=5, extra=extra).write(tmp_path)
+    return tmp_path
+
+
+def _arm(make: MakeRecord, name: str, ap: float, seconds: float = 100.0, **changes: Any) -> list[Record]:
+    """An arm's five seeds; changes: of its settings, ``__`` for a dot."""
+    records = []
+    for seed, off in enumerate(SEEDS):
+        record = make(name, seed, ap + (0 if name == "baseline" else off), seconds)
+        assignments = {key.replace("__", "."): value for key, value in changes.items()}
+        records.append(record.model_copy(update={"experiment": record.experiment.override(assignments)}))
+    return records
+
+
+def _one(records: list[Record], directory: Path) -> Verdict:
+    found = verdicts(records, asked(directory, records))
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_gain_that_longer_training_does_not_reach(make_record: MakeRecord, directory: Path) -> None:
+    records = [
+        *_arm(make_record, "baseline", 30.0),
+        *_arm(make_record, "LGD", 31.2, 190.0),
+        *_arm(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
+        *_arm(make_record, "bigger baseline at the cost of LGD", 30.4, 190.0, method__name="baseline"),
+    ]
+    verdict = _one(records, directory)
+    assert verdict.answer == "worth it"
+    assert verdict.decided
+    # t(4, 0.975) = 2.776, s = 0.158 over five seeds. LGD and the longer baseline have the same spread here.
+    assert sentence(verdict) == (
+        "LGD: +1.2 AP [+1.0, +1.4] over 5 seeds for 1.90x the training cost (+0.025 CPU-h);"
+        " the same cost spent on longer training of baseline: +0.7 [+0.5, +0.9];"
+        " on a bigger backbone: +0.4 [+0.2, +0.6];"
+        " LGD over longer training: +0.5 [+0.5, +0.5]. LGD is worth it here."
+    )
+    assert next_command([verdict], directory) == ""
+
+
+def test_a_gpu_sweep_says_gpu_hours(make_record: MakeRecord, directory: Path) -> None:
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
+    on_gpu = [x.model_copy(update={"hardware": {"gpu": "H100"}}) for x in records]
+    assert "(+0.025 GPU-h)" in sentence(_one(on_gpu, directory))
+
+
+def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: MakeRecord, directory: Path) -> None:
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
+    verdict = _one(records, directory)
+    assert verdict.answer == "gain"
+    assert "was not measured (--equal-cost)" in sentence(verdict)
+    describe("components", "nano", seeds=5).write(directory)
+    command = next_command([verdict], directory)
+    assert command.startswith("python ablations/run.py --grid components --preset nano --seeds 5 --equal-cost longer")
+
+
+@pytest.mark.parametrize(
+    ("lgd", "longer", "words"),
+    [
+        (29.0, None, "LGD is not worth it here: it loses AP."),
+        (30.1, None, "LGD is not worth it here: it is not 0.5 AP or more ahead of the baseline."),
+        (30.5, 32.0, "LGD is not worth it here: longer training is the better use of that cost."),
+        (31.2, 31.1, "LGD is worth it here."),
+    ],
+)
+def test_the_last_words(lgd: float, longer: float | None, words: str, make_record: MakeRecord, directory: Path) -> None:
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", lgd, 190.0)]
+    if longer is not None:
+        records += _arm(make_record, LONGER, longer, 190.0, method__name="baseline", schedule__steps=1100)
+    assert sentence(_one(records, directory)).endswith(words)
+
+
+def test_too_few_seeds_says_how_many_more(make_record: MakeRecord, directory: Path) -> None:
+    spread = [make_record("LGD", seed, 30.2 + off, 190.0) for seed, off in enumerate((1.5, -1.5, 0.0, 1.0, -1.0))]
+    records = [*_arm(make_record, "baseline", 30.0), *spread]
+    verdict = _one(records, directory)
+    assert not verdict.decided
+    assert verdict.more_seeds is not None
+    text = sentence(verdict)
+    assert f"about {verdict.more_seeds} more seeds ({5 + verdict.more_seeds} in all) would tell with 80% power" in text
+    assert f"--seeds {5 + verdict.more_seeds}" in next_command([verdict], directory)
+    two = [x for x in records if x.experiment.seed < 2]
+    assert "2 seeds tells nothing of the spread" in sentence(_one(two, directory))
+    assert _one(two, directory).more_seeds is None
+    alone = [x for x in records if x.arm == "LGD"]
+    assert "no finished seed in common" in sentence(_one(alone, directory))
+
+
+def test_what_keeps_the_comparison_from_being_fair(make_record: MakeRecord, directory: Path) -> None:
+    base = _arm(make_record, "baseline", 30.0)
+    slow = _arm(make_record, "LGD", 29.0, 190.0, schedule__lr_per_16=0.002)
+    verdict = _one([*base, *slow], directory)
+    assert verdict.answer == "unknown"
+    assert "they were trained at unequal learning rates (0.001 and 0.005)" in sentence(verdict)
+    assert "--grid learning-rate --preset nano" in next_command([verdict], directory)
+    floor = [*_arm(make_record, "baseline", 3.0), *_arm(make_record, "LGD", 2.0, 190.0)]
+    verdict = _one(floor, directory)
+    assert "both are below AP 5" in sentence(verdict)
+    assert "--grid schedule-length --preset nano" in next_command([verdict], directory)
+    ceiling = [*_arm(make_record, "baseline", 97.0), *_arm(make_record, "LGD", 96.0, 190.0)]
+    assert "both are above AP 95" in sentence(_one(ceiling, directory))
+
+
+def _with_teacher(records: list[Record], teacher: float) -> list[Record]:
+    scores = Scores(AP=teacher, AP50=None, AP75=None, APs=None, APm=None, APl=None)
+    return [x.model_copy(update={"teacher": scores}) for x in records]
+
+
+def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, directory: Path) -> None:
+    base, worse = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 28.0, 190.0)
+    told = "the teacher never beat the student, which says nothing for or against LGD at full length"
+    verdict = _one([*base, *_with_teacher(worse, 20.0)], directory)
+    assert verdict.answer == "unknown"
+    assert told in sentence(verdict)
+    assert _one([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
+    # A gain that is there all the same is one.
+    better = _arm(make_record, "LGD", 32.0, 190.0)
+    verdict = _one([*base, *_with_teacher(better, 20.0)], directory)
+    assert verdict.answer == "gain"
+    assert sentence(verdict).endswith(f"But {told}.")
+
+
+def test_whether_the_teacher_led_is_read_from_every_evaluation(make_record: MakeRecord) -> None:
+    record = make_record("LGD", 0, 30.0)
+    assert teacher_beat_student(record) is None
+    assert teacher_beat_student(*_with_teacher([record], 20.0)) is False
+    scores = _with_teacher([record], 25.0)[0].teacher
+    assert scores is not None
+    early = EvaluationPoint(step=100, student=scores.model_copy(update={"AP": 10.0}), teacher=scores)
+    (late,) = _with_teacher([record.model_copy(update={"evaluations": [early]})], 20.0)
+    assert teacher_beat_student(late) is True
+
+
+def test_what_the_gain_is_made_of(make_record: MakeRecord, directory: Path) -> None:
+    records = [
+        *_arm(make_record, "baseline", 30.0),
+        *_arm(make_record, "LGD", 31.2, 190.0),
+        *_arm(make_record, "only the teacher's loss", 30.9, 180.0, method__distill_weight=0.0),
+        *_arm(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
+    ]
+    verdict = _one(records, directory)
+    (line,) = notes(verdict, asked(directory, records))
+    assert line == (
+        "Of LGD's gain: more training at the same cost would give +0.7 [+0.5, +0.9], its second loss (only the"
+        " teacher's loss) gives +0.9 [+0.7, +1.1], imitation the rest, +0.3 [+0.3, +0.3]."
+    )
+
+
+def test_the_baseline_twice(make_record: MakeRecord, directory: Path) -> None:
+    """Paired with the first by seed, though its seeds are others."""
+    second = [
+        x.model_copy(update={"experiment": x.experiment.override({"seed": AGAIN_SEEDS + seed})})
+        for seed, x in enumerate(_arm(make_record, "baseline again", 30.1, method__name="baseline"))
+    ]
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *second]
+    lines = summary(records, directory)
+    assert "A difference of nothing looks like this here: +0.1 AP [-0.1, +0.3] (baseline twice, 5 seeds each)." in lines
+
+
+def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tmp_path: Path) -> None:
+    records = _arm(make_record, "baseline", 30.0)
+    for i in range(5):
+        records += _arm(make_record, f"arm {i}", 30.5 + i / 10, 190.0)
+    verdict = _one(records, tmp_path)
+    assert (verdict.question.arm, verdict.question.best_of) == ("arm 4", 5)
+    assert verdict.gain is not None
+    assert verdict.gain.confidence == pytest.approx(0.99)
+    assert "the best of 5 arms" in summary(records, tmp_path)[1]
+
+
+def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Path) -> None:
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
+    once = _one(records, directory)
+    describe("components", "nano", looks=(3, 5, 7)).write(directory)
+    looked = _one(records, directory)
+    assert looked.gain is not None
+    assert once.gain is not None
+    assert looked.gain.confidence > once.gain.confidence
+    assert looked.gain.low is not None
+    assert once.gain.low is not None
+    assert looked.gain.low < once.gain.low
+    assert "Looked at after 3, 5, 7 seeds" in summary(records, directory)[1]
+
+
+def test_each_arm_at_its_best_rate(make_record: MakeRecord, directory: Path) -> None:
+    """Trained at three rates each, arms are compared at the best of each, which none of the ends is."""
+    describe("learning-rate", "nano", seeds=5).write(directory)
+    records = []
+    for factor, base, lgd in ((0.25, 20.0, 19.0), (0.5, 25.0, 22.0), (1.0, 24.0, 26.0), (2.0, 18.0, 21.0)):
+        at = "" if factor == 1 else f" at {factor:g}x rate"
+        for arm, name, ap in (("baseline", "baseline", base), ("LGD", "lgd", lgd)):
+            rate = {"schedule__lr_per_16": 0.1 * factor, "method__name": name}
+            records += _arm(make_record, f"{arm}{at}", ap, 100.0, **rate)
+    verdict = _one(records, directory)
+    assert (verdict.question.arm, verdict.question.reference) == ("LGD", "baseline at 0.5x rate")
+    assert verdict.question.best_rates
+    assert sentence(verdict).startswith(
+        "LGD over baseline at 0.5x rate, each at its best learning rate: +1.0 AP [+1.0, +1.0] over 5 seeds"
+    )
+    low = [x for x in records if x.experiment.schedule.lr_per_16 < 0.1]
+    assert "is best at the highest learning rate tried" in sentence(_one(low, directory))
+
+
+def test_verdicts_of_simulated_sweeps_are_right_as_often_as_they_should(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """Of methods that do nothing, one in forty is taken for a gain; of those that gain much, most are found."""
+    generator, base = np.random.default_rng(0), [make_record("baseline", seed, 30.0, 100.0) for seed in range(5)]
+    lgd = [make_record("LGD", seed, 30.0, 100.0) for seed in range(5)]
+    there = asked(tmp_path, [*base, *lgd])
+
+    def answers(truth: float, sweeps: int = 300) -> list[str]:
+        found = []
+        for _ in range(sweeps):
+            for i, record in enumerate(lgd):
+                assert record.student is not None
+                scores = record.student.model_copy(update={"AP": 30.0 + truth + generator.normal(0, 1.0)})
+                lgd[i] = record.model_copy(update={"student": scores})
+            found.append(verdicts([*base, *lgd], there)[0].answer)
+        return found
+
+    assert answers(0.0).count("worth it") <= 0.025 * 300 + 3 * (300 * 0.025 * 0.975) ** 0.5
+    # The power of five seeds at twice their spread is 0.9.
+    assert answers(2.0).count("worth it") > 0.85 * 300
+
+
+def test_a_verdict_loads_neither_torch_nor_pandas() -> None:
+    code = (
+        "import sys; from pathlib import Path; from analysis.load import load_records;"
+        " from analysis.verdict_text import summary;"
+        " directory = Path('benchmarks/results/evidence-bccd_tiny_2cores_2026-11-25');"
+        " assert any('RetinaNet LGD: ' in x for x in summary(load_records(directory), directory));"
+        " print(sorted({'torch', 'pandas', 'matplotlib', 'scipy.stats'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
