@@ -215,9 +215,9 @@ class Detector(Settings):
     def initial_weights(self) -> str:
         """Weights that training starts from, of the detector or of its backbone only; "none" for neither.
 
-        "config" for those that a detector from elsewhere names itself: see :func:`lgd.detectors.initial_weights`.
+        "config" for what a detector from elsewhere names: :func:`lgd.detectors.from_elsewhere.initial_weights` reads it.
         """
-        return self.weights if self.is_pretrained else self.backbone.weights
+        return self.weights if self.is_pretrained or not self.is_built_in else self.backbone.weights
 
     @property
     def resolved_head_norm(self) -> str:
