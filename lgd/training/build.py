@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from detectron2.solver import LRMultiplier, WarmupParamScheduler
-from detectron2.solver.build import get_default_optimizer_params
-from fvcore.common.param_scheduler import MultiStepParamScheduler
-from torch import nn
-
-from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment, Schedule
+from detectron2.solver import LRMultiplier
+from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
@@ -29,13 +25,16 @@ from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
 from lgd.methods.parts import Parts
 from lgd.results.fingerprint import fingerprint
-from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
-from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 from lgd.training.export import load_student
 from lgd.training.memory_need import step_memory
+from lgd.training.optimizer import build_optimizer, lr_factor
 from lgd.training.shared_work import NoSharing, SharedWork
 from lgd.training.uninitialized import Uninitialized
+from torch import nn
+
+from lgd.training import writers
+from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 
 
 @dataclass
@@ -241,57 +240,6 @@ def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | N
         with quiet_libraries():
             load_weights(detector, settings.weights, whole=True)
     return detector
-
-
-def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
-    """SGD over student, teacher and distillation adapter; norm layers get no weight decay."""
-    schedule = experiment.schedule
-    method = experiment.method
-
-    def factor(name: str) -> float:
-        return method.adapter_lr_factor if name.startswith(("teacher.", "distance.")) else 1.0
-
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=schedule.resolved_lr,
-        weight_decay=schedule.weight_decay,
-        weight_decay_norm=0.0,
-        lr_factor_func=factor,
-    )
-    # The fused kernel takes a third of foreach's time on the CPU, which the teacher's wide layers make noticeable.
-    optimizer = torch.optim.SGD(groups, lr=schedule.resolved_lr, momentum=schedule.momentum, fused=True)
-    if schedule.momentum:
-        # The fused kernel refuses a group in which only some parameters have a momentum buffer, which is the case when
-        # the backbone is unfrozen. SGD starts from a momentum of zero, so this changes no result.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def match_momentum_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give every momentum buffer its parameter's memory format, which the fused kernel requires.
-
-    They differ after loading the checkpoint of a training with another ``memory_format``.
-    """
-    for parameter, state in optimizer.state.items():
-        momentum = state.get("momentum_buffer")
-        if momentum is not None and momentum.stride() != parameter.stride():
-            state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-
-
-def lr_factor(schedule: Schedule) -> WarmupParamScheduler:
-    """Factor of the learning rate: linear warm-up, then multiplied by ``gamma`` at each milestone."""
-    # In a training of a few steps milestones may round to the same step, or to one after the last.
-    falls = [x for x in (round(x * schedule.steps) for x in schedule.milestones) if x < schedule.steps]
-    at = sorted({0, *falls})
-    steps = MultiStepParamScheduler(
-        values=[schedule.gamma ** sum(fall <= x for fall in falls) for x in at],
-        milestones=at[1:],
-        num_updates=schedule.steps,
-    )
-    warmup = schedule.resolved_warmup_steps / schedule.steps
-    return WarmupParamScheduler(steps, schedule.warmup_factor, warmup, "linear")
 
 
 def makes_masks(experiment: Experiment) -> bool:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.files import free_space
 from lgd.methods.distiller import student_of
+from lgd.training.optimizer import buffers_per_parameter
+from torch import nn
+
 from lgd.training import checkpoint
 
 LOGS = 16 * 2**20
@@ -36,10 +37,10 @@ class FilesSize:
 def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.Optimizer) -> FilesSize:
     """Bytes of the files that the training writes.
 
-    A checkpoint is the model and a momentum for every parameter that is trained. One more than ``checkpoint.keep`` is
-    on the disk while the next is written.
+    A checkpoint is the model and what the optimiser keeps for every parameter that is trained. One more than
+    ``checkpoint.keep`` is on the disk while the next is written.
     """
-    momenta = sum(_size(p) for group in optimizer.param_groups for p in group["params"]) if _momentum(optimizer) else 0
+    momenta = sum(buffers_per_parameter(x) * sum(map(_size, x["params"])) for x in optimizer.param_groups)
     one = sum(_size(x) for x in model.state_dict().values()) + momenta
     student = sum(_size(x) for x in student_of(model).state_dict().values())
     every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
@@ -59,10 +60,6 @@ def check_disk_space(directory: Path, needed: int) -> None:
             f"{directory}: {there / 2**20:,.0f} MiB free, and checkpoints, exported student and logs need about"
             f" {needed / 2**20:,.0f} MiB: free some, choose another --output, or set checkpoint.keep lower"
         )
-
-
-def _momentum(optimizer: torch.optim.Optimizer) -> bool:
-    return any(group.get("momentum") for group in optimizer.param_groups)
 
 
 def _size(tensor: torch.Tensor) -> int:

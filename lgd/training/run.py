@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 from detectron2.engine import HookBase, hooks
-from torch import nn
-
+from lgd.config.base_method import DistillationMethod
 from lgd.config.experiment import Experiment
+from lgd.config.phases import WatchedPhases
 from lgd.data.dataset import check_objects
 from lgd.data.epochs import resolve_epochs
 from lgd.data.loaders import train_loader
@@ -23,7 +23,8 @@ from lgd.evaluation.evaluate import check_masks
 from lgd.files import DiskFullError
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
-from lgd.methods.phases import FreezeBackbone
+from lgd.methods.phases import FreezeBackbone, ReadTeacherWatch
+from lgd.methods.teacher_watch import read_period
 from lgd.results import provenance
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
@@ -35,16 +36,18 @@ from lgd.results.cost_meter import (
     reset_peak_memory,
 )
 from lgd.results.record import Pretraining, Record
-from lgd.training import checkpoint, writers
-from lgd.training.build import Built, build, makes_masks
 from lgd.training.device import process_settings, resolve_device
-from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import describe_student, export_student
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
 from lgd.training.progress import Progress, Stopped
-from lgd.training.state import TrainingState
 from lgd.training.trainer import Trainer, write_period
+from torch import nn
+
+from lgd.training import checkpoint, writers
+from lgd.training.build import Built, build, makes_masks
+from lgd.training.disk_space import check_disk_space, files_size
+from lgd.training.state import TrainingState
 
 __all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_record", "run"]
 
@@ -251,6 +254,7 @@ def _hooks(
         # Before the hooks whose work after a step is not part of the step's time.
         state.times,
         FreezeBackbone(bottom_up, phases) if phases.frozen_until else None,
+        ReadTeacherWatch(state.watch, read_period(schedule.steps)) if state.watch else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
         hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: _progress(state)),
@@ -299,6 +303,8 @@ def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
         "student_mask": last.student_mask if last else None,
         "teacher_mask": last.teacher_mask if last else None,
         "evaluations": state.evaluations.points,
+        "teacher_lead": state.watch.curve() if state.watch else [],
+        "distilled": _distilled(state, result.steps),
         **state.totals(),
         "devices": ranks.world_size(),
         "nodes": ranks.node_count(),
@@ -306,6 +312,18 @@ def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
         "hardware": provenance.hardware(),
         "git_commit": state.commit,
     }
+
+
+def _distilled(state: TrainingState, steps: int) -> list[tuple[int, int]]:
+    """First and last step, counted from 1, of each time that the distillation loss reached the student."""
+    method = state.experiment.method
+    weight = method.distill_weight if isinstance(method, DistillationMethod) else 1.0
+    if not (method.has_distillation and weight):
+        return []
+    phases = method.phases(state.experiment.schedule)
+    if isinstance(phases, WatchedPhases) and state.watch is not None:
+        return phases.clipped(state.watch.periods, steps)
+    return phases.clipped([(1, steps)], steps)
 
 
 def error_reason(error: Exception) -> str:

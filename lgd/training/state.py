@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from lgd.config.experiment import Experiment
 from lgd.distributed import ranks
 from lgd.errors import InputError
-from lgd.methods.distiller import student_of
+from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.feature_capture import running_state
+from lgd.methods.teacher_watch import TeacherWatch
 from lgd.results.contention import CpuUsage, contention
 from lgd.results.cost_meter import CostMeter, CostSoFar
-from lgd.training import checkpoint
-from lgd.training.build import Built, match_momentum_layout
 from lgd.training.device import seed_everything
 from lgd.training.evaluations import Evaluations
 from lgd.training.hooks import StepTimes, cut_log, loss_history
+from lgd.training.optimizer import match_state_layout
 from lgd.training.progress import EVALUATIONS_FILE
 from lgd.training.trainer import Trainer
+
+from lgd.training import checkpoint
+from lgd.training.build import Built
 
 
 @dataclass
@@ -45,6 +47,11 @@ class TrainingState:
     losses: dict[str, Any] = field(default_factory=dict)
     _scaler: dict[str, Any] = field(default_factory=dict)
     _random: list[Any] | None = None
+
+    @property
+    def watch(self) -> TeacherWatch | None:
+        """Whether the teacher is better than the student, for a method whose teacher can be compared with it."""
+        return self.built.model.watch if isinstance(self.built.model, Distiller) else None
 
     def restore(self, spent: CostSoFar) -> None:
         """Load the newest checkpoint in the directory, where there is one.
@@ -83,10 +90,12 @@ class TrainingState:
         for name, value in state["running"].items():
             setattr(student, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
         built.optimizer.load_state_dict(state["optimizer"])
-        match_momentum_layout(built.optimizer)
+        match_state_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
         self._scaler, self._random, self.losses = state["scaler"], state["random"], state["losses"]
         self.evaluations.restore(state["evaluations"])
+        if self.watch is not None and state.get("watch"):
+            self.watch.restore(state["watch"], built.device)
         self.times.per_step = list(state["per_step"])
         if len(state["cpu"]) == ranks.world_size():
             self.cpu.restore(state["cpu"][ranks.rank()])
@@ -113,6 +122,7 @@ class TrainingState:
             random_states = ranks.all_gather(checkpoint.random_state())
             totals = ranks.all_gather(self.meter.state())
             cpu = ranks.all_gather(self.cpu.state())
+            watch = self.watch.state() if self.watch else {}
             if not ranks.is_main_process():
                 return
             state = {
@@ -127,6 +137,7 @@ class TrainingState:
                 "per_step": self.times.per_step,
                 "meter": {**totals[0], "joules": _merge(sum, [x["joules"] for x in totals])},
                 "cpu": cpu,
+                "watch": watch,
             }
             checkpoint.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state)
 
