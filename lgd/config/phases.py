@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -23,6 +24,15 @@ class Phases:
 
     def distills_student(self, iteration: int) -> bool:
         return self.distill_from <= iteration and (self.distill_until is None or iteration < self.distill_until)
+
+    def clipped(self, periods: Iterable[Sequence[int]], steps: int) -> list[tuple[int, int]]:
+        """The parts of ``periods`` in which the student learns from the distance, in a training of ``steps``.
+
+        Periods are first and last steps, counted from 1; a last step of -1 is the training's.
+        """
+        until = steps if self.distill_until is None else min(steps, self.distill_until)
+        found = [(max(a, self.distill_from + 1), min(until, b if b >= 0 else steps)) for a, b in periods]
+        return [(first, last) for first, last in found if first <= last]
 
 
 @dataclass(frozen=True)

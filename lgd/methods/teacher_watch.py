@@ -80,6 +80,10 @@ class TeacherWatch:
         else:
             self.periods[-1][1] = step
 
+    def curve(self) -> list[tuple[int, float]]:
+        """``leads``, rounded, for the record."""
+        return [(step, round(lead, 4)) for step, lead in self.leads]
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds, the sums of all workers added up. All workers must call it."""
         own = [0.0, 0.0, 0.0] if self._sums is None else self._sums.tolist()

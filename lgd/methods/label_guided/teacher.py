@@ -72,8 +72,11 @@ class ImplicitTeacher(nn.Module):
         self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if residual else None
         if start == "informed":
             self._init_informed()
-        elif self.relation_adapter.attends:
-            init_attention_reference(self.relation_adapter)
+        else:
+            # For the fingerprint, which does not see weights.
+            self.start = start
+            if self.relation_adapter.attends:
+                init_attention_reference(self.relation_adapter)
 
     def _init_informed(self) -> None:
         init_he(self)

@@ -12,8 +12,9 @@ from detectron2.utils.events import EventStorage
 from benchmarks.naive_lgd import NaiveTeacher, default_sgd, without_optimizations
 from benchmarks.timer_spec import OPTIMIZATIONS
 from lgd.config.presets import NANO
-from lgd.training.build import build_model, build_optimizer
+from lgd.training.build import build_model
 from lgd.training.device import move_to_device
+from lgd.training.optimizer import build_optimizer
 from tests.helpers import CLASSES, batch
 
 SMALL = NANO.override({"detector.backbone.width": 8, "detector.channels": 16, "detector.head_convs": 1})

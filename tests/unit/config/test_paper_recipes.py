@@ -22,7 +22,8 @@ from lgd.distributed.ray_train import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training.__main__ import main
-from lgd.training.build import build, build_model, lr_factor
+from lgd.training.build import build, build_model
+from lgd.training.optimizer import lr_factor
 from lgd.training.resume import existing_record
 from tests.helpers import quick_experiment
 

@@ -8,7 +8,8 @@ import pytest
 
 from lgd.config.presets import NANO
 from lgd.results.fingerprint import fingerprint
-from lgd.training.build import build_model, build_optimizer
+from lgd.training.build import build_model
+from lgd.training.optimizer import build_optimizer
 
 
 def _shown(**changes: Any) -> str:

@@ -9,8 +9,9 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from lgd.config.presets import NANO
-from lgd.training.build import build_model, build_optimizer
+from lgd.training.build import build_model
 from lgd.training.device import move_to_device
+from lgd.training.optimizer import build_optimizer
 from tests.helpers import CLASSES, batch
 
 pytestmark = pytest.mark.gpu

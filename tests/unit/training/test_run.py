@@ -24,7 +24,8 @@ from lgd.methods.distiller import student_of
 from lgd.results.record import load
 from lgd.training import run as training
 from lgd.training.__main__ import main as train_main
-from lgd.training.build import build, build_optimizer, lr_factor
+from lgd.training.build import build
+from lgd.training.optimizer import build_optimizer, lr_factor
 from lgd.training.trainer import Trainer
 from tests.helpers import quick_experiment
 
