@@ -27,6 +27,11 @@ BUILT_IN = {
     "cwd": "lgd.methods.cwd:CWD",
     "mgd": "lgd.methods.mgd:MGD",
     "fgd": "lgd.methods.fgd:FGD",
+    "labelenc": "lgd.methods.labelenc:LabelEnc",
+    "labelenc_stage1": "lgd.methods.labelenc:LabelEncStage1",
+    "ban": "lgd.methods.ban:BAN",
+    "dml": "lgd.methods.dml:DML",
+    "tf_kd": "lgd.methods.tf_kd:TfKD",
 }
 """Module and class of each of our methods, by name."""
 

@@ -71,6 +71,11 @@ class TrainingModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.student.parameters()).device
 
+    @property
+    def detectors(self) -> tuple[nn.Module, ...]:
+        """The detectors that are trained: the student and, in a subclass, others after it."""
+        return (self.student,)
+
     def distills_student(self, iteration: int) -> bool:
         """Whether the distillation loss reaches the student at ``iteration``, counted from 0."""
         return self.phases.distills_student(iteration)
@@ -201,6 +206,11 @@ class Distiller(TrainingModel):
 def student_of(model: nn.Module) -> nn.Module:
     """The plain detector inside ``model`` (itself when there is no teacher)."""
     return model.student if isinstance(model, TrainingModel) else model
+
+
+def trained_detectors(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The plain detectors that ``model`` trains, the student first."""
+    return model.detectors if isinstance(model, TrainingModel) else (model,)
 
 
 def batch_to_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:

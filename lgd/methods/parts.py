@@ -44,6 +44,8 @@ class Parts:
     frozen_detector: Callable[[], nn.Module]
     """The trained detector that a method with a frozen teacher asks for (``Method.teacher_detector``), with its
     weights; in a dry build with random ones."""
+    second_student: Callable[[int], nn.Module]
+    """Another student, as ``student``, from the experiment's seed plus a number."""
     once: Callable[[Hashable, Callable[[], Any]], Any]
     """What a function returns, by a key; several dry builds with the same key share it. For networks that take long to
     make."""

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from detectron2.solver import LRMultiplier
+from torch import nn
+
 from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
@@ -25,16 +27,14 @@ from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
 from lgd.methods.parts import Parts
 from lgd.results.fingerprint import fingerprint
+from lgd.training import writers
 from lgd.training.device import move_to_device, resolve_device
+from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 from lgd.training.export import load_student
 from lgd.training.memory_need import step_memory
 from lgd.training.optimizer import build_optimizer, lr_factor
 from lgd.training.shared_work import NoSharing, SharedWork
 from lgd.training.uninitialized import Uninitialized
-from torch import nn
-
-from lgd.training import writers
-from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 
 
 @dataclass
@@ -198,10 +198,10 @@ def build_model(
     are to be one; for dry builds only.
     """
     shared = shared or NoSharing()
-    torch.manual_seed(experiment.seed)
     key = (num_classes, experiment.compile, experiment.memory_format)
 
-    def make_student() -> nn.Module:
+    def make_student(added: int = 0) -> nn.Module:
+        torch.manual_seed(experiment.seed + added)
         student = build_detector(experiment.detector, num_classes)
         with quiet_libraries():
             if pretrained:
@@ -222,6 +222,7 @@ def build_model(
         num_classes,
         detector=detector,
         frozen_detector=frozen_detector,
+        second_student=make_student,
         once=lambda own, make: shared.once((*cast(Any, own), *key), make),
         pretrained=teacher.parent if teacher else None,
     )

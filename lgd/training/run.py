@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from detectron2.engine import HookBase, hooks
+from torch import nn
+
 from lgd.config.base_method import DistillationMethod
 from lgd.config.experiment import Experiment
 from lgd.config.phases import WatchedPhases
@@ -22,7 +24,7 @@ from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
 from lgd.files import DiskFullError
 from lgd.logs import quiet_libraries
-from lgd.methods.distiller import student_of
+from lgd.methods.distiller import student_of, trained_detectors
 from lgd.methods.phases import FreezeBackbone, ReadTeacherWatch
 from lgd.methods.teacher_watch import read_period
 from lgd.results import provenance
@@ -36,18 +38,16 @@ from lgd.results.cost_meter import (
     reset_peak_memory,
 )
 from lgd.results.record import Pretraining, Record
+from lgd.training import checkpoint, writers
+from lgd.training.build import Built, build, makes_masks
 from lgd.training.device import process_settings, resolve_device
+from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import describe_student, export_student
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
 from lgd.training.progress import Progress, Stopped
-from lgd.training.trainer import Trainer, write_period
-from torch import nn
-
-from lgd.training import checkpoint, writers
-from lgd.training.build import Built, build, makes_masks
-from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.state import TrainingState
+from lgd.training.trainer import Trainer, write_period
 
 __all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_record", "run"]
 
@@ -206,7 +206,8 @@ def _train(
 ) -> _TrainResult:
     """Train to the last step, or until the losses diverge."""
     built, steps = state.built, state.experiment.schedule.steps
-    ranks.sync_loss_normalizer(student_of(built.model))
+    for detector in trained_detectors(built.model):
+        ranks.sync_loss_normalizer(detector)
     trainer = Trainer(built.model, _loader(state), built.optimizer, state.experiment, built.device, state.meter)
     state.restore_random(trainer)
     trainer.register_hooks([RestoreHistory(state.losses), *_hooks(state, trainer, on_progress, should_stop)])

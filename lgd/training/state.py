@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lgd.config.experiment import Experiment
 from lgd.distributed import ranks
 from lgd.errors import InputError
-from lgd.methods.distiller import Distiller, student_of
+from lgd.methods.distiller import Distiller, trained_detectors
 from lgd.methods.feature_capture import running_state
 from lgd.methods.teacher_watch import TeacherWatch
 from lgd.results.contention import CpuUsage, contention
 from lgd.results.cost_meter import CostMeter, CostSoFar
+from lgd.training import checkpoint
+from lgd.training.build import Built
 from lgd.training.device import seed_everything
 from lgd.training.evaluations import Evaluations
 from lgd.training.hooks import StepTimes, cut_log, loss_history
 from lgd.training.optimizer import match_state_layout
 from lgd.training.progress import EVALUATIONS_FILE
 from lgd.training.trainer import Trainer
-
-from lgd.training import checkpoint
-from lgd.training.build import Built
 
 
 @dataclass
@@ -86,9 +86,10 @@ class TrainingState:
     def _load(self, state: Mapping[str, Any]) -> None:
         built = self.built
         built.model.load_state_dict(state["model"])
-        student = student_of(built.model)
-        for name, value in state["running"].items():
-            setattr(student, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
+        running = [state["running"], *state.get("running_of_others", [])]
+        for detector, values in zip(trained_detectors(built.model), running, strict=True):
+            for name, value in values.items():
+                setattr(detector, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
         built.optimizer.load_state_dict(state["optimizer"])
         match_state_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
@@ -125,9 +126,11 @@ class TrainingState:
             watch = self.watch.state() if self.watch else {}
             if not ranks.is_main_process():
                 return
+            running = [running_state(x) for x in trained_detectors(built.model)]
             state = {
                 "model": built.model.state_dict(),
-                "running": running_state(student_of(built.model)),
+                "running": running[0],
+                "running_of_others": running[1:],
                 "optimizer": built.optimizer.state_dict(),
                 "scheduler": built.scheduler.state_dict(),
                 "scaler": trainer.scaler.state_dict(),

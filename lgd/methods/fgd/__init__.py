@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from lgd.config.detector import Detector
 from lgd.config.frozen_teacher import FrozenTeacherMethod, Inherit
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, Positive
 
@@ -63,23 +62,20 @@ class FGD(FrozenTeacherMethod):
     compares: ClassVar[str] = "squared difference weighted by attention and objects, attention maps, relations"
     authors_inherit: ClassVar[Inherit] = "fpn_and_head"
 
-    def resolved(self, student: Detector) -> FGDWeights:
-        """The weights for this student."""
-        known = AUTHORS["rcnn" if student.is_rcnn else "retinanet" if student.name == "retinanet" else "fcos"]
-        return FGDWeights(
+    def build(self, parts: Parts) -> Distiller:
+        from lgd.methods.align import level_channels
+        from lgd.methods.families import family
+        from lgd.methods.fgd.distance import FocalGlobalDistance
+        from lgd.methods.frozen_teacher import distil_features
+
+        known = AUTHORS[family(parts.student)]
+        weights = FGDWeights(
             known.alpha if self.alpha is None else self.alpha,
             known.beta if self.beta is None else self.beta,
             known.gamma if self.gamma is None else self.gamma,
             known.lambda_ if self.relation is None else self.relation,
             known.temperature if self.temperature is None else self.temperature,
         )
-
-    def build(self, parts: Parts) -> Distiller:
-        from lgd.methods.align import level_channels
-        from lgd.methods.fgd.distance import FocalGlobalDistance
-        from lgd.methods.frozen_teacher import distil_features
-
-        weights = self.resolved(parts.experiment.detector)
         return distil_features(
             parts, lambda teacher: FocalGlobalDistance(level_channels(parts.student, teacher), weights)
         )

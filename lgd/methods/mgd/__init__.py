@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from lgd.config.detector import Detector
 from lgd.config.frozen_teacher import FrozenTeacherMethod, Inherit
 from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegative
 
@@ -30,17 +29,15 @@ class MGD(FrozenTeacherMethod):
     compares: ClassVar[str] = "squared difference of what is generated from masked features"
     authors_inherit: ClassVar[Inherit] = "fpn_and_head"
 
-    def resolved(self, student: Detector) -> tuple[float, float]:
-        """alpha and ratio for this student."""
-        alpha, ratio = RCNN if student.is_rcnn else DENSE
-        return alpha if self.alpha is None else self.alpha, ratio if self.ratio is None else self.ratio
-
     def build(self, parts: Parts) -> Distiller:
         from lgd.methods.align import level_channels
+        from lgd.methods.families import family
         from lgd.methods.frozen_teacher import distil_features
         from lgd.methods.mgd.distance import MaskedGenerativeDistance
 
-        alpha, ratio = self.resolved(parts.experiment.detector)
+        alpha, ratio = RCNN if family(parts.student) == "rcnn" else DENSE
+        alpha = alpha if self.alpha is None else self.alpha
+        ratio = ratio if self.ratio is None else self.ratio
         return distil_features(
             parts,
             lambda teacher: MaskedGenerativeDistance(level_channels(parts.student, teacher), alpha=alpha, ratio=ratio),

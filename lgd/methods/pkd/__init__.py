@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from lgd.config.detector import Detector
 from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, PositiveInt
 
@@ -31,17 +30,15 @@ class PKD(FrozenTeacherMethod):
     learns_from: ClassVar[str] = "FPN features of a frozen detector"
     compares: ClassVar[str] = "Pearson correlation of each channel"
 
-    def resolved_weight(self, student: Detector) -> float:
-        if self.weight is not None:
-            return self.weight
-        return 6.0 if student.is_rcnn else 10.0
-
     def build(self, parts: Parts) -> Distiller:
+        from lgd.methods.families import family
         from lgd.methods.frozen_teacher import distil_features
         from lgd.methods.pkd.distance import PearsonDistance, check_channels
 
+        authors = 6.0 if family(parts.student) == "rcnn" else 10.0
+
         def distance(teacher: nn.Module) -> PearsonDistance:
             check_channels(parts.student, teacher)
-            return PearsonDistance(self.resolved_weight(parts.experiment.detector), self.levels)
+            return PearsonDistance(authors if self.weight is None else self.weight, self.levels)
 
         return distil_features(parts, distance)

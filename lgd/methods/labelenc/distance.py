@@ -1,0 +1,47 @@
+"""LabelEnc's distance, the same in both stages (LabelEnc, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lgd.methods.init import init_he
+from lgd.methods.norms import group_norm
+
+
+class WholeMapDistance(nn.Module):
+    """Mean squared error between features that are normalised over each whole map, the student's after an adapter.
+
+    The adapter (3x3 conv, ReLU, 3x3 conv, ReLU, 3x3 conv) is shared by the levels and dropped after training.
+    """
+
+    trains_on_detached_features = False
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.adapter = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        init_he(self)
+
+    def forward(
+        self,
+        student: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        instances: Sequence[Any] = (),
+        image_size: tuple[int, int] = (0, 0),
+    ) -> Tensor:
+        """The mean over all elements of all levels (scalar, float32); ``teacher_features`` get no gradient."""
+        total, elements = next(iter(student.values())).new_zeros(()).float(), 0
+        for name, features in student.items():
+            encoded = teacher_features[name].detach()
+            difference = group_norm(self.adapter(features).float()) - group_norm(encoded.float())
+            total = total + difference.square().sum()
+            elements += difference.numel()
+        return total / elements
