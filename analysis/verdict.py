@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from analysis.load import by_seed, cost_seconds, finished, score, teacher_ap
+from analysis.load import by_seed, cost_seconds, finished, score
 from analysis.power import seeds_for, seeds_for_width
 from analysis.questions import Asked, Question
 from analysis.stats import Difference, paired_difference, paired_ratio
@@ -136,30 +136,11 @@ def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> l
 
 def _teacher(runs: Iterable[Record], arm: str) -> str:
     """A clause where the teacher of an arm never got better than its student in most of the runs that tell."""
-    known = [x for x in map(teacher_beat_student, runs) if x is not None]
+    known = [x for x in (record.teacher_beat_student for record in runs) if x is not None]
     if not known or sum(known) * 2 >= len(known):
         return ""
     seeds = "" if not any(known) else f" in {len(known) - sum(known)} of {len(known)} seeds"
     return f"the teacher never beat the student{seeds}, which says nothing for or against {arm} at full length"
-
-
-def teacher_beat_student(record: Record) -> bool | None:
-    """Whether the teacher was ever better than its student; None where that is not known.
-
-    As the training watched it; of a record that does not say, by the evaluations that have a teacher's AP.
-    """
-    told: bool | None = getattr(record, "teacher_beat_student", None)
-    if told is not None:
-        return told
-    pairs = [
-        (point.teacher.AP, point.student.AP)
-        for point in record.evaluations
-        if point.teacher and point.teacher.AP is not None and point.student.AP is not None
-    ]
-    last = teacher_ap(record)
-    if last is not None and record.student and record.student.AP is not None:
-        pairs.append((last, record.student.AP))
-    return any(teacher > student for teacher, student in pairs) if pairs else None
 
 
 def _more_seeds(found: Difference | None, detect: float) -> int | None:
