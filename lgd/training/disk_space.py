@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.files import free_space
 from lgd.methods.distiller import student_of
-from lgd.training.optimizer import buffers_per_parameter
-from torch import nn
-
 from lgd.training import checkpoint
+from lgd.training.optimizer import buffers_per_parameter
 
 LOGS = 16 * 2**20
 """Bytes set aside for record, metrics and TensorBoard's events."""
@@ -43,10 +44,12 @@ def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.
     momenta = sum(buffers_per_parameter(x) * sum(map(_size, x["params"])) for x in optimizer.param_groups)
     one = sum(_size(x) for x in model.state_dict().values()) + momenta
     student = sum(_size(x) for x in student_of(model).state_dict().values())
+    teacher: Any = model.teacher if experiment.method.keeps_teacher else None
+    results = student + (sum(_size(x) for x in teacher.state_dict().values()) if teacher is not None else 0)
     every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
     kept = min(experiment.checkpoint.keep, (experiment.schedule.steps - 1) // every) if every else 0
     # One is written at a stop whatever ``every`` is.
-    return FilesSize((kept + 1) * one, student + LOGS)
+    return FilesSize((kept + 1) * one, results + LOGS)
 
 
 def check_disk_space(directory: Path, needed: int) -> None:

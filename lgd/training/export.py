@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from lgd.methods.distiller import student_of
 from lgd.training.tensor_file import save_tensors
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "student.pth", "student.json"
+TEACHER_FILE = "teacher.pth"
 
 
 class Preprocessing(Settings):
@@ -57,6 +58,12 @@ def export_student(model: nn.Module, path: Path) -> None:
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in student_of(model).state_dict().items()}
     save_tensors({"model": weights}, path)
+
+
+def export_teacher(model: nn.Module, path: Path) -> None:
+    """Write the weights of the model's ``teacher``, for a method that starts from them (``Method.keeps_teacher``)."""
+    teacher = cast(nn.Module, model.teacher)
+    save_tensors({"model": {name: x.detach().cpu().contiguous() for name, x in teacher.state_dict().items()}}, path)
 
 
 def load_student(detector: nn.Module, path: Path) -> None:

@@ -19,6 +19,7 @@ from lgd.config.phases import WatchedPhases
 from lgd.data.dataset import check_objects
 from lgd.data.epochs import resolve_epochs
 from lgd.data.loaders import train_loader
+from lgd.detectors.model_layout import bottom_up_of, predicts_masks
 from lgd.distributed import ranks
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
@@ -39,11 +40,11 @@ from lgd.results.cost_meter import (
 )
 from lgd.results.record import Pretraining, Record
 from lgd.training import checkpoint, writers
-from lgd.training.build import Built, build, makes_masks
+from lgd.training.build import Built, build
 from lgd.training.device import process_settings, resolve_device
 from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.evaluations import Evaluations
-from lgd.training.export import describe_student, export_student
+from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
@@ -169,6 +170,8 @@ def _attempt(
             _evaluate(state, result.steps, on_progress)
             if ranks.is_main_process():
                 export_student(built.model, directory / "student.pth")
+                if experiment.method.keeps_teacher:
+                    export_teacher(built.model, directory / TEACHER_FILE)
                 describe_student(built.model, experiment, built.dataset.class_names, directory)
     return state, result
 
@@ -183,7 +186,7 @@ def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Pa
     """Build the training and make its directory. Raises InputError for what cannot be trained."""
     built = build(experiment, teacher=teacher.weights if teacher else None)
     check_objects(built.dataset)
-    if makes_masks(experiment):
+    if predicts_masks(student_of(built.model)):
         check_masks(built.dataset)
     if ranks.is_main_process():
         check_disk_space(directory, files_size(experiment, built.model, built.optimizer).total)
@@ -230,7 +233,7 @@ def _loader(state: TrainingState) -> Any:
         min_sizes=data.min_sizes,
         max_size=data.max_size,
         flip=data.flip,
-        masks=makes_masks(state.experiment),
+        masks=predicts_masks(student_of(state.built.model)),
         seed=state.experiment.seed,
         workers=data.workers,
         cuda=state.built.device.type == "cuda",
@@ -244,8 +247,6 @@ def _hooks(
     built, experiment = state.built, state.experiment
     schedule = experiment.schedule
     every = experiment.evaluation.resolved_every(schedule.steps)
-    backbone = student_of(built.model).backbone
-    bottom_up = cast(nn.Module, getattr(backbone, "bottom_up", backbone))
     period, phases = write_period(schedule.steps), experiment.method.phases(schedule)
     event_writers = ranks.run_on_all_ranks(
         lambda: writers.writers(experiment, state.directory, state.start) if ranks.is_main_process() else []
@@ -254,7 +255,9 @@ def _hooks(
         hooks.IterationTimer(),
         # Before the hooks whose work after a step is not part of the step's time.
         state.times,
-        FreezeBackbone(bottom_up, phases) if phases.frozen_until else None,
+        FreezeBackbone(bottom_up_of(student_of(built.model), experiment.detector), phases)
+        if phases.frozen_until
+        else None,
         ReadTeacherWatch(state.watch, read_period(schedule.steps)) if state.watch else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
         hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,

@@ -40,6 +40,7 @@ class LabelEncStage1(DistillationMethod):
     student_head_reads: ClassVar[str] = "the student's features and the encoder's"
     activations: ClassVar[float] = 3.6
     has_teacher_ap: ClassVar[bool] = True
+    keeps_teacher: ClassVar[bool] = True
 
     def phases(self, schedule: Schedule) -> Phases:
         return Phases(distill_from=round(self.start * schedule.steps))
