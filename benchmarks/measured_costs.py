@@ -151,8 +151,10 @@ def evaluations(experiment: Experiment) -> int:
 
 def inferences(experiment: Experiment) -> int:
     """How often a training runs on the validation split: twice an evaluation if the teacher's features are scored."""
-    both = experiment.evaluation.teacher and experiment.method.has_teacher_ap
-    return evaluations(experiment) * (2 if both else 1)
+    steps, evaluation = experiment.schedule.steps, experiment.evaluation
+    at = evaluation.resolved_steps(steps)
+    both = sum(evaluation.scores_teacher(step, steps) for step in at) if experiment.method.has_teacher_ap else 0
+    return len(at) + both
 
 
 def checkpoints(experiment: Experiment) -> int:

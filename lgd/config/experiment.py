@@ -95,14 +95,18 @@ DATA_SET_KEYS = ("source", "val_fraction", "split_seed", "resplit")
 """Of :class:`Data`: what says which data set it is, whose own fingerprint tells more."""
 
 
+TEACHER_EVALUATIONS = 10
+"""Most evaluations of a training in which the teacher is scored too unless it is asked for in all."""
+
+
 class Evaluation(Settings):
     """When and how the validation split is scored."""
 
     every: NonNegativeInt | Literal["auto"] = 0
     """Steps between evaluations while training; 0: at the end only; auto: a fifth of all steps, rounded up."""
-    teacher: bool = False
+    teacher: bool | Literal["auto"] = "auto"
     """Evaluate the instructive features too: teacher AP, and whether they follow the labels, for which the teacher runs
-    twice."""
+    twice. For a method that has such features. auto: in ten evaluations at most, evenly spread, the last among them."""
     scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     """The library that computes COCO's AP; auto: hotcoco, whose numbers are pycocotools' own, where it is installed."""
     keep_detections: bool = False
@@ -115,6 +119,19 @@ class Evaluation(Settings):
 
     def resolved_every(self, steps: int) -> int:
         return -(-steps // 5) if self.every == "auto" else self.every
+
+    def resolved_steps(self, steps: int) -> list[int]:
+        """After which steps of ``steps`` the split is scored."""
+        every = self.resolved_every(steps)
+        return [*(range(every, steps, every) if every else ()), steps]
+
+    def scores_teacher(self, step: int, steps: int) -> bool:
+        """Whether the evaluation after ``step`` of ``steps`` scores the instructive features too, if there are any."""
+        if self.teacher != "auto":
+            return self.teacher
+        every = self.resolved_every(steps)
+        stride = -(-len(self.resolved_steps(steps)) // TEACHER_EVALUATIONS)
+        return step >= steps or not every or step // every % stride == 0
 
 
 class Checkpoints(Settings):
