@@ -50,7 +50,7 @@ class Evaluations:
         ranks.broadcast_buffers(model)
         student = scores(student_of(model))
         teacher = None
-        if experiment.evaluation.teacher and experiment.method.has_teacher_ap:
+        if experiment.method.has_teacher_ap and experiment.evaluation.scores_teacher(step, experiment.schedule.steps):
             teacher = scores(model, teacher=True)
         self.points.append(
             EvaluationPoint(
