@@ -215,7 +215,7 @@ class Detector(Settings):
     def initial_weights(self) -> str:
         """Weights that training starts from, of the detector or of its backbone only; "none" for neither.
 
-        "config" for what a detector from elsewhere names: :func:`lgd.detectors.from_elsewhere.initial_weights` reads it.
+        "config" for what a detector from elsewhere names, which lgd/detectors/from_elsewhere.py reads.
         """
         return self.weights if self.is_pretrained or not self.is_built_in else self.backbone.weights
 

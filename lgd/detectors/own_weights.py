@@ -81,7 +81,8 @@ def _without_query(source: str) -> str:
 def _match(detector: nn.Module, settings: Detector, source: str, path: Path) -> tuple[dict[str, Tensor], LoadReport]:
     """The file's tensors by the detector's names, those alone that fit. Raises InputError where too few do."""
     named, state = read_named(path, source), detector.state_dict()
-    if kind_of(settings.source) == "torchvision":
+    is_torchvision = kind_of(settings.source) == "torchvision"
+    if is_torchvision:
         placed = _torchvision_names(named.tensors, detector)
         if path.name in WITHOUT_EPS:
             placed = _with_eps(placed, detector)
@@ -103,7 +104,7 @@ def _match(detector: nn.Module, settings: Detector, source: str, path: Path) -> 
     whole = any(x in fitting for x in head if not x.startswith("backbone."))
     report = LoadReport(
         source=source,
-        format=named.format,
+        format="torchvision" if is_torchvision else named.format,
         path=path,
         detector=whole,
         loaded=len(fitting),

@@ -34,6 +34,7 @@ from iopath.common.file_io import get_cache_dir
 
 from lgd.config.experiment import Experiment
 from lgd.detectors.conventions import TORCHVISION
+from lgd.detectors.from_elsewhere import initial_weights
 from lgd.errors import InputError
 
 __all__ = ["WeightSource", "find_weights", "local_path", "probe", "required_weights"]
@@ -92,7 +93,7 @@ def required_weights(*experiments: Experiment) -> list[WeightSource]:
     Raises InputError, one line, for a source that does not exist.
     """
     each = [x for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
-    sources = dict.fromkeys(x.detector.initial_weights for x in each)
+    sources = dict.fromkeys(initial_weights(x.detector).partition("?")[0] for x in each)
     return [find_weights(source) for source in sources if source != "none"]
 
 

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from lgd.config.phases import Phases, WatchedPhases
+from lgd.methods.channel_adapters import ChannelAdapters
 from lgd.methods.feature_capture import (
     FeatureCapture,
     Features,
@@ -84,7 +85,7 @@ class TrainingModel(nn.Module):
         """Losses by name (scalars) in training; the student's detections in evaluation."""
         if not self.training:
             return self.student(batch)
-        return self.losses(batch_to_device(batch, self.device))
+        return self.losses(prepare_batch(self.student, batch_to_device(batch, self.device)))
 
     def losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -99,7 +100,8 @@ class Distiller(TrainingModel):
 
     student: any detectron2 detector that calls ``self.backbone(images.tensor)``, unmodified. distill_weight: lambda.
     instructive_weight: factor of the teacher's features' detection losses. joint_head, cache_targets: compute what both
-    passes share once (lgd/methods/shared_head.py); False gives the same losses, slower.
+    passes share once (lgd/methods/shared_head.py); False gives the same losses, slower. channel_adapters: through which
+    teacher and distance see the student's features, where levels have different numbers of channels.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Distiller(TrainingModel):
         instructive_weight: float = 1.0,
         joint_head: bool = True,
         cache_targets: bool = True,
+        channel_adapters: ChannelAdapters | None = None,
     ) -> None:
         super().__init__(student, phases=phases)
         self.teacher = teacher
@@ -121,6 +124,7 @@ class Distiller(TrainingModel):
         self.instructive_weight = instructive_weight
         self.joint_head = joint_head
         self.cache_targets = cache_targets
+        self.channel_adapters = channel_adapters
         self._watch = TeacherWatch() if cast(Teacher, teacher).uses_student_head else None
 
     @property
@@ -141,12 +145,19 @@ class Distiller(TrainingModel):
         instances = [x["instances"] for x in batch]
         teacher, distance = cast(Teacher, self.teacher), cast(Distance, self.distance)
         storage = get_event_storage()
+        compared: Features = {}
+
+        def teach() -> Features:
+            features, for_distance = self._teach(capture, instances)
+            compared.update(for_distance)
+            return features
+
         with ExitStack() as stack:
             capture = stack.enter_context(capture_features(self._backbone))
             passes = TwoForwardPasses(
                 self.student,
                 capture,
-                lambda: teacher(capture, instances),
+                teach,
                 joint_head=self.joint_head,
                 cache_targets=self.cache_targets,
             )
@@ -166,12 +177,23 @@ class Distiller(TrainingModel):
         distils = self.distills_student(storage.iter)
         if distils or distance.trains_on_detached_features:
             features = capture.features if distils else {name: x.detach() for name, x in capture.features.items()}
-            losses["loss_distill"] = self.distill_weight * distance(
-                features, passes.teacher_features, instances, capture.image_size
-            )
+            if not compared:
+                teach()
+            if self.channel_adapters is not None:
+                features = self.channel_adapters.to_width(features)
+            losses["loss_distill"] = self.distill_weight * distance(features, compared, instances, capture.image_size)
         else:
             losses["loss_distill"] = self._zero_loss()
         return losses
+
+    def _teach(self, capture: FeatureCapture, instances: Sequence[Any]) -> tuple[Features, Features]:
+        """The teacher's features as the student's head reads them, and as the distance compares them."""
+        teacher, adapters = cast(Teacher, self.teacher), self.channel_adapters
+        if adapters is None:
+            features = teacher(capture, instances)
+            return features, features
+        compared = teacher(capture.replaced(adapters.to_width(capture.features)), instances)
+        return adapters.to_levels(compared), compared
 
     def _zero_loss(self) -> Tensor:
         """Zero, with a zero gradient for each of the distance's parameters: DDP waits for all of them."""
@@ -193,10 +215,11 @@ class Distiller(TrainingModel):
         forward = self.student.forward
 
         def detect(batch: Batch) -> Any:
-            batch = batch_to_device(batch, self.device)
+            batch = prepare_batch(self.student, batch_to_device(batch, self.device))
             with capture_features(self._backbone) as capture:
                 forward(batch)
-            with inject_features(self._backbone, teacher(capture, [x["instances"] for x in batch])):
+            features, _ = self._teach(capture, [x["instances"] for x in batch])
+            with inject_features(self._backbone, features):
                 return forward(batch)
 
         with patched_method(self.student, "forward", detect):
@@ -222,6 +245,12 @@ def batch_to_device(batch: Batch, device: torch.device) -> list[dict[str, Any]]:
         }
         for y in batch
     ]
+
+
+def prepare_batch(detector: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The batch as the detector will see it, where it resizes images and labels itself: once for all passes."""
+    own = getattr(detector, "prepare_batch", None)
+    return cast("list[dict[str, Any]]", own(batch)) if callable(own) else batch
 
 
 def is_batch(value: Any) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lgd.detectors.model_layout import SINGLE_LEVEL
+
 Features = dict[str, Tensor]
 """Feature maps by level name (``p3``, ``p4``, ...), each (B, C, h, w), finest first."""
 
@@ -24,10 +26,17 @@ class FeatureCapture:
         self._images: Tensor | None = None
         self._features: Features | None = None
 
-    def _fill(self, images: Tensor, features: Mapping[str, Tensor]) -> None:
+    def _fill(self, images: Tensor, features: Mapping[str, Tensor] | Tensor) -> None:
         if self._features is not None:
             raise RuntimeError("the detector ran its backbone more than once in one pass")
-        self._images, self._features = images, dict(features)
+        self._images = images
+        self._features = {SINGLE_LEVEL: features} if isinstance(features, Tensor) else dict(features)
+
+    def replaced(self, features: Features) -> FeatureCapture:
+        """The same pass with other features."""
+        other = FeatureCapture()
+        other._fill(self.images, features)
+        return other
 
     @property
     def images(self) -> Tensor:
@@ -55,7 +64,7 @@ def capture_features(backbone: nn.Module) -> Iterator[FeatureCapture]:
     """Capture the backbone's inputs and outputs inside the block, without changing them."""
     capture = FeatureCapture()
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Mapping[str, Tensor]) -> None:
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Mapping[str, Tensor] | Tensor) -> None:
         capture._fill(inputs[0], output)
 
     handle = backbone.register_forward_hook(keep)
@@ -68,7 +77,8 @@ def capture_features(backbone: nn.Module) -> Iterator[FeatureCapture]:
 @contextmanager
 def inject_features(backbone: nn.Module, features: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block ``backbone`` returns ``features``, without running."""
-    injected = dict(features)
+    # A backbone with one level may return it without a name, and then its head reads it so.
+    injected: Any = features[SINGLE_LEVEL] if set(features) == {SINGLE_LEVEL} else dict(features)
     with patched_method(backbone, "forward", lambda *_args, **_kwargs: injected):
         yield
 

@@ -22,13 +22,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from lgd.config.detector import Detector
 from lgd.config.experiment import Experiment
+from lgd.detectors import model_layout
 from lgd.errors import InputError
+from lgd.methods.channel_adapters import ChannelAdapters
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,26 @@ class Parts:
         """Channels of the student's feature maps. Raises InputError where they differ between levels."""
         return channels_of(self.student, f"method {self.experiment.method.name}", "backbone")
 
+    def channel_adapters(self) -> ChannelAdapters | None:
+        """Convolutions to one number of channels and back, where levels differ and ``detector.adapt_channels`` is set.
+
+        Raises InputError, one line, where levels differ and it is not.
+        """
+        channels = {name: x.channels for name, x in levels_of(self.student).items()}
+        if len(set(channels.values())) == 1:
+            return None
+        if not self.experiment.detector.adapt_channels:
+            listed = ", ".join(f"{name} {x}" for name, x in channels.items())
+            raise InputError(
+                f"method {self.experiment.method.name} needs the same number of channels on every level, the backbone"
+                f" has {listed}: set detector.adapt_channels=true"
+            )
+        return ChannelAdapters(channels)
+
 
 def levels_of(detector: nn.Module) -> dict[str, Any]:
     """detectron2's ShapeSpec (``channels``, ``stride``) of each level of a detector's FPN, by name, finest first."""
-    return dict(cast(Any, detector.backbone).output_shape())
+    return model_layout.levels_of(detector)
 
 
 def channels_of(detector: nn.Module, method: str, role: str) -> int:

@@ -108,12 +108,14 @@ class TwoForwardPasses:
 
 
 def head_of(detector: nn.Module) -> nn.Module | None:
-    """The module that all pyramid levels go through in one call: a dense detector's ``head``, R-CNN's RPN head.
+    """The module that all pyramid levels go through in one call: a dense detector's ``head``, R-CNN's RPN head (under
+    ``proposal_generator`` in detectron2, under ``rpn`` in torchvision).
 
     None where there is no such module, or where it holds a batch norm, whose statistics differ for two batches in one.
     """
     dense = getattr(detector, "head", None)
     rpn = getattr(getattr(detector, "proposal_generator", None), "rpn_head", None)
+    rpn = rpn or getattr(getattr(detector, "rpn", None), "head", None)
     head = dense if isinstance(dense, nn.Module) else rpn
     if not isinstance(head, nn.Module) or any(isinstance(x, _BatchNorm) for x in head.modules()):
         return None

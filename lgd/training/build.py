@@ -20,8 +20,9 @@ from lgd.data.dataset import DataSet, check_objects
 from lgd.data.epochs import resolve_epochs
 from lgd.detectors import build_detector
 from lgd.detectors.fast_losses import use_fast_losses
+from lgd.detectors.initial_weights import check_initial_weights, initial_weights, load_initial_weights
+from lgd.detectors.model_layout import bottom_up_of, description, predicts_masks
 from lgd.detectors.weight_sources import find_weights, probe
-from lgd.detectors.weights import check_weights, load_weights
 from lgd.evaluation.evaluate import check_masks
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
@@ -57,6 +58,8 @@ class DryBuilt:
     fingerprint: str
     files: FilesSize | None = None
     memory: int | None = None
+    detector: str = ""
+    """A line on what a detector from elsewhere was found to be."""
     teacher: DryBuilt | None = None
     """The dry build of the frozen teacher's training, where there is one."""
 
@@ -101,7 +104,9 @@ def inspect_training(
         with noted():
             _check_initial_weights(experiment, student_of(built.model) if built else None, shared)
         if built:
-            _check_data(experiment, built.dataset, noted)
+            _check_data(built, noted)
+            with noted():
+                _check_frozen_part(experiment, student_of(built.model))
         if experiment.teacher is not None:
             teacher = inspect_training(experiment.teacher, to_train=True, noted=noted, shared=shared)
     if built is None:
@@ -109,7 +114,20 @@ def inspect_training(
     if not to_train:
         return DryBuilt(built.fingerprint)
     files = files_size(experiment, built.model, built.optimizer)
-    return DryBuilt(built.fingerprint, files, step_memory(experiment, built.model), teacher)
+    found = _found(experiment, student_of(built.model))
+    return DryBuilt(built.fingerprint, files, step_memory(experiment, built.model), found, teacher)
+
+
+def _found(experiment: Experiment, student: nn.Module) -> str:
+    """A line on what a detector from elsewhere was found to be; empty for a built-in one."""
+    settings = experiment.detector
+    return "" if settings.is_built_in else description(student, settings, initial_weights(settings))
+
+
+def _check_frozen_part(experiment: Experiment, student: nn.Module) -> None:
+    """Raise InputError where the part that is frozen at first is not known."""
+    if experiment.method.phases(experiment.schedule).frozen_until:
+        bottom_up_of(student, experiment.detector)
 
 
 def _build_or_none(experiment: Experiment, shared: SharedWork, noted: Noted) -> Built | None:
@@ -119,24 +137,25 @@ def _build_or_none(experiment: Experiment, shared: SharedWork, noted: Noted) -> 
     return found[0] if found else None
 
 
-def _check_data(experiment: Experiment, dataset: DataSet, noted: Noted) -> None:
+def _check_data(built: Built, noted: Noted) -> None:
     with noted():
-        check_objects(dataset)
-    if makes_masks(experiment):
+        check_objects(built.dataset)
+    if predicts_masks(student_of(built.model)):
         with noted():
-            check_masks(dataset)
+            check_masks(built.dataset)
 
 
 def _check_initial_weights(experiment: Experiment, student: nn.Module | None, shared: SharedWork) -> None:
     """Raise InputError where they cannot be had; and, with the ``student`` there is, where they do not fit it."""
     settings = experiment.detector
-    source = settings.initial_weights
+    source = initial_weights(settings)
     if source == "none":
         return
-    weights = shared.once(("source", source), lambda: probe(find_weights(source)))
+    # What follows a ? is for detectron2's own checkpointer.
+    weights = shared.once(("source", source), lambda: probe(find_weights(source.partition("?")[0])))
     if student is not None and weights.is_cached:
         key = ("weights", settings.model_dump_json())
-        shared.once(key, lambda: check_weights(student, source, whole=settings.is_pretrained))
+        shared.once(key, lambda: check_initial_weights(student, settings))
 
 
 @cache
@@ -176,7 +195,7 @@ def build(
         # The learning rate is in the optimiser's groups, whichever of these two settings it came from.
         schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
         precision=experiment.precision,
-        weights=experiment.detector.initial_weights,
+        weights=initial_weights(experiment.detector),
         seed=experiment.seed,
         **({"teacher": _teacher_fingerprint(experiment.teacher.model_dump_json())} if experiment.teacher else {}),
     )
@@ -202,16 +221,16 @@ def build_model(
 
     def make_student(added: int = 0) -> nn.Module:
         torch.manual_seed(experiment.seed + added)
-        student = build_detector(experiment.detector, num_classes)
+        student = build_detector(experiment.detector, num_classes, experiment.data)
         with quiet_libraries():
             if pretrained:
-                load_weights(student, experiment.detector.initial_weights, whole=experiment.detector.is_pretrained)
+                load_initial_weights(student, experiment.detector)
         return use_fast_losses(student)
 
     student = shared.once(("student", experiment.detector.model_dump_json(), *key), make_student)
 
     def detector(settings: Detector) -> nn.Module:
-        return build_detector(settings, num_classes)
+        return build_detector(settings, num_classes, experiment.data)
 
     def frozen_detector() -> nn.Module:
         return _frozen_detector(experiment, num_classes, teacher, pretrained)
@@ -234,15 +253,11 @@ def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | N
     settings = experiment.method.teacher_detector(experiment.detector)
     if settings is None:
         raise ValueError(f"method {experiment.method.name} has no frozen detector")
-    detector = build_detector(settings, num_classes)
+    detector = build_detector(settings, num_classes, experiment.data)
     if trained is not None:
         load_student(detector, trained)
     elif pretrained and settings.is_pretrained:
         with quiet_libraries():
-            load_weights(detector, settings.weights, whole=True)
+            load_initial_weights(detector, settings)
     return detector
 
-
-def makes_masks(experiment: Experiment) -> bool:
-    """Whether the detector predicts masks, and so needs them in the data."""
-    return experiment.detector.name == "mask_rcnn"

@@ -10,8 +10,10 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from lgd.config.experiment import Experiment
+from lgd.detectors.model_layout import predicts_masks
 from lgd.logs import quiet_libraries
-from lgd.training.build import build_model, makes_masks
+from lgd.methods.distiller import student_of
+from lgd.training.build import build_model
 from lgd.training.device import process_settings
 
 SIDES = (128, 160)
@@ -46,7 +48,7 @@ def cpu_seconds(experiment: Experiment) -> float:
     with process_settings(experiment), quiet_libraries(), EventStorage(0):
         model = build_model(experiment, CLASSES, pretrained=False).train()
         # The first one allocates memory and chooses kernels.
-        seconds = min(_timed_pass(model, makes_masks(experiment)) for _ in range(2))
+        seconds = min(_timed_pass(model, predicts_masks(student_of(model))) for _ in range(2))
     return seconds / (SIDES[0] * SIDES[1]) * training_pixels(experiment)
 
 

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from lgd.config.experiment import Experiment
+from lgd.detectors.model_layout import predicts_masks
 from lgd.distributed import ranks
 from lgd.evaluation.evaluate import evaluate
 from lgd.files import write_text
 from lgd.methods.distiller import student_of
 from lgd.results.record import EvaluationPoint
-from lgd.training.build import Built, makes_masks
+from lgd.training.build import Built
 from lgd.training.progress import EVALUATIONS_FILE
 
 
@@ -44,7 +45,7 @@ class Evaluations:
             dataset=self._built.dataset,
             settings=experiment.data,
             evaluation=experiment.evaluation,
-            masks=makes_masks(experiment),
+            masks=predicts_masks(student_of(model)),
             directory=self._directory,
         )
         ranks.broadcast_buffers(model)

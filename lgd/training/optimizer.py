@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lgd.config.experiment import Experiment, Schedule
 
-TEACHER, DISTANCE = "teacher.", "distance."
+TEACHER, DISTANCE, ADAPTERS = "teacher.", "distance.", "channel_adapters."
 """First part of the names of the parameters that are dropped after training."""
 
 
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
     def factor(name: str) -> float:
         if name.startswith(TEACHER):
             return method.teacher_lr_factor(rate)
-        return method.adapter_lr_factor if name.startswith(DISTANCE) else 1.0
+        return method.adapter_lr_factor if name.startswith((DISTANCE, ADAPTERS)) else 1.0
 
     groups = get_default_optimizer_params(
         model, base_lr=rate, weight_decay=schedule.weight_decay, weight_decay_norm=0.0, lr_factor_func=factor

@@ -105,7 +105,8 @@ class LGD(DistillationMethod):
         from lgd.methods.label_guided.distance import DistillationDistance
         from lgd.methods.label_guided.teacher import ImplicitTeacher
 
-        width = parts.channels
+        adapters = parts.channel_adapters()
+        width = adapters.width if adapters else parts.channels
         chosen = cast(Any, {
             "encoder": self.encoder,
             "adapter": self.adapter,
@@ -127,4 +128,5 @@ class LGD(DistillationMethod):
             phases=self.phases(parts.experiment.schedule),
             distill_weight=self.distill_weight,
             instructive_weight=self.instructive_weight,
+            channel_adapters=adapters,
         )
