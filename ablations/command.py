@@ -16,6 +16,7 @@ COMMANDS = {
         "ablations.sweep_command",
         "train a grid of ablations, or search around it: run, search, plan, resume, status, list",
     ),
+    "pays": ("ablations.pays", "does distillation pay on your data? plans, trains, answers"),
     "train": ("lgd.training.__main__", "train one of the paper's experiments"),
     "data": ("lgd.data.__main__", "check a data set before training on it"),
     "report": ("analysis.__main__", "rebuild the tables, figures and report of a results directory"),
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "roofline": ("benchmarks.roofline", "how far a step is from what the hardware can do"),
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
+    "prediction-error": ("ablations.prediction_error", "how far a sweep's predicted cost is off"),
 }
 """Module and summary by name, of ``lgd bench``."""
 
@@ -38,6 +40,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 EXAMPLES = (
     "sweep run components            # minutes on a CPU",
     "sweep status results/components-tiny",
+    "pays --data coco-json:DIR --budget 8h",
     "train retinanet_r50_2x_ms --method lgd",
     "data check coco-json:DIR",
     "COMMAND --help",

@@ -40,12 +40,14 @@ class Budget:
 
     max_gpu_hours: float | None = None
     max_time: str | None = None
+    option: str = "--max-time"
+    """What the command calls ``max_time``."""
     begun: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:
         if self.max_gpu_hours is not None and not self.max_gpu_hours > 0:
             raise InputError(f"--max-gpu-hours {self.max_gpu_hours:g}: a number above 0")
-        self._seconds = _seconds(self.max_time)
+        self._seconds = _seconds(self.max_time, self.option)
 
     def left(self) -> float:
         """Seconds of ``max_time`` that are left; infinity without it."""
@@ -56,7 +58,7 @@ class Budget:
         if self.max_gpu_hours is not None and spent >= self.max_gpu_hours * 3600:
             return f"--max-gpu-hours {self.max_gpu_hours:g} are used"
         if self._seconds is not None and time.monotonic() - self.begun >= self._seconds:
-            return f"--max-time {self.max_time} is over"
+            return f"{self.option} {self.max_time} is over"
         return ""
 
 
@@ -72,10 +74,10 @@ class CostOptions:
             raise InputError(f"--price-per-gpu-hour {self.price_per_gpu_hour:g}: a price from 0")
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, option: str) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if not found or not float(found[1]):
-        raise InputError(f"--max-time {text}: a time such as 90s, 45m or 8h")
+        raise InputError(f"{option} {text}: a time such as 90s, 45m or 8h")
     return float(found[1]) * UNITS[found[2]]

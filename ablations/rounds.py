@@ -62,7 +62,7 @@ def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -
         return Next(
             None,
             f"the next {to_come[0] - spec.seeds} seeds of every arm take about {format_duration(seconds)}, and"
-            f" {format_duration(max(budget.left(), 0.0))} is left of --max-time {budget.max_time}",
+            f" {format_duration(max(budget.left(), 0.0))} is left of {budget.option} {budget.max_time}",
         )
     return Next(trials_of(spec.model_copy(update={"seeds": to_come[0]}), sweep.directory))
 

@@ -20,6 +20,7 @@ from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tunin
 from analysis.variants import Variant, variants
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
+from lgd.config.pays_grid import PAYS
 from lgd.errors import InputError
 
 RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
@@ -29,7 +30,7 @@ RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
     "html": lambda frame, text: html_table(text),
 }
 
-ARMS_TABLES = tuple(name for name in PRESET_FREE if name not in ("noise-floor", LEARNING_RATE, SCHEDULE_LENGTH))
+ARMS_TABLES = (*(x for x in PRESET_FREE if x not in ("noise-floor", LEARNING_RATE, SCHEDULE_LENGTH)), PAYS)
 """Grids whose arms are compared with one of them."""
 
 

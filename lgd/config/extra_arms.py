@@ -5,26 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lgd.config.arms import Arm, Grid
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.experiment import Experiment
-from lgd.config.paper import BackboneName
-from lgd.config.paper_recipes import BACKBONES
-from lgd.config.settings import Settings
+from lgd.config.frozen_teacher import deeper
+from lgd.config.settings import Settings, settings
 
 EqualCost = Literal["longer", "bigger"]
 EQUAL_COST: tuple[EqualCost, ...] = get_args(EqualCost)
 
 AGAIN_SEEDS = 100_000
 """Added to the seeds of a baseline's second training."""
-
-_BIGGER = {"resnet18": "resnet34", "resnet34": "resnet50", "resnet50": "resnet101", "resnet101": "resnext101_32x8d"}
-"""The next larger backbone of the same family."""
-
-_PUBLISHED: dict[str, BackboneName] = {"resnet101": "r101", "resnext101_32x8d": "x101"}
-"""Of those, the ones with ImageNet weights in detectron2's model zoo, by the paper's name."""
 
 
 class ExtraArms(Settings):
@@ -103,17 +96,14 @@ def is_again(name: str) -> bool:
     return name.endswith(again(""))
 
 
-def bigger(base: Experiment, arm: Arm) -> dict[str, str]:
-    """The settings of the next larger backbone; empty where none is known, or none with weights of the same origin."""
+def bigger(base: Experiment, arm: Arm) -> dict[str, Any]:
+    """The settings of the next larger backbone; empty where none is known, or none with weights where ours has them."""
     detector = base.override(arm.setting).detector
-    name = _BIGGER.get(detector.backbone.name)
-    if name is None or detector.weights != NO_WEIGHTS:
+    larger = deeper(detector.backbone)
+    if larger.name == detector.backbone.name or larger.from_scratch != detector.backbone.from_scratch:
         return {}
-    if detector.backbone.from_scratch:
-        return {"detector.backbone.name": name}
-    if name in _PUBLISHED and detector.backbone.weights.startswith("detectron2://ImageNetPretrained/"):
-        return {
-            "detector.backbone.name": name,
-            "detector.backbone.weights": BACKBONES[_PUBLISHED[name]].weights,
-        }
-    return {}
+    if detector.weights != NO_WEIGHTS:
+        # Those of the whole detector do not fit another backbone.
+        return {}
+    before, after = settings(detector.backbone), settings(larger)
+    return {f"detector.backbone.{key}": value for key, value in after.items() if value != before[key]}

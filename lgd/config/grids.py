@@ -13,6 +13,7 @@ from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.method import make
 from lgd.config.paper import DETECTORS, Training, paper
+from lgd.config.pays_grid import PAYS, pays_grid
 from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_preset, preset
 from lgd.config.tuning_grids import learning_rate, schedule_length
 from lgd.errors import InputError
@@ -80,7 +81,7 @@ PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_R
 EVIDENCE = "evidence"
 """Our grid with three detectors, each with its own settings at each preset."""
 
-NAMES = (*TABLES, *PRESET_FREE, EVIDENCE)
+NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, PAYS)
 
 NOT_IMPLEMENTED = {
     "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
@@ -97,6 +98,8 @@ def grid(name: str, size: str = "tiny") -> Grid:
     base = preset(size)
     if name in PRESET_FREE:
         return PRESET_FREE[name]
+    if name == PAYS:
+        return pays_grid()
     if name in NAMES and size not in PAPER_TABLES_AT:
         raise InputError(
             f"grid {name} is not defined at preset {size}, only at {', '.join(PAPER_TABLES_AT)};"

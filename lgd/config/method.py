@@ -15,7 +15,17 @@ from pydantic import ConfigDict
 from lgd.config.base_method import DistillationMethod, Method
 from lgd.errors import InputError
 
-__all__ = ["BUILT_IN", "DEFAULT", "Method", "choose", "key_of_today", "make", "method_class", "switched"]
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT",
+    "Method",
+    "choose",
+    "key_of_today",
+    "known_methods",
+    "make",
+    "method_class",
+    "switched",
+]
 
 DEFAULT = "lgd"
 
@@ -48,7 +58,7 @@ def method_class(name: str) -> type[Method]:
     path = BUILT_IN.get(name) or _entry_points().get(name) or name
     module, colon, attribute = path.partition(":")
     if not colon:
-        known = [*BUILT_IN, *_entry_points()]
+        known = known_methods()
         close = get_close_matches(name, known, n=1)
         raise InputError(
             f"no method {name!r}: choose one of {', '.join(known)}, or package.module:Class"
@@ -66,6 +76,11 @@ def method_class(name: str) -> type[Method]:
 @cache
 def _entry_points() -> dict[str, str]:
     return {x.name: x.value for x in entry_points(group=ENTRY_POINTS)}
+
+
+def known_methods() -> tuple[str, ...]:
+    """The names of our methods and of those that installed packages add."""
+    return (*BUILT_IN, *_entry_points())
 
 
 class UnloadedMethod(Method):
