@@ -41,7 +41,7 @@ BUILT_IN = {
     "labelenc_stage1": "lgd.methods.labelenc:LabelEncStage1",
     "ban": "lgd.methods.ban:BAN",
     "dml": "lgd.methods.dml:DML",
-    "tf_kd": "lgd.methods.tf_kd:TfKD",
+    "tfkd": "lgd.methods.tf_kd:TfKD",
 }
 """Module and class of each of our methods, by name."""
 

@@ -43,7 +43,7 @@ class TfKD(DistillationMethod):
     def refusal(self, student: Detector, schedule: Schedule) -> str:
         if student.is_built_in and not student.is_rcnn:
             return (
-                f"method tf_kd needs a softmax over classes, which {student.name} has not: use faster_rcnn or mask_rcnn"
+                f"method tfkd needs a softmax over classes, which {student.name} has not: use faster_rcnn or mask_rcnn"
             )
         return ""
 
