@@ -14,7 +14,7 @@ from lgd.config.paper import paper
 def list_grids(size: str, console: Console) -> None:
     """A line a grid: its name, how many arms it has, and what it is about."""
     for each in (grid(name, size) for name in NAMES):
-        arms = sum(not arm.skipped for arm in each.arms)
+        arms = sum(not (arm.skipped or arm.on_request) for arm in each.arms)
         line = f"{each.name:<14} {arms:>3} arm{'s' if arms != 1 else ' '}  {each.title}"
         say(console, line if len(line) <= console.width else f"{line[: console.width - 1]}…")
     say(console, "the arms of one: lgd sweep list GRID")
@@ -35,6 +35,8 @@ def list_arms(name: str, size: str, console: Console) -> None:
 
 def _question(table: str, arm: Arm) -> str:
     """The arm's question, or why it is skipped, or what the paper reports for it."""
+    if arm.on_request:
+        return f"with --arms: {arm.question}"
     if arm.skipped or arm.training is None:
         return f"skipped: {arm.skipped}" if arm.skipped else arm.question
     known, metrics = paper().tables[table], paper().metrics

@@ -87,6 +87,8 @@ def describe(
         from lgd.data.epochs import epoch_overrides
 
         given += epoch_overrides(base)
+    if not base.detector.is_built_in and arms is None:
+        names = _distinct_arms(chosen, names, preset(size), given)
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
@@ -122,7 +124,7 @@ def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
     skipped = {arm.name: arm.skipped for arm in chosen.arms if arm.skipped}
     known = [arm.name for arm in chosen.arms if arm.name not in skipped]
     if names is None:
-        return known
+        return [arm.name for arm in chosen.arms if not arm.skipped and not arm.on_request]
     wanted = [x.strip() for x in names.split(",")]
     for name in wanted:
         if name in skipped:
@@ -241,6 +243,42 @@ def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
     damages = [damage(trial.directory) for trial in trials]
     readable = [trial for trial, damaged in zip(trials, damages, strict=True) if not damaged]
     return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, [x for x in damages if x])
+
+
+def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrides: Sequence[str]) -> list[str]:
+    """``names`` without arms that differ from an earlier one only in the detector, which is the same for all now.
+
+    Nor those whose reference is such an arm.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    same: dict[str, str] = {}
+    for arm in chosen.arms:
+        if arm.name in names:
+            described = experiment_of(arm, base, overrides).model_dump_json()
+            key = (described, same.get(arm.time_budget_from, ""), same.get(arm.steps_from, ""))
+            same[arm.name] = first.setdefault(key, arm.name)
+    references = chosen.references
+    return [x for x in names if same[x] == x and same.get(references[x], references[x]) == references[x]]
+
+
+def detector_note(spec: SweepSpec, arms: str | None) -> str:
+    """What a detector from elsewhere leaves out of a grid of several detectors, in a line; "" where that is nothing."""
+    chosen = grid(spec.grid, spec.preset)
+    left_out = [x.name for x in chosen.arms if not x.skipped and x.name not in spec.arms]
+    sources = detector_sources(spec)
+    if not sources or arms is not None or spec.search is not None or not left_out:
+        return ""
+    return (
+        f"note: all arms train {sources[0]}, whatever detector their names say; {len(left_out)} arms of grid {spec.grid}"
+        " differ in nothing else and are left out"
+    )
+
+
+def detector_sources(spec: SweepSpec) -> list[str]:
+    """The detectors from elsewhere that a sweep's settings name: its students' and its teachers'."""
+    keys = ("detector.source", "method.teacher.detector")
+    named = [(key, value) for key, value in map(split_assignment, spec.overrides) if key in keys]
+    return [str(value) for _, value in sorted(named) if ":" in str(value) or "." in str(value)]
 
 
 def search_note(spec: SweepSpec, arms: str | None) -> str:

@@ -28,6 +28,8 @@ class Arm:
     """What it reproduces of the paper."""
     skipped: str = ""
     """Why it cannot be trained; it is then listed only."""
+    on_request: bool = False
+    """Whether it is trained only where ``--arms`` names it."""
     time_budget_from: str = ""
     """The arm whose training time it gets; its steps follow from measured times (ablations/equal_time.py)."""
     steps_from: str = ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lgd.config.arms import Arm, Grid
+from lgd.config.component_arms import ANSWERING_ARMS, BASELINE, COMPONENTS, LGD, PAPER_COMPONENTS, WITHOUT_IMITATION
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.method import make
@@ -18,31 +19,12 @@ from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_pre
 from lgd.config.tuning_grids import learning_rate, schedule_length
 from lgd.errors import InputError
 
-_BASELINE = Arm("baseline", {"method.name": "baseline"}, "the detector alone")
-
-_LGD = Arm("LGD", {}, "encoder, adapter and mapper", answers=True)
-
-COMPONENTS = Grid(
-    name="components",
-    title="LGD's components on RetinaNet: worth and cost of each",
-    arms=(
-        _BASELINE,
-        _LGD,
-        Arm("without encoder", {"method.encoder": False}, "keys and values are appearance embeddings"),
-        Arm("without adapter", {"method.adapter": False}, "no exchange between objects"),
-        Arm("without mapper", {"method.mapper": False}, "nothing written into boxes, the context object only"),
-        Arm("appearance only", {"method.variant": "appearance_only"}, "appearance embeddings, no attention"),
-        Arm("label only", {"method.variant": "label_only"}, "label embeddings, no attention"),
-        Arm("label queries", {"method.variant": "label_queries"}, "queries are labels, keys and values appearance"),
-    ),
-)
-
 DISTILL_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 INSTRUCTIVE_WEIGHTS = (0.1, 1.0, 10.0)
 
 
 def _loss_weight_arms() -> Iterable[Arm]:
-    yield _BASELINE
+    yield BASELINE
     for distill in DISTILL_WEIGHTS:
         for instructive in INSTRUCTIVE_WEIGHTS:
             yield Arm(
@@ -62,7 +44,7 @@ LOSS_WEIGHTS = Grid(
 NOISE_FLOOR = Grid(
     name="noise-floor",
     title="One detector, many seeds: how far trainings differ",
-    arms=(_BASELINE,),
+    arms=(BASELINE,),
     seeds=10,
 )
 
@@ -72,8 +54,8 @@ TABLES = (
 )
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""
 
-LEARNING_RATE = learning_rate(_BASELINE, _LGD)
-SCHEDULE_LENGTH = schedule_length(_BASELINE, _LGD)
+LEARNING_RATE = learning_rate(BASELINE, LGD)
+SCHEDULE_LENGTH = schedule_length(BASELINE, LGD)
 
 PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_RATE, SCHEDULE_LENGTH, NOISE_FLOOR)}
 """Grids of our own that have the same arms at every preset."""
@@ -96,6 +78,10 @@ NOT_IMPLEMENTED = {
 def grid(name: str, size: str = "tiny") -> Grid:
     """The grid of that name at a preset's size. Raises InputError for an unknown grid or preset."""
     base = preset(size)
+    if name == COMPONENTS.name and size in CPU_PRESETS:
+        return replace(
+            COMPONENTS, arms=tuple(replace(x, on_request=x.name not in ANSWERING_ARMS) for x in COMPONENTS.arms)
+        )
     if name in PRESET_FREE:
         return PRESET_FREE[name]
     if name == PAYS:
@@ -135,13 +121,6 @@ EVALUATIONS = 5
 
 SMALL_STUDENT, SMALL_TEACHER = "resnet18", "resnet50"
 """Backbones of the students and of FGFI's teachers at preset ``small``: five seeds of every arm fit one GPU."""
-
-WITHOUT_IMITATION = Arm(
-    "without imitation", {"method.distill_weight": 0.0}, "the teacher's effect through what it shares with the student"
-)
-"""Separates two effects of LGD. Its difference to the baseline is what training the teacher does to the student through
-what both share (the head; the backbone too unless ``detach_appearance``); LGD's difference to it is what imitation
-does."""
 
 LOW_INSTRUCTIVE_WEIGHT = 0.3
 """Weight of the instructive features' detection loss, which trains the head of the student too; the paper's is 1."""
@@ -184,7 +163,7 @@ def _evidence(size: str) -> Grid:
             # Landscape images are resized to the preset's shorter sides too.
             setting |= {"detector.backbone.name": SMALL_STUDENT, "data.max_size": base.data.max_size * 4 // 3}
         curve = {**setting, "evaluation.every": base.schedule.steps // EVALUATIONS}
-        for arm in (*COMPONENTS.arms, WITHOUT_IMITATION, *_LOW_WEIGHT_ARMS):
+        for arm in (*PAPER_COMPONENTS, WITHOUT_IMITATION, *_LOW_WEIGHT_ARMS):
             if detector != base.detector.name and arm.name not in EVERY_DETECTOR:
                 continue
             # Only these two are evaluated on the way, so that earlier sweeps of the grid can be resumed.
