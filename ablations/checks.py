@@ -72,6 +72,7 @@ class Checked:
 
     missing: the trials without a record. problems: what is in the way. fingerprints: by arm, of what it trains.
     downloads: a line for every file of weights that is not on this machine yet. memory: a note on what steps take.
+    detectors: a line for every detector from elsewhere, on what was found by looking at it.
     """
 
     missing: list[Trial]
@@ -80,6 +81,7 @@ class Checked:
     fingerprints: dict[str, str] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
     memory: str = ""
+    detectors: list[str] = field(default_factory=list)
 
     @property
     def planned(self) -> list[Trial]:
@@ -155,6 +157,7 @@ def check(
             check_code(sweep.directory)
     built = build_arms(sweep, checked.planned, problems)
     checked.fingerprints = {arm: x.fingerprint for arm, x in built.items() if arm}
+    checked.detectors = list(dict.fromkeys(x.detector for x in built.values() if x.detector))
     with problems.noted():
         check_records(sweep, checked.fingerprints)
     samples = checked.search.left() if checked.search else 0

@@ -26,6 +26,8 @@ def show_plan(
         say(console, f"later: {line}")
     if checked.memory:
         say(console, checked.memory)
+    for line in checked.detectors:
+        say(console, line)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "steps", "to run", "fingerprint"):
         table.add_column(head)

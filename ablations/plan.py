@@ -11,9 +11,9 @@ from ablations.damaged import damage
 from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
-from lgd.config.grids import TABLES, Trial, check_overrides, grid, plan
+from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SearchSpec, SweepSpec
@@ -269,8 +269,8 @@ def detector_note(spec: SweepSpec, arms: str | None) -> str:
     if not sources or arms is not None or spec.search is not None or not left_out:
         return ""
     return (
-        f"note: all arms train {sources[0]}, whatever detector their names say; {len(left_out)} arms of grid {spec.grid}"
-        " differ in nothing else and are left out"
+        f"note: all arms train {sources[0]}, whatever detector their names say; {len(left_out)} arms of grid"
+        f" {spec.grid} differ in nothing else and are left out"
     )
 
 

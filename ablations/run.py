@@ -30,7 +30,8 @@ DATA_OPTIONS = ("data", "train_json", "val_json", "images")
 """They say where data lies, which may have changed since a sweep began."""
 
 SWEEP_OPTIONS = (
-    *DATA_OPTIONS, "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms", "overrides", "output",
+    *DATA_OPTIONS, "detector", "detector_set", "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms",
+    "overrides", "output",
     "objectives", "early_stop", "equal_cost", "a_a", "detect", "until_decided", "max_seeds",
 )  # fmt: skip
 """Options that a results directory knows."""
@@ -73,7 +74,7 @@ def subcommand_of(options: argparse.Namespace) -> str:
         return "list"
     directory = options.status or options.resume
     if directory is not None:
-        reject_sweep_options(options, but_for=DATA_OPTIONS if options.resume else ())
+        reject_sweep_options(options, but_for=(*DATA_OPTIONS, "detector") if options.resume else ())
         options.directory = directory
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
+from lgd.config.detector_source import add_detector_arguments, check_named_again, detector_overrides
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def run(subcommand: str, options: argparse.Namespace) -> int:
             raise InputError("--val-fraction: resuming takes the sweep's own split")
         if split:
             options.overrides = [*options.overrides, *split]
+    if "detector_set" in options and subcommand != "resume":
+        options.overrides = detector_overrides(options, options.overrides)
     return SUBCOMMANDS[subcommand][1](options)
 
 
@@ -108,6 +111,7 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
         help="tiny (CPU, minutes), small (one GPU), paper, or finetune for your data (default: tiny)"
     )  # fmt: skip
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
+    add_detector_arguments(group)
     group.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: the grid's, mostly 1)")
     group.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
     group.add_argument(
@@ -198,6 +202,7 @@ def _add_cost(group: argparse._ArgumentGroup) -> None:
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Options of a sweep that goes on."""
     parser.add_argument("--data", metavar="SOURCE", help="where its data lies now, if elsewhere")
+    parser.add_argument("--detector", metavar="SPEC", help="the sweep's own detector again, where that is Python code")
     add_data_arguments(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="trials of its search, all commands together")
 
@@ -237,7 +242,7 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
 
 def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> tuple[SweepSpec, Path]:
     """The sweep that the options describe, with what its results directory holds already, and that directory."""
-    from ablations.plan import describe, merge, search_note
+    from ablations.plan import describe, detector_note, merge, search_note
 
     spec = describe(
         options.grid,
@@ -249,9 +254,9 @@ def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> 
         search=search,
         **_questions_of(options, search=search is not None),
     )
-    note = search_note(spec, options.arms)
-    if note:
-        print(note)
+    for note in (search_note(spec, options.arms), detector_note(spec, options.arms)):
+        if note:
+            print(note)
     directory: Path = options.output or Path("results") / spec.label
     return merge(spec, directory), directory
 
@@ -283,11 +288,15 @@ def search_options(options: argparse.Namespace) -> SearchSpec:
 
 
 def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
-    """The sweep of a results directory; its data may lie elsewhere now, and its search may go on."""
-    from ablations.plan import with_data_at, with_samples
+    """The sweep of a results directory; its data may lie elsewhere now, and its search may go on.
+
+    Its detector, where that is Python code, runs only where the options name it too.
+    """
+    from ablations.plan import detector_sources, with_data_at, with_samples
     from lgd.results.sweep_spec import SweepSpec
 
     spec = SweepSpec.read(directory)
+    check_named_again(detector_sources(spec), options.detector, directory)
     if options.data:
         spec = with_data_at(spec, options.data)
     if options.samples is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -202,6 +203,11 @@ class Detector(Settings):
         return self.name if self.is_built_in else portable_detector(self.source)
 
     @property
+    def slug(self) -> str:
+        """The label as part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+
+    @property
     def backbone_label(self) -> str:
         """Its backbone's name in tables, "" where that is not known."""
         return self.backbone.name if self.is_built_in else ""
@@ -244,12 +250,16 @@ def with_source(described: dict[str, Any], changes: Mapping[str, Any]) -> dict[s
             described = Detector.model_validate({"source": source}).model_dump(mode="json")
         except ValidationError as error:
             raise InputError(f"detector.{explain(error)}") from None
-    if source != BUILT_IN:
-        for key in changes:
-            group, _, name = key.partition(".")
-            if group == "detector" and name not in READ_BY_EVERY_SOURCE:
-                raise InputError(_not_read(key, source))
+    for key in changes:
+        if not is_read(key, source):
+            raise InputError(_not_read(key, source))
     return described
+
+
+def is_read(key: str, source: str) -> bool:
+    """Whether a detector from ``source`` reads the setting with this dotted key; True for what is not a detector's."""
+    group, _, name = key.partition(".")
+    return source == BUILT_IN or group != "detector" or name in READ_BY_EVERY_SOURCE
 
 
 def _not_read(key: str, source: str) -> str:

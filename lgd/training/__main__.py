@@ -16,12 +16,15 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
+from lgd.config.detector import is_read
+from lgd.config.detector_source import add_detector_arguments, detector_overrides
 from lgd.config.experiment import STEPS, Experiment, settings
 from lgd.config.grids import check_overrides
 from lgd.config.method import BUILT_IN
@@ -103,6 +106,7 @@ def parser(prog: str = PROG) -> Parser:
     parser.add_argument("--restarts", type=int, metavar="N", help="how often lost workers are replaced (default: 3)")
     parser.add_argument("--yes", action="store_true", help="train without a GPU even where that takes more than a day")
     add_data_arguments(parser)
+    add_detector_arguments(parser)
     parser.add_argument("--list", action="store_true", help="the experiments and what the paper reports for them")
     parser.add_argument("--show", action="store_true", help="print the experiment whole, without training")
     return parser
@@ -118,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.method is None and not options.show:
         raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)
-    options.overrides += split_overrides(options)
+    options.overrides = detector_overrides(options, options.overrides) + split_overrides(options)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
     complaint = experiment.schedule.lr_warning
@@ -133,7 +137,12 @@ def _run(options: argparse.Namespace) -> int:
             from lgd.data.epochs import epoch_overrides
         options.overrides += epoch_overrides(experiment)
         experiment = _changed(chosen.experiment, options)
-    label = f"{chosen.name}-{experiment.method.name}-seed{experiment.seed}"
+    name = chosen.name
+    if not experiment.detector.is_built_in:
+        name = f"{name}-{experiment.detector.slug}"
+        # What is reported is of another detector.
+        chosen = replace(chosen, reported=())
+    label = f"{name}-{experiment.method.name}-seed{experiment.seed}"
     directory: Path = options.output or Path("results") / "train" / label
     record = existing_record(directory, experiment)
     if record is None:
@@ -324,6 +333,8 @@ def _show(chosen: Named, experiment: Experiment) -> None:
     for key, value in settings(experiment).items():
         if key == STEPS and schedule.epochs is not None:
             # They follow from the data.
+            continue
+        if not is_read(key, experiment.detector.source):
             continue
         shown = "auto" if value is None else value if isinstance(value, str) else json.dumps(value)
         note = notes.get(key) if shown == "auto" else None

@@ -260,4 +260,3 @@ def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | N
         with quiet_libraries():
             load_initial_weights(detector, settings)
     return detector
-
