@@ -107,7 +107,12 @@ def define(
             distill_from=30 / 180,
             distill_until=130 / 180 if ends_early else 1.0,
         ),
-        method=make("lgd", context=rules["method.context"], detach_appearance=rules["method.detach_appearance"]),
+        method=make(
+            "lgd",
+            context=rules["method.context"],
+            detach_appearance=rules["method.detach_appearance"],
+            init="reference",
+        ),
     )
 
 

@@ -78,7 +78,8 @@ FINETUNE = Experiment(
         # The paper's 180,000 steps of 16 images are 24 epochs of MS-COCO. Half of its batch, for one GPU.
         update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto"}
     ),
-    method=PAPER.method,
+    # The released code's start needs the paper's length.
+    method=PAPER.method.model_copy(update={"init": "informed"}),
     # A learning curve of five points, however long the training.
     evaluation=Evaluation(every="auto"),
     precision="bf16",
