@@ -32,7 +32,7 @@ def classification_loss(logits: Sequence[Tensor], labels_BR: Tensor, alpha: floa
     total: Any = 0.0
     for logits_BrK, labels_Br in zip(logits, labels_BR.split([x.shape[1] for x in logits], dim=1), strict=True):
         total = total + FocalLoss.apply(logits_BrK, labels_Br, alpha, gamma)
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def decode_positive(transform: Any, deltas_BR4: Tensor, anchors_R4: Tensor, positive_BR: Tensor) -> Tensor:

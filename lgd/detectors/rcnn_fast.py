@@ -52,9 +52,10 @@ def use(detector: GeneralizedRCNN) -> None:
     predictor: Any = heads.box_predictor
     if type(predictor) is FastRCNNOutputLayers and _has_standard_box_loss(predictor) and not predictor.use_sigmoid_ce:
         predictor.losses = partial(box_head_losses, predictor)
-    for pooler in (heads.box_pooler, getattr(heads, "mask_pooler", None)):
+    poolers: list[Any] = [heads.box_pooler, getattr(heads, "mask_pooler", None)]
+    for pooler in poolers:
         if type(pooler) is ROIPooler and len(pooler.level_poolers) > 1:
-            pooler.forward = partial(pool, pooler)  # type: ignore[method-assign]
+            pooler.forward = partial(pool, pooler)
 
 
 def _has_standard_box_loss(part: Any) -> bool:
@@ -145,7 +146,7 @@ def predict_proposals(
     Raises FloatingPointError, as detectron2 does, when boxes or scores are not finite in training.
     """
     if not rpn.training:
-        return type(rpn).predict_proposals(rpn, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)  # type: ignore[no-any-return]
+        return type(rpn).predict_proposals(rpn, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
     scores, boxes, levels = [], [], []
     decoded = rpn._decode_proposals(anchors, pred_anchor_deltas)
     for level, (boxes_BR4, logits_BR) in enumerate(zip(decoded, pred_objectness_logits, strict=True)):
@@ -267,7 +268,7 @@ def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     """What the pooler's own forward returns, (M, C, h, w), with one wait for the regions of all levels."""
     counts = [len(boxes) for boxes in box_lists]
     if not sum(counts):
-        return type(pooler).forward(pooler, x, box_lists)  # type: ignore[no-any-return]
+        return type(pooler).forward(pooler, x, box_lists)
     boxes_M4 = torch.cat([boxes.tensor for boxes in box_lists])
     images_B = torch.arange(len(counts), dtype=boxes_M4.dtype, device=boxes_M4.device)
     image_M = torch.cat([image.expand(count) for image, count in zip(images_B, counts, strict=True)])
