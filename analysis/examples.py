@@ -131,11 +131,12 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
 
     from lgd.data.loaders import val_loader
     from lgd.detectors import build_detector
-    from lgd.training.export import load_student
+    from lgd.training.export import consented, load_student
 
     settings = run.record.experiment
     dataset = data_of(run.record)
-    student = build_detector(settings.detector, len(dataset.class_names)).eval()
+    detector = consented(settings.detector, None, run.directory)
+    student = build_detector(detector, len(dataset.class_names), settings.data).eval()
     try:
         load_student(student, run.directory / "student.pth")
     except (OSError, RuntimeError, KeyError) as error:

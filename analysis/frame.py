@@ -63,8 +63,8 @@ def _trial_columns(columns: _Columns, records: Sequence[Record]) -> None:
     columns.add("seed", "Int64", [r.experiment.seed for r in records])
     columns.add("status", "string", [r.status for r in records])
     columns.add("reason", "string", [r.reason for r in records])
-    columns.add("detector", "string", [r.experiment.detector.name for r in records])
-    columns.add("backbone", "string", [r.experiment.detector.backbone.name for r in records])
+    columns.add("detector", "string", [r.experiment.detector.label for r in records])
+    columns.add("backbone", "string", [r.experiment.detector.backbone_label for r in records])
     columns.add("data_source", "string", [r.experiment.data.source for r in records])
     columns.add("steps", "Int64", [r.steps for r in records])
 

@@ -29,6 +29,7 @@ from benchmarks.timer_spec import Stage, StepTimes, SyntheticImages, TimerSpec
 from lgd.config.phases import Phases
 from lgd.data.dataset import DataSet
 from lgd.data.loaders import train_loader
+from lgd.detectors.model_layout import bottom_up_of, predicts_masks
 from lgd.evaluation.evaluate import evaluate
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import Batch, Distiller, student_of
@@ -54,7 +55,6 @@ class StepTimer:
 
     def __init__(self, spec: TimerSpec) -> None:
         self.experiment = spec.experiment.override({"schedule.lr": RATE})
-        self._masks = self.experiment.detector.name == "mask_rcnn"
         self.dataset: DataSet | None = None
         start = time.perf_counter()
         if spec.images is None:
@@ -150,6 +150,10 @@ class StepTimer:
         if "fused SGD" in spec.without:
             self.optimizer = default_sgd(self.optimizer)
 
+    @property
+    def _masks(self) -> bool:
+        return predicts_masks(student_of(self.model))
+
     def _synthetic_batches(self, images: SyntheticImages) -> list[Batch]:
         schedule = self.experiment.schedule
         # Whole steps, so that every timing sees the same batches.
@@ -190,8 +194,10 @@ class StepTimer:
         if not isinstance(self.model, Distiller):
             return None
         self.model.phases = phases
-        backbone = cast(nn.Module, student_of(self.model).backbone)
-        return FreezeBackbone(cast(nn.Module, getattr(backbone, "bottom_up", backbone)), phases)
+        student = student_of(self.model)
+        # Where it is not known no stage of a training freezes it.
+        frozen = bottom_up_of(student, self.experiment.detector) if stage.frozen else student
+        return FreezeBackbone(frozen, phases)
 
 
 class _StepEnds(HookBase):
@@ -244,12 +250,13 @@ def _first_images(dataset: DataSet, count: int, directory: Path) -> DataSet:
 @contextlib.contextmanager
 def _no_score_threshold(student: nn.Module) -> Iterator[None]:
     """Inside the block the detector keeps detections of any score."""
-    owners: list[Any] = [x for x in student.modules() if hasattr(x, "test_score_thresh")]
-    before = [x.test_score_thresh for x in owners]
-    for owner in owners:
-        owner.test_score_thresh = 0.0
+    # What detectron2 calls it, and torchvision.
+    names = ("test_score_thresh", "score_thresh")
+    before = [(x, name, getattr(x, name)) for x in student.modules() for name in names if hasattr(x, name)]
+    for owner, name, _ in before:
+        setattr(owner, name, 0.0)
     try:
         yield
     finally:
-        for owner, value in zip(owners, before, strict=True):
-            owner.test_score_thresh = value
+        for owner, name, value in before:
+            setattr(owner, name, value)

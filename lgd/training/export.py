@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from detectron2.structures import Instances
 from pydantic import ValidationError
 from torch import nn
 
-from lgd.config.experiment import Experiment, Settings, explain
+from lgd.config.detector_source import absolute_detector, check_named_again
+from lgd.config.experiment import Detector, Experiment, Settings, explain
 from lgd.detectors import build_detector
+from lgd.detectors.model_layout import PixelStatistics, pixel_statistics
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.methods.distiller import student_of
@@ -29,15 +31,16 @@ TEACHER_FILE = "teacher.pth"
 class Preprocessing(Settings):
     """Preprocessing of an image before the network. The detector itself subtracts the mean and divides by the std."""
 
-    color_order: Literal["BGR"] = "BGR"
-    """Order of the image's channels, whose values are 0 to 255."""
+    color_order: Literal["BGR", "RGB"] = "BGR"
+    """Order of the channels that the plain detector takes, values 0 to 255; torchvision's take 0 to 1.
+    :class:`TrainedStudent` takes BGR whatever the detector."""
     min_size: int
     """Shorter side after resizing, pixels."""
     max_size: int
     """Longest longer side after resizing, pixels."""
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
-    """By channel, in ``color_order``."""
+    """By channel, in ``color_order``; empty where a detector of one's own does not say."""
 
 
 class StudentDescription(Settings):
@@ -46,6 +49,8 @@ class StudentDescription(Settings):
     format: Literal[1] = 1
     class_names: tuple[str, ...]
     """By the index in a detection's ``pred_classes``."""
+    category_ids: tuple[int, ...] = ()
+    """Of these classes, in the data's annotations; empty: from 1, as in students of earlier versions."""
     preprocessing: Preprocessing
     experiment: Experiment
     """The training's whole configuration."""
@@ -71,29 +76,50 @@ def load_student(detector: nn.Module, path: Path) -> None:
     detector.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
 
 
-def describe_student(model: nn.Module, experiment: Experiment, class_names: Sequence[str], directory: Path) -> None:
-    """Write ``student.json`` into ``directory``."""
-    student: Any = student_of(model)
+def describe_student(
+    model: nn.Module,
+    experiment: Experiment,
+    class_names: Sequence[str],
+    directory: Path,
+    category_ids: Sequence[int] = (),
+) -> None:
+    """Write ``student.json`` into ``directory``. category_ids: of the classes, in the data's annotations."""
+    statistics = pixel_statistics(student_of(model)) or PixelStatistics((), (), "BGR")
     description = StudentDescription(
         class_names=tuple(class_names),
+        category_ids=tuple(category_ids),
         preprocessing=Preprocessing(
             min_size=experiment.data.test_size,
             max_size=experiment.data.max_size,
-            pixel_mean=tuple(student.pixel_mean.flatten().tolist()),
-            pixel_std=tuple(student.pixel_std.flatten().tolist()),
+            color_order=statistics.order,
+            pixel_mean=statistics.mean,
+            pixel_std=statistics.std,
         ),
         experiment=experiment,
     )
     write_text(directory / DESCRIPTION_FILE, description.model_dump_json(indent=1) + "\n")
 
 
+def consented(settings: Detector, source: str | None, where: object) -> Detector:
+    """The detector that the file ``where`` describes, from ``source`` where that is given.
+
+    Raises InputError, one line, where it is Python code and ``source`` is not given: what a file says is not run.
+    """
+    if source is not None and not settings.is_built_in:
+        return settings.model_copy(update={"source": absolute_detector(source)})
+    check_named_again([] if settings.is_built_in else [settings.source], source, where)
+    return settings
+
+
 class TrainedStudent:
     """A trained detector from the two files in ``directory``, on ``device``.
 
-    ``detector`` is the detectron2 model. Raises InputError, in one line, where a file is missing or damaged.
+    ``detector`` is the model. source: what ``detector.source`` says of a detector that is Python code, which is not run
+    because a file says so; a file may lie elsewhere now. Raises InputError, in one line, where it is missing, and where
+    one of the two files is missing or damaged.
     """
 
-    def __init__(self, directory: Path, device: str | torch.device = "cpu") -> None:
+    def __init__(self, directory: Path, device: str | torch.device = "cpu", *, source: str | None = None) -> None:
         path = directory / DESCRIPTION_FILE
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +130,9 @@ class TrainedStudent:
             raise InputError(f"{path}: {explain(error)}") from None
         except ValueError as error:
             raise InputError(f"{path}: not the description of a student ({error})") from None
-        self.detector = build_detector(self.description.experiment.detector, len(self.description.class_names))
+        experiment = self.description.experiment
+        settings = consented(experiment.detector, source, path)
+        self.detector = build_detector(settings, len(self.description.class_names), experiment.data)
         weights = directory / WEIGHTS_FILE
         try:
             load_student(self.detector, weights)
@@ -112,13 +140,21 @@ class TrainedStudent:
             raise InputError(f"{weights}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
         self.detector.to(device).eval()
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The ids of the classes in COCO's files."""
+        return self.description.category_ids or tuple(range(1, len(self.description.class_names) + 1))
+
+    def resized(self, image: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """What the detector is given of an image (H, W, 3): (3, h, w) float32, BGR, 0 to 255."""
+        sizes = self.description.preprocessing
+        resize = T.ResizeShortestEdge([sizes.min_size, sizes.min_size], sizes.max_size).get_transform(image)
+        return torch.as_tensor(resize.apply_image(image).astype("float32").transpose(2, 0, 1))
+
     @torch.no_grad()
     def detect(self, image: npt.NDArray[np.uint8]) -> Instances:
         """The objects in an image (H, W, 3), BGR, 0 to 255: ``pred_boxes`` in its pixels, ``scores``, ``pred_classes``
         and, of a detector with masks, ``pred_masks``. On the CPU."""
-        sizes = self.description.preprocessing
         height, width = image.shape[:2]
-        resize = T.ResizeShortestEdge([sizes.min_size, sizes.min_size], sizes.max_size).get_transform(image)
-        pixels = torch.as_tensor(resize.apply_image(image).astype("float32").transpose(2, 0, 1))
-        (found,) = self.detector([{"image": pixels, "height": height, "width": width}])
+        (found,) = self.detector([{"image": self.resized(image), "height": height, "width": width}])
         return found["instances"].to("cpu")

@@ -108,7 +108,7 @@ def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
     """The cost of the teacher's training in ``record``, as counted by a training that uses the teacher."""
     return Pretraining(
         fingerprint=record.fingerprint,
-        backbone=record.experiment.detector.backbone.name,
+        backbone=record.experiment.detector.backbone_label or record.experiment.detector.label,
         steps=record.steps,
         AP=record.student.AP if record.student else None,
         device_seconds=record.device_seconds,
