@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from analysis.across_table import across_table, across_text
 from analysis.arms import arms_table, arms_text
 from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.grid_runs import nearest_preset
@@ -16,6 +17,8 @@ from analysis.noise_floor import noise_floor, noise_floor_text
 from analysis.paper_costs import costs, costs_text
 from analysis.paper_scores import comparison, comparison_text
 from analysis.render import MISSING, TextTable, html_table, latex, markdown
+from analysis.table_names import ACROSS, GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
+from analysis.time_to_target import time_to_target, time_to_target_text
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
 from analysis.variants import Variant, variants
 from lgd.config.arms import Grid
@@ -42,7 +45,13 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     if name in TABLES:
         frame = comparison(runs, name, resamples=resamples)
         return frame, comparison_text(name, frame)
-    if name in ("gpu-hours", EVIDENCE):
+    if name == TIME_TO_TARGET:
+        frame = time_to_target(runs)
+        return frame, time_to_target_text(frame)
+    if name == ACROSS:
+        frame = across_table(runs)
+        return frame, across_text(frame)
+    if name in (GPU_HOURS, EVIDENCE):
         frame = frontier(runs)
         return frame, with_notes_on_hours(frontier_text(frame), runs)
     if name in (LEARNING_RATE, SCHEDULE_LENGTH):
@@ -54,7 +63,7 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
         frame = noise_floor(runs)
         return frame, noise_floor_text(frame)
     if name not in ARMS_TABLES:
-        raise InputError(f"no table {name!r}: known are {', '.join((*NAMES, 'gpu-hours'))}")
+        raise InputError(f"no table {name!r}: known are {', '.join((*NAMES, *WITHOUT_GRID))}")
     return _arms(grid(name), [run for run in runs if run.record.grid == name], resamples)
 
 

@@ -13,6 +13,7 @@ if __name__ == "__main__" and not __spec__:
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
+    from analysis.table_names import WITHOUT_GRID
     from lgd.cli import Parser, examples, exit_status
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    names = (*NAMES, "gpu-hours")
+    names = (*NAMES, *WITHOUT_GRID)
     found = Parser(prog=prog, description=__doc__, epilog=examples(prog, *EXAMPLES))
     found.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
     found.add_argument("--table", required=True, choices=names, metavar="NAME", help=", ".join(names))

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.across import lines as across_lines
+from analysis.across import short_name
 from analysis.commands import command_of
 from analysis.questions import Asked, asked
 from analysis.render import with_interval, with_unit
@@ -118,6 +120,8 @@ def summary(records: Sequence[Record], directory: Path) -> list[str]:
     there = asked(directory, records)
     found = verdicts(records, there)
     lines = [line for verdict in found for line in (sentence(verdict), *notes(verdict, there))]
+    subjects = {short_name(x.question.arm, x.question.reference) for x in found}
+    lines += across_lines(records, subjects) if len(found) > 1 else []
     command = next_command(found, directory)
     return [*dict.fromkeys(lines), *([f"next: {command}"] if command else [])]
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of
 from analysis.plots.costs import cost_stack, pareto
+from analysis.plots.hours import ap_against_hours, performance_profile
 from analysis.plots.scores import classes, curves, gains, loss_weights
 from analysis.plots.style import STYLE, WIDE, Layout, save
 from analysis.plots.tuning import learning_rates, schedule_lengths
@@ -20,9 +21,11 @@ FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "gains": gains,
     "cost": cost_stack,
     "curves": curves,
+    "ap-hours": ap_against_hours,
     "loss-weights": loss_weights,
     "learning-rate": learning_rates,
     "schedule-length": schedule_lengths,
+    "profile": performance_profile,
     "classes": classes,
 }
 
