@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lgd.distributed.ranks import mean_over_workers
 from lgd.errors import InputError
 from lgd.methods.feature_capture import patched_method
+from lgd.methods.norms import without_autocast
 
 
 @dataclass
@@ -160,7 +161,7 @@ class BinaryDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, other: Tensor, temperature: float) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits):
             x, y = logits.float() / temperature, other.float() / temperature
             p = y.sigmoid()
             total = (F.softplus(x) - F.softplus(y) - p * (x - y)).sum()

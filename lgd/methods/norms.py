@@ -6,6 +6,7 @@ percent.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,3 +31,8 @@ def instance_norm(x: Tensor) -> Tensor:
     if x.shape[-2:].numel() == 1:
         return x.float() * 0.0
     return F.instance_norm(x.float(), eps=EPS)
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which operations on the device of ``x`` keep the types of their inputs."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lgd.methods.cwd.distance import cwd_loss
 from lgd.methods.fgd.distance import FocalGlobal, foreground_mask
+from lgd.methods.labelenc.label_map import label_map
 from lgd.methods.mgd.distance import MaskedGeneration
 from lgd.methods.objects import pad_objects
 from lgd.methods.pkd.distance import pkd_loss
@@ -84,3 +85,8 @@ def test_fgd(case: Fixture) -> None:
         return value
 
     _check(case, "fgd", loss)
+
+
+def test_label_map(case: Fixture) -> None:
+    found = label_map(*case.objects(), num_classes=5, image_size=case.image_size)
+    torch.testing.assert_close(found, case["labelenc:map"], rtol=RTOL, atol=0)

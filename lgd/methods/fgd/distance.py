@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lgd.methods.align import align
 from lgd.methods.fgd import FGDWeights
+from lgd.methods.norms import without_autocast
 from lgd.methods.objects import pad_objects
 
 
@@ -138,7 +139,7 @@ def _context_layers(channels: int) -> tuple[nn.Conv2d, nn.Sequential]:
 
 def _with_context(features: Tensor, mask: nn.Conv2d, add: nn.Sequential) -> Tensor:
     """GcBlock of (B, C, h, w), in float32."""
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         weights = F.softmax(mask(features).flatten(2), dim=2)
         context = torch.einsum("bcp,bp->bc", features.flatten(2), weights[:, 0])[..., None, None]
         return features + add(context)
