@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.config.frozen_teacher import FrozenTeacherMethod
+from lgd.detectors.model_layout import SINGLE_LEVEL, pixel_statistics
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import FeatureCapture, Features
@@ -40,7 +41,7 @@ class FrozenTeacher(Unregistered):
             )
         super().__init__(detector if whole else cast(nn.Module, detector.backbone))
         self._names = tuple(wanted)
-        scale, shift = _renormalisation(detector, student)
+        scale, shift, self._flips = _renormalisation(detector, student)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
@@ -63,11 +64,13 @@ class FrozenTeacher(Unregistered):
         instances: their ``image_size`` is used where the detectors' pixel statistics differ.
         """
         features = self.backbone(self.images(capture, instances))
+        if isinstance(features, Tensor):
+            features = {SINGLE_LEVEL: features}
         return {name: features[name] for name in self._names}
 
     def images(self, capture: FeatureCapture, instances: Sequence[Any]) -> Tensor:
         """The student's padded batch (B, 3, H, W), normalised as the teacher was trained on."""
-        images = capture.images
+        images = capture.images.flip(1) if self._flips else capture.images
         if self.scale is not None and self.shift is not None:
             # Padding is zero for both detectors, so it must not be shifted.
             inside = _image_masks([x.image_size for x in instances], capture.image_size, images.device)
@@ -94,13 +97,24 @@ def _listed(levels: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} (stride {x.stride})" for name, x in levels.items())
 
 
-def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift (3, 1, 1) from the student's normalised pixels to the teacher's; None where they are equal."""
-    mean, std = (cast(Tensor, x) for x in (detector.pixel_mean, detector.pixel_std))
-    student_mean, student_std = (cast(Tensor, x).to(mean) for x in (student.pixel_mean, student.pixel_std))
+def _renormalisation(detector: nn.Module, student: nn.Module) -> tuple[Tensor | None, Tensor | None, bool]:
+    """From the student's normalised pixels to the teacher's: scale and shift (3, 1, 1), and whether channels are in the
+    other order, which comes first. None where mean and deviation are equal.
+
+    Raises InputError where one of the two does not say how it normalises.
+    """
+    theirs, ours = pixel_statistics(detector), pixel_statistics(student)
+    if theirs is None and ours is None:
+        return None, None, False
+    if theirs is None or ours is None:
+        unknown = type(student if ours is None else detector).__name__
+        raise InputError(f"{unknown} has no pixel_mean and pixel_std: the teacher's images cannot be made from its own")
+    flips = theirs.order != ours.order
+    mean, std = (torch.tensor(x)[:, None, None] for x in (theirs.mean, theirs.std))
+    student_mean, student_std = (torch.tensor(x[::-1] if flips else x)[:, None, None] for x in (ours.mean, ours.std))
     if torch.equal(mean, student_mean) and torch.equal(std, student_std):
-        return None, None
-    return student_std / std, (student_mean - mean) / std
+        return None, None, flips
+    return student_std / std, (student_mean - mean) / std, flips
 
 
 def _image_masks(image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:

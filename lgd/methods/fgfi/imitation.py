@@ -9,23 +9,27 @@ columns of a level.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torchvision
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lgd.distributed.ranks import mean_over_workers
-from lgd.errors import InputError
 from lgd.methods.fgfi import LevelRule
 from lgd.methods.init import init_he
-from lgd.methods.parts import channels_of
+from lgd.methods.parts import channels_of, levels_of
+
+log = logging.getLogger(__name__)
 
 POINT_ANCHOR = 8
 """Side, in strides, of the square that replaces the anchor of a location in a detector without anchors."""
@@ -38,8 +42,9 @@ class ImitationDistance(nn.Module):
     teacher's channels; it is shared by the levels and dropped after training.
 
     student, teacher: the detectors, read for their channels and the student's anchors, not kept. InputError where the
-    channels differ between levels or there are no anchors (see :func:`anchors_of`). levels: see LevelRule. threshold:
-    of an object's largest overlap with a level's anchors. weight: of the loss.
+    channels differ between levels. levels: see LevelRule; of a student without anchors (see :func:`anchors_of`) each
+    cell has a square of 8 strides, and ``best`` is ``fpn``. threshold: of an object's largest overlap with a level's
+    anchors. weight: of the loss.
     """
 
     trains_on_detached_features = False
@@ -62,6 +67,9 @@ class ImitationDistance(nn.Module):
         self.adapter = nn.Sequential(convolution, nn.ReLU()) if relu else nn.Sequential(convolution)
         init_he(self)
         self.anchors = nn.ModuleDict(anchors_of(student))
+        if levels == "best" and _generator(student) is None:
+            levels = "fpn"
+            log.warning("FGFI: %s has no anchors, so an object's level is that of FPN's rule", type(student).__name__)
         self.levels: LevelRule = levels
         self.threshold = threshold
         self.weight = weight
@@ -133,15 +141,17 @@ class Anchors(nn.Module):
 def anchors_of(detector: nn.Module) -> dict[str, Anchors]:
     """The anchors of each level that a detector's head, or its RPN, reads; by level name, finest first.
 
-    They come from detectron2's generator: ``detector.anchor_generator``, or ``detector.proposal_generator``'s. FCOS
-    and subclasses without anchors of their own have points, which the generator gives as squares of one stride. Each
-    is replaced by a square of 8 strides, with which ATSS (CVPR 2020, section 3) finds no difference between anchor and
-    point. Raises InputError where there is no such generator.
+    They come from detectron2's or torchvision's generator: ``detector.anchor_generator``, or the one of its
+    ``proposal_generator`` or ``rpn``. FCOS and subclasses without anchors of their own have points, which the generator
+    gives as squares of one stride. Each is replaced by a square of 8 strides, with which ATSS (CVPR 2020, section 3)
+    finds no difference between anchor and point. A detector without such a generator has those squares on all levels.
     """
-    owner: Any = getattr(detector, "proposal_generator", detector)
-    generator: Any = getattr(owner, "anchor_generator", None)
-    if not isinstance(generator, DefaultAnchorGenerator):
-        raise InputError(f"FGFI needs anchors, and {type(detector).__name__} has no generator of upright ones")
+    generator: Any = _generator(detector)
+    if generator is None:
+        return {name: _square(x.stride) for name, x in levels_of(detector).items()}
+    if isinstance(generator, AnchorGenerator):
+        return _torchvision_anchors(detector, generator)
+    owner: Any = _owner(detector)
     # What dense detectors and the RPN call the levels they read.
     names = owner.head_in_features if hasattr(owner, "head_in_features") else owner.in_features
     found = {}
@@ -151,6 +161,32 @@ def anchors_of(detector: nn.Module) -> dict[str, Anchors]:
             cells = POINT_ANCHOR * point
         found[name] = Anchors(cells, stride, generator.offset)
     return found
+
+
+def _owner(detector: nn.Module) -> Any:
+    """What has the generator of anchors: detectron2's RPN, torchvision's, or the detector itself."""
+    return getattr(detector, "proposal_generator", None) or getattr(detector, "rpn", None) or detector
+
+
+def _generator(detector: nn.Module) -> DefaultAnchorGenerator | AnchorGenerator | None:
+    """The generator of upright anchors."""
+    found = getattr(_owner(detector), "anchor_generator", None)
+    return found if isinstance(found, (DefaultAnchorGenerator, AnchorGenerator)) else None
+
+
+def _torchvision_anchors(detector: nn.Module, generator: AnchorGenerator) -> dict[str, Anchors]:
+    """Those of torchvision's generator, which puts them on the upper left corners of the cells."""
+    found = {}
+    for (name, level), cells in zip(levels_of(detector).items(), generator.cell_anchors, strict=True):
+        is_point = isinstance(detector, torchvision.models.detection.FCOS) and len(cells) == 1
+        found[name] = _square(level.stride, offset=0.0) if is_point else Anchors(cells, level.stride, 0.0)
+    return found
+
+
+def _square(stride: int, offset: float = 0.5) -> Anchors:
+    """One square of 8 strides in each cell."""
+    half = POINT_ANCHOR * stride / 2
+    return Anchors(torch.tensor([[-half, -half, half, half]]), stride, offset)
 
 
 @torch.no_grad()
