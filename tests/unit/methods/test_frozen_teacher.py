@@ -77,7 +77,8 @@ def test_the_teacher_needs_the_students_levels() -> None:
         FrozenTeacher(seeded_detector("faster_rcnn"), seeded_detector("retinanet"))
     assert str(raised.value) == (
         "the teacher's levels are p2 (stride 4), p3 (stride 8), p4 (stride 16), p5 (stride 32), p6 (stride 64):"
-        " a frozen teacher needs the student's, p3 (stride 8), p4 (stride 16), p5 (stride 32), p6 (stride 64), p7 (stride 128)"
+        " a frozen teacher needs the student's, p3 (stride 8), p4 (stride 16), p5 (stride 32), p6 (stride 64),"
+        " p7 (stride 128)"
     )
     with pytest.raises(InputError, match="a frozen teacher needs the student's, p3 \\(stride 16\\)"):
         FrozenTeacher(seeded_detector("retinanet"), DenseParts(8, {"p3": 16}))
