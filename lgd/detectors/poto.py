@@ -14,7 +14,6 @@ import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, ImageList, Instances
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lgd.config.experiment import Detector
@@ -121,6 +120,9 @@ class POTO(FCOS):
         runs on the host. quality, location: of every object's best C locations, C = N or all R of them. With more
         objects than locations some objects stay without.
         """
+        # Here, not at the top: scipy is a tenth of the time in which a worker starts, and few trainings need it.
+        from scipy.optimize import linear_sum_assignment
+
         device = quality_BNC.device
         # One tensor is one wait.
         packed = torch.stack([quality_BNC.double(), location_BNC.double(), valid_BN[..., None].expand_as(quality_BNC)])
