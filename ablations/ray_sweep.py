@@ -91,7 +91,7 @@ def run_sweep(
     """Train every trial, then those that ``search`` proposes; each leaves ``record.json`` in its directory.
 
     A trial that fails leaves a record that says so, and the others go on; one whose worker is killed goes on from its
-    checkpoint, up to RETRIES times. FGFI's teachers are trained first, one trial each. budget_exceeded: called again
+    checkpoint, up to RETRIES times. Frozen teachers are trained first, one trial each. budget_exceeded: called again
     and again with the device-seconds that this call has spent; once it returns a reason, what runs ends with a
     checkpoint, and nothing more begins. Needs a running Ray (see :func:`lgd.distributed.ray_train.cluster`). An
     interrupt ends the sweep; raises KeyboardInterrupt then.
@@ -117,8 +117,8 @@ def _run_sweep(
     callback = SweepCallback(labels, output, display, budget_exceeded, outcome)
     # An arm that needs a teacher waits for it without holding anything.
     for wave in (
-        [*_teacher_trials(trials, output, display), *(t for t in trials if not t.experiment.teacher)],
-        [t for t in trials if t.experiment.teacher],
+        [*_teacher_trials(trials, output, display), *(t for t in trials if not t.experiment.needs_teacher)],
+        [t for t in trials if t.experiment.needs_teacher],
     ):
         if wave and not outcome.why:
             callback.expect(wave)

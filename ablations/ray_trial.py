@@ -20,7 +20,7 @@ from lgd.training.teacher import train_teacher, train_with_teacher
 from lgd.training.worker import Job, experiment_for_worker, train_in_trial
 
 TEACHER = "teacher"
-"""Arm of the trials that train FGFI's teachers."""
+"""Arm of the trials that train frozen teachers."""
 
 
 def config_of(parameters: dict[str, Any]) -> TrialConfig:

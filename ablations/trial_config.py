@@ -16,7 +16,7 @@ ERROR_FILE = "error.txt"
 """In a trial's directory: the traceback of what it failed with."""
 
 TEACHERS = "teachers"
-"""In the results directory: the trainings of FGFI's teachers."""
+"""In the results directory: the trainings of frozen teachers."""
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,17 @@ class Experiment(Settings):
         return on_gpu or not self.detector.backbone.deformable
 
     @property
+    def given_teacher(self) -> FrozenTeacherMethod | None:
+        """The method, where it has a trained detector that is given as a file."""
+        method = self.method
+        return method if isinstance(method, FrozenTeacherMethod) and method.teacher.is_given else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether something must be trained, or given and looked at, before the student."""
+        return self.given_teacher is not None or self.teacher is not None
+
+    @property
     def teacher(self) -> Experiment | None:
         """The training that the method needs before, None where it needs none."""
         needed = self.method.teacher_training(self.detector, self.schedule)

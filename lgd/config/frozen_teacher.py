@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import field_validator
 
 from lgd.config.base_method import DistillationMethod, TeacherTraining
 from lgd.config.detector import NO_WEIGHTS, Backbone, Detector, Weights
+from lgd.config.detector_source import kind_of, runs_code
 from lgd.config.schedule import Schedule
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, PositiveInt, Settings
+from lgd.errors import InputError
+
+BUILT_IN_DETECTORS: tuple[str, ...] = get_args(Detector.model_fields["name"].annotation)
 
 Inherit = Literal["none", "fpn", "fpn_and_head"]
 """What of the student starts from the teacher's weights."""
@@ -31,10 +39,9 @@ _IMAGENET = {
 class TeacherSettings(Settings):
     """The frozen teacher: a detector that is trained before the student, once for all seeds, or given as a file."""
 
-    detector: Annotated[
-        Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] | None, AUTO_IS_NONE
-    ] = None
-    """Its family; None ("auto"): the student's. Levels and strides of its pyramid must be the student's."""
+    detector: Annotated[str | None, AUTO_IS_NONE] = None
+    """A built-in detector's name, or a source as ``detector.source``; None ("auto"): the one that was exported with
+    ``weights``, else the student's. Levels and strides of its pyramid must be the student's."""
     backbone: Annotated[Backbone | None, AUTO_IS_NONE] = None
     """Its backbone; None ("auto"): the next deeper one than the student's, with weights where that has weights."""
     steps: Annotated[PositiveInt | None, AUTO_IS_NONE] = None
@@ -42,13 +49,29 @@ class TeacherSettings(Settings):
     seed: NonNegativeInt = 0
     """Seed of its training. It does not follow the student's, so that all seeds share one teacher."""
     weights: Weights = NO_WEIGHTS
-    """A trained detector that is the teacher, in place of a training: a file or a ``detectron2://`` model."""
+    """A trained detector that is the teacher, in place of a training: an exported ``student.pth``, another file or a
+    ``detectron2://`` model."""
     hours: Annotated[NonNegative | None, AUTO_IS_NONE] = None
     """Device-hours of the training of ``weights``, for the cost tables; None ("auto"): unknown, and marked so there."""
     gate: bool = True
     """Train no student from a teacher that is no better than a plain student, or under ``floor``; off: train anyway."""
     floor: NonNegative = 1.0
     """Box AP, percent, that the teacher must reach where the plain student's is not known."""
+
+    @field_validator("detector")
+    @classmethod
+    def _is_a_detector(cls, value: str | None) -> str | None:
+        if value is not None and value not in BUILT_IN_DETECTORS:
+            try:
+                kind_of(value)
+            except InputError as error:
+                raise ValueError(f"one of {', '.join(BUILT_IN_DETECTORS)}, or {error}") from None
+        return value
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a trained detector is given, so that none is trained."""
+        return self.weights != NO_WEIGHTS
 
 
 class FrozenTeacherMethod(DistillationMethod):
@@ -60,23 +83,49 @@ class FrozenTeacherMethod(DistillationMethod):
 
     authors_inherit: ClassVar[Inherit] = "none"
     """What the authors' own trainings inherit."""
+    teacher_must_lead: ClassVar[bool] = True
+    """Whether a teacher that is no better than a plain student is of no use to the method."""
 
     def resolved_backbone(self, student: Detector) -> Backbone:
         """Backbone of the teacher of this student."""
         return self.teacher.backbone or deeper(student.backbone)
 
     def teacher_detector(self, student: Detector) -> Detector:
-        """The teacher of this student."""
-        own, described = self.teacher, student.model_dump()
+        """The teacher of this student. Reads ``student.json`` beside a given teacher's file, where there is one."""
+        own = self.teacher
+        exported = exported_detector(own.weights) if own.detector is None and own.backbone is None else None
+        if exported is not None:
+            return Detector.model_validate(exported.model_dump() | {"weights": own.weights})
+        wanted = own.detector or (student.name if student.is_built_in else student.source)
+        if wanted not in BUILT_IN_DETECTORS:
+            same = student.model_dump() if wanted == student.source else {"source": wanted}
+            return Detector.model_validate(same | ({"weights": own.weights} if own.is_given else {}))
+        described = student.model_dump() if student.is_built_in else {}
         backbone = self.resolved_backbone(student).model_dump()
-        described |= {"backbone": backbone, "weights": own.weights, "name": own.detector or student.name}
-        return Detector.model_validate(described)
+        return Detector.model_validate(described | {"backbone": backbone, "weights": own.weights, "name": wanted})
 
     def teacher_training(self, student: Detector, schedule: Schedule) -> TeacherTraining | None:
-        if self.teacher.weights != NO_WEIGHTS:
+        if self.teacher.is_given:
             return None
         detector = self.teacher_detector(student)
         return TeacherTraining({"name": "baseline"}, detector, self.teacher.seed, self.teacher.steps)
+
+
+def exported_detector(weights: str) -> Detector | None:
+    """The detector that an exported student's ``student.json`` describes; None where ``weights`` is no such student's.
+
+    Not one whose building runs code that only a file names. Raises InputError for a description that cannot be read.
+    """
+    path = Path(weights).with_name("student.json")
+    if weights == NO_WEIGHTS or "://" in weights or not path.is_file():
+        return None
+    try:
+        found = Detector.model_validate(json.loads(path.read_text(encoding="utf-8"))["experiment"]["detector"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the description of a student ({' '.join(str(error).split())[:100]})") from None
+    if not found.is_built_in and runs_code(found.source):
+        raise InputError(f"{path} names {found.source}, which is code: say so with method.teacher.detector")
+    return found
 
 
 def deeper(backbone: Backbone) -> Backbone:

@@ -92,8 +92,9 @@ def required_weights(*experiments: Experiment) -> list[WeightSource]:
 
     Raises InputError, one line, for a source that does not exist.
     """
-    each = [x for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
-    sources = dict.fromkeys(initial_weights(x.detector).partition("?")[0] for x in each)
+    each = [x.detector for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
+    each += [x.given_teacher.teacher_detector(x.detector) for x in experiments if x.given_teacher is not None]
+    sources = dict.fromkeys(initial_weights(x).partition("?")[0] for x in each)
     return [find_weights(source) for source in sources if source != "none"]
 
 

@@ -64,6 +64,9 @@ class Pretraining(Settings):
     fingerprint: str
     """Of the teacher's training."""
     backbone: str
+    """Backbone of the teacher; its detector's label where that is no built-in one."""
+    weights: str = ""
+    """The file or model that was given as the teacher; "" for one that the suite trained."""
     steps: int
     AP: FiniteFloat | None
     """Box AP that the teacher reached, percent."""
@@ -74,6 +77,13 @@ class Pretraining(Settings):
     """Whether the teacher was trained before this training began."""
     shared_by: Annotated[int, Field(ge=1)] = 1
     """How many trainings have used it up to this one, this one included."""
+    hours_known: bool = True
+    """Whether ``device_seconds`` has the teacher's training; False for a given teacher whose hours nobody said."""
+    plain_AP: FiniteFloat | None = None  # noqa: N815  as AP
+    """Box AP of the plain student that the teacher had to beat; None where none was known."""
+    gate: Literal["", "passed", "overruled"] = ""
+    """Whether the teacher was good enough (lgd/training/teacher_gate.py): ``overruled``, it was not, and a student was
+    trained all the same. "" where the method asks for nothing."""
 
     @property
     def full(self) -> float:

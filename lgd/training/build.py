@@ -102,11 +102,15 @@ def inspect_training(
     teacher = None
     if to_train:
         with noted():
-            _check_initial_weights(experiment, student_of(built.model) if built else None, shared)
+            _check_initial_weights(experiment.detector, student_of(built.model) if built else None, shared)
         if built:
             _check_data(built, noted)
             with noted():
                 _check_frozen_part(experiment, student_of(built.model))
+        if experiment.given_teacher is not None:
+            given = experiment.given_teacher.teacher_detector(experiment.detector)
+            with noted():
+                _check_initial_weights(given, _given_detector(given, built) if built else None, shared)
         if experiment.teacher is not None:
             teacher = inspect_training(experiment.teacher, to_train=True, noted=noted, shared=shared)
     if built is None:
@@ -145,17 +149,32 @@ def _check_data(built: Built, noted: Noted) -> None:
             check_masks(built.dataset)
 
 
-def _check_initial_weights(experiment: Experiment, student: nn.Module | None, shared: SharedWork) -> None:
-    """Raise InputError where they cannot be had; and, with the ``student`` there is, where they do not fit it."""
-    settings = experiment.detector
+def _given_detector(settings: Detector, built: Built) -> nn.Module:
+    with Uninitialized():
+        return build_detector(settings, len(built.dataset.class_names))
+
+
+def _check_initial_weights(settings: Detector, detector: nn.Module | None, shared: SharedWork) -> None:
+    """Raise InputError where they cannot be had; and, with the ``detector`` there is, where they do not fit it."""
     source = initial_weights(settings)
     if source == "none":
         return
     # What follows a ? is for detectron2's own checkpointer.
     weights = shared.once(("source", source), lambda: probe(find_weights(source.partition("?")[0])))
-    if student is not None and weights.is_cached:
+    if detector is not None and weights.is_cached:
         key = ("weights", settings.model_dump_json())
-        shared.once(key, lambda: check_initial_weights(student, settings))
+        shared.once(key, lambda: check_initial_weights(detector, settings))
+
+
+def _of_teacher(experiment: Experiment) -> dict[str, str]:
+    """What the model does not show of the teacher: how it was trained or where it is from, and what is inherited."""
+    found = {}
+    if experiment.teacher is not None:
+        found["teacher"] = _teacher_fingerprint(experiment.teacher.model_dump_json())
+    if experiment.given_teacher is not None:
+        found["given_teacher"] = experiment.given_teacher.teacher_detector(experiment.detector).model_dump_json()
+    inherit = getattr(experiment.method, "inherit", "none")
+    return found if inherit == "none" else {**found, "inherit": inherit}
 
 
 @cache
@@ -197,7 +216,7 @@ def build(
         precision=experiment.precision,
         weights=initial_weights(experiment.detector),
         seed=experiment.seed,
-        **({"teacher": _teacher_fingerprint(experiment.teacher.model_dump_json())} if experiment.teacher else {}),
+        **_of_teacher(experiment),
     )
     return Built(model, optimizer, scheduler, dataset, device, found)
 

@@ -48,6 +48,7 @@ from lgd.training.export import TEACHER_FILE, describe_student, export_student, 
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
+from lgd.training.teacher_gate import TeacherGateError
 from lgd.training.trainer import Trainer, write_period
 
 __all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_record", "run"]
@@ -55,10 +56,10 @@ __all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_reco
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """A frozen teacher: what its training cost, and the ``student.pth`` with its weights."""
+    """A frozen teacher: what its training cost, and the ``student.pth`` with its weights (None: they are given)."""
 
     pretraining: Pretraining
-    weights: Path
+    weights: Path | None
 
 
 def run(
@@ -89,7 +90,7 @@ def run(
     :func:`failed_record` for its record); a full disk as DiskFullError, which says what is safe.
     """
     experiment = resolve_epochs(experiment)
-    if (teacher is None) != (experiment.teacher is None):
+    if (teacher is None) is experiment.needs_teacher:
         raise ValueError(f"method {experiment.method.name} needs {'no' if teacher else 'a'} frozen teacher")
     # At the start: the working tree may change while the training runs.
     started, commit = provenance.now(), provenance.git_commit()
@@ -332,7 +333,7 @@ def _distilled(state: TrainingState, steps: int) -> list[tuple[int, int]]:
 
 def error_reason(error: Exception) -> str:
     """``error`` as the reason in a record."""
-    return str(error) if isinstance(error, DiskFullError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (DiskFullError, TeacherGateError)) else f"{type(error).__name__}: {error}"
 
 
 def failed_record(

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lgd.config.experiment import Experiment
+from lgd.data.catalog import load_dataset
 from lgd.data.epochs import resolve_epochs
 from lgd.distributed import ranks
 from lgd.files import write_text
 from lgd.results.record import Pretraining, Record
 from lgd.training.build import dry_build
+from lgd.training.given_teacher import given_teacher, key_of
 from lgd.training.progress import Progress
 from lgd.training.resume import existing_record
 from lgd.training.run import TrainedTeacher, run
+from lgd.training.teacher_gate import check_teacher, plain_students_ap
 
 USERS = "users.json"
 """In a teacher's directory: the directories of the trainings that have used it."""
@@ -41,15 +45,20 @@ def train_with_teacher(
     """:func:`lgd.training.run.run`, after its frozen teacher was trained where the method needs one.
 
     teachers: the directory of the frozen teachers (default: ``teachers`` beside ``directory``). names: grid, arm and
-    overrides, for the record. Raises RuntimeError, in one line, when the teacher's training did not finish.
+    overrides, for the record. Raises RuntimeError, in one line, when the teacher's training did not finish, and
+    TeacherGateError when it is not good enough (lgd/training/teacher_gate.py).
     """
     experiment = resolve_epochs(experiment)
     rest: dict[str, Any] = {
         "preset": preset, "on_progress": on_progress, "should_stop": should_stop, "share": share,
     }  # fmt: skip
-    teacher = None
+    teacher, teachers = None, teachers or directory.parent / "teachers"
     if experiment.teacher is not None:
-        teacher = _teacher_for(experiment.teacher, teachers or directory.parent / "teachers", user=directory, **rest)
+        teacher = _teacher_for(experiment.teacher, teachers, user=directory, **rest)
+    elif experiment.given_teacher is not None:
+        teacher = _given_teacher(experiment, teachers, user=directory)
+    if teacher is not None:
+        teacher = ranks.run_on_all_ranks(lambda: _checked(experiment, directory, teacher))
     return run(experiment, directory, teacher=teacher, **names, **rest)
 
 
@@ -79,6 +88,22 @@ def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: 
     with _lock(place):
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
     return TrainedTeacher(cost(record, reused=before, shared_by=shared_by), place / "student.pth")
+
+
+def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path) -> TrainedTeacher:
+    """The trained detector that ``experiment`` is given as its teacher. user: directory of its user."""
+    dataset = ranks.run_on_all_ranks(lambda: load_dataset(experiment.data))
+    place = teachers / ranks.run_on_all_ranks(lambda: key_of(experiment, dataset))
+    with _lock(place):
+        found = given_teacher(experiment, dataset, place)
+        shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
+    return TrainedTeacher(found.model_copy(update={"shared_by": shared_by}), None)
+
+
+def _checked(experiment: Experiment, directory: Path, teacher: TrainedTeacher) -> TrainedTeacher:
+    """``teacher`` with the outcome of the check whether it is good enough for a student in ``directory``."""
+    plain = plain_students_ap(experiment, load_dataset(experiment.data).fingerprint, directory)
+    return replace(teacher, pretraining=check_teacher(experiment, teacher.pretraining, plain))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class BAN(FrozenTeacherMethod):
     paper: ClassVar[str] = "Furlanello et al., Born-Again Neural Networks, ICML 2018, arXiv 1805.04770"
     learns_from: ClassVar[str] = "class scores of a trained detector of its own kind"
     compares: ClassVar[str] = "KL divergence of class scores"
+    teacher_must_lead: ClassVar[bool] = False
 
     def resolved_backbone(self, student: Detector) -> Backbone:
         return self.teacher.backbone or student.backbone

@@ -17,7 +17,10 @@ from lgd.training.run import run
 from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
-FGFI: dict[str, Any] = {"method.name": "fgfi", "method.from_step": 2, "method.teacher.backbone.width": 8}
+FGFI: dict[str, Any] = {
+    "method.name": "fgfi", "method.from_step": 2, "method.teacher.backbone.width": 8, "method.teacher.gate": False
+}  # fmt: skip
+"""A teacher of six steps detects nothing yet."""
 
 
 def _quick(**changes: Any) -> Experiment:
@@ -110,7 +113,7 @@ def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> No
     ("changes", "words"),
     [
         ({"method.from_step": 6}, "method.from_step 6 must be below schedule.steps 6"),
-        ({"method.teacher.steps": 1}, "method.fgfi describes a teacher that cannot be trained: .*warmup_steps"),
+        ({"method.teacher.steps": 1}, "method.teacher of fgfi describes a teacher that cannot be trained: .*warmup_steps"),
         ({"method.levels": "none"}, "method.levels"),
     ],
 )

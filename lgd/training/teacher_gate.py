@@ -1,0 +1,66 @@
+"""Is a frozen teacher worth learning from? It is asked before a student trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lgd.config.experiment import Experiment
+from lgd.config.frozen_teacher import FrozenTeacherMethod
+from lgd.errors import InputError
+from lgd.results.record import FILE, Pretraining, Record, load
+
+
+class TeacherGateError(InputError):
+    """The teacher is not good enough for its student to be trained."""
+
+
+def check_teacher(experiment: Experiment, teacher: Pretraining, plain: float | None) -> Pretraining:
+    """``teacher`` with the outcome of the check. plain: box AP of the plain student, None where it is not known.
+
+    A teacher has to be better than the plain student, where the method needs that, or else reach
+    ``method.teacher.floor``. Raises TeacherGateError, a line with both numbers, where it does not and
+    ``method.teacher.gate`` is on.
+    """
+    method = experiment.method
+    if not isinstance(method, FrozenTeacherMethod):
+        return teacher
+    if not method.teacher_must_lead:
+        plain = None
+    reached, floor = teacher.AP, method.teacher.floor
+    good = reached is not None and (reached > plain if plain is not None else reached >= floor)
+    if not good and method.teacher.gate:
+        ap = "unknown (its classes are not this data's)" if reached is None else f"{reached:.1f}"
+        needed = f"no more than the plain student's {plain:.1f}" if plain is not None else f"below the floor {floor:g}"
+        raise TeacherGateError(
+            f"the teacher's AP is {ap}{f', {needed}' if reached is not None else ''}: no student is trained from it;"
+            " method.teacher.gate=off trains one anyway"
+        )
+    return teacher.model_copy(update={"plain_AP": plain, "gate": "passed" if good else "overruled"})
+
+
+def plain_students_ap(experiment: Experiment, data: str, directory: Path) -> float | None:
+    """Box AP of the plain student: of the last finished baseline beside ``directory``; None where there is none.
+
+    data: fingerprint of the data set. It is one of the same detector on the same data; those with the same schedule
+    come first.
+    """
+    known = [x for x in _baselines(directory.parent) if _is_plain_student(x, experiment, data)]
+    if not known:
+        return None
+    last = max(known, key=lambda x: (x.experiment.schedule == experiment.schedule, x.finished))
+    return last.student.AP if last.student else None
+
+
+def _baselines(directory: Path) -> Iterator[Record]:
+    for path in sorted(directory.glob(f"*/{FILE}")):
+        # Of a record that cannot be read nothing is known.
+        with suppress(InputError):
+            record = load(path)
+            if record.status == "finished" and record.experiment.method.name == "baseline" and record.student:
+                yield record
+
+
+def _is_plain_student(record: Record, experiment: Experiment, data: str) -> bool:
+    return record.experiment.detector == experiment.detector and record.data.get("fingerprint", data) == data

@@ -1,0 +1,110 @@
+"""A teacher must be better than the plain student; a given teacher is evaluated once and paid for as far as known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgd.config.experiment import Experiment
+from lgd.config.frozen_teacher import exported_detector
+from lgd.errors import InputError
+from lgd.results.record import Pretraining, Record, Scores
+from lgd.training.build import dry_build
+from lgd.training.run import run
+from lgd.training.teacher import train_with_teacher
+from lgd.training.teacher_gate import TeacherGateError, check_teacher, plain_students_ap
+from tests.helpers import quick_experiment
+
+
+def _scores(ap: float) -> Scores:
+    return Scores(AP=ap, AP50=ap, AP75=ap, APs=None, APm=None, APl=None)
+
+
+def _teacher(ap: float | None) -> Pretraining:
+    return Pretraining(fingerprint="f", backbone="resnet34", steps=6, AP=ap, device_seconds={"training": 1}, reused=False)
+
+
+def _save(directory: Path, experiment: Experiment, ap: float, **changes: Any) -> None:
+    record = Record(status="finished", experiment=experiment, student=_scores(ap), data={"fingerprint": "d"})
+    record.model_copy(update=changes).save(directory)
+
+
+PKD = quick_experiment(method__name="pkd")
+
+
+@pytest.mark.parametrize(
+    ("reached", "plain", "words"),
+    [
+        (20.04, 20.04, "the teacher's AP is 20.0, no more than the plain student's 20.0: no student is trained from it"),
+        (0.4, None, "the teacher's AP is 0.4, below the floor 1: no student is trained from it"),
+        (None, 3.0, "the teacher's AP is unknown"),
+    ],
+)
+def test_a_teacher_that_is_no_better_stops_the_arm(reached: float | None, plain: float | None, words: str) -> None:
+    with pytest.raises(TeacherGateError, match=words) as caught:
+        check_teacher(PKD, _teacher(reached), plain)
+    assert "method.teacher.gate=off" in str(caught.value)
+    anyway = check_teacher(PKD.override(["method.teacher.gate=off"]), _teacher(reached), plain)
+    assert (anyway.gate, anyway.plain_AP) == ("overruled", plain)
+
+
+def test_a_better_teacher_passes() -> None:
+    assert check_teacher(PKD, _teacher(20.1), 20.0).gate == "passed"
+    assert check_teacher(PKD, _teacher(1.0), None).gate == "passed"
+    # Born-again networks learn from their like.
+    ban = quick_experiment(method__name="ban")
+    assert check_teacher(ban, _teacher(19.0), 20.0).gate == "passed"
+    assert check_teacher(quick_experiment(method__name="labelenc"), _teacher(None), 20.0).gate == ""
+
+
+def test_the_plain_student_is_the_last_baseline_of_the_same_detector_and_data(tmp_path: Path) -> None:
+    baseline = PKD.override({"method.name": "baseline"})
+    there = tmp_path / "pkd"
+    assert plain_students_ap(PKD, "d", there) is None
+    _save(tmp_path / "longer", baseline.override({"schedule.steps": 60}), 30.0, finished="2026-01-03")
+    assert plain_students_ap(PKD, "d", there) == 30.0
+    _save(tmp_path / "first", baseline, 10.0, finished="2026-01-01")
+    _save(tmp_path / "second", baseline.override({"seed": 1}), 11.0, finished="2026-01-02")
+    _save(tmp_path / "wider", baseline.override({"detector.channels": 32}), 50.0, finished="2026-01-09")
+    _save(tmp_path / "elsewhere", baseline, 60.0, finished="2026-01-09", data={"fingerprint": "other"})
+    _save(tmp_path / "failed", baseline, 70.0, finished="2026-01-09", status="failed")
+    _save(tmp_path / "lgd", PKD.override({"method.name": "lgd"}), 80.0, finished="2026-01-09")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "record.json").write_text("{")
+    assert plain_students_ap(PKD, "d", there) == 11.0
+
+
+def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(tmp_path: Path) -> None:
+    """The file is another training's student, of another backbone, which its description tells."""
+    heavier = quick_experiment(method__name="baseline", detector__backbone__name="resnet34")
+    run(heavier, tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "student.pth"
+    asked = quick_experiment(
+        **{"method.name": "pkd", "method.teacher.weights": str(weights), "method.teacher.gate": False}
+    )
+    assert exported_detector(str(weights)) == heavier.detector
+    with pytest.raises(ValueError, match="method pkd needs a frozen teacher"):
+        run(asked, tmp_path / "pkd")
+    first = train_with_teacher(asked, tmp_path / "runs" / "a")
+    assert first.pretraining is not None
+    assert (first.pretraining.backbone, first.pretraining.weights) == ("resnet34", str(weights))
+    assert (first.pretraining.hours_known, first.pretraining.gate) == (False, "overruled")
+    assert set(first.pretraining.device_seconds) == {"evaluation"}
+    told = asked.override({"method.teacher.hours": 2, "seed": 1})
+    second = train_with_teacher(told, tmp_path / "runs" / "b")
+    assert second.pretraining is not None
+    assert second.pretraining.reused
+    assert (second.pretraining.shared_by, second.pretraining.hours_known) == (2, True)
+    assert second.pretraining.device_seconds["training"] == 7200
+    assert second.pretraining.device_seconds["evaluation"] == first.pretraining.device_seconds["evaluation"]
+    # Trained to another student than with a teacher of its own.
+    assert first.fingerprint != dry_build(asked.override({"method.teacher.weights": "none"}))
+
+    gated = asked.override({"method.teacher.gate": True, "method.teacher.floor": 99})
+    with pytest.raises(TeacherGateError, match="below the floor 99"):
+        train_with_teacher(gated, tmp_path / "runs" / "c")
+    assert not (tmp_path / "runs" / "c").exists()
+    with pytest.raises(InputError, match="there is no file"):
+        dry_build(asked.override({"method.teacher.weights": str(tmp_path / "none.pth")}), to_train=True)
