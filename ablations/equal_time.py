@@ -2,9 +2,9 @@
 
 An arm with ``time_budget_from`` trains for the steps of its arm ``steps_from``, times what ``time_budget_from`` cost
 against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. The budget
-holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of that is not
-counted, or no time would be left. A baseline gets at least one step more than it had. A sweep keeps the steps once they
-are known.
+holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of that is
+counted where the arm pays for its teacher (grid ``methods-by-cost``), else not, or no time would be left. A baseline
+gets at least one step more than it had. A sweep keeps the steps once they are known.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ablations.damaged import damage
 from lgd.config.arms import Arm, Grid
 from lgd.config.experiment import STEPS, Experiment
 from lgd.config.grids import plan
+from lgd.results.record import Record
 from lgd.training.resume import existing_record
 
 
@@ -46,7 +47,9 @@ def steps_for_equal_time(
         from analysis.stats import paired_ratio
 
         budget, own_cost = (finished(there, trials[0].arm) for trials in trained)
-        ratio = paired_ratio(by_seed(budget, cost_seconds), by_seed(own_cost, training_device_seconds))
+        before = by_seed(own_cost, _of_teacher) if arm.pays_for_teacher else {}
+        left = {seed: seconds - before.get(seed, 0.0) for seed, seconds in by_seed(budget, cost_seconds).items()}
+        ratio = paired_ratio(left, by_seed(own_cost, training_device_seconds))
         if ratio is not None:
             schedule = trained[1][0].experiment.schedule
             own, wanted = schedule.steps, round(schedule.steps * ratio.value)
@@ -56,6 +59,10 @@ def steps_for_equal_time(
             # Where both cost the same it would be the same training once more, which no sweep trains twice.
             steps[arm.name] = wanted + (wanted == own)
     return steps
+
+
+def _of_teacher(record: Record) -> float:
+    return record.pretraining.full if record.pretraining else 0.0
 
 
 def with_steps(arm: Arm, steps: Mapping[str, int]) -> Arm:

@@ -34,6 +34,9 @@ class Arm:
     """The arm whose training time it gets; its steps follow from measured times (ablations/equal_time.py)."""
     steps_from: str = ""
     """With ``time_budget_from``: the arm whose time per step is taken for its own."""
+    pays_for_teacher: bool = False
+    """With ``time_budget_from``: the training of its own teacher, which is that of ``steps_from``, comes out of the
+    budget."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """Settings that are multiplied, after ``--set``: those that are numbers, whole numbers rounded."""
     answers: bool = False

@@ -58,6 +58,8 @@ class Method(Settings):
     """Whether the student learns from anything but the labels."""
     has_teacher_ap: ClassVar[bool] = False
     """Whether the student's head is trained on the teacher's features too, so that these can be evaluated."""
+    teacher_steps_key: ClassVar[str] = ""
+    """The setting that holds the steps of the training before (``method.teacher.steps``), where there is one."""
     keeps_teacher: ClassVar[bool] = False
     """Whether the model's ``teacher`` is left as ``teacher.pth`` beside ``student.pth``, for a training of another
     method that starts from this one's."""

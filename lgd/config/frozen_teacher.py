@@ -83,6 +83,7 @@ class FrozenTeacherMethod(DistillationMethod):
 
     authors_inherit: ClassVar[Inherit] = "none"
     """What the authors' own trainings inherit."""
+    teacher_steps_key: ClassVar[str] = "method.teacher.steps"
     teacher_must_lead: ClassVar[bool] = True
     """Whether a teacher that is no better than a plain student is of no use to the method."""
 

@@ -13,6 +13,7 @@ from lgd.config.component_arms import ANSWERING_ARMS, BASELINE, COMPONENTS, LGD,
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.method import make
+from lgd.config.methods_grid import METHODS, METHODS_BY_COST, methods_by_cost, methods_grid
 from lgd.config.paper import DETECTORS, Training, paper
 from lgd.config.pays_grid import PAYS, pays_grid
 from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_preset, preset
@@ -63,15 +64,7 @@ PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_R
 EVIDENCE = "evidence"
 """Our grid with three detectors, each with its own settings at each preset."""
 
-NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, PAYS)
-
-NOT_IMPLEMENTED = {
-    "labelenc": "needs LabelEnc's label-encoding network, trained before the detector; not implemented here",
-    "dml": "needs two students that teach each other (deep mutual learning); not implemented here",
-    "tfkd": "needs teacher-free knowledge distillation of the class scores; not implemented here",
-    "ban": "needs a chain of students that teach each other (born-again networks); not implemented here",
-}
-"""Why a method of the paper's tables is listed and skipped."""
+NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, PAYS)
 
 
 @cache
@@ -93,6 +86,8 @@ def grid(name: str, size: str = "tiny") -> Grid:
         )
     if name == EVIDENCE:
         return _evidence(size)
+    if name in (METHODS, METHODS_BY_COST):
+        return methods_grid(base) if name == METHODS else methods_by_cost(base)
     if name not in TABLES:
         raise InputError(f"no grid {name!r}: known are {', '.join(NAMES)}")
     table = paper().tables[name]
@@ -102,8 +97,9 @@ def grid(name: str, size: str = "tiny") -> Grid:
 def _arm(training: Training, size: str, base: Experiment) -> Arm:
     """A row of one of the paper's tables. Tables that repeat a training have the same arm."""
     arm = Arm(training.name, reference=training.baseline.name, training=training)
-    if training.method in NOT_IMPLEMENTED:
-        return replace(arm, skipped=NOT_IMPLEMENTED[training.method])
+    refusal = make(training.method).refusal(base.detector.model_copy(update={"name": training.detector}), base.schedule)
+    if refusal:
+        return replace(arm, skipped=refusal)
     wanted, there = settings(at_preset(size, training)), settings(base)
     # Which teacher is what the arm is about; the other settings of its method may be changed.
     fixed = {k: v for k, v in wanted.items() if k.startswith(("method.name", "method.teacher.backbone."))}
@@ -203,15 +199,24 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
     What it multiplies comes last. Raises InputError, naming the arm, where these do not fit together.
     """
     try:
-        experiment = _with_method(base, arm)
+        # The detector first: a method may refuse the preset's.
+        experiment = base.override({k: v for k, v in arm.setting.items() if not k.startswith("method.")})
+        experiment = _with_method(experiment, arm)
         # Settings of one method are none of another's.
-        setting = {k: v for k, v in arm.setting.items() if _applies(k, experiment)}
-        experiment = experiment.override(setting)
+        experiment = experiment.override({k: v for k, v in arm.setting.items() if _applies(k, experiment)})
         experiment = experiment.override([x for x in overrides if _applies(split_assignment(x)[0], experiment)])
-        experiment = experiment.override({"data.source": absolute_source(experiment.data.source), **arm.changes})
+        pinned = _same_teacher(experiment) if arm.pays_for_teacher and STEPS in arm.changes else {}
+        source = absolute_source(experiment.data.source)
+        experiment = experiment.override({"data.source": source, **arm.changes, **pinned})
         return experiment.override(_multiplied(experiment, arm.factors)) if arm.factors else experiment
     except InputError as error:
         raise InputError(f"arm {arm.name!r}: {error}") from None
+
+
+def _same_teacher(experiment: Experiment) -> dict[str, int]:
+    """The setting that keeps the teacher's steps as they are when the student's change."""
+    key, teacher = experiment.method.teacher_steps_key, experiment.teacher
+    return {key: teacher.schedule.steps} if key and teacher else {}
 
 
 def _with_method(base: Experiment, arm: Arm) -> Experiment:

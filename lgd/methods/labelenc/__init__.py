@@ -74,6 +74,7 @@ class LabelEnc(DistillationMethod):
     published method."""
 
     title: ClassVar[str] = "LabelEnc"
+    teacher_steps_key: ClassVar[str] = "method.stage1_steps"
     paper: ClassVar[str] = PAPER
     learns_from: ClassVar[str] = "features of a label encoder that is trained before"
     compares: ClassVar[str] = "squared difference of normalised maps"

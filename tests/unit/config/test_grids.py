@@ -18,7 +18,6 @@ from lgd.config.grids import (
     EVIDENCE,
     LOSS_WEIGHTS,
     NAMES,
-    NOT_IMPLEMENTED,
     PRESET_FREE,
     TABLES,
     check_overrides,
@@ -46,7 +45,7 @@ def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, 
     assert [t.arm for t in trials] == [arm.name for arm in run]
     references = {chosen.references[t.arm] for t in trials}
     assert all(t.experiment.method.name == "baseline" for t in trials if t.arm in references)
-    assert references <= {t.arm for t in trials}
+    assert references <= {arm.name for arm in chosen.arms}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +63,7 @@ def test_every_table_has_a_grid_with_its_rows() -> None:
         assert [arm.training for arm in grid(name).arms] == table.trainings
         assert grid(name).title == table.title
     skipped = {arm.training.method for name in TABLES for arm in grid(name).arms if arm.training and arm.skipped}
-    assert skipped == set(NOT_IMPLEMENTED)
+    assert skipped == {"tfkd"}, "on RetinaNet, for which the paper has no number either"
     assert len(grid("main").arms) == 24
     assert len(grid("teacher-based").arms) == 15
     assert {len(grid("loss-weights").arms), len(grid("noise-floor").arms)} == {16, 1}
@@ -105,8 +104,8 @@ def test_other_presets_keep_a_tables_shape() -> None:
         *smaller, whole = (at_preset(size, described) for size in PRESETS)
         for x in smaller:
             assert x.detector.name == whole.detector.name
-            assert x.method.context == whole.method.context
-            assert x.method.detach_appearance == whole.method.detach_appearance
+            if described.method == "lgd":
+                assert x.method == whole.method
             assert x.schedule.distill_until == whole.schedule.distill_until
             assert x.detector.backbone.from_scratch
             assert x.data.source == "shapes"
@@ -144,7 +143,8 @@ def test_seeds_run_one_after_the_other(tmp_path: Path) -> None:
 def test_an_arms_own_change_comes_on_top_of_the_overrides(tmp_path: Path) -> None:
     trials = plan(COMPONENTS, NANO, 1, ["method.distill_weight=0.5", "schedule.steps=99"], tmp_path)[:2]
     assert [t.experiment.method.name for t in trials] == ["baseline", "lgd"]
-    assert all(t.experiment.method.distill_weight == 0.5 for t in trials)
+    weights = [settings(t.experiment).get("method.distill_weight") for t in trials]
+    assert weights == [None, 0.5], "a setting of LGD means nothing to the baseline"
     assert all(t.experiment.schedule.steps == 99 for t in trials)
 
 
