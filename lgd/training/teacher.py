@@ -58,7 +58,9 @@ def train_with_teacher(
     elif experiment.given_teacher is not None:
         teacher = _given_teacher(experiment, teachers, user=directory)
     if teacher is not None:
-        teacher = ranks.run_on_all_ranks(lambda: _checked(experiment, directory, teacher))
+        plain = ranks.run_on_all_ranks(lambda: _plain(experiment, directory), first_only=True)
+        # On every worker, each of which raises where the teacher is not good enough.
+        teacher = replace(teacher, pretraining=check_teacher(experiment, teacher.pretraining, plain))
     return run(experiment, directory, teacher=teacher, **names, **rest)
 
 
@@ -100,10 +102,9 @@ def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path) -> Tra
     return TrainedTeacher(found.model_copy(update={"shared_by": shared_by}), None)
 
 
-def _checked(experiment: Experiment, directory: Path, teacher: TrainedTeacher) -> TrainedTeacher:
-    """``teacher`` with the outcome of the check whether it is good enough for a student in ``directory``."""
-    plain = plain_students_ap(experiment, load_dataset(experiment.data).fingerprint, directory)
-    return replace(teacher, pretraining=check_teacher(experiment, teacher.pretraining, plain))
+def _plain(experiment: Experiment, directory: Path) -> float | None:
+    """Box AP of the plain student of ``experiment``, which is trained in ``directory``; None where it is not known."""
+    return plain_students_ap(experiment, load_dataset(experiment.data).fingerprint, directory)
 
 
 @contextmanager

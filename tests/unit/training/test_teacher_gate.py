@@ -23,7 +23,9 @@ def _scores(ap: float) -> Scores:
 
 
 def _teacher(ap: float | None) -> Pretraining:
-    return Pretraining(fingerprint="f", backbone="resnet34", steps=6, AP=ap, device_seconds={"training": 1}, reused=False)
+    return Pretraining(
+        fingerprint="f", backbone="resnet34", steps=6, AP=ap, device_seconds={"training": 1}, reused=False
+    )
 
 
 def _save(directory: Path, experiment: Experiment, ap: float, **changes: Any) -> None:
@@ -37,7 +39,11 @@ PKD = quick_experiment(method__name="pkd")
 @pytest.mark.parametrize(
     ("reached", "plain", "words"),
     [
-        (20.04, 20.04, "the teacher's AP is 20.0, no more than the plain student's 20.0: no student is trained from it"),
+        (
+            20.04,
+            20.04,
+            "the teacher's AP is 20.0, no more than the plain student's 20.0: no student is trained from it",
+        ),
         (0.4, None, "the teacher's AP is 0.4, below the floor 1: no student is trained from it"),
         (None, 3.0, "the teacher's AP is unknown"),
     ],
