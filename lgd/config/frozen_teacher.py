@@ -42,6 +42,9 @@ class TeacherSettings(Settings):
     detector: Annotated[str | None, AUTO_IS_NONE] = None
     """A built-in detector's name, or a source as ``detector.source``; None ("auto"): the one that was exported with
     ``weights``, else the student's. Levels and strides of its pyramid must be the student's."""
+    overrides: tuple[str, ...] = ()
+    """Of a teacher from elsewhere, ``key=value`` each, as ``detector.overrides``; they add to the student's where both
+    are from the same source (``MODEL.RESNETS.DEPTH=101``)."""
     backbone: Annotated[Backbone | None, AUTO_IS_NONE] = None
     """Its backbone; None ("auto"): the next deeper one than the student's, with weights where that has weights."""
     steps: Annotated[PositiveInt | None, AUTO_IS_NONE] = None
@@ -100,7 +103,11 @@ class FrozenTeacherMethod(DistillationMethod):
         wanted = own.detector or (student.name if student.is_built_in else student.source)
         if wanted not in BUILT_IN_DETECTORS:
             same = student.model_dump() if wanted == student.source else {"source": wanted}
-            return Detector.model_validate(same | ({"weights": own.weights} if own.is_given else {}))
+            overrides = (*same.get("overrides", ()), *own.overrides)
+            weights = {"weights": own.weights} if own.is_given else {}
+            return Detector.model_validate(same | {"overrides": overrides} | weights)
+        if own.overrides:
+            raise ValueError(f"method.teacher.overrides are for a teacher from elsewhere, and this one is {wanted}")
         described = student.model_dump() if student.is_built_in else {}
         backbone = self.resolved_backbone(student).model_dump()
         return Detector.model_validate(described | {"backbone": backbone, "weights": own.weights, "name": wanted})
