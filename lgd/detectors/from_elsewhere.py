@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from lgd.config.detector import NO_WEIGHTS, OWN_WEIGHTS
 from lgd.config.detector_source import kind_of
@@ -34,7 +35,7 @@ def build(settings: Detector, num_classes: int, data: Data | None = None) -> nn.
         detector = config_files.build(source, settings.overrides, num_classes)
     check_supported(detector, source)
     statistics = pixel_statistics(detector)
-    if kind != "torchvision" and statistics is not None and statistics.order == "RGB":
+    if statistics is not None and statistics.order == "RGB" and not hasattr(detector, "prepare_batch"):
         detector.register_forward_pre_hook(_to_rgb)
     return detector
 
@@ -56,7 +57,11 @@ def initial_weights(settings: Detector) -> str:
 
 
 def _called(source: str, overrides: tuple[str, ...], num_classes: int) -> nn.Module:
-    """What the function ``package.module:function`` returns for the number of classes and ``overrides``."""
+    """What the function ``package.module:function`` returns for the number of classes and ``overrides``.
+
+    A detector of one of torchvision's classes, which needs one class more for the background, gets detectron2's
+    interface.
+    """
     module, _, name = source.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -75,6 +80,8 @@ def _called(source: str, overrides: tuple[str, ...], num_classes: int) -> nn.Mod
         raise InputError(f"detector {source}: {type(error).__name__}: {said}") from None
     if not isinstance(detector, nn.Module):
         raise InputError(f"detector {source}: returns a {type(detector).__name__}, not a module")
+    if isinstance(getattr(detector, "transform", None), GeneralizedRCNNTransform):
+        return torchvision_models.adapt(detector)
     return detector
 
 

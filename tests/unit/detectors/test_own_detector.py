@@ -11,7 +11,10 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from lgd.config.presets import NANO
+from lgd.methods.distiller import student_of
 from lgd.methods.feature_capture import capture_features, inject_features
+from lgd.training.build import build_model
 from lgd.training.export import export_student
 from tests.helpers import CLASSES, batch, one_thread
 
@@ -90,3 +93,16 @@ def test_it_detects_and_exports_alone(page: dict[str, Any], tmp_path: Path) -> N
         assert len(a["instances"]) == 8 * 12
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
         assert not torch.equal(a["instances"].scores, c["instances"].scores)
+
+
+def test_a_command_trains_it(page: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its function, as the page says."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (tmp_path / "page_detector.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    experiment = NANO.override(
+        {"detector.source": "page_detector:build", "detector.overrides": ["channels=8"], "method.name": "lgd"}
+    )
+    model = build_model(experiment, CLASSES).train()
+    assert student_of(model).backbone.coarse.out_channels == 8  # type: ignore[union-attr]
+    assert list(model(batch([3, 2])))[:2] == ["loss_score", "loss_size"]
