@@ -25,9 +25,9 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
     if len(left) < len(sweep.trials) or (search and search.records()):
-        table, verdict, written = write_report(directory, [])
+        table, said, written = write_report(directory, [])
         print_table(table, console)
-        for line in verdict:
+        for line in said.lines:
             say(console, line)
         if search:
             written += show_search(sweep.spec, search, console)

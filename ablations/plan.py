@@ -237,7 +237,9 @@ def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
     The description gets the steps that can be told by now.
     """
     whole, base = spec.whole_grid, preset(spec.preset)
-    steps = steps_for_equal_time(whole, base, spec.seeds, spec.overrides, directory, spec.steps)
+    # Those of arms that nobody asked for are not looked for.
+    asked = tuple(arm for arm in whole.arms if arm.name in spec.arms or not arm.time_budget_from)
+    steps = steps_for_equal_time(replace(whole, arms=asked), base, spec.seeds, spec.overrides, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
     trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
     damages = [damage(trial.directory) for trial in trials]

@@ -40,7 +40,7 @@ def show_status(sweep: Sweep, resume: str, console: Console) -> None:
     show_damaged([*sweep.damaged, *filter(None, map(damage, searched))], resume, console)
     records = [load(path) for trial in sweep.trials if (path := trial.directory / FILE).exists()]
     if any(record.status == "finished" for record in records):
-        for line in summary(records, sweep.directory):
+        for line in summary(records, sweep.directory).lines:
             say(console, f"so far: {line}" if not line.startswith("next:") else line)
 
 

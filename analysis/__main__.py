@@ -35,7 +35,7 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     damaged: list[str] = []
     shown = write_report(directory, damaged)
     print_table(shown.table, Console())
-    for line in shown.verdict:
+    for line in shown.said.lines:
         print(line)
     for path in shown.written:
         print(f"wrote {path}")

@@ -27,6 +27,7 @@ from analysis.load import (
 )
 from analysis.render import MISSING, TextTable, image_interval_note, interval, number, with_interval, with_unit
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.teachers import NEVER, never_ahead
 from lgd.results.record import Record
 
 MEMORY = "peak_memory_mib"
@@ -127,14 +128,15 @@ def arms_text(
 ) -> TextTable:
     """:func:`arms_table` and :func:`notes` for people."""
     table = arms_table(records, arms, reference, images)
-    header, rows = _texts(table, reference)
+    header, rows = _texts(table, reference, [arm for arm in arms if never_ahead(records, arm)])
     extra = [image_interval_note("the difference")] if images else []
     if "other_load" in table:
         extra += [OTHER_LOAD, *step_spread_note([r for r in records if arm_of(r) in (*arms, reference)])]
     return TextTable(title, header, rows, [*notes(records, arms, reference), *extra])
 
 
-def _texts(table: pd.DataFrame, reference: str) -> tuple[list[str], list[list[str]]]:
+def _texts(table: pd.DataFrame, reference: str, never: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """never: the arms whose teacher never got better than its student."""
     optional = {
         "over images": "AP_difference_image_low",
         "teacher AP": "teacher_AP",
@@ -150,6 +152,8 @@ def _texts(table: pd.DataFrame, reference: str) -> tuple[list[str], list[list[st
     rows = []
     for row in row_dicts(table):
         texts = dict(zip(header, _row_texts(row, row["arm"] == reference), strict=True))
+        if row["arm"] in never and texts["teacher AP"] != MISSING:
+            texts["teacher AP"] += f" {NEVER}"
         if not row["seeds"]:
             texts = dict.fromkeys(texts, MISSING) | {"arm": row["arm"]}
         rows.append([text for name, text in texts.items() if name not in left_out])

@@ -36,10 +36,10 @@ def command_of(spec: SweepSpec, place: str) -> str:
 
 
 def _arms(spec: SweepSpec, own: Grid) -> list[str]:
-    """The option that chooses the grid's own arms, where these are not all: the added ones follow from them."""
-    names = [arm.name for arm in own.arms if not arm.skipped]
-    chosen = [name for name in names if name in spec.arms]
-    return [] if chosen == names else [f"--arms {shlex.quote(','.join(chosen))}"]
+    """The option that chooses among the grid's own arms, unless it is those of itself; added ones follow from them."""
+    usual = [arm.name for arm in own.arms if not arm.skipped and not arm.on_request]
+    chosen = [arm.name for arm in own.arms if arm.name in spec.arms]
+    return [] if chosen == usual else [f"--arms {shlex.quote(','.join(chosen))}"]
 
 
 def _looks(spec: SweepSpec) -> list[str]:

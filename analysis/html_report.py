@@ -27,7 +27,10 @@ from analysis.plots.style import NARROW
 from analysis.render import MISSING, html_table, interval, number, signed, with_mark, with_unit
 from analysis.stats import verdict
 from analysis.sweep_table import Sweep, main_table
+from analysis.table_names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
+from analysis.teachers import teachers_text
 from analysis.templating import environment
+from analysis.verdict_text import summary
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -42,16 +45,30 @@ SLOWEST = 5
 VERSIONS = ("torch", "detectron2")
 
 ABOUT = {
-    "pareto": "AP against what the trainings took. A numbered point is an arm; filled ones are on the Pareto front.",
-    "gains": "AP over the baseline of the same setting, points. Hollow bars are from one seed.",
-    "cost": "What a training takes: the teacher's pre-training, the student's own, and what the method adds.",
+    "gain-against-cost": "Gain in AP against the cost of training. Blue: more than the baseline, beyond noise; orange:"
+    " less; grey: not to be told from noise; red squares: the baseline itself, trained longer.",
     "curves": "AP while training, of the student and of the instructive features.",
-    "loss-weights": "AP against the weights of the losses.",
+    "ap-hours": "AP while training against the device-hours spent until then.",
     "learning-rate": "AP against the learning rate, an arm a line.",
     "schedule-length": "AP against the steps of the whole training, each length with its own decay.",
+    "gains": "AP over the baseline of the same setting, points. Hollow bars are from one seed.",
+    "loss-weights": "AP against the weights of the losses.",
+    "profile": "Part of the runs that gain more than so many points of AP, over data sets and detectors.",
     "classes": "Difference of each class's AP between LGD and its baseline, points. Hollow bars are from one seed.",
+    "label-signal": "How far the outputs of the teacher's modules follow the labels, as training goes on.",
+    "pareto": "AP against what the trainings took. A numbered point is an arm; filled ones are on the Pareto front.",
+    "cost": "What a training takes: the teacher's pre-training, the student's own, and what the method adds.",
 }
-"""Alternative text of each figure."""
+"""What each figure shows, for those who cannot see it too."""
+
+PARTS = {
+    "verdict": ("gain-against-cost",),
+    "curves": ("curves", "ap-hours", "learning-rate", "schedule-length"),
+    "arms": ("gains", "loss-weights", "profile", "classes"),
+    "teacher": ("label-signal",),
+    "costs": ("pareto", "cost"),
+}
+"""The figures of each part of the page."""
 
 VERDICTS = {"more": "more", "less": "less", "noise": "not to be told from noise", "": "one seed: decides nothing"}
 
@@ -83,28 +100,42 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         shown = examples(runs)
     except (InputError, OSError) as error:
         missing = f"There are no example detections: {error}"
-    ended = [x for x in records if x.status != "failed" and x.device_seconds]
-    hours = hours_name("GPU" if on_gpu(x) else "CPU" for x in records)
+    drawn = _figures(runs)
+    teachers = teachers_text(records)
     return {
         "title": f"{sweep.grid}: {grid(sweep.grid).title}" if sweep.grid in NAMES else directory.name,
         "presets": sorted({x.preset or "none" for x in records}),
         "reproduction": bool(records) and is_reproduction(records),
         "damaged": damaged,
+        "said": summary(records, directory),
         "results": _results(runs, sweep.arms),
         "load": _load(records),
         "spread": step_spread_note(records),
+        "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
+        "tables": _tables(runs, sweep, place),
+        "costs": _cost_tables(runs, place),
+        "teachers": Markup(html_table(teachers)) if teachers else "",
+        "examples": [_example(x) for x in shown],
+        "missing": missing,
+        "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
+        "rebuild": f"python -m analysis {place}",
+        "begin": training_command(directory, place),
+        "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP_FILE).exists() else "",
+        **_what_ran(records),
+    }
+
+
+def _what_ran(records: Sequence[Record]) -> dict[str, Any]:
+    """What ran where, and the slowest trials."""
+    ended = [x for x in records if x.status != "failed" and x.device_seconds]
+    return {
         "statuses": Counter(x.status for x in records).most_common(),
-        "hours_name": hours,
+        "hours_name": hours_name("GPU" if on_gpu(x) else "CPU" for x in records),
         "hours": with_unit(sum(gpu_hours(x) for x in records), "h"),
         "machines": sorted({machine(x.hardware) or "unknown" for x in records}),
         "commits": sorted({x.git_commit[:12] or "unknown" for x in records}),
         "versions": sorted({f"{name} {x.versions.get(name, 'unknown')}" for x in records for name in VERSIONS}),
         "dates": sorted(x.finished for x in records if x.finished),
-        "tables": _tables(runs, sweep, place),
-        "figures": _figures(runs),
-        "examples": [_example(x) for x in shown],
-        "missing": missing,
-        "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
         "slowest": [
             (
                 arm_of(x),
@@ -117,9 +148,6 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
             )
             for x in sorted(ended, key=gpu_hours, reverse=True)[:SLOWEST]
         ],
-        "rebuild": f"python -m analysis {place}",
-        "begin": training_command(directory, place),
-        "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP_FILE).exists() else "",
     }
 
 
@@ -152,15 +180,22 @@ def _load(records: Sequence[Record]) -> str:
 
 
 def _tables(runs: Sequence[Run], sweep: Sweep, place: str) -> list[tuple[Markup, str]]:
-    """Each table, and the command that prints it."""
-    tables = [(main_table(runs, sweep), sweep.grid)]
-    if sweep.grid in TABLES and sweep.grid != "table7":
+    """The table of the sweep, and the command that prints it."""
+    return [(Markup(html_table(main_table(runs, sweep))), _command(place, sweep.grid))]
+
+
+def _cost_tables(runs: Sequence[Run], place: str) -> list[tuple[Markup, str]]:
+    """Each table of costs, and the command that prints it."""
+    tables = []
+    if any(run.record.grid in TABLES for run in runs):
         frame, costs = build("table7", runs)
-        # These runs may fill some of it, too.
+        # These runs may fill some of it.
         if frame["measured"].notna().any():
             tables.append((costs, "table7"))
     if len(runs) > 1:
-        tables.append((with_notes_on_hours(frontier_text(frontier(runs)), runs), "gpu-hours"))
+        tables.append((with_notes_on_hours(frontier_text(frontier(runs)), runs), GPU_HOURS))
+        frame, text = build(TIME_TO_TARGET, runs)
+        tables += [(text, TIME_TO_TARGET)] if len(frame) > 1 else []
     return [(Markup(html_table(table)), _command(place, name)) for table, name in tables]
 
 
@@ -177,13 +212,13 @@ def _example(example: Example) -> list[tuple[str, str, str]]:
 
 
 def _command(place: str, table: str) -> str:
-    return f"python analysis/tables.py {place} --table {table}" if table in NAMES or table == "gpu-hours" else ""
+    return f"python analysis/tables.py {place} --table {table}" if table in (*NAMES, *WITHOUT_GRID) else ""
 
 
-def _figures(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """Each figure's alternative text, and its sources for a wide and for a narrow window."""
+def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
+    """By name, what each figure shows, and its sources for a wide and for a narrow window."""
     narrow = {name: _svg(figure) for name, figure in figures(runs, NARROW)}
-    return [(ABOUT[name], _svg(figure), narrow[name]) for name, figure in figures(runs)]
+    return {name: (ABOUT[name], _svg(figure), narrow[name]) for name, figure in figures(runs)}
 
 
 def _svg(figure: Figure) -> str:

@@ -13,16 +13,16 @@ from analysis.plots.arms import arms_figure
 from analysis.plots.figures import draw
 from analysis.render import TextTable, markdown, markdown_text
 from analysis.sweep_table import Sweep, main_table, sweep_of
-from analysis.verdict_text import summary
+from analysis.verdict_text import Summary, summary
 from lgd.errors import InputError
 from lgd.files import write_text
 
 
 class Shown(NamedTuple):
-    """What a terminal shows of a results directory. verdict: a line each; written: paths."""
+    """What a terminal shows of a results directory. written: paths."""
 
     table: TextTable
-    verdict: list[str]
+    said: Summary
     written: list[Path]
 
 
@@ -52,7 +52,7 @@ def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = No
         raise InputError(f"{directory}: no trials/*/record.json in it")
     csv, table = directory / "records.csv", directory / "table.md"
     write_csv(frame(records), csv)
-    said = "".join(f"{markdown_text(line)}\n\n" for line in summary(records, directory))
+    said = "".join(f"{markdown_text(line)}\n\n" for line in summary(records, directory).lines)
     write_text(table, said + markdown(main_table(runs, sweep), title=False))
     drawn = arms_figure(records, sweep.arms, sweep.reference, directory / "arms") if sweep.reference else []
     return [csv, table, *drawn, *draw(runs, directory)]

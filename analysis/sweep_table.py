@@ -13,6 +13,7 @@ from analysis.load import Run, arm_of
 from analysis.paper_tables import ARMS_TABLES, build
 from analysis.rates import rate_notes
 from analysis.render import TextTable
+from analysis.teachers import arms_with_teacher, teacher_notes
 from analysis.tuning_tables import LEARNING_RATE
 from lgd.config.grids import NAMES, grid
 from lgd.errors import InputError
@@ -43,7 +44,9 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
         table = arms_text([run.record for run in runs], sweep.arms, sweep.reference, title, images)
     # Of a grid over the rates the table says so itself.
     rates = [] if sweep.grid == LEARNING_RATE else rate_notes(run.record for run in runs)
-    return replace(table, notes=[*table.notes, *rates, *sweep.not_run])
+    records = [run.record for run in runs]
+    teachers = teacher_notes(records, arms_with_teacher(records))
+    return replace(table, notes=[*table.notes, *rates, *teachers, *sweep.not_run])
 
 
 def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:

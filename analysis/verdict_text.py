@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from analysis.across import lines as across_lines
 from analysis.across import short_name
@@ -24,13 +25,14 @@ UNEQUAL = 0.1
 
 def sentence(verdict: Verdict) -> str:
     """What an arm gained for what, and whether that is worth it."""
+    return f"{numbers(verdict)} {conclusion(verdict)}".lstrip()
+
+
+def numbers(verdict: Verdict) -> str:
+    """What an arm gained for what, and what the same cost buys otherwise; "" where nothing is known yet."""
     question, gain = verdict.question, verdict.gain
     if gain is None:
-        return (
-            f"{question.arm}: no verdict, for it and {question.reference} have no finished seed in common yet."
-            if question.reference
-            else f"{question.arm}: no verdict, for it has no baseline."
-        )
+        return ""
     over = f" over {question.reference}, each at its best learning rate" if question.best_rates else ""
     parts = [f"{question.arm}{over}: {points(gain)} over {_seeds(gain.n)}{_cost(verdict)}"]
     if verdict.equal_cost:
@@ -39,7 +41,7 @@ def sentence(verdict: Verdict) -> str:
         parts.append(f"on a bigger backbone: {_short(verdict.bigger)}")
     if verdict.margin:
         parts.append(f"{question.arm} over longer training: {_short(verdict.margin)}")
-    return f"{'; '.join(parts)}. {conclusion(verdict)}"
+    return f"{'; '.join(parts)}."
 
 
 def conclusion(verdict: Verdict) -> str:
@@ -47,6 +49,8 @@ def conclusion(verdict: Verdict) -> str:
     arm, detect = verdict.question.arm, f"{verdict.detect:g} AP"
     remarks = "".join(f" But {x}." for x in verdict.remarks)
     found = verdict.margin or verdict.gain
+    if found is None:
+        return f"{arm}: no verdict, for it and its baseline have no finished seed in common yet."
     if verdict.answer == "worth it":
         return f"{arm} is worth it here.{remarks}"
     if verdict.answer == "gain":
@@ -54,7 +58,7 @@ def conclusion(verdict: Verdict) -> str:
             f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
             f"{remarks}"
         )
-    if verdict.answer == "not worth it" and found and found.high is not None:
+    if verdict.answer == "not worth it" and found.high is not None:
         if found.high < 0:
             why = "longer training is the better use of that cost" if verdict.margin else "it loses AP"
         else:
@@ -69,9 +73,11 @@ def reasons(verdict: Verdict) -> list[str]:
     if verdict.obstacles:
         return list(verdict.obstacles)
     found = verdict.margin or verdict.gain
-    if found is None or found.n < FEW_SEEDS:
-        there = "none" if found is None else _seeds(found.n)
-        return [f"{there} tells nothing of the spread between seeds, {FEW_SEEDS} are the least"]
+    if found is None:
+        return []
+    if found.n < FEW_SEEDS:
+        tell = "tells" if found.n == 1 else "tell"
+        return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, {FEW_SEEDS} are the least"]
     against = "longer training" if verdict.margin else "the baseline"
     text = f"the difference to {against} may be nothing, or {verdict.detect:g} AP and more"
     if verdict.more_seeds is None:
@@ -115,15 +121,38 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
     return [x for x in lines if x]
 
 
-def summary(records: Sequence[Record], directory: Path) -> list[str]:
-    """The verdicts of a directory and their notes, a line each, and the command to run next."""
+class Said(NamedTuple):
+    """A verdict in words."""
+
+    numbers: str
+    conclusion: str
+
+
+class Summary(NamedTuple):
+    """What a directory says: its verdicts, notes on them, and the command to run next."""
+
+    verdicts: list[Said]
+    notes: list[str]
+    next: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [
+            *(" ".join(x).lstrip() for x in self.verdicts),
+            *self.notes,
+            *([f"next: {self.next}"] if self.next else []),
+        ]
+
+
+def summary(records: Sequence[Record], directory: Path) -> Summary:
+    """What the records of ``directory`` say so far."""
     there = asked(directory, records)
     found = verdicts(records, there)
-    lines = [line for verdict in found for line in (sentence(verdict), *notes(verdict, there))]
+    noted = [line for verdict in found for line in notes(verdict, there)]
     subjects = {short_name(x.question.arm, x.question.reference) for x in found}
-    lines += across_lines(records, subjects) if len(found) > 1 else []
-    command = next_command(found, directory)
-    return [*dict.fromkeys(lines), *([f"next: {command}"] if command else [])]
+    noted += across_lines(records, subjects) if len(found) > 1 else []
+    said = [Said(numbers(x), conclusion(x)) for x in found]
+    return Summary(said, list(dict.fromkeys(noted)), next_command(found, directory))
 
 
 def next_command(found: Sequence[Verdict], directory: Path) -> str:
@@ -138,7 +167,7 @@ def next_command(found: Sequence[Verdict], directory: Path) -> str:
                 # Where the arms stand at other rates, or at other lengths, tells which of them holds an arm back.
                 grid = "learning-rate" if any("rate" in x for x in verdict.obstacles) else "schedule-length"
                 other = spec.model_copy(
-                    update={"grid": grid, "arms": tuple(_every(grid, spec.preset)), "seeds": max(spec.seeds, 3),
+                    update={"grid": grid, "arms": tuple(_usual(grid, spec.preset)), "seeds": max(spec.seeds, 3),
                             "looks": (), "steps": {}, "extra": type(spec.extra)()}
                 )  # fmt: skip
                 return "" if spec.grid == grid else command_of(other, f"results/{other.label}")
@@ -156,10 +185,10 @@ def next_command(found: Sequence[Verdict], directory: Path) -> str:
     return ""
 
 
-def _every(name: str, size: str) -> list[str]:
+def _usual(name: str, size: str) -> list[str]:
     from lgd.config.grids import grid
 
-    return [arm.name for arm in grid(name, size).arms]
+    return [arm.name for arm in grid(name, size).arms if not arm.skipped and not arm.on_request]
 
 
 def points(difference: Difference) -> str:

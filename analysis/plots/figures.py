@@ -14,9 +14,12 @@ from analysis.plots.costs import cost_stack, pareto
 from analysis.plots.hours import ap_against_hours, performance_profile
 from analysis.plots.scores import classes, curves, gains, loss_weights
 from analysis.plots.style import STYLE, WIDE, Layout, save
+from analysis.plots.teachers import label_signal
 from analysis.plots.tuning import learning_rates, schedule_lengths
+from analysis.plots.verdict import gain_against_cost
 
 FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
+    "gain-against-cost": gain_against_cost,
     "pareto": pareto,
     "gains": gains,
     "cost": cost_stack,
@@ -27,6 +30,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "schedule-length": schedule_lengths,
     "profile": performance_profile,
     "classes": classes,
+    "label-signal": label_signal,
 }
 
 

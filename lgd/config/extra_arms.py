@@ -61,6 +61,7 @@ def _added(grid: Grid, extra: ExtraArms, base: Experiment) -> Iterator[Arm]:
             big = replace(
                 reference, name=f"bigger {reference.name}", changes={**reference.changes, **larger},
                 question=f"on {larger['detector.backbone.name']}", reference=reference.name, training=None,
+                on_request=arm.on_request,
             )  # fmt: skip
             if big.name not in arms:
                 arms[big.name] = big
@@ -73,6 +74,7 @@ def _equal_cost(trained: Arm, arm: Arm, reference: str) -> Arm:
     return replace(
         trained, name=f"{trained.name} at the cost of {arm.name}", question=f"for as many device-seconds as {arm.name}",
         time_budget_from=arm.name, steps_from=trained.name, reference=reference, training=None, answers=False,
+        on_request=arm.on_request,
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_too_few_seeds_says_how_many_more(make_record: MakeRecord, directory: Pa
     assert f"about {verdict.more_seeds} more seeds ({5 + verdict.more_seeds} in all) would tell with 80% power" in text
     assert f"--seeds {5 + verdict.more_seeds}" in next_command([verdict], directory)
     two = [x for x in records if x.experiment.seed < 2]
-    assert "2 seeds tells nothing of the spread" in sentence(_one(two, directory))
+    assert "2 seeds tell nothing of the spread" in sentence(_one(two, directory))
     assert _one(two, directory).more_seeds is None
     alone = [x for x in records if x.arm == "LGD"]
     assert "no finished seed in common" in sentence(_one(alone, directory))
@@ -178,7 +178,7 @@ def test_the_baseline_twice(make_record: MakeRecord, directory: Path) -> None:
         for seed, x in enumerate(_arm(make_record, "baseline again", 30.1, method__name="baseline"))
     ]
     records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *second]
-    lines = summary(records, directory)
+    lines = summary(records, directory).notes
     assert "A difference of nothing looks like this here: +0.1 AP [-0.1, +0.3] (baseline twice, 5 seeds each)." in lines
 
 
@@ -190,7 +190,7 @@ def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tm
     assert (verdict.question.arm, verdict.question.best_of) == ("arm 4", 5)
     assert verdict.gain is not None
     assert verdict.gain.confidence == pytest.approx(0.99)
-    assert "the best of 5 arms" in summary(records, tmp_path)[1]
+    assert "the best of 5 arms" in summary(records, tmp_path).notes[0]
 
 
 def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Path) -> None:
@@ -204,7 +204,7 @@ def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Pa
     assert looked.gain.low is not None
     assert once.gain.low is not None
     assert looked.gain.low < once.gain.low
-    assert "Looked at after 3, 5, 7 seeds" in summary(records, directory)[1]
+    assert "Looked at after 3, 5, 7 seeds" in summary(records, directory).notes[0]
 
 
 def test_each_arm_at_its_best_rate(make_record: MakeRecord, directory: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_verdict_loads_neither_torch_nor_pandas() -> None:
         "import sys; from pathlib import Path; from analysis.load import load_records;"
         " from analysis.verdict_text import summary;"
         " directory = Path('benchmarks/results/evidence-bccd_tiny_2cores_2026-11-25');"
-        " assert any('RetinaNet LGD: ' in x for x in summary(load_records(directory), directory));"
+        " assert any('RetinaNet LGD: ' in x for x in summary(load_records(directory), directory).lines);"
         " print(sorted({'torch', 'pandas', 'matplotlib', 'scipy.stats'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[3]

@@ -1,0 +1,45 @@
+"""The figure of what a teacher makes of its labels, module by module, while it is trained."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from analysis.load import Run, arm_of
+from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
+
+LEAST = 1e-4
+"""Where the log scale ends: what is below has no labels left in it."""
+
+
+def label_signal(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
+    """How far the outputs of each module of the teacher follow the labels, against the steps; means over the seeds.
+
+    Of the first arm that measured it. None where none did.
+    """
+    measured = [run.record for run in runs if any(x.label_signal for x in run.record.evaluations)]
+    if not measured:
+        return None
+    arm = arm_of(measured[0])
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for point in (x for record in measured if arm_of(record) == arm for x in record.evaluations):
+        for stage, value in point.label_signal.items():
+            found[stage][point.step].append(max(value, LEAST))
+    figure = new_figure(layout.width, 3.4)
+    axes = figure.subplots()
+    for i, (stage, values) in enumerate(found.items()):
+        steps = sorted(values)
+        axes.plot(
+            steps, [fmean(values[x]) for x in steps], color=COLOURS[i % 8], marker=MARKERS[i % 8], markersize=4,
+            label=stage.replace("_", " "),
+        )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_ylabel("relative change")
+    set_xlabel(axes, "training step", layout)
+    axes.grid(color="0.92", linewidth=0.8)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=layout.columns)
+    set_title(figure, f"{shorten(arm, 40)}: what is left of the labels when each is exchanged", runs, layout)
+    return figure

@@ -1,0 +1,85 @@
+"""Teachers beside their students: is there anything to learn from them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from analysis.load import arm_of, by_seed, finished, score, teacher_ap
+from analysis.render import MISSING, TextTable, number, signed
+from lgd.results.record import EvaluationPoint, Record
+
+NEVER = "†"
+"""Marks the teacher's AP of an arm whose teacher never got better than its student."""
+
+
+def arms_with_teacher(records: Sequence[Record]) -> list[str]:
+    """The arms whose teacher was watched or evaluated, in the order of their records."""
+    return list(
+        dict.fromkeys(
+            arm_of(x)
+            for x in records
+            if x.status == "finished" and (teacher_ap(x) is not None or x.teacher_beat_student is not None)
+        )
+    )
+
+
+def never_ahead(records: Sequence[Record], arm: str) -> bool:
+    """Whether no run of ``arm`` that tells had a teacher that was ever better than its student."""
+    known = [x.teacher_beat_student for x in records if arm_of(x) == arm and x.status == "finished"]
+    told = [x for x in known if x is not None]
+    return bool(told) and not any(told)
+
+
+def teacher_notes(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
+    """A line on the arms whose teacher never got better than its student; none where there is no such arm."""
+    never = [arm for arm in arms if never_ahead(records, arm)]
+    if not never:
+        return []
+    which = "this arm says" if len(never) == 1 else "these arms say"
+    return [
+        f"{NEVER} The teacher never beat the student in {', '.join(never)}: {which} nothing for or against the method"
+        " at full length."
+    ]
+
+
+def teachers_text(records: Sequence[Record]) -> TextTable | None:
+    """AP of teacher and student in the end, and what the teacher makes of its labels; None without a teacher."""
+    arms = arms_with_teacher(records)
+    if not arms:
+        return None
+    rows = []
+    for arm in arms:
+        runs = finished(records, arm)
+        own, of_teacher = by_seed(runs, score("AP")), by_seed(runs, teacher_ap)
+        lead = [of_teacher[seed] - own[seed] for seed in of_teacher if seed in own]
+        told = [x.teacher_beat_student for x in runs.values() if x.teacher_beat_student is not None]
+        last = [x.evaluations[-1] for x in runs.values() if x.evaluations]
+        rows.append(
+            [
+                arm,
+                str(len(runs)),
+                number(fmean(own.values())) if own else MISSING,
+                number(fmean(of_teacher.values())) if of_teacher else MISSING,
+                signed(fmean(lead)) if lead else MISSING,
+                f"{sum(told)} of {len(told)}" if told else MISSING,
+                _mean(last, "attention"),
+                _mean(last, "label_use"),
+            ]
+        )
+    return TextTable(
+        title="Teachers and their students",
+        header=["arm", "seeds", "AP", "teacher AP", "lead", "ever ahead", "own label", "label use"],
+        rows=rows,
+        notes=[
+            "lead: the teacher's AP over its student's in the end. ever ahead: seeds in which the teacher was better at"
+            " any time while training. own label: how much an object attends to its own label, 0 (to all alike) to 1."
+            " label use: how far the teacher's features follow the objects' classes, 0 to 1.",
+            *teacher_notes(records, arms),
+        ],
+    )
+
+
+def _mean(points: Sequence[EvaluationPoint], name: str) -> str:
+    values = [x for point in points if (x := getattr(point, name)) is not None]
+    return number(fmean(values), 2) if values else MISSING
