@@ -214,8 +214,17 @@ def description(detector: nn.Module, settings: Detector, weights: str) -> str:
     bottom_up = bottom_up_path(detector, settings) or "not known (detector.bottom_up)"
     return (
         f"detector {settings.label}: {type(detector).__name__}, predicts {what}; levels {listed}{same};"
-        f" bottom-up network {bottom_up}; {images}; weights {weights}"
+        f" bottom-up network {bottom_up}; {images}; weights {weights}{_frozen(detector, weights)}"
     )
+
+
+def _frozen(detector: nn.Module, weights: str) -> str:
+    """What is never trained, where there is any: all the more to be seen where it has random values."""
+    parameters = list(detector.parameters())
+    count = sum(not p.requires_grad for p in parameters)
+    if not count:
+        return ""
+    return f"; {count} of {len(parameters)} parameters never trained" + (", random values" if weights == "none" else "")
 
 
 def _line(error: Exception) -> str:

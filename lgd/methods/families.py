@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torchvision
 from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import nn
 
@@ -14,4 +15,4 @@ def family(detector: nn.Module) -> Family:
     """``rcnn`` with heads for regions, ``fcos`` for FCOS and its subclasses (ATSS, POTO), else ``retinanet``."""
     if hasattr(detector, "roi_heads"):
         return "rcnn"
-    return "fcos" if isinstance(detector, FCOS) else "retinanet"
+    return "fcos" if isinstance(detector, (FCOS, torchvision.models.detection.FCOS)) else "retinanet"

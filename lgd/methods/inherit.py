@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from lgd.config.detector import Detector
 from lgd.config.frozen_teacher import Inherit
+from lgd.detectors.model_layout import bottom_up_path
 from lgd.errors import InputError
 
 BACKBONE, BOTTOM_UP = "backbone.", "backbone.bottom_up."
@@ -21,8 +23,12 @@ def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) ->
     """
     if what == "none":
         return
-    own = student.state_dict()
-    names = [x for x in own if is_pyramid(x) or (what == "fpn_and_head" and not x.startswith(BACKBONE))]
+    own, below = student.state_dict(), bottom_up_path(student, Detector())
+    if below is None:
+        raise InputError(f"method.inherit={what}: the pyramid of a {type(student).__name__} is not known from the rest")
+    pyramid = [x for x in own if x.startswith(BACKBONE) and not x.startswith(f"{below}.")]
+    head = [x for x in own if not x.startswith(BACKBONE)] if what == "fpn_and_head" else []
+    names = [*pyramid, *head]
     for name in names:
         found = weights.get(name)
         if found is None or found.shape != own[name].shape:

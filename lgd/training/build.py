@@ -236,7 +236,8 @@ def build_model(
     are to be one; for dry builds only.
     """
     shared = shared or NoSharing()
-    key = (num_classes, experiment.compile, experiment.memory_format)
+    sizes = () if experiment.detector.is_built_in else (experiment.data.test_size, experiment.data.max_size)
+    key = (num_classes, experiment.compile, experiment.memory_format, *sizes)
 
     def make_student(added: int = 0) -> nn.Module:
         torch.manual_seed(experiment.seed + added)
