@@ -24,8 +24,8 @@ ColorOrder = Literal["BGR", "RGB"]
 PROBE_SIDE = 256
 """Side in pixels of the image with which levels are found; at least one cell of a level of stride 128."""
 
-PYRAMIDS = ("bottom_up", "net", "body")
-"""Where detectron2's FPN, its SimpleFeaturePyramid and torchvision's BackboneWithFPN keep the network below them."""
+PYRAMIDS = ("bottom_up", "net", "body", "features")
+"""Where detectron2's FPN, its SimpleFeaturePyramid, torchvision's BackboneWithFPN and its SSD keep the network below."""
 
 WHOLE_BACKBONES = (ResNet, ViT, MViT, SwinTransformer, RegNet)
 """Backbones of detectron2 without a pyramid: bottom-up networks themselves."""

@@ -11,8 +11,8 @@ from lgd.config.frozen_teacher import Inherit
 from lgd.detectors.model_layout import bottom_up_path
 from lgd.errors import InputError
 
-BACKBONE, BOTTOM_UP = "backbone.", "backbone.bottom_up."
-"""Prefixes of detectron2's names for a detector's pyramid and for the network below it."""
+BACKBONE = "backbone."
+"""Prefix of the names of a detector's pyramid and of the network below it."""
 
 
 def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) -> None:
@@ -38,7 +38,3 @@ def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) ->
             )
     student.load_state_dict({name: weights[name] for name in names}, strict=False)
 
-
-def is_pyramid(name: str) -> bool:
-    """Whether a parameter's name is one of the FPN's own."""
-    return name.startswith(BACKBONE) and not name.startswith(BOTTOM_UP)
