@@ -25,7 +25,7 @@ PROBE_SIDE = 256
 """Side in pixels of the image with which levels are found; at least one cell of a level of stride 128."""
 
 PYRAMIDS = ("bottom_up", "net", "body", "features")
-"""Where detectron2's FPN, its SimpleFeaturePyramid, torchvision's BackboneWithFPN and its SSD keep the network below."""
+"""Where detectron2's FPN and SimpleFeaturePyramid, torchvision's BackboneWithFPN and SSD keep the network below."""
 
 WHOLE_BACKBONES = (ResNet, ViT, MViT, SwinTransformer, RegNet)
 """Backbones of detectron2 without a pyramid: bottom-up networks themselves."""

@@ -37,4 +37,3 @@ def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) ->
                 f"method.inherit={what}: the student cannot start from the teacher's weights, {name} {there}"
             )
     student.load_state_dict({name: weights[name] for name in names}, strict=False)
-
