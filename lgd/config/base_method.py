@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from lgd.config.detector import Detector
 from lgd.config.phases import Phases
+from lgd.config.published import Published
 from lgd.config.schedule import Schedule
 from lgd.config.settings import NonNegative, Settings
 
@@ -58,6 +59,8 @@ class Method(Settings):
     """Whether the student learns from anything but the labels."""
     has_teacher_ap: ClassVar[bool] = False
     """Whether the student's head is trained on the teacher's features too, so that these can be evaluated."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """What its authors report. Of our own methods lgd/config/paper.yaml has it."""
     teacher_steps_key: ClassVar[str] = ""
     """The setting that holds the steps of the training before (``method.teacher.steps``), where there is one."""
     keeps_teacher: ClassVar[bool] = False

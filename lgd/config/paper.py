@@ -12,6 +12,8 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from lgd.config.experiment import Settings, explain
+from lgd.config.method import method_class
+from lgd.config.published import Published
 from lgd.errors import InputError
 
 DetectorName = Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"]
@@ -185,6 +187,8 @@ class Paper(Settings):
     sources: dict[Literal["abstract", "poster", "readme"], str]
     metrics: dict[MetricName, Metric]
     tables: dict[str, Table]
+    published: tuple[Published, ...] = ()
+    """What other methods' authors report."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -195,6 +199,11 @@ class Paper(Settings):
             if missing:
                 raise ValueError(f"tables.{name}: metric {missing[0]} is not among the metrics")
         return self
+
+    def published_of(self, method: str) -> tuple[Published, ...]:
+        """What a method's authors report: the figures here, and those that its class brings."""
+        here = tuple(x for x in self.published if x.method == method)
+        return (*here, *method_class(method).published)
 
     def first_value(
         self, training: Training, metric: str, exclude_tables: Iterable[str] = ()
@@ -210,7 +219,8 @@ class Paper(Settings):
 def read(path: Traversable) -> Paper:
     """Read a file of that form. Raises InputError, one line, naming the file and the place in it."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # libyaml takes a tenth of the time of the parser in Python, which every command would wait for.
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
