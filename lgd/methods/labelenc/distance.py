@@ -1,4 +1,4 @@
-"""LabelEnc's distance, the same in both stages (LabelEnc, section 3.2)."""
+"""LabelEnc's distance, the same in both stages (LabelEnc, section 3)."""
 
 from __future__ import annotations
 

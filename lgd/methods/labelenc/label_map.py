@@ -1,4 +1,4 @@
-"""The map of labels that LabelEnc's encoder reads (LabelEnc, section 3.2).
+"""The map of labels that LabelEnc's encoder reads (LabelEnc, section 3).
 
 Shape suffixes: B images, T objects of all images together, K classes, (H, W) the padded batch image in pixels.
 """

@@ -21,7 +21,7 @@ EPS = 1e-6
 class PearsonDistance(nn.Module):
     """Half the mean squared error between standardised features, summed over the finest ``levels`` levels.
 
-    It is 1 - r for the Pearson correlation r of the channels (section 3.3), but for the factor (n - 1) / n of n values.
+    It is 1 - r for the Pearson correlation r of the channels (section 3), but for the factor (n - 1) / n of n values.
     It has no parameters.
     """
 
