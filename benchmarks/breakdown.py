@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +23,16 @@ from lgd.signals import exit_on_interrupt
 with exit_on_interrupt():
     from benchmarks.contention import contention_note, other_load
     from benchmarks.options import (
+        Benchmark,
         add_training_arguments,
         experiment_from,
         images_from,
         output_stem,
-        run_command,
         with_method,
         write_results,
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import SyntheticImages, TimerSpec, stages
-    from lgd.cli import Parser, examples
     from lgd.config.method import BUILT_IN
     from lgd.errors import InputError
 
@@ -58,17 +56,6 @@ EXAMPLES = (
 
 CHUNK = 4
 """Steps that are profiled, or timed as a whole, before it is the other's turn."""
-
-
-def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return run_command(parser(prog), run, arguments)
-
-
-def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
-    add_arguments(found)
-    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +244,9 @@ def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any
         **provenance_columns(),
     }
 
+
+_COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)
+main, parser = _COMMAND.main, _COMMAND.parser
 
 if __name__ == "__main__":
     sys.exit(main())

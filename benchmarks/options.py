@@ -10,12 +10,13 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timer_spec import SyntheticImages
-from lgd.cli import Parser, exit_status, typed
+from lgd.cli import Parser, examples, exit_status, typed
 from lgd.config.experiment import split_assignment
 from lgd.config.method import BUILT_IN
 from lgd.config.paper import DETECTORS
@@ -34,19 +35,34 @@ COCO_OBJECTS = 7.3
 """Mean number of annotations an image of COCO's train2017 (860,001), of its images with any (117,266)."""
 
 
-def run_command(
-    parser: Parser, run: Callable[[argparse.Namespace, str], int], arguments: Sequence[str] | None = None
-) -> int:
-    """``main`` of a benchmark. Exit status: 0 measured, 2 wrong input, 130 interrupted.
+@dataclass(frozen=True)
+class Benchmark:
+    """The command line of a benchmark: what its module gives as ``main`` and ``parser``.
 
-    run: gets the options, and what was typed, which is kept beside the results.
+    prog: as a file of this repository. run: gets the options, and what was typed, which is kept beside the results.
     """
 
-    def command() -> int:
-        line = shlex.join([*typed(parser.prog).split(), *(sys.argv[1:] if arguments is None else arguments)])
-        return run(parser.parse_args(arguments), line)
+    prog: str
+    description: str
+    examples: Sequence[str]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, str], int]
 
-    return exit_status(command)
+    def parser(self, prog: str = "") -> Parser:
+        prog = prog or self.prog
+        found = Parser(prog=prog, description=self.description, epilog=examples(prog, *self.examples))
+        self.add_arguments(found)
+        return found
+
+    def main(self, arguments: Sequence[str] | None = None, prog: str = "") -> int:
+        """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+
+        def command() -> int:
+            parser = self.parser(prog)
+            line = shlex.join([*typed(parser.prog).split(), *(sys.argv[1:] if arguments is None else arguments)])
+            return self.run(parser.parse_args(arguments), line)
+
+        return exit_status(command)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +20,18 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from benchmarks.options import (
+        Benchmark,
         add_training_arguments,
         csv_path,
         experiment_from,
         images_from,
         output_stem,
         read_results,
-        run_command,
         with_method,
         write_results,
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
-    from lgd.cli import Parser, examples
     from lgd.config.method import BUILT_IN, method_class
 
 if TYPE_CHECKING:
@@ -59,17 +57,6 @@ COLUMNS = (
     *("torch", "git_commit", "started", "command"),
 )
 """Columns that the table needs."""
-
-
-def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 counted, 2 wrong input, 130 interrupted."""
-    return run_command(parser(prog), run, arguments)
-
-
-def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
-    add_arguments(found)
-    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +179,9 @@ def markdown(frame: pd.DataFrame, limits: dict[str, Any], precision: str) -> str
     ]
     return "\n".join([pipe_table(header, rows), "", *(f"- {x}" for x in notes), ""])
 
+
+_COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)
+main, parser = _COMMAND.main, _COMMAND.parser
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,6 +24,7 @@ from lgd.signals import exit_on_interrupt
 with exit_on_interrupt():
     from benchmarks.contention import other_load
     from benchmarks.options import (
+        Benchmark,
         add_timing_arguments,
         add_training_arguments,
         check_timing,
@@ -31,12 +32,10 @@ with exit_on_interrupt():
         experiment_from,
         images_from,
         output_stem,
-        run_command,
         write_results,
     )
     from benchmarks.timer_process import TimerProcess
     from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
-    from lgd.cli import Parser, examples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,17 +70,6 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.arm}, {self.side}"
-
-
-def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return run_command(parser(prog), run, arguments)
-
-
-def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
-    add_arguments(found)
-    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +208,9 @@ def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any
         **provenance_columns(),
     }
 
+
+_COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)
+main, parser = _COMMAND.main, _COMMAND.parser
 
 if __name__ == "__main__":
     sys.exit(main())
