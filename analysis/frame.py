@@ -152,6 +152,7 @@ def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 _TEXT = (
     *("setting", "method", "metric", "reported_where", "mark", "skipped", "arm", "data", "device", "quantity", "unit"),
+    *("reference", "teacher", "gate", "inherit", "authors_inherit", "published", "ended"),
 )
 _DTYPES = {**dict.fromkeys(_TEXT, "string"), "seeds": "Int64", "pairs": "Int64", "front": "boolean"}
 

@@ -13,6 +13,7 @@ from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.grid_runs import nearest_preset
 from analysis.image_intervals import over_images
 from analysis.load import Run
+from analysis.methods_table import methods_table, methods_text
 from analysis.noise_floor import noise_floor, noise_floor_text
 from analysis.paper_costs import costs, costs_text
 from analysis.paper_scores import comparison, comparison_text
@@ -23,6 +24,7 @@ from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tunin
 from analysis.variants import Variant, variants
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
+from lgd.config.methods_grid import METHODS, METHODS_BY_COST
 from lgd.config.pays_grid import PAYS
 from lgd.errors import InputError
 
@@ -59,6 +61,10 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
         kept, others = nearest_preset(own) if own else ([], [])
         text = tuning_text(name, grid(name).title, kept)
         return tuning(name, kept), replace(text, notes=[*text.notes, *_left_out(others)])
+    if name in (METHODS, METHODS_BY_COST):
+        own = [run for run in runs if run.record.grid == name]
+        frame = methods_table(own, name)
+        return frame, with_notes_on_hours(methods_text(own, name, frame), own)
     if name == "noise-floor":
         frame = noise_floor(runs)
         return frame, noise_floor_text(frame)

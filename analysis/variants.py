@@ -30,7 +30,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
     """
     described = [settings(identity(run.record.experiment)) for run in runs]
     differing = differing_keys([arm_of(run.record) for run in runs], described)
-    labels = [", ".join(f"{key}={values[key]}" for key in differing) for values in described]
+    labels = [", ".join(f"{key}={values[key]}" for key in differing if key in values) for values in described]
     found = []
     for label in sorted(set(labels)):
         variant = Variant(label, ())

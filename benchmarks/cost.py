@@ -1,16 +1,17 @@
 """Times a training step of each method and derives the paper's Table 7 from it.
 
-The plain detector, LGD, FGFI while it distils and the training of FGFI's teacher each have a process that keeps its
-model. They are timed one at a time, in turn, round after round, every second round in reverse order, so that drift
-of the machine affects all alike. LGD with its backbone frozen and FGFI before its distillation begins are timed
-separately and count by their share of the schedule. Batches are synthetic and in memory, so loading is not measured.
+The plain detector, each method and each training that a method needs before (a frozen teacher's, a label encoder's)
+have a process that keeps its model. They are timed one at a time, in turn, round after round, every second round in
+reverse order, so that drift of the machine affects all alike. LGD with its backbone frozen and methods before their
+distillation begins are timed separately and count by their share of the schedule. Batches are synthetic and in memory,
+so loading is not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from lgd.signals import exit_on_interrupt
 with exit_on_interrupt():
     from benchmarks.contention import other_load
     from benchmarks.options import (
+        Benchmark,
         add_timing_arguments,
         add_training_arguments,
         check_timing,
@@ -28,12 +30,11 @@ with exit_on_interrupt():
         images_from,
         output_stem,
         per_device,
-        run_command,
+        with_method,
         write_results,
     )
     from benchmarks.timer_process import TimerProcess
     from benchmarks.timer_spec import StepTimes, SyntheticImages, TimerSpec, stages
-    from lgd.cli import Parser, examples
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,25 +47,17 @@ DESCRIPTION = "Time a training step of each method and derive the paper's Table 
 EXAMPLES = (
     " # tiny, on the CPU: a minute or two",
     "--preset paper --precision bf16  # R-50, FGFI's teacher R-101, shorter side 800",
+    "--methods all  # every method that the detector can be trained with",
     "--preset paper --detector faster_rcnn --devices 8 --price-per-gpu-hour 2.5",
     "--table benchmarks/results/FILE.csv  # print the table again, without measuring",
 )
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return run_command(parser(prog), run, arguments)
-
-
-def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
-    add_arguments(found)
-    return found
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add = parser.add_argument
+    add("--methods", metavar="NAMES",
+        help="all, or names separated by commas, beside the baseline (default: fgfi and lgd)")  # fmt: skip
     add("--schedule-steps", type=int, metavar="N", help="steps of the training that the hours are for")
     add("--devices", type=int, metavar="N", help="how many share the batch (default: 1); one of them is measured")
     add_timing_arguments(parser, rounds=5)
@@ -82,7 +75,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         raise InputError("--table takes a measurement as it is: leave out --devices and --schedule-steps")
     check_timing(options)
     # Lazy: pandas takes as long to import as --help may take.
-    from benchmarks.table7 import markdown, read
+    from benchmarks.table7 import PRETRAINING, markdown, read
 
     if options.table:
         print(markdown(read(options.table), price))
@@ -91,27 +84,73 @@ def run(options: argparse.Namespace, command: str) -> int:
     if options.schedule_steps is not None:
         experiment = experiment.override({"schedule.steps": options.schedule_steps})
     devices = 1 if options.devices is None else options.devices
-    share, images = per_device(experiment, devices), images_from(options, experiment)
+    images = images_from(options, experiment)
+    trainings = {
+        name: per_device(with_method(options, experiment, name), devices)
+        for name in chosen_methods(options, experiment)
+    }
     output = csv_path(options.output, output_stem("cost", options, experiment))
     described = {"preset": options.preset, "devices": devices, **_described(experiment, images), "command": command}
-    frame = _frame(measure(variants(share), images, options.rounds, options.drop, options.steps), described)
+    by_name, before = with_pretrainings(trainings)
+    described["teacher_backbone"] = _teacher_backbone(by_name)
+    rows = measure(by_name, images, options.rounds, options.drop, options.steps)
+    frame = _frame([{**row, PRETRAINING: before.get(row["method"], "")} for row in rows], described)
     text = markdown(frame, price)
     write_results(frame, output, text)
     print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
     return 0
 
 
-def variants(experiment: Experiment) -> dict[str, Experiment]:
-    """Trainings to measure, by their name in table7.METHODS. Raises InputError where a method cannot be trained."""
-    by_name = {name: experiment.override({"method.name": name}) for name in ("baseline", "fgfi", "lgd")}
-    teacher = by_name["fgfi"].teacher
-    assert teacher is not None
-    return {
-        "baseline": by_name["baseline"],
-        "fgfi": by_name["fgfi"],
-        "fgfi teacher": teacher,
-        "lgd": by_name["lgd"],
-    }
+def chosen_methods(options: argparse.Namespace, experiment: Experiment) -> list[str]:
+    """The methods that ``--methods`` names, the baseline first; of all, those that the detector can be trained with.
+
+    Raises InputError for one that is not known.
+    """
+    from benchmarks.table7 import BASELINE, METHODS
+    from lgd.config.method import BUILT_IN, method_class
+    from lgd.config.pays_grid import FIRST_STAGES
+
+    if options.methods is None:
+        return list(METHODS)
+    if options.methods == "all":
+        each = [x for x in BUILT_IN if x not in FIRST_STAGES]
+        return [x for x in each if not method_class(x)(name=x).refusal(experiment.detector, experiment.schedule)]
+    named = [x.strip() for x in options.methods.split(",") if x.strip()]
+    for name in named:
+        method_class(name)
+    return list(dict.fromkeys([BASELINE, *named]))
+
+
+def with_pretrainings(trainings: Mapping[str, Experiment]) -> tuple[dict[str, Experiment], dict[str, str]]:
+    """Trainings to measure by name, with those that methods need before, each once; and those by method.
+
+    One that several methods need, or that is measured itself, is measured under its first name.
+    """
+    from benchmarks.table7 import TEACHER
+
+    by_name: dict[str, Experiment] = {}
+    before: dict[str, str] = {}
+    for name, experiment in trainings.items():
+        by_name[name] = experiment
+        teacher = experiment.teacher
+        if teacher is None:
+            continue
+        same = [x for x, other in by_name.items() if _same_steps(other, teacher)]
+        before[name] = same[0] if same else f"{name}{TEACHER}"
+        by_name.setdefault(before[name], teacher)
+    return by_name, before
+
+
+def _same_steps(one: Experiment, other: Experiment) -> bool:
+    """Whether two trainings differ in nothing that a step's time depends on."""
+    neutral = {"seed": 0, "evaluation.every": 0, "evaluation.teacher": False}
+    return one.override(neutral) == other.override(neutral)
+
+
+def _teacher_backbone(by_name: Mapping[str, Experiment]) -> str:
+    """Of the frozen detectors, separated by commas; "none" without any."""
+    found = [x.method.teacher_detector(x.detector) for x in by_name.values()]
+    return ", ".join(dict.fromkeys(_network(x.backbone) for x in found if x is not None)) or "none"
 
 
 def measure(
@@ -159,7 +198,6 @@ def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any
     return {
         "detector": experiment.detector.name,
         "backbone": _network(experiment.detector.backbone),
-        "teacher_backbone": _network(experiment.method.fgfi.backbone),
         "batch": experiment.schedule.batch,
         "accumulate": experiment.schedule.accumulate,
         "height": height,
@@ -180,6 +218,9 @@ def _network(backbone: Any) -> str:
     )
     return " ".join(x for x in parts if x)
 
+
+_COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)
+main, parser = _COMMAND.main, _COMMAND.parser
 
 if __name__ == "__main__":
     sys.exit(main())

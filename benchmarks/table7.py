@@ -12,19 +12,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import pandas as pd
 
 from analysis.render import MISSING, pipe_table
 from benchmarks.contention import contention_note
 from benchmarks.options import read_results
+from lgd.config.method import method_class
 from lgd.config.paper import METHODS as NAMES
 from lgd.config.paper import MethodName, MetricName, paper
 from lgd.errors import InputError
 from lgd.results import provenance
 
-METHODS = ("baseline", "fgfi", "fgfi teacher", "lgd")
-"""Measured trainings; 'fgfi teacher' is FGFI's pre-training."""
+BASELINE, FGFI = "baseline", "fgfi"
+METHODS = (BASELINE, FGFI, "lgd")
+"""Methods that are measured unless others are asked for."""
+
+TEACHER = " teacher"
+"""Ends the name of a training that a method needs before: 'fgfi teacher' is FGFI's pre-training."""
+
+PRETRAINING = "pretraining"
+"""Column of a CSV: the training that a method needs before, by its name; absent in older ones, where it is the one with
+the method's name and TEACHER."""
 
 TABLE = "table7"
 HOURS: tuple[MetricName, ...] = ("pretraining_hours", "overall_hours", "method_hours")
@@ -97,7 +107,9 @@ def read(path: Path) -> pd.DataFrame:
 
 def check(frame: pd.DataFrame, name: str) -> None:
     """Raise InputError unless every method is there, with each of its stages once in every round."""
-    absent = [x for x in METHODS if x not in set(frame["method"])]
+    measured = set(frame["method"])
+    wanted = {BASELINE, *pretrainings(frame).values()} | ({"fgfi teacher"} if FGFI in measured else set())
+    absent = [x for x in (BASELINE, *sorted(wanted)) if x not in measured]
     if absent:
         raise InputError(f"{name}: nothing measured of {absent[0]!r}")
     rounds = set(frame["round"])
@@ -106,23 +118,34 @@ def check(frame: pd.DataFrame, name: str) -> None:
             raise InputError(f"{name}: {method} ({stage}) was not measured once in each of the {len(rounds)} rounds")
 
 
+def pretrainings(frame: pd.DataFrame) -> dict[str, str]:
+    """The training that each method needs before, by method; methods that need none are left out."""
+    if PRETRAINING in frame:
+        named = frame[["method", PRETRAINING]].drop_duplicates()
+        return {x.method: x.pretraining for x in named.itertuples() if isinstance(x.pretraining, str) and x.pretraining}
+    names = dict.fromkeys(frame["method"])
+    return {name: f"{name}{TEACHER}" for name in names if f"{name}{TEACHER}" in names}
+
+
 def costs(frame: pd.DataFrame) -> dict[str, MethodCost]:
     """The rows of Table 7 by method."""
-    hours = _hours(frame)
-    base, teacher = hours["baseline"], hours["fgfi teacher"]
-    overall = {"baseline": base, "fgfi": _sum(hours["fgfi"], teacher), "lgd": hours["lgd"]}
+    hours, before = _hours(frame), pretrainings(frame)
+    base = hours[BASELINE]
+    methods = [name for name in hours if not name.endswith(TEACHER)]
+    overall = {x: _sum(hours[x], hours[before[x]]) if x in before else hours[x] for x in methods}
     specific = {name: _sum(x, base, -1) for name, x in overall.items()}
     peaks = frame.groupby("method")["peak_mib"].max()
     found = {}
     for name, each in overall.items():
-        less = [1 - a / b for a, b in zip(specific[name], specific["fgfi"], strict=True) if b > 0]
+        compared = name not in (BASELINE, FGFI) and FGFI in specific
+        less = [1 - a / b for a, b in zip(specific[name], specific[FGFI], strict=True) if b > 0] if compared else []
         found[name] = MethodCost(
-            pretraining=RoundStats.of(teacher) if name == "fgfi" else None,
+            pretraining=RoundStats.of(hours[before[name]]) if name in before else None,
             overall=RoundStats.of(each),
-            specific=RoundStats.of(specific[name]) if name != "baseline" else None,
+            specific=RoundStats.of(specific[name]) if name != BASELINE else None,
             ratio=RoundStats.of([a / b for a, b in zip(each, base, strict=True)]),
-            reduction=RoundStats.of(less) if name == "lgd" and len(less) == len(base) else None,
-            peak_mib=float(max(peaks[x] for x in (name, "fgfi teacher") if x.startswith(name))),
+            reduction=RoundStats.of(less) if less and len(less) == len(base) else None,
+            peak_mib=float(max(peaks[x] for x in (name, before.get(name, name)))),
         )
     return found
 
@@ -131,13 +154,13 @@ def reported() -> dict[MethodName, PaperCost]:
     """The paper's rows by method."""
     table = paper().tables[TABLE]
     hours = {x.method: {y: table.value(x, y) for y in HOURS} for x in table.trainings}
-    base, comparator = hours["baseline"]["overall_hours"], hours["fgfi"]["method_hours"]
+    base, comparator = hours[BASELINE]["overall_hours"], hours[FGFI]["method_hours"]
     assert base
     assert comparator
     rows = {}
     for name, (pretraining, overall, specific) in ((x, y.values()) for x, y in hours.items()):
         assert overall is not None
-        less = None if specific is None or name == "fgfi" else 1 - specific / comparator
+        less = None if specific is None or name == FGFI else 1 - specific / comparator
         rows[name] = PaperCost(pretraining, overall, specific, overall / base, less)
     return rows
 
@@ -154,7 +177,7 @@ def notes(frame: pd.DataFrame) -> list[str]:
     unit = "GPU" if first["gpu"] != "none" else "worker process on the CPU"
     rounds = frame["round"].nunique()
     lines = [
-        f"{first['detector']} {first['backbone']} (FGFI's teacher: {first['teacher_backbone']}),"
+        f"{first['detector']} {first['backbone']} (frozen teachers: {first['teacher_backbone']}),"
         f" {first['precision']}, {first['batch']} images a step on {first['devices']} device(s), synthetic ones of"
         f" {first['height']} x {first['width']} pixels with {first['objects']:g} boxes on average;"
         f" {first['schedule_steps']} steps.",
@@ -178,7 +201,7 @@ def _hours(frame: pd.DataFrame) -> dict[str, list[float]]:
     """Device-hours of each method's training by round, rounds rising."""
     spent = frame["stage_steps"] * frame["median_ms"] * frame["devices"] / 3.6e6
     by_round = spent.groupby([frame["method"], frame["round"]]).sum()
-    return {method: [float(x) for x in by_round[method].sort_index()] for method in METHODS}
+    return {method: [float(x) for x in by_round[method].sort_index()] for method in dict.fromkeys(frame["method"])}
 
 
 def _sum(a: Sequence[float], b: Sequence[float], sign: int = 1) -> list[float]:
@@ -191,26 +214,30 @@ def _table(frame: pd.DataFrame, price: float | None) -> str:
     header += ["peak MiB", *(["price"] if price is not None else [])]
     header += [f"paper: {x}" for x in ("pre-training h", "overall h", "specific h", "ratio", "less")]
     rows = []
-    for name, paper_row in there.items():
-        row, cost = [NAMES[name]], measured.get(name)
+    titles: dict[str, str] = {name: NAMES[name] for name in there}
+    for name in (*titles, *(x for x in measured if x not in titles)):
+        paper_row = there.get(cast(MethodName, name))
+        row, cost = [titles.get(name) or method_class(name).title], measured.get(name)
         if cost is None:
             row += [MISSING] * (6 + (price is not None))
         else:
             row += [_text(cost.pretraining), _text(cost.overall), _text(cost.specific)]
             row += [cost.ratio.text("{:.2f}"), cost.reduction.text("{:.0f}%", 100) if cost.reduction else MISSING]
             row += [f"{cost.peak_mib:.0f}", *([f"{cost.overall.value * price:.2f}"] if price is not None else [])]
-        row += [_number(x) for x in (paper_row.pretraining, paper_row.overall, paper_row.specific)]
-        row += [
-            f"{paper_row.ratio:.2f}",
-            MISSING if paper_row.reduction is None else f"{100 * paper_row.reduction:.0f}%",
-        ]
-        rows.append(row)
+        rows.append([*row, *_reported_cells(paper_row)])
     return pipe_table(header, rows)
+
+
+def _reported_cells(row: PaperCost | None) -> list[str]:
+    if row is None:
+        return [MISSING] * 5
+    less = MISSING if row.reduction is None else f"{100 * row.reduction:.0f}%"
+    return [*(_number(x) for x in (row.pretraining, row.overall, row.specific)), f"{row.ratio:.2f}", less]
 
 
 def _steps(frame: pd.DataFrame) -> str:
     rows = []
-    for method in METHODS:
+    for method in dict.fromkeys(frame["method"]):
         of_method = frame[frame["method"] == method]
         for stage in dict.fromkeys(of_method["stage"]):
             found = of_method[of_method["stage"] == stage]

@@ -160,12 +160,32 @@ def test_bad_input_gives_one_line(
 
 
 def test_variants_differ_in_nothing_but_the_method() -> None:
-    found = cost.variants(NANO)
+    trainings = {name: NANO.override({"method.name": name}) for name in ("baseline", "fgfi", "pkd", "ban", "labelenc")}
+    found, before = cost.with_pretrainings(trainings)
     assert found["fgfi teacher"].detector.backbone == deeper(NANO.detector.backbone)
-    same = {
-        x.override({"method.name": "baseline", "seed": 0}) for x in (found["baseline"], found["lgd"], found["fgfi"])
-    }
-    assert len(same) == 1
+    assert len({found[x].override({"method.name": "baseline", "seed": 0}) for x in trainings}) == 1
+    # A training that several need, or that is measured anyway, is measured once.
+    assert list(found) == ["baseline", "fgfi", "fgfi teacher", "pkd", "ban", "labelenc", "labelenc teacher"]
+    assert before == {
+        "fgfi": "fgfi teacher", "pkd": "fgfi teacher", "ban": "baseline", "labelenc": "labelenc teacher"
+    }  # fmt: skip
+
+
+def test_all_methods_are_those_that_the_detector_can_be_trained_with(fake: type[FakeProcess], tmp_path: Path) -> None:
+    for name in ("pkd", "cwd", "mgd", "fgd", "labelenc", "labelenc teacher", "ban", "dml"):
+        MS.setdefault(name, 130.0)
+    path = tmp_path / "x.csv"
+    assert cost.main([*QUICK, "--methods", "all", "--rounds", "1", "--output", str(path)]) == 0
+    frame = read(path)
+    assert "tfkd" not in set(frame["method"])
+    found = costs(frame)
+    assert set(found) == {"baseline", "lgd", "fgfi", "pkd", "cwd", "mgd", "fgd", "labelenc", "ban", "dml"}
+    assert found["ban"].pretraining is not None
+    assert found["ban"].pretraining.value == found["baseline"].overall.value
+    assert found["pkd"].pretraining == found["fgfi"].pretraining
+    assert found["dml"].pretraining is None
+    assert "| PKD" in path.with_suffix(".md").read_text()
+    assert cost.main([*QUICK, "--methods", "pkd,cwdd"]) == 2
 
 
 @pytest.mark.slow

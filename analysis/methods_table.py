@@ -1,0 +1,162 @@
+"""The grids ``methods`` and ``methods-by-cost`` as a table: what each method gains, what it costs, who taught it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, cast
+
+import pandas as pd
+
+from analysis.frame import row_dicts, typed_frame
+from analysis.grid_runs import nearest_preset
+from analysis.load import Run, by_seed, check_data, finished, gpu_hours, score
+from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.variants import Variant, variants
+from lgd.config.arms import Arm, Grid
+from lgd.config.frozen_teacher import FrozenTeacherMethod
+from lgd.config.grids import grid
+from lgd.config.method import method_class
+from lgd.config.paper import paper
+from lgd.results.record import Pretraining, Record
+
+COLUMNS = (
+    *("arm", "reference", "seeds", "AP", "gain", "gain_low", "gain_high", "pairs", "gpu_hours", "overall_hours"),
+    *("cost_ratio", "teacher", "teacher_AP", "teacher_hours", "gate", "inherit", "authors_inherit", "published"),
+    *("skipped", "ended"),
+)
+
+UNKNOWN = "not known"
+
+
+def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    """A row an arm, in the grid's order, of the preset nearest to the paper's. Columns:
+
+    - ``arm``, ``reference`` (text): and what it is compared with; ``seeds``: finished runs;
+    - ``AP``: box AP, percent, mean; ``gain``, ``gain_low``, ``gain_high``: over the reference, paired by seed over
+      ``pairs`` pairs, with the 95% t interval from two pairs on;
+    - ``gpu_hours``: device-hours of all phases, mean; ``overall_hours``: with the whole training of its teacher;
+      ``cost_ratio``: of that to the reference's, paired by seed;
+    - ``teacher`` (text): backbone of what was trained before, or the file that was given; ``teacher_AP``: its box AP;
+      ``teacher_hours``: device-hours of its training, NA where they are not known;
+    - ``gate`` (text): ``passed``, or ``overruled`` where the teacher was not good enough; ``inherit`` (text): what of
+      the student started from the teacher's weights, ``authors_inherit``: in the authors' own trainings;
+    - ``published`` (text): what the authors report;
+    - ``skipped``, ``ended`` (text): why an arm is not trained, or why none of its runs finished.
+    """
+    kept, _ = nearest_preset(runs) if runs else ([], [])
+    own, rows = grid(name), list[dict[str, Any]]()
+    for variant in variants(kept) or [Variant("", ())]:
+        records = [run.record for run in variant.runs]
+        check_data(records)
+        by_arm = {arm.name: finished(records, variant.name(arm.name)) for arm in own.arms}
+        ended = {record.arm: f"{record.status}: {record.reason}" for record in records}
+        rows += [
+            _row(own, arm, by_arm) | {"arm": variant.name(arm.name), "ended": ended.get(variant.name(arm.name))}
+            for arm in own.arms
+        ]
+    return typed_frame([row | {"ended": None if row["seeds"] else row["ended"]} for row in rows], COLUMNS)
+
+
+def _row(own: Grid, arm: Arm, by_arm: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
+    mine, reference = by_arm[arm.name], own.references[arm.name]
+    theirs, compared = by_arm.get(reference, {}), arm.name != reference
+    ap, hours = by_seed(mine, score("AP")), by_seed(mine, gpu_hours)
+    gain = paired_difference(ap, by_seed(theirs, score("AP"))) if compared else None
+    ratio = paired_ratio(hours, by_seed(theirs, gpu_hours))
+    method = method_class(str(arm.changes["method.name"]))
+    last = next(iter(mine.values()), None)
+    return {
+        "arm": arm.name,
+        "reference": reference if compared else None,
+        "seeds": len(mine),
+        "AP": _mean(ap.values()),
+        "gain": gain and gain.mean,
+        "gain_low": gain and gain.low,
+        "gain_high": gain and gain.high,
+        "pairs": gain.n if gain else None,
+        "gpu_hours": _mean(x.gpu_hours for x in mine.values()),
+        "overall_hours": _mean(hours.values()),
+        "cost_ratio": ratio and ratio.value,
+        **_of_teacher(last),
+        "inherit": getattr(last.experiment.method, "inherit", None) if last else None,
+        "authors_inherit": method.authors_inherit if issubclass(method, FrozenTeacherMethod) else None,
+        "published": "; ".join(map(str, paper().published_of(str(arm.changes["method.name"])))) or None,
+        "skipped": arm.skipped or None,
+    }
+
+
+def _of_teacher(record: Record | None) -> dict[str, Any]:
+    teacher: Pretraining | None = record.pretraining if record else None
+    if teacher is None:
+        return {"teacher": None, "teacher_AP": None, "teacher_hours": None, "gate": None}
+    return {
+        "teacher": teacher.weights or teacher.backbone,
+        "teacher_AP": teacher.AP,
+        "teacher_hours": teacher.full / 3600 if teacher.hours_known else None,
+        "gate": teacher.gate or None,
+    }
+
+
+def _mean(values: Any) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
+
+
+def methods_text(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> TextTable:
+    """:func:`methods_table` for people."""
+    rows = []
+    for row in row_dicts(frame):
+        known = row["teacher"] is not None
+        rows.append(
+            [
+                row["arm"],
+                str(row["seeds"] or MISSING),
+                number(row["AP"]),
+                with_interval(row["gain"], row["gain_low"], row["gain_high"]),
+                number(row["gpu_hours"], 2),
+                number(row["overall_hours"], 2),
+                MISSING if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}x",
+                row["teacher"] or MISSING,
+                number(row["teacher_AP"]),
+                UNKNOWN if known and row["teacher_hours"] is None else number(row["teacher_hours"], 2),
+                _inherits(row["inherit"]),
+                _inherits(row["authors_inherit"]),
+            ]
+        )
+    header = [
+        *("method", "seeds", "AP", "gain", "hours", "with teacher", "cost", "teacher", "teacher's AP"),
+        *("teacher's hours", "inherited", "by its authors"),
+    ]
+    return TextTable(grid(name).title, header, rows, _notes(runs, name, frame))
+
+
+def _inherits(what: str | None) -> str:
+    return {None: MISSING, "none": "no", "fpn": "FPN", "fpn_and_head": "FPN, head"}.get(what, cast(str, what))
+
+
+def _notes(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> list[str]:
+    own, (kept, others) = grid(name), nearest_preset(runs) if runs else ([], [])
+    references = ", ".join(dict.fromkeys(own.references[arm.name] for arm in own.arms))
+    notes = [
+        f"gain: AP over that of {references}, paired by seed, with the two-sided {CONFIDENCE:.0%} Student t interval"
+        " from two seeds on (each for itself, not corrected for their number).",
+        "hours: device-hours (GPUs, or processes where there is none), all phases; with teacher: the whole training of"
+        " what must be trained before, as if no other run shared it; cost: of that, over the baseline's.",
+        "inherited: what of the student starts from the teacher's weights here, and in the authors' own trainings.",
+    ]
+    if kept:
+        notes.append(f"Preset {kept[0].record.preset}.")
+    if others:
+        notes.append(f"Left out: runs of preset {' / '.join(others)}.")
+    for row in row_dicts(frame):
+        if row["gate"] == "overruled":
+            notes.append(f"{row['arm']}: its teacher was not better than the plain student (method.teacher.gate=off).")
+        if row["ended"]:
+            notes.append(f"{row['arm']}: {row['ended']}.")
+        if row["skipped"]:
+            notes.append(f"Skipped: {row['arm']}: {row['skipped']}.")
+        if row["published"] and not str(row["arm"]).endswith("at equal cost"):
+            notes.append(f"{row['arm']}'s authors report, on MS-COCO with other teachers: {row['published']}.")
+    return notes
