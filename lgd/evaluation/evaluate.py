@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -50,17 +50,18 @@ def evaluate(
     teacher: bool = False,
     masks: bool = False,
     directory: Path | None = None,
+    after_image: Callable[[], None] = lambda: None,
 ) -> Evaluated:
     """Detect on the validation split and score it.
 
     teacher: score the instructive features instead of the student's; ``model`` must then be a Distiller. masks: score
     the detector's masks too; the split needs them (see :func:`check_masks`). directory: where detections are kept if
-    ``evaluation.keep_detections``.
+    ``evaluation.keep_detections``. after_image: called after each image; what it raises ends the evaluation.
 
     In a distributed training every worker detects on its part of the images, and all return the same scores. All of
     them must call it.
     """
-    collected, meters = _detect(model, dataset, settings, teacher=teacher)
+    collected, meters = _detect(model, dataset, settings, after_image, teacher=teacher)
     # Gathered in the order of the images whatever the number of workers: the order of equal scores changes AP.
     detections = list(itertools.chain(*comm.gather(collected.detections)))
     measured = comm.gather(meters.totals())
@@ -82,7 +83,7 @@ def evaluate(
 
 
 def _detect(
-    model: nn.Module, dataset: DataSet, settings: Data, *, teacher: bool
+    model: nn.Module, dataset: DataSet, settings: Data, after_image: Callable[[], None], *, teacher: bool
 ) -> tuple[_CocoDetections, TeacherMeters]:
     """This process's detections, and what was measured of the teacher while it made them."""
     loader = val_loader(
@@ -93,7 +94,7 @@ def _detect(
         with_labels=teacher,
         cuda=any(x.is_cuda for x in model.parameters()),
     )
-    collected, meters = _CocoDetections(dataset.layout.category_ids), TeacherMeters()
+    collected, meters = _CocoDetections(dataset.layout.category_ids, after_image), TeacherMeters()
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_libraries())
         if teacher:
@@ -120,14 +121,15 @@ def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> di
 class _CocoDetections(DatasetEvaluator):
     """Collects this process's detections in COCO's results format. category_ids: the data set's, by label."""
 
-    def __init__(self, category_ids: Sequence[int]) -> None:
-        self._category_ids = category_ids
+    def __init__(self, category_ids: Sequence[int], after_image: Callable[[], None]) -> None:
+        self._category_ids, self._after_image = category_ids, after_image
         self.detections: Detections = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             for found in instances_to_coco_json(output["instances"].to("cpu"), image["image_id"]):
                 self.detections.append({**found, "category_id": self._category_ids[found["category_id"]]})
+            self._after_image()
 
 
 def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scorer: Scorer = "auto") -> Evaluated:

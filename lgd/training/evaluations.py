@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +32,11 @@ class Evaluations:
         """Go on from the points that a checkpoint holds, as JSON."""
         self.points = [EvaluationPoint.model_validate_json(x) for x in points]
 
-    def evaluate(self, step: int) -> bool:
+    def evaluate(self, step: int, after_image: Callable[[], None] = lambda: None) -> bool:
         """Evaluate after ``step`` steps; False, and nothing is done, where that has been done before.
 
-        All workers must call it. The main process writes EVALUATIONS_FILE.
+        All workers must call it. The main process writes EVALUATIONS_FILE. after_image: see
+        :func:`lgd.evaluation.evaluate.evaluate`.
         """
         if self.last is not None and self.last.step == step:
             return False
@@ -47,6 +48,7 @@ class Evaluations:
             evaluation=experiment.evaluation,
             masks=predicts_masks(student_of(model)),
             directory=self._directory,
+            after_image=after_image,
         )
         ranks.broadcast_buffers(model)
         student = scores(student_of(model))

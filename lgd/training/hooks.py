@@ -90,7 +90,8 @@ class ReportProgress(HookBase):
 class SaveAndStop(HookBase):
     """Call ``save`` every ``every`` steps (0: never); when ``should_stop`` returns True, save and raise Stopped.
 
-    ``should_stop`` is called after every step; with several workers, which have to agree, every ``period`` steps.
+    ``should_stop`` is called after every step; with several workers, which have to agree, every ``period`` steps, and
+    after the last one.
     """
 
     def __init__(self, save: Callable[[int], None], every: int, should_stop: Callable[[], bool], period: int) -> None:
@@ -99,10 +100,10 @@ class SaveAndStop(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done == self.trainer.max_iter:
-            return
-        stop = done % self._period == 0 and bool(ranks.broadcast(ranks.is_main_process() and self._should_stop()))
-        if stop or (self._every and done % self._every == 0):
+        last = done == self.trainer.max_iter
+        asks = last or done % self._period == 0
+        stop = asks and bool(ranks.broadcast(ranks.is_main_process() and self._should_stop()))
+        if stop or (self._every and done % self._every == 0 and not last):
             self._save(done)
         if stop:
             raise Stopped(done)

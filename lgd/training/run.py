@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from lgd.training import checkpoint, writers
 from lgd.training.build import Built, build
 from lgd.training.device import process_settings, resolve_device
 from lgd.training.disk_space import check_disk_space, files_size
+from lgd.training.evaluate_and_report import evaluate_and_report, evaluate_last, progress_fields
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
@@ -168,12 +168,13 @@ def _attempt(
         state.restore(spent)
         result = _train(state, on_progress, should_stop)
         if not result.diverged:
-            _evaluate(state, result.steps, on_progress)
+            evaluate_last(state, result.trainer, on_progress, should_stop)
             if ranks.is_main_process():
                 export_student(built.model, directory / "student.pth")
                 if experiment.method.keeps_teacher:
                     export_teacher(built.model, directory / TEACHER_FILE)
-                describe_student(built.model, experiment, built.dataset.class_names, directory)
+                layout = built.dataset.layout
+                describe_student(built.model, experiment, layout.class_names, directory, layout.category_ids)
     return state, result
 
 
@@ -250,7 +251,12 @@ def _hooks(
     every = experiment.evaluation.resolved_every(schedule.steps)
     period, phases = write_period(schedule.steps), experiment.method.phases(schedule)
     event_writers = ranks.run_on_all_ranks(
-        lambda: writers.writers(experiment, state.directory, state.start) if ranks.is_main_process() else []
+        # Without a step left they would write their last line again.
+        lambda: (
+            writers.writers(experiment, state.directory, state.start)
+            if ranks.is_main_process() and state.start < schedule.steps
+            else []
+        )
     )
     return [
         hooks.IterationTimer(),
@@ -262,8 +268,8 @@ def _hooks(
         ReadTeacherWatch(state.watch, read_period(schedule.steps)) if state.watch else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
         hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,
-        ReportProgress(on_progress, lambda: _progress(state)),
-        hooks.EvalHook(every, lambda: _evaluate(state, trainer.iter + 1, on_progress), eval_after_train=False)
+        ReportProgress(on_progress, lambda: progress_fields(state)),
+        hooks.EvalHook(every, lambda: evaluate_and_report(state, trainer.iter + 1, on_progress), eval_after_train=False)
         if every
         else None,
         SaveAndStop(
@@ -273,21 +279,6 @@ def _hooks(
             period,
         ),
     ]
-
-
-def _evaluate(state: TrainingState, step: int, on_progress: Callable[[Progress], None]) -> None:
-    """Evaluate after ``step`` steps, unless that has been done, and report the scores."""
-    with state.meter.phase("evaluation"):
-        evaluated = state.evaluations.evaluate(step)
-    if evaluated and ranks.is_main_process():
-        steps = state.experiment.schedule.steps
-        on_progress({"step": step, "steps": steps, "loss": math.nan, "eta": math.nan, **_progress(state)})
-
-
-def _progress(state: TrainingState) -> Progress:
-    """Fields of a progress report besides step, loss and time."""
-    ap = state.evaluations.last.student.AP if state.evaluations.last else None
-    return {"spent": state.meter.total(), **({} if ap is None else {"AP": ap})}
 
 
 def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
