@@ -32,6 +32,9 @@ from lgd.results.record import Record
 
 MEMORY = "peak_memory_mib"
 
+MINOR = ("host MiB", "other load", "AP75", "train s", "over images")
+"""Columns that a narrow terminal leaves out, in this order."""
+
 
 def arms_table(
     records: Sequence[Record], arms: Sequence[str], reference: str, images: Intervals | None = None
@@ -132,7 +135,7 @@ def arms_text(
     extra = [image_interval_note("the difference")] if images else []
     if "other_load" in table:
         extra += [OTHER_LOAD, *step_spread_note([r for r in records if arm_of(r) in (*arms, reference)])]
-    return TextTable(title, header, rows, [*notes(records, arms, reference), *extra])
+    return TextTable(title, header, rows, [*notes(records, arms, reference), *extra], minor=MINOR)
 
 
 def _texts(table: pd.DataFrame, reference: str, never: Sequence[str]) -> tuple[list[str], list[list[str]]]:

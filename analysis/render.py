@@ -22,13 +22,17 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as texts. left: columns, from the first, that hold words; the others hold numbers."""
+    """A table as texts. left: columns, from the first, that hold words; the others hold numbers.
+
+    minor: columns that a narrow terminal may leave out, those first that are missed least.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = field(default_factory=list)
     left: int = 1
+    minor: Sequence[str] = ()
 
 
 def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -148,33 +152,67 @@ def _one_line(text: str) -> str:
 
 # ----------------------------------------------------------------------------------------------- terminal
 
-LONGEST_WORD = 9
+LONGEST_WORD = 10
 """Characters of a word that a narrow terminal does not break."""
 
 
 def print_table(table: TextTable, console: Console) -> None:
-    """A table and its notes for the terminal. Words, and a column of intervals, are wrapped where it is narrow."""
+    """A table and its notes for the terminal. Words, and a column of intervals, are wrapped where it is narrow.
+
+    Where that is not enough, columns are left out, the table's ``minor`` ones from the first on, and a line says which.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    left_out = _left_out(table, console.width)
+    shown = [i for i, name in enumerate(table.header) if name not in left_out]
     printed = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
-    for i, heading in enumerate(table.header):
-        cells = [heading, *(row[i] for row in table.rows)]
-        wraps = i < table.left or any(" " in cell for cell in cells[1:]) or heading.startswith("difference")
+    for i in shown:
+        heading, wraps = table.header[i], _wraps(table, i)
         # Headings of two lines: the table should fit into 80 columns.
         text = Text(heading if wraps else heading.replace(" ", "\n"))
-        longest = max((len(word) for cell in cells for word in cell.split()), default=0)
         printed.add_column(
             text, justify="left" if i < table.left else "right", no_wrap=not wraps, overflow="fold",
-            min_width=min(longest, LONGEST_WORD) if wraps else None,
+            min_width=_least_width(table, i) if wraps else None,
         )  # fmt: skip
     for row in table.rows:
         # Text, since rich would read markup in an arm's name.
-        printed.add_row(*(Text(_one_line(cell)) for cell in row))
+        printed.add_row(*(Text(_one_line(row[i])) for i in shown))
     console.print(printed)
-    for note in table.notes:
+    notes = [f"Left out for want of room: {', '.join(left_out)} (they are in table.md)."] if left_out else []
+    for note in [*table.notes, *notes]:
         console.print(Text(f"• {_one_line(note)}"))
+
+
+def _left_out(table: TextTable, width: int) -> list[str]:
+    """The minor columns that must go for the table to fit."""
+    left_out: list[str] = []
+    for name in [x for x in table.minor if x in table.header]:
+        # A space stands between two columns.
+        widths = [_least_width(table, i) + 1 for i, other in enumerate(table.header) if other not in left_out]
+        if sum(widths) - 1 <= width:
+            break
+        left_out.append(name)
+    return left_out
+
+
+def _wraps(table: TextTable, i: int) -> bool:
+    """Whether the cells of a column may have several lines."""
+    return i < table.left or any(" " in row[i] for row in table.rows) or table.header[i].startswith("difference")
+
+
+def _least_width(table: TextTable, i: int) -> int:
+    """Characters that a column takes at least: of its longest word; where it wraps, no more than LONGEST_WORD.
+
+    A mean and its interval take two lines: the interval is broken between its ends.
+    """
+    cells = [table.header[i], *(row[i] for row in table.rows)]
+    longest = max((len(word) for cell in cells for word in cell.split()), default=0)
+    if not _wraps(table, i):
+        return longest
+    of_intervals = max((len(" ".join(cell.split()[:2])) for cell in cells[1:] if "[" in cell), default=0)
+    return max(min(longest, LONGEST_WORD), of_intervals)
 
 
 # ------------------------------------------------------------------------------------------------ numbers

@@ -16,6 +16,8 @@ from lgd.results.record import Contention, Record, Scores
 
 from .conftest import MakeRecord
 
+SCORES = {"AP": 30.0, "AP50": None, "AP75": None, "APs": None, "APm": None, "APl": None}
+
 ARMS = ["baseline", "LGD", "without encoder", "without mapper"]
 
 
@@ -190,6 +192,32 @@ def test_terminal_table_fits_80_columns(records: list[Record]) -> None:
     row = next(line for line in text.splitlines() if line.startswith("LGD"))
     assert row.split() == ["LGD", "3", "32.0", "52.0", "27.0", "+2.0", "[-0.5,", "+4.5]", "1.82x", "91.0", "500"]
     assert "not a reproduction" in text
+
+
+def test_a_narrow_terminal_leaves_out_what_is_missed_least(make_record: MakeRecord) -> None:
+    """With every column there is, and long names, the table fits all the same."""
+    busy = Contention(own_cores=1.0, other_cores=0.8, cores=2)
+    records = [
+        make_record(
+            arm, seed, 31.2 + seed, 1234.5, contention=busy, teacher=Scores(**SCORES), peak_memory_mib={"host": 12345}
+        )
+        for arm in ("baseline", "LGD residual (ours)", "baseline at the cost of LGD residual (ours)")
+        for seed in range(2)
+    ]
+    arms = list(dict.fromkeys(record.arm for record in records))
+    table = arms_text(records, arms, "baseline", images=dict.fromkeys(arms[1:], (-1.25, 12.5)))
+    for width in (80, 70):
+        stream = io.StringIO()
+        print_table(table, Console(file=stream, width=width))
+        text = stream.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+    assert "Left out for want of room: host MiB" in text
+    # No number is broken.
+    assert "12.35" not in text
+    assert "31.7" in text
+    wide = io.StringIO()
+    print_table(table, Console(file=wide, width=140))
+    assert "Left out" not in wide.getvalue()
 
 
 def test_terminal_shows_markup_as_it_is(make_record: MakeRecord) -> None:

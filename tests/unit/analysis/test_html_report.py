@@ -115,12 +115,12 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         "--set threads=1 --set 'a=<b>'",
     ):  # fmt: skip
         assert part in page.texts, part
-    # Five figures, and three pictures of three images.
-    assert page.tags.count("img") == 5 + 9
+    # Seven figures, and three pictures of three images.
+    assert page.tags.count("img") == 7 + 9
     # Each figure has a version for a phone.
-    assert page.tags.count("source") == 5
+    assert page.tags.count("source") == 7
     # What is looked for first stands first.
-    assert page.sections == ["results", "figures", "tables", "examples", "ran", "trials", "again"]
+    assert page.sections == ["verdict", "curves", "arms", "teacher", "costs", "examples", "ran", "trials", "again"]
     assert "GPU-hours" not in page.texts.replace("--table gpu-hours", "")
     assert _written(results).read_text(encoding="utf-8") == text
 
@@ -275,12 +275,12 @@ def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_result_is_on_the_first_screen_of_a_phone(results: Path, tmp_path: Path) -> None:
-    """The whole first row of the results, cost included, without scrolling either way."""
+def test_the_verdict_is_on_the_first_screen_of_a_phone(results: Path, tmp_path: Path) -> None:
+    """Whole, without scrolling either way."""
     text, (width, height) = _written(results).read_text(encoding="utf-8"), PHONE
-    cell = "this.contentDocument.querySelector('table.results tbody tr td:last-child').getBoundingClientRect()"
-    assert 0 < _measured(text, PHONE, f"Math.ceil({cell}.bottom)", tmp_path / "below") < height
-    assert 0 < _measured(text, PHONE, f"Math.ceil({cell}.right)", tmp_path / "beside") <= width
+    lead = "this.contentDocument.querySelector('#verdict p.lead').getBoundingClientRect()"
+    assert 0 < _measured(text, PHONE, f"Math.ceil({lead}.bottom)", tmp_path / "below") < height
+    assert 0 < _measured(text, PHONE, f"Math.ceil({lead}.right)", tmp_path / "beside") <= width
 
 
 def _measured(text: str, window: tuple[int, int], expression: str, directory: Path) -> int:
