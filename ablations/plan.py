@@ -266,7 +266,7 @@ def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrid
 def detector_note(spec: SweepSpec, arms: str | None) -> str:
     """What a detector from elsewhere leaves out of a grid of several detectors, in a line; "" where that is nothing."""
     chosen = grid(spec.grid, spec.preset)
-    left_out = [x.name for x in chosen.arms if not x.skipped and x.name not in spec.arms]
+    left_out = [x.name for x in chosen.arms if not x.skipped and not x.on_request and x.name not in spec.arms]
     sources = detector_sources(spec)
     if not sources or arms is not None or spec.search is not None or not left_out:
         return ""
