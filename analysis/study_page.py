@@ -12,6 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from analysis.arms import arms_text, notes
+from analysis.commands import training_command
 from analysis.frame import row_dicts
 from analysis.load import Run, arm_of, score, teacher_ap, training_device_seconds
 from analysis.noise_floor import noise_floor, noise_floor_text
@@ -21,7 +22,7 @@ from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.stats import Difference, paired_difference, paired_ratio
 from analysis.studies import AP, NOTES, Family, Study, Value
-from analysis.sweep_table import sweep_of, training_command
+from analysis.sweep_table import sweep_of
 from analysis.templating import render
 from lgd.config.grids import NOISE_FLOOR
 from lgd.files import write_text
@@ -95,15 +96,13 @@ def _has_curves(study: Study, family: Family) -> bool:
 def _family(study: Study, family: Family, own_notes: Sequence[str]) -> dict[str, Any]:
     """Tables and figures of one detector."""
     names, records = [arm.name for arm in family.arms], _records_of(study, family)
-    figures = [(f"AP and training cost of each arm of {family.detector}", f"{_stem(family)}-arms.png")]
-    if _has_curves(study, family):
-        figures.append((f"AP of {family.detector} while training", f"{_stem(family)}-curves.png"))
     baseline = study.finished(family.baseline).values()
     return {
         "detector": family.detector,
         "arms": replace(arms_text(records, names, family.baseline), notes=list(own_notes)),
         "details": _details(study, family),
-        "figures": figures,
+        "stem": _stem(family),
+        "has_curves": _has_curves(study, family),
         "while_training": _while_training(study, family),
         "last_rise": study.mean(family.baseline, last_rise),
         "last_steps": sorted(
@@ -137,30 +136,18 @@ def last_rise(record: Record) -> float | None:
 
 @dataclass(frozen=True)
 class TeacherMeasure:
-    """A measurement of a teacher besides its scores: its name in tables, and its meaning."""
+    """A measurement of a teacher besides its scores, by its name in tables; study.md.j2 says what it means."""
 
     name: str
     of: Callable[[EvaluationPoint], float | None]
-    note: str
 
     def at_the_end(self, record: Record) -> float | None:
         return self.of(record.evaluations[-1]) if record.evaluations else None
 
 
 TEACHER_MEASURES = (
-    TeacherMeasure(
-        "attention to the own label",
-        lambda x: x.attention,
-        "Attention to the own label: 0, each object attends to all labels of its image alike; 1, to its own alone"
-        " (lgd/methods/label_guided/label_use.py).",
-    ),
-    TeacherMeasure(
-        "label use",
-        lambda x: x.label_use,
-        "Label use: how far the instructive features inside boxes change when every class is exchanged for the next:"
-        " 0, not at all, the teacher does not use its labels; 1, nothing in common is left. An untrained teacher's is"
-        " high, so only low values tell (lgd/methods/label_guided/label_use.py).",
-    ),
+    TeacherMeasure("attention to the own label", lambda x: x.attention),
+    TeacherMeasure("label use", lambda x: x.label_use),
 )
 """Each is a column of the table of what was measured at the end, and a row of the one of the training's course."""
 
@@ -192,15 +179,7 @@ def _details(study: Study, family: Family) -> TextTable:
         *("arm", "AP50 over baseline", "AP75 over baseline", "AP over LGD", "teacher AP over the student's"),
         *("own losses over baseline", *(x.name for x in columns), "device-s", "times the baseline's"),
     ]
-    own_losses = (
-        "Own losses: the student's detection losses in training, summed, mean over the last fifth of the curve: how"
-        " well it fits, not how well it detects on other images."
-    )
-    device_s = (
-        "device-s: of the training (lgd/results/cost_meter.py), evaluations left out, a frozen teacher's whole training"
-        " included."
-    )
-    return TextTable("", header, rows, [own_losses, device_s, *(x.note for x in columns)])
+    return TextTable("", header, rows)
 
 
 def difference_text(found: Difference | None, digits: int = 1) -> str:
@@ -270,12 +249,7 @@ def _equal_time(study: Study, comparisons: Sequence[dict[str, Any]]) -> TextTabl
         *("arm in LGD's time", "its steps", "device-s", "LGD's", "AP", "LGD's"),
         *("LGD over it", "it over itself after the shared steps"),
     ]
-    note = (
-        "Its steps are the shared steps times what LGD cost against it, in device-seconds of training over the seeds"
-        " that the sweep was begun with, as measured by its first part (ablations/equal_time.py); a frozen teacher's"
-        " training is not counted."
-    )
-    return TextTable("", header, rows, [note])
+    return TextTable("", header, rows)
 
 
 def write_study_page(study: Study, comparisons: pd.DataFrame) -> list[Path]:
