@@ -46,7 +46,7 @@ CHANGES_NO_RESULT: Final = ChangesNoResult()
 class Settings(BaseModel):
     """A group of settings: immutable, unknown keys refused. The string below a field describes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def settings(group: BaseModel, prefix: str = "") -> dict[str, Any]:
