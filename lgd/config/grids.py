@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lgd.config.arms import Arm, Grid
-from lgd.config.component_arms import ANSWERING_ARMS, BASELINE, COMPONENTS, LGD, PAPER_COMPONENTS, WITHOUT_IMITATION
+from lgd.config.component_arms import (
+    ANSWERING_ARMS,
+    BASELINE,
+    COMPONENTS,
+    LGD,
+    LGD_RESIDUAL,
+    PAPER_COMPONENTS,
+    WITHOUT_IMITATION,
+)
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.method import make
@@ -56,7 +64,7 @@ TABLES = (
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""
 
 LEARNING_RATE = learning_rate(BASELINE, LGD)
-SCHEDULE_LENGTH = schedule_length(BASELINE, LGD)
+SCHEDULE_LENGTH = schedule_length(BASELINE, LGD, LGD_RESIDUAL)
 
 PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_RATE, SCHEDULE_LENGTH, NOISE_FLOOR)}
 """Grids of our own that have the same arms at every preset."""

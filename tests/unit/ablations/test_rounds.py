@@ -1,0 +1,193 @@
+"""Rounds of seeds, and lgd pays: what a sweep runs after what it has run, without training anything."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ablations.limits import Budget
+from ablations.pays import arms_of, described, main, parser
+from ablations.plan import describe, merge, trials_of
+from ablations.rounds import after, looks, predicted_seconds
+from ablations.run import main as run_main
+from ablations.run import parser as run_parser
+from ablations.sweep_command import new_sweep
+from analysis.commands import command_of
+from lgd.config.extra_arms import ExtraArms
+from lgd.config.grids import Trial
+from lgd.errors import InputError
+from lgd.results.record import Record, Scores
+from lgd.results.sweep_spec import SweepSpec
+
+QUIET = Console(file=io.StringIO())
+
+
+def _save(trial: Trial, ap: float, seconds: float) -> None:
+    scores = Scores(AP=ap, AP50=None, AP75=None, APs=None, APm=None, APl=None)
+    Record(
+        status="finished", grid="components", preset="nano", arm=trial.arm, experiment=trial.experiment,
+        student=scores, seconds={"training": seconds}, device_seconds={"training": seconds},
+    ).save(trial.directory)  # fmt: skip
+
+
+def _sweep(directory: Path, gains: tuple[float, ...], looks: tuple[int, ...] = (3, 5, 7)) -> SweepSpec:
+    """A sweep whose trials of the first round, and their equal-cost baseline's, have ended."""
+    extra = ExtraArms(equal_cost=("longer",))
+    spec = describe("components", "nano", arms="baseline,LGD", extra=extra, looks=looks)
+    for trial in trials_of(spec, directory).trials:
+        gain = gains[trial.experiment.seed] if trial.arm == "LGD" else 0.0
+        _save(trial, 30 + gain, 20.0 if trial.arm == "LGD" else 10.0)
+    return spec
+
+
+def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(tmp_path: Path) -> None:
+    spec = _sweep(tmp_path, (1.0, -1.0, 0.5))
+    first = trials_of(spec.model_copy(update={"steps": {}}), tmp_path)
+    first.trials = [trial for trial in first.trials if not trial.arm.startswith("baseline at")]
+    equal = after(first, Budget(), 2, QUIET).sweep
+    assert equal is not None
+    longer = [trial for trial in equal.trials if trial.arm == "baseline at the cost of LGD"]
+    # Twice the baseline's seconds, twice its steps.
+    assert [trial.experiment.schedule.steps for trial in longer] == [1000] * 3
+    for trial in longer:
+        _save(trial, 30.2, 20.0)
+    more = after(equal, Budget(), 2, QUIET).sweep
+    assert more is not None
+    assert (more.spec.seeds, more.spec.steps) == (5, {"baseline at the cost of LGD": 1000})
+    assert {trial.experiment.seed for trial in more.trials} == set(range(5))
+
+
+def test_a_sweep_that_is_decided_ends(tmp_path: Path) -> None:
+    spec = _sweep(tmp_path, (-5.0, -5.1, -4.9))
+    sweep = trials_of(spec, tmp_path)
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, 31.0 + trial.experiment.seed / 10, 20.0)
+    spec.write(tmp_path)
+    assert after(sweep, Budget(), 2, QUIET) == (None, "")
+
+
+def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> None:
+    spec = _sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5))
+    sweep = trials_of(spec, tmp_path)
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, 30.0, 20.0)
+    # Two more seeds of 10, 20 and 20 seconds, two at once.
+    budget = Budget(max_time="40s", option="--budget")
+    none = after(sweep, budget, 2, QUIET)
+    assert none.sweep is None
+    assert "the next 2 seeds of every arm take about 0:50" in none.why
+    assert "is left of --budget 40s" in none.why
+    assert after(sweep, Budget(max_time="2m"), 2, QUIET).sweep is not None
+    last = trials_of(spec.model_copy(update={"seeds": 5}), tmp_path)
+    assert after(last, Budget(), 2, QUIET) == (None, "")
+    assert predicted_seconds([], 2, 2) == 0.0
+
+
+def test_looks_that_cannot_be() -> None:
+    assert looks(None, None) == (3, 5, 7, 9, 11, 13, 15)
+    assert looks(4, 8) == (4, 6, 8)
+    with pytest.raises(InputError, match="--seeds 1 with --until-decided: two seeds at least"):
+        looks(1, None)
+    with pytest.raises(InputError, match="--max-seeds 2: fewer than the 3 seeds"):
+        looks(None, 2)
+
+
+def test_looks_are_fixed_beforehand(tmp_path: Path) -> None:
+    describe("components", "nano", looks=(3, 5, 7)).write(tmp_path)
+    with pytest.raises(InputError, match="looks at its result after 3, 5, 7 seeds, not after 3, 5"):
+        merge(describe("components", "nano", looks=(3, 5)), tmp_path)
+    assert merge(describe("components", "nano"), tmp_path).looks == (3, 5, 7)
+    extra = ExtraArms(equal_cost=("longer",))
+    assert merge(describe("components", "nano", extra=extra), tmp_path).extra == extra
+
+
+def test_arms_bring_what_belongs_to_them() -> None:
+    extra = ExtraArms(equal_cost=("longer", "bigger"), again=True)
+    assert describe("components", "nano", arms="baseline", extra=extra).arms == (
+        "baseline", "baseline again", "bigger baseline",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="--detect -1: points of AP, above 0"):
+        describe("components", "nano", detect=-1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--equal-cost", "--a-a", "--detect", "0.3"],
+        ["--until-decided", "--max-seeds", "9", "--arms", "baseline,LGD", "--equal-cost", "longer,bigger"],
+        ["--until-decided", "--seeds", "5"],
+    ],
+)
+def test_the_command_of_a_sweep_tells_all_of_it(options: list[str], tmp_path: Path) -> None:
+    given = ["--grid", "components", "--preset", "nano", *options, "--output", str(tmp_path / "out")]
+    spec, directory = new_sweep(run_parser().parse_args(given))
+    again, _ = new_sweep(run_parser().parse_args(command_of(spec, str(directory)).split()[2:]))
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-seeds", "5"], "--max-seeds needs --until-decided"),
+        (["--equal-cost", "shorter"], "shorter: longer, bigger, or both with a comma between"),
+        (["--search", "optuna", "--a-a"], "--equal-cost, --a-a and --until-decided are for a grid, not for a search"),
+        (["--detect", "0"], "--detect 0: points of AP, above 0"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(["--grid", "components", "--preset", "nano", *options]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_pays_is_a_sweep_of_baseline_method_and_equal_cost(tmp_path: Path) -> None:
+    given = [
+        "--data",
+        "shapes",
+        "--methods",
+        "lgd, pkd",
+        "--preset",
+        "nano",
+        "--detect",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    spec, directory = described(parser().parse_args(given))
+    assert directory == tmp_path
+    assert spec.arms == ("baseline", "LGD", "PKD", "baseline at the cost of LGD", "baseline at the cost of PKD")
+    assert (spec.seeds, spec.looks[0], spec.looks[-1], spec.detect) == (3, 3, 15, 1.0)
+    assert "data.source=shapes" in spec.overrides
+    spec.write(tmp_path)
+    # The same command goes on with what is there.
+    assert described(parser().parse_args(given)) == (spec, tmp_path)
+    assert arms_of("fgfi") == ["FGFI"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say on which data: --data SOURCE"),
+        (["--data", "shapes", "--methods", "lgdd"], "no method 'lgdd'"),
+        (["--data", "shapes", "--methods", "baseline"], "--methods baseline: it is what methods are compared with"),
+        (["--data", "shapes", "--budget", "much"], "--budget much: a time such as 90s, 45m or 8h"),
+        (
+            ["--data", "shapes", "--preset", "nano", "--set", "method.name=fgfi"],
+            "--set method.name=fgfi: say --methods",
+        ),
+        (["--data", "shapes", "--preset", "nano", "--max-seeds", "1"], "--max-seeds 1: fewer than the 3 seeds"),
+    ],
+)
+def test_pays_refuses_in_a_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
