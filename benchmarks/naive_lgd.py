@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timer_spec import OPTIMIZATIONS
+from lgd.detectors.fast_losses import use_detectron2_losses
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.feature_capture import Features
 from lgd.methods.label_guided.teacher import ImplicitTeacher
@@ -28,9 +29,7 @@ def without_optimizations(model: nn.Module, names: Collection[str] = OPTIMIZATIO
     """``model`` with these OPTIMIZATIONS turned off; its parameters stay. Changes ``model`` itself."""
     student: Any = student_of(model)
     if "fast losses" in names:
-        for method in ("losses", "label_anchors"):
-            # Back to the class's own.
-            vars(student).pop(method, None)
+        use_detectron2_losses(student)
     if isinstance(model, Distiller):
         model.joint_head = "joint head" not in names
         model.cache_targets = "cached targets" not in names

@@ -16,6 +16,8 @@ import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from lgd import device_waits
+
 LOG_PERIOD = 20
 """Steps between two logged numbers of positives on a GPU, each of which is waited for."""
 
@@ -23,7 +25,7 @@ LOG_PERIOD = 20
 def log_positives(positives: Tensor, images: int) -> None:
     """Log their number an image, as detectron2 does; on a GPU every ``LOG_PERIOD`` steps only."""
     storage = get_event_storage()
-    if not positives.is_cuda or (storage.iter + 1) % LOG_PERIOD == 0:
+    if not device_waits.reading_waits(positives) or (storage.iter + 1) % LOG_PERIOD == 0:
         storage.put_scalar("num_pos_anchors", positives / images)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from detectron2.modeling.meta_arch import GeneralizedRCNN
@@ -26,3 +27,19 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
     elif type(detector) is GeneralizedRCNN:
         rcnn_fast.use(target)
     return detector
+
+
+REPLACED = (
+    *("label_anchors", "label_and_sample_anchors", "label_and_sample_proposals"),
+    *("losses", "predict_proposals", "forward"),
+)
+"""Methods that :func:`use_fast_losses` replaces, of the detector or of one of its parts."""
+
+
+def use_detectron2_losses(detector: nn.Module) -> None:
+    """Undo :func:`use_fast_losses`; cached anchors stay."""
+    for part in detector.modules():
+        for method in REPLACED:
+            if isinstance(vars(part).get(method), partial):
+                # Back to the class's own.
+                del vars(part)[method]

@@ -29,6 +29,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lgd import device_waits
 from lgd.detectors.batched import batched_iou, cache_anchors, in_parts, match_anchors, pad_objects
 from lgd.detectors.dense_losses import LOG_PERIOD, masked_sum
 from lgd.detectors.retinanet_fast import box_deltas
@@ -256,7 +257,7 @@ def _log(sums: dict[str, Tensor], over: int | Tensor) -> None:
     """Log each sum divided by ``over``; on a GPU every ``LOG_PERIOD`` steps only, for each number is waited for."""
     storage = get_event_storage()
     first = next(iter(sums.values()))
-    if first.is_cuda and (storage.iter + 1) % LOG_PERIOD:
+    if device_waits.reading_waits(first) and (storage.iter + 1) % LOG_PERIOD:
         return
     divisor = float(over)
     for name, value in sums.items():

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lgd import device_waits
 from lgd.methods.init import init_he
 from lgd.methods.label_guided.init import init_balanced, init_centred, init_identity, init_one_hot
 from lgd.methods.norms import group_norm, layer_norm
@@ -67,7 +68,7 @@ class LabelEncoder(nn.Module):
         images, count = valid.shape
         rows_Tk = descriptors.flatten(0, 1)
         slots_T: Tensor | None = None
-        if not valid.is_cuda:
+        if not device_waits.reading_waits(valid):
             # Most slots may be padding. On a GPU, finding out which would synchronise and cost more than it saves.
             slots_T = valid.flatten().nonzero().squeeze(1)
             rows_Tk = rows_Tk[slots_T]
