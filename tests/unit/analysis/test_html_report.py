@@ -105,6 +105,8 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
     assert "script" not in page.tags
     assert EVIL in page.texts
     assert all(x.startswith(("data:image/", "#")) for x in page.loads)
+    # A browser loads and runs nothing, whatever a record says.
+    assert "default-src 'none'; img-src data:;" in text[: text.index("<title>")]
     assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", text)
     for part in (
         "5 finished, 1 failed", "not a reproduction of the paper", "What a training costs (Table 7)",
