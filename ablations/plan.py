@@ -81,7 +81,8 @@ def describe(
         {"data.source": (f"--data {data}", data)} if data else None,
     )
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
-    base = preset(size).override(given)
+    base = preset(size)
+    base = base.override(base.applicable(given))
     if base.schedule.epochs is not None:
         # Here, not at the top: it loads torch and detectron2.
         from lgd.data.epochs import epoch_overrides
@@ -224,7 +225,8 @@ def search_spec(samples: int, objectives: Sequence[str], early_stop: bool) -> Se
 
 def search_base(spec: SweepSpec) -> Experiment:
     """The LGD experiment that a search varies."""
-    base = preset(spec.preset).override(spec.overrides)
+    base = preset(spec.preset)
+    base = base.override(base.applicable(spec.overrides))
     base = base.override({"method.name": "lgd", "data.source": absolute_source(base.data.source)})
     if spec.search and spec.search.early_stop and not base.evaluation.every:
         base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
@@ -281,6 +283,11 @@ def detector_sources(spec: SweepSpec) -> list[str]:
     keys = ("detector.source", "method.teacher.detector")
     named = [(key, value) for key, value in map(split_assignment, spec.overrides) if key in keys]
     return [str(value) for _, value in sorted(named) if ":" in str(value) or "." in str(value)]
+
+
+def method_names(spec: SweepSpec) -> list[str]:
+    """The methods that a sweep's settings name."""
+    return [str(value) for key, value in map(split_assignment, spec.overrides) if key == "method.name"]
 
 
 def search_note(spec: SweepSpec, arms: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from ablations.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
+from lgd.config.method import method_class
 from lgd.distributed.ray_train import Workers
 from lgd.results.provenance import now
 from lgd.results.record import FILE, Record, load
@@ -43,6 +44,8 @@ def run_trial(parameters: dict[str, Any]) -> None:
         # An earlier attempt ended with an error, and the worker after it; or a search asks for what it had before.
         tune.report(last_report(load(directory / FILE)))
         return
+    # What the driver's command named, this worker may load.
+    method_class(trial["experiment"]["method"]["name"])
     experiment = parse(trial["experiment"])
     known: dict[str, Any] = {}
 

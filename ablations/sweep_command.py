@@ -203,6 +203,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Options of a sweep that goes on."""
     parser.add_argument("--data", metavar="SOURCE", help="where its data lies now, if elsewhere")
     parser.add_argument("--detector", metavar="SPEC", help="the sweep's own detector again, where that is Python code")
+    parser.add_argument("--method", metavar="NAME", help="the sweep's own method again, where that is Python code")
     add_data_arguments(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="trials of its search, all commands together")
 
@@ -292,11 +293,13 @@ def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
 
     Its detector, where that is Python code, runs only where the options name it too.
     """
-    from ablations.plan import detector_sources, with_data_at, with_samples
+    from ablations.plan import detector_sources, method_names, with_data_at, with_samples
+    from lgd.config.method import check_method_named_again
     from lgd.results.sweep_spec import SweepSpec
 
     spec = SweepSpec.read(directory)
     check_named_again(detector_sources(spec), options.detector, directory)
+    check_method_named_again(method_names(spec), getattr(options, "method", None), directory)
     if options.data:
         spec = with_data_at(spec, options.data)
     if options.samples is not None:

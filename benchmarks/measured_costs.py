@@ -55,9 +55,21 @@ COST_INDEPENDENT = (
     "method.teacher.hours",
     "method.teacher.gate",
     "method.teacher.floor",
+    "method.stage1_",
+    "method.peer_seed",
     "method.threshold",
     "method.weight",
+    "method.alpha",
+    "method.beta",
+    "method.gamma",
+    "method.relation",
+    "method.temperature",
+    "method.multiplier",
+    "method.ratio",
+    "method.inherit",
     "method.from_step",
+    "method.until",
+    "method.start",
 )
 """Prefixes of settings that do not change the cost of a step, or of an image evaluated."""
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from benchmarks.timer_spec import SyntheticImages
 from lgd.cli import Parser, examples, exit_status, typed
-from lgd.config.experiment import split_assignment
-from lgd.config.method import BUILT_IN
 from lgd.config.paper import DETECTORS
 from lgd.errors import InputError
 from lgd.files import atomic_write, write_text
@@ -150,8 +148,7 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
     if options.precision:
         changes["precision"] = options.precision
     experiment = experiment.override(changes)
-    own = [x for x in options.overrides if not _of_other_method(x, experiment)]
-    experiment = resolve_epochs(experiment.override(own))
+    experiment = resolve_epochs(experiment.override(experiment.applicable(options.overrides)))
     if not experiment.threads and resolve_device(experiment).type == "cpu":
         # On the CPU a device is a worker process with one core, as in a sweep.
         return experiment.override({"threads": 1})
@@ -166,16 +163,8 @@ def with_method(options: argparse.Namespace, experiment: Experiment, name: str) 
         assert teacher is not None
         changes = _backbone(options.teacher_backbone, teacher.backbone)
         found = found.override({f"method.teacher.backbone.{key}": value for key, value in changes.items()})
-    own = [x for x in options.overrides if x.startswith("method.") and not _of_other_method(x, found)]
-    return found.override([x for x in own if split_assignment(x)[0] != "method.name"])
-
-
-def _of_other_method(assignment: str, experiment: Experiment) -> bool:
-    """Whether a setting is one of another of our methods than the experiment's."""
-    key, _ = split_assignment(assignment)
-    if not key.startswith("method.") or experiment.has_setting(key):
-        return False
-    return any(experiment.override({"method.name": name}).has_setting(key) for name in BUILT_IN)
+    own = [x for x in options.overrides if x.startswith("method.") and not x.startswith("method.name")]
+    return found.override(found.applicable(own))
 
 
 def images_from(options: argparse.Namespace, experiment: Experiment) -> SyntheticImages:

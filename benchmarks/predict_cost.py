@@ -144,7 +144,7 @@ def predict(trials: Sequence[Trial], resources: Resources, measurements: Measure
         if row is None:
             missing[trial.arm] = None
         else:
-            waves[teacher is not None].append(row)
+            waves[planned.needs_teacher].append(row)
     # A teacher counts if a trial in the prediction uses it; one without seconds is trained already.
     waves[0][:0] = [x for x in teachers.values() if x is not None and x.seconds and waves[1]]
     wall = RAY_START_S + sum(RAY_WAVE_S + _makespan(wave, resources.max_concurrent) for wave in waves if wave)

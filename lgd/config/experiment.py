@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from lgd.config.base_method import Method
 from lgd.config.detector import Backbone, Detector, with_source
 from lgd.config.frozen_teacher import FrozenTeacherMethod
-from lgd.config.method import choose, key_of_today, make, switched
+from lgd.config.method import choose, key_of_today, known_methods, make, method_class, switched
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
     CHANGES_NO_RESULT,
@@ -260,6 +260,16 @@ class Experiment(Settings):
         part, leaf = _place(self.model_dump(mode="json"), key_of_today(key))
         return part is not None and leaf in part
 
+    def applicable(self, assignments: Iterable[str]) -> list[str]:
+        """Those of ``key=value`` assignments that are no setting of another method than this experiment's.
+
+        A ``method.name`` among them is the method that counts. What is a setting of no known method stays in.
+        """
+        assignments = list(assignments)
+        named = [value for key, value in map(split_assignment, assignments) if key == "method.name"]
+        found = self.override({"method.name": named[-1]}) if named else self
+        return [x for x in assignments if not _of_other_method(key_of_today(split_assignment(x)[0]), found)]
+
 
 NEUTRAL_KEYS = keys_without_effect_on_result(Experiment)
 """The settings that change no result, by dotted key."""
@@ -315,6 +325,13 @@ def _place(described: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, 
     for parent in parents:
         part = part.get(parent) if isinstance(part, dict) else None
     return part if isinstance(part, dict) else None, leaf
+
+
+def _of_other_method(key: str, experiment: Experiment) -> bool:
+    group, _, rest = key.partition(".")
+    if group != "method" or experiment.has_setting(key):
+        return False
+    return any(rest.partition(".")[0] in method_class(name).model_fields for name in known_methods())
 
 
 def _as_list(value: Any) -> Any:

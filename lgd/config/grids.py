@@ -211,8 +211,9 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
         experiment = base.override({k: v for k, v in arm.setting.items() if not k.startswith("method.")})
         experiment = _with_method(experiment, arm)
         # Settings of one method are none of another's.
-        experiment = experiment.override({k: v for k, v in arm.setting.items() if _applies(k, experiment)})
-        experiment = experiment.override([x for x in overrides if _applies(split_assignment(x)[0], experiment)])
+        own = {k: v for k, v in arm.setting.items() if not k.startswith("method.") or experiment.has_setting(k)}
+        experiment = experiment.override(own)
+        experiment = experiment.override(experiment.applicable(overrides))
         pinned = _same_teacher(experiment) if arm.pays_for_teacher and STEPS in arm.changes else {}
         source = absolute_source(experiment.data.source)
         experiment = experiment.override({"data.source": source, **arm.changes, **pinned})
@@ -230,11 +231,6 @@ def _same_teacher(experiment: Experiment) -> dict[str, int]:
 def _with_method(base: Experiment, arm: Arm) -> Experiment:
     name = arm.changes.get("method.name")
     return base if name is None else base.override({"method.name": name})
-
-
-def _applies(key: str, experiment: Experiment) -> bool:
-    """Whether a setting is not of another method."""
-    return not key.startswith("method.") or experiment.has_setting(key)
 
 
 def _multiplied(experiment: Experiment, factors: Mapping[str, float]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -64,6 +65,10 @@ def method_class(name: str) -> type[Method]:
             f"no method {name!r}: choose one of {', '.join(known)}, or package.module:Class"
             + (f"; did you mean {close[0]}?" if close else "")
         )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # As for ``python -m``: a console script's path does not have it. Ray's workers get the path of their driver.
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -81,6 +86,17 @@ def _entry_points() -> dict[str, str]:
 def known_methods() -> tuple[str, ...]:
     """The names of our methods and of those that installed packages add."""
     return (*BUILT_IN, *_entry_points())
+
+
+def check_method_named_again(names: Sequence[str], named: str | None, where: object) -> None:
+    """Raise InputError where a results directory names a method ``package.module:Class`` and the command does not.
+
+    Code is run only where the command's own options name it. names: those that the directory ``where`` names. named:
+    what ``--method`` says.
+    """
+    for name in names:
+        if ":" in name and name != named:
+            raise InputError(f"{where} names the method {name}, which is Python code: say --method {name} to run it")
 
 
 class UnloadedMethod(Method):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch.multiprocessing as mp
 
 from lgd.config.experiment import Experiment, parse
 from lgd.distributed import ranks
-from lgd.results.record import Record, load
+from lgd.results.record import load
 from lgd.training.teacher import train_with_teacher
+from tests.conftest import once_per_run
 from tests.helpers import quick_experiment
 
 WORKERS = 2
@@ -23,9 +25,6 @@ WORKERS = 2
 ALIKE: dict[str, Any] = {
     "detector.backbone.norm": "GN",
     "detector.backbone.width": 32,
-    "method.teacher.backbone.norm": "GN",
-    "method.teacher.backbone.width": 32,
-    "method.from_step": 2,
     "schedule.batch": 4,
     "schedule.steps": 8,
     "schedule.lr": 0.005,
@@ -42,59 +41,96 @@ def _experiment(**changes: Any) -> Experiment:
     return quick_experiment(**{**ALIKE, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
-def _work(rank: int, port: int, experiment: dict[str, Any], directory: str) -> None:
+def _work(rank: int, ports: list[int], experiments: list[dict[str, Any]], directories: list[str]) -> None:
+    """Trainings one after the other, each with a process group of its own."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
-    try:
-        train_with_teacher(parse(experiment), Path(directory))
-        (Path(directory) / f"done-{rank}").touch()
-    finally:
-        dist.destroy_process_group()
+    for port, experiment, directory in zip(ports, experiments, directories, strict=True):
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
+        try:
+            train_with_teacher(parse(experiment), Path(directory))
+            (Path(directory) / f"done-{rank}").touch()
+        finally:
+            dist.destroy_process_group()
 
 
-def _on_two(experiment: Experiment, directory: Path) -> Record:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
+    """Train them in one pair of processes: starting these takes longer than a training."""
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in experiments]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = [x.getsockname()[1] for x in free]
+    described = [x.model_dump(mode="json") for x in experiments]
     mp.spawn(  # type: ignore[attr-defined]
-        _work, (port, experiment.model_dump(mode="json"), str(directory)), nprocs=WORKERS
+        _work, (ports, described, [str(x) for x in directories]), nprocs=WORKERS
     )
-    return load(directory / "record.json")
+
+
+TAUGHT: dict[str, Any] = {
+    "detector__name": "retinanet",
+    "method__teacher__backbone__norm": "GN",
+    "method__teacher__backbone__width": 32,
+    # The teacher detects nothing yet.
+    "method__teacher__gate": False,
+}
+TRAININGS: dict[str, dict[str, Any]] = {
+    "retinanet": {"detector__name": "retinanet"},
+    "fgfi": {**TAUGHT, "method__name": "fgfi", "method__from_step": 2},
+    "fgd": {**TAUGHT, "method__name": "fgd"},
+    "dml": {"detector__name": "retinanet", "method__name": "dml"},
+    "accumulation": {"detector__name": "retinanet", "method__adapter": False, "schedule__accumulate": 2},
+    "fcos": {"detector__name": "fcos"},
+}
+RANDOM: dict[str, dict[str, Any]] = {
+    "mgd": {**TAUGHT, "method__name": "mgd"},
+    "labelenc": {"detector__name": "retinanet", "method__name": "labelenc"},
+}
+"""Methods that draw numbers in a step, each worker its own."""
+DIVERGING = {"schedule__lr": 1e12, "schedule__clip": 0, "schedule__steps": 40}
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a directory of each training."""
+
+    def make(root: Path) -> Path:
+        changes = {**TRAININGS, **RANDOM, "diverging": DIVERGING}
+        _on_two([_experiment(**x) for x in changes.values()], [root / name for name in changes])
+        return root
+
+    return once_per_run(tmp_path_factory, "on_two", make)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"detector__name": "retinanet"},
-        {"detector__name": "retinanet", "method__name": "fgfi"},
-        {"detector__name": "retinanet", "method__adapter": False, "schedule__accumulate": 2},
-        {"detector__name": "fcos"},
-    ],
-    ids=lambda x: " ".join(map(str, x.values())),
-)
-def test_two_workers_follow_one(changes: dict[str, Any], tmp_path: Path) -> None:
-    experiment = _experiment(**changes)
-    one = train_with_teacher(experiment, tmp_path / "one", teachers=tmp_path / "teachers")
-    two = _on_two(experiment, tmp_path / "two")
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_workers_follow_one(name: str, on_two: Path, tmp_path: Path) -> None:
+    one = train_with_teacher(_experiment(**TRAININGS[name]), tmp_path / "one", teachers=tmp_path / "teachers")
+    two = load(on_two / name / "record.json")
     assert (two.status, two.devices, one.devices) == ("finished", 2, 1)
     assert two.losses.keys() == one.losses.keys()
-    for name, curve in one.losses.items():
-        ours, theirs = [v for _, v in two.losses[name]], [v for _, v in curve]
-        assert ours[0] == pytest.approx(theirs[0], rel=FIRST), name
-        assert ours == pytest.approx(theirs, rel=LATER), name
+    for loss, curve in one.losses.items():
+        ours, theirs = [v for _, v in two.losses[loss]], [v for _, v in curve]
+        assert ours[0] == pytest.approx(theirs[0], rel=FIRST), loss
+        assert ours == pytest.approx(theirs, rel=LATER), loss
     assert two.student is not None
     assert two.data == one.data
     assert two.device_seconds["training"] == pytest.approx(2 * two.seconds["training"], rel=1e-3)
-    assert (tmp_path / "two" / "done-1").exists()
+    assert (on_two / name / "done-1").exists()
 
 
 @pytest.mark.slow
-def test_a_loss_that_diverges_ends_every_worker(tmp_path: Path) -> None:
-    record = _on_two(_experiment(schedule__lr=1e12, schedule__clip=0, schedule__steps=40), tmp_path)
-    assert record.status == "diverged"
-    assert (tmp_path / "done-0").exists()
-    assert (tmp_path / "done-1").exists()
+@pytest.mark.parametrize("name", RANDOM)
+def test_methods_that_draw_numbers_train_on_two_workers(name: str, on_two: Path) -> None:
+    record = load(on_two / name / "record.json")
+    assert (record.status, record.devices, record.steps) == ("finished", 2, ALIKE["schedule.steps"])
+    assert (on_two / name / "done-1").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_diverges_ends_every_worker(on_two: Path) -> None:
+    assert load(on_two / "diverging" / "record.json").status == "diverged"
+    assert (on_two / "diverging" / "done-0").exists()
+    assert (on_two / "diverging" / "done-1").exists()
 
 
 def test_one_worker_needs_no_wrapping() -> None:
