@@ -24,6 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BLOCKS = {
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),
     "changes": ("benchmarks.speed", "changes_tiny-retinanet-fp32_*.csv"),
+    "waits": ("benchmarks.waits", "waits_nano-*.csv"),
     "roofline": ("benchmarks.roofline", "roofline_lgd_paper-retinanet-bf16_*.csv"),
 }
 """By the name in the markers: the command whose ``--table`` prints the block, and the results it prints."""

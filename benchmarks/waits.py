@@ -82,7 +82,10 @@ def run(options: argparse.Namespace, command: str) -> int:
         started=provenance.now(),
         command=command,
     )
-    path = csv_path(options.output, output_stem("waits", options, experiment))
+    stem = output_stem("waits", options, experiment)
+    if not options.detector:
+        stem = stem.with_name(stem.name.replace(f"-{experiment.detector.name}-", "-detectors-"))
+    path = csv_path(options.output, stem)
     text = markdown(frame)
     write_results(frame, path, text)
     print(f"{text}\nwritten: {path}, {path.with_suffix('.md')}")
