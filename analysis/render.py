@@ -168,14 +168,13 @@ def print_table(table: TextTable, console: Console) -> None:
     left_out = _left_out(table, console.width)
     shown = [i for i, name in enumerate(table.header) if name not in left_out]
     printed = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False)
-    for i in shown:
+    for i, width in zip(shown, _widths(table, shown, console.width), strict=True):
         heading, wraps = table.header[i], _wraps(table, i)
         # Headings of two lines: the table should fit into 80 columns.
         text = Text(heading if wraps else heading.replace(" ", "\n"))
         printed.add_column(
-            text, justify="left" if i < table.left else "right", no_wrap=not wraps, overflow="fold",
-            min_width=_least_width(table, i) if wraps else None,
-        )  # fmt: skip
+            text, justify="left" if i < table.left else "right", no_wrap=not wraps, overflow="fold", width=width
+        )
     for row in table.rows:
         # Text, since rich would read markup in an arm's name.
         printed.add_row(*(Text(_one_line(row[i])) for i in shown))
@@ -195,6 +194,19 @@ def _left_out(table: TextTable, width: int) -> list[str]:
             break
         left_out.append(name)
     return left_out
+
+
+def _widths(table: TextTable, shown: Sequence[int], width: int) -> list[int]:
+    """Characters of each column: what it needs at least, and what is left of ``width`` to those that lack most."""
+    widths = [_least_width(table, i) for i in shown]
+    wanted = [
+        max(map(len, (table.header[i], *(_one_line(row[i]) for row in table.rows)))) if _wraps(table, i) else least
+        for i, least in zip(shown, widths, strict=True)
+    ]
+    for _ in range(width - (sum(widths) + len(shown) - 1)):
+        lacking = max(range(len(shown)), key=lambda i: wanted[i] - widths[i])
+        widths[lacking] += wanted[lacking] > widths[lacking]
+    return widths
 
 
 def _wraps(table: TextTable, i: int) -> bool:

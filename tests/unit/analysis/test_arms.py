@@ -211,10 +211,9 @@ def test_a_narrow_terminal_leaves_out_what_is_missed_least(make_record: MakeReco
         print_table(table, Console(file=stream, width=width))
         text = stream.getvalue()
         assert max(map(len, text.splitlines())) <= width
+        # No number is broken, and no heading.
+        assert {"31.7", "1.00x", "30.0", "cost", "seeds", "[-1.2,"} <= set(text.split())
     assert "Left out for want of room: host MiB" in text
-    # No number is broken.
-    assert "12.35" not in text
-    assert "31.7" in text
     wide = io.StringIO()
     print_table(table, Console(file=wide, width=140))
     assert "Left out" not in wide.getvalue()
