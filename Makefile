@@ -17,12 +17,12 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .PHONY: demo test setup setup-dev lint clean help
 # Checks run one after the other, the cheap ones first; `make --keep-going` runs all of them.
 .NOTPARALLEL:
-.PHONY: ruff format mypy pytest pytest-alone
+.PHONY: ruff format mypy pytest
 
 demo: setup ## set up, then train and compare the components on the default data
 	@$(VENV) ablations/run.py --grid components $(ARGS)
 
-test: ruff format mypy pytest pytest-alone ## set up, then run every check and the tests (not those marked gpu)
+test: ruff format mypy pytest ## set up, then run every check and the tests (not those marked gpu)
 
 lint: ruff format mypy ## set up, then run the checks without the tests
 
@@ -41,14 +41,8 @@ format: setup-dev
 mypy: setup-dev
 	@echo "test: mypy" && $(VENV) -m mypy
 
-# What is held against the clock has the machine to itself.
-ALONE := tests/integration/test_prediction.py
-
 pytest: setup-dev
-	@echo "test: pytest" && $(VENV) -m pytest -m "not gpu" -n 2 --dist worksteal --ignore $(ALONE) $(ARGS)
-
-pytest-alone: setup-dev
-	@[ -n '$(ARGS)' ] || { echo "test: pytest $(ALONE)" && $(VENV) -m pytest $(ALONE); }
+	@echo "test: pytest" && $(VENV) -m pytest -m "not gpu" -n 2 --dist worksteal $(ARGS)
 
 clean: ## remove .venv and the caches of tools; results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -19,6 +19,8 @@ COMMANDS = {
     "pays": ("ablations.pays", "does distillation pay on your data? plans, trains, answers"),
     "train": ("lgd.training.__main__", "train one of the paper's experiments"),
     "data": ("lgd.data.__main__", "check a data set before training on it"),
+    "predict": ("lgd.inference.predict", "detect on images or videos with a trained student"),
+    "export": ("lgd.inference.export", "write a trained student for detectron2, torchvision or ONNX"),
     "report": ("analysis.__main__", "rebuild the tables, figures and report of a results directory"),
     "table": ("analysis.tables", "print a table from recorded runs"),
 }
@@ -29,6 +31,7 @@ BENCHMARKS = {
     "speed": ("benchmarks.speed", "the speed of a step, against other implementations"),
     "breakdown": ("benchmarks.breakdown", "where a step's time goes"),
     "roofline": ("benchmarks.roofline", "how far a step is from what the hardware can do"),
+    "waits": ("benchmarks.waits", "what a step launches and waits for, without a GPU"),
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
     "prediction-error": ("ablations.prediction_error", "how far a sweep's predicted cost is off"),
@@ -43,6 +46,7 @@ EXAMPLES = (
     "pays --data coco-json:DIR --budget 8h",
     "train retinanet_r50_2x_ms --method lgd",
     "data check coco-json:DIR",
+    "predict results/train/finetune-lgd-seed0 photo.jpg --output found",
     "COMMAND --help",
     "completion bash > ~/.local/share/bash-completion/completions/lgd",
 )

@@ -21,7 +21,7 @@ from lgd.config.grids import Trial
 from lgd.config.presets import TINY
 from lgd.errors import InputError
 from lgd.files import atomic_write
-from lgd.results.record import FILE, Record, load
+from lgd.results.record import FILE, load
 from lgd.signals import exit_on_interrupt
 
 if TYPE_CHECKING:
@@ -37,14 +37,6 @@ EXAMPLES = (
 )
 
 COLUMNS = ("trial", "worker", "trial_s", "run_s", "overhead_s", "gap_s")
-
-
-class _NoDisplay:
-    def add(self, trial: Trial) -> None: ...
-
-    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
-
-    def ended(self, name: str, record: Record) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -87,7 +79,7 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
         # Here, not at the top: they take seconds to import. ray_sweep sets what ray.tune reads when it is imported.
         import pandas as pd
 
-        from ablations.ray_sweep import run_sweep, trial_name
+        from ablations.ray_sweep import NoDisplay, run_sweep, trial_name
         from ablations.trial_config import RecordLabels
         from lgd.distributed import ray_train
         from lgd.distributed.resources import Resources
@@ -116,7 +108,7 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
             Trial(f"trial {i}", base.override({"seed": i}), output / "trials" / f"trial-{i}") for i in range(trials)
         ]
         run_sweep(
-            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), _NoDisplay(), callbacks=[clock]
+            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), NoDisplay(), callbacks=[clock]
         )
         run = {t.name: sum(load(t.directory / FILE).seconds.values()) for t in planned}
     whole = time.monotonic() - begun

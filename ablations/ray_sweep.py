@@ -67,6 +67,16 @@ class Display(Protocol):
     def ended(self, name: str, record: Record) -> None: ...
 
 
+class NoDisplay:
+    """Shows nothing."""
+
+    def add(self, trial: Trial) -> None: ...
+
+    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
+
+    def ended(self, name: str, record: Record) -> None: ...
+
+
 @dataclass
 class Outcome:
     """How a sweep ended. ended: names of the trials that have a record now. why: "" when all was run. spent:
