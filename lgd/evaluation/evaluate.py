@@ -22,7 +22,7 @@ from lgd.errors import InputError
 from lgd.evaluation.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import Distiller
-from lgd.methods.label_guided.label_use import TeacherMeters, measure_label_use
+from lgd.methods.label_guided.label_use import INSTRUCTIVE, TeacherMeters, measure_label_use
 from lgd.results.detections import STUDENTS, TEACHERS, save_detections
 from lgd.results.record import Scores
 
@@ -38,7 +38,8 @@ class Evaluated(NamedTuple):
     label_use: float | None = None
     """How far a teacher's features follow the classes (:class:`lgd.methods.label_guided.label_use.LabelUse`)."""
     label_signal: Mapping[str, float] = MappingProxyType({})
-    """How far the outputs of the modules before them do (:class:`lgd.methods.label_guided.label_use.LabelSignal`)."""
+    """How far the outputs of the modules before them do (:class:`lgd.methods.label_guided.label_use.LabelSignal`), and
+    they themselves."""
 
 
 def evaluate(
@@ -114,8 +115,11 @@ def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> di
         if count:
             means[name] = total / count
     attention = means.pop("attention", None)
-    roots = {name: mean**0.5 for name, mean in means.items()}
-    return {"attention": attention, "label_use": roots.pop("label_use", None), "label_signal": roots}
+    signal = {name: mean**0.5 for name, mean in means.items()}
+    label_use = signal.pop("label_use", None)
+    if label_use is not None:
+        signal[INSTRUCTIVE] = label_use
+    return {"attention": attention, "label_use": label_use, "label_signal": signal}
 
 
 class _CocoDetections(DatasetEvaluator):

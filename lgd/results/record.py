@@ -54,8 +54,8 @@ class EvaluationPoint(Settings):
     label_use: float | None = None
     """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
     label_signal: dict[str, FiniteFloat] = Field(default_factory=dict)
-    """How far the outputs of the teacher's modules do, in the order in which the labels pass them (the hearing test of
-    docs/method.md)."""
+    """How far the outputs of the teacher's modules do, in the order in which the labels pass them, the features last
+    (the hearing test of docs/method.md)."""
 
 
 class Pretraining(Settings):

@@ -95,6 +95,9 @@ EMBEDDING, PROJECTION, VALUES, ATTENDED = "label embedding", "projection", "valu
 """Stages before the instructive features, whose change is :class:`LabelUse`: the outputs of the label encoder, of its
 projection, of the attention's value projection, and of the relation adapter."""
 
+INSTRUCTIVE = "instructive features"
+"""The last stage."""
+
 
 class TeacherMeters(NamedTuple):
     """The measurements of a teacher; None, or no stage, where one does not apply."""
