@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
 import torch
+from filelock import FileLock
+
+T = TypeVar("T")
 
 # Tiny networks on few cores: threads wait for each other longer than they work.
 torch.set_num_threads(1)
+
+# Ray runs its workers at niceness 15 where nothing is said; beside a busy pytest process they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
+    """Return the result of ``make``, called once for all of pytest-xdist's worker processes; it must be picklable.
+
+    make: gets a new directory. The other processes wait for it.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The directory that all workers of this run share.
+        root = root.parent
+    result, directory = root / f"{name}.pickle", root / name
+    with FileLock(root / f"{name}.lock"):
+        if not result.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            result.write_bytes(pickle.dumps(make(directory)))
+        found: T = pickle.loads(result.read_bytes())
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,8 +80,9 @@ def _marked(mark: str) -> list[str]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            # multiprocessing's tracker ends with whoever started it, which may be this process.
+            # multiprocessing's tracker and fork server end with whoever started them, which may be this process.
             own = process.pid == os.getpid() or "resource_tracker" in command
+            own = own or ("forkserver" in command and process.ppid() == os.getpid())
             if not own and process.environ().get("LGD_TEST_MARK") == mark:
                 found.append(command)
     return found

@@ -106,7 +106,7 @@ def one_thread() -> Iterator[None]:
 
 
 def quick_experiment(**changes: Any) -> Experiment:
-    """A few real steps on a handful of small pictures: seconds on one core. Keys with ``__`` for dots."""
+    """A few real steps on a handful of small images: seconds on one core. Keys with ``__`` for dots."""
     small = {
         "schedule.steps": 6,
         "schedule.warmup_steps": 2,

@@ -1,4 +1,4 @@
-"""One Ray for all the sweeps that a module's tests run in this process."""
+"""One Ray for all the sweeps that the tests of this directory run in one process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lgd.distributed import ray_train
 from tests.conftest import check_no_leftover_processes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def ray_session() -> Iterator[None]:
-    """A cluster of this machine, which the commands and sweeps of a module find started.
+    """A cluster of this machine, which the commands and sweeps of a process find started.
 
     What they started is gone when it has ended.
     """

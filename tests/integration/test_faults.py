@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+from ablations import ray_sweep
 from ablations.checks import missing_trials
 from ablations.ray_sweep import Outcome, run_sweep
 from ablations.trial_config import RecordLabels
@@ -22,10 +21,10 @@ from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import FILE, Record, load
-from tests.helpers import quick_experiment, unsaved, wait_until
+from tests.conftest import once_per_run
+from tests.helpers import quick_experiment, unsaved
 from tests.integration.commands import QUICK, run
 
-ROOT = Path(__file__).parents[2]
 LABELS = RecordLabels("components", "nano")
 LONG: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 50, "method.name": "baseline", "schedule.batch": 4}
 
@@ -123,10 +122,19 @@ ENDS = {
 
 
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Faulty:
+def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Faulty:
+    """A sweep that is run once, whichever of pytest's processes need it."""
+
+    def make(directory: Path) -> Faulty:
+        request.getfixturevalue("ray_session")
+        return _run_faulty(directory)
+
+    return once_per_run(tmp_path_factory, "faulty", make)
+
+
+def _run_faulty(output: Path) -> Faulty:
     """A trial that raises, one that diverges, one that asks for more memory than there is, one that is killed once, one
     that is killed every time, one without a fault, and one on whose disk neither worker nor driver can write."""
-    output = tmp_path_factory.mktemp("faulty")
     arms: dict[str, dict[str, Any]] = {
         "raising": {},
         "diverging": {"schedule.lr": 1e12, "schedule.clip": 0, "schedule.steps": 40},
@@ -165,6 +173,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Fault
         _Injected(fill) as filled,
     ):
         patch.setattr(Record, "save", full)
+        # One restart shows what three do; each costs seconds of imports.
+        patch.setattr(ray_sweep, "RETRIES", 1)
         display, outcome = _sweep([*trials.values()], output, Resources(1, 0, 2))
     return Faulty(trials, display, outcome, {"kill": kill.done, "fill": filled.done})
 
@@ -208,43 +218,13 @@ def test_a_full_disk_loses_no_trial(faulty: Faulty) -> None:
     assert not (faulty.trials["unlucky"].directory / FILE).exists()
 
 
-@pytest.fixture
-def long_grid(tmp_path: Path) -> tuple[list[str], Path]:
-    """Arguments whose second arm takes long enough to be interrupted in, with frequent checkpoints."""
-    return [
-        "--grid", "components", *QUICK, "--set", "schedule.steps=250", "--set", "checkpoint.every=25",
-        "--set", "threads=1", "--arms", "baseline,LGD", "--cpus", "2", "--output", str(tmp_path / "out"),
-    ], tmp_path / "out"  # fmt: skip
-
-
-@pytest.mark.usefixtures("no_leftover_processes")
-def test_a_killed_driver_leaves_a_sweep_that_goes_on(long_grid: tuple[list[str], Path]) -> None:
-    """One trial after the other: the first is finished, the second has a checkpoint when the driver is killed."""
-    arguments, output = long_grid
-    command = [sys.executable, str(ROOT / "ablations" / "run.py")]
-    first, second = (output / "trials" / f"{arm}-seed0" for arm in ("baseline", "lgd"))
-    process = subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: unsaved(second) > 0 or process.poll() is not None)
-        assert process.poll() is None, "it ended before it could be killed"
-    finally:
-        process.kill()
-        process.wait()
-    kept = (first / FILE).read_bytes()
-    assert not (second / FILE).exists()
-    resumed = subprocess.run(
-        [*command, "--resume", str(output), "--cpus", "2"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "2 trials, 1 to run" in resumed.stdout
-    assert (first / FILE).read_bytes() == kept
-    record = load(second / FILE)
-    assert (record.status, record.attempts, record.steps) == ("finished", 2, 250)
-
-
-def test_a_budget_ends_a_sweep_with_checkpoints(long_grid: tuple[list[str], Path], ray_session: None) -> None:
-    """So few GPU-hours that the first word of the first trial is one too many."""
-    arguments, output = long_grid
+def test_a_budget_ends_a_sweep_with_checkpoints(tmp_path: Path, ray_session: None) -> None:
+    """So few GPU-hours that the first report of the first trial is one too many."""
+    output = tmp_path / "out"
+    arguments = [
+        "--grid", "components", *QUICK, "--set", "schedule.steps=150", "--set", "checkpoint.every=25",
+        "--set", "threads=1", "--arms", "baseline,LGD", "--cpus", "2", "--output", str(output),
+    ]  # fmt: skip
     said = run(*arguments, "--max-gpu-hours", "1e-5", status=3).out
     assert "--max-gpu-hours 1e-05 are used after 0 of 2 trials" in said
     assert "not run: baseline, seed 0 (checkpoint after step " in said

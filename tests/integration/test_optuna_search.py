@@ -25,7 +25,7 @@ from lgd.distributed.resources import Resources
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SweepSpec
 from lgd.training.run import failed_record
-from tests.helpers import wait_until
+from tests.helpers import unsaved, wait_until
 from tests.integration.commands import OVERRIDES, QUICK, run
 
 ROOT = Path(__file__).parents[2]
@@ -195,49 +195,69 @@ def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -
 
 
 SEARCH = [
-    "--grid", "components", *QUICK, "--set", "schedule.steps=40", "--set", "evaluation.every=10",
-    "--search", "optuna", "--samples", "5", "--early-stop",
+    "--grid", "components", *QUICK, "--set", "schedule.steps=200", "--set", "evaluation.every=50",
+    "--set", "checkpoint.every=20", "--set", "threads=1",
+    "--search", "optuna", "--samples", "4", "--early-stop", "--cpus", "2",
 ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_path: Path, ray_session: None) -> None:
+@pytest.mark.usefixtures("ray_session", "no_leftover_processes")
+def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_path: Path) -> None:
+    """One trial after the other: when the driver is killed some are finished, and one has a checkpoint."""
     script = [sys.executable, str(ROOT / "ablations" / "run.py")]
     process = subprocess.Popen(
         [*script, *SEARCH, "--output", str(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: bool(list(tmp_path.glob(f"trials/search-*/{FILE}"))) or process.poll() is not None)
+        wait_until(lambda: _interrupted(tmp_path) is not None or process.poll() is not None)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
         process.kill()
         process.wait()
+    interrupted = _interrupted(tmp_path)
+    assert interrupted is not None
     kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
-    ended_early = run("--resume", str(tmp_path), "--max-gpu-hours", "1e-5", status=3)
+    assert {"baseline-seed0", "search-000"} <= {path.parent.name for path in kept}
+    ended_early = run("--resume", str(tmp_path), "--cpus", "2", "--max-gpu-hours", "1e-5", status=3)
+    assert "1 trials, 0 to run" in ended_early.out
     assert "samples of the search" in ended_early.out
-    done = run("--resume", str(tmp_path))
+    done = run("--resume", str(tmp_path), "--cpus", "2")
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert all(path.read_bytes() == content for path, content in kept.items())
+    record = records[interrupted / FILE]
+    assert (record.status, record.steps) == ("finished", 200)
+    assert record.attempts >= 2
     searched = [r for r in records.values() if r.arm.startswith("search-")]
-    assert len(searched) == 5
+    assert len(searched) == 4
     assert {r.status for r in searched} <= {"finished", "stopped"}
     assert [r.arm for r in records.values() if not r.arm.startswith("search-")] == ["baseline"]
-    assert len({tuple(r.overrides) for r in searched}) == 5
+    assert len({tuple(r.overrides) for r in searched}) == 4
     for record in searched:
         if record.status == "stopped":
             assert record.evaluations
-            assert record.steps < 40
-
-    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / STUDY_FILE}")
-    states = [t.state for t in study.trials]
-    assert optuna.trial.TrialState.RUNNING not in states
-    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    assert 4 <= len(complete) <= 6
-    assert all(0 <= t.values[0] <= 100 for t in complete)
+            assert record.steps < 200
+    _check_study(tmp_path)
     assert "best trial:" in done.out
     assert "python ablations/run.py --grid components --preset nano --arms LGD" in done.out
     assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
     assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
 
     run("--resume", str(tmp_path))
-    assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 5
+    assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 4
+
+
+def _interrupted(output: Path) -> Path | None:
+    """A trial of the search that a kill would cost some of its work, once another one has ended."""
+    trials = sorted(output.glob("trials/search-*"))
+    at_work = [x for x in trials if not (x / FILE).exists() and unsaved(x) > 0]
+    return at_work[0] if at_work and len(at_work) < len(trials) else None
+
+
+def _check_study(output: Path) -> None:
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{output / STUDY_FILE}")
+    states = [t.state for t in study.trials]
+    assert optuna.trial.TrialState.RUNNING not in states
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert 3 <= len(complete) <= 5
+    assert all(0 <= t.values[0] <= 100 for t in complete)

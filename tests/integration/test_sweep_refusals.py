@@ -10,7 +10,8 @@ import pytest
 
 from ablations.limits import Budget, Placement
 from ablations.run import main
-from lgd.config.grids import COMPONENTS, NAMES, grid, plan
+from lgd.config.component_arms import COMPONENTS
+from lgd.config.grids import NAMES, grid, plan
 from lgd.config.presets import NANO
 from lgd.detectors import weight_sources
 from lgd.results.record import Record

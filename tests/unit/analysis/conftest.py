@@ -12,6 +12,7 @@ from lgd.config.method import make as make_method
 from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 from lgd.training.teacher import train_with_teacher
+from tests.conftest import once_per_run
 
 MakeRecord = Callable[..., Record]
 
@@ -53,6 +54,7 @@ def make_record() -> MakeRecord:
 
 QUICK = [
     "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.from_step=1",
+    "method.teacher.gate=false",
     "data.shapes_train=12", "data.shapes_val=6", "data.shapes_side=64", "data.min_sizes=[64]", "data.max_size=64",
     "data.test_size=64", "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1",
     "evaluation.every=3", "evaluation.teacher=true", "evaluation.keep_detections=true",
@@ -63,7 +65,11 @@ QUICK = [
 @pytest.fixture(scope="session")
 def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results directory as a sweep of table7 leaves it: real trainings of a few steps, two seeds of each arm."""
-    directory = tmp_path_factory.mktemp("results") / "table7-tiny"
+    return once_per_run(tmp_path_factory, "results", _run_table7)
+
+
+def _run_table7(root: Path) -> Path:
+    directory = root / "table7-tiny"
     for trial in plan(grid("table7", "nano"), NANO, 2, QUICK, directory):
         train_with_teacher(
             trial.experiment, trial.directory, grid="table7", preset="nano", arm=trial.arm, overrides=QUICK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import Record, load
 from lgd.training import checkpoint
 from lgd.training import run as training
+from tests.conftest import once_per_run
 from tests.helpers import quick_experiment, unsaved, wait_until
 
 # A frozen backbone, accumulation, a distillation that begins, evaluations: what a resumed run must find again.
@@ -38,6 +40,24 @@ class _Stop:
     def __call__(self) -> bool:
         self.left -= 1
         return self.left == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """The training of CHANGES without an interruption."""
+    return once_per_run(tmp_path_factory, "whole", lambda root: training.run(quick_experiment(**CHANGES), root))
+
+
+@pytest.fixture
+def stopped(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A directory of the training of CHANGES, stopped after step 3."""
+
+    def make(root: Path) -> Path:
+        with pytest.raises(training.Stopped):
+            training.run(quick_experiment(**CHANGES), root, should_stop=_Stop(3))
+        return root
+
+    return shutil.copytree(once_per_run(tmp_path_factory, "stopped", make), tmp_path / "stopped")
 
 
 def _lines(directory: Path) -> list[dict[str, Any]]:
@@ -90,9 +110,10 @@ def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:08}.pth" for step in (6, 8, 9)]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, whole: Record, caplog: pytest.LogCaptureFixture
+) -> None:
     experiment = quick_experiment(**CHANGES)
-    whole = training.run(experiment, tmp_path / "whole")
     with pytest.raises(training.Stopped):
         training.run(experiment, tmp_path, should_stop=_Stop(9))
     newest = tmp_path / "checkpoints" / "step-00000009.pth"
@@ -109,41 +130,33 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path: Path, caplog:
         ({"data.shapes_train": 13}, r"data.shapes_train is 12 there and 13 here"),
     ],
 )
-def test_another_experiments_checkpoint_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(training.Stopped):
-        training.run(quick_experiment(**CHANGES), tmp_path, should_stop=_Stop(3))
+def test_another_experiments_checkpoint_is_refused(changes: dict[str, Any], words: str, stopped: Path) -> None:
     with pytest.raises(InputError, match=words) as caught:
-        training.run(quick_experiment(**{**CHANGES, **changes}), tmp_path)
+        training.run(quick_experiment(**{**CHANGES, **changes}), stopped)
     assert "\n" not in str(caught.value)
-    assert (tmp_path / "checkpoints").exists()
+    assert (stopped / "checkpoints").exists()
 
 
-def test_a_checkpoint_of_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = quick_experiment(**CHANGES)
-    with pytest.raises(training.Stopped):
-        training.run(experiment, tmp_path, should_stop=_Stop(3))
+def test_a_checkpoint_of_other_code_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "lgd.training.build.build_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), 0.05)
     )
     with pytest.raises(InputError, match="commit .* there and .* here, the same settings build another model"):
-        training.run(experiment, tmp_path)
+        training.run(quick_experiment(**CHANGES), stopped)
 
 
-def test_what_changes_nothing_may_change(tmp_path: Path) -> None:
-    with pytest.raises(training.Stopped):
-        training.run(quick_experiment(**CHANGES), tmp_path, should_stop=_Stop(3))
+def test_what_changes_nothing_may_change(stopped: Path, whole: Record) -> None:
     changed = quick_experiment(**{**CHANGES, "data.workers": 1, "checkpoint.every": 5})
-    _same(training.run(changed, tmp_path), training.run(quick_experiment(**CHANGES), tmp_path / "whole"))
+    _same(training.run(changed, stopped), whole)
 
 
 @pytest.mark.parametrize("before", ["contiguous", "channels_last"])
-def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path) -> None:
+def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path, whole: Record) -> None:
     """The momentum is a checkpoint's, and lies in memory as the parameters do."""
     after = {"contiguous": "channels_last", "channels_last": "contiguous"}[before]
     with pytest.raises(training.Stopped):
         training.run(quick_experiment(**CHANGES, memory_format=before), tmp_path, should_stop=_Stop(6))
     gone_on = training.run(quick_experiment(**CHANGES, memory_format=after), tmp_path)
-    whole = training.run(quick_experiment(**CHANGES, memory_format=before), tmp_path / "whole")
     for name, curve in whole.losses.items():
         assert [v for _, v in gone_on.losses[name]] == pytest.approx([v for _, v in curve], rel=0.02), name
 
@@ -154,6 +167,8 @@ from pathlib import Path
 from lgd.training import run as training
 from lgd.config.experiment import parse
 import json
+from lgd.results import cost_meter
+cost_meter.HEARTBEAT_PERIOD = 0.05
 training.run(parse(json.loads(sys.argv[1])), Path(sys.argv[2]))
 """
 
@@ -162,7 +177,7 @@ training.run(parse(json.loads(sys.argv[1])), Path(sys.argv[2]))
 def test_a_killed_training_goes_on_and_its_lost_work_is_counted(tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: the steps since the last are done again, and paid for twice."""
     experiment = quick_experiment(
-        **{"schedule.steps": 600, "checkpoint.every": 300, "method.name": "baseline", "schedule.batch": 4}
+        **{"schedule.steps": 200, "checkpoint.every": 100, "method.name": "baseline", "schedule.batch": 4}
     )
     directory = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", RUN, experiment.model_dump_json(), str(directory)])
