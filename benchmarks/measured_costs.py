@@ -157,8 +157,7 @@ def cost_key(experiment: Experiment, resources: Resources) -> str:
 
 def evaluations(experiment: Experiment) -> int:
     """How often a training evaluates, the end included."""
-    every = experiment.evaluation.resolved_every(experiment.schedule.steps)
-    return 1 + ((experiment.schedule.steps - 1) // every if every else 0)
+    return len(experiment.evaluation.resolved_steps(experiment.schedule.steps))
 
 
 def inferences(experiment: Experiment) -> int:
