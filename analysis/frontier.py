@@ -206,8 +206,15 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
 
 def with_notes_on_hours(table: TextTable, runs: Sequence[Run]) -> TextTable:
     """A table of hours of all phases, with notes on what they hold and on the machines they were measured on."""
-    notes = [*_evaluation_note(runs), *contention_notes([run.record for run in runs])]
+    notes = [*_evaluation_note(runs), *_unknown_hours(runs), *contention_notes([run.record for run in runs])]
     return replace(table, notes=[*table.notes, *notes])
+
+
+def _unknown_hours(runs: Iterable[Run]) -> list[str]:
+    """The given teachers whose training's hours nobody said: no hours hold them."""
+    teachers = [run.record.pretraining for run in runs if run.record.pretraining is not None]
+    given = sorted({x.label for x in teachers if not x.hours_known})
+    return [f"Not known, and in no hours: the training of {', '.join(given)}."] if given else []
 
 
 def _evaluation_note(runs: Iterable[Run]) -> list[str]:

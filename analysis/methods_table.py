@@ -92,7 +92,7 @@ def _of_teacher(record: Record | None) -> dict[str, Any]:
     if teacher is None:
         return {"teacher": None, "teacher_AP": None, "teacher_hours": None, "gate": None}
     return {
-        "teacher": teacher.weights or teacher.backbone,
+        "teacher": teacher.label,
         "teacher_AP": teacher.AP,
         "teacher_hours": teacher.full / 3600 if teacher.hours_known else None,
         "gate": teacher.gate or None,

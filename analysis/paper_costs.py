@@ -106,11 +106,11 @@ def _quantities(
 
 
 def _pretraining(record: Record) -> float | None:
-    return pretraining_hours(record) if record.pretraining else None
+    return pretraining_hours(record) if record.pretraining and record.pretraining.hours_known else None
 
 
 def _pretraining_shared(record: Record) -> float | None:
-    return record.pretraining.amortised / 3600 if record.pretraining else None
+    return record.pretraining.amortised / 3600 if record.pretraining and record.pretraining.hours_known else None
 
 
 def _overall_shared(record: Record) -> float | None:

@@ -26,6 +26,8 @@ _DEEPER = {
     "resnet50": "resnet101",
     "resnet101": "resnext101_32x8d",
     "swin_t": "resnet101",
+    "timm:tf_efficientnet_lite0": "timm:tf_efficientnet_lite2",
+    "timm:tf_efficientnet_lite1": "timm:tf_efficientnet_lite2",
 }
 """The backbone of the teacher, by that of the student, where nothing is said."""
 
@@ -137,11 +139,24 @@ def exported_detector(weights: str) -> Detector | None:
 
 
 def deeper(backbone: Backbone) -> Backbone:
-    """The next deeper backbone, else the same; with pretrained weights where ``backbone`` has such."""
-    name = _DEEPER.get(backbone.name, backbone.name)
-    weights = NO_WEIGHTS if backbone.from_scratch else _IMAGENET.get(name, NO_WEIGHTS)
-    deformable = backbone.deformable and name in _IMAGENET
-    norm = "auto" if backbone.name == "swin_t" else backbone.norm
-    return Backbone.model_validate(
-        backbone.model_dump() | {"name": name, "weights": weights, "deformable": deformable, "norm": norm}
-    )
+    """The next deeper backbone, else the same; with ImageNet weights of the same origin where ``backbone`` has such."""
+    if backbone.name not in _DEEPER:
+        return backbone
+    name = _DEEPER[backbone.name]
+    weights = _same_origin(backbone, name)
+    changes: dict[str, object] = {"name": name, "weights": weights}
+    if backbone.deformable and name not in _IMAGENET:
+        changes["deformable"] = False
+    if backbone.name == "swin_t" or (weights == NO_WEIGHTS and not backbone.from_scratch):
+        # What a backbone from scratch cannot have, or another kind does not know.
+        changes |= {"norm": "auto", "freeze_at": "auto", "pixel_std": "auto"}
+    return Backbone.model_validate(backbone.model_dump() | changes)
+
+
+def _same_origin(backbone: Backbone, name: str) -> str:
+    """ImageNet weights of the backbone ``name`` from where those of ``backbone`` are; "none" where there are none."""
+    own = backbone.weights
+    if own.startswith(("torchvision://", "package:efficientnet-")) or own == "timm":
+        model, other = (x.removeprefix("timm:tf_").replace("_", "-") for x in (backbone.name, name))
+        return own.replace(backbone.name, name).replace(model, other) if model in own or own == "timm" else NO_WEIGHTS
+    return NO_WEIGHTS if backbone.from_scratch else _IMAGENET.get(name, NO_WEIGHTS)

@@ -86,6 +86,11 @@ class Pretraining(Settings):
     trained all the same. "" where the method asks for nothing."""
 
     @property
+    def label(self) -> str:
+        """The teacher in tables: its backbone, or the last two parts of the file that was given."""
+        return "/".join(self.weights.split("/")[-2:]) if self.weights else self.backbone
+
+    @property
     def full(self) -> float:
         """Device-seconds of the teacher's whole training, as the paper's Table 7 counts them."""
         return sum(self.device_seconds.values())

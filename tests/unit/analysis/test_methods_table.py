@@ -72,3 +72,4 @@ def test_the_table_for_people_keeps_others_figures_apart(runs: Any) -> None:
     assert "PKD's authors report, on MS-COCO with other teachers: 37.4 to 40.8 (RetinaNet R-50, 2x ss" in shown
     assert not any("40.8" in cell for row in text.rows for cell in row)
     assert "CWD: failed: the teacher's AP is 12.0." in text.notes
+    assert "Not known, and in no hours: the training of zoo.pkl." in text.notes

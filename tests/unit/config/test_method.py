@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lgd.config.experiment import Experiment, parse, settings
+from lgd.config.experiment import Backbone, Experiment, parse, settings
 from lgd.config.frozen_teacher import FrozenTeacherMethod, deeper
 from lgd.config.grids import experiment_of, grid, plan
 from lgd.config.method import BUILT_IN
@@ -91,6 +91,24 @@ def test_an_automatic_teacher_is_one_backbone_deeper_and_follows_the_student() -
     assert (fcos.detector.name, fcos.method.name) == ("fcos", "baseline")
     with pytest.raises(InputError, match=r"method.teacher.detector: one of retinanet, .*or detector 'yolo'"):
         pkd.override(["method.teacher.detector=yolo"])
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "deeper_name", "deeper_weights"),
+    [
+        ("resnet18", "none", "resnet34", "none"),
+        ("resnet18", "torchvision://resnet18", "resnet34", "torchvision://resnet34"),
+        ("resnet50", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", "resnet101", "/MSRA/R-101.pkl"),
+        ("resnet101", "/mine.pth", "resnext101_32x8d", "/FAIR/X-101-32x8d.pkl"),
+        ("resnext101_32x8d", "none", "resnext101_32x8d", "none"),
+    ],
+)
+def test_a_deeper_backbone_has_weights_of_the_same_origin(
+    name: str, weights: str, deeper_name: str, deeper_weights: str
+) -> None:
+    found = deeper(Backbone.model_validate({"name": name, "weights": weights}))
+    assert found.name == deeper_name
+    assert found.weights.endswith(deeper_weights)
 
 
 def test_settings_of_one_method_do_not_disturb_another_arm(tmp_path: Path) -> None:
