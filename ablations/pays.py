@@ -72,6 +72,7 @@ def parser(prog: str = PROG) -> Parser:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from ablations.display import say
     from ablations.limits import Budget, CostOptions
 
     budget = Budget(max_time=options.budget, option="--budget")
@@ -79,10 +80,21 @@ def _run(options: argparse.Namespace) -> int:
     # Here, not at the top: it loads Ray.
     from ablations import sweep
 
-    run_options = sweep_command.run_options(options)
+    run_options, console = sweep_command.run_options(options), Console()
+    say(console, plan_text(spec, options.budget))
     if options.plan:
-        return sweep.dry_run(spec, directory, run_options, CostOptions(), Console())
-    return sweep.run(spec, directory, run_options, budget, Console())
+        return sweep.dry_run(spec, directory, run_options, CostOptions(), console)
+    return sweep.run(spec, directory, run_options, budget, console)
+
+
+def plan_text(spec: SweepSpec, budget: str | None) -> str:
+    """What will be trained, until when, in a line."""
+    first, last = spec.looks[0], spec.looks[-1]
+    until = f", or {budget} are over" if budget else ""
+    return (
+        f"preset {spec.preset}: {', '.join(spec.arms)}; {first} seeds of each, then more, {last} at most, until a"
+        f" difference of {spec.detect:g} AP is told from none{until}"
+    )
 
 
 def described(options: argparse.Namespace) -> tuple[SweepSpec, Path]:

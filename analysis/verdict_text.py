@@ -19,6 +19,9 @@ from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SweepSpec
 
+MOST_VERDICTS = 4
+"""Of more, one sentence says how many came out which way; the table has their numbers."""
+
 UNEQUAL = 0.1
 """Relative difference of two costs from which on they are not called the same."""
 
@@ -152,7 +155,25 @@ def summary(records: Sequence[Record], directory: Path) -> Summary:
     subjects = {short_name(x.question.arm, x.question.reference) for x in found}
     noted += across_lines(records, subjects) if len(found) > 1 else []
     said = [Said(numbers(x), conclusion(x)) for x in found]
+    if len(said) > MOST_VERDICTS:
+        said = [Said("", overall(found))]
     return Summary(said, list(dict.fromkeys(noted)), next_command(found, directory))
+
+
+def overall(found: Sequence[Verdict]) -> str:
+    """How many of the arms are worth it, and which."""
+    words = {
+        "worth it": "worth it here",
+        "not worth it": "not worth it",
+        "gain": "gaining, with nothing known of longer training at the same cost",
+        "unknown": "not to be told",
+    }
+    parts = []
+    for answer, text in words.items():
+        names = [x.question.arm for x in found if x.answer == answer]
+        if names:
+            parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {text} ({', '.join(names)})")
+    return f"Of {len(found)} arms, {'; '.join(parts)}."
 
 
 def next_command(found: Sequence[Verdict], directory: Path) -> str:

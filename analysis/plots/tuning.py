@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.crossing import crossings
 from analysis.load import Run
-from analysis.plots.style import COLOURS, GREY, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
+from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
 from analysis.rates import Curve, length_curves, pairs, rate_curves
 from analysis.stats import CONFIDENCE, mean_interval
 
@@ -22,7 +22,7 @@ def learning_rates(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     curves = rate_curves(run.record for run in runs)
     if not pairs(curves):
         return None
-    figure = _figure(curves, layout)
+    figure = _figure(curves, layout, mark_best=True)
     set_xlabel(figure.axes[0], f"learning rate, on a log scale ({POINTS})", layout)
     set_title(figure, "filled: an arm's best rate", runs, layout)
     return figure
@@ -37,23 +37,26 @@ def schedule_lengths(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
     found = crossings(records)
     if not found:
         return None
-    figure = _figure(length_curves(records), layout)
+    curves = length_curves(records)
+    figure = _figure(curves, layout)
     axes = figure.axes[0]
-    for each in found:
-        if each.steps is not None:
-            axes.axvline(each.steps, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
-            if each.low is not None and each.high is not None:
-                axes.axvspan(each.low, min(each.high, each.longest), color="0.92", zorder=-1)
+    colours = {curve.name: COLOURS[i % 8] for i, curve in enumerate(curves)}
+    for i, each in enumerate(x for x in found if x.steps is not None):
+        # In the arm's colour: where it crosses its baseline, and on the axis the interval of that.
+        axes.axvline(each.steps or 0.0, color=colours[each.arm], linestyle="--", linewidth=1.0, zorder=0)
+        if each.low is not None and each.high is not None:
+            ends, height = [each.low, min(each.high, each.longest)], 0.02 + 0.03 * i
+            axes.plot(ends, [height] * 2, transform=axes.get_xaxis_transform(), color=colours[each.arm], linewidth=3)
     set_xlabel(axes, f"steps of the whole training, on a log scale ({POINTS})", layout)
     set_title(figure, " ".join(x.line for x in found), runs, layout)
     return figure
 
 
-def _figure(curves: Sequence[Curve], layout: Layout) -> Figure:
+def _figure(curves: Sequence[Curve], layout: Layout, *, mark_best: bool = False) -> Figure:
     figure = new_figure(layout.width, 3.6)
     axes = figure.subplots()
     for i, curve in enumerate(curves):
-        _draw(axes, curve, COLOURS[i % 8], MARKERS[i % 8])
+        _draw(axes, curve, COLOURS[i % 8], MARKERS[i % 8], mark_best)
     axes.set_xscale("log")
     values = sorted({x for curve in curves for x in curve.points})
     axes.xaxis.set_major_locator(FixedLocator(values))
@@ -65,12 +68,12 @@ def _figure(curves: Sequence[Curve], layout: Layout) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, curve: Curve, colour: str, marker: str) -> None:
+def _draw(axes: Axes, curve: Curve, colour: str, marker: str, mark_best: bool) -> None:
     at = list(curve.points)
     axes.plot(at, [curve.mean(x) for x in at], color=colour, linewidth=1.4, label=shorten(curve.name, 40))
     for x, seeds in curve.points.items():
         axes.plot([x] * len(seeds), list(seeds.values()), linestyle="", marker=".", markersize=3, color=colour)
-        face = colour if x == curve.best else "white"
+        face = colour if mark_best and x == curve.best else "white"
         axes.plot([x], [curve.mean(x)], linestyle="", marker=marker, markersize=6, mec=colour, mfc=face)
         found = mean_interval(seeds.values())
         if found is not None and found.low is not None and found.high is not None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ablations.limits import Budget
-from ablations.pays import arms_of, described, main, parser
+from ablations.pays import arms_of, described, main, parser, plan_text
 from ablations.plan import describe, merge, trials_of
 from ablations.rounds import after, looks, predicted_seconds
 from ablations.run import main as run_main
@@ -170,6 +170,10 @@ def test_pays_is_a_sweep_of_baseline_method_and_equal_cost(tmp_path: Path) -> No
     # The same command goes on with what is there.
     assert described(parser().parse_args(given)) == (spec, tmp_path)
     assert arms_of("fgfi") == ["FGFI"]
+    assert plan_text(spec, "8h").startswith("preset nano: baseline, LGD, PKD, baseline at the cost of LGD, ")
+    assert plan_text(spec, "8h").endswith(
+        "; 3 seeds of each, then more, 15 at most, until a difference of 1 AP is told from none, or 8h are over"
+    )
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,18 @@ def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tm
     assert "the best of 5 arms" in summary(records, tmp_path).notes[0]
 
 
+def test_many_verdicts_are_one_sentence(make_record: MakeRecord, tmp_path: Path) -> None:
+    describe("pays", "nano", seeds=5).write(tmp_path)
+    records = _arm(make_record, "baseline", 30.0)
+    for arm, ap in (("LGD", 31.0), ("FGFI", 29.0), ("PKD", 29.5), ("CWD", 32.0), ("MGD", 30.0)):
+        records += _arm(make_record, arm, ap, 190.0)
+    (line,) = summary(records, tmp_path).verdicts
+    assert line.conclusion == (
+        "Of 5 arms, 3 are not worth it (FGFI, PKD, MGD); 2 are gaining, with nothing known of longer training at the"
+        " same cost (LGD, CWD)."
+    )
+
+
 def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Path) -> None:
     records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
     once = _one(records, directory)
