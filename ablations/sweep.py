@@ -104,16 +104,17 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
         lock.acquire()
         with cluster(checked, options, console) as resources:
             # Another sweep may have been at work here until a moment ago.
-            why, spent, search = "", 0.0, checked.search
-            following: Sweep | None = sweep
-            while following is not None and not why:
+            missing = missing_trials(sweep.trials)
+            why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
+            while not why:
+                # What these trials took says how long others are to train, and what they gave how many seeds more.
+                following, why = after(sweep, budget, resources.max_concurrent, console)
+                if following is None:
+                    break
                 sweep, missing = following, missing_trials(following.trials)
-                resources = _resources(missing, options) if spent else resources
-                why, took = train(sweep, missing, resources, search, budget, spent, console)
-                spent, search = spent + took, None
-                if not why:
-                    # What these trials took says how long others are to train, and what they gave how many seeds more.
-                    following, why = after(sweep, budget, resources.max_concurrent, console)
+                resources = _resources(missing, options)
+                why, took = train(sweep, missing, resources, None, budget, spent, console)
+                spent += took
             from ablations.outcome import finish
 
             return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)

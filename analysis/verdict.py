@@ -17,6 +17,9 @@ from lgd.results.record import Record
 FLOOR, CEILING = 5.0, 95.0
 """AP, percent: below, or above, both arms say nothing about each other."""
 
+SAME_COST = 0.1
+"""Relative difference up to which two costs are called the same."""
+
 FEW_SEEDS = 3
 """The least number of seeds that a spread is read from."""
 
@@ -119,7 +122,7 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
     if found is None or found.low is None or found.high is None:
         return "unknown"
     if found.low > 0:
-        return "worth it" if margin or (cost is not None and cost <= 1) else "gain"
+        return "worth it" if margin or (cost is not None and cost <= 1 + SAME_COST) else "gain"
     if found.high < detect:
         return "not worth it"
     return "unknown"

@@ -14,16 +14,13 @@ from analysis.commands import command_of
 from analysis.questions import Asked, asked
 from analysis.render import with_interval, with_unit
 from analysis.stats import CONFIDENCE, Difference
-from analysis.verdict import FEW_SEEDS, Verdict, verdicts
+from analysis.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SweepSpec
 
 MOST_VERDICTS = 4
 """Of more, one sentence says how many came out which way; the table has their numbers."""
-
-UNEQUAL = 0.1
-"""Relative difference of two costs from which on they are not called the same."""
 
 
 def sentence(verdict: Verdict) -> str:
@@ -242,6 +239,6 @@ def hours_text(hours: float, *, on_gpu: bool) -> str:
 
 def _same_cost(verdict: Verdict) -> str:
     ratio = verdict.equal_cost_ratio
-    if ratio is None or abs(ratio - 1) <= UNEQUAL:
+    if ratio is None or abs(ratio - 1) <= SAME_COST:
         return "the same cost spent"
     return f"{with_unit(ratio, 'x')} that cost spent"

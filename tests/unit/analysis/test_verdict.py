@@ -75,6 +75,11 @@ def test_a_gpu_sweep_says_gpu_hours(make_record: MakeRecord, directory: Path) ->
     assert "(+0.025 GPU-h)" in sentence(_one(on_gpu, directory))
 
 
+def test_an_arm_that_costs_no_more_needs_no_longer_baseline(make_record: MakeRecord, directory: Path) -> None:
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 105.0)]
+    assert _one(records, directory).answer == "worth it"
+
+
 def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: MakeRecord, directory: Path) -> None:
     records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
     verdict = _one(records, directory)
