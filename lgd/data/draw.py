@@ -1,4 +1,4 @@
-"""Pictures of a data set's images with what is annotated in them."""
+"""Images with what is annotated or detected in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lgd.data.images import Pixels, read_image
 from lgd.errors import InputError
 from lgd.files import atomic_write
 
-__all__ = ["draw"]
+__all__ = ["draw", "save_image", "with_annotations"]
 
 _COLOURS = ("red", "lime", "dodgerblue", "yellow", "magenta", "cyan", "orange", "springgreen", "hotpink", "gold")
 
@@ -40,30 +40,37 @@ def draw(dataset: DataSet, count: int, directory: Path) -> list[Path]:
             image = images[index]
             annotations = [x for x in contents["annotations"] if x["image_id"] == image["id"]]
             path = directory / f"{split}-{image['id']}.png"
-            drawn = _with_annotations(read_image(folder / image["file_name"]), annotations, names)
-            try:
-                with atomic_write(path) as temporary:
-                    Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(temporary)
-            except OSError as error:
-                raise InputError(f"{path} cannot be written ({error.strerror})") from None
+            save_image(with_annotations(read_image(folder / image["file_name"]), annotations, names), path)
             written.append(path)
     return written
 
 
-def _with_annotations(pixels: Pixels, annotations: list[dict[str, Any]], names: dict[int, str]) -> torch.Tensor:
-    """(3, H, W) uint8, RGB."""
+def save_image(image: torch.Tensor, path: Path) -> None:
+    """Write (3, H, W) uint8, RGB. Raises InputError, one line, where it cannot be written."""
+    try:
+        with atomic_write(path) as temporary:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def with_annotations(pixels: Pixels, annotations: list[dict[str, Any]], names: dict[int, str]) -> torch.Tensor:
+    """(3, H, W) uint8, RGB.
+
+    annotations: COCO's annotations, or its results, whose scores are shown. names: of the classes, by category id.
+    """
     image = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy())
     if not annotations:
         return image
     labels = {number: label for label, number in enumerate(names)}
-    colours = ["white" if x["iscrowd"] else _COLOURS[labels[x["category_id"]] % len(_COLOURS)] for x in annotations]
+    colours = ["white" if x.get("iscrowd") else _COLOURS[labels[x["category_id"]] % len(_COLOURS)] for x in annotations]
     shaped = [i for i, x in enumerate(annotations) if x.get("segmentation")]
     if shaped:
         masks = torch.stack([_mask(annotations[i]["segmentation"], *pixels.shape[:2]) for i in shaped])
         image = draw_segmentation_masks(image, masks, alpha=0.4, colors=[colours[i] for i in shaped])
     boxes = torch.tensor([x["bbox"] for x in annotations], dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
-    texts = [names[x["category_id"]] for x in annotations]
+    texts = [names[x["category_id"]] + (f" {x['score']:.2f}" if "score" in x else "") for x in annotations]
     return draw_bounding_boxes(image, boxes, labels=texts, colors=colours, width=2)
 
 

@@ -17,7 +17,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from lgd.errors import InputError
 
-__all__ = ["Pixels", "image_size", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "Pixels", "image_size", "read_image"]
+
+IMAGE_SUFFIXES = (
+    ".avif", ".bmp", ".dng", ".heic", ".jp2", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"
+)  # fmt: skip
+"""Of the files in a directory that are taken for images, as Ultralytics lists them."""
 
 Pixels = npt.NDArray[np.uint8]
 

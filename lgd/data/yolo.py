@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lgd.data.images import IMAGE_SUFFIXES
 from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
 from lgd.data.split import HINT, ValSplit, takes_val_from_train
 from lgd.data.validate import validated_layout
@@ -19,11 +20,6 @@ from lgd.data.yolo_labels import add_labels, label_path
 from lgd.errors import InputError
 
 __all__ = ["find_yolo_splits"]
-
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".dng", ".heic", ".jp2", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"
-)  # fmt: skip
-"""As Ultralytics lists them."""
 
 
 def find_yolo_splits(

@@ -1,0 +1,178 @@
+"""The command ``lgd predict``: detect on images or videos with the student of a finished training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lgd.cli import Parser, examples, exit_status
+from lgd.errors import InputError
+from lgd.files import write_text
+from lgd.signals import exit_on_interrupt
+
+if TYPE_CHECKING:
+    from lgd.inference.inputs import Frame
+    from lgd.training.export import TrainedStudent
+
+PROG = "lgd predict"
+
+RESULTS_FILE, IMAGES_FILE, DRAWN = "detections.json", "images.json", "images"
+"""In the output directory: COCO's results, the images and classes that they name, and the images with boxes."""
+
+EXAMPLES = (
+    "results/train/finetune-lgd-seed0 photo.jpg --output found",
+    "DIR photographs street.mp4 --video-every 10 --output found",
+)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Exit status: 0 detected on everything, 1 on all but what cannot be decoded, 2 wrong input, 130 interrupted."""
+    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
+
+
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(
+        prog=prog,
+        description=(
+            "Detect on images, directories of images or videos with the student of a finished training.\n"
+            f"Writes {RESULTS_FILE} (COCO's results), {IMAGES_FILE} (the images and classes they name) and {DRAWN}/."
+        ),
+        epilog=examples(prog, *EXAMPLES),
+    )
+    add = found.add_argument
+    add("run", type=Path, metavar="RUN", help="directory of a training, with student.pth and student.json")
+    add("inputs", type=Path, nargs="+", metavar="IMAGES", help="images, videos, or directories of them")
+    add("--output", type=Path, required=True, metavar="DIR", help="where the results go")
+    add("--threshold", type=float, default=0.5, metavar="X", help="lowest score that is kept (default: 0.5; 0: all)")
+    add("--video-every", type=int, default=1, metavar="N", help="each N-th frame of a video alone (default: 1)")
+    add("--no-images", action="store_true", help="write the JSON files alone")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    add_detector_option(found)
+    return found
+
+
+def add_detector_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--detector", metavar="SOURCE", help="the training's own, where building it runs code of yours: allow that"
+    )
+
+
+def load_student(run: Path, device: str, source: str | None) -> TrainedStudent:
+    """The student of the training in ``run``. source: what --detector says.
+
+    Raises InputError, one line, where there is none.
+    """
+    from lgd.results.sweep_spec import SWEEP_FILE
+    from lgd.training.export import DESCRIPTION_FILE
+
+    if not (run / DESCRIPTION_FILE).exists():
+        if (run / SWEEP_FILE).exists():
+            trial = next(run.glob(f"trials/*/{DESCRIPTION_FILE}"), None)
+            such = f", such as {trial.parent}" if trial else ""
+            raise InputError(f"{run} holds a sweep: name one of its trainings{such}")
+        why = "does not exist" if not run.exists() else f"holds no finished training: {DESCRIPTION_FILE} is missing"
+        raise InputError(f"{run} {why}")
+    with exit_on_interrupt():
+        # Not at the top: importing torch and detectron2 takes seconds, which --help need not take.
+        import torch
+
+        from lgd.training.export import TrainedStudent
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TrainedStudent(run, device, source=source)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Detect, and return the exit status. Raises InputError, one line, for what is wrong, before detecting anything."""
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"--threshold {options.threshold}: from 0 to 1")
+    if options.video_every < 1:
+        raise InputError(f"--video-every {options.video_every}: at least 1")
+    from lgd.inference.inputs import find_inputs
+
+    drawn = (options.output / DRAWN).resolve()
+    if any(path.is_dir() and drawn.is_relative_to(path.resolve()) for path in options.inputs):
+        raise InputError(f"--output {options.output} lies in a directory that is detected on: choose another")
+    inputs = find_inputs(options.inputs)
+    student = load_student(options.run, options.device, options.detector)
+    prediction = _Prediction(student, options)
+    failed = 0
+    for path in inputs:
+        try:
+            prediction.add(path)
+        except InputError as error:
+            failed += 1
+            print(f"warning: {error}: left out", file=sys.stderr)
+    if not prediction.images:
+        raise InputError("no image could be decoded")
+    prediction.save()
+    print(
+        f"{len(prediction.results)} objects of score {options.threshold:g} or more in {len(prediction.images)} images:"
+        f" {options.output / RESULTS_FILE}"
+    )
+    return int(failed > 0)
+
+
+class _Prediction:
+    """The detections on the images so far, in COCO's terms."""
+
+    def __init__(self, student: TrainedStudent, options: argparse.Namespace) -> None:
+        self.student, self.options = student, options
+        self.images: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+        self.names = dict(zip(student.category_ids, student.description.class_names, strict=True))
+        self._drawn: set[str] = set()
+
+    def add(self, path: Path) -> None:
+        """Detect on an image or a video, and write what is found into the image. Raises InputError as ``frames``."""
+        from lgd.inference.inputs import frames
+
+        for frame in frames(path, self.options.video_every):
+            found = self._detect(frame, image_id=len(self.images) + 1)
+            height, width = frame.pixels.shape[:2]
+            image = {"id": len(self.images) + 1, "file_name": str(frame.path), "width": width, "height": height}
+            self.images.append(image if frame.frame is None else {**image, "frame": frame.frame})
+            self.results += found
+            if not self.options.no_images:
+                self._draw(frame, found)
+
+    def _detect(self, frame: Frame, image_id: int) -> list[dict[str, Any]]:
+        from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+        found = self.student.detect(frame.pixels)
+        kept = found[found.scores >= self.options.threshold]
+        results: list[dict[str, Any]] = instances_to_coco_json(kept, image_id)
+        for result in results:
+            result["category_id"] = self.student.category_ids[result["category_id"]]
+        return [x for x in results if math.isfinite(x["score"])]
+
+    def _draw(self, frame: Frame, found: list[dict[str, Any]]) -> None:
+        from lgd.data.draw import save_image, with_annotations
+
+        number = "" if frame.frame is None else f"-{frame.frame:06d}"
+        suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
+        stem = f"{frame.path.stem}{number}"
+        # Images of several directories may have one name.
+        name = stem if stem not in self._drawn else f"{stem}-{len(self.images)}"
+        self._drawn.add(name)
+        save_image(with_annotations(frame.pixels, found, self.names), self.options.output / DRAWN / f"{name}{suffix}")
+
+    def save(self) -> None:
+        """Write the two JSON files. Raises InputError, one line, where they cannot be written."""
+        categories = [{"id": number, "name": name} for number, name in self.names.items()]
+        output: Path = self.options.output
+        for name, contents in (
+            (IMAGES_FILE, {"images": self.images, "annotations": [], "categories": categories}),
+            (RESULTS_FILE, self.results),
+        ):
+            try:
+                write_text(output / name, json.dumps(contents))
+            except OSError as error:
+                raise InputError(f"{output / name} cannot be written ({error.strerror})") from None

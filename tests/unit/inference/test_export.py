@@ -1,0 +1,149 @@
+"""lgd export: the student for detectron2, torchvision and ONNX."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ablations.command import main as lgd
+from lgd.config.experiment import Experiment
+from lgd.detectors import build_detector
+from lgd.errors import InputError
+from lgd.inference.export import main
+from lgd.inference.onnx_file import export_onnx, same_objects
+from lgd.inference.weights_file import export_torchvision
+from lgd.training.export import TrainedStudent, describe_student, export_student
+from tests.helpers import tiny_settings
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+
+
+def write_student(directory: Path, experiment: Experiment, classes: int = 3) -> TrainedStudent:
+    """An untrained detector that finds objects all the same: of any score."""
+    torch.manual_seed(0)
+    detector: Any = build_detector(experiment.detector, classes, experiment.data)
+    if not experiment.detector.is_built_in:
+        detector.head.classification_head.cls_logits.bias.data.zero_()
+    export_student(detector, directory / "student.pth")
+    describe_student(detector, experiment, [f"class {i}" for i in range(classes)], directory, range(classes))
+    student = TrainedStudent(directory)
+    if not experiment.detector.is_built_in:
+        return student
+    for module in student.detector.modules():
+        for name in ("test_score_thresh", "score_thresh", "test_score_threshold"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
+    return student
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn"])
+def test_onnx_computes_what_the_detector_does(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    experiment = Experiment(detector=tiny_settings(name)).override({"data.test_size": 96, "data.max_size": 160})
+    student = write_student(tmp_path, experiment)
+    path = tmp_path / "model.onnx"
+    said = export_onnx(student, path, student.resized(PIXELS))
+    assert said.startswith("takes images of any size; onnxruntime finds the ")
+    session = onnxruntime.InferenceSession(path)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == ["class 0", "class 1", "class 2"]
+    # Of another size than it was traced with, in the image's own pixels.
+    image = np.random.default_rng(1).integers(0, 256, (96, 110, 3), np.uint8)
+    outputs = session.run(None, {"image": _input(image)})
+    found = student.detect(image)
+    assert len(found) > 5
+    expected = found.pred_boxes.tensor, found.scores, found.pred_classes
+    same = same_objects([torch.from_numpy(x) for x in outputs[:3]], expected)
+    # In an untrained network many scores are nearly one, and rounding decides which boxes stay.
+    assert min(same.any(dim=0).sum(), same.any(dim=1).sum()) >= 0.9 * max(same.shape)
+    assert [x.name for x in session.get_outputs()[3:]] == (["masks"] if name == "mask_rcnn" else [])
+
+
+def _input(image: Any) -> Any:
+    return image.transpose(2, 0, 1).astype(np.float32)
+
+
+class _Odd(nn.Module):
+    """Scores that depend on what a trace does not see; operator: used on a matrix besides."""
+
+    def __init__(self, detector: nn.Module, operator: Callable[[torch.Tensor], torch.Tensor] = torch.trace) -> None:
+        super().__init__()
+        self.detector, self.operator = detector, operator
+        self.calls = 0
+
+    def forward(self, batch: Any) -> Any:
+        self.calls += 1
+        found = self.detector(batch)
+        found[0]["instances"].scores = found[0]["instances"].scores + self.calls
+        found[0]["instances"].scores += self.operator(batch[0]["image"][0, :4, :4]).real.sum() * 0
+        return found
+
+
+def test_a_detector_that_onnx_cannot_follow_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    experiment = Experiment(detector=tiny_settings("retinanet")).override({"data.test_size": 96, "data.max_size": 160})
+    student = write_student(tmp_path, experiment)
+    student.detector = _Odd(student.detector)
+    with pytest.raises(InputError, match="the ONNX file does not compute what the detector does: only 0 of torch's"):
+        export_onnx(student, tmp_path / "model.onnx", student.resized(PIXELS))
+    student.detector = _Odd(student.detector.detector, torch.linalg.eigvals)
+    with pytest.raises(InputError) as caught:
+        export_onnx(student, tmp_path / "model.onnx", student.resized(PIXELS))
+    assert "the detector cannot be exported to ONNX" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["student.json", "student.pth"]
+
+
+def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"the package onnxruntime is missing: pip install 'lgd-suite\[export\]'"):
+        export_onnx(TrainedStudent(trained), tmp_path / "x.onnx", torch.zeros(3, 64, 64))
+
+
+def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    assert lgd(["export", str(trained), "--format", "onnx", "--output", str(tmp_path / "a.onnx")]) == 0
+    assert "onnxruntime finds the same" in capsys.readouterr().out
+    assert main([str(trained), "--format", "detectron2", "--output", str(tmp_path / "b.pth")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # What it prints loads the weights.
+    scope: dict[str, Any] = {}
+    exec("\n".join(lines[1:]), scope)
+    expected = torch.load(trained / "student.pth", weights_only=True)["model"]
+    loaded = scope["detector"].state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], x) for name, x in expected.items())
+    for arguments, words in (
+        (["--format", "torchvision"], "the student is not torchvision's (retinanet): --format detectron2"),
+        (["--format", "onnx", "--image", str(tmp_path / "none.jpg")], "none.jpg: is missing"),
+        (["--format", "onnx", "--output", str(tmp_path)], "is a directory: a file is needed"),
+        (["--format", "keras"], "invalid choice: 'keras'"),
+    ):
+        assert main([str(trained), *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
+def test_a_student_of_torchvision(tmp_path: Path) -> None:
+    """Its stock model takes the weights strictly and finds the same; so does the ONNX file."""
+    source = "torchvision:retinanet_resnet50_fpn"
+    experiment = Experiment().override({"data.test_size": 64, "data.max_size": 96, "detector.source": source})
+    student = write_student(tmp_path, experiment)
+    lines = export_torchvision(student, tmp_path / "weights.pth", PIXELS)
+    scope: dict[str, Any] = {"torch": torch, "image": torch.from_numpy(_input(PIXELS)).flip(0) / 255}
+    exec("\n".join(["import torchvision", *lines[:2]]), scope)
+    model = scope["model"].eval()
+    (found,) = model([scope["image"]])
+    expected = student.detect(PIXELS)
+    assert len(expected) > 0
+    # torchvision resizes with another filter.
+    assert found["scores"][:5].tolist() == pytest.approx(expected.scores[:5].tolist(), abs=0.05)
+    pytest.importorskip("onnxruntime")
+    assert "of any size" in export_onnx(student, tmp_path / "model.onnx", student.resized(PIXELS))
