@@ -38,6 +38,7 @@ import torch.distributed as dist  # noqa: E402
 
 from lgd.config.experiment import Experiment  # noqa: E402
 from lgd.distributed import ranks  # noqa: E402
+from lgd.distributed.ray_token import own_token  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
 from lgd.files import write_text  # noqa: E402
 from lgd.signals import on_signal  # noqa: E402
@@ -158,11 +159,25 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
             ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {address!r} ({' '.join(str(error).split())[:200]})") from None
-    else:
+        with _until_shutdown():
+            yield
+        return
+    with own_token():
         # Only settings and records go through the object store; its default size is a third of the memory.
         ray.init(
-            address="local", num_cpus=cpus or cores(), include_dashboard=False, object_store_memory=200 * 2**20, **quiet
+            address="local",
+            num_cpus=cpus or cores(),
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            object_store_memory=200 * 2**20,
+            **quiet,
         )
+        with _until_shutdown():
+            yield
+
+
+@contextlib.contextmanager
+def _until_shutdown() -> Iterator[None]:
     try:
         yield
     finally:
