@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lgd.data.crowdhuman import PERSON
-from lgd.data.layout import CocoLayout, Counts
+from lgd.data.layout import CLEANED, CocoLayout, Counts
 from lgd.errors import InputError
 
 __all__ = ["DataSet", "check_objects"]
@@ -69,9 +69,11 @@ class DataSet:
 def check_objects(dataset: DataSet) -> None:
     """Raise InputError, one line, when a split has no object: nothing to train on, or AP would not be defined."""
     layout, counts = dataset.layout, dataset.counts
-    for path, split, dropped, purpose in (
-        (layout.train_json, counts.train, layout.dropped[0], "to train on"),
-        (layout.val_json, counts.val, layout.dropped[1], "to evaluate on, and AP would not be defined"),
+    for name, path, split, dropped, purpose in (
+        ("train", layout.train_json, counts.train, layout.dropped[0], "to train on"),
+        ("val", layout.val_json, counts.val, layout.dropped[1], "to evaluate on, and AP would not be defined"),
     ):
         if split.objects == 0:
-            raise InputError(f"{path} has no object {purpose}" + (f"; dropped: {dropped}" if dropped else ""))
+            # A file that was written into the cache tells nobody which data it is.
+            where = f"data {dataset.source}: {name}" if path.parent.name.startswith(CLEANED) else str(path)
+            raise InputError(f"{where} has no object {purpose}" + (f"; dropped: {dropped}" if dropped else ""))

@@ -8,7 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from lgd.errors import InputError
 
-__all__ = ["CocoLayout", "Counts", "Outcome", "Problem", "RawSplit", "SplitCounts", "read_bytes"]
+__all__ = ["CLEANED", "CocoLayout", "Counts", "Outcome", "Problem", "RawSplit", "SplitCounts", "read_bytes"]
+
+CLEANED = "cleaned-"
+"""Begins the directories in the cache with COCO files that were written from other layouts, or without faults."""
 
 
 class SplitCounts(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lgd.cache import cache_root
-from lgd.data.layout import CocoLayout, Counts, Problem, RawSplit, read_bytes
+from lgd.data.layout import CLEANED, CocoLayout, Counts, Problem, RawSplit, read_bytes
 from lgd.data.split import ValSplit, split_raw
 from lgd.data.validate_split import ValidatedSplit, validate_split
 from lgd.errors import InputError
@@ -67,7 +67,7 @@ def validated_layout(
         problems += _notes(raw, splits, split)
     texts = [None if x.unchanged else json.dumps(x.contents, separators=(",", ":")) for x in splits]
     fingerprint = _fingerprint(raw, splits, texts)
-    directory = cache_root() / "data" / f"cleaned-{fingerprint[:16]}"
+    directory = cache_root() / "data" / f"{CLEANED}{fingerprint[:16]}"
     train_json, val_json = (
         source.path if text is None else _write(directory / f"instances_{name}.json", text)
         for name, source, text in zip(("train", "val"), raw, texts, strict=True)

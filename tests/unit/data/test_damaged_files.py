@@ -1,0 +1,131 @@
+"""A thousand damaged annotation files of each format: the check ends with its report, or with one line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lgd.cli import exit_status
+from lgd.data import validate, validate_split
+from lgd.data.__main__ import run
+from tests.damage import damaged_bytes, damaged_tree
+from tests.helpers_data import (
+    VOC_SPLITS,
+    coco_contents,
+    person_box,
+    write_coco,
+    write_crowdhuman,
+    write_voc,
+    write_yolo,
+)
+
+FILES = 1000
+
+Damage = Callable[[random.Random], None]
+
+
+def _coco(root: Path) -> tuple[str, Damage]:
+    path = write_coco(root) / "annotations/instances_train2017.json"
+    contents = coco_contents(1)
+
+    def damage(rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            path.write_bytes(damaged_bytes(rng, json.dumps(contents).encode()))
+        else:
+            path.write_text(json.dumps(damaged_tree(rng, contents)))
+
+    return f"coco-json:{root}", damage
+
+
+def _of_files(root: Path, files: list[Path]) -> Damage:
+    """Damage to one of the files; the others are as they were."""
+    whole = {path: path.read_bytes() for path in files}
+    last: list[Path] = []
+
+    def damage(rng: random.Random) -> None:
+        for path in last:
+            path.write_bytes(whole[path])
+        last[:] = [rng.choice(files)]
+        last[0].write_bytes(damaged_bytes(rng, whole[last[0]]))
+
+    return damage
+
+
+def _voc(root: Path) -> tuple[str, Damage]:
+    write_voc(root, VOC_SPLITS)
+    return f"voc:{root}", _of_files(root, [*(root / "Annotations").iterdir(), *(root / "ImageSets/Main").iterdir()])
+
+
+def _yolo(root: Path) -> tuple[str, Damage]:
+    write_yolo(root)
+    return f"yolo:{root}", _of_files(root, [root / "data.yaml", *(root / "labels").rglob("*.txt")])
+
+
+def _odgt(root: Path) -> tuple[str, Damage]:
+    lines = [
+        {"ID": "a", "gtboxes": [person_box([5, 5, 10, 20]), person_box([30, 5, 10, 20], extra={"ignore": 1})]},
+        {"ID": "b", "gtboxes": [person_box([-5, 5, 90, 90]), {"tag": "mask", "fbox": [1, 1, 5, 5]}]},
+    ]
+    write_crowdhuman(root, lines, lines)
+    path = root / "annotation_train.odgt"
+
+    def damage(rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            path.write_bytes(damaged_bytes(rng, "\n".join(map(json.dumps, lines)).encode()))
+        else:
+            path.write_text("\n".join(json.dumps(damaged_tree(rng, line)) for line in lines))
+
+    return f"crowdhuman:{root}", damage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [_coco, _voc, _yolo, _odgt])
+def test_the_check_ends_with_a_report_or_a_line(
+    write: Callable[[Path], tuple[str, Damage]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
+    # The images stay the same; writing through to the disk is not what is tested.
+    monkeypatch.setattr(validate_split, "image_size", functools.cache(validate_split.image_size))
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    source, damage = write(tmp_path / "data")
+    options = argparse.Namespace(
+        source=source, train_json=None, val_json=None, images=None, val_fraction=None, split_seed=None, resplit=False,
+        draw=0, verbose=False, output=tmp_path,
+    )  # fmt: skip
+    rng = random.Random(f"{write.__name__} 0")
+    statuses = [0, 0, 0]
+    for number in range(FILES):
+        damage(rng)
+        validate._layouts.clear()
+        status = exit_status(lambda: run(options))
+        printed = capsys.readouterr()
+        statuses[status] += 1
+        if status == 2:
+            (line,) = printed.err.splitlines()
+            assert line.startswith("error: "), number
+            assert str(tmp_path / "data") in line, (number, line)
+        else:
+            assert printed.err == "", number
+            assert ("dropped " in printed.out) == (status == 1), number
+    # Damage that changes nothing, that costs some entries, and that leaves nothing to read.
+    assert min(statuses) > FILES / 50, statuses
+    _check_that_all_is_whole(tmp_path / "cache")
+
+
+def _check_that_all_is_whole(cache: Path) -> None:
+    """No temporary file is left, and what was written can be read."""
+    written = [x for x in cache.rglob("*") if x.is_file()]
+    assert written
+    for path in written:
+        assert path.suffix == ".json"
+        assert not path.name.startswith(".")
+        assert json.loads(path.read_bytes())["images"]
