@@ -8,11 +8,15 @@ A source is one of
   ``torchvision://ResNet50_Weights.IMAGENET1K_V2``, kept in torch hub's ``checkpoints``;
 - ``torchvision://FILE.pth``, a local file of torchvision's weights;
 - a local file; see lgd/detectors/weight_files.py for the formats.
+
+``#sha256=HEX`` at the end, as pip takes it, has the file checked. Where the name itself has a part of the digest, as
+torchvision's do, what is downloaded is checked against that.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 import socket
@@ -45,6 +49,8 @@ DOWNLOAD_TIMEOUT = 30.0
 PROBE_TIMEOUT = 5.0
 """The same for a look whether there is something to download."""
 
+_DIGEST = re.compile(r"#sha256=([0-9a-fA-F]{64})$")
+
 _DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 
 log = logging.getLogger(__name__)
@@ -76,7 +82,7 @@ def find_weights(source: str) -> WeightSource:
 
     Raises InputError, one line, for a source that does not exist, ``none`` included.
     """
-    url, path = _locate(source)
+    url, path = _locate(_DIGEST.sub("", source))
     try:
         is_file = path.is_file()
         size = path.stat().st_size if is_file else None
@@ -132,14 +138,31 @@ def _content_length(url: str, timeout: float) -> int | None:
 def local_path(source: str) -> Path:
     """The file that ``source`` names, downloaded where it has to be.
 
-    Raises InputError with one line: which file, where to get it, where to put it.
+    Raises InputError with one line: which file, where to get it, where to put it; or that it is another file than
+    ``#sha256=`` says.
     """
     weights = find_weights(source)
-    if weights.is_cached:
-        return weights.path
+    if not weights.is_cached:
+        _download(weights)
+    _check_digest(weights)
+    return weights.path
+
+
+def _check_digest(weights: WeightSource) -> None:
+    wanted = _DIGEST.search(weights.source)
+    if wanted is None:
+        return
+    with weights.path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted[1].lower():
+        raise InputError(f"weights {weights.source}: {weights.path} is another file, its SHA-256 is {found}")
+
+
+def _download(weights: WeightSource) -> None:
     log.info("downloading %s to %s", weights.url, weights.path)
     # torch hub's files have the beginning of their SHA-256 in their names.
-    digest = re.search(r"-([0-9a-f]{8,})\.", weights.path.name) if source.startswith(TORCHVISION) else None
+    digest = re.search(r"-([0-9a-f]{8,})\.", weights.path.name) if weights.source.startswith(TORCHVISION) else None
+    wanted = _DIGEST.search(weights.source)
     try:
         weights.path.parent.mkdir(parents=True, exist_ok=True)
         with _socket_timeout(DOWNLOAD_TIMEOUT):
@@ -147,12 +170,11 @@ def local_path(source: str) -> Path:
             torch.hub.download_url_to_file(
                 weights.url,
                 str(weights.path),
-                hash_prefix=digest[1] if digest else None,
+                hash_prefix=wanted[1].lower() if wanted else digest[1] if digest else None,
                 progress=sys.stderr.isatty(),
             )
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         raise _unavailable(weights, error) from None
-    return weights.path
 
 
 def _unavailable(weights: WeightSource, error: Exception) -> InputError:
