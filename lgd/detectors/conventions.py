@@ -44,7 +44,7 @@ def conventions(settings: Backbone) -> Conventions:
 
     ``settings.pixel_std`` overrules the deviation. Where a file turns out otherwise, load_weights says so.
     """
-    source = settings.weights
+    source = settings.weights.partition("#sha256=")[0]
     std, stride_in_1x1 = UNIT_STD, True
     if _is_torchvision(source):
         std, stride_in_1x1 = IMAGENET_STD, False
