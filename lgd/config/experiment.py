@@ -243,7 +243,7 @@ class Experiment(Settings):
         described["detector"] = with_source(described["detector"], dict(pairs))
         name = dict(pairs).get("method.name", self.method.name)
         if name != self.method.name:
-            described["method"] = switched(described["method"], str(name))
+            described["method"] = switched(self.method, str(name))
         for key, value in pairs:
             part, leaf = _place(described, key)
             if part is None or leaf not in part:

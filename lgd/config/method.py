@@ -137,13 +137,13 @@ def _may_be_loaded(name: str) -> bool:
     return not colon or module in sys.modules
 
 
-def switched(described: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Settings of the method ``name`` at their defaults, but for what it has in common with the one ``described``.
+def switched(before: Method, name: str) -> dict[str, Any]:
+    """Settings of the method ``name`` at their defaults, but for what it has in common with ``before``.
 
     In common are the settings that both have from the same class, such as the teacher of two methods with a frozen one.
     """
-    before, after = method_class(str(described["name"])), method_class(name)
-    common = next(x for x in before.__mro__ if issubclass(after, x) and issubclass(x, Method))
+    after, described = method_class(name), before.model_dump(mode="json")
+    common = next(x for x in type(before).__mro__ if issubclass(after, x) and issubclass(x, Method))
     kept = {key: described[key] for key in common.model_fields if key != "name"}
     return make(name).model_dump(mode="json") | kept
 

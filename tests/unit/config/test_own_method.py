@@ -80,6 +80,7 @@ def test_a_record_does_not_run_the_code_that_it_names(package: Path, tmp_path: P
     assert isinstance(found.method, UnloadedMethod)
     assert found.method.model_dump() == described["method"]
     assert settings(found)["method.name"] == NAMES[0]
+    assert found.override({"method.name": "baseline", "seed": 1}).seed == 1
     assert "attention_transfer" not in sys.modules
     with pytest.raises(InputError, match=f"say --method {NAMES[0]} to run it"):
         check_method_named_again([NAMES[0]], None, tmp_path)
