@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +40,25 @@ def _experiment(**changes: Any) -> Experiment:
     return quick_experiment(**{**ALIKE, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
-def _work(rank: int, ports: list[int], experiments: list[dict[str, Any]], directories: list[str]) -> None:
-    """Trainings one after the other, each with a process group of its own."""
+def _work(rank: int, port: int, experiments: list[dict[str, Any]], directories: list[str]) -> None:
     torch.set_num_threads(1)
-    for port, experiment, directory in zip(ports, experiments, directories, strict=True):
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
-        try:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
+    try:
+        for experiment, directory in zip(experiments, directories, strict=True):
             train_with_teacher(parse(experiment), Path(directory))
             (Path(directory) / f"done-{rank}").touch()
-        finally:
-            dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
 
 
 def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
     """Train them in one pair of processes: starting these takes longer than a training."""
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.socket()) for _ in experiments]
-        for each in free:
-            each.bind(("127.0.0.1", 0))
-        ports = [x.getsockname()[1] for x in free]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     described = [x.model_dump(mode="json") for x in experiments]
     mp.spawn(  # type: ignore[attr-defined]
-        _work, (ports, described, [str(x) for x in directories]), nprocs=WORKERS
+        _work, (port, described, [str(x) for x in directories]), nprocs=WORKERS
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
@@ -165,6 +166,8 @@ def _evaluate_all(rank: int, world: int, port: int, cases: list[DataSet], result
     except OSError as error:
         (results / f"error-{rank}").write_text(type(error).__name__)
     dist.destroy_process_group()
+    # detectron2 keeps the group of all processes, which is another one next time.
+    comm._get_global_gloo_group.cache_clear()
 
 
 @pytest.mark.slow
