@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_killed_training_leaves_no_loader_processes(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"schedule.steps": 3000, "schedule.lr": 0.001, "data.workers": 2, "checkpoint.every": 0}
+    changes: dict[str, Any] = {
+        "method.name": "baseline",
+        "schedule.steps": 3000,
+        "schedule.lr": 0.001,
+        "data.workers": 2,
+        "checkpoint.every": 0,
+    }
     options = [
         f"--set={key}={'auto' if value is None else json.dumps(value)}"
         for key, value in settings(quick_experiment(**changes)).items()

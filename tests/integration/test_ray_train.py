@@ -25,11 +25,11 @@ def _command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lgd.train", *arguments]
 
 
-def _settings(**changes: Any) -> list[str]:
-    """A quick experiment as --set options for one of the paper's."""
+def _settings(method: str, **changes: Any) -> list[str]:
+    """A quick experiment with a method as --set options for one of the paper's."""
     from lgd.config.experiment import settings
 
-    quick = settings(quick_experiment(**{**ALIKE, **changes}))
+    quick = settings(quick_experiment(**{**ALIKE, "method.name": method, **changes}))
     skipped = ("method.name", "seed")
     return [
         x
@@ -55,7 +55,7 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path, no_lef
     changes: dict[str, Any] = {"schedule.steps": 120, "checkpoint.every": 40, "schedule.lr": 0.001}
     arguments = [
         *("retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--spread", "--output", str(output)),
-        *_settings(**changes),
+        *_settings("lgd", **changes),
     ]
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     process = None
@@ -96,7 +96,9 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path, no_lef
 @pytest.mark.slow
 def test_signals_write_checkpoints_and_the_command_goes_on(tmp_path: Path) -> None:
     """SIGTERM, as a cluster's scheduler asks a job to go, then Ctrl-C; each time the same command goes on."""
-    settings = _settings(**{"schedule.steps": 400, "detector.backbone.norm": "BN", "detector.backbone.width": 8})
+    settings = _settings(
+        "baseline", **{"schedule.steps": 400, "detector.backbone.norm": "BN", "detector.backbone.width": 8}
+    )
     arguments = ["retinanet_r50_2x_ms", "--method", "baseline", "--output", str(tmp_path), *settings]
     losses, reached = tmp_path / "metrics.json", [0]
     for number in (signal.SIGTERM, signal.SIGINT):
