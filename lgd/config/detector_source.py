@@ -29,7 +29,7 @@ FORMS = (
 def kind_of(source: str) -> Kind:
     """How a detector is built from ``source``. Raises InputError, one line, for what names none."""
     if source == BUILT_IN:
-        return BUILT_IN
+        return "built-in"
     if source.startswith(TORCHVISION):
         return "torchvision"
     name = source.removeprefix(ZOO)

@@ -153,8 +153,8 @@ def pixel_statistics(detector: nn.Module) -> PixelStatistics | None:
     transform = getattr(detector, "transform", None)
     if hasattr(transform, "image_mean"):
         found: Any = transform
-        scaled = (tuple(255 * float(x) for x in values) for values in (found.image_mean, found.image_std))
-        return PixelStatistics(*scaled, order="RGB")
+        values = [tuple(255 * float(x) for x in each) for each in (found.image_mean, found.image_std)]
+        return PixelStatistics(values[0], values[1], order="RGB")
     mean, std = getattr(detector, "pixel_mean", None), getattr(detector, "pixel_std", None)
     if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
         return None
@@ -187,7 +187,7 @@ def check_supported(detector: nn.Module, source: str) -> None:
     heads: Any = getattr(detector, "roi_heads", None)
     has_keypoint = getattr(heads, "has_keypoint", None)
     needs = ""
-    if heads is not None and hasattr(detector, "proposal_generator") and detector.proposal_generator is None:
+    if heads is not None and getattr(detector, "proposal_generator", heads) is None:
         needs = "proposals that were computed before"
     elif bool(has_keypoint() if callable(has_keypoint) else getattr(heads, "keypoint_on", False)):
         needs = "keypoints"
