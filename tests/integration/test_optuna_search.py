@@ -46,6 +46,7 @@ def _save(proposed: TrialConfig, status: str) -> None:
     record.model_copy(update={"status": status}).save(Path(proposed["directory"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [True, False])
 def test_everything_that_is_proposed_can_be_trained(context: bool, tmp_path: Path) -> None:
     base = _base(tmp_path, context=context)
@@ -110,6 +111,7 @@ def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.C
     assert settings_of({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
 
 
+@pytest.mark.slow
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--grid", "components", *QUICK, "--output", str(tmp_path / "out")]
     for arguments, words in (
@@ -171,6 +173,7 @@ def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "leave out --early-stop" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -> None:
     """Optuna's plots of both objectives, and the Pareto front without a trial that was cut off."""
     search = Search(NANO, tmp_path, 20, ("AP", "gpu_hours"))

@@ -169,6 +169,7 @@ def test_what_a_sweep_took_says_how_long_others_train(tmp_path: Path, ray_sessio
     assert "0 to run" in run("--resume", str(tmp_path)).out
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What has a record of the same data is not run again; other data is refused."""
     here, there, output = tmp_path / "here", tmp_path / "there", tmp_path / "out"

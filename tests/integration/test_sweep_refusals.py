@@ -68,6 +68,7 @@ def test_bad_input_is_one_line_and_nothing_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "components", *QUICK, "--dry-run", "--seeds", "2", "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -162,6 +163,7 @@ def test_a_directory_holds_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "preset 'small', not 'nano'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_directory_holds_several_grids_of_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a second table shares with the first is not trained again."""
     for trial in plan(grid("teacher-based", "nano"), NANO, 1, [*OVERRIDES, "method.from_step=2"], tmp_path):

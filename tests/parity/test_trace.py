@@ -127,6 +127,7 @@ def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy((values / math.sqrt(math.prod(shape[1:])) * gain).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False], ids=["shared head and labels", "two passes"])
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_losses_follow_the_released_code(name: str, fast: bool) -> None:

@@ -142,6 +142,7 @@ def _built_arms(grid: str, tmp_path: Path, *overrides: str, all_problems: bool =
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "arms", "students", "teachers"), [("loss-weights", 16, 1, 1), ("components", 8, 1, 7)]
 )
@@ -170,6 +171,7 @@ def test_each_network_is_built_once(
         assert built[trial.arm].fingerprint == build.build(trial.experiment, pretrained=False).fingerprint
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_with_an_arm_is_found_at_once(tmp_path: Path) -> None:
     edit_json(write_coco(tmp_path / "data") / "annotations/instances_val2017.json", lambda c: c.update(annotations=[]))
     wrong = (f"data.source=coco-json:{tmp_path / 'data'}", "detector.backbone.weights=/no.pkl", "log=[mlflow]")

@@ -109,6 +109,7 @@ class _Seen:
             yield batch
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_seed_see_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one order, augmented alike, from the same weights: whatever the method, the steps and the evaluations."""
     noted: dict[str, list[Any]] = {}

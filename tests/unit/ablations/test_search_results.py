@@ -48,6 +48,7 @@ def test_importances_are_of_what_makes_an_objective_good(names: list[str]) -> No
         assert found["gpu_hours"]["low"] > 2 * found["gpu_hours"]["high"]
 
 
+@pytest.mark.slow
 def test_the_importances_that_are_drawn_are_of_the_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """High AP and few hours, whatever Optuna takes for the goal of a target."""
     search, study = _searched(tmp_path, ["AP", "gpu_hours"], 4)
@@ -101,6 +102,7 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 6])
 def test_plots_warn_of_nothing_and_leave_the_sweeps_own_alone(count: int, tmp_path: Path) -> None:
     search, study = _searched(tmp_path, ["AP", "gpu_hours"], count)

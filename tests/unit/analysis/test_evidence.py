@@ -97,6 +97,7 @@ def _page(*directories: Path) -> str:
     return page(studies, comparisons(studies), Path("docs/evidence.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "field"), [("attention to the own label", "attention"), ("label use", "label_use")])
 def test_what_is_measured_of_a_teacher_is_shown(head: str, field: str, results: Make) -> None:
     assert head not in _study_page(results("without", grid(EVIDENCE, "nano"), seeds=2))
@@ -131,6 +132,7 @@ def test_the_course_of_a_training_is_shown_with_its_teacher(results: Make, tmp_p
     assert head not in _study_page(results("ends", grid(EVIDENCE, "nano"), seeds=2, evaluations=one))
 
 
+@pytest.mark.slow
 def test_the_students_own_losses_are_compared(results: Make) -> None:
     curve = [(20 * i, 1.0) for i in range(1, 9)]
     losses = {
@@ -159,6 +161,7 @@ def _difference(place: Path, arm: str, reference: str) -> str:
     return f"{found.mean + 0.0:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
+@pytest.mark.slow
 def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
     place = results("evidence-nano", grid(EVIDENCE, "nano"))
     (place / "notes.md").write_text("### Why\n\nBecause *so*.\n")
@@ -192,6 +195,7 @@ def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
         assert words in text
 
 
+@pytest.mark.slow
 def test_the_page_shows_gains_with_intervals_and_costs(results: Make) -> None:
     place, floor = results("evidence-nano", grid(EVIDENCE, "nano")), results("noise-floor-nano", NOISE_FLOOR, seeds=10)
     (place.parent / "notes.md").write_text('## Why\n\nIt is {{ gain("evidence", "FCOS LGD at weight 0.3") }}.\n')
@@ -252,6 +256,7 @@ def test_records_are_kept_without_weights_and_build_the_same(results: Make, tmp_
     assert page(studies, comparisons(studies), output) == first
 
 
+@pytest.mark.slow
 def test_two_sweeps_are_not_mixed(results: Make, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     older, newer = results("older", grid(EVIDENCE, "nano"), seeds=2), results("newer", grid(EVIDENCE, "nano"), seeds=1)

@@ -98,6 +98,7 @@ def _written(results: Path) -> Path:
     return write_page(results, sweep_of(results, [run.record for run in runs]), runs)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
     text = _written(results).read_text(encoding="utf-8")
     page = _Page(text)
@@ -127,6 +128,7 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
     assert _written(results).read_text(encoding="utf-8") == text
 
 
+@pytest.mark.slow
 def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
     kept = examples(load_runs(results))
     for detections in results.glob("trials/*/detections.json.gz"):
@@ -183,6 +185,7 @@ def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
         assert more.axes[0].patches[0].get_facecolor() != (1.0, 1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_busy_machine_is_said_beside_the_costs(make_record: MakeRecord, tmp_path: Path) -> None:
     busy = Contention(own_cores=1.0, other_cores=0.8, cores=2)
     runs = [Run(make_record(x, 0, 20.0, 10.0, contention=busy), tmp_path) for x in ("baseline", "LGD")]
@@ -267,6 +270,7 @@ def _spec(arguments: list[str]) -> SweepSpec:
     return spec.model_copy(update={"code": None})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:

@@ -345,6 +345,7 @@ def test_a_seed_changes_no_training(make_record: MakeRecord) -> None:
     assert changes(make_record("LGD", 2, overrides=["seed=2", "data.shapes_seed=3"])) == ("data.shapes_seed=3",)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_left_out_and_named(
     tmp_path: Path, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -299,6 +299,7 @@ def test_every_table_in_every_format(table: str, real_results: Path, capsys: pyt
             assert "," in text.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_command_as_a_file_and_as_a_module(real_results: Path) -> None:
     """As a file, Python looks for modules beside it first."""
     said = []

@@ -30,6 +30,7 @@ def _texts(svg: Path) -> str:
     return " ".join("".join(x.itertext()) for x in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
 
 
+@pytest.mark.slow
 def test_real_runs_are_drawn(real_results: Path, tmp_path: Path) -> None:
     paths = draw(load_runs(real_results), tmp_path)
     names = {p.name for p in paths}

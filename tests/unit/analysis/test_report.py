@@ -22,6 +22,7 @@ def results(tmp_path: Path, make_record: MakeRecord) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_writes_everything(results: Path) -> None:
     paths = write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))
     assert [p.name for p in paths][:4] == ["records.csv", "table.md", "arms.png", "arms.svg"]
@@ -31,6 +32,7 @@ def test_writes_everything(results: Path) -> None:
     assert {p.name for p in results.iterdir()} == {"trials", *(p.name for p in paths)}
 
 
+@pytest.mark.slow
 def test_rewriting_changes_nothing(results: Path) -> None:
     first = [p.read_bytes() for p in write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))]
     assert [p.read_bytes() for p in write_outputs(results, Sweep(["baseline", "LGD"], "baseline"))] == first
@@ -103,6 +105,7 @@ def test_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
     assert str(refused.value).startswith(f"{path}: ")
 
 
+@pytest.mark.slow
 def test_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write_sweep(results, arms=("LGD", "baseline"), reference="LGD")
     assert main([str(results)]) == 0

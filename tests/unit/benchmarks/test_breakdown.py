@@ -37,6 +37,7 @@ def timer_of(**changes: Any) -> StepTimer:
     return StepTimer(TimerSpec(quick_experiment(**{**small, "method__from_step": 1, **changes}), IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("detector", "method"),
     [
@@ -173,6 +174,7 @@ def test_time_is_the_innermost_parts() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stem = tmp_path / "step.of-lgd"
     assert breakdown.main([*QUICK, "--steps", "5", "--output", str(stem)]) == 0

@@ -59,6 +59,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     return FakeProcess
 
 
+@pytest.mark.slow
 def test_methods_take_turns_and_every_second_round_runs_backwards(fake: type[FakeProcess], tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     assert cost.main(["--rounds", "3", "--steps", "4", "--output", str(path), "--price-per-gpu-hour", "2"]) == 0

@@ -60,6 +60,7 @@ def _by_cut(frame: pd.DataFrame) -> dict[tuple[str, str], list[float]]:
     return {(part, direction): [gflop, gbyte] for part, direction, gflop, gbyte in zip(*columns, strict=True)}
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "roofline.csv"
     small = ["--set", "detector.backbone.width=8", "--set", "detector.channels=16"]

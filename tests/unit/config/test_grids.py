@@ -60,6 +60,7 @@ def test_every_arm_of_every_grid_is_possible_and_distinct(name: str, size: str, 
     assert references <= {arm.name for arm in chosen.arms}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_arms_of_a_nano_grid_build_different_things(name: str, tmp_path: Path) -> None:
     """What run.py refuses a grid for: two arms with the same model, optimiser and data."""

@@ -238,6 +238,7 @@ def test_whatever_is_said_of_workers_is_heard(
     assert heard == [expected]
 
 
+@pytest.mark.slow
 def test_a_diverged_training_ends_in_one_line(tmp_path: Path) -> None:
     """As a process: what reaches the terminal is what its user sees."""
     extra = ["--set=schedule.lr=1e12", "--set=schedule.clip=0", "--set=schedule.steps=20", "--batch=16"]

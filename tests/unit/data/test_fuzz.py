@@ -127,6 +127,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_coco(tmp_path_factory.mktemp("coco"))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.data())
 def test_coco_with_other_values(coco: Path, data: st.DataObject) -> None:
@@ -148,6 +149,7 @@ def roboflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_roboflow(tmp_path_factory.mktemp("roboflow"))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.data())
 def test_roboflow_with_other_values(roboflow: Path, data: st.DataObject) -> None:
@@ -167,6 +169,7 @@ def pascal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_voc(tmp_path_factory.mktemp("voc"), VOC_SPLITS)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.data())
 def test_voc_torn(pascal: Path, data: st.DataObject) -> None:
@@ -177,6 +180,7 @@ def test_voc_torn(pascal: Path, data: st.DataObject) -> None:
     works("voc", pascal)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     tag=st.sampled_from(["width", "xmin", "ymax", "name", "difficult", "bndbox", "object", "size"]),
@@ -218,6 +222,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_crowdhuman(tmp_path_factory.mktemp("people"), LINES, LINES)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.data())
 def test_crowdhuman_with_other_values(people: Path, data: st.DataObject) -> None:
@@ -226,6 +231,7 @@ def test_crowdhuman_with_other_values(people: Path, data: st.DataObject) -> None
     assert works("crowdhuman", people)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.data())
 def test_crowdhuman_torn(people: Path, data: st.DataObject) -> None:

@@ -58,6 +58,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     """They used to wait for ever for somebody to take their batches."""
     reader = subprocess.Popen(
@@ -102,6 +103,7 @@ def test_batches_for_a_gpu_are_pinned(made: DataSet) -> None:
         assert next(iter(loader))[0]["image"].is_pinned()
 
 
+@pytest.mark.slow
 def test_a_training_knows_how_long_it_stands_still_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that take long to read."""
     read = ImageCache.read

@@ -284,6 +284,7 @@ def _race(arguments: tuple[ShapesSpec, Path, Any]) -> Path:
     return make(spec, root)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     spec = ShapesSpec(12, 4, 64)
     context = multiprocessing.get_context("fork")

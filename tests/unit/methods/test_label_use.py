@@ -172,6 +172,7 @@ def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pyte
     assert evaluate(model, dataset, experiment.data).label_use is None
 
 
+@pytest.mark.slow
 def test_a_training_records_it(tmp_path: Path) -> None:
     quick = quick_experiment(evaluation__teacher=True, evaluation__every=3)
     for changes, attends, reads in (

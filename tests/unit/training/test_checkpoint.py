@@ -73,6 +73,7 @@ def _same(ours: Record, theirs: Record) -> None:
     assert (ours.status, ours.steps) == ("finished", theirs.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
 def test_a_stopped_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Stopped twice: while the backbone is frozen, and between two checkpoints of its own."""
@@ -110,6 +111,7 @@ def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:08}.pth" for step in (6, 8, 9)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     tmp_path: Path, whole: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,11 +147,13 @@ def test_a_checkpoint_of_other_code_is_refused(stopped: Path, monkeypatch: pytes
         training.run(quick_experiment(**CHANGES), stopped)
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_may_change(stopped: Path, whole: Record) -> None:
     changed = quick_experiment(**{**CHANGES, "data.workers": 1, "checkpoint.every": 5})
     _same(training.run(changed, stopped), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["contiguous", "channels_last"])
 def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path, whole: Record) -> None:
     """The momentum is a checkpoint's, and lies in memory as the parameters do."""

@@ -77,6 +77,7 @@ def test_a_file_of_tensors_that_does_not_fit_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_training_in_one_line_that_says_what_is_safe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_full_disk_ends_a_training_in_one_line_that_says_what_is_safe(
     assert (record.status, record.attempts) == ("finished", 2)
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_fit_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = quick_experiment(**{"checkpoint.every": 3})
 

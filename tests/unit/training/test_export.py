@@ -22,6 +22,7 @@ from lgd.training.run import run
 from tests.helpers import quick_experiment
 
 
+@pytest.mark.slow
 def test_a_student_detects_from_its_two_files_alone(tmp_path: Path) -> None:
     """In another directory, from an image file: as the trained model detects through its own loader."""
     experiment = quick_experiment(**{"schedule.steps": 30, "data.test_size": 80, "data.max_size": 90})

@@ -66,6 +66,7 @@ def test_a_run_leaves_a_whole_record(tmp_path: Path) -> None:
     assert told[-1]["steps"] == 6
 
 
+@pytest.mark.slow
 def test_equal_runs_are_equal_and_seeds_differ(tmp_path: Path) -> None:
     first = _losses(training.run(quick_experiment(), tmp_path / "a"))
     # Whatever else drew random numbers before.
@@ -76,6 +77,7 @@ def test_equal_runs_are_equal_and_seeds_differ(tmp_path: Path) -> None:
     assert other != first
 
 
+@pytest.mark.slow
 def test_arms_of_one_seed_share_their_students_start_and_their_images(tmp_path: Path) -> None:
     plain = _losses(training.run(quick_experiment(method__name="baseline"), tmp_path / "a"))
     teacher_features = _losses(training.run(quick_experiment(), tmp_path / "b"))
@@ -104,6 +106,7 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=0.05)
 
 
+@pytest.mark.slow
 def test_bf16_follows_the_golden_trace_within_the_noise_of_seeds(tmp_path: Path) -> None:
     """In half precision the losses are nearer to float32's than another seed's are."""
     golden = json.loads(GOLDEN.read_text())["total_loss"]
@@ -117,6 +120,7 @@ def test_bf16_follows_the_golden_trace_within_the_noise_of_seeds(tmp_path: Path)
     assert 0 < half < 0.5 * min(seeds)
 
 
+@pytest.mark.slow
 def test_the_exported_student_scores_what_the_record_says(tmp_path: Path) -> None:
     experiment = quick_experiment(schedule__steps=30)
     record = training.run(experiment, tmp_path)
@@ -131,6 +135,7 @@ def test_a_diverged_run_prints_no_traceback(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_mask_rcnn_is_scored_by_its_masks_too(tmp_path: Path) -> None:
     experiment = quick_experiment(
         detector__name="mask_rcnn", detector__fc_dim=16, method__context=False,
@@ -323,6 +328,7 @@ def test_a_frozen_backbone_keeps_its_weights(tmp_path: Path) -> None:
     assert "fpn_output3" in moved
 
 
+@pytest.mark.slow
 def test_a_backbone_that_joins_in_later_trains_as_with_plain_sgd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def _quick(**changes: Any) -> Experiment:
     return quick_experiment(**{**FGFI, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
+@pytest.mark.slow
 def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None:
     teachers = tmp_path / "teachers"
     first = train_with_teacher(_quick(), tmp_path / "runs" / "a", teachers=teachers)
@@ -61,6 +62,7 @@ def test_the_teacher_is_trained_once_and_always_paid_for(tmp_path: Path) -> None
     assert len({first.fingerprint, second.fingerprint, other.fingerprint}) == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_imitated_before_its_time(tmp_path: Path) -> None:
     record = train_with_teacher(_quick(schedule__steps=8, method__from_step=4), tmp_path / "a")
     by_step = dict(record.losses["loss_distill"])
@@ -90,6 +92,7 @@ def test_a_run_does_not_train_its_teacher_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
     calls = iter([False, False, False, True])
     with pytest.raises(Stopped):
