@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.rates import Curve, length_curves, pairs
+from analysis.rates import BySeed, Curve, length_curves, pairs
 from analysis.stats import CONFIDENCE
 from lgd.results.record import Record
 
@@ -22,38 +23,45 @@ Floats = NDArray[np.float64]
 class Crossing:
     """Where the mean difference of two arms first changes its sign.
 
-    steps: None where it does not up to ``longest``. low, high: 95% percentile interval of a bootstrap over the seeds; a
-    resample without a crossing counts as one beyond ``longest``, which an infinite end stands for. None with one seed.
+    at: steps, or device-hours (``unit``); None where it does not up to ``longest``. low, high: 95% percentile interval
+    of a bootstrap over the seeds; a resample without a crossing counts as one beyond ``longest``, which an infinite end
+    stands for. None with one seed.
     """
 
     arm: str
     baseline: str
     ahead: str
     """Who leads before it."""
-    steps: float | None
+    at: float | None
     low: float | None
     high: float | None
     longest: float
     seeds: int
+    unit: str = "steps"
 
     @property
     def line(self) -> str:
         """For a table's notes."""
         behind = self.arm if self.ahead == self.baseline else self.baseline
         seeds = f"{self.seeds} seed{'s' * (self.seeds != 1)}"
-        if self.steps is None:
+        compared = "" if self.unit == "steps" else "At equal cost "
+        if self.at is None:
             return (
-                f"{self.arm} and {self.baseline}: no crossing up to {self.longest:,.0f} steps; {self.ahead} is ahead"
-                f" ({seeds})."
+                f"{compared}{self.arm} and {self.baseline}: no crossing up to {self._shown(self.longest)} {self.unit};"
+                f" {self.ahead} is ahead ({seeds})."
             )
         interval = ""
         if self.low is not None and self.high is not None:
-            interval = f" [{_shown(self.low, self.longest)}, {_shown(self.high, self.longest)}]"
-        return f"{behind} overtakes {self.ahead} at {self.steps:,.0f} steps{interval} ({seeds}, bootstrap over them)."
+            interval = f" [{self._shown(self.low)}, {self._shown(self.high)}]"
+        return (
+            f"{compared}{behind} overtakes {self.ahead} at {self._shown(self.at)} {self.unit}{interval}"
+            f" ({seeds}, bootstrap over them)."
+        )
 
-
-def _shown(steps: float, longest: float) -> str:
-    return f"{steps:,.0f}" if math.isfinite(steps) else f"none up to {longest:,.0f}"
+    def _shown(self, at: float) -> str:
+        if not math.isfinite(at):
+            return f"none up to {self._shown(self.longest)}"
+        return f"{at:,.0f}" if self.unit == "steps" else f"{at:.3g}"
 
 
 def crossings(records: Iterable[Record]) -> list[Crossing]:
@@ -61,31 +69,64 @@ def crossings(records: Iterable[Record]) -> list[Crossing]:
     return [found for base, arm in pairs(length_curves(records)) if (found := crossing(base, arm)) is not None]
 
 
-def crossing(base: Curve, arm: Curve, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Crossing | None:
-    """Of two curves; None without two common lengths that have common seeds.
+def cost_crossings(records: Iterable[Record]) -> list[Crossing]:
+    """The same over what the trainings cost: at equal device-hours, where the costs of both overlap."""
+    return [found for base, arm in pairs(length_curves(records)) if (found := cost_crossing(base, arm)) is not None]
 
-    Between two lengths the difference is taken to be linear in the logarithm of the steps. Seeds are drawn anew with
-    replacement, the same for all lengths.
-    """
+
+def crossing(base: Curve, arm: Curve) -> Crossing | None:
+    """Of two curves, over the steps; None without two common lengths that have common seeds."""
     lengths = sorted(base.points.keys() & arm.points.keys())
-    seeds = sorted(set.intersection(*({*base.points[x]} & {*arm.points[x]} for x in lengths))) if lengths else []
+    seeds = _common_seeds([curve.points[x] for x in lengths for curve in (base, arm)])
     if len(lengths) < 2 or not seeds:
         return None
     differences = np.array([[arm.points[x][seed] - base.points[x][seed] for x in lengths] for seed in seeds])
-    at = np.log(np.array(lengths, dtype=float))
+    return _crossing(base, arm, differences, np.array(lengths, dtype=float), "steps")
+
+
+def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
+    """Of two curves, over device-hours; None without two places in common, or where a cost is not known.
+
+    AP between two lengths is taken to be linear in the logarithm of the hours.
+    """
+    hours = [{x: fmean(curve.costs[x]) for x in curve.points if curve.costs.get(x)} for curve in (base, arm)]
+    if any(len(of) < 2 or of.keys() != curve.points.keys() for of, curve in zip(hours, (base, arm), strict=True)):
+        return None
+    seeds = _common_seeds([of_value for curve in (base, arm) for of_value in curve.points.values()])
+    low, high = max(min(of.values()) for of in hours), min(max(of.values()) for of in hours)
+    at = np.array(sorted({x for of in hours for x in of.values() if low <= x <= high}))
+    if len(at) < 2 or not seeds:
+        return None
+
+    def read(curve: Curve, of: Mapping[float, float], seed: int) -> Floats:
+        known = sorted((math.log(of[x]), curve.points[x][seed]) for x in curve.points)
+        return np.interp(np.log(at), *map(np.array, zip(*known, strict=True)))
+
+    differences = np.array([read(arm, hours[1], seed) - read(base, hours[0], seed) for seed in seeds])
+    return _crossing(base, arm, differences, at, "GPU-h" if arm.on_gpu else "CPU-h")
+
+
+def _common_seeds(points: Sequence[BySeed]) -> list[int]:
+    return sorted(set.intersection(*(set(x) for x in points))) if points else []
+
+
+def _crossing(base: Curve, arm: Curve, differences: Floats, at: Floats, unit: str) -> Crossing:
+    """Of differences (S, L), arm less baseline, by seed and place ``at`` (L).
+
+    Between two places the difference is taken to be linear in their logarithm. Seeds are drawn anew with replacement,
+    the same for all places.
+    """
     mean = differences.mean(axis=0)
-    steps = float(first_change(mean[None], at)[0])
+    found = float(first_change(mean[None], np.log(at))[0])
     low = high = None
-    if len(seeds) > 1:
-        drawn = np.random.default_rng(0).integers(len(seeds), size=(resamples, len(seeds)))
-        found = first_change(differences[drawn].mean(axis=1), at)
-        tail = (1 - confidence) / 2
+    if len(differences) > 1:
+        drawn = np.random.default_rng(0).integers(len(differences), size=(RESAMPLES, len(differences)))
+        resampled, tail = first_change(differences[drawn].mean(axis=1), np.log(at)), (1 - CONFIDENCE) / 2
         # Not interpolated: between a number and infinity lies nothing.
-        low, high = (float(x) for x in np.quantile(found, [tail, 1 - tail], method="inverted_cdf"))
-    names = (arm.name, base.name)
+        low, high = (float(x) for x in np.quantile(resampled, [tail, 1 - tail], method="inverted_cdf"))
     return Crossing(
-        *names, names[0] if mean[0] > 0 else names[1], steps if math.isfinite(steps) else None, low, high,
-        float(lengths[-1]), len(seeds),
+        arm.name, base.name, arm.name if mean[0] > 0 else base.name, found if math.isfinite(found) else None, low, high,
+        float(at[-1]), len(differences), unit,
     )  # fmt: skip
 
 

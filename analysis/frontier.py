@@ -164,7 +164,7 @@ def on_gpu(record: Record) -> bool:
 def hours_name(devices: Iterable[str]) -> str:
     """Name of the device-hours of trainings on ``devices`` (GPU, CPU)."""
     found = set(devices)
-    return "GPU-hours" if found == {"GPU"} else "CPU device-hours" if found == {"CPU"} else "device-hours"
+    return "GPU-hours" if found == {"GPU"} else "CPU-hours" if found == {"CPU"} else "device-hours"
 
 
 def frontier_text(frame: pd.DataFrame) -> TextTable:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from analysis.load import arm_of, identity, score, seed_of
+from analysis.load import arm_of, cost_seconds, identity, score, seed_of
 from analysis.stats import paired_difference, verdict
 from lgd.config.experiment import Experiment, Schedule
 from lgd.results.record import Record
@@ -30,6 +30,9 @@ class Curve:
     points: dict[float, BySeed] = field(default_factory=dict)
     arms: dict[float, str] = field(default_factory=dict)
     """The name of the arm at each value."""
+    costs: dict[float, list[float]] = field(default_factory=dict)
+    """Device-hours of the trainings at each value, a frozen teacher's included, of those that say."""
+    on_gpu: bool = False
 
     def mean(self, at: float) -> float:
         return fmean(self.points[at].values())
@@ -62,6 +65,10 @@ def _curves(
         curve.name = min(curve.name, name, key=lambda x: (len(x), x))
         curve.points.setdefault(number(whole), {})[record.experiment.seed] = ap
         curve.arms.setdefault(number(whole), name)
+        cost = cost_seconds(record)
+        if cost:
+            curve.costs.setdefault(number(whole), []).append(cost / 3600)
+        curve.on_gpu = record.hardware.get("gpu", "none") != "none"
     for curve in found.values():
         curve.points = dict(sorted(curve.points.items()))
     return sorted((x for x in found.values() if len(x.points) > 1), key=lambda x: not x.is_baseline)

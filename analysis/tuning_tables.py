@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.crossing import crossings
+from analysis.crossing import cost_crossings, crossings
 from analysis.frame import row_dicts
 from analysis.load import Run
 from analysis.rates import Curve, length_curves, pairs, rate_curves, rate_notes
@@ -61,7 +61,11 @@ def tuning_text(name: str, title: str, runs: Sequence[Run]) -> TextTable:
         for row in row_dicts(frame)
     ]  # fmt: skip
     records = [run.record for run in runs]
-    found = rate_notes(records) if name == LEARNING_RATE else [x.line for x in crossings(records)]
+    found = (
+        rate_notes(records)
+        if name == LEARNING_RATE
+        else [x.line for x in (*crossings(records), *cost_crossings(records))]
+    )
     notes = [
         *found,
         f"AP with the {CONFIDENCE:.0%} Student t interval over seeds; gain over the baseline at the same {same}, paired"

@@ -41,9 +41,9 @@ def schedule_lengths(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
     figure = _figure(curves, layout)
     axes = figure.axes[0]
     colours = {curve.name: COLOURS[i % 8] for i, curve in enumerate(curves)}
-    for i, each in enumerate(x for x in found if x.steps is not None):
+    for i, each in enumerate(x for x in found if x.at is not None):
         # In the arm's colour: where it crosses its baseline, and on the axis the interval of that.
-        axes.axvline(each.steps or 0.0, color=colours[each.arm], linestyle="--", linewidth=1.0, zorder=0)
+        axes.axvline(each.at or 0.0, color=colours[each.arm], linestyle="--", linewidth=1.0, zorder=0)
         if each.low is not None and each.high is not None:
             ends, height = [each.low, min(each.high, each.longest)], 0.02 + 0.03 * i
             axes.plot(ends, [height] * 2, transform=axes.get_xaxis_transform(), color=colours[each.arm], linewidth=3)

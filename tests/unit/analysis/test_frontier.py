@@ -75,7 +75,7 @@ def test_each_data_set_has_a_front_of_its_own(searched: list[Run]) -> None:
 def test_trainings_without_a_gpu_are_not_headed_gpu_hours(searched: list[Run]) -> None:
     on_cpu = frontier_text(frontier(searched))
     assert "GPU-hours" not in " ".join([on_cpu.title, *on_cpu.header])
-    assert "CPU device-hours" in on_cpu.header
+    assert "CPU-hours" in on_cpu.header
     hardware = {**searched[0].record.hardware, "gpu": "1 x H100, 80 GiB"}
     gpu = [run._replace(record=run.record.model_copy(update={"hardware": hardware})) for run in searched]
     on_gpu = frontier_text(frontier(gpu))

@@ -111,7 +111,7 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
     assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", text)
     for part in (
         "5 finished, 1 failed", "not a reproduction of the paper", "What a training costs (Table 7)",
-        "AP against CPU device-hours",
+        "AP against CPU-hours",
         "Example detections", "ground truth", "The slowest", "Not finished", "python -m analysis '", "--resume '",
         "analysis/tables.py '", "--table table7",
         "--grid table7 --preset nano --seeds 2 --arms 'RetinaNet R-50 2x ms LGD' --output '",

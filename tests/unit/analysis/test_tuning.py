@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.crossing import crossing, crossings, first_change
+from analysis.crossing import cost_crossings, crossing, crossings, first_change
 from analysis.load import Run
 from analysis.paper_tables import build
 from analysis.plots.style import STYLE
@@ -67,7 +67,7 @@ def test_one_rate_has_nothing_to_tell(make_record: MakeRecord) -> None:
 def test_the_crossing_by_hand(make_record: MakeRecord) -> None:
     """From -2 at 600 to +2 at 1,200 steps: half way in the logarithm."""
     (found,) = crossings(_records(make_record, "schedule.steps", LENGTHS))
-    assert found.steps == pytest.approx(600 * 2**0.5)
+    assert found.at == pytest.approx(600 * 2**0.5)
     assert found.low is not None
     assert found.high is not None
     assert 600 < found.low < 600 * 2**0.5 < found.high < 1200
@@ -78,10 +78,28 @@ def test_the_crossing_by_hand(make_record: MakeRecord) -> None:
 def test_no_crossing_says_up_to_where(make_record: MakeRecord) -> None:
     records = _records(make_record, "schedule.steps", {300: (20.0, 16.0), 600: (25.0, 23.0), 1200: (30.0, 29.0)})
     (found,) = crossings(records)
-    assert found.steps is None
+    assert found.at is None
     assert found.line == "LGD and baseline: no crossing up to 1,200 steps; baseline is ahead (3 seeds)."
     one = [record for record in records if record.experiment.seed == 0]
     assert crossings(one)[0].low is None
+
+
+def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None:
+    """LGD costs twice as much, so at equal cost it is compared with a baseline of twice its steps."""
+    records = [
+        record.model_copy(
+            update={"seconds": {"training": record.experiment.schedule.steps * (6 if "LGD" in record.arm else 3)}}
+        )
+        for record in _records(make_record, "schedule.steps", {**LENGTHS, 2400: (29.0, 34.0)})
+    ]
+    (found,) = cost_crossings(records)
+    # 29 less 23 at 600 steps of LGD, 29 less 30 at 1,200: one hour of it and two; between, half way lies at 2 ** 0.5.
+    base, lgd = np.array([25.0, 28.0, 29.0]), np.array([16.0, 23.0, 30.0])
+    part = (lgd - base)[1] / ((lgd - base)[1] - (lgd - base)[2])
+    assert found.at == pytest.approx(1.0 * 2**part)
+    assert found.unit == "CPU-h"
+    assert found.line.startswith("At equal cost LGD overtakes baseline at 1.78 CPU-h [")
+    assert cost_crossings(_records(make_record, "schedule.steps", {300: (20.0, 16.0)})) == []
 
 
 def test_the_crossings_interval_holds_the_truth() -> None:
