@@ -33,6 +33,7 @@ BENCHMARKS = {
     "roofline": ("benchmarks.roofline", "how far a step is from what the hardware can do"),
     "waits": ("benchmarks.waits", "what a step launches and waits for, without a GPU"),
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
+    "label-signal": ("benchmarks.label_signal", "how long LGD's teacher tells its labels apart"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
     "prediction-error": ("ablations.prediction_error", "how far a sweep's predicted cost is off"),
 }

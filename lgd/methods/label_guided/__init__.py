@@ -48,6 +48,9 @@ class LGD(DistillationMethod):
     residual: bool = False
     """Ours: the instructive features are the student's, detached, plus a learnt scale times the mapper's output
     (lgd/methods/label_guided/teacher.py)."""
+    centred_labels: bool = False
+    """Ours: subtract what the labels of all objects share, so that the teacher goes on telling classes apart
+    (lgd/methods/label_guided/centring.py)."""
     teacher_optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser of the teacher's modules. The released code offers AdamW; the paper's trainings have SGD."""
     teacher_lr: Annotated[Positive | None, AUTO_IS_NONE] = None
@@ -77,11 +80,17 @@ class LGD(DistillationMethod):
             raise ValueError(conflict)
         if self.own_label_start and (not self.adapter or self.variant.endswith("_only")):
             raise ValueError("own_label_start has no effect without attention to other objects: turn it off")
+        if self.centred_labels and (not self.encoder or self.variant == "appearance_only"):
+            raise ValueError("centred_labels has no effect without label embeddings: turn it off")
         return self
 
     @property
     def additions(self) -> list[str]:
-        named = {"own-label start": self.own_label_start, "residual teacher": self.residual}
+        named = {
+            "own-label start": self.own_label_start,
+            "residual teacher": self.residual,
+            "centred labels": self.centred_labels,
+        }
         return [name for name, on in named.items() if on]
 
     def teacher_lr_factor(self, student_lr: float) -> float:
@@ -117,6 +126,7 @@ class LGD(DistillationMethod):
             "start": self.init,
             "own_label_start": self.own_label_start,
             "residual": self.residual,
+            "centred_labels": self.centred_labels,
         })  # fmt: skip
         implicit = parts.once(
             ("teacher", width, *chosen.values()), lambda: ImplicitTeacher(width, parts.num_classes, **chosen)

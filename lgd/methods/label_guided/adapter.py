@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.config.components import AdapterVariant
+from lgd.methods.label_guided.centring import CentreObjects
 
 HEADS = 8
 """Attention heads in the paper; the greatest common divisor of both where 8 does not divide the channels."""
@@ -26,11 +27,18 @@ class RelationAdapter(nn.Module):
 
     exchange: False lets every object attend to itself only, all else equal (the components grid's "adapter off").
     own_label_start: add a learnt bias, ``OWN_LABEL_START`` at first, to the diagonal of the attention logits; not part
-    of the paper. Raises ValueError where that would have no effect.
+    of the paper. Raises ValueError where that would have no effect. centred: subtract the mean over the objects from
+    values that are made of labels (lgd/methods/label_guided/centring.py); not part of the paper either.
     """
 
     def __init__(
-        self, channels: int, variant: AdapterVariant, *, exchange: bool = True, own_label_start: bool = False
+        self,
+        channels: int,
+        variant: AdapterVariant,
+        *,
+        exchange: bool = True,
+        own_label_start: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         if variant not in get_args(AdapterVariant):
@@ -45,6 +53,7 @@ class RelationAdapter(nn.Module):
             self.output = nn.Linear(channels, channels)
         if own_label_start and not (self.attends and exchange):
             raise ValueError("own_label_start has no effect without attention to other objects")
+        self.centre = CentreObjects(channels) if centred and variant == "appearance_queries" else None
         self.own_bias = nn.Parameter(torch.tensor(OWN_LABEL_START)) if own_label_start else None
 
     def forward(self, appearance_LBNC: Tensor | None, labels_BNC: Tensor | None, valid_BN: Tensor) -> Tensor:
@@ -86,7 +95,10 @@ class RelationAdapter(nn.Module):
         levels = max(len(queries), len(keys))
         batch, slots = valid_BN.shape
         query = self._split(self.query(queries), levels)
-        key, value = (self._split(x, levels) for x in self.key_value(keys).chunk(2, dim=-1))
+        key, value = self.key_value(keys).chunk(2, dim=-1)
+        if self.centre is not None and labels_BNC is not None:
+            value = self.centre(value[0], valid_BN)[None]
+        key, value = (self._split(x, levels) for x in (key, value))
         if self.exchange:
             # Padding slots are no keys; as queries they do no harm, since their output is not used.
             mask = valid_BN[:, None, None, :].expand(batch, 1, slots, slots)
@@ -97,9 +109,10 @@ class RelationAdapter(nn.Module):
             mask = bias.expand(batch, 1, slots, slots).masked_fill(~mask, -math.inf).to(query.dtype)
         return query, key, value, mask.repeat(levels, 1, 1, 1)
 
-    def values(self, labels_BNC: Tensor) -> Tensor:
+    def values(self, labels_BNC: Tensor, valid_BN: Tensor) -> Tensor:
         """The attention's values of projected label embeddings, (B, N, C); only with labels as keys and values."""
-        return self.key_value(labels_BNC).chunk(2, dim=-1)[1]
+        values = self.key_value(labels_BNC).chunk(2, dim=-1)[1]
+        return values if self.centre is None else self.centre(values, valid_BN)
 
     def _split(self, x: Tensor, levels: int) -> Tensor:
         """(L or 1, B, N, C) -> (L * B, H, N, C / H)."""

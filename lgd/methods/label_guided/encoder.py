@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lgd import device_waits
 from lgd.methods.init import init_he
+from lgd.methods.label_guided.centring import CentreObjects
 from lgd.methods.label_guided.init import init_balanced, init_centred, init_identity, init_one_hot
 from lgd.methods.norms import group_norm, layer_norm
 
@@ -40,9 +41,13 @@ class SpatialTransformer(nn.Module):
 
 
 class LabelEncoder(nn.Module):
-    """PointNet over an image's label descriptors: (B, N, 4 + K) -> label embeddings (B, N, C)."""
+    """PointNet over an image's label descriptors: (B, N, 4 + K) -> label embeddings (B, N, C).
 
-    def __init__(self, num_classes: int, channels: int) -> None:
+    centred: subtract the mean over the objects from the descriptors and before each norm (lgd/methods/label_guided/
+    centring.py).
+    """
+
+    def __init__(self, num_classes: int, channels: int, *, centred: bool = False) -> None:
         super().__init__()
         size = CORNERS + num_classes
         self.num_classes = num_classes
@@ -52,6 +57,7 @@ class LabelEncoder(nn.Module):
         self.conv2 = nn.Linear(64, 128)
         self.conv3 = nn.Linear(128, 1024)
         self.conv4 = nn.Linear(64 + 1024, channels)
+        self.centres = nn.ModuleList(map(CentreObjects, (size, 64, 128, 1024, channels))) if centred else None
 
     def init(self) -> None:
         """Initial weights with which the labels of different objects stay apart (lgd/methods/label_guided/init.py)."""
@@ -72,10 +78,11 @@ class LabelEncoder(nn.Module):
             # Most slots may be padding. On a GPU, finding out which would synchronise and cost more than it saves.
             slots_T = valid.flatten().nonzero().squeeze(1)
             rows_Tk = rows_Tk[slots_T]
-        hidden = layer_norm(self.conv1(self.stn_in(rows_Tk))).relu()
+        counted_T = valid.flatten() if slots_T is None else torch.ones_like(slots_T, dtype=torch.bool)
+        hidden = self._normed(1, self.conv1(self.stn_in(self._centred(0, rows_Tk, counted_T))), counted_T)
         feature_T64 = self.stn_feat(hidden)
-        hidden = layer_norm(self.conv2(feature_T64)).relu()
-        hidden = layer_norm(self.conv3(hidden)).relu()
+        hidden = self._normed(2, self.conv2(feature_T64), counted_T)
+        hidden = self._normed(3, self.conv3(hidden), counted_T)
         # Every image has at least one valid slot, and a ReLU's output is never below zero, so zero in the padding
         # slots leaves the maximum as it is.
         padded = _in_slots(hidden, slots_T, images * count).unflatten(0, (images, count))
@@ -84,8 +91,14 @@ class LabelEncoder(nn.Module):
             image_TD = image_BD[:, None].expand(-1, count, -1).flatten(0, 1)
         else:
             image_TD = image_BD[slots_T // count]
-        embedded = layer_norm(self.conv4(torch.cat([feature_T64, image_TD], dim=-1))).relu()
+        embedded = self._normed(4, self.conv4(torch.cat([feature_T64, image_TD], dim=-1)), counted_T)
         return _in_slots(embedded, slots_T, images * count).unflatten(0, (images, count))
+
+    def _centred(self, layer: int, x_TD: Tensor, counted_T: Tensor) -> Tensor:
+        return x_TD if self.centres is None else self.centres[layer](x_TD, counted_T)
+
+    def _normed(self, layer: int, x_TD: Tensor, counted_T: Tensor) -> Tensor:
+        return layer_norm(self._centred(layer, x_TD, counted_T)).relu()
 
 
 def _in_slots(rows: Tensor, slots: Tensor | None, count: int) -> Tensor:
@@ -94,14 +107,17 @@ def _in_slots(rows: Tensor, slots: Tensor | None, count: int) -> Tensor:
 
 
 class LabelProjection(nn.Module):
-    """Linear C -> C, LayerNorm without affine, ReLU, on label embeddings (..., C)."""
+    """Linear C -> C, LayerNorm without affine, ReLU, on label embeddings (B, N, C). centred: as in the encoder."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, centred: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, channels)
+        self.centre = CentreObjects(channels) if centred else None
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return layer_norm(self.linear(embeddings)).relu()
+    def forward(self, embeddings: Tensor, valid: Tensor) -> Tensor:
+        """Project ``embeddings``; slots where ``valid`` (B, N) is False hold arbitrary values."""
+        projected = self.linear(embeddings)
+        return layer_norm(projected if self.centre is None else self.centre(projected, valid)).relu()
 
 
 class AppearanceEncoder(nn.Module):

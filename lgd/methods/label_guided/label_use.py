@@ -179,7 +179,7 @@ class _SecondPass:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             self._outputs[name] = output
             if isinstance(module, RelationAdapter) and VALUES in self.signal:
-                self._outputs[VALUES] = module.values(inputs[1])
+                self._outputs[VALUES] = module.values(inputs[1], inputs[2])
 
         return hook
 

@@ -30,7 +30,8 @@ class ImplicitTeacher(nn.Module):
 
     Not part of the paper: own_label_start (see :class:`RelationAdapter`); residual: the instructive features are the
     student's, detached, plus a learnt scale times the mapper's output, so that a teacher starts as good as its student
-    and learns only what the labels add. Raises ValueError for a combination that cannot be trained.
+    and learns only what the labels add; centred_labels: what the labels of all objects share is subtracted
+    (lgd/methods/label_guided/centring.py). Raises ValueError for a combination that cannot be trained.
     """
 
     uses_student_head = True
@@ -50,6 +51,7 @@ class ImplicitTeacher(nn.Module):
         start: Start = "informed",
         own_label_start: bool = False,
         residual: bool = False,
+        centred_labels: bool = False,
     ) -> None:
         super().__init__()
         conflict = component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=variant, context=context)
@@ -63,11 +65,15 @@ class ImplicitTeacher(nn.Module):
         self.label_projection: LabelProjection | None = None
         self.appearance_encoder: AppearanceEncoder | None = None
         if encoder and variant != "appearance_only":
-            self.label_encoder = LabelEncoder(num_classes, channels)
-            self.label_projection = LabelProjection(channels)
+            self.label_encoder = LabelEncoder(num_classes, channels, centred=centred_labels)
+            self.label_projection = LabelProjection(channels, centred=centred_labels)
+        elif centred_labels:
+            raise ValueError("centred_labels has no effect without label embeddings")
         if variant != "label_only":
             self.appearance_encoder = AppearanceEncoder(channels)
-        self.relation_adapter = RelationAdapter(channels, variant, exchange=adapter, own_label_start=own_label_start)
+        self.relation_adapter = RelationAdapter(
+            channels, variant, exchange=adapter, own_label_start=own_label_start, centred=centred_labels
+        )
         self.knowledge_mapper = KnowledgeMapper(channels, write=mapper, context=context)
         self.residual_scale = nn.Parameter(torch.tensor(RESIDUAL_SCALE)) if residual else None
         if start == "informed":
@@ -106,7 +112,7 @@ class ImplicitTeacher(nn.Module):
             )
         projected = None
         if labels is not None and self.label_projection is not None:
-            projected = self.label_projection(labels)
+            projected = self.label_projection(labels, objects.valid)
         vectors = self.relation_adapter(appearance, projected, objects.valid)
         vectors = vectors.expand(len(features), -1, -1, -1)
         mapped = {n: self.knowledge_mapper(vectors[i], regions[n], sizes[n]) for i, n in enumerate(features)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,6 @@ from lgd.config.arms import Arm, Grid
 from lgd.config.component_arms import ANSWERING_ARMS, COMPONENTS, PAPER_COMPONENTS
 from lgd.config.experiment import Experiment, settings
 from lgd.config.grids import (
-    COMPONENTS,
     EVERY_DETECTOR,
     EVIDENCE,
     LOSS_WEIGHTS,
@@ -149,7 +149,8 @@ def test_overrides_lie_between_a_row_and_what_the_arm_is_about(tmp_path: Path) -
 
 def test_seeds_run_one_after_the_other(tmp_path: Path) -> None:
     trials = plan(COMPONENTS, NANO, 2, ["seed=5"], tmp_path)
-    assert [t.experiment.seed for t in trials] == [5] * 8 + [6] * 8
+    arms = len(COMPONENTS.arms)
+    assert [t.experiment.seed for t in trials] == [5] * arms + [6] * arms
     assert trials[0].name == "baseline-seed5"
     assert trials[0].directory.is_absolute()
 
@@ -206,7 +207,7 @@ def test_an_assignment_without_effect_is_refused(overrides: list[str], arms: tup
 
 def test_an_assignment_that_every_arm_follows_or_repeats_is_taken() -> None:
     options = {"method.name": ("--method lgd", "lgd")}
-    check_overrides(["schedule.steps=99", "method.distill_weight=0.5", "data.min_sizes=[64, 96]"], COMPONENTS.arms)
+    check_overrides(["schedule.steps=99", "method.distill_weight=0.5", "data.min_sizes=[64, 96]"], PAPER_COMPONENTS)
     check_overrides(["method.encoder=false"], [arm for arm in COMPONENTS.arms if arm.name == "without encoder"])
     check_overrides(["method.name=lgd"], (), options)
     check_overrides(["data.min_sizes=[64, 96]"], [Arm("a", {"data.min_sizes": (64, 96)})])
@@ -221,16 +222,34 @@ def test_epochs_count_in_the_batches_of_each_arm(tmp_path: Path) -> None:
     assert (rcnn.batch, rcnn.steps) == (4, 750)
 
 
+def test_components_at_a_cpus_presets_are_eight_arms_that_answer(tmp_path: Path) -> None:
+    for size in ("nano", "tiny"):
+        chosen = grid("components", size)
+        assert [arm.name for arm in chosen.arms] == [arm.name for arm in COMPONENTS.arms], "the others on request"
+        assert {arm.name for arm in chosen.arms if not arm.on_request} == set(ANSWERING_ARMS)
+    assert len(ANSWERING_ARMS) == 8
+    assert not any(arm.on_request for arm in grid("components", "small").arms)
+    found = {t.arm: t.experiment.method for t in plan(COMPONENTS, PAPER, 1, [], tmp_path)}
+    assert all(("ours" in name) is bool(method.additions) for name, method in found.items())
+    assert {method.init for name, method in found.items() if name != "baseline"} == {"reference"}
+    ours = found["LGD residual (ours)"].model_dump()
+    for name, off in (("encoder", {"encoder"}), ("adapter", {"adapter", "own_label_start"}), ("mapper", {"mapper"})):
+        there = found[f"ours without {name}"].model_dump()
+        assert {key for key in ours if ours[key] != there[key]} == off
+        assert not any(there[key] for key in off)
+
+
 def test_slugs_are_file_names() -> None:
     assert Arm("FGFI (R-101-DCNv2)").slug == "fgfi-r-101-dcnv2"
 
 
 def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) -> None:
     nano, small = ({t.arm: t.experiment for t in plan(grid(EVIDENCE, x), preset(x), 1, [], tmp_path)} for x in SIZES)
-    of_components = {t.arm: identity(t.experiment) for t in plan(COMPONENTS, NANO, 1, [], tmp_path)}
+    components = replace(COMPONENTS, arms=PAPER_COMPONENTS)
+    of_components = {t.arm: identity(t.experiment) for t in plan(components, NANO, 1, [], tmp_path)}
     # So runs of the components and noise-floor grids are runs of these arms.
     assert {name: identity(nano[f"RetinaNet {name}"]) for name in of_components} == of_components
-    assert len(nano) == len(COMPONENTS.arms) + 3 + 2 * len(EVERY_DETECTOR)
+    assert len(nano) == len(PAPER_COMPONENTS) + 3 + 2 * len(EVERY_DETECTOR)
     for name in ("RetinaNet", "FCOS", "Faster R-CNN"):
         assert {f"{name} {arm}" for arm in EVERY_DETECTOR} <= nano.keys()
         method = nano[f"{name} without imitation"].method
@@ -259,7 +278,7 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
 def test_the_nano_learning_rate_is_one_the_detector_trains_at(name: str, tmp_path: Path) -> None:
     """With its own rate for the first steps, at which a rate that is too high shows."""
     described = next(x for t in TABLES for x in paper().tables[t].trainings if x.detector == name and x.method == "lgd")
-    quick = {"schedule.steps": 60, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
+    quick = {"schedule.steps": 40, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
     record = training.run(
         at_preset("nano", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path
     )

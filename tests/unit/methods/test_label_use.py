@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_equal_keys_are_zero_and_isolated_objects_are_not_watched() -> None:
         with measure_label_use(ImplicitTeacher(16, CLASSES, **switched)) as nothing:
             assert nothing.attention is None, switched
     with measure_label_use(nn.Identity()) as nothing:
-        assert nothing == (None, None)
+        assert nothing.totals() == {}
 
 
 def _capture(features: dict[str, torch.Tensor]) -> FeatureCapture:
@@ -175,10 +176,11 @@ def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pyte
 @pytest.mark.slow
 def test_a_training_records_it(tmp_path: Path) -> None:
     quick = quick_experiment(evaluation__teacher=True, evaluation__every=3)
-    for changes, attends, reads in (
-        ({}, True, True),
-        ({"method.variant": "label_only"}, False, True),
-        ({"method.encoder": False}, False, False),
+    through = ["label embedding", "projection"]
+    for changes, attends, reads, signal in (
+        ({}, True, True, [*through, "values", "attended"]),
+        ({"method.variant": "label_only"}, False, True, through),
+        ({"method.encoder": False}, False, False, []),
     ):
         record = training.run(quick.override(changes), tmp_path / "-".join(changes))
         assert record.evaluations
@@ -187,3 +189,43 @@ def test_a_training_records_it(tmp_path: Path) -> None:
             assert point.attention is None or -1 < point.attention < 1
             assert (point.label_use is not None) is reads
             assert point.label_use is None or 0 < point.label_use < 1.5
+            assert list(point.label_signal) == ([*signal, "instructive features"] if reads else [])
+            assert point.label_signal.get("instructive features") == point.label_use
+            assert all(0 < x < 1.5 for x in point.label_signal.values())
+
+
+@pytest.mark.parametrize("variant", ["appearance_queries", "label_queries", "label_only"])
+def test_the_labels_signal_is_measured_stage_by_stage(variant: str) -> None:
+    torch.manual_seed(0)
+    features = {name: torch.randn(2, 16, *size) for name, size in SIZES.items()}
+    teacher = ImplicitTeacher(16, CLASSES, variant=variant)  # type: ignore[arg-type]
+    batch = instances([3, 0], SIZE)
+    with torch.no_grad(), measure_label_use(teacher) as seen:
+        instructive = teacher(_capture(features), batch)
+    expected = ["label embedding", "projection"]
+    expected += {"appearance_queries": ["values", "attended"], "label_queries": ["attended"], "label_only": []}[variant]
+    assert list(seen.signal) == expected
+    assert list(seen.totals())[:2] == (["attention", "label_use"] if seen.attention else ["label_use", *expected[:1]])
+    # By hand, from the modules themselves.
+    objects = Objects.from_instances(batch, SIZE, context=True)
+    others = replace(objects, classes=torch.where(objects.classes >= 0, (objects.classes + 1) % CLASSES, -1))
+    with torch.no_grad():
+        pair = [teacher.label_projection(teacher.embed_labels(x))[0, :3] for x in (objects, others)]  # type: ignore[misc]
+        assert all(torch.equal(x, instructive[name]) for name, x in teacher.instruct(features, objects).items())
+    total, count = seen.signal["projection"].totals()
+    assert total == pytest.approx((pair[0] - pair[1]).square().sum().item(), rel=1e-4)
+    assert count == pytest.approx(sum(x.square().sum().item() for x in pair), rel=1e-4)
+    if variant == "appearance_queries":
+        with torch.no_grad():
+            one, other = (teacher.relation_adapter.key_value(x)[:, 16:] for x in pair)
+        total, count = seen.signal["values"].totals()
+        assert total == pytest.approx((one - other).square().sum().item(), rel=1e-4)
+    # Deaf from one module on: the stages before it still hear.
+    adapter = teacher.relation_adapter
+    if variant == "appearance_queries":
+        nn.init.zeros_(adapter.key_value.weight)
+        with torch.no_grad(), measure_label_use(teacher) as seen:
+            teacher(_capture(features), batch)
+        parts = {name: total / count for name, (total, count) in seen.totals().items() if name != "attention"}
+        assert parts["projection"] > 0.05
+        assert max(parts["values"], parts["attended"], parts["label_use"]) < 1e-8

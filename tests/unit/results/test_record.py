@@ -110,3 +110,29 @@ def test_the_committed_records_stay_readable() -> None:
         record = load(path)
         assert record.schema_version == 3
         assert record.fingerprint_version == json.loads(path.read_text()).get("fingerprint_version", 1)
+
+
+def test_whether_the_teacher_ever_beat_its_student() -> None:
+    def scores(ap: float | None) -> dict[str, Any]:
+        return dict.fromkeys(("AP50", "AP75", "APs", "APm", "APl"), None) | {"AP": ap}
+
+    def record(*pairs: tuple[float | None, float | None], lead: tuple[float, ...] = ()) -> Record:
+        points = [
+            {"step": step, "student": scores(own), "teacher": None if teacher is None else scores(teacher)}
+            for step, (own, teacher) in enumerate(pairs, 1)
+        ]
+        return Record.model_validate(
+            {
+                "status": "finished",
+                "experiment": NANO,
+                "evaluations": points,
+                "teacher_lead": list(enumerate(lead, 1)),
+            }
+        )
+
+    assert record((10, 12), (20, 19)).teacher_beat_student is True
+    assert record((10, 9), (20, 19)).teacher_beat_student is False
+    assert record((10, 9), lead=(0.5,)).teacher_beat_student is False, "its AP decides where it is known"
+    assert record((10, None), lead=(-0.5, 0.1)).teacher_beat_student is True
+    assert record((10, None), lead=(-0.5, -0.1)).teacher_beat_student is False
+    assert record((10, None)).teacher_beat_student is None

@@ -1,0 +1,180 @@
+"""Whether LGD's teacher goes on hearing its labels while it trains, with few classes and with many.
+
+The first steps of a preset's training are made on the shapes data, whose objects get other classes: their shape,
+quarter of the image and size, mapped to the number of classes that is asked for. Printed is, by step, how far the
+output of each of the teacher's modules changes when every class is replaced by the next (docs/method.md, "Hearing
+test").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lgd.signals import exit_on_interrupt
+
+with exit_on_interrupt():
+    from lgd.cli import Parser, examples, exit_status
+    from lgd.config.experiment import STEPS, Experiment
+    from lgd.config.presets import preset
+    from lgd.errors import InputError
+
+if TYPE_CHECKING:
+    from lgd.data.dataset import DataSet
+
+PROG = "benchmarks/label_signal.py"
+
+DESCRIPTION = "Measure how long LGD's teacher tells the classes of its labels apart (docs/method.md, 'Hearing test')."
+
+EXAMPLES = ("--classes 3,7,31,80 --steps 60 --variants LGD,centred",)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LGD": {},
+    "reference": {"method.init": "reference"},
+    "slow": {"method.lr_factor": 0.1},
+    "adamw": {"method.teacher_optimizer": "adamw"},
+    "adamw-slow": {"method.teacher_optimizer": "adamw", "method.teacher_lr": 1e-4},
+    "centred": {"method.centred_labels": True},
+    "centred-adamw": {"method.centred_labels": True, "method.teacher_optimizer": "adamw"},
+    "ours": {"method.residual": True, "method.own_label_start": True},
+    "ours-centred": {"method.residual": True, "method.own_label_start": True, "method.centred_labels": True},
+}
+"""Settings by name."""
+
+PLACES = 12
+"""Of a shape: the quarter of the image that it lies in, and its size (small, medium, large)."""
+
+IMAGES = {"data.shapes_train": 200, "data.shapes_val": 16}
+"""How many are made: enough for the first steps, and a fixed batch that is measured on."""
+
+
+def label_set(dataset: DataSet, classes: int, directory: Path) -> str:
+    """Write the annotations of the shapes with ``classes`` classes; returns the data source that reads them."""
+    layout, paths = dataset.layout, []
+    root = layout.train_images.parent
+    shapes = len(dataset.class_names)
+    for name, source, images in (
+        ("train", layout.train_json, layout.train_images),
+        ("val", layout.val_json, layout.val_images),
+    ):
+        split = json.loads(source.read_bytes())
+        sides = {x["id"]: (x["width"], x["height"]) for x in split["images"]}
+        first = min(x["id"] for x in split["categories"])
+        for image in split["images"]:
+            image["file_name"] = str((images / image["file_name"]).relative_to(root))
+        for x in split["annotations"]:
+            number = PLACES * (x["category_id"] - first) + place(x["bbox"], sides[x["image_id"]])
+            x["category_id"] = 1 + number * classes // (PLACES * shapes)
+        split["categories"] = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(classes)]
+        paths.append(directory / f"{name}-{classes}.json")
+        paths[-1].write_text(json.dumps(split), encoding="utf-8")
+    return f"coco-files:{paths[0]},{paths[1]},{root}"
+
+
+def place(box: Sequence[float], sides: tuple[int, int]) -> int:
+    """0 to 11, from the quarter of an image of ``sides`` that a box (x, y, width, height) lies in, and its size."""
+    left, top, width, height = box
+    across, down = sides
+    quarter = 2 * (2 * top + height > down) + (2 * left + width > across)
+    relative = (width * height / (across * down)) ** 0.5
+    return 3 * quarter + (relative > 0.15) + (relative > 0.25)
+
+
+def measured(experiment: Experiment, at: Sequence[int]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train; yields each step of ``at`` with the relative change of every stage, then attention to the own label."""
+    from detectron2.engine import hooks
+
+    from lgd.data.loaders import train_loader, val_loader
+    from lgd.methods.distiller import Distiller
+    from lgd.training.build import build
+    from lgd.training.trainer import Trainer
+
+    built, data = build(experiment), experiment.data
+    assert isinstance(built.model, Distiller)
+    loader = train_loader(
+        built.dataset, batch_size=experiment.schedule.batch, min_sizes=data.min_sizes, max_size=data.max_size,
+        flip=data.flip, masks=False, seed=experiment.seed, workers=0,
+    )  # fmt: skip
+    probe = [x for batch in val_loader(
+        built.dataset, min_size=data.test_size, max_size=data.max_size, workers=0, with_labels=True, cuda=False,
+    ) for x in batch]  # fmt: skip
+    trainer = Trainer(built.model, loader, built.optimizer, experiment, built.device)
+    trainer.register_hooks([hooks.LRScheduler(built.optimizer, built.scheduler)])
+    done = 0
+    for step in at:
+        if step > done:
+            trainer.train(done, step)
+            done = step
+        yield step, _changes(built.model, probe)
+
+
+def _changes(model: Any, batch: list[dict[str, Any]]) -> dict[str, float]:
+    import torch
+
+    from lgd.methods.label_guided.label_use import INSTRUCTIVE, measure_label_use
+
+    model.eval()
+    with torch.no_grad(), measure_label_use(model.teacher) as meters, model.teacher_inference():
+        for image in batch:
+            model([image])
+    model.train()
+    totals = meters.totals()
+    attention = totals.pop("attention", None)
+    totals[INSTRUCTIVE] = totals.pop("label_use")
+    found = {name: (total / count) ** 0.5 for name, (total, count) in totals.items()}
+    return found if attention is None else {**found, "attention": attention[0] / attention[1]}
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
+
+
+def parser(prog: str = PROG) -> Parser:
+    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
+    add = found.add_argument
+    add("--classes", default="7", metavar="N,N", help="numbers of classes, up to 84 (default: 7)")
+    add("--steps", type=int, default=60, help="of the training that are made (default: 60)")
+    add("--variants", default="LGD,centred", metavar="A,B", help=f"of {', '.join(VARIANTS)} (default: LGD,centred)")
+    add("--preset", default="nano", help="whose training it is (default: nano)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in lgd sweep run")
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a line a step for each number of classes and each variant."""
+    variants = [x.strip() for x in options.variants.split(",")]
+    unknown = [x for x in variants if x not in VARIANTS]
+    if unknown:
+        raise InputError(f"--variants {unknown[0]}: choose among {', '.join(VARIANTS)}")
+    try:
+        numbers = [int(x) for x in options.classes.split(",")]
+    except ValueError:
+        raise InputError(f"--classes {options.classes}: whole numbers, separated by commas") from None
+    base = preset(options.preset).override({**IMAGES, "method.name": "lgd"}).override(options.overrides)
+    if not all(1 < x <= PLACES * 7 for x in numbers) or not 0 < options.steps <= base.schedule.steps:
+        raise InputError(f"2 to {PLACES * 7} classes, and from 1 step to the training's {STEPS} {base.schedule.steps}")
+    from lgd.data.catalog import load_dataset
+    from lgd.logs import quiet_libraries
+
+    at = sorted({x for x in (0, 5, 10, 20, 40) if x < options.steps} | {options.steps})
+    with tempfile.TemporaryDirectory() as directory, quiet_libraries():
+        dataset = load_dataset(base.data)
+        for classes in numbers:
+            experiment = base.override({"data.source": label_set(dataset, classes, Path(directory))})
+            for name in variants:
+                for step, found in measured(experiment.override(VARIANTS[name]), at):
+                    if not step:
+                        print(f"{'classes':>7}  {'variant':<14} {'step':>4}  {'  '.join(found)}")
+                    values = "  ".join(f"{x:>{len(stage)}.3f}" for stage, x in found.items())
+                    print(f"{classes:>7}  {name:<14} {step:>4}  {values}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The optimiser of a training: SGD, and AdamW for the teacher's modules where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lgd.training import run as training
+from lgd.training.build import build
+from lgd.training.disk_space import files_size
+from lgd.training.optimizer import CombinedOptimizer, match_state_layout, single_optimizers
+from tests.helpers import quick_experiment
+
+ADAMW: dict[str, Any] = {"method.teacher_optimizer": "adamw"}
+
+
+def test_adamw_trains_the_teacher_alone_at_its_own_rate() -> None:
+    experiment = quick_experiment(schedule__lr=0.02, method__lr_factor=0.5).override(ADAMW)
+    built = build(experiment)
+    names = {id(p): name for name, p in built.model.named_parameters()}
+    assert isinstance(built.optimizer, CombinedOptimizer)
+    sgd, adamw = single_optimizers(built.optimizer)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert isinstance(adamw, torch.optim.AdamW)
+    found = [
+        {names[id(p)]: group["initial_lr"] for group in x.param_groups for p in group["params"]} for x in (sgd, adamw)
+    ]
+    assert found[0].keys() | found[1].keys() == {n for n, p in built.model.named_parameters() if p.requires_grad}
+    assert all(name.startswith("teacher.") for name in found[1])
+    assert set(found[1].values()) == {5e-4}
+    rates = {name.partition(".")[0]: rate for name, rate in found[0].items()}
+    assert rates == {"student": 0.02, "distance": 0.01}
+    own = build(experiment.override({"method.teacher_lr": 1e-3})).optimizer
+    assert {group["initial_lr"] for group in list(single_optimizers(own))[1].param_groups} == {1e-3}
+    plain = build(quick_experiment(schedule__lr=0.02, method__teacher_lr=0.1, method__lr_factor=0.5))
+    by_part = {
+        name.partition(".")[0]: group["initial_lr"]
+        for group in plain.optimizer.param_groups
+        for name in (next(n for n, p in plain.model.named_parameters() if p is group["params"][0]),)
+    }
+    assert by_part == {"student": 0.02, "teacher": pytest.approx(0.1), "distance": 0.01}
+    # AdamW keeps two numbers a parameter.
+    assert (
+        files_size(experiment, built.model, built.optimizer).total
+        > files_size(experiment, plain.model, plain.optimizer).total
+    )
+
+
+def test_schedule_and_loading_reach_both_parts() -> None:
+    one, other = (build(quick_experiment().override(ADAMW)) for _ in range(2))
+    for p in one.model.parameters():
+        p.grad = torch.ones_like(p)
+    one.optimizer.step()
+    one.scheduler.step()
+    other.optimizer.load_state_dict(one.optimizer.state_dict())
+    match_state_layout(other.optimizer)
+    for mine, theirs in zip(single_optimizers(other.optimizer), single_optimizers(one.optimizer), strict=True):
+        assert [x["lr"] for x in mine.param_groups] == [x["lr"] for x in theirs.param_groups]
+        for ours, there in zip(mine.state.values(), theirs.state.values(), strict=True):
+            assert ours.keys() == there.keys()
+            assert all(torch.equal(ours[key], there[key]) for key in ours)
+    other.scheduler.load_state_dict(one.scheduler.state_dict())
+    other.scheduler.step()
+    rates = {
+        group["lr"] / group["initial_lr"] for part in single_optimizers(other.optimizer) for group in part.param_groups
+    }
+    assert len({round(x, 9) for x in rates}) == 1, "the parts' groups are the ones that the schedule sets"
+
+
+def test_a_stopped_training_with_adamw_and_a_watched_teacher_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    experiment = quick_experiment(schedule__steps=8, schedule__distill_from="auto", checkpoint__every=0).override(
+        {**ADAMW, "method.residual": True, "method.own_label_start": True, "evaluation.teacher": False}
+    )
+    whole = training.run(experiment, tmp_path / "whole")
+    calls = iter(range(100))
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path / "parts", should_stop=lambda: next(calls) == 4)
+    record = training.run(experiment, tmp_path / "parts")
+    assert record.losses == whole.losses
+    assert (record.teacher_lead, record.distilled) == (whole.teacher_lead, whole.distilled)
+    ours, theirs = (torch.load(tmp_path / x / "student.pth", weights_only=True)["model"] for x in ("parts", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
