@@ -1,4 +1,4 @@
-"""Puts the tables of the newest committed measurements into docs/performance.md, between its markers.
+"""Puts the tables of the newest committed measurements into docs/performance.md and docs/cost.md, between markers.
 
 python benchmarks/performance_page.py
 """
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu_results import newest_session
+from benchmarks.gpu_results import page as session_page
 from lgd.cli import Parser, exit_status
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -19,7 +21,10 @@ from lgd.files import write_text
 PROG = "benchmarks/performance_page.py"
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, COST_PAGE = DOCS / "performance.md", DOCS / "cost.md"
+
+NO_SESSION = "No session on a GPU is committed yet."
 
 BLOCKS = {
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),
@@ -37,21 +42,23 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:
     Parser(prog=prog, description=__doc__).parse_args(arguments)
-    write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8")))
-    print(f"wrote {PAGE}")
+    write_text(PAGE, with_session(with_tables(PAGE.read_text(encoding="utf-8")), PAGE))
+    write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
+    print(f"wrote {PAGE}, {COST_PAGE}")
     return 0
+
+
+def with_session(page: str, path: Path) -> str:
+    """``page`` with what the newest committed session on a GPU measured, or that there is none."""
+    session = newest_session(RESULTS)
+    return _with_block(page, "gpu", NO_SESSION if session is None else session_page(session).strip(), path)
 
 
 def with_tables(page: str) -> str:
     """``page`` with each block as its command prints it now. Raises InputError where markers or results are missing."""
     for name, (module, pattern) in BLOCKS.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        before, opened, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
         # Names end with the date.
         results = sorted(RESULTS.glob(pattern), key=lambda path: path.stem.rsplit("_", 1)[-1])
-        if not opened or not closed:
-            raise InputError(f"{PAGE}: no block {begin.strip()} … {end}")
         if not results:
             raise InputError(f"{RESULTS}: no results {pattern}")
         printed = io.StringIO()
@@ -59,8 +66,18 @@ def with_tables(page: str) -> str:
             status = importlib.import_module(module).main(["--table", str(results[-1])])
         if status:
             raise InputError(f"{results[-1]}: no table")
-        page = f"{before}{begin}{printed.getvalue().strip()}\n{end}{after}"
+        page = _with_block(page, name, printed.getvalue().strip(), PAGE)
     return page
+
+
+def _with_block(page: str, name: str, text: str, path: Path) -> str:
+    """``page`` with ``text`` between the block's markers. Raises InputError, naming ``path``, without the markers."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise InputError(f"{path}: no block {begin.strip()} … {end}")
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser, rounds=6)
     add = parser.add_argument
     add("--changes", action="store_true", help="instead: LGD, and LGD with one optimization turned off at a time")
+    add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
     add("--compile", action="store_true", help="on a GPU, rows with compile=true, too")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
     add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
@@ -112,7 +113,7 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
 
     if options.changes:
         return changes(experiment)
-    if resolve_device(experiment).type == "cuda":
+    if options.forms or resolve_device(experiment).type == "cuda":
         return forms(experiment, compiled=options.compile)
     return arms(experiment)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.performance_page import PAGE, with_tables
+from benchmarks.performance_page import COST_PAGE, PAGE, with_session, with_tables
 from lgd.errors import InputError
 
 
 def test_the_committed_page_is_what_the_command_writes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_tables(page) == page
+    assert with_session(with_tables(page), PAGE) == page
+    cost = COST_PAGE.read_text(encoding="utf-8")
+    assert with_session(cost, COST_PAGE) == cost
 
 
 def test_an_old_table_is_replaced_and_a_missing_block_named() -> None:

@@ -1,0 +1,165 @@
+"""What a session on a GPU measures, the most valuable first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lgd.errors import InputError
+
+OUTPUT = "{output}"
+"""In a command: the measurement's own directory."""
+
+TIME_LEFT = "{time_left}"
+"""In a command: the seconds that it may take."""
+
+FROM_SCRATCH = ("detector.backbone.weights=none", "detector.backbone.norm=BN", "detector.backbone.freeze_at=0")
+"""Settings of the paper's detectors without weights to download."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement: a command of its own, which writes into its own directory.
+
+    decides: what its numbers answer. command: arguments of the Python interpreter. dry: those on a CPU at toy sizes.
+    seconds: estimate on one 80 GB GPU. least: of these, how many there must be left to begin; fewer than ``seconds``
+    where the command goes on the next time from where it was stopped.
+    """
+
+    name: str
+    decides: str
+    command: tuple[str, ...]
+    dry: tuple[str, ...]
+    seconds: int
+    least: int = 0
+
+    @property
+    def resumes(self) -> bool:
+        return bool(self.least)
+
+    @property
+    def needed(self) -> int:
+        """Seconds that must be left to begin."""
+        return self.least or self.seconds
+
+
+def plan(*, data: str = "shapes", compiles: bool = True) -> list[Measurement]:
+    """All measurements. data: of the loader's. compiles: whether there is a C compiler, which torch.compile needs."""
+    return [
+        Measurement(
+            "gpu-tests",
+            "whether a RetinaNet step waits for nothing, CUDA deformable convolutions, half precision, exports",
+            ("-m", "pytest", "-m", "gpu", "-q", "-n0", "-p", "no:cacheprovider", f"--junitxml={OUTPUT}/junit.xml"),
+            ("-m", "pytest", "-m", "gpu", "-q", "-n0", "-p", "no:cacheprovider", "tests/unit/training/test_gpu_step.py",
+             f"--junitxml={OUTPUT}/junit.xml"),
+            90,
+        ),
+        _speed("retinanet", "LGD in 220 ms and 27 GiB, its extra at most 0.45; FGFI's cost", 8.7, compiles, 210),
+        _speed("retinanet", "LGD in 90 ms where launches bind", 13, compiles, 150, side=320),
+        _speed("faster_rcnn", "LGD in 400 ms", 8.7, compiles, 240),
+        Measurement(
+            "breakdown",
+            "where LGD's step goes, against the roofline",
+            ("benchmarks/breakdown.py", "--preset", "paper", "--precision", "bf16", "--output", f"{OUTPUT}/breakdown"),
+            ("benchmarks/breakdown.py", "--preset", "nano", "--batch", "2", "--steps", "2", "--output",
+             f"{OUTPUT}/breakdown"),
+            60,
+        ),
+        _trainings("RetinaNet", ("RetinaNet baseline", "RetinaNet LGD"), "LGD's gain at the small preset", 420),
+        Measurement(
+            "loader",
+            "the share of a step that waits for data, at the paper's setting",
+            _training(data, "data.workers=16", "schedule.steps=60", "precision=bf16"),
+            _dry_training("data.workers=1"),
+            90,
+        ),
+        Measurement(
+            "two-trials",
+            "whether two Ray Tune trials share a GPU",
+            _sweep("components", "small", ("baseline", "LGD"), "schedule.steps=60", "evaluation.every=0",
+                   more=("--gpus", "0.5")),
+            _dry_sweep("components", ("baseline", "LGD")),
+            90,
+        ),
+        Measurement(
+            "ray-train",
+            "whether Ray Train runs a worker over NCCL",
+            (*_training("shapes", "data.shapes_side=320", "schedule.steps=30"), "--workers", "1"),
+            (*_dry_training(), "--workers", "1", "--gpus-per-worker", "0"),
+            60,
+        ),
+        _trainings(
+            "other-detectors",
+            ("FCOS baseline", "FCOS LGD", "Faster R-CNN baseline", "Faster R-CNN LGD"),
+            "LGD's gain on FCOS and Faster R-CNN at the small preset",
+            1200,
+        ),
+    ]  # fmt: skip
+
+
+def chosen(measurements: Sequence[Measurement], names: Iterable[str]) -> list[Measurement]:
+    """Those with these names, in their order; all without names. Raises InputError for an unknown one."""
+    wanted = list(names)
+    known = [x.name for x in measurements]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"--only {name}: choose from {', '.join(known)}")
+    return [x for x in measurements if not wanted or x.name in wanted]
+
+
+def _speed(
+    detector: str, decides: str, objects: float, compiles: bool, seconds: int, side: int | None = None
+) -> Measurement:
+    size = ("--side", str(side)) if side else ()
+    command = (
+        *("benchmarks/speed.py", "--preset", "paper", "--detector", detector, "--objects", str(objects), *size),
+        *(*(["--compile"] if compiles else []), "--rounds", "3", "--output", f"{OUTPUT}/speed.csv"),
+    )
+    dry = (
+        *("benchmarks/speed.py", "--preset", "nano", "--detector", detector, "--batch", "2", "--forms"),
+        *("--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv"),
+    )
+    name = f"speed-{detector.replace('_', '-')}" + (f"-{side}" if side else "")
+    return Measurement(name, decides, command, dry, seconds)
+
+
+def _trainings(name: str, arms: Sequence[str], decides: str, seconds: int) -> Measurement:
+    return Measurement(
+        f"train-{name.lower()}",
+        decides,
+        _sweep("evidence", "small", arms, more=("--max-time", f"{TIME_LEFT}s")),
+        _dry_sweep("evidence", arms),
+        seconds,
+        least=120,
+    )
+
+
+def _sweep(grid: str, preset: str, arms: Sequence[str], *overrides: str, more: Sequence[str] = ()) -> tuple[str, ...]:
+    named = ("--grid", grid, "--preset", preset, "--arms", ",".join(arms), "--output", f"{OUTPUT}/sweep")
+    return ("ablations/run.py", *named, *_set(overrides), *more)
+
+
+def _dry_sweep(grid: str, arms: Sequence[str]) -> tuple[str, ...]:
+    tiny = (
+        *("schedule.steps=4", "schedule.warmup_steps=1", "schedule.batch=2", "evaluation.every=0"),
+        *("data.shapes_train=8", "data.shapes_val=4"),
+    )
+    return _sweep(grid, "nano", arms, *tiny)
+
+
+def _training(data: str, *overrides: str) -> tuple[str, ...]:
+    named = ("-m", "lgd.train", "retinanet_r50_2x_ms", "--method", "lgd", "--data", data, "--output", f"{OUTPUT}/run")
+    short = ("schedule.warmup_steps=1", "evaluation.every=0")
+    return (*named, *_set((*FROM_SCRATCH, *short, *overrides)))
+
+
+def _dry_training(*overrides: str) -> tuple[str, ...]:
+    tiny = (
+        *("detector.backbone.name=resnet18", "detector.backbone.width=16", "detector.channels=32", "schedule.steps=4"),
+        *("data.shapes_train=8", "data.shapes_val=4", "data.min_sizes=128", "data.max_size=128", "data.test_size=128"),
+    )
+    return (*_training("shapes", *tiny, *overrides), "--batch", "2", "--yes")
+
+
+def _set(overrides: Iterable[str]) -> list[str]:
+    return [x for override in overrides for x in ("--set", override)]

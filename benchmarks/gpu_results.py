@@ -1,0 +1,182 @@
+"""What a session on a GPU found: the figures of each measurement, and the targets against them."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lgd.errors import InputError
+from lgd.files import write_text
+
+COLUMNS = ("measurement", "status", "seconds", "estimate_s", "figures", "device", "command")
+
+
+def figures(name: str, directory: Path) -> str:
+    """The most important numbers of what a measurement wrote, in one line; empty where it wrote none."""
+    readers = {"gpu-tests": _tests, "loader": _training, "ray-train": _training, "two-trials": _sweep}
+    by_kind = {"train": _sweep, "speed": _speed}
+    reader = readers.get(name) or by_kind.get(name.partition("-")[0])
+    try:
+        return reader(directory) if reader else ""
+    except (OSError, ValueError, KeyError, InputError, ElementTree.ParseError):
+        return ""
+
+
+def _tests(directory: Path) -> str:
+    """Numbers of tests, and the names of those that failed."""
+    # Written by pytest just now.
+    cases = list(ElementTree.parse(directory / "junit.xml").iter("testcase"))
+    failed = [str(x.get("name")) for x in cases if x.find("failure") is not None or x.find("error") is not None]
+    skipped = sum(x.find("skipped") is not None for x in cases)
+    text = f"{len(cases) - len(failed) - skipped} passed, {len(failed)} failed, {skipped} skipped"
+    return f"{text}: {', '.join(failed)}" if failed else text
+
+
+def _training(directory: Path) -> str:
+    from lgd.results.record import load
+
+    record = load(directory / "run" / "record.json")
+    steps = record.experiment.schedule.steps
+    wait = "" if record.data_wait is None else f", {record.data_wait:.1%} of it waiting for data"
+    return f"{record.seconds['training'] / steps * 1e3:.0f} ms a step{wait}"
+
+
+def _sweep(directory: Path) -> str:
+    from analysis.load import arm_of, load_records, score_of
+
+    scores = [(arm_of(x), score_of(x.student, "AP")) for x in load_records(directory / "sweep")]
+    return ", ".join(f"{arm} AP {'n/a' if ap is None else f'{ap:.1f}'}" for arm, ap in scores)
+
+
+def _speed(directory: Path) -> str:
+    import pandas as pd
+
+    frame = pd.read_csv(directory / "speed.csv")
+    medians = frame.groupby("arm")["median_ms"].min()
+    return ", ".join(f"{arm} {ms:.0f} ms" for arm, ms in medians.items())
+
+
+def provenance_columns(*, dry: bool, commit: str) -> dict[str, str]:
+    """Hardware, driver, versions and commit."""
+    from lgd.results import provenance
+
+    hardware, versions = provenance.hardware(), provenance.versions()
+    return {
+        "device": "cpu" if dry else "cuda",
+        "gpu": "none" if dry else hardware["gpu"],
+        "driver": "none" if dry else _driver(),
+        "cpu": hardware["cpu"],
+        "cores": hardware["cores"],
+        "python": versions["python"],
+        "torch": versions["torch"],
+        "detectron2": versions["detectron2"],
+        "git_commit": commit or provenance.git_commit(),
+        "started": provenance.now(),
+    }
+
+
+def _driver() -> str:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return "unknown"
+
+
+def write_session(directory: Path, results: Mapping[str, Mapping[str, Any]], *, dry: bool, commit: str) -> None:
+    """session.csv, a row for each measurement, and session.md, its table with the targets."""
+    import pandas as pd
+
+    described = provenance_columns(dry=dry, commit=commit)
+    rows = [
+        {
+            "measurement": name,
+            "status": x["status"],
+            "seconds": x["seconds"],
+            "estimate_s": x["estimate"],
+            "figures": x.get("figures", ""),
+            "command": x.get("command", ""),
+            **described,
+        }
+        for name, x in results.items()
+    ]
+    write_text(directory / "session.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(directory / "session.md", page(directory))
+
+
+def page(directory: Path) -> str:
+    """The table of a session, the targets against what it measured, and where that was. Raises InputError without."""
+    import pandas as pd
+
+    from analysis.render import pipe_table
+
+    path = directory / "session.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no session")
+    frame = pd.read_csv(path, keep_default_na=False)
+    first = frame.iloc[0]
+    cells = frame[["measurement", "status", "seconds", "figures"]].astype(str).to_numpy().tolist()
+    lines = [pipe_table(["measurement", "status", "s", "figures"], cells, left=2), ""]
+    if first["device"] == "cpu":
+        lines.append("- A dry run on the CPU at toy sizes: no number of it means anything.")
+    else:
+        lines += [pipe_table(["target", "measured", "met"], targets(directory)), ""]
+    lines.append(
+        f"- {first['gpu'] if first['gpu'] != 'none' else first['cpu']}, driver {first['driver']}; Python"
+        f" {first['python']}, torch {first['torch']}, commit {first['git_commit'][:12]}; {first['started']}."
+    )
+    return "\n".join([*lines, ""])
+
+
+def session_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measurements for a terminal."""
+    return "\n".join(
+        f"{name:26} {x['status']:13} {x['seconds']:6.0f} s  {x.get('figures', '')}" for name, x in results.items()
+    )
+
+
+def targets(directory: Path) -> list[list[str]]:
+    """Each target of benchmarks/reference.yaml, what was measured, and whether that is enough."""
+    import pandas as pd
+
+    from benchmarks.speed_table import reference_file
+
+    rows = []
+    for target in reference_file()["targets"]:
+        path = directory / target["measurement"] / "speed.csv"
+        value = _measured(pd.read_csv(path), target["of"]) if path.is_file() else None
+        limit, at_most = float(target["limit"]), target.get("at_most", True)
+        met = "" if value is None else "yes" if (value <= limit if at_most else value >= limit) else "no"
+        rows.append([target["what"], "not measured" if value is None else f"{value:.3g}", met])
+    return rows
+
+
+def _measured(frame: Any, of: str) -> float | None:
+    """A number of the rows of speed.py: the fastest form's ms or GiB of LGD, its extra, or what it saves over FGFI."""
+    fastest = frame.loc[frame.groupby(["arm", "side"])["median_ms"].transform("median").groupby(frame["arm"]).idxmin()]
+    by_arm = fastest.set_index("arm")
+    medians = frame.groupby(["arm", "side"])["median_ms"].median().groupby("arm").min()
+    if "LGD" not in medians:
+        return None
+    if of == "ms":
+        return float(medians["LGD"])
+    if of == "gib":
+        return float(by_arm.loc["LGD", "peak_mib"]) / 1024
+    extra = float(medians["LGD"] - medians["baseline"])
+    if of == "extra":
+        return extra / float(medians["baseline"])
+    teacher = "FGFI's teacher in training"
+    if teacher not in medians:
+        return None
+    return 1 - extra / float(medians["FGFI"] - medians["baseline"] + medians[teacher])
+
+
+def newest_session(results: Path) -> Path | None:
+    """The newest committed session that was measured on a GPU; None without one."""
+    found = [x.parent for x in results.glob("gpu-session_*/session.json") if not json.loads(x.read_text())["dry"]]
+    return max(found, key=lambda x: x.name.rsplit("_", 1)[-1], default=None)

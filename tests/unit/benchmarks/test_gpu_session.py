@@ -1,0 +1,166 @@
+"""A session on a GPU: what is begun, stopped, written and gone on with; its commands are tried by tests/integration."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks import gpu_session
+from benchmarks.gpu_plan import Measurement, plan
+from benchmarks.gpu_results import figures, newest_session, page, targets
+from benchmarks.gpu_session import Session, main, run_limited
+
+
+def _measurement(name: str, code: str, seconds: int = 10, least: int = 0) -> Measurement:
+    return Measurement(name, "nothing", ("-c", code), ("-c", code), seconds, least)
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run measurements with these seconds left, on a made-up machine, and return their states."""
+    monkeypatch.setattr(
+        "benchmarks.gpu_results.provenance_columns",
+        lambda **_: {"device": "cuda", "gpu": "1 x G", "driver": "1", "cpu": "C", "python": "3", "torch": "2",
+                     "git_commit": "c" * 40, "started": "now"},
+    )  # fmt: skip
+
+    def run(*measurements: Measurement, left: float = 100, resume: bool = False) -> dict[str, Any]:
+        session = Session(tmp_path / "s", dry=False)
+        session.open(resume=resume)
+        for measurement in measurements:
+            session.measure(measurement, time.monotonic() + left)
+        return dict(json.loads((tmp_path / "s" / "session.json").read_text())["measurements"])
+
+    return run
+
+
+def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(measure: Any, tmp_path: Path) -> None:
+    counts = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    first = _measurement("first", counts)
+    failing = _measurement("failing", "raise SystemExit(1)")
+    late = _measurement("late", counts, seconds=1000)
+    goes_on = _measurement("goes-on", "raise SystemExit(3)", seconds=1000, least=5)
+    found = measure(failing, first, late, goes_on)
+    assert {k: x["status"] for k, x in found.items()} == {
+        "failing": "failed",
+        "first": "done",
+        "late": "no time left",
+        "goes-on": "stopped",
+    }
+    frame = pd.read_csv(tmp_path / "s" / "session.csv").set_index("measurement")
+    assert frame.loc["first", "git_commit"] == "c" * 40
+    assert frame.loc["first", "command"].startswith("python -c")
+    found = measure(failing, first, late, _measurement("goes-on", counts, 1000, 5), left=2000, resume=True)
+    assert {k: x["status"] for k, x in found.items()} == {
+        "failing": "failed",
+        "first": "done",
+        "late": "done",
+        "goes-on": "done",
+    }
+    # The first once, the late one once, and the one that goes on.
+    assert (tmp_path / "count").read_text() == "xxx"
+
+
+def test_what_takes_too_long_is_asked_to_end_then_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_session, "GRACE", 0.5)
+    polite = "import signal, time; signal.signal(15, lambda *_: (print('asked', flush=True), exit(0))); time.sleep(60)"
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    start = time.monotonic()
+    for code in (polite, stubborn):
+        assert run_limited([sys.executable, "-c", code], tmp_path / "log", 1.0) is None
+    assert time.monotonic() - start < 30
+    assert (tmp_path / "log").read_text() == "asked\n"
+    assert run_limited([sys.executable, "-c", "raise SystemExit(4)"], tmp_path / "log", 60) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--minutes", "0"], "--minutes 0"),
+        (["--only", "speed"], "--only speed: choose from gpu-tests"),
+        (["--dry", "--resume", "--output", "nowhere"], "--resume: nowhere/session.json does not exist"),
+        (["--output", "anywhere"], "no GPU here"),
+    ],
+)
+def test_wrong_input(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_session_is_not_mixed_with_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, arguments, named in (
+        ('{"dry": true, "measurements": {}}', [], "holds a session: --resume"),
+        ('{"dry": false, "measurements": {}}', ["--resume"], "holds a session on a GPU"),
+        ('{"dry": tr', ["--resume"], "session.json: damaged"),
+    ):
+        (tmp_path / "session.json").write_text(text)
+        assert main(["--dry", "--output", str(tmp_path), *arguments]) == 2
+        assert named in capsys.readouterr().err
+
+
+def test_the_plan_names_each_measurement_once_and_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plan"]) == 0
+    printed = capsys.readouterr().out
+    measurements = plan()
+    assert len({x.name for x in measurements}) == len(measurements)
+    for x in measurements:
+        assert f"{x.name}: " in printed
+        assert x.decides in printed
+    assert f"all: {sum(x.seconds for x in measurements) / 60:.0f} min" in printed
+    assert not any("--compile" in x.command for x in plan(compiles=False))
+    assert any("coco-json:d" in x.command for x in plan(data="coco-json:d"))
+
+
+def _speeds(directory: Path, rows: list[tuple[str, str, float, float]]) -> None:
+    directory.mkdir(parents=True)
+    pd.DataFrame(rows, columns=["arm", "side", "median_ms", "peak_mib"]).to_csv(directory / "speed.csv", index=False)
+
+
+def test_targets_are_of_the_fastest_form(tmp_path: Path) -> None:
+    """LGD 210 ms, baseline 150: extra 0.4. FGFI 250 - 150 and its teacher 200: LGD's 60 of 300 are 80% less."""
+    _speeds(
+        tmp_path / "speed-retinanet",
+        [
+            ("baseline", "naive fp32", 268, 30000),
+            ("baseline", "ours bf16", 150, 20000),
+            ("LGD", "ours fp32", 300, 40960),
+            ("LGD", "ours bf16", 210, 28 * 1024),
+            ("FGFI", "ours bf16", 250, 30000),
+            ("FGFI's teacher in training", "ours bf16", 200, 30000),
+        ],
+    )
+    found = {row[0].split(",")[0] + row[0].split(",")[1]: row[1:] for row in targets(tmp_path)}
+    assert found["RetinaNet + LGD ms"] == ["210", "yes"]
+    assert found["RetinaNet + LGD GiB"] == ["28", "no"]
+    assert found["LGD's extra over the fastest baseline at most 0.45"] == ["0.4", "yes"]
+    assert found["LGD's method-specific cost below FGFI's at least 0.70"] == ["0.8", "yes"]
+    assert found["Faster R-CNN + LGD ms"] == ["not measured", ""]
+    assert figures("speed-retinanet", tmp_path / "speed-retinanet").startswith("FGFI 250 ms")
+    assert figures("speed-retinanet", tmp_path / "nothing") == ""
+
+
+def test_failed_tests_are_named(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><failure/></testcase>'
+        '<testcase name="c"><skipped/></testcase></testsuite></testsuites>'
+    )
+    assert figures("gpu-tests", tmp_path) == "1 passed, 1 failed, 1 skipped: b"
+
+
+def test_the_newest_session_on_a_gpu_is_shown(tmp_path: Path, measure: Any) -> None:
+    assert newest_session(tmp_path) is None
+    for name, dry in (("gpu-session_h100_2026-01-01", False), ("gpu-session_2cores_2026-02-01", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "session.json").write_text(json.dumps({"dry": dry, "measurements": {}}))
+    assert newest_session(tmp_path) == tmp_path / "gpu-session_h100_2026-01-01"
+    measure(_measurement("first", "pass"))
+    shown = page(tmp_path / "s")
+    assert "| first" in shown
+    assert "not measured" in shown
+    assert "1 x G, driver 1" in shown
