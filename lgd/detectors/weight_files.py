@@ -1,7 +1,8 @@
 """Files of weights: reading them without running any code of theirs, and detectron2's names for their tensors.
 
 ``.pkl`` with Caffe2's names (the MSRA and FAIR models) or detectron2's; ``.pth`` with detectron2's names (a whole
-detector, such as an exported student), torchvision's, or those of Swin's original repository.
+detector, such as an exported student), torchvision's, or those of Swin's original repository; ``.pth`` and
+``.safetensors`` with timm's names, which lgd/detectors/timm_weights.py reads.
 
 Detectors here read BGR images of 0 to 255, as detectron2's do. torchvision's and Swin's weights were trained on RGB:
 the input channels of their first convolution are flipped when they are read.
@@ -25,7 +26,7 @@ from lgd.errors import InputError
 
 __all__ = ["Format", "NamedTensors", "read_named", "read_weights"]
 
-Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin"]
+Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin", "timm"]
 
 
 class NamedTensors(NamedTuple):
@@ -97,6 +98,10 @@ def _load(path: Path) -> Any:
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

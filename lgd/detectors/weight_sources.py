@@ -7,6 +7,8 @@ A source is one of
 - ``torchvision://resnet50`` (its IMAGENET1K_V1 weights, the ones torchvision's own detectors start from) or
   ``torchvision://ResNet50_Weights.IMAGENET1K_V2``, kept in torch hub's ``checkpoints``;
 - ``torchvision://FILE.pth``, a local file of torchvision's weights;
+- ``timm://convnext_tiny``, what timm downloads for a model, and ``package:efficientnet-lite0``, a file in a
+  package that is installed; see lgd/detectors/timm_weights.py;
 - a local file; see lgd/detectors/weight_files.py for the formats.
 
 ``#sha256=HEX`` at the end, as pip takes it, has the file checked. Where the name itself has a part of the digest, as
@@ -36,9 +38,11 @@ import torchvision
 from detectron2.checkpoint.catalog import ModelCatalog
 from iopath.common.file_io import get_cache_dir
 
+from lgd.config.detector import PACKAGE, TIMM_SCHEME
 from lgd.config.experiment import Experiment
 from lgd.detectors.conventions import TORCHVISION
 from lgd.detectors.from_elsewhere import initial_weights
+from lgd.detectors.timm_weights import locate_in_timm, locate_package
 from lgd.errors import InputError
 
 __all__ = ["WeightSource", "find_weights", "local_path", "probe", "required_weights"]
@@ -193,6 +197,10 @@ def _locate(source: str) -> tuple[str, Path]:
             return "", Path(name).expanduser()
         url = _torchvision_url(name, source)
         return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if source.startswith(PACKAGE):
+        return "", locate_package(source)
+    if source.startswith(TIMM_SCHEME):
+        return locate_in_timm(source)
     url = source
     if source.startswith("detectron2://"):
         url = _DETECTRON2_URL + source.removeprefix("detectron2://")
@@ -204,7 +212,9 @@ def _locate(source: str) -> tuple[str, Path]:
     if url.startswith(("https://", "http://")):
         return url, _url_path(url, source)
     if "://" in source:
-        raise InputError(f"weights {source}: use none, a file, or one of detectron2://, torchvision://, https://")
+        raise InputError(
+            f"weights {source}: use none, a file, or one of detectron2://, torchvision://, timm://, https://"
+        )
     return "", Path(source).expanduser()
 
 

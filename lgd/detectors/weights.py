@@ -17,6 +17,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from lgd.detectors.conventions import TORCHVISION
+from lgd.detectors.timm_weights import read_timm_weights
 from lgd.detectors.weight_files import Format, NamedTensors, read_weights
 from lgd.detectors.weight_sources import WeightSource, find_weights, local_path, probe
 from lgd.errors import InputError
@@ -103,7 +104,7 @@ def check_weights(detector: nn.Module, source: str, *, whole: bool = False) -> W
 
 def _match(detector: nn.Module, source: str, path: Path, whole: bool) -> tuple[dict[str, Tensor], LoadReport]:
     """The file's tensors by the detector's names, those alone that fit. Raises InputError where too few do."""
-    named = read_weights(path, source)
+    named = _read(detector, path, source)
     prefix = "backbone.bottom_up." if hasattr(detector.backbone, "bottom_up") else "backbone."
     state = detector.state_dict()
     placed, unused = _place(named, state, prefix)
@@ -135,6 +136,12 @@ def _match(detector: nn.Module, source: str, path: Path, whole: bool) -> tuple[d
         unused=tuple(x for x in unused if not x.endswith(_NO_WEIGHT)),
     )
     return fitting, report
+
+
+def _read(detector: nn.Module, path: Path, source: str) -> NamedTensors:
+    network = getattr(detector.backbone, "bottom_up", None)
+    # Only a detector on one of timm's networks needs timm imported.
+    return read_timm_weights(network, path, source) if hasattr(network, "body") else read_weights(path, source)
 
 
 def _place(named: NamedTensors, state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
