@@ -129,7 +129,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         "--equal-cost", nargs="?", const="longer", metavar="KINDS", type=_equal_cost, default=(),
         help="train the baseline as long as the method cost, too; longer,bigger: also on the next larger backbone",
     )  # fmt: skip
-    group.add_argument("--a-a", action="store_true", help="train the baseline twice: what a difference of nothing is")
+    group.add_argument("--a-a", action="store_true", help="train the baseline twice: what no difference looks like")
     group.add_argument("--detect", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)")
     group.add_argument(
         "--until-decided", action="store_true",

@@ -12,7 +12,18 @@ import pandas as pd
 from analysis.contention import contention_notes
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, by_seed, changes, check_data, gpu_hours, identity, score, training_device_seconds
+from analysis.load import (
+    Run,
+    arm_of,
+    by_seed,
+    changes,
+    check_data,
+    gpu_hours,
+    identity,
+    score,
+    seed_of,
+    training_device_seconds,
+)
 from analysis.paper_scores import gain_columns
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
@@ -87,7 +98,7 @@ def _arms(runs: Sequence[Run]) -> list[_Arm]:
         told_apart = [f"{key}={values[key]}" for key in differing]
         key = (arm_of(record), _label(record, several, told_apart), data_set(record.experiment))
         arm = found.setdefault(key, _Arm(*key, reference_of(record)))
-        arm.records[record.experiment.seed] = record
+        arm.records[seed_of(record)] = record
     return list(found.values())
 
 

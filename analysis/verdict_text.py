@@ -105,8 +105,8 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
     lines = [parts(verdict)]
     if verdict.again:
         lines.append(
-            f"A difference of nothing looks like this here: {points(verdict.again)} ({verdict.question.reference}"
-            f" twice, {_seeds(verdict.again.n)} each)."
+            f"{verdict.question.reference} trained a second time with other seeds differs by {points(verdict.again)}"
+            f" ({_seeds(verdict.again.n)} each): what no difference looks like here."
         )
     if verdict.question.best_of > 1:
         lines.append(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.load import Run, arm_of
 from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
@@ -18,9 +19,9 @@ LEAST = 1e-4
 def label_signal(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """How far the outputs of each module of the teacher follow the labels, against the steps; means over the seeds.
 
-    Of the first arm that measured it. None where none did.
+    Of the first arm that measured it. None where none did, twice or more.
     """
-    measured = [run.record for run in runs if any(x.label_signal for x in run.record.evaluations)]
+    measured = [run.record for run in runs if sum(bool(x.label_signal) for x in run.record.evaluations) > 1]
     if not measured:
         return None
     arm = arm_of(measured[0])
@@ -37,6 +38,8 @@ def label_signal(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
             label=stage.replace("_", " "),
         )  # fmt: skip
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("relative change")
     set_xlabel(axes, "training step", layout)
     axes.grid(color="0.92", linewidth=0.8)

@@ -90,7 +90,8 @@ def _points(runs: Sequence[Run]) -> list[_Point]:
         gain = paired_difference(by_seed(own, score("AP")), by_seed(base, score("AP")))
         cost = paired_ratio(by_seed(own, cost_seconds), by_seed(base, cost_seconds))
         if reference_of(first) != arm and gain is not None and cost is not None:
-            longer = first.experiment.method.name == "baseline" and cost.value > 1
+            steps = {x.experiment.schedule.steps for x in base.values()}
+            longer = first.experiment.method.name == "baseline" and first.experiment.schedule.steps > max(steps)
             found.append(_Point(arm, gain, cost.value, longer))
     kept = sorted(found, key=lambda x: -x.gain.mean)[:MOST_ARMS]
     return [x for x in found if x in kept]

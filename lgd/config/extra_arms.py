@@ -1,5 +1,4 @@
-"""Arms that a command adds to any grid: what the same cost buys otherwise, and what a difference of nothing looks
-like."""
+"""Arms that a command adds to any grid: what the same cost buys otherwise, and what no difference looks like."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def _added(grid: Grid, extra: ExtraArms, base: Experiment) -> Iterator[Arm]:
         for name in (x for x in references if x in arms and not arms[x].factors):
             yield replace(
                 arms[name], name=again(name), reference=name, seed_offset=AGAIN_SEEDS, training=None,
-                question="the same with other seeds: what a difference of nothing looks like",
+                question="the same with other seeds: what no difference looks like",
             )  # fmt: skip
     there = {(arm.time_budget_from, arm.steps_from) for arm in grid.arms}
     for arm in questioned(grid):

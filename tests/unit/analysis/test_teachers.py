@@ -30,7 +30,10 @@ def records(make_record: MakeRecord) -> list[Record]:
         for seed in range(2):
             student, teacher = _scores(21.0), _scores(18.0 + seed)
             points = [
-                EvaluationPoint(step=300, student=_scores(10.0 + 6 * seed), teacher=_scores(early)),
+                EvaluationPoint(
+                    step=300, student=_scores(10.0 + 6 * seed), teacher=_scores(early),
+                    label_signal={"label embedding": 0.95, "instructive": 0.4},
+                ),
                 EvaluationPoint(
                     step=600, student=student, teacher=teacher, label_use=0.2, attention=0.5,
                     label_signal={"label embedding": 0.9, "instructive": 0.0},

@@ -184,7 +184,10 @@ def test_the_baseline_twice(make_record: MakeRecord, directory: Path) -> None:
     ]
     records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *second]
     lines = summary(records, directory).notes
-    assert "A difference of nothing looks like this here: +0.1 AP [-0.1, +0.3] (baseline twice, 5 seeds each)." in lines
+    assert (
+        "baseline trained a second time with other seeds differs by +0.1 AP [-0.1, +0.3] (5 seeds each): what no"
+        " difference looks like here."
+    ) in lines
 
 
 def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tmp_path: Path) -> None:
