@@ -41,6 +41,7 @@ LGD_RESIDUAL = Arm("LGD residual (ours)", OURS, "the teacher adds to the student
 _ADDITIONS = (
     Arm("own-label start (ours)", {"method.own_label_start": True}, "objects attend to their own label at first"),
     Arm("residual teacher (ours)", {"method.residual": True}, "the teacher starts as good as its student"),
+    Arm("centred labels (ours)", {"method.centred_labels": True}, "the teacher goes on telling classes apart"),
 )
 
 _OURS_WITHOUT = tuple(

@@ -31,10 +31,12 @@ class CentreObjects(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("batches", torch.zeros(()))
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """Centre ``x``. valid: (...) bool, False in padding slots, which do not count."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Centre ``x``. valid: (...) bool, False in padding slots, which do not count; None: all count."""
         if not self.training:
             return x - self.mean.to(x.dtype)
+        if valid is None:
+            valid = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         weights = valid[..., None].float()
         count = weights.sum()
         values = x.float().masked_fill(~valid[..., None], 0)

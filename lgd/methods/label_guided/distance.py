@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lgd.config.components import Start
 from lgd.methods.init import init_he
-from lgd.methods.norms import instance_norm
+from lgd.methods.norms import instance_norm, square_sum
 
 
 class DistillationDistance(nn.Module):
@@ -49,6 +49,6 @@ class DistillationDistance(nn.Module):
         total, elements = torch.zeros((), device=next(iter(student.values())).device), 0
         for name, features in student.items():
             difference = instance_norm(self.adapter(features)) - instance_norm(teacher_features[name].detach())
-            total = total + difference.square().sum()
+            total = total + square_sum(difference)
             elements += difference.numel()
         return total / elements

@@ -114,8 +114,8 @@ class LabelProjection(nn.Module):
         self.linear = nn.Linear(channels, channels)
         self.centre = CentreObjects(channels) if centred else None
 
-    def forward(self, embeddings: Tensor, valid: Tensor) -> Tensor:
-        """Project ``embeddings``; slots where ``valid`` (B, N) is False hold arbitrary values."""
+    def forward(self, embeddings: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Project ``embeddings``. valid: (B, N) bool, the slots that hold an object; None: all."""
         projected = self.linear(embeddings)
         return layer_norm(projected if self.centre is None else self.centre(projected, valid)).relu()
 

@@ -188,7 +188,7 @@ def test_unknown_grid_or_preset(call: Callable[[], object], words: str) -> None:
     [
         (
             ["method.encoder=true"],
-            COMPONENTS.arms,
+            PAPER_COMPONENTS,
             "--set method.encoder=true has no effect on arm 'without encoder', which sets method.encoder to False:"
             " leave it out, or choose other arms with --arms",
         ),

@@ -224,6 +224,7 @@ def test_the_labels_signal_is_measured_stage_by_stage(variant: str) -> None:
     adapter = teacher.relation_adapter
     if variant == "appearance_queries":
         nn.init.zeros_(adapter.key_value.weight)
+        nn.init.ones_(adapter.key_value.bias)
         with torch.no_grad(), measure_label_use(teacher) as seen:
             teacher(_capture(features), batch)
         parts = {name: total / count for name, (total, count) in seen.totals().items() if name != "attention"}
