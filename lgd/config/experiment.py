@@ -348,7 +348,8 @@ def split_assignment(assignment: str) -> tuple[str, Any]:
         raise InputError(f"{assignment!r} is not of the form key=value")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError):
+        # A date such as 2001-99-99, a tag such as !!int, brackets that are thousands deep are no YAMLErrors.
         raise InputError(f"the value of {assignment!r} is not valid YAML") from None
     # YAML 1.1 reads 1e-3 as text.
     if isinstance(parsed, str):

@@ -223,7 +223,7 @@ def read(path: Traversable) -> Paper:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise InputError(
             f"{path}:{mark.line + 1 if mark else '?'}: not YAML ({getattr(error, 'problem', error)})"

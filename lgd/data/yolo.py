@@ -189,7 +189,7 @@ def _parse_yaml(path: Path) -> dict[Any, Any]:
         mark = error.problem_mark
         place = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
         raise InputError(f"broken YAML in {path}{place}: {' '.join(str(error.problem).split())}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"broken YAML in {path}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: the keys train, val and names are needed")
