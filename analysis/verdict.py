@@ -67,6 +67,11 @@ class Verdict:
     """How many more seeds it takes to tell; None where that is not what is missing, or cannot be told yet."""
 
     @property
+    def decisive(self) -> Difference | None:
+        """Of the differences to the longer trained and to the plain reference, the one that the answer hangs on."""
+        return _decisive(self.gain, self.margin, self.answer)
+
+    @property
     def decided(self) -> bool:
         """Whether more seeds would change nothing."""
         return self.answer != "unknown" or bool(self.obstacles)
@@ -112,18 +117,32 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         difference(question.bigger, reference), margin,
         difference(question.without_imitation, reference), difference(arm, question.without_imitation),
         difference(question.again, reference), tuple(obstacles), tuple(remarks),
-        None if obstacles or answer != "unknown" else _more_seeds(margin or gain, asked.detect),
+        None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.detect),
     )  # fmt: skip
 
 
+def _decisive(gain: Difference | None, margin: Difference | None, answer: Answer) -> Difference | None:
+    """The one with the lower end: an arm must beat the longer trained reference and the plain one, which may be better.
+
+    The upper end counts where it is not worth it: that is what says so.
+    """
+    found = [x for x in (margin, gain) if x is not None]
+
+    def end(x: Difference) -> float:
+        value = x.high if answer == "not worth it" else x.low
+        return x.mean if value is None else value
+
+    return min(found, key=end, default=None)
+
+
 def _answer(gain: Difference | None, margin: Difference | None, cost: float | None, detect: float) -> Answer:
-    """What the intervals say: they lie on one side of zero, or below the smallest difference that matters."""
-    found = margin or gain
-    if found is None or found.low is None or found.high is None:
+    """What the intervals say: they lie above zero, or below the smallest difference that matters."""
+    found = [x for x in (margin, gain) if x is not None]
+    if not found or any(x.low is None or x.high is None for x in found):
         return "unknown"
-    if found.low > 0:
+    if all(x.low is not None and x.low > 0 for x in found):
         return "worth it" if margin or (cost is not None and cost <= 1 + SAME_COST) else "gain"
-    if found.high < detect:
+    if any(x.high is not None and x.high < detect for x in found):
         return "not worth it"
     return "unknown"
 

@@ -19,6 +19,8 @@ from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SweepSpec
 
+PLAIN = "the baseline"
+
 MOST_VERDICTS = 4
 """Of more, one sentence says how many came out which way; the table has their numbers."""
 
@@ -48,7 +50,7 @@ def conclusion(verdict: Verdict) -> str:
     """The last sentence of a verdict."""
     arm, detect = verdict.question.arm, f"{verdict.detect:g} AP"
     remarks = "".join(f" But {x}." for x in verdict.remarks)
-    found = verdict.margin or verdict.gain
+    found, against = verdict.decisive, _against(verdict)
     if found is None:
         return f"{arm}: no verdict, for it and its baseline have no finished seed in common yet."
     if verdict.answer == "worth it":
@@ -59,11 +61,9 @@ def conclusion(verdict: Verdict) -> str:
             f"{remarks}"
         )
     if verdict.answer == "not worth it" and found.high is not None:
+        why = f"it is not {detect} or more ahead of {against}"
         if found.high < 0:
-            why = "longer training is the better use of that cost" if verdict.margin else "it loses AP"
-        else:
-            than = "longer training" if verdict.margin else "the baseline"
-            why = f"it is not {detect} or more ahead of {than}"
+            why = "it loses AP" if against == PLAIN else "longer training is the better use of that cost"
         return f"{arm} is not worth it here: {why}.{remarks}"
     return f"Whether {arm} is worth it here cannot be said: {'; '.join(reasons(verdict))}."
 
@@ -72,14 +72,13 @@ def reasons(verdict: Verdict) -> list[str]:
     """Why there is no answer, a clause each."""
     if verdict.obstacles:
         return list(verdict.obstacles)
-    found = verdict.margin or verdict.gain
+    found = verdict.decisive
     if found is None:
         return []
     if found.n < FEW_SEEDS:
         tell = "tells" if found.n == 1 else "tell"
         return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, {FEW_SEEDS} are the least"]
-    against = "longer training" if verdict.margin else "the baseline"
-    text = f"the difference to {against} may be nothing, or {verdict.detect:g} AP and more"
+    text = f"the difference to {_against(verdict)} may be nothing, or {verdict.detect:g} AP and more"
     if verdict.more_seeds is None:
         return [text]
     more = verdict.more_seeds
@@ -87,6 +86,11 @@ def reasons(verdict: Verdict) -> list[str]:
         f"{text}; about {more} more seed{'s' * (more != 1)} ({found.n + more} in all) would tell with 80% power, as the"
         f" {_seeds(found.n)} spread by {found.spread:.1f} AP"
     ]
+
+
+def _against(verdict: Verdict) -> str:
+    """What the decisive difference is taken to."""
+    return PLAIN if verdict.decisive is verdict.gain else "longer training"
 
 
 def parts(verdict: Verdict) -> str:

@@ -97,6 +97,8 @@ def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: Make
         (30.1, None, "LGD is not worth it here: it is not 0.5 AP or more ahead of the baseline."),
         (30.5, 32.0, "LGD is not worth it here: longer training is the better use of that cost."),
         (31.2, 31.1, "LGD is worth it here."),
+        # Longer training may do harm; to beat it is not enough.
+        (29.5, 28.0, "LGD is not worth it here: it loses AP."),
     ],
 )
 def test_the_last_words(lgd: float, longer: float | None, words: str, make_record: MakeRecord, directory: Path) -> None:
