@@ -169,7 +169,7 @@ def seed_of(record: Record) -> int:
 
 def arm_of(record: Record) -> str:
     """The arm's name; the method's for a run outside a grid."""
-    return record.arm or record.experiment.method.name
+    return record.arm or record.experiment.method.label
 
 
 def finished(records: Iterable[Record], arm: str) -> dict[int, Record]:

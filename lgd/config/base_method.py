@@ -72,6 +72,11 @@ class Method(Settings):
         """The settings that are not the method's authors' but ours, as words; empty for the published method."""
         return []
 
+    @property
+    def label(self) -> str:
+        """Its name, with ``additions``: what a training of it is called where it is no arm of a grid."""
+        return f"{self.name} (ours: {', '.join(self.additions)})" if self.additions else self.name
+
     def teacher_lr_factor(self, student_lr: float) -> float:
         """Learning rate of the teacher's parameters, divided by the student's."""
         return 1.0

@@ -182,7 +182,7 @@ class Record(Settings):
 
     @property
     def name(self) -> str:
-        return f"{self.arm or self.experiment.method.name} seed {self.experiment.seed}"
+        return f"{self.arm or self.experiment.method.label} seed {self.experiment.seed}"
 
     @property
     def teacher_beat_student(self) -> bool | None:

@@ -206,7 +206,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
         from lgd.training.run import error_reason, failed_record
         from lgd.training.teacher import train_with_teacher
 
-    names: dict[str, Any] = {"preset": name, "arm": experiment.method.name, "overrides": _overrides(options)}
+    names: dict[str, Any] = {"preset": name, "arm": experiment.method.label, "overrides": _overrides(options)}
     on_progress = _Progress()
     try:
         if any(getattr(options, x) is not None for x in UNDER_RAY):

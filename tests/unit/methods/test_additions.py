@@ -54,6 +54,9 @@ def test_the_reference_start_is_the_frameworks_default_but_for_attention() -> No
 def test_the_paper_preset_starts_so_and_ours_do_not() -> None:
     assert PAPER.method.model_dump()["init"] == "reference"
     assert PAPER.method.additions == []
+    assert PAPER.method.label == "lgd"
+    ours = PAPER.override({"method.residual": True, "method.centred_labels": True}).method
+    assert ours.label == "lgd (ours: residual teacher, centred labels)"
     assert FINETUNE.method.model_dump()["init"] == "informed"
     assert Experiment().method.model_dump()["init"] == "informed"
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
