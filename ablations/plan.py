@@ -178,7 +178,7 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
     merged = spec.model_copy(
         update={
             "steps": there.steps, "seeds": max(there.seeds, spec.seeds), "extra": extra,
-            "looks": there.looks or spec.looks,
+            "looks": there.looks or spec.looks, "detect": there.detect if spec.detect == DETECT else spec.detect,
         }
     )  # fmt: skip
     order = [arm.name for arm in merged.whole_grid.arms]

@@ -104,6 +104,8 @@ def test_looks_are_fixed_beforehand(tmp_path: Path) -> None:
     assert merge(describe("components", "nano"), tmp_path).looks == (3, 5, 7)
     extra = ExtraArms(equal_cost=("longer",))
     assert merge(describe("components", "nano", extra=extra), tmp_path).extra == extra
+    describe("components", "nano", detect=0.2).write(tmp_path)
+    assert merge(describe("components", "nano"), tmp_path).detect == 0.2
 
 
 def test_arms_bring_what_belongs_to_them() -> None:
