@@ -209,8 +209,9 @@ def run_limited(command: Sequence[str], log: Path, seconds: float, *, cpu: bool 
             return None
         finally:
             if process.poll() is None:
-                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                for child in psutil.Process(process.pid).children(recursive=True):
                     child.kill()
+                process.kill()
                 process.wait()
 
 

@@ -55,7 +55,7 @@ def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(mea
     }
     frame = pd.read_csv(tmp_path / "s" / "session.csv").set_index("measurement")
     assert frame.loc["first", "git_commit"] == "c" * 40
-    assert frame.loc["first", "command"].startswith("python -c")
+    assert str(frame.loc["first", "command"]).startswith("python -c")
     found = measure(failing, first, late, _measurement("goes-on", counts, 1000, 5), left=2000, resume=True)
     assert {k: x["status"] for k, x in found.items()} == {
         "failing": "failed",
