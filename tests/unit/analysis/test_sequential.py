@@ -100,6 +100,18 @@ def test_looking_again_and_again_errs_no_more_than_once_in_twenty() -> None:
     assert naive.mean() > 0.12
 
 
+def test_the_rule_that_ends_a_sweep_is_seldom_wrong() -> None:
+    """It ends above zero or below what matters: each is wrong in at most one of forty, wherever it is wrong."""
+    confidence, detect = confidence_at_each_look(LOOKS), 1.0
+    for truth, wrong in ((0.0, 1), (detect, -1)):
+        answer = np.zeros(SWEEPS)
+        for low, high in _looked_at(_sweeps(truth, LOOKS[-1], seed=2), LOOKS, confidence):
+            answer = np.where(answer != 0, answer, np.where(low > 0, 1, np.where(high < detect, -1, 0)))
+        assert np.mean(answer == wrong) <= 0.025 + MARGIN
+        # And it does end: often before the last look.
+        assert np.mean(answer == -wrong) > 0.4
+
+
 def test_a_sweep_that_stops_early_needs_fewer_seeds() -> None:
     confidence, found = confidence_at_each_look(LOOKS), np.full(SWEEPS, LOOKS[-1])
     told = np.zeros(SWEEPS, dtype=bool)
