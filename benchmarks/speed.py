@@ -36,6 +36,7 @@ with exit_on_interrupt():
     )
     from benchmarks.timer_process import TimerProcess
     from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
+    from lgd.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add_timing_arguments(parser, rounds=6)
     add = parser.add_argument
-    add("--changes", action="store_true", help="instead: LGD, and LGD with one optimization turned off at a time")
+    add("--changes", nargs="?", const=",".join(OPTIMIZATIONS), default="", metavar="A,B",
+        help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
     add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
     add("--compile", action="store_true", help="on a GPU, rows with compile=true, too")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
@@ -112,7 +114,7 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
     from lgd.training.device import resolve_device
 
     if options.changes:
-        return changes(experiment)
+        return changes(experiment, options.changes.split(","))
     if options.forms or resolve_device(experiment).type == "cuda":
         return forms(experiment, compiled=options.compile)
     return arms(experiment)
@@ -130,15 +132,18 @@ def arms(experiment: Experiment) -> list[Row]:
     return found
 
 
-def changes(experiment: Experiment) -> list[Row]:
-    """LGD, naive and ours, and ours without one optimization at a time."""
+def changes(experiment: Experiment, names: Sequence[str] = OPTIMIZATIONS) -> list[Row]:
+    """LGD, naive and ours, and ours without one optimization at a time. Raises InputError for an unknown one."""
+    for name in names:
+        if name not in OPTIMIZATIONS:
+            raise InputError(f"--changes {name}: choose from {', '.join(OPTIMIZATIONS)}")
     lgd = experiment.override({"method.name": "lgd"})
     contiguous = lgd.override({"memory_format": "contiguous"})
     return [
         Row("LGD", NAIVE, contiguous, OPTIMIZATIONS),
         Row("LGD", OURS, lgd),
-        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in OPTIMIZATIONS),
-        Row("LGD", f"{OURS} without channels_last", contiguous),
+        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in names),
+        *([Row("LGD", f"{OURS} without channels_last", contiguous)] if len(names) == len(OPTIMIZATIONS) else []),
     ]
 
 

@@ -26,6 +26,9 @@ def test_the_rows_are_pairs_of_one_training() -> None:
         assert (plain.without, ours.without) == (OPTIMIZATIONS, ())
         assert plain.experiment.override({"memory_format": "auto"}) == ours.experiment
     assert len({row.arm for row in pairs}) == 8
+    assert [x.side for x in changes(NANO, ["fast losses"])] == ["naive", "ours", "ours without fast losses"]
+    with pytest.raises(InputError, match="--changes fast: choose from joint head"):
+        changes(NANO, ["fast"])
     rows = changes(NANO)
     assert [row.without for row in rows] == [OPTIMIZATIONS, (), *((x,) for x in OPTIMIZATIONS), ()]
     assert len({row.name for row in rows}) == len(rows)
