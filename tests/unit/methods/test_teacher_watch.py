@@ -127,3 +127,21 @@ def test_the_setting_and_the_record(tmp_path: Path) -> None:
     off = training.run(quick_experiment(method__distill_weight=0.0, evaluation__teacher=False), tmp_path / "off")
     assert off.distilled == []
     assert off.teacher_beat_student is any(lead > 0 for _, lead in off.teacher_lead)
+
+
+def test_workers_that_see_different_losses_come_to_one_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is ahead on one worker and behind on the other; over both batches it is ahead."""
+    watches = (TeacherWatch(), TeacherWatch())
+    one = TeacherWatch()
+    for step in range(1, PATIENCE + 1):
+        for watch, instructive in zip(watches, (0.1, 1.5), strict=True):
+            watch.add(_losses(1.0), _losses(instructive))
+            one.add(_losses(1.0), _losses(instructive))
+        one.read(step)
+        own = [x._sums.tolist() for x in watches if x._sums is not None]
+        monkeypatch.setattr("lgd.distributed.ranks.all_gather", lambda _, own=own: own)
+        for watch in watches:
+            watch.read(step)
+        monkeypatch.undo()
+    assert watches[0].periods == watches[1].periods == one.periods == [[PATIENCE + 1, -1]]
+    assert watches[0].leads == watches[1].leads == one.leads
