@@ -33,6 +33,7 @@ from analysis.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import Contention, load
 from lgd.results.sweep_spec import SweepSpec
+from tests.conftest import once_per_run
 from tests.helpers_data import edit_json, write_coco
 
 from .conftest import MakeRecord
@@ -71,8 +72,22 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def results(real_results: Path, tmp_path: Path) -> Path:
+    return _copied(real_results, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def page_text(real_results: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of such results; writing one takes seconds."""
+
+    def make(root: Path) -> str:
+        return _written(_copied(real_results, root)).read_text(encoding="utf-8")
+
+    return once_per_run(tmp_path_factory, "page", make)
+
+
+def _copied(real_results: Path, directory: Path) -> Path:
     """The real runs, one of them failed for a reason full of markup."""
-    copied = tmp_path / "results of <mine>"
+    copied = directory / "results of <mine>"
     shutil.copytree(real_results, copied)
     path = sorted(copied.glob("trials/*fgfi*/record.json"))[0]
     failed = load(path).model_copy(update={"status": "failed", "reason": EVIL, "student": None})
@@ -273,20 +288,19 @@ def _spec(arguments: list[str]) -> SweepSpec:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_wider_than_the_window(results: Path, tmp_path: Path, width: int) -> None:
+def test_nothing_is_wider_than_the_window(page_text: str, tmp_path: Path, width: int) -> None:
     """What is wide scrolls in a frame of its own."""
-    text = _written(results).read_text(encoding="utf-8")
     # A frame, since no window of a headless browser is as narrow as a phone.
-    assert _measured(text, (width, 900), "this.contentDocument.documentElement.scrollWidth", tmp_path) == width
+    assert _measured(page_text, (width, 900), "this.contentDocument.documentElement.scrollWidth", tmp_path) == width
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_verdict_is_on_the_first_screen_of_a_phone(results: Path, tmp_path: Path) -> None:
+def test_the_verdict_is_on_the_first_screen_of_a_phone(page_text: str, tmp_path: Path) -> None:
     """Whole, without scrolling either way."""
-    text, (width, height) = _written(results).read_text(encoding="utf-8"), PHONE
+    width, height = PHONE
     lead = "this.contentDocument.querySelector('#verdict p.lead').getBoundingClientRect()"
-    assert 0 < _measured(text, PHONE, f"Math.ceil({lead}.bottom)", tmp_path / "below") < height
-    assert 0 < _measured(text, PHONE, f"Math.ceil({lead}.right)", tmp_path / "beside") <= width
+    assert 0 < _measured(page_text, PHONE, f"Math.ceil({lead}.bottom)", tmp_path / "below") < height
+    assert 0 < _measured(page_text, PHONE, f"Math.ceil({lead}.right)", tmp_path / "beside") <= width
 
 
 def _measured(text: str, window: tuple[int, int], expression: str, directory: Path) -> int:
