@@ -94,10 +94,7 @@ def describe(
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
     seeds = looks[0] if looks else seeds or chosen.seeds
-    if seeds * len(names) > MOST_TRIALS:
-        raise InputError(
-            f"--seeds {seeds}: {seeds * len(names):,} trials of {len(names)} arms; a sweep has at most {MOST_TRIALS:,}"
-        )
+    check_number(seeds, len(names))
     return SweepSpec(
         grid=chosen.name,
         preset=size,
@@ -191,6 +188,26 @@ def _numbers(looks: Sequence[int]) -> str:
 
 def _shown(value: str | tuple[str, ...]) -> str:
     return repr(value) if isinstance(value, str) else " ".join(value) or "none"
+
+
+def check_number(seeds: int, arms: int) -> None:
+    """Raise InputError for more trials than a sweep has."""
+    if seeds * arms > MOST_TRIALS:
+        raise InputError(
+            f"--seeds {seeds}: {seeds * arms:,} trials of {arms} arms; a sweep has at most {MOST_TRIALS:,}"
+        )
+
+
+def read_sweep(directory: Path) -> SweepSpec:
+    """The sweep in ``directory``. Raises InputError, one line that names the file, also for what cannot be planned."""
+    spec = SweepSpec.read(directory)
+    try:
+        check_number(spec.seeds, len(spec.arms))
+        preset(spec.preset).override(spec.overrides)
+        spec.whole_grid  # noqa: B018  building it validates it
+    except InputError as error:
+        raise InputError(f"{directory / SWEEP_FILE}: {error}") from None
+    return spec
 
 
 def with_data_at(spec: SweepSpec, data: str) -> SweepSpec:

@@ -293,11 +293,10 @@ def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
 
     Its detector, where that is Python code, runs only where the options name it too.
     """
-    from ablations.plan import detector_sources, method_names, with_data_at, with_samples
+    from ablations.plan import detector_sources, method_names, read_sweep, with_data_at, with_samples
     from lgd.config.method import check_method_named_again
-    from lgd.results.sweep_spec import SweepSpec
 
-    spec = SweepSpec.read(directory)
+    spec = read_sweep(directory)
     check_named_again(detector_sources(spec), options.detector, directory)
     check_method_named_again(method_names(spec), getattr(options, "method", None), directory)
     if options.data:
@@ -361,12 +360,11 @@ def _dry_run(spec: SweepSpec, directory: Path, options: argparse.Namespace) -> i
 def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ablations.plan import trials_of
+    from ablations.plan import read_sweep, trials_of
     from ablations.status import show_status
     from ablations.sweep import resume_command
-    from lgd.results.sweep_spec import SweepSpec
 
-    sweep = trials_of(SweepSpec.read(options.directory), options.directory)
+    sweep = trials_of(read_sweep(options.directory), options.directory)
     show_status(sweep, resume_command(options.directory), Console())
     return 0
 

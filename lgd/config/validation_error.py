@@ -45,7 +45,8 @@ def explain(error: ValidationError) -> str:
     message = f"{entry}{_message(first)}{_given(first['type'], given)}"
     if entry and isinstance(given, str) and "," in given:
         message += f"; write a list as [{', '.join(x.strip() for x in given.split(','))}]"
-    return f"{key}: {message}" if key else message
+    # A key in a file may hold line breaks.
+    return " ".join((f"{key}: {message}" if key else message).splitlines())
 
 
 def _given(kind: str, value: object) -> str:

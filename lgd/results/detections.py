@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,5 +31,5 @@ def load_detections(path: Path) -> list[dict[str, Any]]:
     """What :func:`save_detections` wrote. Raises InputError, one line, where it is no such file."""
     try:
         return list(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: holds no detections ({error})") from None
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise InputError(f"{path}: holds no detections ({' '.join(str(error).split())})") from None
