@@ -41,7 +41,7 @@ class Budget:
     max_gpu_hours: float | None = None
     max_time: str | None = None
     option: str = "--max-time"
-    """What the command calls ``max_time``."""
+    """The option's text of ``max_time``."""
     begun: float = field(default_factory=lambda: time.monotonic())
 
     def __post_init__(self) -> None:

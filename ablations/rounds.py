@@ -38,7 +38,7 @@ def looks(first: int | None, most: int | None) -> tuple[int, ...]:
 
 
 def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -> Next:
-    """What follows when all trials of ``sweep`` have ended. max_concurrent: trials that run side by side."""
+    """The sweep that follows when all trials of ``sweep`` have ended. max_concurrent: trials that run side by side."""
     more = trials_of(sweep.spec, sweep.directory)
     if len(more.trials) > len(sweep.trials):
         return Next(more)

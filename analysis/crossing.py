@@ -31,7 +31,7 @@ class Crossing:
     arm: str
     baseline: str
     ahead: str
-    """Who leads before it."""
+    """The arm that leads before it."""
     at: float | None
     low: float | None
     high: float | None
@@ -65,7 +65,7 @@ class Crossing:
 
 
 def crossings(records: Iterable[Record]) -> list[Crossing]:
-    """Of every arm with its baseline, where both were trained at two common lengths or more with common seeds."""
+    """Crossings of arms with their baselines, where both were trained at two common lengths or more with common seeds."""
     return [found for base, arm in pairs(length_curves(records)) if (found := crossing(base, arm)) is not None]
 
 
@@ -75,7 +75,7 @@ def cost_crossings(records: Iterable[Record]) -> list[Crossing]:
 
 
 def crossing(base: Curve, arm: Curve) -> Crossing | None:
-    """Of two curves, over the steps; None without two common lengths that have common seeds."""
+    """The crossing of two curves over the steps; None without two common lengths that have common seeds."""
     lengths = sorted(base.points.keys() & arm.points.keys())
     seeds = _common_seeds([curve.points[x] for x in lengths for curve in (base, arm)])
     if len(lengths) < 2 or not seeds:
@@ -85,7 +85,7 @@ def crossing(base: Curve, arm: Curve) -> Crossing | None:
 
 
 def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
-    """Of two curves, over device-hours; None without two places in common, or where a cost is not known.
+    """The crossing of two curves over device-hours; None without two places in common, or where a cost is not known.
 
     AP between two lengths is taken to be linear in the logarithm of the hours.
     """
@@ -111,7 +111,7 @@ def _common_seeds(points: Sequence[BySeed]) -> list[int]:
 
 
 def _crossing(base: Curve, arm: Curve, differences: Floats, at: Floats, unit: str) -> Crossing:
-    """Of differences (S, L), arm less baseline, by seed and place ``at`` (L).
+    """The crossing of differences (S, L), arm less baseline, by seed and place ``at`` (L).
 
     Between two places the difference is taken to be linear in their logarithm. Seeds are drawn anew with replacement,
     the same for all places.

@@ -59,7 +59,7 @@ ABOUT = {
     "pareto": "AP against what the trainings took. A numbered point is an arm; filled ones are on the Pareto front.",
     "cost": "What a training takes: the teacher's pre-training, the student's own, and what the method adds.",
 }
-"""What each figure shows, for those who cannot see it too."""
+"""Alternative text of each figure."""
 
 PARTS = {
     "verdict": ("gain-against-cost",),
@@ -126,7 +126,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
 
 
 def _what_ran(records: Sequence[Record]) -> dict[str, Any]:
-    """What ran where, and the slowest trials."""
+    """Machines of the trials, and the slowest trials."""
     ended = [x for x in records if x.status != "failed" and x.device_seconds]
     return {
         "statuses": Counter(x.status for x in records).most_common(),

@@ -5,4 +5,4 @@ from __future__ import annotations
 GPU_HOURS, TIME_TO_TARGET, ACROSS = "gpu-hours", "time-to-target", "across"
 
 WITHOUT_GRID = (GPU_HOURS, TIME_TO_TARGET, ACROSS)
-"""Of whatever was trained."""
+"""Names of the tables that show any training."""

@@ -62,13 +62,13 @@ class Verdict:
     obstacles: tuple[str, ...] = ()
     """Why the comparison cannot be trusted, a clause each."""
     remarks: tuple[str, ...] = ()
-    """What else to know of it."""
+    """Notes on it."""
     more_seeds: int | None = None
     """How many more seeds it takes to tell; None where that is not what is missing, or cannot be told yet."""
 
     @property
     def decisive(self) -> Difference | None:
-        """Of the differences to the longer trained and to the plain reference, the one that the answer hangs on."""
+        """The decisive one of the differences to the longer trained and to the plain reference."""
         return _decisive(self.gain, self.margin, self.answer)
 
     @property

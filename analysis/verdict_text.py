@@ -22,7 +22,7 @@ from lgd.results.sweep_spec import SweepSpec
 PLAIN = "the baseline"
 
 MOST_VERDICTS = 4
-"""Of more, one sentence says how many came out which way; the table has their numbers."""
+"""Verdicts listed at most; of more, one sentence says how many came out which way; the table has their numbers."""
 
 
 def sentence(verdict: Verdict) -> str:

@@ -148,7 +148,7 @@ def _same_steps(one: Experiment, other: Experiment) -> bool:
 
 
 def _teacher_backbone(by_name: Mapping[str, Experiment]) -> str:
-    """Of the frozen detectors, separated by commas; "none" without any."""
+    """Backbones of the frozen detectors, separated by commas; "none" without any."""
     found = [x.method.teacher_detector(x.detector) for x in by_name.values()]
     return ", ".join(dict.fromkeys(_network(x.backbone) for x in found if x is not None)) or "none"
 

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Settings by name."""
 
 PLACES = 12
-"""Of a shape: the quarter of the image that it lies in, and its size (small, medium, large)."""
+"""Classes of a shape: the quarter of the image that it lies in, and its size (small, medium, large)."""
 
 IMAGES = {"data.shapes_train": 200, "data.shapes_val": 16}
 """How many are made: enough for the first steps, and a fixed batch that is measured on."""

@@ -42,7 +42,7 @@ EXAMPLES = ("--preset nano  # a minute", "--detector fcos", "--table benchmarks/
 METHODS = ("baseline", "lgd")
 
 SIDES = {"detectron2's losses": ("fast losses",), "ours": ()}
-"""What is compared, and the optimizations that are turned off for it."""
+"""Sides of the comparison, and the optimizations that are turned off for each."""
 
 COLUMNS = (
     *("detector", "method", "side", "launches", "waits", "waits_for", "images", "height", "width"),

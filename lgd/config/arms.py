@@ -18,14 +18,14 @@ class Arm:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """The settings that the arm is about; nothing overrides them."""
     question: str = ""
-    """What the arm tests, in a few words."""
+    """The question that the arm answers, in a few words."""
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Settings that it shares with the arms it is compared to (detector, backbone, schedule); ``--set`` overrides
     them."""
     reference: str = ""
     """The arm that its difference is taken to; "": the grid's."""
     training: Training | None = None
-    """What it reproduces of the paper."""
+    """The training of the paper that the arm reproduces."""
     skipped: str = ""
     """Why it cannot be trained; it is then listed only."""
     on_request: bool = False

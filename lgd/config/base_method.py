@@ -48,7 +48,7 @@ class Method(Settings):
     compares: ClassVar[str] = ""
     """Its distance, in a few words."""
     student_head_reads: ClassVar[str] = "the student's features"
-    """What goes through the student's head in training, in a few words."""
+    """The inputs of the student's head in training, in a few words."""
     activations: ClassVar[float] = 2.4
     """What a forward pass keeps for the backward pass, as a multiple of the outputs of the layers of backbone and FPN
     (lgd/training/memory_need.py). The baseline's and LGD's are measured on RetinaNet R-50 with
@@ -60,7 +60,7 @@ class Method(Settings):
     has_teacher_ap: ClassVar[bool] = False
     """Whether the student's head is trained on the teacher's features too, so that these can be evaluated."""
     published: ClassVar[tuple[Published, ...]] = ()
-    """What its authors report. Of our own methods lgd/config/paper.yaml has it."""
+    """Results that its authors report. Of our own methods lgd/config/paper.yaml has it."""
     teacher_steps_key: ClassVar[str] = ""
     """The setting that holds the steps of the training before (``method.teacher.steps``), where there is one."""
     keeps_teacher: ClassVar[bool] = False

@@ -170,9 +170,9 @@ class Detector(Settings):
     """"built-in": the detector that ``name`` and the settings after it describe. Else what ``--detector`` takes
     (docs/own-detector.md): a detectron2 config, a model of torchvision's, or a function."""
     overrides: tuple[str, ...] = ()
-    """Of a detector from elsewhere, ``key=value`` each: keys of its config, or arguments of its function."""
+    """Settings of a detector from elsewhere, ``key=value`` each: keys of its config, or arguments of its function."""
     bottom_up: str = "auto"
-    """Of a detector from elsewhere: the module that is frozen at first, by its path (``backbone.body``); auto: found by
+    """The module of a detector from elsewhere that is frozen at first, by its path (``backbone.body``); auto: found by
     looking at the detector."""
     adapt_channels: bool = False
     """Of a detector from elsewhere whose levels have different numbers of channels: teach through 1x1 convolutions to

@@ -23,7 +23,7 @@ FORMS = (
     "a config file (.yaml, or .py with detectron2's LazyConfig), zoo:COCO-Detection/retinanet_R_50_FPN_1x.yaml,"
     " torchvision:retinanet_resnet50_fpn_v2, or package.module:function"
 )
-"""What a source may be, in words."""
+"""The kinds of a source, in words."""
 
 
 def kind_of(source: str) -> Kind:

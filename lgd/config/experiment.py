@@ -92,7 +92,7 @@ class Data(Settings):
 
 
 DATA_SET_KEYS = ("source", "val_fraction", "split_seed", "resplit")
-"""Of :class:`Data`: what says which data set it is, whose own fingerprint tells more."""
+"""Settings of :class:`Data` that name the data set; its own fingerprint tells more."""
 
 
 TEACHER_EVALUATIONS = 10

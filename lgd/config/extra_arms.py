@@ -20,7 +20,7 @@ AGAIN_SEEDS = 100_000
 
 
 class ExtraArms(Settings):
-    """What is added to a grid."""
+    """Arms that are added to a grid."""
 
     equal_cost: tuple[EqualCost, ...] = ()
     """``longer``: the baseline trained for as many device-seconds as an arm took. ``bigger``: the baseline on the next

@@ -18,7 +18,7 @@ from lgd.errors import InputError
 BUILT_IN_DETECTORS: tuple[str, ...] = get_args(Detector.model_fields["name"].annotation)
 
 Inherit = Literal["none", "fpn", "fpn_and_head"]
-"""What of the student starts from the teacher's weights."""
+"""The part of the student that starts from the teacher's weights."""
 
 _DEEPER = {
     "resnet18": "resnet34",
@@ -45,7 +45,7 @@ class TeacherSettings(Settings):
     """A built-in detector's name, or a source as ``detector.source``; None ("auto"): the one that was exported with
     ``weights``, else the student's. Levels and strides of its pyramid must be the student's."""
     overrides: tuple[str, ...] = ()
-    """Of a teacher from elsewhere, ``key=value`` each, as ``detector.overrides``; they add to the student's where both
+    """Overrides of a foreign teacher, ``key=value`` each, as ``detector.overrides``; they add to the student's where both
     are from the same source (``MODEL.RESNETS.DEPTH=101``)."""
     backbone: Annotated[Backbone | None, AUTO_IS_NONE] = None
     """Its backbone; None ("auto"): the next deeper one than the student's, with weights where that has weights."""
@@ -84,10 +84,10 @@ class FrozenTeacherMethod(DistillationMethod):
 
     teacher: TeacherSettings = TeacherSettings()
     inherit: Inherit = "none"
-    """What of the student starts from the teacher's weights instead of random ones."""
+    """The part of the student that starts from the teacher's weights instead of random ones."""
 
     authors_inherit: ClassVar[Inherit] = "none"
-    """What the authors' own trainings inherit."""
+    """The part that the authors' own trainings inherit."""
     teacher_steps_key: ClassVar[str] = "method.teacher.steps"
     teacher_must_lead: ClassVar[bool] = True
     """Whether a teacher that is no better than a plain student is of no use to the method."""

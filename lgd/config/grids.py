@@ -116,7 +116,7 @@ def _arm(training: Training, size: str, base: Experiment) -> Arm:
 
 
 def _default(method: str, key: str) -> Any:
-    """Of a setting of this method; None for a setting of something else."""
+    """The method whose setting this is; None for another setting."""
     return settings(make(method), "method.").get(key)
 
 
@@ -202,7 +202,7 @@ class Trial:
 
 
 def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Experiment:
-    """What an arm trains: ``base`` with its setting, then ``overrides`` (``key=value``), then its changes.
+    """The experiment of an arm: ``base`` with its setting, then ``overrides`` (``key=value``), then its changes.
 
     What it multiplies comes last. Raises InputError, naming the arm, where these do not fit together.
     """

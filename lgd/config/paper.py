@@ -188,7 +188,7 @@ class Paper(Settings):
     metrics: dict[MetricName, Metric]
     tables: dict[str, Table]
     published: tuple[Published, ...] = ()
-    """What other methods' authors report."""
+    """Results that other methods' authors report."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -201,7 +201,7 @@ class Paper(Settings):
         return self
 
     def published_of(self, method: str) -> tuple[Published, ...]:
-        """What a method's authors report: the figures here, and those that its class brings."""
+        """Results that a method's authors report: the figures here, and those that its class brings."""
         here = tuple(x for x in self.published if x.method == method)
         return (*here, *method_class(method).published)
 

@@ -138,7 +138,7 @@ _SMALLER_BACKBONES: dict[Preset, dict[BackboneName, Backbone]] = {
     "tiny": _NARROW_BACKBONES,
     "small": {name: _same_from_scratch(backbone) for name, backbone in paper_recipes.BACKBONES.items()},
 }
-"""What replaces each of the paper's backbones: a narrower and shallower one, or the same, both from scratch."""
+"""Replacements of the paper's backbones: a narrower and shallower one, or the same, both from scratch."""
 
 _RELATIVE_STEPS: dict[ScheduleName, float] = {"1x": 0.5, "2x": 1.0, "3x": 1.5, "18k": 1.0, "30k": 1.0}
 """Steps of a schedule, in multiples of the preset's steps."""

@@ -10,12 +10,12 @@ from lgd.config.settings import Settings
 
 
 class Published(Settings):
-    """What the authors of another method report: box AP on MS-COCO, percent. Never a cell of one of LGD's tables."""
+    """Results of another method, by its authors: box AP on MS-COCO, percent. Never a cell of one of LGD's tables."""
 
     method: Annotated[str, Field(min_length=1)]
     """The method, as ``method.name``."""
     detector: str
-    """Of the student, with its backbone."""
+    """The student's detector, with its backbone."""
     schedule: str = ""
     """As the source says it; "" where it does not."""
     teacher: str = ""

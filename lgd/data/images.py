@@ -22,7 +22,7 @@ __all__ = ["IMAGE_SUFFIXES", "Pixels", "image_size", "read_image"]
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".dng", ".heic", ".jp2", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"
 )  # fmt: skip
-"""Of the files in a directory that are taken for images, as Ultralytics lists them."""
+"""Suffixes of the files in a directory that are taken for images, as Ultralytics lists them."""
 
 Pixels = npt.NDArray[np.uint8]
 

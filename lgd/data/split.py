@@ -19,10 +19,10 @@ HINT = "--val-fraction 0.2 takes a fifth of the training images"
 
 
 class ValSplit(NamedTuple):
-    """What ``data.val_fraction``, ``data.split_seed`` and ``data.resplit`` say."""
+    """The settings ``data.val_fraction``, ``data.split_seed`` and ``data.resplit``."""
 
     fraction: float
-    """Of the training images, above 0 and below 1."""
+    """Fraction of the training images, above 0 and below 1."""
     seed: int = 0
     replace: bool = False
     """Also where the data has a validation split, which is left alone then."""

@@ -58,7 +58,7 @@ class _Images(NamedTuple):
 
 
 class _DataYaml:
-    """What data.yaml says. root: of its relative paths. notes: on what is ignored in it."""
+    """The content of data.yaml. root: of its relative paths. notes: on what is ignored in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

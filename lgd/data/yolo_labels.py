@@ -93,5 +93,5 @@ def _object(words: tuple[bytes, ...], boxes_only: bool) -> dict[str, Any] | str:
 
 
 def _area(xs: list[float], ys: list[float]) -> float:
-    """Of a polygon, by the shoelace formula."""
+    """Area of a polygon, by the shoelace formula."""
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2

@@ -78,7 +78,7 @@ def targets_of(matched_BR: Tensor, objects: PaddedObjects, num_classes: int) -> 
 
 
 def match_anchors(matcher: Any, iou_BNR: Tensor, valid_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """What detectron2's Matcher returns, of a batch: matched indices (B, R) of objects and match labels (B, R).
+    """detectron2's Matcher for a whole batch: matched indices (B, R) of objects and match labels (B, R).
 
     The labels are 1 for positive, 0 for background, -1 for ignored.
     """

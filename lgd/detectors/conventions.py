@@ -20,7 +20,7 @@ IMAGENET_STD: Triple = (57.375, 57.120, 58.395)
 
 LITE_MEAN: Triple = (127.0, 127.0, 127.0)
 LITE_STD: Triple = (128.0, 128.0, 128.0)
-"""Of EfficientNet-Lite's own weights, which are not those that timm downloads for the same network."""
+"""Normalisation of EfficientNet-Lite's own weights, which are not those that timm downloads for the same network."""
 
 TORCHVISION = "torchvision://"
 """Scheme of torchvision's weights; see lgd/detectors/weight_sources.py."""

@@ -36,7 +36,7 @@ SINGLE_LEVEL = "0"
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """What an image is normalised with: values 0 to 255, by channel in ``order``."""
+    """Normalisation of an image: values 0 to 255, by channel in ``order``."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -149,7 +149,7 @@ def _parts(detector: nn.Module) -> str:
 
 
 def pixel_statistics(detector: nn.Module) -> PixelStatistics | None:
-    """Of detectron2's ``pixel_mean`` and ``pixel_std``, or of torchvision's transform; None where there are none."""
+    """From detectron2's ``pixel_mean`` and ``pixel_std``, or torchvision's transform; None where there are none."""
     transform = getattr(detector, "transform", None)
     if hasattr(transform, "image_mean"):
         found: Any = transform

@@ -64,7 +64,7 @@ def load_own_weights(detector: nn.Module, settings: Detector, source: str) -> Lo
 
 
 def check_own_weights(detector: nn.Module, settings: Detector, source: str) -> WeightSource | None:
-    """What :func:`load_own_weights` would find, without downloading and without a change to ``detector``."""
+    """The result that :func:`load_own_weights` would have, without downloading and without a change to ``detector``."""
     if source == "none":
         return None
     weights = find_weights(_without_query(source))

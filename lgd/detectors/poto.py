@@ -88,7 +88,7 @@ class POTO(FCOS):
 
     @torch.no_grad()
     def quality(self, anchors: Tensor, scores: Tensor, boxes: Tensor, objects: PaddedObjects) -> Tensor:
-        """What assigning each object to each location is worth, (B, N, R): equation 4.
+        """The quality of assigning each object to each location, (B, N, R): equation 4.
 
         Q = [location in the object's prior] * score of the object's class^(1 - alpha) * IoU^alpha, where the prior
         is the locations inside the box and within ``center_sampling_radius`` strides of its centre, in x and in y.

@@ -44,7 +44,7 @@ class TimmModel:
 
     name: str
     mean: tuple[float, ...]
-    """Of the images that it was trained on: RGB, of 0 to 1."""
+    """Mean and deviation of its training images: RGB, 0 to 1."""
     std: tuple[float, ...]
     classifier: str
     """Name of the layer that puts out classes."""

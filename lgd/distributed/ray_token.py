@@ -12,7 +12,7 @@ __all__ = ["own_token"]
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 _token = secrets.token_hex(32)
-"""Of the clusters that this process starts. One for all: Ray keeps the first that it reads."""
+"""Token of the clusters that this process starts. One for all: Ray keeps the first that it reads."""
 
 
 @contextlib.contextmanager

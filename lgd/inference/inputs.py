@@ -21,7 +21,7 @@ class Frame(NamedTuple):
     """An image, or a frame of a video."""
 
     path: Path
-    """Of the image or video file."""
+    """Path of the image or video file."""
     pixels: Pixels
     """(H, W, 3) uint8, BGR."""
     frame: int | None = None

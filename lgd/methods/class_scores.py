@@ -28,7 +28,7 @@ from lgd.methods.norms import without_autocast
 
 @dataclass
 class DenseScores:
-    """What a dense detector classified in a training pass."""
+    """Class logits and targets of a dense detector's training pass."""
 
     logits: list[Tensor]
     """One map a level, (B, anchors * K, h, w)."""
@@ -38,7 +38,7 @@ class DenseScores:
 
 @dataclass
 class RegionScores:
-    """What R-CNN classified in a training pass."""
+    """Class logits and targets of R-CNN's training pass."""
 
     logits: Tensor
     """(R, K + 1), the background last."""

@@ -42,7 +42,7 @@ class TeacherWatch:
         """First and last step, counted from 1, of each time that the teacher was ahead; the last is -1 as long as it
         is."""
         self._sums: Tensor | None = None
-        """Of the losses since the last read (student, instructive) and their number: on the device, not read."""
+        """Sums of the losses since the last read (student, instructive) and their number: on the device, not read."""
         self._means: list[float] = []
         self._streak = 0
 

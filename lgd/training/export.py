@@ -50,7 +50,7 @@ class StudentDescription(Settings):
     class_names: tuple[str, ...]
     """By the index in a detection's ``pred_classes``."""
     category_ids: tuple[int, ...] = ()
-    """Of these classes, in the data's annotations; empty: from 1, as in students of earlier versions."""
+    """Category ids of these classes in the data's annotations; empty: from 1, as in students of earlier versions."""
     preprocessing: Preprocessing
     experiment: Experiment
     """The training's whole configuration."""

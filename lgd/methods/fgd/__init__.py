@@ -19,13 +19,13 @@ class FGDWeights:
     """Factors of the parts of the loss, by default the authors' for RetinaNet, and the temperature of the attention."""
 
     alpha: float = 1e-3
-    """Of the foreground's features."""
+    """Weight of the foreground's features."""
     beta: float = 5e-4
-    """Of the background's features."""
+    """Weight of the background's features."""
     gamma: float = 5e-4
-    """Of the attention maps."""
+    """Weight of the attention maps."""
     lambda_: float = 5e-6
-    """Of the relations between cells."""
+    """Weight of the relations between cells."""
     temperature: float = 0.5
 
 
@@ -52,7 +52,7 @@ class FGD(FrozenTeacherMethod):
     relation: Annotated[NonNegative | None, AUTO_IS_NONE] = None
     """Factor of the relations between cells, the paper's lambda; None ("auto"): 5e-6, 5e-7, 8e-6."""
     temperature: Annotated[Positive | None, AUTO_IS_NONE] = None
-    """Of the attention's softmax; None ("auto"): 0.5, and 0.8 for FCOS."""
+    """Temperature of the attention's softmax; None ("auto"): 0.5, and 0.8 for FCOS."""
 
     title: ClassVar[str] = "FGD"
     paper: ClassVar[str] = (
