@@ -45,7 +45,7 @@ class TeacherSettings(Settings):
     """A built-in detector's name, or a source as ``detector.source``; None ("auto"): the one that was exported with
     ``weights``, else the student's. Levels and strides of its pyramid must be the student's."""
     overrides: tuple[str, ...] = ()
-    """Overrides of a foreign teacher, ``key=value`` each, as ``detector.overrides``; they add to the student's where both
+    """Overrides of a foreign teacher, ``key=value``, as ``detector.overrides``; they add to the student's where both
     are from the same source (``MODEL.RESNETS.DEPTH=101``)."""
     backbone: Annotated[Backbone | None, AUTO_IS_NONE] = None
     """Its backbone; None ("auto"): the next deeper one than the student's, with weights where that has weights."""
