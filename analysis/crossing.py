@@ -65,7 +65,7 @@ class Crossing:
 
 
 def crossings(records: Iterable[Record]) -> list[Crossing]:
-    """Crossings of arms with their baselines, where both were trained at two common lengths or more, common seeds."""
+    """Crossings of arms with their baselines, where both have two common lengths or more with common seeds."""
     return [found for base, arm in pairs(length_curves(records)) if (found := crossing(base, arm)) is not None]
 
 
