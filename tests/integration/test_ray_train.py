@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lgd.distributed.ray_token import own_token
 from lgd.results.record import load
 from lgd.training import run as training
 from tests.helpers import quick_experiment, unsaved, wait_until
@@ -59,7 +60,8 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path, no_lef
     ]
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     process = None
-    with pytest.MonkeyPatch.context() as patch:
+    # The cluster's processes, this one and the command's authenticate each other.
+    with own_token(), pytest.MonkeyPatch.context() as patch:
         # A dead node is noticed after this; by default after 15 s.
         patch.setenv("RAY_health_check_period_ms", "1000")
         patch.setenv("RAY_health_check_failure_threshold", "3")
