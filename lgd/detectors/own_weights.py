@@ -123,6 +123,8 @@ def _detectron2_names(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
     before, logger.disabled = logger.disabled, True
     try:
         found: dict[str, Tensor] = align_and_update_state_dicts(dict(state), dict(tensors), c2_conversion=caffe2)
+    except ValueError:  # a name that ends several of the detector's: the file is of something else
+        return dict(tensors)
     finally:
         logger.disabled = before
     return found
