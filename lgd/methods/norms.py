@@ -80,3 +80,8 @@ class _Normalized(torch.autograd.Function):
             slope = (g * y).mean(ctx.dims, keepdim=True, dtype=torch.float32)
             rest = torch.addcmul(-mean, y, -slope, out=torch.empty_like(g))
             return torch.mul(g + rest, scale, out=torch.empty_like(g)), None
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which operations on the device of ``x`` keep the types of their inputs."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
