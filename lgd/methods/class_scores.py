@@ -117,6 +117,22 @@ def check_scores(detector: nn.Module, method: str) -> None:
         )
 
 
+def check_comparable(student: nn.Module, teacher: nn.Module, method: str) -> None:
+    """Raise InputError, naming the method, where two detectors' scores are not of the same anchors and classes."""
+    check_scores(student, method)
+    own, theirs = _described(student), _described(teacher)
+    if own != theirs:
+        raise InputError(f"{method} compares class scores: those of the student are {own}, of the teacher {theirs}")
+
+
+def _described(detector: nn.Module) -> str:
+    known = cast(Any, detector)
+    if hasattr(detector, "roi_heads"):
+        return f"a {type(detector).__name__}'s, {known.roi_heads.num_classes} classes"
+    scores = known.head.cls_score.bias.numel() if hasattr(detector, "head") else 0
+    return f"a {type(detector).__name__}'s, {scores} at a location of {', '.join(known.head_in_features)}"
+
+
 def other_logits(detector: nn.Module, features: Mapping[str, Tensor], scores: ScoreCapture) -> list[Tensor]:
     """Class logits of another detector, from its own features: of the same anchors, or of the same regions.
 

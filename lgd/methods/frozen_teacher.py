@@ -82,12 +82,13 @@ def distil_features(parts: Parts, distance: Callable[[nn.Module], nn.Module]) ->
     """The student beside the frozen detector of its method. distance: makes it from the teacher detector."""
     method, student = cast(FrozenTeacherMethod, parts.experiment.method), parts.student
     detector = parts.frozen_detector()
+    # First, for it refuses a teacher without the student's levels.
+    teacher = FrozenTeacher(detector, student, method=method.title)
     inherit(student, detector.state_dict(), method.inherit)
-    made = distance(detector)
     return Distiller(
         student,
-        FrozenTeacher(detector, student, method=method.title),
-        made,
+        teacher,
+        distance(detector),
         phases=method.phases(parts.experiment.schedule),
         distill_weight=method.distill_weight,
     )

@@ -279,4 +279,5 @@ def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | N
     elif pretrained and settings.is_pretrained:
         with quiet_libraries():
             load_initial_weights(detector, settings)
-    return detector
+    # Its head may be read too: pooling regions is the student's work.
+    return use_fast_losses(detector)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lgd.methods.distiller import Distiller, student_of
+from lgd.methods.distiller import Distiller, trained_detectors
 from lgd.methods.frozen_teacher import FrozenTeacher
 from lgd.methods.shared_head import head_of
 
@@ -46,19 +46,23 @@ def _in_training(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
 
 
 def parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Backbone, head, the teacher's encoder, adapter and mapper or its frozen backbone, and LGD's distance."""
-    student = student_of(model)
-    yield cast(nn.Module, student.backbone)
-    head = head_of(student)
-    if head is not None:
-        yield head
-    if not isinstance(model, Distiller):
+    """Backbone and head of each detector that is trained, and what of the teacher depends on no image's content.
+
+    The latter are an implicit teacher's encoder, adapter and mapper, a label encoder's network, or a frozen backbone;
+    and the distance of a teacher that is trained together with the student.
+    """
+    for detector in trained_detectors(model):
+        yield cast(nn.Module, detector.backbone)
+        head = head_of(detector)
+        if head is not None:
+            yield head
+    teacher = getattr(model, "teacher", None)
+    if isinstance(teacher, FrozenTeacher):
+        yield teacher.backbone
         return
-    if isinstance(model.teacher, FrozenTeacher):
-        yield model.teacher.backbone
-        return
-    for name in ("appearance_encoder", "knowledge_mapper", "relation_adapter"):
-        part = getattr(model.teacher, name, None)
+    for name in ("appearance_encoder", "knowledge_mapper", "relation_adapter", "encoder"):
+        part = getattr(teacher, name, None)
         if part is not None:
             yield part
-    yield model.distance
+    if isinstance(model, Distiller):
+        yield model.distance

@@ -35,10 +35,8 @@ class BAN(FrozenTeacherMethod):
 
     def build(self, parts: Parts) -> BornAgain:
         from lgd.methods.ban.model import BornAgain
-        from lgd.methods.class_scores import check_scores
         from lgd.methods.inherit import inherit
 
-        check_scores(parts.student, "BAN")
         teacher = parts.frozen_detector()
         inherit(parts.student, teacher.state_dict(), self.inherit)
         return BornAgain(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.config.phases import Phases
-from lgd.errors import InputError
-from lgd.methods.class_scores import capture_scores, divergence, other_logits
+from lgd.methods.class_scores import capture_scores, check_comparable, divergence, other_logits
 from lgd.methods.distiller import TrainingModel
 from lgd.methods.feature_capture import capture_features
 from lgd.methods.frozen_teacher import FrozenTeacher
@@ -18,19 +17,15 @@ from lgd.methods.frozen_teacher import FrozenTeacher
 class BornAgain(TrainingModel):
     """The student's losses and ``loss_distill``, its divergence from the teacher's class scores.
 
-    teacher: a detector of the student's kind (InputError otherwise). R-CNN's head reads the regions that the student
-    sampled. weight, temperature: of the divergence.
+    teacher: a detector with scores of the same anchors and classes (InputError otherwise). R-CNN's head reads the
+    regions that the student sampled. weight, temperature: of the divergence.
     """
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, *, phases: Phases, weight: float = 1.0, temperature: float = 1.0
     ) -> None:
         super().__init__(student, phases=phases)
-        if type(teacher) is not type(student):
-            kinds = type(student).__name__, type(teacher).__name__
-            raise InputError(
-                f"BAN compares class scores: the teacher of a {kinds[0]} must be one too, not a {kinds[1]}"
-            )
+        check_comparable(student, teacher, "BAN")
         self.teacher = FrozenTeacher(teacher, student, method="BAN", whole=True)
         self.weight = weight
         self.temperature = temperature

@@ -38,7 +38,7 @@ class LabelEncStage1(DistillationMethod):
     learns_from: ClassVar[str] = "features that an encoder makes of the labels"
     compares: ClassVar[str] = "squared difference of normalised maps"
     student_head_reads: ClassVar[str] = "the student's features and the encoder's"
-    activations: ClassVar[float] = 3.6
+    activations: ClassVar[float] = 3.5
     has_teacher_ap: ClassVar[bool] = True
     keeps_teacher: ClassVar[bool] = True
 

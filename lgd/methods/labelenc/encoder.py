@@ -138,6 +138,11 @@ class FrozenLabelEncoder(Unregistered):
 
     uses_student_head = False
 
+    @property
+    def encoder(self) -> nn.Module:
+        """The frozen network on the label map and its FPN."""
+        return cast(LabelEncoder, self._unregistered[0]).encoder
+
     @classmethod
     def of_stage1(cls, parts: Parts, what: Inherit) -> FrozenLabelEncoder:
         """The encoder in the directory ``parts.pretrained``, whose weights ``parts.student`` inherits.

@@ -32,12 +32,15 @@ def label_map(
     """
     height, width = image_size
     corners_T4, classes_T = torch.cat(list(boxes)).float(), torch.cat(list(classes))
-    # Sizes are known on the host: where an object's image is must not be asked of the device.
-    images_T = torch.cat([torch.full_like(x, i) for i, x in enumerate(classes)])
+    # Sizes are known on the host: which image an object is in must not be asked of the device.
+    counts = torch.tensor([len(x) for x in classes])
+    images_T = torch.arange(len(classes)).repeat_interleave(counts, output_size=len(classes_T))
+    images_T = images_T.to(classes_T.device, non_blocking=True)
     across_TW = _distance(corners_T4[:, 0], corners_T4[:, 2], width)
     along_TH = _distance(corners_T4[:, 1], corners_T4[:, 3], height)
-    value_THW = 1 - torch.maximum(along_TH[:, :, None], across_TW[:, None, :])
-    value_THW = value_THW.masked_fill_(value_THW < LOWEST, 0)
+    # In place: at the image's size each of these takes a map an object.
+    value_THW = torch.maximum(along_TH[:, :, None], across_TW[:, None, :]).neg_().add_(1)
+    value_THW.masked_fill_(value_THW < LOWEST, 0)
     if dimming is not None:
         value_THW *= dimming[:, None, None]
     flat = value_THW.new_zeros(len(boxes) * num_classes, height * width)

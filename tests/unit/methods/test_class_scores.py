@@ -193,8 +193,18 @@ def test_ban_adds_the_divergence_from_the_frozen_teachers_scores(name: str) -> N
 
 
 def test_ban_refuses_a_teacher_of_another_kind() -> None:
-    with pytest.raises(InputError, match="the teacher of a RetinaNet must be one too, not a FCOS"):
-        BornAgain(_detector("retinanet"), _detector("fcos"), phases=Phases())
+    student = _detector("retinanet")
+    with pytest.raises(
+        InputError, match="those of the student are a RetinaNet's, 45 at a location of p3, .*a FCOS's, 5"
+    ):
+        BornAgain(student, _detector("fcos"), phases=Phases())
+    coarser = tiny_settings("retinanet").model_copy(update={"coarse_levels": False})
+    with pytest.raises(InputError, match="of the teacher a RetinaNet's, 45 at a location of p3, p4, p5$"):
+        BornAgain(student, build_detector(coarser, CLASSES), phases=Phases())
+    with pytest.raises(
+        InputError, match="a GeneralizedRCNN's, 5 classes, of the teacher a GeneralizedRCNN's, 7 classes"
+    ):
+        BornAgain(_detector("faster_rcnn"), build_detector(tiny_settings("faster_rcnn"), 7), phases=Phases())
 
 
 # DML

@@ -10,12 +10,14 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from benchmarks.wait_counter import WaitCounter, as_on_gpu
 from lgd.config.experiment import Experiment
 from lgd.config.method import BUILT_IN
 from lgd.errors import InputError
 from lgd.methods.distiller import TrainingModel, student_of
 from lgd.training.build import build_model
 from lgd.training.checkpoint import random_state, set_random_state
+from lgd.training.compiled import parts
 from lgd.training.optimizer import build_optimizer
 from tests.helpers import CLASSES, detector_batch, one_thread, quick_experiment
 
@@ -146,3 +148,48 @@ def test_every_method_says_what_it_is(tmp_path: Path) -> None:
             assert type(method).paper
         unsaid = [key for key, field in type(method).model_fields.items() if not field.description]
         assert unsaid in ([], ["name"], ["teacher"], ["name", "teacher"])
+
+
+def test_what_is_compiled_of_each_method() -> None:
+    """Backbone and head of each detector that is trained; the networks of teachers; nothing that reads the objects."""
+    beside = {
+        "labelenc": ["FPN", "WholeMapDistance"],
+        "labelenc_stage1": ["FPN", "WholeMapDistance"],
+        "dml": ["FPN", "RetinaNetHead"],
+        "pkd": ["FPN"],
+        "ban": ["FPN"],
+    }
+    for method, more in beside.items():
+        found = [type(x).__name__ for x in parts(_model(_experiment("retinanet", method)))]
+        assert found == ["FPN", "RetinaNetHead", *more]
+
+
+ADDED_WAITS = {("faster_rcnn", "ban"): 1, ("faster_rcnn", "dml"): 2}
+"""R-CNN's regions are pooled once more for each head that reads another detector's, with one wait."""
+
+
+@pytest.mark.parametrize(
+    ("detector", "method"), [x for x in CASES if x.values[1] not in ("baseline", "lgd", "labelenc_stage1")]
+)
+def test_no_method_adds_a_wait_for_the_device(detector: str, method: str, waits: dict[str, int]) -> None:
+    experiment = _experiment(detector, method)
+    step = _waits(experiment)
+    passes = len(getattr(_model(experiment), "detectors", (None,)))
+    assert step == passes * waits[detector] + ADDED_WAITS.get((detector, method), 0)
+
+
+@pytest.fixture(scope="module")
+def waits() -> dict[str, int]:
+    """Of a step of the plain detector."""
+    return {name: _waits(_experiment(name, "baseline")) for name in ("retinanet", "faster_rcnn")}
+
+
+def _waits(experiment: Experiment) -> int:
+    model, data = _model(experiment), detector_batch(experiment.detector.name, (3, 2))
+    counter, step = WaitCounter(), _distilling(experiment)
+    with as_on_gpu():
+        # The first step fills caches.
+        _losses(model, data, step)
+        with counter:
+            torch.stack(list(_losses(model, data, step).values())).sum().backward()
+    return counter.waits.total()
