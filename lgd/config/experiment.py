@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from lgd.config.base_method import Method
 from lgd.config.detector import Backbone, Detector, with_source
 from lgd.config.frozen_teacher import FrozenTeacherMethod
-from lgd.config.method import choose, key_of_today, known_methods, make, method_class, switched
+from lgd.config.method import choose, default_method, key_of_today, known_methods, method_class, switched
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
     CHANGES_NO_RESULT,
@@ -157,7 +157,7 @@ class Experiment(Settings):
     detector: Detector = Detector()
     data: Data = Data()
     schedule: Schedule = Schedule()
-    method: Annotated[SerializeAsAny[Method], BeforeValidator(choose)] = Field(default_factory=lambda: make("lgd"))
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(choose)] = Field(default_factory=default_method)
     """Which method, and its own settings: those that this method has, and no others."""
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoints = Checkpoints()

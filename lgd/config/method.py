@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT",
     "Method",
     "choose",
+    "default_method",
     "key_of_today",
     "known_methods",
     "make",
@@ -113,6 +114,10 @@ class UnloadedMethod(Method):
 def make(name: str, **settings: Any) -> Method:
     """A method with these settings, the others at their defaults."""
     return method_class(name).model_validate({"name": name, **settings})
+
+
+def default_method() -> Method:
+    return make(DEFAULT)
 
 
 def choose(described: object) -> object:

@@ -24,6 +24,7 @@ from lgd.config.experiment import (
 )
 from lgd.config.presets import NANO, PAPER, preset
 from lgd.errors import InputError
+from tests.helpers_settings import undescribed
 
 
 def test_overrides_reach_their_setting() -> None:
@@ -161,8 +162,7 @@ def test_every_setting_says_what_it_is() -> None:
     plain = {"name", "momentum", "weight_decay", "gamma", "device"}
     groups = {name for name, field in Experiment.model_fields.items() if hasattr(field.annotation, "model_fields")}
     for part in (Experiment, Data, Backbone, Detector, Schedule, Method, Evaluation, Checkpoints):
-        unsaid = {name for name, field in part.model_fields.items() if not field.description}
-        assert unsaid <= plain | groups | {"backbone"}, part
+        assert undescribed(part) <= plain | groups | {"backbone"}, part
 
 
 # Epochs
