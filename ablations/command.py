@@ -42,6 +42,16 @@ BENCHMARKS = {
 
 SHELLS = ("bash", "zsh", "tcsh")
 
+PLACES = {
+    "DIR": "DIRECTORY",
+    "RESULTS": "DIRECTORY",
+    "RUN": "DIRECTORY",
+    "CSV": "FILE",
+    "FILE": "FILE",
+    "IMAGES": "FILE",
+}
+"""What an option's metavar completes to, by shtab's names."""
+
 EXAMPLES = (
     "sweep run components            # minutes on a CPU",
     "sweep status results/components-tiny",
@@ -138,8 +148,8 @@ def _with_every_option(prog: str) -> Parser:
         for action in stack.pop()._actions:
             if isinstance(action, argparse._SubParsersAction):
                 stack += set(action.choices.values())
-            elif action.metavar in ("DIR", "RESULTS", "CSV"):
-                action.complete = shtab.FILE if action.metavar == "CSV" else shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.metavar in PLACES:
+                action.complete = getattr(shtab, PLACES[action.metavar])  # type: ignore[attr-defined]
     return parser
 
 

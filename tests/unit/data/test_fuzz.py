@@ -29,6 +29,7 @@ from tests.helpers_data import (
     write_crowdhuman,
     write_roboflow,
     write_voc,
+    write_yolo,
 )
 
 fuzzed = settings(
@@ -209,6 +210,21 @@ def test_voc_of_nothing_but_trouble(pascal: Path, text: bytes) -> None:
     write_voc(pascal, VOC_SPLITS)
     (pascal / "Annotations/b.xml").write_bytes(text)
     assert works("voc", pascal)
+
+
+@pytest.fixture(scope="module")
+def yolo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_yolo(tmp_path_factory.mktemp("yolo"))
+
+
+@fuzzed
+@given(data=st.data())
+def test_yolo_torn(yolo: Path, data: st.DataObject) -> None:
+    write_yolo(yolo)
+    for path in (yolo / "labels/train/a.txt", yolo / "data.yaml"):
+        if data.draw(st.booleans()):
+            path.write_bytes(torn(path.read_bytes(), data))
+    works("yolo", yolo)
 
 
 LINES = [
