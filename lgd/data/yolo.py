@@ -7,6 +7,7 @@ Ultralytics executes, is ignored. Label files: lgd/data/yolo_labels.py.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from lgd.data.yolo_labels import add_labels, label_path
 from lgd.errors import InputError
 
 __all__ = ["find_yolo_splits"]
+
+CLASSES_FILE = "classes.txt"
+"""Beside the label files, written by labelling tools."""
 
 
 def find_yolo_splits(
@@ -226,9 +230,26 @@ def _raw_split(described: _DataYaml, part: _Images) -> RawSplit:
     for number, path in enumerate(part.paths, 1):
         raw.images.append({"_where": path, "id": number, "file_name": path[prefix:]})
     found = add_labels(raw, part.paths, boxes_only=described.has_keypoints)
+    raw.problems += [
+        Problem("noted", "label without image", path, f"no image of {part.key} has this name")
+        for path in _unused_labels(part)
+    ]
     if not found:
         raise InputError(
             f"{described.path}: {part.key}: none of the {len(part.paths)} images has a label file, such as"
             f" {label_path(part.paths[0])}"
         )
     return raw
+
+
+def _unused_labels(part: _Images) -> list[str]:
+    """Label files that belong to no image. Where a text file lists the images, it may leave some out on purpose."""
+    if any(source.is_file() for source in part.sources):
+        return []
+    labels = {label_path(path) for path in part.paths}
+    unused = []
+    for folder in dict.fromkeys(x.rpartition(os.sep)[0] for x in labels):
+        with suppress(OSError), os.scandir(folder) as entries:
+            names = sorted(x.name for x in entries if x.name.endswith(".txt") and x.name != CLASSES_FILE)
+            unused += [path for name in names if (path := f"{folder}{os.sep}{name}") not in labels]
+    return unused

@@ -139,6 +139,14 @@ def test_a_wrong_data_yaml_is_one_line(tmp_path: Path, described: str, words: st
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_label_file_without_its_image_is_noted(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "labels/train/other.txt").write_text("0 0.5 0.5 0.5 0.4\n")
+    (root / "labels/train/classes.txt").write_text("cat\ndog\n")
+    noted = [x for x in found(root)[1] if x.kind == "label without image"]
+    assert [(x.outcome, x.where) for x in noted] == [("noted", f"{root}/labels/train/other.txt")]
+
+
 def test_labels_in_the_wrong_place_are_one_line(tmp_path: Path) -> None:
     root = write_yolo(tmp_path)
     shutil.move(root / "labels", root / "annotations")
