@@ -15,8 +15,9 @@ from tests.integration.commands import QUICK
 
 def _pays(*arguments: str) -> str:
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert main(arguments) == 0, out.getvalue()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = main(arguments)
+    assert status == 0, out.getvalue()
     return out.getvalue()
 
 
