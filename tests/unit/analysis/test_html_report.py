@@ -133,10 +133,10 @@ def test_the_page_is_whole_self_contained_and_escaped(results: Path) -> None:
         "--set threads=1 --set 'a=<b>'",
     ):  # fmt: skip
         assert part in page.texts, part
-    # Seven figures, and three pictures of three images.
-    assert page.tags.count("img") == 7 + 9
+    # Eight figures, and three pictures of three images.
+    assert page.tags.count("img") == 8 + 9
     # Each figure has a version for a phone.
-    assert page.tags.count("source") == 7
+    assert page.tags.count("source") == 8
     # What is looked for first stands first.
     assert page.sections == ["verdict", "curves", "arms", "teacher", "costs", "examples", "ran", "trials", "again"]
     assert "GPU-hours" not in page.texts.replace("--table gpu-hours", "")
