@@ -150,7 +150,7 @@ def _equal_cost(text: str) -> tuple[EqualCost, ...]:
 def add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the search")
     group.add_argument("--samples", type=int, metavar="N", help="trials, all commands together (default: 20)")
-    group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for the Pareto front of both")
+    group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
     group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
 
 
@@ -173,7 +173,7 @@ def add_confirmations(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retrain-damaged", action="store_true", help="train again what has a record that cannot be read"
     )
-    group.add_argument("--yes", action="store_true", help="train without a GPU even where that takes more than a day")
+    group.add_argument("--yes", action="store_true", help="train without a GPU even if it takes over a day")
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
@@ -189,7 +189,7 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of a plan, for a subcommand that trains without them."""
     group = parser.add_argument_group("plan", "with any of these nothing is trained, as with lgd sweep plan")
-    group.add_argument("--plan", action="store_true", help="print what would run and what it will cost, and check it")
+    group.add_argument("--plan", action="store_true", help="print what would run and its cost, and check it")
     _add_cost(group)
 
 

@@ -64,18 +64,13 @@ def portable_source(source: str) -> str:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name a data set by its files (:func:`source_of`) and that split it (:func:`split_overrides`)."""
-    group = parser.add_argument_group("data in COCO format, wherever its files are (all three together)")
+    group = parser.add_argument_group("data in COCO format by its files (all three together); the validation split")
     group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
     group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
     group.add_argument("--images", metavar="DIR", help="the images of both, or of both in subdirectories")
-    group = parser.add_argument_group("data without a validation split")
-    group.add_argument(
-        "--val-fraction", type=float, metavar="X", help="validate on this part of the training images, e.g. 0.2"
-    )
+    group.add_argument("--val-fraction", type=float, metavar="X", help="part of train to validate on, e.g. 0.2")
     group.add_argument("--split-seed", type=int, metavar="N", help="which images these are (default: 0)")
-    group.add_argument(
-        "--resplit", action="store_true", help="also where there is a validation split, which is left alone then"
-    )
+    group.add_argument("--resplit", action="store_true", help="even where there is a validation split")
 
 
 def source_of(options: argparse.Namespace, given: str | None) -> str | None:

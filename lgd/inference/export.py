@@ -35,16 +35,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def parser(prog: str = PROG) -> Parser:
     found = Parser(
         prog=prog,
-        description=(
-            "Write the student of a finished training for use elsewhere, check it, and print how it is loaded.\n"
-            "detectron2: weights of the plain detector. torchvision: weights of torchvision's model, where the\n"
-            "detector is one. onnx: the whole detector, from an image to boxes, scores and classes."
-        ),
+        description="Write the student of a finished training for use elsewhere, and print how it is loaded.",
         epilog=examples(prog, *EXAMPLES),
     )
     add = found.add_argument
     add("run", type=Path, metavar="RUN", help="directory of a training, with student.pth and student.json")
-    add("--format", choices=tuple(DEFAULTS), required=True)
+    add(
+        "--format", choices=tuple(DEFAULTS), required=True,
+        help="weights of the plain detector, or of torchvision's model; or all of it, from an image to boxes",
+    )  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="default: student.onnx or student-FORMAT.pth in RUN")
     add("--image", type=Path, metavar="FILE", help="to check on (default: one of the training's validation images)")
     add_detector_option(found)

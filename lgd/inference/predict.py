@@ -38,16 +38,19 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def parser(prog: str = PROG) -> Parser:
     found = Parser(
         prog=prog,
-        description=(
-            "Detect on images, directories of images or videos with the student of a finished training.\n"
-            f"Writes {RESULTS_FILE} (COCO's results), {IMAGES_FILE} (the images and classes they name) and {DRAWN}/."
-        ),
+        description="Detect on images and videos with the student of a finished training.",
         epilog=examples(prog, *EXAMPLES),
     )
     add = found.add_argument
     add("run", type=Path, metavar="RUN", help="directory of a training, with student.pth and student.json")
     add("inputs", type=Path, nargs="+", metavar="IMAGES", help="images, videos, or directories of them")
-    add("--output", type=Path, required=True, metavar="DIR", help="where the results go")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"for {RESULTS_FILE} (COCO's results), {IMAGES_FILE} and {DRAWN}/",
+    )
     add("--threshold", type=float, default=0.5, metavar="X", help="lowest score that is kept (default: 0.5; 0: all)")
     add("--video-every", type=int, default=1, metavar="N", help="each N-th frame of a video alone (default: 1)")
     add("--no-images", action="store_true", help="write the JSON files alone")
