@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
     return CombinedOptimizer(_sgd(kept, schedule), torch.optim.AdamW(adamw, fused=True))
 
 
-def _split(groups: list[dict[str, Any]], chosen: set[Tensor]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split(
+    groups: list[dict[str, Any]], chosen: AbstractSet[Tensor]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The groups without the ``chosen`` parameters, and with them alone; empty groups are left out."""
     parts = []
     for inside in (False, True):

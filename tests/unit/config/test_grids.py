@@ -231,7 +231,7 @@ def test_components_at_a_cpus_presets_are_eight_arms_that_answer(tmp_path: Path)
     assert not any(arm.on_request for arm in grid("components", "small").arms)
     found = {t.arm: t.experiment.method for t in plan(COMPONENTS, PAPER, 1, [], tmp_path)}
     assert all(("ours" in name) is bool(method.additions) for name, method in found.items())
-    assert {method.init for name, method in found.items() if name != "baseline"} == {"reference"}
+    assert {method.model_dump()["init"] for name, method in found.items() if name != "baseline"} == {"reference"}
     ours = found["LGD residual (ours)"].model_dump()
     for name, off in (("encoder", {"encoder"}), ("adapter", {"adapter", "own_label_start"}), ("mapper", {"mapper"})):
         there = found[f"ours without {name}"].model_dump()

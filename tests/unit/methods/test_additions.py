@@ -92,7 +92,7 @@ def test_own_label_start(variant: Any) -> None:
 def test_own_label_start_is_refused_where_it_has_no_effect() -> None:
     for changes in ({"adapter": False}, {"variant": "label_only"}, {"variant": "appearance_only"}):
         with pytest.raises(ValueError, match="no effect without attention"):
-            ImplicitTeacher(16, CLASSES, own_label_start=True, **changes)  # type: ignore[arg-type]
+            ImplicitTeacher(16, CLASSES, own_label_start=True, **changes)
         dotted = {f"method.{key}": value for key, value in changes.items()}
         with pytest.raises(InputError, match="own_label_start has no effect"):
             Experiment().override({"method.own_label_start": True, **dotted})
@@ -204,7 +204,7 @@ def test_a_centred_teacher_trains_and_more_padding_changes_nothing() -> None:
 def test_centring_is_refused_without_label_embeddings() -> None:
     for changes in ({"encoder": False}, {"variant": "appearance_only"}):
         with pytest.raises(ValueError, match="centred_labels has no effect"):
-            ImplicitTeacher(16, CLASSES, centred_labels=True, **changes)  # type: ignore[arg-type]
+            ImplicitTeacher(16, CLASSES, centred_labels=True, **changes)
         dotted = {f"method.{key}": value for key, value in changes.items()}
         with pytest.raises(InputError, match="centred_labels has no effect"):
             Experiment().override({"method.centred_labels": True, **dotted})
