@@ -95,7 +95,7 @@ def _arms(runs: Sequence[Run]) -> list[_Arm]:
     differing = differing_keys([(arm_of(x), x.preset, data_set(x.experiment)) for x in records], described)
     found: dict[tuple[str, str, str], _Arm] = {}
     for record, values in zip(records, described, strict=True):
-        told_apart = [f"{key}={values[key]}" for key in differing]
+        told_apart = [f"{key}={values[key]}" for key in differing if key in values]
         key = (arm_of(record), _label(record, several, told_apart), data_set(record.experiment))
         arm = found.setdefault(key, _Arm(*key, reference_of(record)))
         arm.records[seed_of(record)] = record
