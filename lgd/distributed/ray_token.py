@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["own_token"]
 
@@ -29,9 +31,8 @@ def own_token() -> Iterator[None]:
     os.environ["RAY_AUTH_TOKEN"] = _token
     with contextlib.suppress(ImportError, AttributeError):
         # A driver that talked to another cluster before has that one's token in its cache.
-        from ray._raylet import AuthenticationTokenLoader
-
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
     finally:

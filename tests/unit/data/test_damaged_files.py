@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lgd.cli import exit_status
-from lgd.data import validate, validate_split
+from lgd.data import validate
 from lgd.data.__main__ import run
+from lgd.data.images import image_size
 from tests.damage import damaged_bytes, damaged_tree
 from tests.helpers_data import (
     VOC_SPLITS,
@@ -94,7 +95,7 @@ def test_the_check_ends_with_a_report_or_a_line(
 ) -> None:
     monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
     # The images stay the same; writing through to the disk is not what is tested.
-    monkeypatch.setattr(validate_split, "image_size", functools.cache(validate_split.image_size))
+    monkeypatch.setattr("lgd.data.validate_split.image_size", functools.cache(image_size))
     monkeypatch.setattr("os.fsync", lambda _: None)
     source, damage = write(tmp_path / "data")
     options = argparse.Namespace(

@@ -18,9 +18,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def init(**options: Any) -> None:
         calls.append({**options, "token": os.environ.get("RAY_AUTH_TOKEN")})
 
-    monkeypatch.setattr(ray_train.ray, "init", init)
-    monkeypatch.setattr(ray_train.ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_train.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     return calls
