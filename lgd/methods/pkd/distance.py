@@ -55,10 +55,13 @@ def standardize(x: Tensor) -> Tensor:
     The deviation is the sample's (n - 1), and 0 where a channel has a single value. With several workers each
     standardises over its own images.
     """
-    x = x.float()
-    values = x.shape[0] * x.shape[2] * x.shape[3]
-    deviation, mean = torch.std_mean(x, dim=(0, 2, 3), keepdim=True, correction=min(1, values - 1))
-    return (x - mean) / (deviation + EPS)
+    images, channels, height, width = x.shape
+    # In the released code's order: in a channel without variance every digit of the mean counts, over 1e-6.
+    values = x.float().transpose(0, 1).reshape(channels, -1)
+    mean = values.mean(dim=1, keepdim=True)
+    deviation = values.std(dim=1, keepdim=True, correction=min(1, values.shape[1] - 1))
+    standardized = (values - mean) / (deviation + EPS)
+    return standardized.view(channels, images, height, width).transpose(0, 1)
 
 
 def check_channels(student: nn.Module, teacher: nn.Module) -> None:
