@@ -37,4 +37,4 @@ def test_pays_trains_what_the_answer_needs_and_answers(tmp_path: Path, ray_sessi
     assert (sweep["seeds"], sweep["looks"][:2]) == (3, [3, 5])
     assert "LGD over longer training" in (tmp_path / "table.md").read_text().splitlines()[0]
     # The same command goes on, with nothing left to do.
-    assert "9 trials, 0 to run" in _pays(*given)
+    assert "9 trials, 0 to run" in _pays(*given, "--accept-other-code")
