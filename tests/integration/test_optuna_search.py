@@ -22,6 +22,7 @@ from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
+from lgd.methods.label_guided import LGD
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SweepSpec
 from lgd.training.run import failed_record
@@ -105,6 +106,7 @@ def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.C
     assert "data.source=coco-json:/a b" in arguments
     sets = [x for x in arguments if "=" in x and not x.startswith("data.")]
     experiment = NANO.override([*sets, "schedule.warmup_steps=2"])
+    assert isinstance(experiment.method, LGD)
     assert experiment.method.distill_weight == 0.123
     assert not experiment.method.encoder
     assert experiment.seed == 3
