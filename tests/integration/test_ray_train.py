@@ -89,7 +89,9 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(tmp_path: Path, no_lef
     alone = training.run(quick_experiment(**{**ALIKE, **changes}), tmp_path / "alone")
     for name, curve in alone.losses.items():
         ours, theirs = [v for _, v in record.losses[name]], [v for _, v in curve]
-        assert ours[:6] == pytest.approx(theirs[:6], rel=2e-3), name
+        early = sum(step <= 6 for step, _ in curve)
+        assert early
+        assert ours[:early] == pytest.approx(theirs[:early], rel=2e-3), name
         assert ours == pytest.approx(theirs, rel=0.05), name
     again = subprocess.run(_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert "trained already" in again.stdout
