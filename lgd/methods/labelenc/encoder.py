@@ -48,8 +48,8 @@ class LabelNetwork(Backbone):
     """The bottom-up part: a 7x7 convolution with stride 2 on the label map, then stages of bottleneck blocks.
 
     channels: of the stages to put out, by name, with their strides (4 to 32): those of the student's bottom-up network,
-    so that its FPN fits. The first convolution has half the channels of the first stage, as in the released code, but at
-    least 8.
+    so that its FPN fits. The first convolution has half the channels of the first stage, as in the released code, and
+    at least 8.
     """
 
     def __init__(self, num_classes: int, channels: Mapping[str, tuple[int, int]]) -> None:
@@ -58,8 +58,8 @@ class LabelNetwork(Backbone):
         # A stage that the FPN does not read follows ResNet's rule: half the channels of the next.
         finest = min(by_stride)
         counts = {s: by_stride[s][1] if s in by_stride else max(1, by_stride[finest][1] * s // finest) for s in BLOCKS}
-        # At least 8: of a 1x1 convolution of 4 channels with stride 2, torch's backward pass crashes on some CPUs where the
-        # memory format is channels_last.
+        # At least 8: torch's backward pass of a 1x1 convolution of 4 channels with stride 2 crashes on some CPUs where
+        # the memory format is channels_last.
         width = max(8, counts[4] // 2)
         self.stem = nn.Conv2d(num_classes, width, STEM_SIZE, stride=2, padding=STEM_SIZE // 2)
         self.stages = nn.ModuleDict()
