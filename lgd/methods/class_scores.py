@@ -108,7 +108,7 @@ def check_scores(detector: nn.Module, method: str) -> None:
     Known are detectron2's dense detectors, which have a sigmoid for each class, and its R-CNN with a softmax.
     """
     heads = getattr(detector, "roi_heads", None)
-    predictor = getattr(heads, "box_predictor", None)
+    predictor: Any = getattr(heads, "box_predictor", None)
     softmax = type(predictor) is FastRCNNOutputLayers and not predictor.use_sigmoid_ce
     if not (isinstance(detector, DenseDetector) or (isinstance(heads, StandardROIHeads) and softmax)):
         raise InputError(

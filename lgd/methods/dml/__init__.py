@@ -29,7 +29,7 @@ class DML(DistillationMethod):
     paper: ClassVar[str] = "Zhang et al., Deep Mutual Learning, CVPR 2018, arXiv 1706.00384"
     learns_from: ClassVar[str] = "class scores of a second student that is trained beside it"
     compares: ClassVar[str] = "KL divergence of class scores, both ways"
-    activations: ClassVar[float] = 4.6
+    activations: ClassVar[float] = 4.4
 
     def build(self, parts: Parts) -> MutualLearning:
         from lgd.methods.class_scores import check_scores

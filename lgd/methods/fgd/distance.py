@@ -7,7 +7,7 @@ Shape suffixes: B images, N object slots of an image (padding included), C chann
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,14 +126,11 @@ def background_mask(foreground: Tensor) -> Tensor:
 def _context_layers(channels: int) -> tuple[nn.Conv2d, nn.Sequential]:
     """GcBlock's attention over the cells, and its transform of their mean."""
     hidden = max(1, channels // 2)
-    mask = nn.Conv2d(channels, 1, 1)
+    mask, last = nn.Conv2d(channels, 1, 1), nn.Conv2d(hidden, channels, 1)
     nn.init.kaiming_normal_(mask.weight, nonlinearity="relu")
-    nn.init.zeros_(mask.bias)
-    add = nn.Sequential(
-        nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
-    )
-    nn.init.zeros_(add[3].weight)
-    nn.init.zeros_(add[3].bias)
+    for parameter in (cast(Tensor, mask.bias), last.weight, cast(Tensor, last.bias)):
+        nn.init.zeros_(parameter)
+    add = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), last)
     return mask, add
 
 
