@@ -122,7 +122,12 @@ def test_all_arms_of_a_seed_see_the_same_pictures(tmp_path: Path, monkeypatch: p
         "baseline": {"method.name": "baseline", "evaluation.every": 2},
         "longer": {"method.name": "baseline", "schedule.steps": 9},
         "lgd": {"evaluation.every": 3, "evaluation.teacher": True},
-        "fgfi": {"method.name": "fgfi", "method.from_step": 1, "method.teacher.backbone.width": 8},
+        "fgfi": {
+            "method.name": "fgfi",
+            "method.from_step": 1,
+            "method.teacher.backbone.width": 8,
+            "method.teacher.gate": False,
+        },
         "label_only": {"method.variant": "label_only"},
     }
     students = {}
