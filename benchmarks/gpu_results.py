@@ -45,10 +45,10 @@ def _training(directory: Path) -> str:
 
 
 def _sweep(directory: Path) -> str:
-    from analysis.load import arm_of, load_records, score_of
+    from analysis.load import arm_of, load_records, score_of, seed_of
 
-    scores = [(arm_of(x), score_of(x.student, "AP")) for x in load_records(directory / "sweep")]
-    return ", ".join(f"{arm} AP {'n/a' if ap is None else f'{ap:.1f}'}" for arm, ap in scores)
+    scores = [(x, score_of(x.student, "AP")) for x in load_records(directory / "sweep")]
+    return ", ".join(f"{arm_of(x)} seed {seed_of(x)} AP {'n/a' if ap is None else f'{ap:.1f}'}" for x, ap in scores)
 
 
 def _speed(directory: Path) -> str:
