@@ -71,6 +71,9 @@ def real_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run_table7(root: Path) -> Path:
     directory = root / "table7-tiny"
     for trial in plan(grid("table7", "nano"), NANO, 2, QUICK, directory):
+        if trial.experiment.method.name == "labelenc":
+            # A row that was not trained; its first stage would take as long as all others.
+            continue
         train_with_teacher(
             trial.experiment, trial.directory, grid="table7", preset="nano", arm=trial.arm, overrides=QUICK
         )

@@ -79,7 +79,10 @@ def test_reported_reproduced_and_difference() -> None:
     empty = _row(frame, R50, "FGFI (R-101)")
     assert (empty["reported"], empty["seeds"]) == (39.8, 0)
     assert {empty[x] for x in ("reproduced", "difference", "gain", "mark")} == {None}
-    assert "LabelEnc's" in _row(frame, R50, "LabelEnc")["skipped"]
+    assert _row(frame, R50, "LabelEnc")["skipped"] is None
+    free = comparison([], "teacher-free")
+    assert "needs a softmax over classes" in _row(free, "RetinaNet R-50 1x ss", "tf-KD")["skipped"]
+    assert set(free["method"][free["skipped"].notna()]) == {"tf-KD"}
     assert _row(frame, R50, "baseline")["gain"] is None
 
 
