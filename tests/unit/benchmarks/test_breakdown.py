@@ -34,7 +34,7 @@ ALWAYS = {"backbone", "head", "label assignment", "optimiser", REST}
 
 def timer_of(**changes: Any) -> StepTimer:
     small = {"detector__fc_dim": 16, "detector__anchor_scale": 2.0}
-    return StepTimer(TimerSpec(quick_experiment(**{**small, "method__from_step": 1, **changes}), IMAGES))
+    return StepTimer(TimerSpec(quick_experiment(**{**small, **changes}), IMAGES))
 
 
 @pytest.mark.slow

@@ -47,7 +47,6 @@ def key(resources: Resources = ONE, **changes: Any) -> str:
         {"method__distill_weight": 3.0},
         {"evaluation__every": 2},
         {"data__shapes_train": 20},
-        {"method__levels": "all"},
         {"checkpoint__keep": 1},
     ],
     ids=lambda x: next(iter(x)),
@@ -96,8 +95,7 @@ def test_the_key_knows_what_runs_beside_and_what_a_method_reads() -> None:
     assert key(Resources(1, 0.0, 1, workers=2)) != key()
     fgfi: dict[str, Any] = {"method__name": "fgfi", "method__from_step": 1}
     assert key(**fgfi, method__levels="all") != key(**fgfi)
-    assert key(**fgfi, method__encoder=False) == key(**fgfi)
-    assert key(method__name="baseline", method__encoder=False) == key(method__name="baseline")
+    assert key(**fgfi, method__weight=0.5, method__teacher__seed=3) == key(**fgfi)
 
 
 def test_counts_of_evaluations_and_checkpoints() -> None:
@@ -161,7 +159,7 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
             "baseline": 100 * 0.1 + 2 + other,
             "LGD": 25 * 0.2 + 25 * 0.4 + 50 * 0.6 + 2 + other + 0.5 + 6 * 0.25,
             "teacher": 100 * 0.2 + 2 + other,
-            "FGFI": 20 * 0.1 + 80 * 0.3 + 2 + other,
+            "FGFI": 10 * 0.1 + 90 * 0.3 + 2 + other,
         }
     )
     assert found.gpu_hours == pytest.approx(sum(totals.values()) / 3600)

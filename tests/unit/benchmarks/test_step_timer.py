@@ -142,8 +142,9 @@ def test_frozen_norms_are_calibrated(method: str) -> None:
     """Without weights, the activations of a deep network with frozen norms stay in the range of a trained one's."""
     deep = {"name": "resnet50", "width": 16, "norm": "FrozenBN", "weights": "unread.pkl"}
     changes = {f"detector__backbone__{key}": value for key, value in deep.items()}
-    changes |= {f"method__teacher__backbone__{key}": value for key, value in deep.items()}
-    timer = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method, method__from_step=1), IMAGES))
+    if method == "fgfi":
+        changes |= {f"method__teacher__backbone__{key}": value for key, value in deep.items()}
+    timer = StepTimer(TimerSpec(quick_experiment(**changes, method__name=method), IMAGES))
     student: Any = student_of(timer.model)
     backbones: list[nn.Module] = [student.backbone]
     if isinstance(timer.model, Distiller):
