@@ -1,15 +1,17 @@
-"""Swin Transformer (Liu et al., ICCV 2021): detectron2's own class, under ResNet's stage names and without timm."""
+"""Swin Transformer (Liu et al., ICCV 2021): detectron2's own class, under ResNet's stage names.
+
+Not timm's, which is to be had as ``timm:swin_tiny_patch4_window7_224``: there the merging of patches belongs to the
+stage after it and the outputs have no norms, so that published detection checkpoints, detectron2's among them, do not
+fit.
+"""
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from typing import Self
 
-import torch
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torch import Tensor
 
 DEPTHS = (2, 2, 6, 2)
 """Blocks of a stage in Swin-T."""
@@ -44,20 +46,18 @@ class Swin(SwinTransformer):
         # 32 channels a head as in the paper; a width that this does not divide has one head in its first stage.
         heads = width // 32 if width % 32 == 0 else 1
         with warnings.catch_warnings():
-            # detectron2 calls torch.meshgrid in the old way.
+            # detectron2 calls torch.meshgrid in the old way, and timm by an old name.
             warnings.filterwarnings("ignore", message=".*meshgrid", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
             super().__init__(
                 embed_dim=width,
                 depths=depths,
                 num_heads=tuple(heads * 2**i for i in range(len(depths))),
-                # detectron2 takes its stochastic depth from timm, which nothing else here needs.
-                drop_path_rate=0.0,
+                # Rates rise from block to block to that of the whole network's last, also where not all is built.
+                drop_path_rate=drop_path * (sum(depths) - 1) / (sum(DEPTHS) - 1),
                 out_indices=tuple(stages),
                 frozen_stages=freeze_at if freeze_at > 0 else -1,
             )
-        rates = torch.linspace(0, drop_path, sum(DEPTHS)).tolist()
-        for block, rate in zip(itertools.chain.from_iterable(x.blocks for x in self.layers), rates, strict=False):
-            block.drop_path = StochasticDepth(rate, "row") if rate > 0 else nn.Identity()
         self._names = {f"p{i}": names[i] for i in stages}
         self._out_features = list(self._names.values())
         self._out_feature_channels = {names[i]: width * 2**i for i in stages}

@@ -15,6 +15,7 @@ from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lgd.detectors.fast_convolutions import fold_frozen_norms
 from lgd.errors import InputError
 
 PROBE_SIZE = (96, 160)
@@ -152,6 +153,7 @@ class TimmNetwork(BottomUp):
             setattr(body, model.classifier, nn.Identity())
         frozen = _first_modules(body, model, freeze_at)
         self.body = _with_norm(body, norm, set(frozen))
+        fold_frozen_norms(self.body)
         # A frozen batch norm is another module than the one it was made from.
         self._frozen = [self.body.get_submodule(x) for x in frozen]
         for module in self._frozen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import timm
 import torch
 from detectron2.utils.events import EventStorage
 from pydantic import ValidationError
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lgd.config.experiment import Backbone, Detector
 from lgd.config.phases import Phases
 from lgd.detectors import build_detector
 from lgd.detectors.backbones import build_bottom_up, out_channels
 from lgd.detectors.conventions import conventions
+from lgd.detectors.fast_convolutions import depthwise_by_matrix
 from lgd.detectors.timm_network import TimmNetwork, inspect_timm
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
@@ -102,6 +106,39 @@ def test_norms_are_what_is_asked_for() -> None:
     assert all(torch.equal(x, before[name]) for name, x in frozen.named_buffers())
     # A stock network of timm takes the weights strictly.
     timm.create_model("test_resnet", features_only=True).load_state_dict(frozen.body.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_frozen_norms_inside_convolutions_compute_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    network = TimmNetwork(name, DENSE, norm="FrozenBN").train()
+    norms = [x for x in network.modules() if isinstance(x, (FrozenBatchNorm2d, FrozenBatchNormAct2d))]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.normal_(norm.bias, std=0.1)
+    plain = deepcopy(network)
+    unfolded = sum("forward" in vars(x) and bool(vars(x).pop("forward")) for x in plain.modules())
+    assert unfolded == 2 * len(norms)
+    images = torch.randn(2, 3, 64, 96)
+    for x in (network, plain):
+        sum(m.square().mean() for m in x(images).values()).backward()
+    expected = dict(plain.named_parameters())
+    for key, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network(images), plain(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(3, (4, 4)), (5, (3, 5)), (5, (6, 6))])
+def test_depthwise_convolutions_by_matrices_are_convolutions(kernel: int, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 8, *size, requires_grad=True)
+    weight, bias = torch.randn(8, 1, kernel, kernel, requires_grad=True), torch.randn(8)
+    ours = depthwise_by_matrix(x, weight, bias, (kernel // 2, kernel // 2))
+    theirs = nn.functional.conv2d(x, weight, bias, padding=kernel // 2, groups=8)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(ours)
+    for found, expected in zip(*(torch.autograd.grad(y, (x, weight), gradient) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_stochastic_depth_of_a_frozen_stage_is_off() -> None:

