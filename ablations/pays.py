@@ -12,7 +12,7 @@ from ablations import sweep_command
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
 from lgd.config.detector_source import add_detector_arguments, detector_overrides
-from lgd.config.grids import split_assignment
+from lgd.config.experiment import split_assignment
 from lgd.errors import InputError
 
 if TYPE_CHECKING:

@@ -57,10 +57,10 @@ def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -
         say(console, f"after {spec.seeds} seeds: {sentence(verdict)}")
     if not found or all(verdict.decided for verdict in found):
         return Next(None)
-    more = max((verdict.more_seeds or 0) for verdict in found)
-    if more:
-        seconds = predicted_seconds(records, more, max_concurrent)
-        say(console, f"{more} more seeds of every arm take about {format_duration(seconds)}, by what these took")
+    needed = max((verdict.more_seeds or 0) for verdict in found)
+    if needed:
+        seconds = predicted_seconds(records, needed, max_concurrent)
+        say(console, f"{needed} more seeds of every arm take about {format_duration(seconds)}, by what these took")
     seconds = predicted_seconds(records, to_come[0] - spec.seeds, max_concurrent)
     if budget.left() < seconds:
         return Next(

@@ -89,20 +89,20 @@ def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
 
     AP between two lengths is taken to be linear in the logarithm of the hours.
     """
-    hours = [{x: fmean(curve.costs[x]) for x in curve.points if curve.costs.get(x)} for curve in (base, arm)]
-    if any(len(of) < 2 or of.keys() != curve.points.keys() for of, curve in zip(hours, (base, arm), strict=True)):
+    costs = [{x: fmean(curve.costs[x]) for x in curve.points if curve.costs.get(x)} for curve in (base, arm)]
+    if any(len(of) < 2 or of.keys() != curve.points.keys() for of, curve in zip(costs, (base, arm), strict=True)):
         return None
     seeds = _common_seeds([of_value for curve in (base, arm) for of_value in curve.points.values()])
-    low, high = max(min(of.values()) for of in hours), min(max(of.values()) for of in hours)
-    at = np.array(sorted({x for of in hours for x in of.values() if low <= x <= high}))
+    low, high = max(min(of.values()) for of in costs), min(max(of.values()) for of in costs)
+    at = np.array(sorted({x for of in costs for x in of.values() if low <= x <= high}))
     if len(at) < 2 or not seeds:
         return None
 
     def read(curve: Curve, of: Mapping[float, float], seed: int) -> Floats:
-        known = sorted((math.log(of[x]), curve.points[x][seed]) for x in curve.points)
-        return np.interp(np.log(at), *map(np.array, zip(*known, strict=True)))
+        hours, aps = zip(*sorted((of[x], curve.points[x][seed]) for x in curve.points), strict=True)
+        return np.interp(np.log(at), np.log(hours), aps)
 
-    differences = np.array([read(arm, hours[1], seed) - read(base, hours[0], seed) for seed in seeds])
+    differences = np.array([read(arm, costs[1], seed) - read(base, costs[0], seed) for seed in seeds])
     return _crossing(base, arm, differences, at, "GPU-h" if arm.on_gpu else "CPU-h")
 
 

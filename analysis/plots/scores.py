@@ -30,6 +30,7 @@ from analysis.plots.style import (
 from analysis.render import with_mark
 from analysis.stats import CONFIDENCE, mean_interval
 from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
+from lgd.methods.label_guided import LGD
 from lgd.results.record import Record, Scores
 
 INTERVAL = f"line: {CONFIDENCE:.0%} t interval over seeds; hollow: one seed"
@@ -104,7 +105,7 @@ def loss_weights(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     points: dict[tuple[float, float], list[float]] = defaultdict(list)
     for record in records:
         method, ap = record.experiment.method, score("AP")(record)
-        if method.name == "lgd" and ap is not None:
+        if isinstance(method, LGD) and ap is not None:
             points[method.distill_weight, method.instructive_weight].append(ap)
     if len(points) < 2:
         return None

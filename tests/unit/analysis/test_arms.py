@@ -16,7 +16,7 @@ from lgd.results.record import Contention, Record, Scores
 
 from .conftest import MakeRecord
 
-SCORES = {"AP": 30.0, "AP50": None, "AP75": None, "APs": None, "APm": None, "APl": None}
+TEACHER = Scores(AP=30.0, AP50=None, AP75=None, APs=None, APm=None, APl=None)
 
 ARMS = ["baseline", "LGD", "without encoder", "without mapper"]
 
@@ -198,9 +198,7 @@ def test_a_narrow_terminal_leaves_out_what_is_missed_least(make_record: MakeReco
     """With every column there is, and long names, the table fits all the same."""
     busy = Contention(own_cores=1.0, other_cores=0.8, cores=2)
     records = [
-        make_record(
-            arm, seed, 31.2 + seed, 1234.5, contention=busy, teacher=Scores(**SCORES), peak_memory_mib={"host": 12345}
-        )
+        make_record(arm, seed, 31.2 + seed, 1234.5, contention=busy, teacher=TEACHER, peak_memory_mib={"host": 12345})
         for arm in ("baseline", "LGD residual (ours)", "baseline at the cost of LGD residual (ours)")
         for seed in range(2)
     ]

@@ -136,7 +136,7 @@ def test_tables_and_figures_of_both_grids(make_record: MakeRecord) -> None:
         assert figure is not None
         lines = [x for x in figure.axes[0].lines if x.get_label() in ("baseline", "LGD")]
         expected = [list(curve.points) for curve in curves(x.record for x in (rates, lengths)[curves is length_curves])]
-        assert [list(map(float, x.get_xdata())) for x in lines] == expected
+        assert [np.asarray(x.get_xdata()).tolist() for x in lines] == expected
     title = drawn[1].get_suptitle() if drawn[1] else ""
     assert "LGD overtakes baseline at 849 steps" in " ".join(title.split())
 

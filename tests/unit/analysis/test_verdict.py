@@ -257,7 +257,7 @@ def test_verdicts_of_simulated_sweeps_are_right_as_often_as_they_should(
     there = asked(tmp_path, [*base, *lgd])
 
     def answers(truth: float, sweeps: int = 300) -> list[str]:
-        found = []
+        found: list[str] = []
         for _ in range(sweeps):
             for i, record in enumerate(lgd):
                 assert record.student is not None
