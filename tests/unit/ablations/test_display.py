@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from ablations.display import SweepDisplay
-from lgd.config.grids import COMPONENTS, plan
+from lgd.config.component_arms import COMPONENTS
+from lgd.config.grids import plan
 from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 from lgd.training.run import failed_record
