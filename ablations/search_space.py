@@ -29,7 +29,8 @@ def suggest(trial: Any, base: TrialConfig) -> dict[str, Any]:
     A component is asked about only where it may be off, the adapter's variant only among those that work with the
     components that are on. Returns the constants that the trial's configuration holds besides.
     """
-    method = parse(base["experiment"]).method
+    # A search's is LGD.
+    method: Any = parse(base["experiment"]).method
     context = method.context
     mapper = trial.suggest_categorical("method.mapper", [True, False]) if context else True
     encoder = trial.suggest_categorical("method.encoder", [True, False])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 
@@ -122,7 +122,8 @@ def pretrainings(frame: pd.DataFrame) -> dict[str, str]:
     """The training that each method needs before, by method; methods that need none are left out."""
     if PRETRAINING in frame:
         named = frame[["method", PRETRAINING]].drop_duplicates()
-        return {x.method: x.pretraining for x in named.itertuples() if isinstance(x.pretraining, str) and x.pretraining}
+        pairs = zip(named["method"], named[PRETRAINING], strict=True)
+        return {str(method): x for method, x in pairs if isinstance(x, str) and x}
     names = dict.fromkeys(frame["method"])
     return {name: f"{name}{TEACHER}" for name in names if f"{name}{TEACHER}" in names}
 
@@ -150,10 +151,10 @@ def costs(frame: pd.DataFrame) -> dict[str, MethodCost]:
     return found
 
 
-def reported() -> dict[MethodName, PaperCost]:
+def reported() -> dict[str, PaperCost]:
     """The paper's rows by method."""
     table = paper().tables[TABLE]
-    hours = {x.method: {y: table.value(x, y) for y in HOURS} for x in table.trainings}
+    hours: dict[str, Any] = {x.method: {y: table.value(x, y) for y in HOURS} for x in table.trainings}
     base, comparator = hours[BASELINE]["overall_hours"], hours[FGFI]["method_hours"]
     assert base
     assert comparator
@@ -214,9 +215,9 @@ def _table(frame: pd.DataFrame, price: float | None) -> str:
     header += ["peak MiB", *(["price"] if price is not None else [])]
     header += [f"paper: {x}" for x in ("pre-training h", "overall h", "specific h", "ratio", "less")]
     rows = []
-    titles: dict[str, str] = {name: NAMES[name] for name in there}
+    titles: dict[str, str] = {name: NAMES[cast(MethodName, name)] for name in there}
     for name in (*titles, *(x for x in measured if x not in titles)):
-        paper_row = there.get(cast(MethodName, name))
+        paper_row = there.get(name)
         row, cost = [titles.get(name) or method_class(name).title], measured.get(name)
         if cost is None:
             row += [MISSING] * (6 + (price is not None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lgd.config.detector import Detector
 from lgd.config.phases import Phases
@@ -38,6 +38,10 @@ class Method(Settings):
 
     name: str = ""
     """Which method: one of ours, the name of an entry point, or ``package.module:Class``."""
+
+    if TYPE_CHECKING:
+        # A type checker cannot know which method ``experiment.method`` is, and so which settings it has.
+        def __getattr__(self, name: str) -> Any: ...
 
     title: ClassVar[str]
     """As tables write it."""

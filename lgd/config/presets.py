@@ -178,7 +178,7 @@ def at_preset(name: str, training: Training) -> Experiment:
     own = _method_settings(name, training, wanted)
     if name == "paper":
         return wanted.override(own)
-    size: Preset = name  # type: ignore[assignment]
+    size: Preset = name
     rcnn = training.detector in ("faster_rcnn", "mask_rcnn")
     return base.override(
         {
@@ -206,7 +206,7 @@ def _method_settings(name: str, training: Training, wanted: Experiment) -> dict[
         return {"method.name": "lgd", **{key: value for key, value in settings(wanted).items() if key in same}}
     if training.method != "fgfi":
         return {"method.name": training.method}
-    size: Preset = name  # type: ignore[assignment]
+    size: Preset = name
     backbones = paper_recipes.BACKBONES if name == "paper" else _SMALLER_BACKBONES[size]
     return {
         "method.name": "fgfi",

@@ -48,7 +48,10 @@ class _Folded:
         weight = convolution.weight * scale[:, None, None, None]
         padding: Any = convolution.padding
         if isinstance(convolution, Conv2dSame):
-            x, padding = pad_same(x, convolution.kernel_size, convolution.stride, convolution.dilation), (0, 0)
+            kernel, stride, dilation = (
+                list(x) for x in (convolution.kernel_size, convolution.stride, convolution.dilation)
+            )
+            x, padding = pad_same(x, kernel, stride, dilation), (0, 0)
         if self._is_depthwise and _trains_on_cpu(x) and x.shape[2] * x.shape[3] <= MAX_CELLS:
             return depthwise_by_matrix(x, weight, shift, padding)
         return F.conv2d(x, weight, shift, convolution.stride, padding, convolution.dilation, convolution.groups)
@@ -57,7 +60,7 @@ class _Folded:
     def _is_depthwise(self) -> bool:
         """Whether each channel is convolved by itself, to a map of the same size."""
         convolution = self.convolution
-        sizes = zip(convolution.kernel_size, convolution.padding, strict=True)
+        sizes: Any = zip(convolution.kernel_size, convolution.padding, strict=True)
         return (
             convolution.groups == convolution.in_channels == convolution.out_channels
             and convolution.stride == convolution.dilation == (1, 1)
@@ -85,7 +88,8 @@ def fold_frozen_norms(network: nn.Module) -> int:
         for convolution, norm in itertools.pairwise(parent.children()):
             frozen = isinstance(norm, (FrozenBatchNormAct2d, FrozenBatchNorm2d))
             if frozen and isinstance(convolution, nn.Conv2d) and convolution.padding_mode == "zeros":
-                convolution.forward = _Folded(convolution, norm)  # type: ignore[method-assign]
+                folded: Any = convolution
+                folded.forward = _Folded(convolution, norm)
                 norm.forward = _Activation(norm)
                 count += 1
     return count

@@ -57,7 +57,7 @@ class TimmModel:
 
     def build(self, indices: tuple[int, ...] | None = None) -> Any:
         """The network without its classifier, which returns a list of feature maps; its weights random."""
-        chosen = {} if indices is None else {"out_indices": indices}
+        chosen: dict[str, Any] = {} if indices is None else {"out_indices": indices}
         return timm.create_model(self.name, features_only=True, **chosen, **self.arguments)
 
 

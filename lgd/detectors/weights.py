@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -139,7 +140,7 @@ def _match(detector: nn.Module, source: str, path: Path, whole: bool) -> tuple[d
 
 
 def _read(detector: nn.Module, path: Path, source: str) -> NamedTensors:
-    network = getattr(detector.backbone, "bottom_up", None)
+    network: Any = getattr(detector.backbone, "bottom_up", None)
     # Only a detector on one of timm's networks needs timm imported.
     return read_timm_weights(network, path, source) if hasattr(network, "body") else read_weights(path, source)
 

@@ -43,7 +43,7 @@ def process_settings(experiment: Experiment) -> Iterator[None]:
     before = torch.get_num_threads()
     # fvcore's losses are scripted. The JIT would fuse them after their first calls in a process, and they would round
     # differently from then on: the first training of a process could not be repeated in it.
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+    with torch.jit.optimized_execution(False):
         if experiment.threads:
             torch.set_num_threads(experiment.threads)
         try:

@@ -138,16 +138,16 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
         "no prediction, not measured on this machine yet: baseline, LGD, FGFI; --measure measures them"
     ]
 
-    rest = {"first": 2.0, "setup": 1.0, "evaluation": (0.5, 0.25), "checkpoint": 0.125}
-    known = Measurement(steps={"not distilling": 0.1}, **rest)  # type: ignore[arg-type]
+    rest: dict[str, Any] = {"first": 2.0, "setup": 1.0, "evaluation": (0.5, 0.25), "checkpoint": 0.125}
+    known = Measurement(steps={"not distilling": 0.1}, **rest)
     measurements.save(cost_key(baseline, ONE), known)
     measurements.save(
         cost_key(lgd, ONE), Measurement(steps={"frozen": 0.2, "not distilling": 0.4, "distilling": 0.6}, **rest)
-    )  # type: ignore[arg-type]
-    measurements.save(cost_key(fgfi, ONE), Measurement(steps={"not distilling": 0.1, "distilling": 0.3}, **rest))  # type: ignore[arg-type]
+    )
+    measurements.save(cost_key(fgfi, ONE), Measurement(steps={"not distilling": 0.1, "distilling": 0.3}, **rest))
     assert predict(trials, ONE, measurements).missing == ["FGFI"], "its teacher is not measured"
     assert fgfi.teacher is not None
-    measurements.save(cost_key(fgfi.teacher, ONE), Measurement(steps={"not distilling": 0.2}, **rest))  # type: ignore[arg-type]
+    measurements.save(cost_key(fgfi.teacher, ONE), Measurement(steps={"not distilling": 0.2}, **rest))
 
     found = predict(trials, ONE, measurements)
     assert not found.missing
@@ -271,6 +271,6 @@ def test_a_broken_store_is_an_empty_one(tmp_path: Path) -> None:
         path.write_text(text)
         assert MeasurementFile(path).get("a") is None
     MeasurementFile(path).save("a", Measurement(first=1.5))
-    assert MeasurementFile(path).get("a") == Measurement(
-        first=1.5, evaluation=MeasurementFile(path).get("a").evaluation
-    )  # type: ignore[union-attr]
+    found = MeasurementFile(path).get("a")
+    assert found is not None
+    assert found == Measurement(first=1.5, evaluation=found.evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -62,12 +63,12 @@ def test_a_step(tmp_path: Path, detector: str, capsys: pytest.CaptureFixture[str
     images = 2
     assert main(["--preset", "nano", "--batch", str(images), "--detector", detector, "--output", str(output)]) == 0
     assert "| detector" in capsys.readouterr().out
-    frame = pd.read_csv(output, keep_default_na=False).set_index(["method", "side"])
+    frame: Any = pd.read_csv(output, keep_default_na=False).set_index(["method", "side"])
     # Of each pass: POTO's matching; the regions of R-CNN's levels, its anchors, proposals and regions to draw, and an
     # NMS an image.
     by_pass = {"poto": 1, "faster_rcnn": 4 + images}.get(detector, 0)
     for method, passes in (("baseline", 1), ("lgd", 2)):
-        ours, theirs = (frame.loc[(method, side)] for side in ("ours", "detectron2's losses"))
+        ours, theirs = (frame.loc[(method, side)].to_dict() for side in ("ours", "detectron2's losses"))
         assert ours["waits"] == passes * by_pass
         assert ours["waits"] <= theirs["waits"]
         assert ours["launches"] > 100

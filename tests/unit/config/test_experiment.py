@@ -32,7 +32,7 @@ def test_overrides_reach_their_setting() -> None:
         ["schedule.steps=100", "method.encoder=false", "schedule.lr=1e-3", "data.min_sizes=[64, 96]"]
     )
     assert changed.schedule.steps == 100
-    assert changed.method.encoder is False
+    assert changed.method.model_dump()["encoder"] is False
     assert changed.schedule.lr == 1e-3
     assert changed.data.min_sizes == (64, 96)
     assert NANO.schedule.steps != 100

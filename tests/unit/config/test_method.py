@@ -57,7 +57,7 @@ def test_another_method_starts_from_its_own_defaults_and_keeps_what_both_have() 
     assert settings(pkd)["method.distill_weight"] == 0.5
     cwd: Any = pkd.override(["method.name=cwd"]).method
     # The weight of another loss says nothing of this one's.
-    assert (cwd.teacher.steps, cwd.weight) == (70, NANO.override(["method.name=cwd"]).method.weight)  # type: ignore[attr-defined]
+    assert (cwd.teacher.steps, cwd.weight) == (70, NANO.override(["method.name=cwd"]).method.weight)
     assert pkd.override(["method.name=lgd"]).method == NANO.override(["method.distill_weight=0.5"]).method
     with pytest.raises(InputError, match="no setting 'method.encoder'"):
         pkd.override(["method.encoder=false"])

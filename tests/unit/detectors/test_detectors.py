@@ -295,8 +295,9 @@ def test_the_papers_settings_by_detector() -> None:
     for name in DETECTORS:
         changed = Experiment().override({"detector.name": name, **paper_defaults(name, "resnet101")})
         two_stage = name.endswith("rcnn")
-        assert changed.method.context is not two_stage
-        assert changed.method.detach_appearance is two_stage
+        method: Any = changed.method
+        assert method.context is not two_stage
+        assert method.detach_appearance is two_stage
         assert changed.schedule.lr == (0.02 if two_stage else 0.01)
     assert paper_defaults("fcos", "resnet50")["method.context"] is False
     assert paper_defaults("retinanet", "resnet50")["method.context"] is True

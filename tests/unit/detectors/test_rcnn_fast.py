@@ -78,8 +78,9 @@ def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:
 
 
 def test_diverged_predictions_are_named() -> None:
-    detector = use_fast_losses(_detector("faster_rcnn")).train()
+    detector = _detector("faster_rcnn").train()
+    use_fast_losses(detector)
     with torch.no_grad():
-        detector.proposal_generator.rpn_head.objectness_logits.bias.fill_(float("nan"))  # type: ignore[union-attr]
+        detector.proposal_generator.rpn_head.objectness_logits.bias.fill_(float("nan"))
     with EventStorage(0), pytest.raises(FloatingPointError, match="diverged"):
         detector(batch([1]))

@@ -112,7 +112,7 @@ def test_norms_are_what_is_asked_for() -> None:
 def test_frozen_norms_inside_convolutions_compute_the_same(name: str) -> None:
     torch.manual_seed(0)
     network = TimmNetwork(name, DENSE, norm="FrozenBN").train()
-    norms = [x for x in network.modules() if isinstance(x, (FrozenBatchNorm2d, FrozenBatchNormAct2d))]
+    norms: list[Any] = [x for x in network.modules() if isinstance(x, (FrozenBatchNorm2d, FrozenBatchNormAct2d))]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.running_mean, std=0.1)

@@ -35,7 +35,8 @@ def _detector(name: str, weights: str = "none", **changes: Any) -> Any:
 
 def _photograph(side: int) -> Tensor:
     """The square in its middle (3, side, side), BGR, 0 to 255, as loaders here give images."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+    file: Any = matplotlib.cbook.get_sample_data("grace_hopper.jpg")
+    with file:
         image = Image.open(file).convert("RGB")
     crop = min(image.size)
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
@@ -50,7 +51,7 @@ def test_the_packages_weights_name_the_photograph(number: int) -> None:
     report = load_weights(detector, source)
     assert (report.format, report.initial, report.skipped) == ("timm", (), ())
     # The classifier's last layers are in the file, and in no detector.
-    classifier = timm.create_model(name).eval()
+    classifier: Any = timm.create_model(name).eval()
     named = by_order(read_named(locate_package(source), source).tensors, classifier, source)
     classifier.load_state_dict(named, strict=True)
     photograph = _photograph(224)
@@ -85,13 +86,13 @@ def _file(path: Path, tensors: dict[str, Tensor]) -> Path:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 def test_files_with_timms_names(name: str, suffix: str, tmp_path: Path) -> None:
-    published = timm.create_model(name)
+    published: Any = timm.create_model(name)
     path = _file(tmp_path / f"x{suffix}", published.state_dict())
     detector = _detector(name, str(path))
     assert check_weights(detector, str(path)) is not None
     report = load_weights(detector, str(path))
     assert report.format == "timm"
-    features = timm.create_model(name, features_only=True)
+    features: Any = timm.create_model(name, features_only=True)
     body = detector.backbone.bottom_up.body.state_dict()
     # Whatever the network's names are, its features are the published model's.
     features.load_state_dict(body, strict=True)
@@ -124,8 +125,8 @@ def test_another_networks_file_is_refused(tmp_path: Path) -> None:
 def test_files_of_the_authors_are_translated(tmp_path: Path) -> None:
     published = timm.create_model("convnext_atto").state_dict()
     # The original repository's names.
-    renames = (("stem.", "downsample_layers.0."), (".conv_dw.", ".dwconv."), (".mlp.fc1.", ".pwconv1."))
-    renames += ((".mlp.fc2.", ".pwconv2."), ("head.fc.", "head."), ("head.norm.", "norm."))
+    renames = [("stem.", "downsample_layers.0."), (".conv_dw.", ".dwconv."), (".mlp.fc1.", ".pwconv1.")]
+    renames += [(".mlp.fc2.", ".pwconv2."), ("head.fc.", "head."), ("head.norm.", "norm.")]
     authors = {}
     for name, x in published.items():
         for ours, theirs in renames:
