@@ -206,7 +206,7 @@ def _method_settings(name: str, training: Training, wanted: Experiment) -> dict[
         return {"method.name": "lgd", **{key: value for key, value in settings(wanted).items() if key in same}}
     if training.method != "fgfi":
         return {"method.name": training.method}
-    size: Preset = name
+    size: Preset = name  # type: ignore[assignment]
     backbones = paper_recipes.BACKBONES if name == "paper" else _SMALLER_BACKBONES[size]
     return {
         "method.name": "fgfi",
