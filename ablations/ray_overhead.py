@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.grids import Trial
-from lgd.config.presets import TINY
+from lgd.config.presets import NANO
 from lgd.errors import InputError
 from lgd.files import atomic_write
 from lgd.results.record import FILE, load
@@ -100,7 +100,7 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
             self.ended[trial_name(trial)] = time.monotonic()
 
     quick = {"schedule.steps": steps, "schedule.warmup_steps": 2, "data.shapes_train": 64, "data.shapes_val": 16}
-    base = TINY.override({**quick, "method.name": "baseline"})
+    base = NANO.override({**quick, "method.name": "baseline"})
     clock, begun = Clock(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory, ray_train.cluster(None, cpus=cores):
         output = Path(directory)
@@ -108,7 +108,7 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
             Trial(f"trial {i}", base.override({"seed": i}), output / "trials" / f"trial-{i}") for i in range(trials)
         ]
         run_sweep(
-            planned, RecordLabels("overhead", "tiny"), output, Resources(1, 0, cores), NoDisplay(), callbacks=[clock]
+            planned, RecordLabels("overhead", "nano"), output, Resources(1, 0, cores), NoDisplay(), callbacks=[clock]
         )
         run = {t.name: sum(load(t.directory / FILE).seconds.values()) for t in planned}
     whole = time.monotonic() - begun
