@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 PROG = "lgd pays"
 
 DESCRIPTION = """\
-Does distillation pay on this data? Trains the plain detector, the methods, and the plain detector once more for as
-long as each method took; begins with three seeds of each and adds more until the answer is clear or the budget is
-spent. Ends with a verdict. The same command again goes on with what is there."""
+Answer whether distillation pays on your data, with a verdict (docs/verdict.md)."""
 
 EXAMPLES = (
     "--data coco-json:/data/mine --budget 8h",

@@ -231,7 +231,7 @@ def _unknown_hours(runs: Iterable[Run]) -> list[str]:
 def _evaluation_note(runs: Iterable[Run]) -> list[str]:
     """Where the runs were not evaluated equally often."""
     evaluated = {
-        (len(record.evaluations), record.experiment.evaluation.teacher)
+        (len(record.evaluations), record.experiment.method.has_teacher_ap and record.experiment.evaluation.teacher)
         for record in (run.record for run in runs)
         if record.status == "finished" and "evaluation" in record.device_seconds
     }

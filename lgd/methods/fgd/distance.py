@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgd.methods.align import align
-from lgd.methods.fgd import FGDWeights
+from lgd.methods.fgd.weights import FGDWeights
 from lgd.methods.norms import without_autocast
 from lgd.methods.objects import pad_objects
 

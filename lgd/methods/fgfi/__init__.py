@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -11,18 +11,12 @@ from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.config.phases import Phases
 from lgd.config.schedule import Schedule
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt
+from lgd.methods.fgfi.levels import LevelRule
 
 if TYPE_CHECKING:
     from lgd.methods.distiller import Distiller
     from lgd.methods.parts import Parts
 
-LevelRule = Literal["best", "fpn", "all"]
-"""On which levels an object marks cells to imitate, which the paper does not say.
-
-``best`` (default): the one with the anchor of its largest IoU, so that each level uses only the boxes assigned to it
-(the author's answer). ``fpn``: the one of FPN's equation 1 (k0 = 4 at 224 pixels), or the nearest. ``all``: every
-level, each with its own threshold.
-"""
 
 WITHOUT_IMITATION = 400
 """Steps of the released code before imitation begins."""

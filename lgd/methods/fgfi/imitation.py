@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lgd.distributed.ranks import mean_over_workers
-from lgd.methods.fgfi import LevelRule
+from lgd.methods.fgfi.levels import LevelRule
 from lgd.methods.init import init_he
 from lgd.methods.parts import channels_of, levels_of
 

@@ -26,7 +26,7 @@ def test_absurd_sizes_get_a_line_at_once(seeds: int) -> None:
 
 
 def test_a_setting_that_an_arm_overrules_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--set method\.encoder=true has no effect on arm 'without encoder'"):
+    with pytest.raises(InputError, match=r"--set method\.encoder=true has no effect on arm 'ours without encoder'"):
         describe("components", "nano", overrides=["method.encoder=true"])
     assert describe("components", "nano", overrides=["method.encoder=true"], arms="baseline,LGD").arms == (
         "baseline",

@@ -197,7 +197,7 @@ def test_the_command_writes_table_and_figure(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "complaint"),
     [
         (["--steps", "0"], "--steps 0: at least one"),
-        (["--method", "magic"], "method.name"),
+        (["--method", "magic"], "no method 'magic'"),
         (["--side", "1"], "--side 1"),
     ],
 )

@@ -73,7 +73,7 @@ def test_factors_are_of_what_the_command_says(name: str, key: str, factors: tupl
         found: dict[str, list[float]] = {}
         for arm in own.arms:
             experiment = experiment_of(arm, base, overrides)
-            found.setdefault(experiment.method.name, []).append(settings(experiment)[key])
+            found.setdefault(arm.name.split(" at ")[0], []).append(settings(experiment)[key])
             assert own.references[arm.name].startswith("baseline")
         assert all(values == pytest.approx([value * x for x in factors]) for values in found.values())
         assert len(found) > 1
