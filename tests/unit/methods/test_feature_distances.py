@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lgd.errors import InputError
 from lgd.methods.cwd.distance import ChannelWiseDistance, cwd_loss
-from lgd.methods.fgd import FGDWeights
 from lgd.methods.fgd.distance import FocalGlobal, FocalGlobalDistance, attention, background_mask, foreground_mask
+from lgd.methods.fgd.weights import FGDWeights
 from lgd.methods.mgd.distance import MaskedGeneration, MaskedGenerativeDistance
 from lgd.methods.objects import pad_objects
 from lgd.methods.pkd.distance import PearsonDistance, check_channels, pkd_loss, standardize

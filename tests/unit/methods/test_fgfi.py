@@ -17,8 +17,8 @@ from lgd.config.phases import Phases
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features
-from lgd.methods.fgfi import LevelRule
 from lgd.methods.fgfi.imitation import ImitationDistance
+from lgd.methods.fgfi.levels import LevelRule
 from lgd.methods.frozen_teacher import FrozenTeacher
 from tests.helpers import DETECTORS, batch, detector_batch, instances
 from tests.helpers_methods import DenseParts, drawn, seeded_detector

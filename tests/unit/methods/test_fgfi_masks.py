@@ -11,8 +11,8 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, Rotated
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from lgd.methods.fgfi import LevelRule
 from lgd.methods.fgfi.imitation import Anchors, ImitationDistance, anchors_of, imitation_masks
+from lgd.methods.fgfi.levels import LevelRule
 from tests.helpers import DETECTORS, instances
 from tests.helpers_methods import DenseParts, drawn, seeded_detector
 
