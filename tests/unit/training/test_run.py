@@ -23,7 +23,6 @@ from lgd.evaluation.evaluate import evaluate
 from lgd.methods.distiller import student_of
 from lgd.results.record import load
 from lgd.training import run as training
-from lgd.training.__main__ import main as train_main
 from lgd.training.build import build
 from lgd.training.optimizer import build_optimizer, lr_factor
 from lgd.training.trainer import Trainer
@@ -391,12 +390,3 @@ def test_golden_trace(tmp_path: Path) -> None:
     assert set(found) == set(golden)
     for name, values in golden.items():
         assert found[name] == pytest.approx(values, rel=2e-2), name
-
-
-def test_a_sweeps_directory_is_not_trained_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "sweep.json").write_text("{}")
-    command = ["retinanet_r50_2x_ms", "--method", "lgd", "--data", "shapes", "--output", str(tmp_path)]
-    assert train_main(command) == 2
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", f"error: {tmp_path} holds a sweep's results: choose another --output\n")
-    assert [x.name for x in tmp_path.iterdir()] == ["sweep.json"]
