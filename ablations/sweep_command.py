@@ -108,7 +108,7 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the sweep")
     group.add_argument(
         "--preset", default="tiny", metavar="PRESET",
-        help="tiny (CPU, minutes), small (one GPU), paper, or finetune for your data (default: tiny)"
+        help="tiny (CPU, minutes), small (one GPU), paper, finetune for your data, or nano for tests (default: tiny)"
     )  # fmt: skip
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
     add_detector_arguments(group)
