@@ -1,25 +1,23 @@
-"""Every method on a dense detector and on R-CNN, trained for a few steps: it learns, its costs add up, its student is
-a stock detector."""
+"""Every method on a dense detector and on R-CNN, trained for a few steps: its costs add up, its student is a stock
+detector."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 
 from lgd.config.experiment import Experiment
 from lgd.config.method import BUILT_IN
+from lgd.data.catalog import load_dataset
 from lgd.detectors import build_detector
 from lgd.results.cost_meter import PHASES
 from lgd.training.build import build_model
 from lgd.training.export import TrainedStudent
-from lgd.training.optimizer import build_optimizer
 from lgd.training.teacher import train_with_teacher
-from tests.helpers import CLASSES, detector_batch, one_thread, quick_experiment
+from tests.helpers import detector_batch, quick_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -33,35 +31,12 @@ CASES = [
 WHOLE = [x for x in CASES if x.values[0] == "retinanet" or x.values[1] in ("tfkd", "labelenc", "ban")]
 """Those that are trained whole: on R-CNN the methods that read its head, or start from one."""
 
-STEPS, FALL = 16, 0.8
-"""Steps on one batch, and how far the student's losses fall at least."""
-
 
 def _experiment(detector: str, method: str) -> Experiment:
     small = {"detector__name": detector, "detector__fc_dim": 32, "detector__regions": 16, "detector__proposals": 50}
     experiment = quick_experiment(**small, method__name=method)
     gate = {"method.teacher.gate": False} if experiment.has_setting("method.teacher.gate") else {}
     return experiment.override(gate)
-
-
-@pytest.mark.parametrize(("detector", "method"), CASES)
-def test_a_few_steps_on_two_images_lower_the_students_losses(detector: str, method: str) -> None:
-    experiment = _experiment(detector, method)
-    with one_thread():
-        model: Any = build_model(experiment, CLASSES).train()
-        optimizer, data = build_optimizer(model, experiment), detector_batch(detector, (3, 2))
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02
-        totals = []
-        for step in range(STEPS):
-            with EventStorage(step):
-                losses = model(data)
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            torch.nn.utils.clip_grad_value_([p for p in model.parameters() if p.grad is not None], 0.1)
-            optimizer.step()
-            totals.append(sum(x.item() for name, x in losses.items() if "/" not in name and name != "loss_distill"))
-    assert sum(totals[-3:]) < FALL * sum(totals[:3])
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +56,20 @@ def test_a_training_pays_for_its_teacher_and_leaves_a_stock_detector(
     record = train_with_teacher(experiment, tmp_path / "run", teachers=teachers)
     wall = time.perf_counter() - started
     assert (record.status, record.steps) == ("finished", experiment.schedule.steps)
-    # The phases are all there is of the time, and one process is charged for it.
+    # The phases are parts of the time there was, none of them counted twice, and one process is charged for them.
     assert record.seconds.keys() == set(PHASES)
-    assert sum(record.seconds.values()) == pytest.approx(wall, rel=0.25)
+    assert 0 < sum(record.seconds.values()) <= wall
     assert record.device_seconds == record.seconds
     assert (record.pretraining is not None) is (experiment.teacher is not None)
     if record.pretraining is not None:
         assert record.pretraining.reused
         assert record.pretraining.full > 0
-    assert (record.parameters["teacher"] > 0) is any(
-        name.startswith(("teacher.", "distance.")) for name, _ in build_model(experiment, 4).named_parameters()
-    )
+    classes = len(load_dataset(experiment.data).class_names)
+    names = [name for name, _ in build_model(experiment, classes).named_parameters()]
+    beyond = [x for x in names if not x.startswith("student.")] if method != "baseline" else []
+    assert (record.parameters["teacher"] > 0) is bool(beyond)
     student = TrainedStudent(tmp_path / "run")
-    stock = build_detector(experiment.detector, 4)
+    stock = build_detector(experiment.detector, classes)
     stock.load_state_dict(torch.load(tmp_path / "run" / "student.pth", weights_only=True)["model"])
     image = detector_batch(detector, (1,))[0]
     with torch.no_grad():
