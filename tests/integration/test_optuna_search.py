@@ -129,13 +129,17 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--workers", "0"], "--workers 0"),
         (["--workers", "3"], "does not split over 3 workers"),
         (["--workers", "2", "--cpus", "4000"], "can never run here"),
-        (["--address", "127.0.0.1:1"], "no Ray cluster"),
     ):
         assert main([*common, *arguments]) == 2
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    # In a process of its own, for tests of this one share a Ray that is open already.
+    script = [sys.executable, str(ROOT / "ablations" / "run.py"), *common, "--address", "127.0.0.1:1"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "no Ray cluster" in done.stderr
 
 
 def test_any_grid_can_be_searched_around(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +229,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     kept = {path: path.read_bytes() for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert {"baseline-seed0", "search-000"} <= {path.parent.name for path in kept}
     ended_early = run("--resume", str(tmp_path), "--cpus", "2", "--max-gpu-hours", "1e-5", status=3)
-    assert "1 trials, 0 to run" in ended_early.out
+    assert "1 trials and 4 samples of a search, 0 to run" in ended_early.out
     assert "samples of the search" in ended_early.out
     done = run("--resume", str(tmp_path), "--cpus", "2")
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}

@@ -35,7 +35,8 @@ def _texts(svg: Path) -> str:
 def test_real_runs_are_drawn(real_results: Path, tmp_path: Path) -> None:
     paths = draw(load_runs(real_results), tmp_path)
     names = {p.name for p in paths}
-    assert names == {f"{x}.{kind}" for x in ("pareto", "gains", "cost", "curves", "classes") for kind in ("png", "svg")}
+    drawn = ("pareto", "gains", "cost", "curves", "classes", "ap-hours", "gain-against-cost", "label-signal")
+    assert names == {f"{x}.{kind}" for x in drawn for kind in ("png", "svg")}
     for path in (x for x in paths if x.suffix == ".png"):
         with Image.open(path) as image:
             assert image.width > 1000

@@ -62,7 +62,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
 @pytest.mark.slow
 def test_methods_take_turns_and_every_second_round_runs_backwards(fake: type[FakeProcess], tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    assert cost.main(["--rounds", "3", "--steps", "4", "--output", str(path), "--price-per-gpu-hour", "2"]) == 0
+    options = ["--preset", "nano", "--rounds", "3", "--steps", "4", "--price-per-gpu-hour", "2"]
+    assert cost.main([*options, "--output", str(path)]) == 0
     names = [(method, stage) for method, stage, _ in fake.timed]
     plan = [
         ("baseline", "not distilling"), ("fgfi", "not distilling"), ("fgfi", "distilling"),
