@@ -100,8 +100,9 @@ def depthwise_by_matrix(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple[
     B, C, H, W = x.shape
     cells = _cells_under_kernel(tuple(weight.shape[2:]), padding, (H, W)).to(weight.dtype)
     matrices = (weight.flatten(1) @ cells.flatten(1)).view(C, H * W, H * W)
-    found = torch.baddbmm(bias[:, None, None], x.flatten(2).transpose(0, 1), matrices)
-    return found.transpose(0, 1).reshape(B, C, H, W)
+    # Batched products of matrices that are not contiguous are computed one by one.
+    found = torch.bmm(x.flatten(2).transpose(0, 1).contiguous(), matrices)
+    return (found.transpose(0, 1) + bias[:, None]).reshape(B, C, H, W)
 
 
 def _trains_on_cpu(x: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lgd.config.experiment import Detector
+from lgd.config.experiment import Data, Detector
 from lgd.config.paper_recipes import paper_defaults
 from lgd.data.shapes import ShapesSpec, make
 from lgd.detectors import build_detector
@@ -148,9 +148,9 @@ def test_every_detector_overfits_eight_images(name: str, method: str, eight: Pat
     assert is_enough(_best(eight, SIDE, tmp_path, settings, is_enough))
 
 
-def _quick_norms(settings: Detector, num_classes: int) -> nn.Module:
+def _quick_norms(settings: Detector, num_classes: int, data: Data | None = None) -> nn.Module:
     """The real detector. Its running statistics follow within the few steps that there are."""
-    built: nn.Module = build_detector(settings, num_classes)
+    built: nn.Module = build_detector(settings, num_classes, data)
     for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.5

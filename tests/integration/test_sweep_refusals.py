@@ -72,7 +72,7 @@ def test_bad_input_is_one_line_and_nothing_runs(
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "components", *QUICK, "--dry-run", "--seeds", "2", "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("label-queries-seed1 ") for line in lines)
+    assert any(line.startswith("lgd-residual-ours-seed1 ") for line in lines)
     # The cost comes first, and the settings on request.
     assert lines[1].startswith("16 of 16 trials to run")
     assert "predict" in lines[2]
