@@ -47,6 +47,9 @@ PROG = "benchmarks/speed.py"
 
 DESCRIPTION = "Compare the speed of a training step with that of a naive implementation (docs/performance.md)."
 
+BUILT_AT_ONCE = 5
+"""Networks built at the same time on a GPU: most of it is work of one core each, then one forward pass."""
+
 EXAMPLES = (
     " # tiny, CPU: the arms of the components grid",
     "--changes  # LGD with one optimization turned off at a time",
@@ -80,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--changes", nargs="?", const=",".join(OPTIMIZATIONS), default="", metavar="A,B",
         help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
     add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
-    add("--compile", action="store_true", help="on a GPU, rows with compile=true, too")
+    add("--compile", action="store_true", help="instead, on a GPU: the fastest form, and the same with compile=true")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
     add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
 
@@ -148,11 +151,19 @@ def changes(experiment: Experiment, names: Sequence[str] = OPTIMIZATIONS) -> lis
 
 
 def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
-    """Forms of one detector's step on a GPU: of the detector alone, with LGD and with FGFI."""
+    """Forms of one detector's step on a GPU: of the detector alone, with LGD and with FGFI.
+
+    compiled: instead, of the detector alone and with LGD, the fastest form of these and the same with compile=true:
+    compiling takes minutes, which may be more than there are.
+    """
     fast = {"precision": "bf16", "memory_format": "channels_last"}
     found = []
     for arm, method in (("baseline", "baseline"), ("LGD", "lgd")):
         one = experiment.override({"method.name": method})
+        if compiled:
+            found.append(Row(arm, f"{OURS} bf16", one.override(fast)))
+            found.append(Row(arm, f"{OURS} bf16 compiled", one.override({**fast, "compile": True})))
+            continue
         default = one.override({"precision": "fp32", "memory_format": "contiguous"})
         found += [
             Row(arm, f"{NAIVE} fp32", default, OPTIMIZATIONS),
@@ -160,15 +171,12 @@ def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
             Row(arm, f"{OURS} fp32", one.override({**fast, "precision": "fp32"})),
             Row(arm, f"{OURS} bf16", one.override(fast)),
         ]
-        if compiled:
-            found.append(Row(arm, f"{OURS} bf16 compiled", one.override({**fast, "compile": True})))
-    fastest: dict[str, dict[str, Any]] = {"bf16": fast, "bf16 compiled": {**fast, "compile": True}}
-    for name, form in list(fastest.items())[: 2 if compiled else 1]:
-        fgfi = experiment.override({"method.name": "fgfi", **form})
+    if not compiled:
+        fgfi = experiment.override({"method.name": "fgfi", **fast})
         assert fgfi.teacher is not None
         found += [
-            Row("FGFI", f"{OURS} {name}", fgfi),
-            Row("FGFI's teacher in training", f"{OURS} {name}", fgfi.teacher),
+            Row("FGFI", f"{OURS} bf16", fgfi),
+            Row("FGFI's teacher in training", f"{OURS} bf16", fgfi.teacher),
         ]
     return found
 
@@ -179,12 +187,15 @@ def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: i
     import pandas as pd
 
     from lgd.results.cost_meter import FIRST_STEPS
+    from lgd.training.device import resolve_device
+
+    on_gpu = resolve_device(rows[0].experiment).type == "cuda"
 
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
         processes = [stack.enter_context(TimerProcess()) for _ in rows]
-        for row, process in zip(rows, processes, strict=True):
-            process.request("build", TimerSpec(row.experiment, images, row.name, row.without))
+        specs = [TimerSpec(row.experiment, images, row.name, row.without) for row in rows]
+        _build(processes, specs, at_once=BUILT_AT_ONCE if on_gpu else 1)
         losses = [sum(process.request("losses").values()) for process in processes]
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -199,6 +210,15 @@ def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: i
     order = {row.name: i for i, row in enumerate(rows)}
     frame = pd.DataFrame(found)
     return frame.iloc[sorted(range(len(frame)), key=lambda i: order[f"{found[i]['arm']}, {found[i]['side']}"])]
+
+
+def _build(processes: Sequence[TimerProcess], specs: Sequence[TimerSpec], at_once: int) -> None:
+    pairs = list(zip(processes, specs, strict=True))
+    for first in range(0, len(pairs), at_once):
+        for process, spec in pairs[first : first + at_once]:
+            process.send("build", spec)
+        for process, _ in pairs[first : first + at_once]:
+            process.receive()
 
 
 def _described(experiment: Experiment, images: SyntheticImages) -> dict[str, Any]:
