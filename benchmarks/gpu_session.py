@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ with exit_on_interrupt():
     from benchmarks.options import Benchmark
     from lgd.errors import InputError
     from lgd.files import write_text
+    from lgd.results.provenance import COMMIT
 
 PROG = "benchmarks/gpu_session.py"
 
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", type=lambda text: text.split(","), default=[], metavar="A,B", help="only these measurements")
     add("--plan", action="store_true", help="print the measurements, and do no more")
     add("--dry", action="store_true", help="on the CPU at toy sizes: does every command work?")
-    add("--commit", default="", metavar="HASH", help="of the code, where git cannot say it")
+    add("--commit", default="", metavar="HASH", help="of the code, where git cannot say it; LGD_COMMIT")
 
 
 def run(options: argparse.Namespace, command: str) -> int:
@@ -150,7 +152,9 @@ class Session:
         command = self._command(measurement, directory, allowed)
         print(f"{measurement.name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        status = run_limited([sys.executable, *command], directory / "log.txt", allowed, cpu=self.dry)
+        status = run_limited(
+            [sys.executable, *command], directory / "log.txt", allowed, cpu=self.dry, commit=self._commit
+        )
         seconds = time.monotonic() - start
         word = "done" if status == 0 else "stopped" if status is None or measurement.resumes else "failed"
         found = figures(measurement.name, directory)
@@ -187,15 +191,18 @@ class Session:
         write_session(self.directory, self._results, dry=self.dry, commit=self._commit)
 
 
-def run_limited(command: Sequence[str], log: Path, seconds: float, *, cpu: bool = False) -> int | None:
+def run_limited(
+    command: Sequence[str], log: Path, seconds: float, *, cpu: bool = False, commit: str = ""
+) -> int | None:
     """Run ``command``, its output appended to ``log``; its exit status, None when it was stopped after ``seconds``.
 
-    It is asked to end first (SIGTERM), so that it may write a checkpoint. cpu: hide the GPUs from it.
+    It is asked to end first, as by Ctrl-C, so that it may write a checkpoint or what it has so far. cpu: hide the GPUs
+    from it. commit: of the code, told to it.
     """
     # Lazy: only here.
     import psutil
 
-    environment = dict(os.environ)
+    environment = {**os.environ, **({COMMIT: commit} if commit else {})}
     if cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with log.open("ab") as file:
@@ -203,7 +210,7 @@ def run_limited(command: Sequence[str], log: Path, seconds: float, *, cpu: bool 
         try:
             return process.wait(timeout=max(seconds, 1.0))
         except subprocess.TimeoutExpired:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=GRACE)
             return None

@@ -58,8 +58,14 @@ def hardware() -> dict[str, str]:
     }
 
 
+COMMIT = "LGD_COMMIT"
+"""Environment variable: the commit of the code, for a copy of it that git does not know (a container's)."""
+
+
 def git_commit() -> str:
     """Commit of this checkout, with ``+changes`` when the working tree differs; ``unknown`` where there is none."""
+    if told := os.environ.get(COMMIT, ""):
+        return told
     root = Path(lgd.__file__).parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")

@@ -69,14 +69,20 @@ def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(mea
 
 def test_what_takes_too_long_is_asked_to_end_then_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_session, "GRACE", 0.5)
-    polite = "import signal, time; signal.signal(15, lambda *_: (print('asked', flush=True), exit(0))); time.sleep(60)"
-    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    polite = "import signal, time; signal.signal(2, lambda *_: (print('asked', flush=True), exit(0))); time.sleep(60)"
+    stubborn = "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)"
     start = time.monotonic()
     for code in (polite, stubborn):
         assert run_limited([sys.executable, "-c", code], tmp_path / "log", 1.0) is None
     assert time.monotonic() - start < 30
     assert (tmp_path / "log").read_text() == "asked\n"
     assert run_limited([sys.executable, "-c", "raise SystemExit(4)"], tmp_path / "log", 60) == 4
+
+
+def test_a_measurement_knows_the_commit_that_git_cannot_say(tmp_path: Path) -> None:
+    code = "from lgd.results.provenance import git_commit; print(git_commit())"
+    assert run_limited([sys.executable, "-c", code], tmp_path / "log", 60, commit="c" * 40) == 0
+    assert (tmp_path / "log").read_text() == "c" * 40 + "\n"
 
 
 @pytest.mark.parametrize(

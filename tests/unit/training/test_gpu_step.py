@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from lgd.config.presets import NANO
+from lgd.methods.distiller import batch_to_device
 from lgd.training.build import build_model
 from lgd.training.device import move_to_device
 from lgd.training.optimizer import build_optimizer
@@ -25,8 +26,10 @@ def _model(**changes: Any) -> tuple[Any, torch.optim.Optimizer]:
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, seed: int) -> dict[str, torch.Tensor]:
+    # As the trainer does.
+    images = batch_to_device(batch([3, 0, 9], size=(128, 160), seed=seed), torch.device("cuda"))
     with torch.autocast("cuda", torch.bfloat16):
-        losses: dict[str, torch.Tensor] = model(batch([3, 0, 9], size=(128, 160), seed=seed))
+        losses: dict[str, torch.Tensor] = model(images)
     sum(losses.values()).backward()  # type: ignore[union-attr]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

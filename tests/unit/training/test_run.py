@@ -308,7 +308,7 @@ def test_the_learning_rate_falls_in_short_trainings_too(steps: int) -> None:
 @pytest.mark.gpu
 def test_fp16_trains_on_a_gpu(tmp_path: Path) -> None:
     for accumulate in (1, 2):
-        changes: dict[str, Any] = {"device": "cuda", "schedule__accumulate": accumulate, "schedule__steps": 20}
+        changes: dict[str, Any] = {"device": "cuda", "schedule__accumulate": accumulate, "data__workers": 0}
         half = training.run(quick_experiment(precision="fp16", **changes), tmp_path / f"fp16-{accumulate}")
         exact = training.run(quick_experiment(**changes), tmp_path / f"fp32-{accumulate}")
         assert half.status == "finished"
