@@ -54,7 +54,7 @@ def plan(*, data: str = "shapes", compiles: bool = True) -> list[Measurement]:
              "--continue-on-collection-errors", *gpu_tests(), f"--junitxml={OUTPUT}/junit.xml"),
             ("-m", "pytest", "-m", "gpu", "-q", "-n0", "-p", "no:cacheprovider", "tests/unit/training/test_gpu_step.py",
              f"--junitxml={OUTPUT}/junit.xml"),
-            90,
+            60,
         ),
         _speed("retinanet", "LGD in 220 ms and 27 GiB, its extra at most 0.45; FGFI's cost", 8.7, 150),
         _speed("faster_rcnn", "LGD in 400 ms", 8.7, 170),
