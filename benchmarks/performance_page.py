@@ -42,16 +42,31 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:
     Parser(prog=prog, description=__doc__).parse_args(arguments)
-    write_text(PAGE, with_session(with_tables(PAGE.read_text(encoding="utf-8")), PAGE))
+    write_text(PAGE, with_session(with_tables(PAGE.read_text(encoding="utf-8")), PAGE, details=True))
     write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
     print(f"wrote {PAGE}, {COST_PAGE}")
     return 0
 
 
-def with_session(page: str, path: Path) -> str:
-    """``page`` with what the newest committed session on a GPU measured, or that there is none."""
+def with_session(page: str, path: Path, *, details: bool = False) -> str:
+    """``page`` with what the newest committed session on a GPU measured, or that there is none.
+
+    details: also the tables of its measurements.
+    """
     session = newest_session(RESULTS)
-    return _with_block(page, "gpu", NO_SESSION if session is None else session_page(session).strip(), path)
+    if session is None:
+        return _with_block(page, "gpu", NO_SESSION, path)
+    parts = [session_page(session), *(_details(session) if details else [])]
+    return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts), path)
+
+
+def _details(session: Path) -> list[str]:
+    """A heading and the table of each measurement that has one."""
+    return [
+        f"### {table.parent.name}\n\n{table.read_text(encoding='utf-8')}"
+        for name in ("speed", "breakdown")
+        for table in sorted(session.glob(f"*/{name}.md"))
+    ]
 
 
 def with_tables(page: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal, cast
 
 import torch
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, MapDataset, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from lgd.data.catalog import register
 from lgd.data.dataset import DataSet, check_objects
 from lgd.data.mapper import CACHE_BYTES, FastDatasetMapper, ImageCache, Sample
-from lgd.data.sampling import BatchSampler, SampleStream
+from lgd.data.sampling import BatchSampler, EqualSizes, SampleStream
 from lgd.errors import InputError
 
 __all__ = ["Workers", "train_loader", "val_loader", "worker_processes"]
@@ -118,7 +118,8 @@ def val_loader(
 
     min_size, max_size: shorter and longest longer side in pixels. with_labels: keep ``instances`` (in the resized
     image's pixels, without crowds), so that a teacher which reads labels can be evaluated. workers, cuda: as for
-    :func:`train_loader`.
+    :func:`train_loader`. batch_size: images of a batch, at most: only images of one size share a batch, so that none
+    is padded and its detections depend on no other image.
     """
     register(dataset)
     processes = worker_processes(workers, cuda=cuda)
@@ -131,17 +132,17 @@ def val_loader(
         mask_format="polygon",
         cache=_cache(cache_bytes, processes),
     )
-    loader = build_detection_test_loader(
-        _records(dataset.val, filter_empty=False),
-        mapper=mapper,
+    records = _records(dataset.val, filter_empty=False)
+    return DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), mapper),
+        batch_sampler=EqualSizes([(x["height"], x["width"]) for x in records], batch_size),
         num_workers=processes,
-        batch_size=batch_size,
+        collate_fn=trivial_batch_collator,
+        # An evaluation must not move torch's global state.
+        generator=_own_generator(),
+        pin_memory=cuda,
+        worker_init_fn=_exit_with_parent,
     )
-    # detectron2 has no arguments for these, and an evaluation must not move torch's global state either.
-    loader.generator = _own_generator()
-    loader.pin_memory = cuda
-    loader.worker_init_fn = _exit_with_parent
-    return cast("DataLoader[list[Sample]]", loader)
 
 
 def worker_processes(workers: Workers, *, cuda: bool) -> int:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from lgd.data.mapper import FastDatasetMapper, Sample
 
-__all__ = ["BatchSampler", "SampleStream"]
+__all__ = ["BatchSampler", "EqualSizes", "SampleStream"]
 
 
 @contextlib.contextmanager
@@ -77,3 +77,22 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             if len(bucket) == self._batch:
                 yield bucket[:]
                 bucket.clear()
+
+
+class EqualSizes(Sampler[list[int]]):
+    """This rank's part of a data set, in order, in batches of neighbours of one size.
+
+    sizes: (height, width) of every image. batch: images of a batch, at most.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch: int) -> None:
+        # Not with a size of 0, which it refuses; an empty split has no batch.
+        mine = list(InferenceSampler(len(sizes))) if sizes else []
+        runs = [list(run) for _, run in itertools.groupby(mine, key=lambda index: sizes[index])]
+        self._batches = [run[i : i + batch] for run in runs for i in range(0, len(run), batch)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

@@ -26,6 +26,10 @@ from lgd.methods.label_guided.label_use import INSTRUCTIVE, TeacherMeters, measu
 from lgd.results.detections import STUDENTS, TEACHERS, save_detections
 from lgd.results.record import Scores
 
+MOST_IMAGES, BATCH_PIXELS = 8, 8 * 256 * 256
+"""Images, and pixels, that are detected on at once, at most: small images have more calls than work; large ones need
+memory."""
+
 
 class Evaluated(NamedTuple):
     """The results of one evaluation."""
@@ -94,6 +98,7 @@ def _detect(
         workers=settings.workers,
         with_labels=teacher,
         cuda=any(x.is_cuda for x in model.parameters()),
+        batch_size=max(1, min(MOST_IMAGES, BATCH_PIXELS // (settings.test_size * settings.max_size))),
     )
     collected, meters = _CocoDetections(dataset.layout.category_ids, after_image), TeacherMeters()
     with contextlib.ExitStack() as stack:

@@ -119,7 +119,7 @@ def test_tiny_takes_imagenet_weights_where_the_suite_has_them() -> None:
             assert (tiny.schedule.lr_per_16, tiny.schedule.frozen) == (nano.schedule.lr_per_16, 0.0)
         else:
             assert find_weights(backbone.weights).is_cached
-            assert (tiny.schedule.lr_per_16, tiny.schedule.frozen) == (0.02, PAPER.schedule.frozen)
+            assert (tiny.schedule.lr_per_16, tiny.schedule.frozen) == (0.03, PAPER.schedule.frozen)
     names = {x: at_preset("tiny", _plain(x)).detector.backbone.name for x in ("r50", "r101", "x101")}
     assert list(names.values()) == [f"timm:tf_efficientnet_lite{i}" for i in range(3)]
     assert TINY.detector == at_preset("tiny", _plain("r50")).detector

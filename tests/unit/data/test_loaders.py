@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from lgd.data.catalog import resolve
 from lgd.data.dataset import DataSet
 from lgd.data.loaders import train_loader, val_loader
+from lgd.data.sampling import EqualSizes
 from lgd.errors import InputError
 from lgd.training import run as training
 from lgd.training.build import dry_build
@@ -185,3 +186,16 @@ def test_validation(made: DataSet, with_labels: bool, workers: int) -> None:
         assert sum(counts) == made.counts.val.objects
         assert counts.count(0) == made.counts.val.empty > 0
         assert all(sample["instances"].image_size == (96, 96) for sample in samples)
+
+
+def test_images_of_one_size_are_detected_on_together(mixed: DataSet) -> None:
+    """Neighbours share a batch, the order stays, and no image is padded."""
+    loader = val_loader(mixed, min_size=48, max_size=96, workers=0, with_labels=False, batch_size=2)
+    found = list(loader)
+    assert len(found) == len(loader)
+    flat = [sample["image_id"] for sample in itertools.chain(*found)]
+    assert flat == sorted(flat)
+    assert all(len({tuple(sample["image"].shape) for sample in batch}) == 1 for batch in found)
+    sizes = [(40, 48)] * 3 + [(48, 40)] + [(40, 48)]
+    assert list(EqualSizes(sizes, 2)) == [[0, 1], [2], [3], [4]]
+    assert list(EqualSizes([], 2)) == []

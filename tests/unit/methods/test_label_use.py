@@ -165,11 +165,16 @@ def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pyte
             meters.append(self)
 
     monkeypatch.setattr(label_use, "LabelUse", Kept)
-    found = evaluate(model, dataset, experiment.data, teacher=True)
-    total, count = meters[0].totals()
-    assert found.label_use == pytest.approx((total / count) ** 0.5)
-    # One sum a level and image.
-    assert len(meters[0]._sums) % dataset.counts.val.images == 0
+    shares = []
+    for images in (1, 8):
+        monkeypatch.setattr("lgd.evaluation.evaluate.MOST_IMAGES", images)
+        found = evaluate(model, dataset, experiment.data, teacher=True)
+        total, count = meters[-1].totals()
+        assert found.label_use == pytest.approx((total / count) ** 0.5)
+        shares.append(total / count)
+    # One sum a level and batch; however many images make a batch, the sums are the same.
+    assert len(meters[0]._sums) == dataset.counts.val.images * len(meters[1]._sums)
+    assert shares[1] == pytest.approx(shares[0], rel=1e-5)
     assert evaluate(model, dataset, experiment.data).label_use is None
 
 
