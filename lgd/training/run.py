@@ -155,9 +155,10 @@ def _attempt(
     # An error of one worker is raised on all, which would otherwise wait for it.
     device = ranks.run_on_all_ranks(lambda: _device(experiment))
     meter = CostMeter(ranks.world_size() * share, energy=gpu_energy(device, share))
-    reset_peak_memory()
     with ExitStack() as stack:
         stack.enter_context(meter.phase("setup"))
+        # It takes tenths of a second, which the training holds its device.
+        reset_peak_memory()
         stack.enter_context(process_settings(experiment))
         built = ranks.run_on_all_ranks(lambda: _build(experiment, teacher, directory))
         heartbeat = Heartbeat(meter, directory, built.fingerprint)
