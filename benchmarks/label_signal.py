@@ -1,7 +1,7 @@
 """Whether LGD's teacher goes on hearing its labels while it trains, with few classes and with many.
 
 The first steps of a preset's training are made on the shapes data, whose objects get other classes: their shape,
-quarter of the image and size, mapped to the number of classes that is asked for. Printed is, by step, how far the
+quarter of the image and size, mapped to the number of classes that is asked for. Measured is, by step, how far the
 output of each of the teacher's modules changes when every class is replaced by the next (docs/method.md, "Hearing
 test").
 """
@@ -19,19 +19,27 @@ from typing import TYPE_CHECKING, Any
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from lgd.cli import Parser, examples, exit_status
+    from benchmarks.options import Benchmark, csv_path, output_stem, read_results, write_results
     from lgd.config.experiment import STEPS, Experiment
     from lgd.config.presets import preset
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lgd.data.dataset import DataSet
 
 PROG = "benchmarks/label_signal.py"
 
 DESCRIPTION = "Measure how long LGD's teacher tells the classes of its labels apart (docs/method.md, 'Hearing test')."
 
-EXAMPLES = ("--classes 3,7,31,80 --steps 60 --variants LGD,centred",)
+EXAMPLES = (
+    "--classes 3,7,31,80 --steps 60 --variants LGD,centred",
+    "--table benchmarks/results/FILE.csv",
+)
+
+COLUMNS = ("classes", "variant", "step", "stage", "change", "torch", "git_commit", "started", "command")
+"""Columns that the table needs."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "LGD": {},
@@ -130,51 +138,101 @@ def _changes(model: Any, batch: list[dict[str, Any]]) -> dict[str, float]:
     return found if attention is None else {**found, "attention": attention[0] / attention[1]}
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
-    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
-
-
-def parser(prog: str = PROG) -> Parser:
-    found = Parser(prog=prog, description=DESCRIPTION, epilog=examples(prog, *EXAMPLES))
-    add = found.add_argument
-    add("--classes", default="7", metavar="N,N", help="numbers of classes, up to 84 (default: 7)")
-    add("--steps", type=int, default=60, help="of the training that are made (default: 60)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--classes", default="7", metavar="N,N", help=f"numbers of classes, up to {PLACES * 7} (default: 7)")
+    add("--steps", type=int, default=60, metavar="N", help="steps of the training that are made (default: 60)")
     add("--variants", default="LGD,centred", metavar="A,B", help=f"of {', '.join(VARIANTS)} (default: LGD,centred)")
-    add("--preset", default="nano", help="whose training it is (default: nano)")
+    add("--preset", default="nano", help="the training to begin from (default: nano)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in lgd sweep run")
-    return found
+    add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/label-signal_...csv)")
+    add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print a line a step for each number of classes and each variant."""
-    variants = [x.strip() for x in options.variants.split(",")]
-    unknown = [x for x in variants if x not in VARIANTS]
-    if unknown:
-        raise InputError(f"--variants {unknown[0]}: choose among {', '.join(VARIANTS)}")
-    try:
-        numbers = [int(x) for x in options.classes.split(",")]
-    except ValueError:
-        raise InputError(f"--classes {options.classes}: whole numbers, separated by commas") from None
+def run(options: argparse.Namespace, command: str) -> int:
+    """command: what was typed, which is kept beside the results."""
+    if options.table:
+        print(markdown(read_results(options.table, COLUMNS)))
+        return 0
+    variants, numbers = _variants(options.variants), _numbers(options.classes)
     base = preset(options.preset).override({**IMAGES, "method.name": "lgd"}).override(options.overrides)
     if not all(1 < x <= PLACES * 7 for x in numbers) or not 0 < options.steps <= base.schedule.steps:
         raise InputError(f"2 to {PLACES * 7} classes, and from 1 step to the training's {STEPS} {base.schedule.steps}")
+    output = csv_path(options.output, output_stem("label-signal", options, base))
+    # Lazy: pandas and torch.
+    import pandas as pd
+
+    from lgd.results import provenance
+
+    frame = pd.DataFrame(measure(base, numbers, variants, options.steps)).assign(
+        torch=provenance.versions()["torch"],
+        git_commit=provenance.git_commit(),
+        started=provenance.now(),
+        command=command,
+    )
+    text = markdown(frame)
+    write_results(frame, output, text)
+    print(f"{text}\nwritten: {output}, {output.with_suffix('.md')}")
+    return 0
+
+
+def measure(base: Experiment, numbers: Sequence[int], variants: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    """A row for each number of classes, variant, step and stage."""
     from lgd.data.catalog import load_dataset
     from lgd.logs import quiet_libraries
 
-    at = sorted({x for x in (0, 5, 10, 20, 40) if x < options.steps} | {options.steps})
+    at = sorted({x for x in (0, 5, 10, 20, 40) if x < steps} | {steps})
+    rows = []
     with tempfile.TemporaryDirectory() as directory, quiet_libraries():
         dataset = load_dataset(base.data)
         for classes in numbers:
             experiment = base.override({"data.source": label_set(dataset, classes, Path(directory))})
             for name in variants:
+                print(f"{classes} classes, {name}", file=sys.stderr, flush=True)
                 for step, found in measured(experiment.override(VARIANTS[name]), at):
-                    if not step:
-                        print(f"{'classes':>7}  {'variant':<14} {'step':>4}  {'  '.join(found)}")
-                    values = "  ".join(f"{x:>{len(stage)}.3f}" for stage, x in found.items())
-                    print(f"{classes:>7}  {name:<14} {step:>4}  {values}", flush=True)
-    return 0
+                    described = {"classes": classes, "variant": name, "step": step}
+                    rows += [{**described, "stage": stage, "change": change} for stage, change in found.items()]
+    return rows
 
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A row for each variant and number of classes: every stage's changes at the first, a middle and the last step."""
+    from analysis.render import pipe_table
+
+    steps = sorted(set(frame["step"]))
+    shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    stages = [x for x in dict.fromkeys(frame["stage"]) if x != "attention"]
+    by = frame.set_index(["variant", "classes", "stage", "step"])["change"]
+    rows = []
+    for variant in dict.fromkeys(frame["variant"]):
+        for classes in sorted(set(frame["classes"])):
+            cells = [", ".join(f"{by[variant, classes, stage, step]:.2f}" for step in shown) for stage in stages]
+            rows.append([str(variant), str(classes), *cells])
+    first = frame.iloc[0]
+    note = (
+        f"- In each cell: after {', '.join(map(str, shown))} steps; one seed. torch {first['torch']}, commit"
+        f" {first['git_commit'][:12]}; measured {first['started']} by `{first['command']}`."
+    )
+    return "\n".join([pipe_table(["variant", "classes", *stages], rows, left=1), "", note, ""])
+
+
+def _variants(text: str) -> list[str]:
+    found = [x.strip() for x in text.split(",")]
+    for name in found:
+        if name not in VARIANTS:
+            raise InputError(f"--variants {name}: choose among {', '.join(VARIANTS)}")
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(x) for x in text.split(",")]
+    except ValueError:
+        raise InputError(f"--classes {text}: whole numbers, separated by commas") from None
+
+
+_COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)
+main, parser = _COMMAND.main, _COMMAND.parser
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Puts the tables of the newest committed measurements into docs/performance.md and docs/cost.md, between markers.
+"""Puts the tables of the newest committed measurements into docs/{performance,cost,method}.md, between markers.
 
 python benchmarks/performance_page.py
 """
@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gpu_results import newest_session
@@ -22,9 +22,11 @@ PROG = "benchmarks/performance_page.py"
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, COST_PAGE = DOCS / "performance.md", DOCS / "cost.md"
+PAGE, COST_PAGE, METHOD_PAGE = DOCS / "performance.md", DOCS / "cost.md", DOCS / "method.md"
 
 NO_SESSION = "No session on a GPU is committed yet."
+
+METHOD_BLOCKS = {"label-signal": ("benchmarks.label_signal", "label-signal_*.csv")}
 
 BLOCKS = {
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),
@@ -32,7 +34,8 @@ BLOCKS = {
     "waits": ("benchmarks.waits", "waits_nano-*.csv"),
     "roofline": ("benchmarks.roofline", "roofline_lgd_paper-retinanet-bf16_*.csv"),
 }
-"""By the name in the markers: the command whose ``--table`` prints the block, and the results it prints."""
+"""By the name in the markers, here for docs/performance.md and above for docs/method.md: the command whose ``--table``
+prints the block, and the results it prints."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -44,7 +47,9 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     Parser(prog=prog, description=__doc__).parse_args(arguments)
     write_text(PAGE, with_session(with_tables(PAGE.read_text(encoding="utf-8")), PAGE, details=True))
     write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
-    print(f"wrote {PAGE}, {COST_PAGE}")
+    method = with_tables(METHOD_PAGE.read_text(encoding="utf-8"), METHOD_BLOCKS, METHOD_PAGE)
+    write_text(METHOD_PAGE, method)
+    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}")
     return 0
 
 
@@ -69,9 +74,9 @@ def _details(session: Path) -> list[str]:
     ]
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, blocks: Mapping[str, tuple[str, str]] = BLOCKS, path: Path = PAGE) -> str:
     """``page`` with each block as its command prints it now. Raises InputError where markers or results are missing."""
-    for name, (module, pattern) in BLOCKS.items():
+    for name, (module, pattern) in blocks.items():
         # Names end with the date.
         results = sorted(RESULTS.glob(pattern), key=lambda path: path.stem.rsplit("_", 1)[-1])
         if not results:
@@ -81,7 +86,7 @@ def with_tables(page: str) -> str:
             status = importlib.import_module(module).main(["--table", str(results[-1])])
         if status:
             raise InputError(f"{results[-1]}: no table")
-        page = _with_block(page, name, printed.getvalue().strip(), PAGE)
+        page = _with_block(page, name, printed.getvalue().strip(), path)
     return page
 
 

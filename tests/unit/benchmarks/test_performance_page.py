@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.performance_page import COST_PAGE, PAGE, with_session, with_tables
+from benchmarks.performance_page import COST_PAGE, METHOD_BLOCKS, METHOD_PAGE, PAGE, with_session, with_tables
 from lgd.errors import InputError
 
 
 def test_the_committed_page_is_what_the_command_writes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_session(with_tables(page), PAGE) == page
+    assert with_session(with_tables(page), PAGE, details=True) == page
+    assert "### speed-retinanet" in page
+    method = METHOD_PAGE.read_text(encoding="utf-8")
+    assert with_tables(method, METHOD_BLOCKS, METHOD_PAGE) == method
     cost = COST_PAGE.read_text(encoding="utf-8")
     assert with_session(cost, COST_PAGE) == cost
 
