@@ -22,6 +22,7 @@ COMMANDS = {
     "data": ("lgd.data.__main__", "check a data set before training on it"),
     "predict": ("lgd.inference.predict", "detect on images or videos with a trained student"),
     "export": ("lgd.inference.export", "write a trained student for detectron2, torchvision or ONNX"),
+    "drill": ("ablations.drill.command", "inject faults into a small sweep, and check that nothing is lost"),
     "report": ("analysis.__main__", "rebuild the tables, figures and report of a results directory"),
     "table": ("analysis.tables", "print a table from recorded runs"),
 }

@@ -1,0 +1,221 @@
+"""Faults that hit files: damaged and missing ones, a full disk, a results directory that was moved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from ablations.drill.checks import Failure, check_cost
+from ablations.drill.commands import TRIALS
+from ablations.drill.drill import Drill, Fault
+from ablations.drill.hooks import Point
+from lgd.results.record import FILE
+from lgd.results.sweep_spec import SWEEP_FILE
+
+Damage = Literal["corrupted", "truncated", "missing"]
+DAMAGES: tuple[Damage, ...] = ("corrupted", "truncated", "missing")
+
+BLOCK = 64
+"""Bytes that are overwritten in a corrupted file."""
+
+DISK = 160
+"""MiB of the file system that is filled."""
+
+
+def damage(drill: Drill, path: Path, kind: Damage) -> None:
+    """Overwrite a block of the file at a random place, cut it off at one, or remove it."""
+    size = path.stat().st_size
+    place = drill.rng.randrange(size // 4, 3 * size // 4)
+    drill.moment = f"{path.relative_to(drill.output)} {kind}{'' if kind == 'missing' else f' at byte {place}'}"
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        os.truncate(path, place)
+    else:
+        with path.open("rb+") as file:
+            file.seek(place)
+            # No byte of it is part of a text.
+            file.write(bytes(drill.rng.randrange(0x80, 0x100) for _ in range(BLOCK)))
+
+
+class Checkpoint(Fault):
+    """The newest checkpoint of an interrupted trial is damaged: it goes on from the one before."""
+
+    def __init__(self, kind: Damage) -> None:
+        self._kind = kind
+        self.name, self.summary = f"checkpoint-{kind}", f"the newest checkpoint of an interrupted trial is {kind}"
+
+    def inject(self, drill: Drill) -> None:
+        drill.interrupt()
+        found = sorted(drill.output.glob("trials/*/checkpoints/step-*.pth"), key=lambda path: path.name)
+        damage(drill, found[-1], self._kind)
+        resumed = drill.go_on()
+        if self._kind != "missing":
+            log = (drill.output / "ray.log").read_text(encoding="utf-8", errors="replace")
+            if "going back to the one before" not in resumed.said + log + _worker_logs(drill):
+                drill.failures.append(Failure("told", f"nothing was said of {found[-1].name}"))
+
+
+def _worker_logs(drill: Drill) -> str:
+    paths = (drill.place.control / "ray").rglob("worker-*.err")
+    return "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
+
+
+class DamagedRecord(Fault):
+    """A record of a finished sweep is damaged: it is named and left out, and trained again on request."""
+
+    def __init__(self, kind: Damage) -> None:
+        self._kind = kind
+        self.name, self.summary = f"record-{kind}", f"the record of a finished trial is {kind}"
+
+    def inject(self, drill: Drill) -> None:
+        drill.copy_reference()
+        trial = drill.rng.choice(TRIALS)
+        damage(drill, drill.output / "trials" / trial / FILE, self._kind)
+        # What the trial cost before went with its record.
+        drill.attempts_before = [x for x in drill.attempts_before if x.trial != trial]
+        resume = ["--resume", str(drill.output), "--cpus", "1"]
+        if self._kind != "missing":
+            again = "--retrain-damaged"
+            drill.told(drill.place.run(resume), [1], rf"^left out: .*{trial}/{FILE}", needs=again)
+            resume.append(again)
+            drill.allowed.append("record.damaged.json")
+        drill.told(drill.place.run(resume), [0], r"^\[2/2\]")
+
+
+class DamagedSweep(Fault):
+    """sweep.json is damaged: it is named, and the sweep's own command goes on without it."""
+
+    def __init__(self, kind: Damage) -> None:
+        self._kind = kind
+        self.name, self.summary = f"sweep-json-{kind}", f"sweep.json of an unfinished sweep is {kind}"
+
+    def inject(self, drill: Drill) -> None:
+        drill.copy_reference()
+        trial = drill.rng.choice(TRIALS)
+        shutil.rmtree(drill.output / "trials" / trial)
+        drill.attempts_before = [x for x in drill.attempts_before if x.trial != trial]
+        path = drill.output / SWEEP_FILE
+        damage(drill, path, self._kind)
+        resumed = drill.place.run(["--resume", str(drill.output), "--cpus", "1"])
+        drill.told(resumed, [2], rf"^error: {path}: ", needs="the sweep's own command")
+        path.unlink(missing_ok=True)
+        drill.told(drill.place.run(drill.arguments), [0], r"^\[2/2\]")
+
+
+class Study(Fault):
+    """study.db of a search is damaged: it is named, and without it the search goes on from its records."""
+
+    def __init__(self, kind: Damage) -> None:
+        self._kind = kind
+        self.name, self.summary = f"study-db-{kind}", f"study.db of a search is {kind}"
+
+    def inject(self, drill: Drill) -> None:
+        drill.copy_reference()
+        shutil.rmtree(drill.output / "trials" / TRIALS[1])
+        (drill.output / SWEEP_FILE).unlink()
+        search = [x if x != "baseline,LGD" else "baseline" for x in drill.arguments]
+        search += ["--search", "optuna", "--samples", "1"]
+        drill.told(drill.place.run(search), [0], r"^best trial: ")
+        study = drill.output / "study.db"
+        damage(drill, study, self._kind)
+        damaged = _unreadable(study)
+        more = ["--resume", str(drill.output), "--cpus", "1", "--samples", "2"]
+        first = drill.place.run(more)
+        if damaged:
+            drill.told(first, [2], rf"^error: {study}: ", needs="remove it")
+            study.unlink()
+            first = drill.place.run(more)
+        drill.told(first, [0], r"^best trial: ")
+        records = sorted(path.parent.name for path in drill.output.glob(f"trials/*/{FILE}"))
+        if len([x for x in records if x.startswith("search-")]) != 2:
+            drill.failures.append(Failure("one record", f"records of {records} for 2 samples"))
+        drill.failures += check_cost(drill.output, drill.attempts())
+        drill.failures += [Failure("nothing left", f"a process: {line}") for line in drill.place.left_processes()]
+        # There is no undisturbed search to compare the rest with.
+        drill.checked = True
+
+
+def _unreadable(path: Path) -> bool:
+    """Whether SQLite finds the file damaged. A page that holds nothing may be overwritten."""
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute("pragma integrity_check").fetchone()[0] != "ok")
+    except sqlite3.DatabaseError:
+        return True
+
+
+class Moved(Fault):
+    """The results directory of an interrupted sweep is moved, and goes on there with one core."""
+
+    name = "moved"
+    summary = "an interrupted sweep's directory is moved elsewhere and goes on there on one core"
+
+    def inject(self, drill: Drill) -> None:
+        drill.interrupt()
+        place = drill.place
+        elsewhere = place.output.with_name(f"{place.output.name} elsewhere")
+        shutil.rmtree(elsewhere, ignore_errors=True)
+        place.output = place.output.rename(elsewhere)
+        cores = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {min(cores)})
+            drill.go_on()
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+class FullDisk(Fault):
+    """The results directory's file system is full while a trial writes: with space again, the sweep goes on."""
+
+    def __init__(self, point: Point) -> None:
+        self._point = point
+        self.name = f"disk-full-{point}"
+        self.summary = f"the disk of the results directory is full when a trial is at its {point}"
+
+    def missing(self) -> str:
+        return "" if os.geteuid() == 0 and shutil.which("mount") else "only root may mount a small file system"
+
+    def inject(self, drill: Drill) -> None:
+        with _small_disk(drill.output):
+            command = drill.start(drill.at(self._point, "last" if self._point == "step" else ""))
+            command.wait_for_moment()
+            filler = drill.output / "filler"
+            with filler.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\0" * 2**16)
+            command.go()
+            done = command.wait()
+            drill.told(done, [1, 2], r"cannot be written: No space left on device|: No space left on device$")
+            filler.unlink()
+            drill.go_on()
+            drill.check()
+
+
+@contextlib.contextmanager
+def _small_disk(directory: Path) -> Iterator[None]:
+    """Inside, ``directory`` is a file system in memory of DISK MiB."""
+    directory.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "lgd-drill", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+FILES: tuple[Fault, ...] = (
+    *(Checkpoint(kind) for kind in DAMAGES),
+    *(DamagedRecord(kind) for kind in DAMAGES),
+    *(DamagedSweep(kind) for kind in DAMAGES),
+    *(Study(kind) for kind in DAMAGES),
+    Moved(),
+    *(FullDisk(point) for point in ("checkpoint", "record", "step")),
+)

@@ -1,0 +1,196 @@
+"""One drill: a fault injected into a sweep, the sweep resumed, and everything checked."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablations.drill import hooks
+from ablations.drill.checks import (
+    Failure,
+    check_cost,
+    check_left,
+    check_records,
+    check_steps,
+    check_told,
+    check_trace,
+)
+from ablations.drill.commands import EVALUATE, EVERY, STEPS, SWEEP, TRIALS, Done, DrillError, Running, Workplace
+from ablations.drill.hooks import Act, Moment, Point
+from lgd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one drill went. moment: when the fault came. seconds: of wall-clock time."""
+
+    fault: str
+    repeat: int
+    moment: str
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+@dataclass
+class Drill:
+    """What a fault works with: the place, the random numbers, and what is to be checked in the end.
+
+    reference: the results directory of the undisturbed sweep. allowed: names of files that the fault leaves.
+    """
+
+    place: Workplace
+    reference: Path
+    rng: random.Random
+    moment: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)
+    attempts_before: list[hooks.Attempt] = field(default_factory=list)
+    """Of a sweep whose results directory was copied."""
+    checked: bool = False
+    """All that holds after every fault was checked already."""
+
+    @property
+    def output(self) -> Path:
+        return self.place.output
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the command that starts the sweep."""
+        return [*SWEEP, "--output", str(self.output)]
+
+    def at(self, point: Point, when: str = "", *, act: Act = "wait", amount: int = 0) -> Moment:
+        """A random moment at ``point``. when: ``last`` or ``final`` for the last step and the evaluation after it."""
+        trial = self.rng.choice(TRIALS)
+        step = 0
+        if point == "step":
+            step = STEPS if when else self.rng.randrange(1, STEPS)
+        elif point == "evaluation":
+            step = STEPS if when else EVALUATE
+        elif point == "checkpoint":
+            step = self.rng.randrange(EVERY, STEPS, EVERY)
+        return self.note(Moment(point, trial, step, act, amount))
+
+    def note(self, moment: Moment) -> Moment:
+        """The moment is the drill's, and is told in its result."""
+        self.moment = str(moment)
+        return moment
+
+    def start(self, moment: Moment | None = None, extra: Mapping[str, str] | None = None) -> Running:
+        """Start the sweep. extra: environment variables."""
+        return self.place.start(self.arguments, moment, extra)
+
+    def told(self, done: Done, statuses: Sequence[int], pattern: str, needs: str = "") -> None:
+        """Check what a command said, and how it ended."""
+        self.failures += check_told(done.said, done.status, statuses, pattern, needs=needs)
+
+    def go_on(self, done: Done | None = None) -> Done:
+        """Run the command that ``done`` told to go on with, or ``--resume``: it must finish all trials."""
+        told = done.next_command if done else None
+        if done and told is None:
+            self.failures.append(Failure("told", "no command to go on with"))
+        resumed = self.place.run(told or ["--resume", str(self.output), "--cpus", "1"])
+        self.told(resumed, [0], r"^written:")
+        return resumed
+
+    def copy_reference(self) -> None:
+        """The results directory is a copy of the undisturbed sweep's."""
+        shutil.copytree(self.reference, self.output)
+        self.attempts_before += read_attempts(self.reference)
+
+    def interrupt(self) -> None:
+        """Run the sweep until SIGTERM ends it late in a trial, which has two checkpoints then."""
+        trial = self.rng.choice(TRIALS)
+        moment = self.note(Moment("step", trial, self.rng.randrange(2 * EVERY + 1, STEPS)))
+        command = self.start(moment)
+        command.wait_for_moment()
+        command.send(signal.SIGTERM)
+        command.wait_for(lambda: (self.output / "stop").exists(), "it answered SIGTERM")
+        command.go()
+        self.told(command.wait(), [3], r"SIGTERM came after \d of 2 trials; go on with: python ")
+
+    def attempts(self) -> list[hooks.Attempt]:
+        """All attempts at the trials so far, by the drill's own clock."""
+        return [*self.attempts_before, *hooks.attempts(self.place.control)]
+
+    def check(self) -> None:
+        """Check all that holds after every fault."""
+        self.checked = True
+        output, reference = self.output, self.reference
+        left = self.place.left_processes()
+        self.failures += [
+            *check_records(output, reference),
+            *check_steps(output, reference),
+            *check_trace(output, reference),
+            *check_cost(output, self.attempts()),
+            *check_left(output, reference, self.place.temporary, left, self.allowed),
+        ]
+
+
+class Fault(ABC):
+    """One kind of fault."""
+
+    name: str
+    summary: str
+
+    def missing(self) -> str:
+        """What this machine lacks for it, or ""."""
+        return ""
+
+    @abstractmethod
+    def inject(self, drill: Drill) -> None:
+        """Run the sweep, inject the fault, check what was told, and go on until all trials are finished."""
+
+
+ATTEMPTS_FILE = "attempts.json"
+"""Beside the reference's results directory: what its attempts spent."""
+
+
+def write_attempts(reference: Path, attempts: Sequence[hooks.Attempt]) -> None:
+    (reference.parent / ATTEMPTS_FILE).write_text(json.dumps(attempts), encoding="utf-8")
+
+
+def read_attempts(reference: Path) -> list[hooks.Attempt]:
+    found = json.loads((reference.parent / ATTEMPTS_FILE).read_text(encoding="utf-8"))
+    return [hooks.Attempt(*x) for x in found]
+
+
+def run_reference(directory: Path) -> Path:
+    """The undisturbed sweep's results directory, run where ``directory`` does not hold it yet.
+
+    Raises InputError where it does not finish, or already fails its checks.
+    """
+    output = directory / "out"
+    if (directory / ATTEMPTS_FILE).exists():
+        return output
+    shutil.rmtree(output, ignore_errors=True)
+    with Workplace(output) as place:
+        drill = Drill(place, output, random.Random(0))
+        drill.told(place.run(drill.arguments), [0], r"^written:")
+        if not drill.failures:
+            drill.check()
+        if drill.failures:
+            raise InputError(f"the undisturbed sweep fails already: {drill.failures[0]}")
+        write_attempts(output, hooks.attempts(place.control))
+    return output
+
+
+def run_drill(fault: Fault, repeat: int, seed: int, reference: Path, output: Path) -> Result:
+    """Inject ``fault`` once, at moments that ``seed`` and ``repeat`` give, into a sweep in ``output``."""
+    begun = time.monotonic()
+    shutil.rmtree(output, ignore_errors=True)
+    with Workplace(output) as place:
+        drill = Drill(place, reference, random.Random(f"{fault.name} {repeat} {seed}"))
+        try:
+            fault.inject(drill)
+            if not drill.checked:
+                drill.check()
+        except DrillError as error:
+            drill.failures.append(Failure("drill", str(error)))
+    return Result(fault.name, repeat, drill.moment, tuple(drill.failures), time.monotonic() - begun)
