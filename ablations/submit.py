@@ -128,13 +128,14 @@ def checked_command(command: Sequence[str], directory: Path) -> list[str]:
 def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> None:
     if name in WRITES_RESULTS and options.__dict__.get("output", "") is None and not _only_prints(options):
         raise InputError(
-            "say --output: an absolute path on storage that all nodes share; the job's own directory is removed after it"
+            "say --output: an absolute path on storage that all nodes share; the job's own directory is removed later"
         )
     for option, value in vars(options).items():
-        # A URL has a scheme; what is sent is there under its relative path.
-        if isinstance(value, Path) and not value.is_absolute() and ":/" not in str(value):
-            if option == "output" or not (directory / value).exists():
-                raise InputError(f"{value}: on the cluster an absolute path is needed, on storage that all nodes share")
+        # A URL has a scheme.
+        relative = isinstance(value, Path) and not value.is_absolute() and ":/" not in str(value)
+        # What is sent is there under its relative path.
+        if relative and (option == "output" or not (directory / value).exists()):
+            raise InputError(f"{value}: on the cluster an absolute path is needed, on storage that all nodes share")
 
 
 def _only_prints(options: argparse.Namespace) -> bool:
