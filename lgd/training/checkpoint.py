@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
     """
     for path in reversed(_all(directory)):
         try:
+            _check_sums(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
             if found["format"] != FORMAT:
                 raise InputError(f"{path}: checkpoint format {found['format']!r} is not known: remove it to start anew")
@@ -75,6 +77,14 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
             reason = " ".join(str(error).split())[:200]
             _log.warning("%s cannot be read (%s): going back to the one before", path, reason)
     return None
+
+
+def _check_sums(path: Path) -> None:
+    """Raise OSError where a part of the file is not what was written: torch.load would take it as it is."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise OSError(f"{damaged} in it is damaged")
 
 
 def last_step(directory: Path) -> int | None:

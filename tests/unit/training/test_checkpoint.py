@@ -115,13 +115,22 @@ def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(
     tmp_path: Path, whole: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    experiment = quick_experiment(**CHANGES)
+    experiment = quick_experiment(**{**CHANGES, "checkpoint.keep": 3})
     with pytest.raises(training.Stopped):
         training.run(experiment, tmp_path, should_stop=_Stop(9))
     newest = tmp_path / "checkpoints" / "step-00000009.pth"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    content = bytearray(newest.read_bytes())
+    # In the middle lie weights, which torch.load would take as they are.
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    newest.write_bytes(content)
+    before = torch.load(newest, weights_only=True)
+    assert before["step"] == 9
+    # The one before is cut off, and the one before that whole.
+    second = tmp_path / "checkpoints" / "step-00000008.pth"
+    second.write_bytes(second.read_bytes()[:1000])
     _same(training.run(experiment, tmp_path), whole)
-    assert "step-00000009.pth cannot be read" in caplog.text
+    for name in ("step-00000009.pth", "step-00000008.pth"):
+        assert f"{name} cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(
