@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +21,7 @@ from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
 from ablations.trial_config import TrialConfig
 from lgd.config.experiment import Experiment
+from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
 
@@ -56,6 +59,7 @@ class Search:
         from ray.tune.search.optuna import OptunaSearch
 
         study = self.study()
+        self._skip_used_names(study)
         unfinished = self._settle(study)
         left = self.left()
 
@@ -128,6 +132,18 @@ class Search:
                 load_if_exists=True,
             )
 
+    def _skip_used_names(self, study: optuna.Study) -> None:
+        """Let no new proposal have the name of an earlier trial that the study does not know, since it is a new one."""
+        numbers = [path.name.removeprefix(SEARCHED) for path in self.output.glob(f"trials/{SEARCHED}*")]
+        missing = max((int(x) + 1 for x in numbers if x.isdigit()), default=0) - len(study.get_trials(deepcopy=False))
+        for _ in range(missing):
+            study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        if missing > 0:
+            print(
+                f"note: {self.output / STUDY_FILE} does not know {missing} earlier trials of the search: their records"
+                " count, but what is proposed does not follow from them"
+            )
+
     def _settle(self, study: optuna.Study, *, last: bool = False) -> list[dict[str, Any]]:
         """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not.
 
@@ -157,8 +173,23 @@ def search_of(spec: SweepSpec, directory: Path) -> Search | None:
     wanted = spec.search
     if wanted is None:
         return None
+    _check_study(directory / STUDY_FILE)
     base = search_base(spec)
     return Search(base, directory.resolve(), wanted.samples, wanted.objectives, wanted.early_stop, base.seed)
+
+
+def _check_study(path: Path) -> None:
+    """Raise InputError where the file of a study is damaged."""
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            state = str(connection.execute("pragma quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        state = str(error)
+    if state != "ok":
+        reason = " ".join(state.split())
+        raise InputError(f"{path}: not a study that can be read ({reason}): remove it, and the search goes on without")
 
 
 def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
-from ablations.optuna_search import STUDY, STUDY_FILE, Search, trial_name
+from ablations.optuna_search import STUDY, STUDY_FILE, Search, search_of, trial_name
 from ablations.run import main
 from ablations.search_results import best_trials, command, draw
 from ablations.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
@@ -22,9 +22,10 @@ from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
+from lgd.errors import InputError
 from lgd.methods.label_guided import LGD
 from lgd.results.record import FILE, load
-from lgd.results.sweep_spec import SweepSpec
+from lgd.results.sweep_spec import SearchSpec, SweepSpec
 from lgd.training.run import failed_record
 from tests.helpers import unsaved, wait_until
 from tests.integration.commands import OVERRIDES, QUICK, run
@@ -177,6 +178,33 @@ def test_a_study_keeps_its_objectives(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "holds a search with objectives AP,gpu_hours, not objectives AP" in capsys.readouterr().err
     assert main(["--resume", str(tmp_path), "--early-stop"]) == 2
     assert "leave out --early-stop" in capsys.readouterr().err
+
+
+def test_a_new_study_takes_no_names_of_earlier_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """study.db was lost: an earlier trial's record is not taken for that of what is proposed now."""
+    base = _base(tmp_path)
+    _save(_proposed(base, "search-001", distill_weight=0.5), "finished")
+    search = Search(NANO, tmp_path, samples=3)
+    with search.opened(base) as (searcher, _, left):
+        assert left == 2
+        assert searcher.suggest("first")["name"] == "search-002"
+        searcher.on_trial_complete("first", error=True)
+    assert "does not know 2 earlier trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_a_damaged_study_is_named(damage: str, tmp_path: Path) -> None:
+    Search(NANO, tmp_path).study()
+    path = tmp_path / STUDY_FILE
+    content = bytearray(path.read_bytes())
+    content = content[: len(content) // 2] if damage == "cut off" else bytearray(b"\xff" * 200) + content[200:]
+    path.write_bytes(content)
+    wanted = SearchSpec(samples=3, objectives=("AP",), early_stop=False)
+    spec = SweepSpec(grid="components", preset="nano", overrides=(), arms=(), seeds=1, search=wanted)
+    with pytest.raises(InputError, match="remove it, and the search goes on without") as refused:
+        search_of(spec, tmp_path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow
