@@ -23,6 +23,9 @@ SCHEMA: Literal[1] = 1
 SEARCHED = "search-"
 """Begins the arm, and the directory, of every trial that a search proposed."""
 
+GO_ON = "the sweep's own command goes on with it"
+"""What writes a sweep.json again that is damaged or missing."""
+
 DETECT = 0.5
 """Points of AP: a smaller difference is not asked for unless ``--detect`` says so."""
 
@@ -107,9 +110,9 @@ class SweepSpec(Settings):
             text = path.read_bytes().decode("utf-8")
             raw = json.loads(text)
         except OSError as error:
-            raise InputError(f"{path}: no sweep to read ({error.strerror})") from None
+            raise InputError(f"{path}: no sweep to read ({error.strerror}); where there was one, {GO_ON}") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a sweep's description ({error})") from None
+            raise InputError(f"{path}: not a sweep's description ({error}): remove it, and {GO_ON}") from None
         if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA:
             raise InputError(f"{path}: written by another version of this suite")
         try:
