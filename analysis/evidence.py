@@ -1,8 +1,8 @@
 """Does it help? ``docs/evidence.md``, its figure and each study's page, wholly from records.
 
 python -m analysis.evidence                                          # from the studies in benchmarks/results
-python -m analysis.evidence results/evidence-tiny --keep benchmarks/results
-python -m analysis.evidence results/evidence-tiny --output mine.md
+python -m analysis.evidence results/components-tiny --keep benchmarks/results
+python -m analysis.evidence results/components-tiny --output mine.md
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 ROOT = Path("benchmarks/results")
 """Where studies are kept."""
 
+OUTPUT = Path("docs/evidence.md")
+
+README = Path("README.md")
+"""Has a paragraph that is written from the records, between :data:`MARKS`."""
+
+MARKS = ("<!-- begin: python -m analysis.evidence -->", "<!-- end -->")
+
 READING = "notes.md"
-"""Beside the studies: a person's reading of all of them, with numbers from the comparisons (see :func:`page`)."""
+"""Beside the studies: a person's reading of the older ones, with numbers from the comparisons (see :func:`page`)."""
+
+READING_OF_DEFAULT = "notes-default.md"
+"""Beside the studies: the same of those of the default preset."""
 
 FIGURE = Path("figures/gain-against-cost")
 """Beside the page, without a suffix."""
@@ -35,7 +45,7 @@ FEWEST_SEEDS = 3
 
 
 def kept_studies(root: Path = ROOT) -> list[Path]:
-    """The directories in ``root`` with records of the two grids, newest first."""
+    """The directories in ``root`` with a sweep's records, newest first."""
     found = {x.parents[2] for x in root.glob("*/trials/*/record.json")}
     return sorted(found, key=lambda path: (_date(path), path.name), reverse=True)
 
@@ -44,53 +54,104 @@ def _date(directory: Path) -> str:
     return directory.name.rpartition("_")[2]
 
 
-def shown_rows(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
-    """The comparisons that the page and its figure show: arms that every detector has, from FEWEST_SEEDS seeds on."""
+def shown_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """Comparisons of the evidence grid that the page shows: of arms that every detector has, from FEWEST_SEEDS on."""
     from analysis.frame import row_dicts
-    from lgd.config.grids import EVERY_DETECTOR
+    from lgd.config.grids import EVERY_DETECTOR, EVIDENCE
 
+    names = {study.name for study in studies if study.grid.name == EVIDENCE}
     return [
         row
         for row in row_dicts(comparisons)
-        if row["kind"] in ("baseline", "equal time")
+        if row["study"] in names
+        and row["kind"] in ("baseline", "equal time")
         and row["pairs"] >= FEWEST_SEEDS
         and row["arm"].removeprefix(f"{row['detector']} ") in EVERY_DETECTOR
     ]
 
 
+def figure_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the figure shows: the newest components study of the default preset, or else the evidence grid's."""
+    from analysis.evidence_answers import newest
+    from analysis.frame import row_dicts
+    from lgd.config.grids import COMPONENTS
+
+    study = newest(studies, COMPONENTS.name)
+    rows = [
+        row
+        for row in row_dicts(comparisons)
+        if study is not None
+        and row["study"] == study.name
+        and row["kind"] in ("baseline", "equal time", "longer", "again")
+        and row["pairs"] >= FEWEST_SEEDS
+    ]
+    return rows or shown_rows(studies, comparisons)
+
+
 def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
     """The page that lies in ``output``, with the figure of :func:`write` beside it.
 
-    table: the studies' comparisons. What only a person can judge is read from ``notes.md`` beside the studies: Markdown
-    in which ``gain(STUDY, ARM, OTHER)`` stands for a difference with its interval; STUDY begins the directory's name.
+    table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
+    ``notes-default.md`` (those of the default preset) beside the studies: Markdown in which ``gain(STUDY, ARM, OTHER)``
+    stands for a difference with its interval; STUDY begins the directory's name.
     """
-    from analysis.templating import render, render_text
+    from analysis.evidence_answers import answers
+    from analysis.evidence_older import count, older
+    from analysis.templating import render
+    from lgd.config.grids import EVIDENCE
 
-    rows = shown_rows(table)
-    notes = studies[0].directory.parent / READING
-    reading = render_text(notes.read_text(encoding="utf-8"), str(notes), **_lookups(table)) if notes.exists() else ""
     return render(
         "evidence.md.j2",
-        rows=rows,
+        answers=answers(studies, table),
+        older=older(shown_rows(studies, table)),
+        presets=sorted({study.preset for study in studies if study.grid.name == EVIDENCE}),
+        count=count,
         fewest=FEWEST_SEEDS,
-        detectors_lgd=sorted({f"{row['detector']} LGD" for row in rows}),
-        data=sorted({row["data"] for row in rows}),
         links={study.name: _relative(study.directory, output) for study in studies},
         studies=studies,
         overrides={
             study.name: sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")})
             for study in studies
         },
-        figure=f"{FIGURE}.png" if rows else "",
-        reading=reading,
+        figure=f"{FIGURE}.png" if figure_rows(studies, table) else "",
+        reading=_reading(studies, table, READING),
+        reading_of_default=_reading(studies, table, READING_OF_DEFAULT),
         any_gpu=any(study.on_gpu for study in studies),
     )
 
 
-def write(directories: Sequence[Path], output: Path) -> list[Path]:
-    """Write the page, its figure and every study's page; their paths.
+def _reading(studies: Sequence[Study], table: pd.DataFrame, name: str) -> str:
+    """A person's reading beside the studies, its headings one level down; "" without."""
+    from analysis.templating import render_text
 
-    Raises InputError for a directory without runs of the two grids.
+    notes = studies[0].directory.parent / name
+    if not notes.exists():
+        return ""
+    text = render_text(notes.read_text(encoding="utf-8"), str(notes), **_lookups(table))
+    return "\n".join(f"#{line}" if line.startswith("## ") else line for line in text.splitlines())
+
+
+def readme(studies: Sequence[Study], table: pd.DataFrame, text: str) -> str:
+    """``text``, the README, with its paragraph on the evidence written anew. Raises InputError without the marks."""
+    from analysis.evidence_answers import answers
+    from analysis.evidence_older import count, older
+    from analysis.templating import render
+
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise InputError(f"README: no paragraph between {MARKS[0]!r} and {MARKS[1]!r}")
+    said = render(
+        "evidence_readme.md.j2", answers=answers(studies, table), older=older(shown_rows(studies, table)), count=count,
+        any_gpu=any(study.on_gpu for study in studies),
+    )  # fmt: skip
+    return f"{before}{begin}\n{said}{end}{after}"
+
+
+def write(directories: Sequence[Path], output: Path, readme_file: Path | None = None) -> list[Path]:
+    """Write the page, its figure and every study's page, and the README's paragraph where a file is given; their paths.
+
+    Raises InputError for a directory without runs of a grid, and for a README without the paragraph's marks.
     """
     from analysis.plots.gain_against_cost import gain_against_cost
     from analysis.studies import comparisons, load_studies
@@ -99,13 +160,17 @@ def write(directories: Sequence[Path], output: Path) -> list[Path]:
 
     studies = load_studies(directories)
     table = comparisons(studies)
+    paragraph = readme(studies, table, readme_file.read_text(encoding="utf-8")) if readme_file else ""
     written = [x for study in studies for x in write_study_page(study, table[table["study"] == study.name])]
-    rows, figure = shown_rows(table), output.parent / FIGURE
+    rows, figure = figure_rows(studies, table), output.parent / FIGURE
     figure.parent.mkdir(parents=True, exist_ok=True)
     if rows:
         written += gain_against_cost(rows, figure)
     write_text(output, page(studies, table, output))
-    return [*written, output]
+    if readme_file is None:
+        return [*written, output]
+    write_text(readme_file, paragraph)
+    return [*written, output, readme_file]
 
 
 def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:
@@ -145,24 +210,30 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "results", nargs="*", type=Path, metavar="RESULTS", help=f"results directories (default: all studies in {ROOT})"
     )
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence.md"), metavar="FILE")
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="copy each RESULTS there first, without weights, and build from that"
+        "--output", type=Path, metavar="FILE", help=f"(default: {OUTPUT}, and the paragraph in {README})"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="copy each RESULTS there first, without weights, and build from all that is there",
     )
     options = parser.parse_args(arguments)
 
-    from analysis.studies import keep
+    from analysis.studies import keep, kept_name
 
+    if options.keep and not options.results:
+        raise InputError("--keep: name results directories to copy")
     places: list[Path] = options.results or kept_studies()
     if not places:
         raise InputError(f"no study in {ROOT}: name results directories")
     if options.keep:
-        targets = [options.keep / place.resolve().name for place in places]
-        for place, target in zip(places, targets, strict=True):
-            print(f"kept {len(keep(place, target))} files in {target}")
+        for place, name in [(place, kept_name(place)) for place in places]:
+            print(f"kept {len(keep(place, options.keep / name))} files in {options.keep / name}")
         # The page is of all that is kept, not of what was added alone.
         places = kept_studies(options.keep)
-    for path in write(places, options.output):
+    for path in write(places, options.output or OUTPUT, None if options.output else README):
         print(f"wrote {path}")
     return 0
 

@@ -1,8 +1,10 @@
-"""Studies: runs of the evidence grid in one results directory, and every comparison in them as one frame."""
+"""Studies: runs of one grid in one results directory, and every comparison in them as one frame."""
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +16,19 @@ import pandas as pd
 
 from analysis.frame import frame, write_csv
 from analysis.frontier import on_gpu
-from analysis.load import Run, arm_of, by_seed, finished, load_runs, score, training_device_seconds
+from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score
 from analysis.render import markdown
 from analysis.stats import Difference, paired_difference, paired_ratio, verdict
 from analysis.sweep_table import main_table, sweep_of
 from lgd.config.arms import Arm, Grid
-from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid
+from lgd.config.detector import NO_WEIGHTS
+from lgd.config.extra_arms import is_again
+from lgd.config.grids import NAMES, grid
+from lgd.config.paper import DETECTORS
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import Record
+from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 NOTES = "notes.md"
 """In a results directory: a person's reading of it, which its page takes in as it is."""
@@ -37,6 +43,31 @@ for their weights; what they cost is in the records of the runs that use them.
 Value = Callable[[Record], float | None]
 
 AP: Value = score("AP")
+
+
+def kept_name(source: Path) -> str:
+    """The name of a results directory among those that are kept: ``components_tiny_2cores_2026-11-26``.
+
+    It is its own name without the preset, the preset, the hardware, and the day of its first training, which stays the
+    same when the sweep goes on. A name that ends in a day is left as it is. Raises InputError where there is no record.
+    """
+    name = source.resolve().name
+    if re.search(r"_\d{4}-\d{2}-\d{2}$", name):
+        return name
+    records = [run.record for run in load_runs(source)]
+    if not records:
+        raise InputError(f"{source}: no trials/*/record.json in it")
+    first = min(records, key=lambda record: record.started or record.finished or "~")
+    day = (first.started or first.finished)[:10] or "undated"
+    return f"{name.removesuffix(f'-{first.preset}')}_{first.preset}_{_hardware(first.hardware)}_{day}"
+
+
+def _hardware(hardware: Mapping[str, str]) -> str:
+    """``2cores``, or the GPU's model: ``h100``."""
+    gpu = hardware.get("gpu", "none")
+    if gpu == "none":
+        return f"{hardware.get('cores', 'some')}cores"
+    return next(iter(re.findall(r"[a-z]+\d+", gpu.lower())), "gpu")
 
 
 def keep(source: Path, target: Path) -> list[Path]:
@@ -71,6 +102,22 @@ class Family:
     lgd: str
     arms: tuple[Arm, ...]
 
+    def whole_of(self, arm: Arm) -> str:
+        """The arm with a verdict of its own that ``arm`` differs least from in its changes; "" for another method's.
+
+        ``ours without encoder`` is a variant of ``LGD residual (ours)``, ``without encoder`` one of ``LGD``.
+        """
+        if not arm.changes or "method.name" in arm.changes:
+            return ""
+        missing = object()
+
+        def differing(other: Arm) -> int:
+            keys = arm.changes.keys() | other.changes.keys()
+            return sum(arm.changes.get(key, missing) != other.changes.get(key, missing) for key in keys)
+
+        wholes = [x for x in self.arms if x.answers and x.name != arm.name and "method.name" not in x.changes]
+        return min(wholes, key=differing).name if wholes else ""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -97,7 +144,7 @@ class Study:
                 by_baseline.setdefault(self.grid.references[arm.name], []).append(arm)
         return [
             Family(
-                baseline.removesuffix(" baseline"),
+                self._detector(baseline, arms),
                 baseline,
                 next((x.name for x in arms if not x.changes), ""),
                 tuple(arms),
@@ -105,14 +152,53 @@ class Study:
             for baseline, arms in by_baseline.items()
         ]
 
+    def _detector(self, baseline: str, arms: Sequence[Arm]) -> str:
+        """Named by the baseline, ``FCOS baseline``, or by the records of its arms."""
+        if baseline.endswith(" baseline"):
+            return baseline.removesuffix(" baseline")
+        names = {arm.name for arm in arms}
+        label = next(r.experiment.detector.label for r in self.records if arm_of(r) in names)
+        return {str(key): title for key, title in DETECTORS.items()}.get(label, label)
+
     @property
     def data(self) -> str:
         return " and ".join(dict.fromkeys(Path(r.experiment.data.source).name for r in self.records))
 
     @property
     def steps(self) -> int:
-        """Steps of the arms that are not trained for equal time."""
+        """Steps of the first arm; in most grids those of all that are not trained for equal time."""
         return self.records[0].experiment.schedule.steps
+
+    @property
+    def lengths(self) -> str:
+        """Steps of all arms that are not trained for equal time: ``80 / 160``."""
+        timed = {arm.name for arm in self.grid.arms if arm.time_budget_from}
+        steps = {r.experiment.schedule.steps for r in self.records if arm_of(r) not in timed}
+        return " / ".join(map(str, sorted(steps or {self.steps})))
+
+    @property
+    def preset(self) -> str:
+        """The preset's name of today."""
+        return self.records[0].preset
+
+    @property
+    def last(self) -> str:
+        """When its last training finished; "" where no record says."""
+        return max(record.finished for record in self.records)
+
+    @property
+    def network(self) -> str:
+        """Detector, backbone and what training starts from, in words."""
+        detector = self.records[0].experiment.detector
+        title = {str(key): title for key, title in DETECTORS.items()}.get(detector.label, detector.label)
+        backbone = f" on {detector.backbone_label.partition(':')[2] or detector.backbone_label}"
+        if detector.is_pretrained:
+            start = " from a trained detector's weights"
+        elif detector.initial_weights == NO_WEIGHTS:
+            start = f" of width {detector.backbone.resolved_width} from scratch"
+        else:
+            start = " with ImageNet weights" if detector.is_built_in else ""
+        return f"{title}{backbone if detector.backbone_label else ''}{start}"
 
     @property
     def on_gpu(self) -> bool:
@@ -140,17 +226,35 @@ class Study:
 
 
 def load_studies(directories: Iterable[Path]) -> list[Study]:
-    """The runs of the evidence and the noise-floor grid by directory. Raises InputError for a directory without."""
-    found = []
-    for directory in directories:
-        runs = load_runs(directory)
-        for name in (EVIDENCE, NOISE_FLOOR.name):
-            ours = tuple(run for run in runs if run.record.grid == name)
-            if ours:
-                found.append(Study(directory, ours, grid(name, ours[0].record.preset)))
-        if not any(run.record.grid in (EVIDENCE, NOISE_FLOOR.name) for run in runs):
-            raise InputError(f"{directory}: no run of the grids {EVIDENCE} and {NOISE_FLOOR.name} in it")
-    return found
+    """A study of each directory. Raises InputError for a directory without a run of a grid."""
+    return [_load_study(directory) for directory in directories]
+
+
+def _load_study(directory: Path) -> Study:
+    """The runs of the directory's grid: of several, that of its sweep.json, or else the one with most runs."""
+    runs = _as_of_today(load_runs(directory))
+    counts = Counter(run.record.grid for run in runs if run.record.grid in NAMES)
+    if not counts:
+        raise InputError(f"{directory}: no run of a grid in it")
+    spec = SweepSpec.read(directory) if (directory / SWEEP_FILE).exists() else None
+    described = spec is not None and spec.grid in counts
+    name = spec.grid if spec is not None and described else counts.most_common(1)[0][0]
+    ours = tuple(run for run in runs if run.record.grid == name)
+    size = ours[0].record.preset
+    if spec is not None and described:
+        return Study(directory, ours, spec.model_copy(update={"preset": size}).whole_grid)
+    return Study(directory, ours, grid(name, size))
+
+
+def _as_of_today(runs: Sequence[Run]) -> list[Run]:
+    """With the preset's name of today: what ``tiny`` trained before it had its ImageNet backbones is ``nano`` now."""
+    ours = [run.record for run in runs if run.record.preset == "tiny"]
+    if any(not record.experiment.detector.backbone.from_scratch for record in ours):
+        return list(runs)
+    return [
+        run._replace(record=run.record.model_copy(update={"preset": "nano"})) if run.record.preset == "tiny" else run
+        for run in runs
+    ]
 
 
 # -------------------------------------------------------------------------------------------- comparisons
@@ -166,13 +270,14 @@ def comparisons(studies: Iterable[Study]) -> pd.DataFrame:
     """Every pair of arms that a study compares, a row a pair. Columns:
 
     - ``study`` (its directory), ``data``, ``device`` (GPU or CPU), ``steps``, ``detector``, ``arm``;
-    - ``other``: the arm that it is compared with; ``kind``: ``baseline`` (after equal steps), ``LGD`` (a part of
-      LGD against LGD whole, after equal steps), ``equal time`` (LGD against an arm that had its training time) or
-      ``longer`` (that arm against itself after the shared steps);
+    - ``other``: the arm that it is compared with; ``kind``: ``baseline`` (after equal steps), ``LGD`` (an arm against
+      the one it is a variant of, such as LGD whole, after equal steps), ``equal time`` (an arm against one that had
+      its training time), ``longer`` (that one against itself after the shared steps) or ``again`` (a baseline's second
+      training against the first);
     - ``AP``, ``other_AP``: percent, means over the seeds that both finished;
     - ``gain``, ``gain_low``, ``gain_high``: arm less other, points, over ``pairs`` seeds; ``verdict``: see
       :func:`analysis.stats.verdict`;
-    - ``cost``: device-seconds of the training over the other's, over the same seeds.
+    - ``cost``: device-seconds of the training, its frozen teacher's included, over the other's, over the same seeds.
     """
     rows = [
         _row(study, family, arm, other, kind)
@@ -188,16 +293,19 @@ def _pairs(family: Family) -> Iterator[tuple[str, str, str]]:
         if arm.time_budget_from:
             yield arm.time_budget_from, arm.name, "equal time"
             yield arm.name, arm.steps_from, "longer"
+        elif is_again(arm.name):
+            yield arm.name, family.baseline, "again"
         elif arm.name != family.baseline:
             yield arm.name, family.baseline, "baseline"
-            if family.lgd and arm.changes and "method.name" not in arm.changes:
-                yield arm.name, family.lgd, "LGD"
+            whole = family.whole_of(arm)
+            if whole:
+                yield arm.name, whole, "LGD"
 
 
 def _row(study: Study, family: Family, arm: str, other: str, kind: str) -> dict[str, Any]:
     gain = study.difference(arm, other)
     seeds = gain.seeds if gain else ()
-    cost = paired_ratio(study.values(arm, training_device_seconds), study.values(other, training_device_seconds))
+    cost = paired_ratio(study.values(arm, cost_seconds), study.values(other, cost_seconds))
     return {
         "study": study.name,
         "data": study.data,

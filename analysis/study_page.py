@@ -22,11 +22,13 @@ from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.stats import Difference, paired_difference, paired_ratio
 from analysis.studies import AP, NOTES, Family, Study, Value
+from analysis.sweep_page import draw_sweep, sweep_page
 from analysis.sweep_table import sweep_of
 from analysis.templating import render
-from lgd.config.grids import NOISE_FLOOR
+from lgd.config.grids import EVIDENCE, NOISE_FLOOR
 from lgd.files import write_text
 from lgd.results.record import EvaluationPoint, Record
+from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 PAGE = "README.md"
 
@@ -36,6 +38,8 @@ def study_page(study: Study, comparisons: pd.DataFrame) -> str:
 
     comparisons: rows of :func:`analysis.studies.comparisons` of this study.
     """
+    if study.grid.name not in (EVIDENCE, NOISE_FLOOR.name):
+        return sweep_page(study, comparisons)
     is_floor = study.grid.name == NOISE_FLOOR.name
     records, written = study.records, study.directory / NOTES
     by_family = {x.baseline: notes(_records_of(study, x), [a.name for a in x.arms], x.baseline) for x in study.families}
@@ -47,7 +51,7 @@ def study_page(study: Study, comparisons: pd.DataFrame) -> str:
         first=first,
         at_papers_size=first.preset == "paper" and study.on_gpu,
         batches=sorted({r.experiment.schedule.batch for r in records}),
-        command=training_command(study.directory, f"results/{study.name}"),
+        command=_command(study),
         notes=common,
         dates=sorted(x for r in records for x in (r.started, r.finished) if x),
         not_run=sweep_of(study.directory, records).not_run,
@@ -65,13 +69,22 @@ def study_page(study: Study, comparisons: pd.DataFrame) -> str:
     )
 
 
+def _command(study: Study) -> str:
+    """With the preset's name of today."""
+    written = SweepSpec.read(study.directory).preset if (study.directory / SWEEP_FILE).exists() else study.preset
+    command = training_command(study.directory, f"results/{study.name}")
+    return command.replace(f"--preset {written} ", f"--preset {study.preset} ", 1)
+
+
 def _records_of(study: Study, family: Family) -> list[Record]:
     names = {arm.name for arm in family.arms}
     return [record for record in study.records if arm_of(record) in names]
 
 
 def draw_study(study: Study) -> list[Path]:
-    """The figures of each detector, drawn into the study's directory; their paths."""
+    """The study's figures, of each detector where it has several, drawn into its directory; their paths."""
+    if study.grid.name not in (EVIDENCE, NOISE_FLOOR.name):
+        return draw_sweep(study)
     paths = []
     for family in study.families if study.grid.name != NOISE_FLOOR.name else []:
         names, stem = [arm.name for arm in family.arms], study.directory / _stem(family)

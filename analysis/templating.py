@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
-from analysis.render import markdown, number, signed, with_interval, with_unit
+from analysis.render import markdown, markdown_text, number, signed, with_interval, with_unit
 from analysis.stats import CONFIDENCE
 from lgd.errors import InputError
 
@@ -18,12 +19,19 @@ def environment(*, html: bool = False) -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     found.filters |= {"number": number, "signed": signed, "unit": with_unit, "pipe_table": _pipe_table}
+    found.filters |= {"text": markdown_text, "wrap": _wrap}
     found.globals |= {"with_interval": with_interval, "confidence": f"{CONFIDENCE:.0%}", "confidence_level": CONFIDENCE}
     return found
 
 
 def _pipe_table(table: object) -> str:
     return markdown(table, title=False).rstrip("\n")  # type: ignore[arg-type]
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    """In lines of 120 characters at most; ``indent`` begins all but the first. Links are not broken."""
+    return textwrap.fill(" ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False,
+                         break_on_hyphens=False)  # fmt: skip
 
 
 def render(template: str, **values: object) -> str:

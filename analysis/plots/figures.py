@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -44,12 +44,14 @@ def draw(runs: Sequence[Run], directory: Path) -> list[Path]:
     return [path for paths in drawn.values() for path in paths]
 
 
-def figures(runs: Sequence[Run], layout: Layout = WIDE) -> Iterator[tuple[str, Figure]]:
-    """Each figure that there is something for, with its name, to be saved before the next is asked for."""
+def figures(
+    runs: Sequence[Run], layout: Layout = WIDE, names: Iterable[str] = tuple(FIGURES)
+) -> Iterator[tuple[str, Figure]]:
+    """Each figure of ``names`` that there is something for, with its name, to be saved before the next is asked for."""
     ordered = sorted(runs, key=_order)
-    for name, make in FIGURES.items():
+    for name in names:
         with mpl.rc_context(STYLE):
-            figure = make(ordered, layout)
+            figure = FIGURES[name](ordered, layout)
             if figure is not None:
                 yield name, figure
 

@@ -15,7 +15,7 @@ from analysis.render import with_interval, with_unit
 from analysis.stats import CONFIDENCE
 
 WIDEST = 15.0
-"""Points of AP to either side: an interval that goes on beyond ends in an arrow."""
+"""Most points of AP to either side: an interval that goes on beyond ends in an arrow."""
 
 COLOURS = {"more": BLUE, "less": ORANGE, "noise": GREY, "": GREY}
 """By verdict; the intervals say the same in grey print."""
@@ -23,6 +23,7 @@ COLOURS = {"more": BLUE, "less": ORANGE, "noise": GREY, "": GREY}
 
 def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> list[Path]:
     """Draw rows of :func:`analysis.studies.comparisons`, a line each; the paths of the PNG and the SVG."""
+    widest = _reach(rows)
     groups = list(dict.fromkeys((row["data"], row["steps"]) for row in rows))
     ordered = [row for group in groups for row in rows if (row["data"], row["steps"]) == group]
     with mpl.rc_context(STYLE):
@@ -34,7 +35,7 @@ def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> lis
                       va="center", fontsize=8, fontweight="bold")  # fmt: skip
             for row in (x for x in ordered if (x["data"], x["steps"]) == (data, steps)):
                 height += 1
-                _gain(left, height, row)
+                _gain(left, height, row, widest)
                 _cost(right, height, row)
                 heights.append(height)
                 labels.append(label(row))
@@ -46,7 +47,7 @@ def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> lis
             axes.spines["left"].set_visible(False)
             axes.grid(axis="x", color="0.92", linewidth=0.8)
         left.axvline(0, color=BLACK, linewidth=0.8)
-        left.set_xlim(-WIDEST, WIDEST)
+        left.set_xlim(-widest, widest)
         left.set_xlabel(f"gain in COCO box AP, points ({CONFIDENCE:.0%} t interval over paired seeds)")
         right.axvline(1, color=BLACK, linewidth=0.8)
         right.set_xlim(0, 1.35 * max([row["cost"] or 0 for row in rows]))
@@ -63,13 +64,19 @@ def label(row: Mapping[str, Any]) -> str:
     return f"{row['arm']}, against a baseline trained as long" if row["kind"] == "equal time" else str(row["arm"])
 
 
-def _gain(axes: Axes, height: int, row: Mapping[str, Any]) -> None:
+def _reach(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Points of AP to either side that all intervals fit into, WIDEST at most."""
+    ends = [abs(row[key]) for row in rows for key in ("gain", "gain_low", "gain_high") if row[key] is not None]
+    return min(1.1 * max([1.0, *ends]), WIDEST)
+
+
+def _gain(axes: Axes, height: int, row: Mapping[str, Any], widest: float) -> None:
     colour, ends = COLOURS[row["verdict"]], (row["gain_low"], row["gain_high"])
     if None not in ends:
-        shown = [min(max(x, -WIDEST), WIDEST) for x in ends]
+        shown = [min(max(x, -widest), widest) for x in ends]
         axes.plot(shown, [height, height], color=colour, linewidth=1.8)
         for end, marker in zip(shown, "<>", strict=True):
-            if abs(end) == WIDEST:
+            if abs(end) == widest:
                 axes.plot([0.985 * end], [height], color=colour, marker=marker, markersize=4.5)
     axes.plot(
         [row["gain"]], [height], color=colour, marker="o", markersize=4.5, mfc=colour if None not in ends else "w"

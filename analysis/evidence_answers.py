@@ -1,0 +1,261 @@
+"""What the newest studies of the default preset say: sentences and tables for the top of ``docs/evidence.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.evidence_curves import equal_cost_sentences, length_sentences, lengths_table, more_training
+from analysis.frame import row_dicts
+from analysis.load import changes, other_load, teacher_ap
+from analysis.methods_table import methods_table
+from analysis.questions import asked
+from analysis.rates import rate_notes
+from analysis.render import MISSING, TextTable, number, with_interval, with_unit
+from analysis.stats import CONFIDENCE, paired_difference, verdict
+from analysis.studies import AP, Study
+from analysis.study_page import TEACHER_MEASURES
+from analysis.teachers import NEVER, never_ahead, teacher_notes
+from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
+from analysis.verdict import Verdict, verdicts
+from analysis.verdict_text import conclusion, parts, points, summary
+from lgd.config.grids import COMPONENTS
+from lgd.config.methods_grid import METHODS
+from lgd.config.presets import preset
+
+DEFAULT = "tiny"
+"""The preset that commands train unless they are told otherwise."""
+
+BUSY = 0.1
+"""Part of the cores that other work used, from which on the page says so."""
+
+METHOD_GROUPS = {
+    "more": "More AP than the baseline, beyond noise",
+    "less": "Less, beyond noise",
+    "noise": "Not to be told from it",
+    "": "From one seed",
+}
+"""By the verdict on their gains."""
+
+EQUAL_STEPS, EQUAL_COST = "At equal steps", "At equal cost"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sentences under a heading, and the study that they are from."""
+
+    heading: str
+    study: Study
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What opens the page. tables: each with the study that it is from."""
+
+    setting: str = ""
+    caveat: str = ""
+    conclusions: Sequence[str] = ()
+    points: Sequence[Point] = ()
+    tables: Sequence[tuple[Study, TextTable]] = ()
+    components: Study | None = None
+
+    @property
+    def brief(self) -> str:
+        """What holds at equal steps and at equal cost."""
+        wanted = (EQUAL_STEPS, EQUAL_COST)
+        return " ".join(line for point in self.points if point.heading in wanted for line in point.sentences)
+
+
+def newest(studies: Sequence[Study], grid: str) -> Study | None:
+    """The last study of a grid at the default preset, one with nothing changed before others; None without."""
+    found = [study for study in studies if study.preset == DEFAULT and study.grid.name == grid]
+    return max(found, key=lambda x: (not any(map(changes, x.records)), x.last), default=None)
+
+
+def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
+    """None where no study of the grids that answer is of the default preset. table: the studies' comparisons."""
+    components, rates, lengths, methods = (
+        newest(studies, name) for name in (COMPONENTS.name, LEARNING_RATE, SCHEDULE_LENGTH, METHODS)
+    )
+    used = [study for study in (components, rates, lengths, methods) if study is not None]
+    if not used:
+        return None
+    found, tables, conclusions = list[Point](), list[tuple[Study, TextTable]](), list[str]()
+    if components is not None:
+        rows = row_dicts(table[table["study"] == components.name])
+        told = _verdicts(components)
+        conclusions = [conclusion(x) for x in told]
+        found += _of_components(components, told, rows, lengths)
+        tables.append((components, _arms(components, rows)))
+    if lengths is not None:
+        found.append(Point("Longer training", lengths, length_sentences(lengths)))
+        tables += [(lengths, x) for x in [lengths_table(lengths)] if x.rows]
+    if rates is not None:
+        found.append(Point("Learning rates", rates, _of_rates(rates)))
+    if methods is not None:
+        found.append(Point("All methods, at equal steps", methods, _of_methods(methods_table(methods.runs, METHODS))))
+    return Answers(
+        _setting(used[0]), _caveat(used[0]), conclusions, [x for x in found if x.sentences], tables, components
+    )
+
+
+def _setting(study: Study) -> str:
+    """What was trained, in words."""
+    record = study.records[0]
+    data, machine = record.experiment.data, record.hardware
+    images = "synthetic images" if data.source == "shapes" else f"images of {study.data}"
+    gpu = machine.get("gpu", "none")
+    return (
+        f"{study.network}, trained for {study.lengths} steps of {record.experiment.schedule.batch} on"
+        f" {record.data.get('train_images', 'some')} {images} of {max(data.min_sizes)} pixels"
+        f" (preset `{study.preset}`), on"
+        f" {'one ' + gpu if gpu != 'none' else machine.get('cores', 'some') + ' CPU cores'}"
+    )
+
+
+def _caveat(study: Study) -> str:
+    """How far that is from the paper's training, and what else used the machine."""
+    paper, own = preset("paper").schedule, study.records[0].experiment.schedule
+    longer = paper.steps * paper.batch / (own.steps * own.batch)
+    loads = [x for record in study.records if (x := other_load(record)) is not None]
+    shared = f" Other work used up to {max(loads):.0%} of the cores meanwhile: costs are less certain." if loads else ""
+    return (
+        "This is no evidence for or against a method at its authors' size: a training of the paper sees"
+        f" {longer:,.0f} times as many images.{shared if loads and max(loads) >= BUSY else ''}"
+    )
+
+
+def _verdicts(study: Study) -> list[Verdict]:
+    return [x for x in verdicts(study.records, asked(study.directory, study.records)) if x.gain is not None]
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+# ------------------------------------------------------------------------------------------ components
+
+
+def _of_components(
+    study: Study, told: Sequence[Verdict], rows: Sequence[Mapping[str, Any]], lengths: Study | None
+) -> list[Point]:
+    steps, cost, split = list[str](), list[str](), list[str]()
+    for x in told:
+        arm, base = x.question.arm, x.question.reference
+        if x.gain is not None:
+            base_ap = study.mean(base, AP)
+            steps.append(
+                f"{arm}: {points(x.gain)} over the {base}'s {number(base_ap)}, {_seeds(x.gain.n)}, for"
+                f" {with_unit(x.cost, 'x')} its training cost."
+            )
+        if x.equal_cost is not None and x.margin is not None:
+            cost.append(
+                f"The {base} trained for as much as {arm} cost gains {points(x.equal_cost)} over itself; {arm} over"
+                f" that: {points(x.margin)}."
+            )
+        split += [parts(x)] if parts(x) else []
+    if not cost:
+        cost = equal_cost_sentences(lengths) if lengths is not None else ["Not measured."]
+        split += more_training(lengths) if lengths is not None else []
+    return [
+        Point(EQUAL_STEPS, study, steps),
+        Point(EQUAL_COST, study, cost),
+        Point("More training, second loss, imitation", study, split),
+        Point("The teacher", study, _teachers(study, [x.question.arm for x in told])),
+        Point("The components", study, _variants(rows)),
+    ]
+
+
+def _teachers(study: Study, arms: Sequence[str]) -> list[str]:
+    """Whether teachers were ever better than their students, and where they ended."""
+    lines = []
+    for arm in arms:
+        known = [x.teacher_beat_student for x in study.finished(arm).values() if x.teacher_beat_student is not None]
+        lead = paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))
+        if not known:
+            continue
+        end = f", and ended {points(lead)} from it" if lead else ""
+        ahead = f"ahead of its student at any evaluation in {sum(known)} of {_seeds(len(known))}"
+        lines.append(f"The teacher of {arm} was {ahead}{end}.")
+    return lines
+
+
+def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The variants that differ beyond noise from the arm they are one of, and how many do not."""
+    found = [row for row in rows if row["kind"] == "LGD" and row["verdict"]]
+    clear = [row for row in found if row["verdict"] != "noise"]
+    shown = "; ".join(f"{row['arm']} over {row['other']} {_gain(row)}" for row in clear)
+    if not found:
+        return []
+    if not clear:
+        return [f"None of {len(found)} variants differs beyond noise from the arm that it is a variant of."]
+    rest = len(found) - len(clear)
+    same = f" {rest} cannot be told from theirs." if rest else ""
+    return [
+        f"Of {len(found)} variants these differ beyond noise from the arm that each is a variant of: {shown}.{same}"
+    ]
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    return with_interval(row["gain"], row["gain_low"], row["gain_high"])
+
+
+def _arms(study: Study, rows: Sequence[Mapping[str, Any]]) -> TextTable:
+    """Each arm: AP, gain over the baseline, over the arm that it is a variant of, teacher, cost."""
+    over = {(row["arm"], row["kind"]): row for row in rows if row["gain"] is not None}
+    texts = []
+    for arm in (x.name for family in study.families for x in family.arms):
+        gain = next((over[arm, kind] for kind in ("baseline", "longer", "again") if (arm, kind) in over), None)
+        whole = over.get((arm, "LGD"))
+        texts.append(
+            [
+                arm,
+                str(len(study.finished(arm))),
+                number(study.mean(arm, AP)),
+                _gain(gain) if gain else MISSING,
+                f"{_gain(whole)} ({whole['other']})" if whole else MISSING,
+                _teacher_ap(study, arm),
+                *(number(study.mean(arm, x.at_the_end), 2) for x in TEACHER_MEASURES if x.name == "label use"),
+                with_unit(gain["cost"], "x") if gain else MISSING,
+            ]
+        )
+    header = ["arm", "seeds", "AP", "gain", "over the arm it varies", "teacher's AP", "label use", "cost"]
+    arms = [row[0] for row in texts]
+    return TextTable(study.grid.title, header, texts, teacher_notes(study.records, arms))
+
+
+def _teacher_ap(study: Study, arm: str) -> str:
+    text = number(study.mean(arm, teacher_ap))
+    return f"{text} {NEVER}" if text != MISSING and never_ahead(study.records, arm) else text
+
+
+# ------------------------------------------------------------------------------------- rates and methods
+
+
+def _of_rates(study: Study) -> list[str]:
+    """Where arms are best, and the verdict with each at its best."""
+    noted = rate_notes(study.records)
+    same = [] if any("differ" in x for x in noted) else ["No arm is best at another rate than its baseline."]
+    return [*same, *noted, *(" ".join(x).strip() for x in summary(study.records, study.directory).verdicts)]
+
+
+def _of_methods(frame: pd.DataFrame) -> list[str]:
+    """Which methods gain, which lose, and which cannot be told from the baseline, with what they cost."""
+    rows = [row for row in row_dicts(frame) if row["gain"] is not None]
+    told = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
+    lines = ["Gains, each at so many times the baseline's device-hours, with its teacher's training."]
+    for kind, text in METHOD_GROUPS.items():
+        names = [row for row in rows if told[row["arm"]] == kind]
+        shown = "; ".join(f"{x['arm']} {_gain(x)} at {with_unit(x['cost_ratio'], 'x')}" for x in names)
+        if names or kind in ("more", "less"):
+            lines.append(f"{text}: {len(names)} of {len(rows)} methods{' (' + shown + ')' if shown else ''}.")
+    compared = sum(bool(x) for x in told.values())
+    if compared:
+        by_chance = number(compared * (1 - CONFIDENCE))
+        lines.append(f"By chance alone {by_chance} of {compared} such intervals leave zero out.")
+    ended = [f"{row['arm']} ({row['ended']})" for row in row_dicts(frame) if row["ended"]]
+    return [*lines, *([f"Without a result: {'; '.join(ended)}."] if ended else [])]

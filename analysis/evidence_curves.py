@@ -1,0 +1,108 @@
+"""The study of lengths on the evidence page: gains at equal steps and at equal cost, and where arms cross."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+
+from analysis.crossing import cost_crossings, crossings
+from analysis.rates import Curve, length_curves, pairs
+from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.stats import Difference, paired_difference
+from analysis.studies import Study
+
+
+def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
+    """The arm over a baseline that cost as many device-hours, by the arm's steps.
+
+    The baseline's AP between two of its lengths is taken to be linear in the logarithm of the hours, seed by seed;
+    lengths of the arm that cost less, or more, than all of the baseline's are left out.
+    """
+    hours = {x: fmean(base.costs[x]) for x in base.points if base.costs.get(x)}
+    if len(hours) < 2 or hours.keys() != base.points.keys():
+        return {}
+    seeds = set.intersection(*(set(x) for x in base.points.values()))
+    places = sorted(hours, key=lambda x: hours[x])
+    found = {}
+    for steps, of_arm in arm.points.items():
+        cost = fmean(arm.costs[steps]) if arm.costs.get(steps) else 0.0
+        if not hours[places[0]] <= cost <= hours[places[-1]]:
+            continue
+        logs = np.log([hours[x] for x in places])
+        there = {seed: float(np.interp(np.log(cost), logs, [base.points[x][seed] for x in places])) for seed in seeds}
+        difference = paired_difference(of_arm, there)
+        if difference is not None:
+            found[steps] = difference
+    return found
+
+
+def length_sentences(study: Study) -> list[str]:
+    """What the longest common training says, and where arms cross at equal steps and at equal cost."""
+    lines = []
+    for base, arm in pairs(length_curves(study.records)):
+        common = [x for x in arm.points if x in base.points]
+        gain = paired_difference(arm.points[common[-1]], base.points[common[-1]]) if common else None
+        if gain is not None:
+            lines.append(f"After {common[-1]:,.0f} steps {arm.name} is at {_text(gain)} AP from the {base.name}.")
+    return [*lines, *(x.line for x in (*crossings(study.records), *cost_crossings(study.records)))]
+
+
+def equal_cost_sentences(study: Study) -> list[str]:
+    """Each arm over a baseline that cost as much, at the grid's own length and at the longest that has one."""
+    lines = []
+    for base, arm in pairs(length_curves(study.records)):
+        found = at_equal_cost(base, arm)
+        own = [x for x in found if arm.arms[x] == arm.name]
+        shown = [f"{_text(found[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *list(found)[-1:]])]
+        if shown:
+            lines.append(
+                f"{arm.name} over a {base.name} that cost as much, read between its lengths: {', '.join(shown)}."
+            )
+    return lines
+
+
+def more_training(study: Study) -> list[str]:
+    """What longer training alone gains: each baseline over itself at the grid's own length."""
+    lines = []
+    for base in (x for x in length_curves(study.records) if x.is_baseline):
+        own = next((x for x, name in base.arms.items() if name == base.name), None)
+        longer = [x for x in base.points if own is not None and x > own]
+        shown = [
+            f"{_text(found)} after {x / own:g} times the steps"
+            for x in longer
+            if own is not None and (found := paired_difference(base.points[x], base.points[own])) is not None
+        ]
+        if shown:
+            lines.append(f"More training alone gives the {base.name} {', '.join(shown)} (study of lengths).")
+    return lines
+
+
+def lengths_table(study: Study) -> TextTable:
+    """A row a length: the baseline's AP, and each arm over it at equal steps and at equal cost. Empty without arms."""
+    found = pairs(length_curves(study.records))
+    if not found:
+        return TextTable(study.grid.title, [], [])
+    base = found[0][0]
+    header, rows = ["steps", "baseline's AP"], {x: [f"{x:,.0f}", number(base.mean(x))] for x in base.points}
+    for arm in (arm for other, arm in found if other is base):
+        header += [f"{arm.name}, equal steps", f"{arm.name}, equal cost"]
+        at_cost = at_equal_cost(base, arm)
+        for steps, row in rows.items():
+            row += [
+                _or_missing(paired_difference(arm.points.get(steps, {}), base.points[steps])),
+                _or_missing(at_cost.get(steps)),
+            ]
+    note = (
+        "equal cost: over a baseline that cost as many device-hours; its AP between two lengths is taken to be linear"
+        " in the logarithm of the hours."
+    )
+    return TextTable(study.grid.title, header, list(rows.values()), [note])
+
+
+def _or_missing(found: Difference | None) -> str:
+    return MISSING if found is None else _text(found)
+
+
+def _text(found: Difference) -> str:
+    return with_interval(found.mean, found.low, found.high)

@@ -1,0 +1,276 @@
+"""Studies of the other grids: their pages, and what they say on the evidence page, from made-up records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ablations.equal_time import with_steps
+from ablations.plan import describe
+from analysis.evidence import MARKS, figure_rows, main, page, readme
+from analysis.evidence_answers import answers, newest
+from analysis.evidence_curves import at_equal_cost
+from analysis.rates import length_curves, pairs
+from analysis.studies import Study, comparisons, kept_name, load_studies
+from analysis.study_page import draw_study, study_page
+from lgd.config.extra_arms import ExtraArms
+from lgd.config.grids import Trial, plan
+from lgd.config.presets import preset
+from lgd.results.record import Record
+
+Ap = Callable[[Trial], tuple[float, float | None]]
+"""AP of student and teacher of a trial, without what its seed adds."""
+
+SPREAD = (0.3, -0.1, -0.2)
+"""What the seeds of an arm other than the baseline differ by."""
+
+LONGER = "baseline at the cost of LGD residual (ours)"
+
+COMPONENT_AP = {
+    "baseline": (30.0, None), "LGD": (25.0, 10.0), "LGD residual (ours)": (32.0, 34.0),
+    "own-label start (ours)": (30.1, 29.0), "ours without imitation": (33.0, 35.0),
+    "ours without encoder": (32.1, 33.0), "ours without adapter": (32.0, 33.0), "ours without mapper": (29.0, 20.0),
+    LONGER: (34.0, None), "baseline at the cost of LGD": (34.0, None),
+}  # fmt: skip
+
+
+def _scores(ap: float) -> dict[str, Any]:
+    return {"AP": ap, "AP50": ap + 20, "AP75": ap - 5, "APs": None, "APm": None, "APl": None}
+
+
+def _sweep(place: Path, grid: str, ap: Ap, extra: ExtraArms | None = None, **changes: Any) -> Path:
+    """A directory as a sweep of three seeds at preset tiny leaves it."""
+    spec = describe(grid, "tiny", seeds=3, extra=extra or ExtraArms())
+    spec.write(place)
+    whole = spec.whole_grid
+    timed = {arm.name: 320 for arm in whole.arms if arm.time_budget_from}
+    arms = tuple(with_steps(arm, timed) for arm in whole.arms if not arm.skipped and arm.name in spec.arms)
+    for trial in plan(type(whole)(whole.name, whole.title, arms, whole.reference), preset("tiny"), 3, [], place):
+        x = trial.experiment
+        own, teacher = ap(trial)
+        own += 2 * x.seed + (0.0 if trial.arm.startswith("baseline") else SPREAD[x.seed])
+        seconds = x.schedule.steps * (0.5 if x.method.name == "baseline" else 1.0)
+        of_teacher = None if teacher is None else _scores(teacher + 2 * x.seed)
+        record = {
+            "status": "finished", "grid": grid, "preset": "tiny", "arm": trial.arm, "experiment": x,
+            "steps": x.schedule.steps, "student": _scores(own), "teacher": of_teacher,
+            "evaluations": [
+                {"step": x.schedule.steps, "student": _scores(own), "teacher": of_teacher, "label_use": 0.25}
+            ],
+            "device_seconds": {"training": seconds}, "seconds": {"training": seconds}, "data": {"train_images": 1000},
+            "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
+            "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00", **changes,
+        }  # fmt: skip
+        Record.model_validate(record).save(trial.directory)
+        (trial.directory / "metrics.json").write_text("{}\n")
+        (trial.directory / "student.pth").write_bytes(b"weights")
+    return place
+
+
+def _rates(trial: Trial) -> tuple[float, float | None]:
+    """The baseline is best at the preset's rate, LGD at the highest."""
+    factor = trial.experiment.schedule.lr_per_16 / preset("tiny").schedule.lr_per_16
+    if trial.arm.startswith("baseline"):
+        return 30.0 - abs(factor - 1.0), None
+    return 20.0 + factor, 20.0
+
+
+def _lengths(trial: Trial) -> tuple[float, float | None]:
+    """LGD starts ten points below and overtakes after four times the steps; residual is two ahead throughout."""
+    factor = trial.experiment.schedule.steps / preset("tiny").schedule.steps
+    base = 30.0 + 2 * factor
+    if trial.arm.startswith("baseline"):
+        return base, None
+    return base + (2.0 if "residual" in trial.arm else -10.0 + 2.0 * factor), base
+
+
+def _methods(trial: Trial) -> tuple[float, float | None]:
+    return {"PKD": 31.5, "MGD": 27.0}.get(trial.arm, 30.0), None
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four sweeps by grid."""
+    root = tmp_path_factory.mktemp("results")
+    return {
+        "components": _sweep(
+            root / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm], ExtraArms(equal_cost=("longer",))
+        ),
+        "learning-rate": _sweep(root / "learning-rate-tiny", "learning-rate", _rates),
+        "schedule-length": _sweep(root / "schedule-length-tiny", "schedule-length", _lengths),
+        "methods": _sweep(root / "methods-tiny", "methods", _methods),
+    }
+
+
+@pytest.fixture(scope="module")
+def studies(places: dict[str, Path]) -> dict[str, Study]:
+    return dict(zip(places, load_studies(places.values()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def table(studies: dict[str, Study]) -> pd.DataFrame:
+    return comparisons(studies.values())
+
+
+def _text(study: Study, table: pd.DataFrame) -> str:
+    return study_page(study, table[table["study"] == study.name])
+
+
+def _cells(text: str, first: str) -> list[str]:
+    line = next(x for x in text.splitlines() if x.startswith(f"| {first} "))
+    return [x.strip() for x in line.split("|")[1:-1]]
+
+
+def _row(table: pd.DataFrame, arm: str, kind: str) -> pd.Series:
+    (row,) = [row for _, row in table[(table["arm"] == arm) & (table["kind"] == kind)].iterrows()]
+    return row
+
+
+def test_the_page_of_a_components_study(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    study = studies["components"]
+    text = _text(study, table)
+    assert "RetinaNet" not in study.families[0].detector or len(study.families) == 1
+    for words in (
+        "python ablations/run.py --grid components --preset tiny --seeds 3 --equal-cost longer --output results/",
+        "- LGD residual (ours): +2.0 AP [", "over 3 seeds for 2.00x the training cost",
+        "the same cost spent on longer training of baseline: +4.0", "LGD residual (ours) over longer training: -2.0 [",
+        "Of LGD residual (ours)'s gain: more training at the same cost would give +4.0",
+        "its second loss (ours without imitation) gives +3.0", "imitation the rest, -1.0",
+        "- ours without mapper over LGD residual (ours): -3.0 [-3.0, -3.0], 3 seeds.",
+        "the teacher never beat the student, which says nothing for or against LGD at full length",
+        "0 of 3", "0.25",
+    ):  # fmt: skip
+        assert words in text, words
+    assert _cells(text, "LGD residual (ours)")[:3] == ["LGD residual (ours)", "3", "34.0"]
+    assert set(re.findall(r"\]\((\S+\.png)\)", text)) >= {"gain-against-cost.png"}
+
+
+def test_each_variant_is_compared_with_the_arm_it_is_nearest_to(table: pd.DataFrame) -> None:
+    nearest = {row["arm"]: row["other"] for _, row in table[table["kind"] == "LGD"].iterrows()}
+    assert nearest == {
+        "LGD residual (ours)": "LGD", "own-label start (ours)": "LGD",
+        **{f"ours without {x}": "LGD residual (ours)" for x in ("imitation", "encoder", "adapter", "mapper")},
+    }  # fmt: skip
+    assert _row(table, "LGD residual (ours)", "equal time")["gain"] == pytest.approx(-2.0)
+    assert _row(table, LONGER, "longer")["gain"] == pytest.approx(4.0)
+
+
+def test_the_page_of_a_study_of_rates(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    text = _text(studies["learning-rate"], table)
+    assert "Best learning rates differ: baseline 0.015 (AP 32.0), LGD 0.06 (AP 26.0)." in text
+    assert "LGD is best at 0.06, the highest learning rate tried: its best may lie beyond." in text
+    assert "![AP against the learning rate, an arm a line.](learning-rate.png)" in text
+
+
+def test_the_page_of_a_study_of_lengths(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    text = _text(studies["schedule-length"], table)
+    # From -2 at 4 times the steps to +6 at 8 times: a quarter of the way, in the logarithm.
+    assert f"LGD overtakes baseline at {640 * 2**0.25:.0f} steps [" in text
+    assert "At equal cost LGD" in text
+    assert "(schedule-length.png)" in text
+    assert "80 / 160 / 320 / 640 / 1280 steps" in text
+
+
+def test_the_page_of_a_study_of_methods(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    text = _text(studies["methods"], table)
+    assert _cells(text, "PKD")[3].startswith("+1.5 [")
+    assert "tf-KD" in text
+
+
+def test_the_gain_at_equal_cost_is_read_between_lengths(studies: dict[str, Study]) -> None:
+    """LGD costs twice as much a step: its steps are compared with twice as many of the baseline."""
+    (base, lgd), *_ = pairs(length_curves(studies["schedule-length"].records))
+    found = at_equal_cost(base, lgd)
+    assert list(found) == [80, 160, 320, 640]
+    # At factor f LGD has 20 + 4 f; the baseline at 2 f has 30 + 4 f.
+    assert [x.mean for x in found.values()] == pytest.approx([-10.0] * 4)
+    assert at_equal_cost(lgd, base).keys() == {160, 320, 640, 1280}
+
+
+def test_the_evidence_page_opens_with_the_default_preset(
+    studies: dict[str, Study], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    text = page(list(studies.values()), table, tmp_path / "docs" / "evidence.md")
+    plain = " ".join(text.split())
+    for words in (
+        "RetinaNet on tf_efficientnet_lite0 with ImageNet weights, trained for 160 steps of 8 on 1000 synthetic"
+        " images of 128 pixels (preset `tiny`), on 2 CPU cores:",
+        "**LGD residual (ours) is not worth it here: longer training is the better use of that cost.**",
+        "LGD residual (ours): +2.0 AP [", "over the baseline's 32.0, 3 seeds, for 2.00x its training cost.",
+        "The baseline trained for as much as LGD residual (ours) cost gains +4.0 AP [+4.0, +4.0] over itself;",
+        "its second loss (ours without imitation) gives +3.0",
+        "The teacher of LGD was ahead of its student at any evaluation in 0 of 3 seeds, and ended -15.0 AP [",
+        "these differ beyond noise from the arm that each is a variant of: LGD residual (ours) over LGD +7.0",
+        "After 1,280 steps LGD is at +6.0 [", "Best learning rates differ",
+        "More AP than the baseline, beyond noise: 1 of 9 methods (PKD +1.5 [", "noise: 1 of 9 methods (MGD -3.0 [",
+        "By chance alone 0.5 of 9 such intervals leave zero out.",
+        "no evidence for or against a method at its authors' size: a training of the paper sees 2,250 times as many",
+    ):  # fmt: skip
+        assert words in plain, words
+    assert _cells(text, "ours without mapper")[3:5] == [
+        _cells(text, "ours without mapper")[3], "-3.0 [-3.0, -3.0] (LGD residual (ours))"
+    ]  # fmt: skip
+    assert "Older studies" not in text
+    assert len(text.splitlines()) <= 100
+    assert max(len(x) for x in text.splitlines() if not x.startswith(("|", "!", "- †", "- equal"))) <= 132
+
+
+def test_the_figure_and_the_readme_follow_the_components_study(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    rows = figure_rows(list(studies.values()), table)
+    assert {row["study"] for row in rows} == {"components-tiny"}
+    assert {(row["arm"], row["kind"]) for row in rows} >= {("LGD", "baseline"), (LONGER, "longer")}
+    text = readme(list(studies.values()), table, f"# A\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nB\n")
+    assert text.startswith(f"# A\n\n{MARKS[0]}\nRetinaNet on tf")
+    assert text.endswith(f"{MARKS[1]}\n\nB\n")
+    assert "old" not in text
+    assert "LGD residual (ours): +2.0 AP [" in " ".join(text.split())
+
+
+def test_part_of_a_sweep_makes_pages_and_claims_nothing(places: dict[str, Path], tmp_path: Path) -> None:
+    """One seed of two arms, and what follows from that."""
+    part = _sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
+    for path in part.glob("trials/*/record.json"):
+        if not path.parent.name.endswith("seed0") or path.parent.name[:8] not in ("baseline", "lgd-seed"):
+            path.unlink()
+    output, kept = tmp_path / "docs" / "evidence.md", tmp_path / "kept"
+    assert kept_name(part) == "components_tiny_2cores_2025-01-02"
+    assert main([str(part), "--keep", str(kept), "--output", str(output)]) == 0
+    there = kept / "components_tiny_2cores_2025-01-02"
+    assert {x.name for x in there.iterdir()} >= {"README.md", "sweep.json", "records.csv", "table.md", "trials"}
+    assert not list(there.glob("**/*.pth"))
+    text = output.read_text(encoding="utf-8")
+    assert "Whether LGD is worth it here cannot be said" in " ".join(text.split())
+    # No figure from one seed.
+    assert "![" not in text
+    # It goes on under the same name; and a name that says all is left as it is.
+    whole = _sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
+    assert kept_name(whole) == kept_name(there) == there.name
+
+
+def test_figures_of_a_study_are_those_its_page_shows(studies: dict[str, Study], table: pd.DataFrame) -> None:
+    study = studies["learning-rate"]
+    drawn = {x.name for x in draw_study(study)}
+    assert drawn == {"learning-rate.png", "learning-rate.svg"}
+    assert set(re.findall(r"\]\((\S+\.png)\)", _text(study, table))) == {"learning-rate.png"}
+
+
+def test_the_newest_unchanged_study_of_the_default_preset_answers(studies: dict[str, Study]) -> None:
+    study = studies["components"]
+    older = Study(study.directory.with_name("older"), tuple(
+        run._replace(record=run.record.model_copy(update={"finished": "2024-01-01T00:00:00+00:00"}))
+        for run in study.runs
+    ), study.grid)  # fmt: skip
+    changed = Study(study.directory.with_name("changed"), tuple(
+        run._replace(record=run.record.model_copy(
+            update={"finished": "2026-01-01T00:00:00+00:00", "overrides": ("schedule.batch=4",)}
+        ))
+        for run in study.runs
+    ), study.grid)  # fmt: skip
+    assert newest([older, study, changed], "components") is study
+    assert newest([study], "methods") is None
+    assert answers([], comparisons([])) is None
