@@ -130,7 +130,8 @@ def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> Non
         raise InputError(
             "say --output: an absolute path on storage that all nodes share; the job's own directory is removed later"
         )
-    for option, value in vars(options).items():
+    given = [(key, x) for key, value in vars(options).items() for x in (value if isinstance(value, list) else [value])]
+    for option, value in given:
         # A URL has a scheme.
         relative = isinstance(value, Path) and not value.is_absolute() and ":/" not in str(value)
         # What is sent is there under its relative path.

@@ -79,7 +79,6 @@ def test_the_python_of_the_image_is_the_pinned_one() -> None:
     assert "Python 3.11" in (ROOT / "constraints.txt").read_text().splitlines()[0]
 
 
-@pytest.mark.slow
 def test_the_project_builds_from_what_is_copied(environment_layer: Path, tmp_path: Path) -> None:
     """The build of the editable install, as pip asks for it; its wheel puts /lgd on the path."""
     code = "import hatchling.build, sys; print(hatchling.build.build_editable(sys.argv[1]))"
