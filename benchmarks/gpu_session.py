@@ -71,8 +71,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     """command: what was typed, which is kept beside the results."""
     if not options.minutes > 0:
         raise InputError(f"--minutes {options.minutes:g}: above 0")
-    compiles = any(shutil.which(x) for x in ("cc", "gcc", "clang"))
-    measurements = chosen(plan(data=options.data, compiles=compiles), options.only)
+    measurements = chosen(plan(data=options.data, compiles=has_compiler()), options.only)
     if options.plan:
         print(plan_text(measurements))
         return 0
@@ -85,6 +84,11 @@ def run(options: argparse.Namespace, command: str) -> int:
     print(session.text())
     print(f"written: {options.output}")
     return 0
+
+
+def has_compiler() -> bool:
+    """Whether there is a C compiler, which torch.compile needs."""
+    return any(shutil.which(x) for x in ("cc", "gcc", "clang"))
 
 
 def _check_device(options: argparse.Namespace) -> None:
