@@ -25,6 +25,7 @@ from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
 from lgd.errors import InputError
+from lgd.files import remove_temporary_files
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SweepSpec
 from lgd.signals import exit_on_interrupt, on_signal
@@ -102,6 +103,7 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
         check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=resources)
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        remove_temporary_files(directory)
         with cluster(checked, options, console) as resources:
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
+"""Names of the files that :func:`atomic_write` makes: those of :func:`tempfile.mkstemp`."""
 
 
 class DiskFullError(OSError):
@@ -71,6 +76,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(directory: Path) -> None:
+    """Remove what processes left in ``directory`` that were killed inside :func:`atomic_write`.
+
+    No other process may be writing there.
+    """
+    for path in directory.glob(".*-*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ablations.drill.hooks import Attempt
 from lgd.errors import InputError
+from lgd.files import TEMPORARY
 from lgd.results.cost_meter import HEARTBEAT_PERIOD
 from lgd.results.record import FILE, Record, load
 
@@ -27,9 +28,6 @@ COST_FLOOR_S = 0.25
 KILLED_FLOOR_S = HEARTBEAT_PERIOD + 0.25
 """Device-seconds by which it may be off besides for every attempt that was killed: what it spent is written once in
 HEARTBEAT_PERIOD."""
-
-TEMPORARY = re.compile(r"^\..+-[a-z0-9_]{8}(\.\w+)?$")
-"""Names that atomic writes give their files before they are whole."""
 
 CACHES = re.compile(r"torchinductor_.*")
 """What libraries keep in the temporary directory from one process to the next."""
@@ -236,7 +234,9 @@ def _rows(path: Path) -> list[str]:
 def _files(output: Path) -> set[Path]:
     """The files of a results directory that its sweep leaves, without Ray Tune's own."""
     names = {x.relative_to(output) for x in output.rglob("*") if x.is_file()}
-    return {x for x in names if TEMPORARY.match(x.name) or (x.parts[0] != "tune" and not CHANGING.match(x.name))}
+    return {
+        x for x in names if TEMPORARY.fullmatch(x.name) or (x.parts[0] != "tune" and not CHANGING.fullmatch(x.name))
+    }
 
 
 def _tail(said: str) -> str:

@@ -5,6 +5,7 @@ Run as a module, this is the process that holds the drill's own cluster of sever
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import subprocess
@@ -130,7 +131,7 @@ def _serve() -> None:
         elif what == "add":
             node = cluster.add_node(num_cpus=2, **small)
         elif what == "groups":
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             groups = ray.util.placement_group_table().values()
             answer = str(sum(group["state"] != "REMOVED" for group in groups))
             ray.shutdown()

@@ -22,7 +22,7 @@ from lgd.detectors.model_layout import bottom_up_of, predicts_masks
 from lgd.distributed import ranks
 from lgd.errors import InputError
 from lgd.evaluation.evaluate import check_masks
-from lgd.files import DiskFullError
+from lgd.files import DiskFullError, remove_temporary_files
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of, trained_detectors
 from lgd.methods.phases import FreezeBackbone, ReadTeacherWatch
@@ -197,6 +197,8 @@ def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Pa
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory} cannot be made ({error.strerror})") from None
+    if ranks.is_main_process():
+        remove_temporary_files(directory)
     return built
 
 

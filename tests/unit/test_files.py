@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lgd.files import atomic_write, write_text
+from lgd.files import atomic_write, remove_temporary_files, write_text
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
@@ -25,3 +25,15 @@ def test_the_temporary_keeps_the_suffix(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "figure.svg") as temporary:
         assert temporary.suffix == ".svg"
         temporary.write_text("x")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["record.json", ".hidden", ".gitignore", "a-b1c2d3e4.json", ".my-configuration.yaml"]
+    for name in kept:
+        (tmp_path / name).touch()
+    written = atomic_write(tmp_path / "meter.json")
+    # Never left, as by a process that is killed.
+    left = written.__enter__()
+    remove_temporary_files(tmp_path)
+    assert not left.exists()
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted(kept)
