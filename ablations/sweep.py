@@ -27,8 +27,8 @@ from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.files import remove_temporary_files
 from lgd.results.record import FILE
-from lgd.results.sweep_spec import SweepSpec
-from lgd.signals import exit_on_interrupt, on_signal
+from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
+from lgd.signals import exit_on_interrupt, interrupt, on_signal
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
@@ -89,6 +89,17 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
 
     Exit status: 0 all trials finished, 1 some failed or diverged, 3 budget spent, 130 interrupted.
     """
+    try:
+        with on_signal(interrupt, signal.SIGTERM):
+            return _run(spec, directory, options, budget, console)
+    except KeyboardInterrupt:
+        if not (directory / SWEEP_FILE).exists():
+            raise
+        say(console, f"{INTERRUPTED}; go on with: {resume_command(directory, options.placement)}")
+        return 130
+
+
+def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
     with locked(directory) as lock:
         if options.retrain_damaged:
             set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
@@ -104,7 +115,8 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         remove_temporary_files(directory)
-        with cluster(checked, options, console) as resources:
+        # Ray has a handler of its own for SIGTERM, which ends the process without a word.
+        with cluster(checked, options, console) as resources, on_signal(interrupt, signal.SIGTERM):
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)

@@ -39,6 +39,11 @@ def on_signal(act: Callable[[], object], *signals: signal.Signals) -> Iterator[N
         restore()
 
 
+def interrupt() -> NoReturn:
+    """What Ctrl-C does, for another signal."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
     """Inside the block, which only imports, Ctrl-C prints one line and ends the process with exit status 130.

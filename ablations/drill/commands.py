@@ -40,7 +40,7 @@ SWEEP = (
 )  # fmt: skip
 """Options of the sweep: two trials of a fraction of a second a step, on the CPU."""
 
-LONGEST_COMMAND_S = 300.0
+LONGEST_COMMAND_S = 600.0
 """Seconds after which a command is taken for stuck."""
 
 LONGEST_END_S = 60.0
