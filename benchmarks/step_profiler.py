@@ -22,7 +22,10 @@ from benchmarks.step_parts import REST
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.feature_capture import patched_method
 
-LABEL_ASSIGNMENT = ("label_anchors", "label_and_sample_anchors", "label_and_sample_proposals", "quality", "match")
+LABEL_ASSIGNMENT = (
+    *("label_anchors", "quality", "match"),
+    *("label_and_sample_anchors", "label_and_sample_proposals", "assign_anchors", "assign_regions"),
+)
 """Methods of detectors, and of R-CNN's two stages, that assign labels."""
 
 UNORDERED = 2**63

@@ -24,9 +24,13 @@ LOG_PERIOD = 20
 
 def log_positives(positives: Tensor, images: int) -> None:
     """Log their number an image, as detectron2 does; on a GPU every ``LOG_PERIOD`` steps only."""
-    storage = get_event_storage()
-    if not device_waits.reading_waits(positives) or (storage.iter + 1) % LOG_PERIOD == 0:
-        storage.put_scalar("num_pos_anchors", positives / images)
+    if logs_now(positives):
+        get_event_storage().put_scalar("num_pos_anchors", positives / images)
+
+
+def logs_now(x: Tensor) -> bool:
+    """Whether numbers of ``x``'s device are logged in this step: on a GPU every ``LOG_PERIOD`` steps only."""
+    return not device_waits.reading_waits(x) or (get_event_storage().iter + 1) % LOG_PERIOD == 0
 
 
 def classification_loss(logits: Sequence[Tensor], labels_BR: Tensor, alpha: float, gamma: float) -> Tensor:

@@ -30,8 +30,8 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
 
 
 REPLACED = (
-    *("label_anchors", "label_and_sample_anchors", "label_and_sample_proposals"),
-    *("losses", "predict_proposals", "forward"),
+    *("label_anchors", "assign_anchors", "assign_regions", "label_and_sample_proposals"),
+    *("losses", "forward", "_forward_mask"),
 )
 """Methods that :func:`use_fast_losses` replaces, of the detector or of one of its parts."""
 

@@ -1,11 +1,9 @@
-"""Faster and Mask R-CNN's assignment, sampling and losses as detectron2 computes them, with fewer waits for the device.
+"""Faster and Mask R-CNN's losses as detectron2 computes them, with fewer waits for the device.
 
-The same samples are drawn from the same random numbers: their number depends on how many positives there are, which is
-waited for once a batch, not several times an image. What stays is the NMS of each image, whose result has a size that
-nobody knows before, and Mask R-CNN's masks, which are cropped on the host.
+A pass waits for two sets of numbers, Mask R-CNN's for three: how many anchors and regions there are to draw from
+(rcnn_sampling.py), and how many of the regions are pooled from each level, for the box head and for the mask head.
 
-Shape suffixes: B images, N object slots of an image, P proposals of an image, R anchors of all levels, M regions of the
-batch, K classes.
+Shape suffixes: B images, R anchors of all levels, M regions of the batch, K classes.
 """
 
 from __future__ import annotations
@@ -16,22 +14,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import batched_nms, cross_entropy
+from detectron2.layers import cross_entropy
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsampleHead, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from lgd import device_waits
-from lgd.detectors.batched import batched_iou, cache_anchors, in_parts, match_anchors, pad_objects
-from lgd.detectors.dense_losses import LOG_PERIOD, masked_sum
+from lgd.detectors.batched import cache_anchors
+from lgd.detectors.dense_losses import logs_now, masked_sum
+from lgd.detectors.rcnn_masks import forward_mask, mask_head_forward
+from lgd.detectors.rcnn_sampling import (
+    assign_anchors,
+    assign_regions,
+    indices_of_true,
+    label_and_sample_proposals,
+    rpn_forward,
+)
 from lgd.detectors.retinanet_fast import box_deltas
 
 
@@ -40,19 +43,28 @@ def use(detector: GeneralizedRCNN) -> None:
 
     Parts of another class, and losses other than smooth L1 and softmax cross-entropy, stay as they are.
     """
+    heads: Any = detector.roi_heads
+    if type(heads) is StandardROIHeads:
+        _use_in_heads(heads)
     rpn: Any = detector.proposal_generator
     if type(rpn) is RPN and _has_standard_box_loss(rpn) and rpn.anchor_boundary_thresh < 0:
-        rpn.label_and_sample_anchors = partial(label_and_sample_anchors, rpn)
+        rpn.assign_anchors = partial(assign_anchors, rpn)
         rpn.losses = partial(rpn_losses, rpn)
-        rpn.predict_proposals = partial(predict_proposals, rpn)
+        rpn.forward = partial(rpn_forward, rpn, heads if type(heads) is StandardROIHeads else None)
         cache_anchors(rpn.anchor_generator)
-    heads: Any = detector.roi_heads
-    if type(heads) is not StandardROIHeads:
-        return
+
+
+def _use_in_heads(heads: Any) -> None:
+    heads.assign_regions = partial(assign_regions, heads)
     heads.label_and_sample_proposals = partial(label_and_sample_proposals, heads)
     predictor: Any = heads.box_predictor
     if type(predictor) is FastRCNNOutputLayers and _has_standard_box_loss(predictor) and not predictor.use_sigmoid_ce:
         predictor.losses = partial(box_head_losses, predictor)
+    mask_head: Any = getattr(heads, "mask_head", None)
+    if mask_head is not None:
+        heads._forward_mask = partial(forward_mask, heads)
+    if type(mask_head) is MaskRCNNConvUpsampleHead:
+        mask_head.forward = partial(mask_head_forward, mask_head)
     poolers: list[Any] = [heads.box_pooler, getattr(heads, "mask_pooler", None)]
     for pooler in poolers:
         if type(pooler) is ROIPooler and len(pooler.level_poolers) > 1:
@@ -61,51 +73,6 @@ def use(detector: GeneralizedRCNN) -> None:
 
 def _has_standard_box_loss(part: Any) -> bool:
     return type(part.box2box_transform) is Box2BoxTransform and part.box_reg_loss_type == "smooth_l1"
-
-
-def draw(labels_BR: Tensor, part: Any, background: int) -> list[tuple[Tensor, Tensor]]:
-    """Indices of the positives and of the negatives that are drawn of each image: detectron2's ``subsample_labels``.
-
-    labels: -1 for what is ignored. part: has ``batch_size_per_image`` and ``positive_fraction``.
-    """
-    positive_BR, negative_BR = (labels_BR != -1) & (labels_BR != background), labels_BR == background
-    # The one wait of the batch.
-    counts = torch.stack([positive_BR.sum(1), negative_BR.sum(1)]).tolist()
-    indices = [_indices(mask, count) for mask, count in zip((positive_BR, negative_BR), counts, strict=True)]
-    drawn = []
-    for positive, negative in zip(*indices, strict=True):
-        wanted = min(len(positive), int(part.batch_size_per_image * part.positive_fraction))
-        rest = min(len(negative), part.batch_size_per_image - wanted)
-        drawn.append(
-            (
-                positive[torch.randperm(len(positive), device=positive.device)[:wanted]],
-                negative[torch.randperm(len(negative), device=negative.device)[:rest]],
-            )
-        )
-    return drawn
-
-
-def _indices(mask_BR: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """Where each row of the mask is true, ascending; ``counts`` says how often that is."""
-    return torch.nonzero_static(mask_BR, size=sum(counts))[:, 1].split(list(counts))
-
-
-@torch.no_grad()
-def label_and_sample_anchors(
-    rpn: Any, anchors: list[Boxes], gt_instances: list[Instances]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Labels (R,) of every image, 1, 0 or -1 (not drawn), and the matched boxes (R, 4)."""
-    anchors_R4 = Boxes.cat(anchors).tensor
-    gt_labels: list[Tensor] = []
-    matched_boxes: list[Tensor] = []
-    for objects in in_parts(pad_objects(gt_instances), len(anchors_R4)):
-        iou_BNR = batched_iou(objects.boxes, anchors_R4, objects.valid)
-        matched_BR, labels_BR = match_anchors(rpn.anchor_matcher, iou_BNR, objects.valid)
-        matched_boxes += objects.boxes.gather(1, matched_BR[..., None].expand(-1, -1, 4)).unbind()
-        for positive, negative in draw(labels_BR, rpn, 0):
-            labels = torch.full_like(labels_BR[0], -1)
-            gt_labels.append(labels.scatter_(0, positive, 1).scatter_(0, negative, 0))
-    return gt_labels, matched_boxes
 
 
 def rpn_losses(
@@ -132,88 +99,6 @@ def rpn_losses(
     }
     normalizer = rpn.batch_size_per_image * len(gt_labels)
     return {name: x / normalizer * rpn.loss_weight.get(name, 1.0) for name, x in losses.items()}
-
-
-@torch.no_grad()
-def predict_proposals(
-    rpn: Any,
-    anchors: list[Boxes],
-    pred_objectness_logits: list[Tensor],
-    pred_anchor_deltas: list[Tensor],
-    image_sizes: list[tuple[int, int]],
-) -> list[Instances]:
-    """The proposals of every image after NMS, by score: detectron2's, bit for bit.
-
-    Raises FloatingPointError, as detectron2 does, when boxes or scores are not finite in training.
-    """
-    if not rpn.training:
-        return type(rpn).predict_proposals(rpn, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
-    scores, boxes, levels = [], [], []
-    decoded = rpn._decode_proposals(anchors, pred_anchor_deltas)
-    for level, (boxes_BR4, logits_BR) in enumerate(zip(decoded, pred_objectness_logits, strict=True)):
-        best_BP, index_BP = logits_BR.topk(min(logits_BR.shape[1], rpn.pre_nms_topk[True]), dim=1)
-        scores.append(best_BP)
-        boxes.append(boxes_BR4.gather(1, index_BP[..., None].expand(-1, -1, 4)))
-        levels.append(torch.full_like(index_BP[0], level))
-    scores_BP, boxes_BP4, levels_P = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
-    finite = boxes_BP4.isfinite().all() & scores_BP.isfinite().all()
-    boxes_BP4 = _clip(boxes_BP4, image_sizes)
-    sides_BP2 = boxes_BP4[..., 2:] - boxes_BP4[..., :2]
-    keep_BP = (sides_BP2 > rpn.min_box_size).all(-1)
-    # The one wait before the NMS.
-    is_finite, *counts = torch.cat([finite[None].long(), keep_BP.sum(1)]).tolist()
-    if not is_finite:
-        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-    results = []
-    for i, kept in enumerate(_indices(keep_BP, counts)):
-        found = Instances(image_sizes[i])
-        best = batched_nms(boxes_BP4[i][kept], scores_BP[i][kept], levels_P[kept], rpn.nms_thresh)
-        chosen = kept[best[: rpn.post_nms_topk[True]]]
-        found.proposal_boxes = Boxes(boxes_BP4[i][chosen])
-        found.objectness_logits = scores_BP[i][chosen]
-        results.append(found)
-    return results
-
-
-def _clip(boxes_BP4: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes within their images."""
-    clipped = []
-    for boxes_P4, (height, width) in zip(boxes_BP4, image_sizes, strict=True):
-        x1, y1, x2, y2 = boxes_P4.unbind(-1)
-        clipped.append(
-            torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)
-        )
-    return torch.stack(clipped)
-
-
-@torch.no_grad()
-def label_and_sample_proposals(heads: Any, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-    """The proposals drawn of every image, with ``gt_classes`` and, where it has objects, its other ``gt_`` fields."""
-    if heads.proposal_append_gt:
-        proposals = add_ground_truth_to_proposals(targets, proposals)
-    objects = pad_objects(targets)
-    boxes_BP4 = pad_sequence([x.proposal_boxes.tensor for x in proposals], batch_first=True)
-    counts_B1 = torch.tensor([[len(x)] for x in proposals])
-    is_padding_BP = (torch.arange(boxes_BP4.shape[1]) >= counts_B1).to(boxes_BP4.device, non_blocking=True)
-    iou_BNP = batched_iou(objects.boxes, boxes_BP4, objects.valid)
-    matched_BP, labels_BP = match_anchors(heads.proposal_matcher, iou_BNP, objects.valid)
-    classes_BP = objects.classes.gather(1, matched_BP)
-    classes_BP = torch.where(labels_BP == 0, heads.num_classes, torch.where(labels_BP == -1, -1, classes_BP))
-    drawn = draw(classes_BP.masked_fill(is_padding_BP, -1), heads, heads.num_classes)
-    found = []
-    for i, (positive, negative) in enumerate(drawn):
-        sampled = torch.cat([positive, negative])
-        regions = proposals[i][sampled]
-        regions.gt_classes = classes_BP[i][sampled]
-        if len(targets[i]):
-            for name, value in targets[i].get_fields().items():
-                if name.startswith("gt_") and not regions.has(name):
-                    regions.set(name, value[matched_BP[i][sampled]])
-        found.append(regions)
-    storage = get_event_storage()
-    storage.put_scalar("roi_head/num_fg_samples", sum(len(x) for x, _ in drawn) / len(drawn))
-    storage.put_scalar("roi_head/num_bg_samples", sum(len(x) for _, x in drawn) / len(drawn))
-    return found
 
 
 def box_head_losses(
@@ -255,14 +140,12 @@ def _log_accuracy(scores: Tensor, classes_M: Tensor, foreground_M: Tensor) -> No
 
 def _log(sums: dict[str, Tensor], over: int | Tensor) -> None:
     """Log each sum divided by ``over``; on a GPU every ``LOG_PERIOD`` steps only, for each number is waited for."""
-    storage = get_event_storage()
-    first = next(iter(sums.values()))
-    if device_waits.reading_waits(first) and (storage.iter + 1) % LOG_PERIOD:
+    if not logs_now(next(iter(sums.values()))):
         return
     divisor = float(over)
     for name, value in sums.items():
         if divisor:
-            storage.put_scalar(name, float(value) / divisor)
+            get_event_storage().put_scalar(name, float(value) / divisor)
 
 
 def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
@@ -280,6 +163,6 @@ def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     levels = torch.arange(len(pooler.level_poolers), device=levels_M.device)
     here_LM = levels_M == levels[:, None]
     output = x[0].new_zeros(len(regions_M5), x[0].shape[1], *pooler.output_size)
-    for level, indices in enumerate(_indices(here_LM, here_LM.sum(1).tolist())):
+    for level, indices in enumerate(indices_of_true(here_LM, here_LM.sum(1).tolist())):
         output.index_put_((indices,), pooler.level_poolers[level](x[level], regions_M5[indices]))
     return output

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import PolygonMasks
+from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.events import EventStorage
+from torch import Tensor
+from torchvision.ops import boxes
 
+from lgd import device_waits
 from lgd.detectors import build_detector
+from lgd.detectors.dense_losses import LOG_PERIOD
 from lgd.detectors.fast_losses import use_fast_losses
 from tests.helpers import CLASSES, batch, tiny_settings
 
@@ -20,37 +24,65 @@ def _detector(name: str) -> Any:
 
 
 def _batch_with_masks(counts: list[int]) -> list[dict[str, Any]]:
-    """Each object's mask is the lower left triangle of its box."""
+    """Each object's mask is the lower left triangle of its box: a polygon, in the last of three images a bitmap."""
     found = batch(counts)
-    for x in found:
-        boxes = x["instances"].gt_boxes.tensor.tolist()
-        x["instances"].gt_masks = PolygonMasks([[[x1, y1, x1, y2, x2, y2]] for x1, y1, x2, y2 in boxes])
+    for i, x in enumerate(found):
+        corners = x["instances"].gt_boxes.tensor.tolist()
+        masks = PolygonMasks([[[x1, y1, x1, y2, x2, y2]] for x1, y1, x2, y2 in corners])
+        size = x["instances"].image_size
+        x["instances"].gt_masks = BitMasks.from_polygon_masks(masks.polygons, *size) if i == 2 else masks
     return found
 
 
+def _step(detector: Any, counts: list[int]) -> tuple[dict[str, float], dict[str, float], Tensor, Tensor]:
+    """Losses, what is logged, gradients, and the next random number."""
+    torch.manual_seed(1)
+    # A step in which a GPU logs.
+    with EventStorage(LOG_PERIOD - 1) as storage:
+        losses = detector.train()(_batch_with_masks(counts))
+        sum(losses.values()).backward()
+    gradients = torch.cat([p.grad.flatten() for p in detector.parameters() if p.grad is not None])
+    logged = {k: v for k, (v, _) in storage.latest().items()}
+    return {k: float(v.detach()) for k, v in losses.items()}, logged, gradients, torch.rand(1)
+
+
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
-@pytest.mark.parametrize("counts", [[3, 0, 40], [0, 0]])
-def test_losses_logs_and_gradients_are_detectron2s(name: str, counts: list[int]) -> None:
-    """From the same random numbers: the same anchors and regions are drawn."""
-    found: list[Any] = []
-    for fast in (False, True):
+@pytest.mark.parametrize("counts", [[3, 0, 40], [0, 0], [150]])
+def test_losses_logs_and_gradients_are_detectron2s(
+    name: str, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same random numbers: the same anchors and regions are drawn, on a GPU too. 150 objects are more than the
+    128 positives that are drawn."""
+    # The NMS of a GPU, whose boxes are rounded otherwise.
+    monkeypatch.setattr(boxes, "_batched_nms_vanilla", boxes._batched_nms_coordinate_trick)
+    plain = _detector(name)
+    assert "losses" not in vars(plain.proposal_generator)
+    losses, logged, gradients, drawn = _step(plain, counts)
+    for on_gpu in (False, True):
         detector = _detector(name)
+        use_fast_losses(detector)
+        assert {"losses", "forward"} <= vars(detector.proposal_generator).keys()
+        assert "losses" in vars(detector.roi_heads.box_predictor)
+        monkeypatch.setattr(device_waits, "reading_waits", lambda _, on_gpu=on_gpu: on_gpu)
+        ours, our_logged, our_gradients, our_drawn = _step(detector, counts)
+        assert torch.equal(our_drawn, drawn)
+        assert ours == pytest.approx(losses, rel=1e-5)
+        assert our_logged == pytest.approx(logged)
+        torch.testing.assert_close(our_gradients, gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_regions_of_an_rpn_that_stays_detectron2s_are_drawn_from_the_same_random_numbers() -> None:
+    found = []
+    for fast in (False, True):
+        detector = _detector("faster_rcnn")
+        detector.proposal_generator.box_reg_loss_type = "giou"
         if fast:
             use_fast_losses(detector)
-        assert ("losses" in vars(detector.proposal_generator)) == fast
-        assert ("losses" in vars(detector.roi_heads.box_predictor)) == fast
-        torch.manual_seed(1)
-        with EventStorage(0) as storage:
-            losses = detector.train()(_batch_with_masks(counts))
-            sum(losses.values()).backward()
-        gradients = torch.cat([p.grad.flatten() for p in detector.parameters() if p.grad is not None])
-        logged = {k: v for k, (v, _) in storage.latest().items()}
-        found.append(({k: float(v.detach()) for k, v in losses.items()}, logged, gradients, torch.rand(1)))
-    (losses, logged, gradients, drawn), (ours, our_logged, our_gradients, our_drawn) = found
-    assert torch.equal(our_drawn, drawn)
-    assert ours == pytest.approx(losses, rel=1e-5)
-    assert our_logged == pytest.approx(logged)
-    torch.testing.assert_close(our_gradients, gradients, rtol=1e-3, atol=1e-6)
+        assert "forward" not in vars(detector.proposal_generator)
+        assert ("assign_regions" in vars(detector.roi_heads)) == fast
+        found.append(_step(detector, [3, 0]))
+    assert torch.equal(found[0][3], found[1][3])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
 
 
 def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:
@@ -66,12 +98,12 @@ def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:
                 images, features, [x["instances"] for x in batch([1, 1])]
             )
         levels = [features[x] for x in detector.roi_heads.box_in_features]
-        boxes = [x.proposal_boxes for x in proposals]
+        regions = [x.proposal_boxes for x in proposals]
         # Regions of every level, and an image without any.
-        boxes[1].tensor[:4] *= torch.tensor([[1.0], [4.0], [16.0], [64.0]])
-        pooled = detector.roi_heads.box_pooler(levels, boxes)
-        empty = detector.roi_heads.box_pooler(levels, [boxes[0][:0], boxes[1]])
-        found.append([*(x.tensor for x in boxes), *(x.objectness_logits for x in proposals), pooled, empty])
+        regions[1].tensor[:4] *= torch.tensor([[1.0], [4.0], [16.0], [64.0]])
+        pooled = detector.roi_heads.box_pooler(levels, regions)
+        empty = detector.roi_heads.box_pooler(levels, [regions[0][:0], regions[1]])
+        found.append([*(x.tensor for x in regions), *(x.objectness_logits for x in proposals), pooled, empty])
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert len(theirs) > 0
         assert torch.equal(ours, theirs)
