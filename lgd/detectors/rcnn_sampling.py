@@ -134,7 +134,7 @@ def rpn_forward(
     FloatingPointError, as detectron2 does, when boxes or scores are not finite in training.
     """
     if not rpn.training:
-        return type(rpn).forward(rpn, images, features, gt_instances)  # type: ignore[no-any-return]
+        return type(rpn).forward(rpn, images, features, gt_instances)
     assert gt_instances is not None, "RPN requires gt_instances in training!"
     levels = [features[name] for name in rpn.in_features]
     anchors = rpn.anchor_generator(levels)
@@ -216,4 +216,4 @@ def _regions_of(heads: Any, proposals: Sequence[Instances], targets: list[Instan
     valid_BK = pad_sequence(
         [torch.ones_like(x.objectness_logits, dtype=torch.bool) for x in proposals], batch_first=True
     )
-    return heads.assign_regions(boxes_BK4, logits_BK, valid_BK, targets)  # type: ignore[no-any-return]
+    return heads.assign_regions(boxes_BK4, logits_BK, valid_BK, targets)
