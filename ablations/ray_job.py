@@ -15,17 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
 from lgd.cli import INTERRUPTED
+from lgd.distributed.ray_token import TOKEN_FILE, TOKEN_VARIABLES
 from lgd.errors import InputError
-
-# Read when Ray is imported. Unlike ray.init(), its client of the Jobs API does not use a token without being told to.
-TOKEN_FILE = Path.home() / ".ray" / "auth_token"
-if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE.exists():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-import aiohttp  # noqa: E402
-from ray.exceptions import AuthenticationError  # noqa: E402
-from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: E402
 
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
     # They say what they upload, and when a log ends.
@@ -144,7 +140,7 @@ def _one_line(address: str) -> Iterator[None]:
         yield
     except AuthenticationError:
         raise InputError(
-            f"{address} does not accept the token: set the cluster's as RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH,"
+            f"{address} does not accept the token: set the cluster's as {' or '.join(TOKEN_VARIABLES)},"
             f" or write it to {TOKEN_FILE}"
         ) from None
     except OSError as error:

@@ -15,15 +15,14 @@ from urllib.parse import urlsplit
 import lgd
 from ablations.command import BENCHMARKS, COMMANDS
 from lgd.cli import Parser, examples, exit_status
+from lgd.distributed.ray_token import use_token
 from lgd.errors import InputError
 from lgd.signals import exit_on_interrupt
 
 PROG = "lgd submit"
 
 DESCRIPTION = """\
-Run a command of lgd on a running Ray cluster, through Ray's Jobs API, and follow its log.
-The working tree goes along, without results, environments and caches; the nodes need the environment (docs/cluster.md).
-Ctrl-C stops the job, and trainings write a checkpoint; a second one leaves it alone.
+Run a command of lgd with this working tree on a running Ray cluster, and follow its log; Ctrl-C stops it.
 Exit status: the command's own; 2 wrong input, 130 stopped."""
 
 EXAMPLES = (
@@ -67,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
     address = checked_address(options.address or os.environ.get(ADDRESS_VARIABLE))
     directory = (options.working_dir or (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd())).resolve()
     command = checked_command(options.command[options.command[:1] == ["--"] :], directory)
+    use_token()
     with exit_on_interrupt():
         from ablations.ray_job import submit
         from ablations.working_tree import pack

@@ -1,4 +1,4 @@
-"""The token by which the processes of a Ray cluster that starts here authenticate each other."""
+"""The token by which the processes of a Ray cluster authenticate each other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import importlib
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-__all__ = ["own_token"]
+__all__ = ["own_token", "use_token"]
 
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where ``ray get-auth-token --generate`` writes one."""
 
 _token = secrets.token_hex(32)
 """Token of the clusters that this process starts. One for all: Ray keeps the first that it reads."""
@@ -37,3 +41,12 @@ def own_token() -> Iterator[None]:
         yield
     finally:
         os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def use_token() -> None:
+    """Have Ray's client of the Jobs API send a token where there is one, as ``ray.init()`` does without being told to.
+
+    To be called before Ray is imported.
+    """
+    if any(os.environ.get(name) for name in TOKEN_VARIABLES) or TOKEN_FILE.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

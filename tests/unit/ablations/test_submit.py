@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from ablations import ray_job, submit
 from ablations.command import main
@@ -21,6 +23,8 @@ URL = "http://127.0.0.1:8265"
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(submit.ADDRESS_VARIABLE, raising=False)
+    # The command may set it.
+    monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +109,7 @@ class Client:
 
     def __init__(self, log: list[list[Any]], status: str = "SUCCEEDED", code: int | None = 0) -> None:
         self.log, self.stopped = log, 0
-        self._info = SimpleNamespace(
-            status=ray_job.JobStatus(status), driver_exit_code=code, message="no such\nworking_dir"
-        )
+        self._info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="no such\nworking_dir")
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         for text in self.log.pop(0):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lgd.distributed import ray_train
+from lgd.distributed import ray_token, ray_train
 
 
 @pytest.fixture
@@ -52,3 +53,21 @@ def test_another_cluster_has_its_own(started: list[dict[str, Any]]) -> None:
     with ray_train.cluster("auto"):
         pass
     assert started == [{"address": "auto", "log_to_driver": False, "logging_level": "ERROR", "token": None}]
+
+
+@pytest.mark.parametrize("where", ["variable", "file", "nowhere", "turned off"])
+def test_a_token_that_is_there_is_used(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ray_token.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    # Set first, so that it is as before after the test.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray_token, "TOKEN_FILE", tmp_path / "auth_token")
+    if where == "variable":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    elif where != "nowhere":
+        (tmp_path / "auth_token").write_text("mine")
+    if where != "turned off":
+        del os.environ["RAY_AUTH_MODE"]
+    ray_token.use_token()
+    expected = {"nowhere": None, "turned off": "disabled"}
+    assert os.environ.get("RAY_AUTH_MODE") == expected.get(where, "token")
