@@ -112,6 +112,10 @@ class SweepDisplay:
                 soft_wrap=True,
             )
 
+    def restarted(self, name: str, cause: str) -> None:
+        """A trial's worker is gone, and another one goes on with it. cause: in a phrase."""
+        self._console.print(f"  {self._label(name)}: {cause}", markup=False, highlight=False, soft_wrap=True)
+
     def ended(self, name: str, record: Record) -> None:
         """A trial ended, one way or another."""
         now = self._now()

@@ -64,6 +64,8 @@ class Display(Protocol):
 
     def progress(self, name: str, progress: dict[str, Any]) -> None: ...
 
+    def restarted(self, name: str, cause: str) -> None: ...
+
     def ended(self, name: str, record: Record) -> None: ...
 
 
@@ -73,6 +75,8 @@ class NoDisplay:
     def add(self, trial: Trial) -> None: ...
 
     def progress(self, name: str, progress: dict[str, Any]) -> None: ...
+
+    def restarted(self, name: str, cause: str) -> None: ...
 
     def ended(self, name: str, record: Record) -> None: ...
 
@@ -303,6 +307,18 @@ class SweepCallback(tune.Callback):
         last = trial.last_result or {}
         if name not in self._outcome.ended and "stopped" not in last and "step" in last:
             self._end(name, self._stopped_early(self._trials[name], last))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial_name(trial)
+        directory = self._trials[name].directory
+        if (directory / FILE).exists():
+            # It has recorded its own error, and the next worker only reports that.
+            return
+        low = "low on memory" in str(trial.get_error())
+        step = checkpoint.last_step(directory)
+        start = "begins again" if step is None else f"goes on from its checkpoint after step {step}"
+        cause = "Ray ended its worker since memory ran low" if low else "its worker died"
+        self._display.restarted(name, f"{cause}; it {start} (see {self._output / RAY_LOG})")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).

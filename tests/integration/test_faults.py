@@ -37,11 +37,15 @@ class _Display:
     def __init__(self) -> None:
         self.records: list[tuple[str, Record]] = []
         self.steps: dict[str, int] = {}
+        self.restarts: list[str] = []
 
     def add(self, trial: Trial) -> None: ...
 
     def progress(self, name: str, progress: dict[str, Any]) -> None:
         self.steps[name] = progress["step"]
+
+    def restarted(self, name: str, cause: str) -> None:
+        self.restarts.append(f"{name}: {cause}")
 
     def ended(self, name: str, record: Record) -> None:
         self.records.append((name, record))
@@ -199,6 +203,9 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(faulty: Faulty) -> None:
     record = faulty.record("killed")
     assert (record.status, record.attempts, record.steps) == ("finished", 2, LONG["schedule.steps"])
     assert record.device_seconds["lost"] > 0
+    assert sum("killed-seed0: its worker died; it goes on from" in x for x in faulty.display.restarts) == 1
+    # What an error ended is not told as a death of its worker.
+    assert not any("raising" in x for x in faulty.display.restarts)
 
 
 def test_a_trial_that_is_killed_every_time_is_given_up(faulty: Faulty) -> None:
