@@ -146,7 +146,7 @@ def _fits(there: float, wanted: float) -> int:
 def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at ``address`` or RAY_ADDRESS; without either, start one here for the block.
 
-    cpus: of a cluster on this machine (default: its cores). Raises InputError where no cluster answers.
+    cpus: of a cluster on this machine (default: its cores). Raises InputError where no cluster answers, or none starts.
     """
     if ray.is_initialized():
         yield
@@ -164,14 +164,12 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         return
     with own_token():
         # Only settings and records go through the object store; its default size is a third of the memory.
-        ray.init(
-            address="local",
-            num_cpus=cpus or cores(),
-            include_dashboard=False,
-            dashboard_host="127.0.0.1",
-            object_store_memory=200 * 2**20,
-            **quiet,
-        )
+        local: dict[str, Any] = {"include_dashboard": False, "dashboard_host": "127.0.0.1"}
+        try:
+            ray.init(address="local", num_cpus=cpus or cores(), object_store_memory=200 * 2**20, **local, **quiet)
+        except Exception as error:  # whichever of its processes was not there in time
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"Ray did not start on this machine ({reason}): try again when it is less busy") from None
         with _until_shutdown():
             yield
 
