@@ -95,7 +95,7 @@ class KillWorker(Fault):
         moment = drill.at(self._point, self._when)
         command = drill.start(moment)
         psutil.Process(command.wait_for_moment()).kill()
-        drill.told(command.wait(), [0], r"the worker died.*goes on from")
+        drill.told(command.wait(), [0], r"its worker died; it (goes on from|begins again)")
 
 
 class KillDriver(Fault):

@@ -40,7 +40,7 @@ from lgd.results.record import FILE, Record, load
 from lgd.training.run import failed_record
 from tests.helpers import quick_experiment
 
-QUICK = ("kill-driver-checkpoint", "disk-full-record", "sweep-json-corrupted")
+QUICK = ("kill-worker-checkpoint", "sweep-json-corrupted")
 """Faults that other tests do not inject, or not at that point: one drill of each in every run of the tests."""
 
 
