@@ -159,8 +159,8 @@ def _of_components(
             )
         split += [parts(x)] if parts(x) else []
     if not cost:
-        cost = equal_cost_sentences(lengths) if lengths is not None else ["Not measured."]
-        split += more_training(lengths) if lengths is not None else []
+        cost = equal_cost_sentences(lengths) if lengths else ["Not measured: --equal-cost adds the arms for it."]
+        split += more_training(lengths) if lengths else []
     return [
         Point(EQUAL_STEPS, study, steps),
         Point(EQUAL_COST, study, cost),
@@ -193,8 +193,8 @@ def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     if not clear:
         return [f"None of {len(found)} variants differs beyond noise from the arm that it is a variant of."]
-    rest = len(found) - len(clear)
-    same = f" {rest} cannot be told from theirs." if rest else ""
+    rest = [row["arm"] for row in found if row["verdict"] == "noise"]
+    same = f" Not to be told from theirs: {', '.join(rest)}." if rest else ""
     return [
         f"Of {len(found)} variants these differ beyond noise from the arm that each is a variant of: {shown}.{same}"
     ]

@@ -206,7 +206,8 @@ def test_the_evidence_page_opens_with_the_default_preset(
         "its second loss (ours without imitation) gives +3.0",
         "The teacher of LGD was ahead of its student at any evaluation in 0 of 3 seeds, and ended -15.0 AP [",
         "these differ beyond noise from the arm that each is a variant of: LGD residual (ours) over LGD +7.0",
-        "After 1,280 steps LGD is at +6.0 [", "Best learning rates differ",
+        "Not to be told from theirs: ours without adapter.", "After 1,280 steps LGD is at +6.0 [",
+        "Best learning rates differ",
         "More AP than the baseline, beyond noise: 1 of 9 methods (PKD +1.5 [", "noise: 1 of 9 methods (MGD -3.0 [",
         "By chance alone 0.5 of 9 such intervals leave zero out.",
         "no evidence for or against a method at its authors' size: a training of the paper sees 2,250 times as many",
@@ -218,6 +219,26 @@ def test_the_evidence_page_opens_with_the_default_preset(
     assert "Older studies" not in text
     assert len(text.splitlines()) <= 100
     assert max(len(x) for x in text.splitlines() if not x.startswith(("|", "!", "- †", "- equal"))) <= 132
+
+
+def test_without_equal_cost_arms_the_study_of_lengths_answers(studies: dict[str, Study]) -> None:
+    """As LGD costs twice as much, 160 of its steps are compared with 320 of the baseline, 640 with 1,280."""
+    whole = studies["components"]
+    kept = tuple(run for run in whole.runs if "at the cost of" not in run.record.arm)
+    there = [Study(whole.directory, kept, whole.grid), studies["schedule-length"]]
+    found = answers(there, comparisons(there))
+    assert found is not None
+    text = {point.heading: " ".join(point.sentences) for point in found.points}
+    assert (
+        "LGD residual (ours) over a baseline that cost as much, read between its lengths: +0.0 [-0.7, +0.7] AP after"
+        " 160 steps, -6.0 [-6.7, -5.3] AP after 640 steps."
+    ) in text["At equal cost"]
+    split = text["More training, second loss, imitation"]
+    assert "More training alone gives the baseline +2.0 [+2.0, +2.0] after 2 times the steps" in split
+    assert "imitation the rest, -1.0" in split
+    alone = answers(there[:1], comparisons(there[:1]))
+    assert alone is not None
+    assert "Not measured" in alone.brief
 
 
 def test_the_figure_and_the_readme_follow_the_components_study(studies: dict[str, Study], table: pd.DataFrame) -> None:
