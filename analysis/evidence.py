@@ -74,7 +74,7 @@ def figure_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dic
     """What the figure shows: the newest components study of the default preset, or else the evidence grid's."""
     from analysis.evidence_answers import newest
     from analysis.frame import row_dicts
-    from lgd.config.grids import COMPONENTS
+    from lgd.config.component_arms import COMPONENTS
 
     study = newest(studies, COMPONENTS.name)
     rows = [

@@ -22,7 +22,7 @@ from analysis.teachers import NEVER, never_ahead, teacher_notes
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict import Verdict, verdicts
 from analysis.verdict_text import conclusion, parts, points, summary
-from lgd.config.grids import COMPONENTS
+from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
 
