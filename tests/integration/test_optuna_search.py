@@ -187,7 +187,9 @@ def test_a_new_study_takes_no_names_of_earlier_trials(tmp_path: Path, capsys: py
     search = Search(NANO, tmp_path, samples=3)
     with search.opened(base) as (searcher, _, left):
         assert left == 2
-        assert searcher.suggest("first")["name"] == "search-002"
+        proposed = searcher.suggest("first")
+        assert proposed is not None
+        assert proposed["name"] == "search-002"
         searcher.on_trial_complete("first", error=True)
     assert "does not know 2 earlier trials" in capsys.readouterr().out
 
