@@ -26,10 +26,10 @@ TOKEN = "0123456789abcdef" * 4
 
 OTHERS = {
     "RAY_ADDRESS": "192.0.2.1:6379", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "no_proxy": "127.0.0.1",
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }  # fmt: skip
-"""Of the environment of the cluster, which starts slowly on a busy machine, and of whoever submits. RAY_ADDRESS is of
-another cluster: the one that is named counts."""
+"""Of the environment of the cluster and of whoever submits. RAY_ADDRESS is of another cluster: the one that is named
+counts."""
 
 
 def free_ports(count: int) -> list[int]:
