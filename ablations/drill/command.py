@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 PROG = "lgd drill"
 
 DESCRIPTION = """\
-Inject one fault at a time into a small sweep on this machine, resume it, and check that nothing is lost
-(docs/drill.md)."""
+Inject faults into a small sweep on this machine, and check that nothing is lost (docs/drill.md)."""
 
 EXAMPLES = (
     "--list",
