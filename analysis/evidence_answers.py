@@ -21,7 +21,7 @@ from analysis.study_page import TEACHER_MEASURES
 from analysis.teachers import NEVER, never_ahead, teacher_notes
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import conclusion, parts, points, summary
+from analysis.verdict_text import conclusion, numbers, parts, points, summary
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
@@ -62,12 +62,8 @@ class Answers:
     points: Sequence[Point] = ()
     tables: Sequence[tuple[Study, TextTable]] = ()
     components: Study | None = None
-
-    @property
-    def brief(self) -> str:
-        """What holds at equal steps and at equal cost."""
-        wanted = (EQUAL_STEPS, EQUAL_COST)
-        return " ".join(line for point in self.points if point.heading in wanted for line in point.sentences)
+    brief: Sequence[str] = ()
+    """For the README: what each arm gains, at equal steps and at equal cost, and the conclusion."""
 
 
 def newest(studies: Sequence[Study], grid: str) -> Study | None:
@@ -84,12 +80,15 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     used = [study for study in (components, rates, lengths, methods) if study is not None]
     if not used:
         return None
-    found, tables, conclusions = list[Point](), list[tuple[Study, TextTable]](), list[str]()
+    found, tables, conclusions, brief = list[Point](), list[tuple[Study, TextTable]](), list[str](), list[str]()
     if components is not None:
         rows = row_dicts(table[table["study"] == components.name])
         told = _verdicts(components)
         conclusions = [conclusion(x) for x in told]
         found += _of_components(components, told, rows, lengths)
+        brief = [f"{numbers(x)} {conclusion(x)}" for x in told]
+        if not any(x.equal_cost for x in told):
+            brief += [line for point in found if point.heading == EQUAL_COST for line in point.sentences]
         tables.append((components, _arms(components, rows)))
     if lengths is not None:
         found.append(Point("Longer training", lengths, length_sentences(lengths)))
@@ -99,7 +98,13 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     if methods is not None:
         found.append(Point("All methods, at equal steps", methods, _of_methods(methods_table(methods.runs, METHODS))))
     return Answers(
-        _setting(used[0]), _caveat(used[0]), conclusions, [x for x in found if x.sentences], tables, components
+        _setting(used[0]),
+        _caveat(used[0]),
+        conclusions,
+        [x for x in found if x.sentences],
+        tables,
+        components,
+        brief,
     )
 
 
@@ -122,7 +127,9 @@ def _caveat(study: Study) -> str:
     paper, own = preset("paper").schedule, study.records[0].experiment.schedule
     longer = paper.steps * paper.batch / (own.steps * own.batch)
     loads = [x for record in study.records if (x := other_load(record)) is not None]
-    shared = f" Other work used up to {max(loads):.0%} of the cores meanwhile: costs are less certain." if loads else ""
+    shared = (
+        f" Other work, the sweep's other trials included, used up to {max(loads):.0%} of the cores." if loads else ""
+    )
     return (
         "This is no evidence for or against a method at its authors' size: a training of the paper sees"
         f" {longer:,.0f} times as many images.{shared if loads and max(loads) >= BUSY else ''}"
