@@ -163,10 +163,11 @@ def _attempt(
         built = ranks.run_on_all_ranks(lambda: _build(experiment, teacher, directory))
         heartbeat = Heartbeat(meter, directory, built.fingerprint)
         spent = ranks.broadcast(heartbeat.previous_cost())
-        if ranks.is_main_process():
-            stack.enter_context(heartbeat)
         state = _initial_state(built, experiment, directory, commit, meter)
         state.restore(spent)
+        if ranks.is_main_process():
+            # Only now does the meter's total hold what earlier attempts cost: written before, a kill would lose that.
+            stack.enter_context(heartbeat)
         result = _train(state, on_progress, should_stop)
         if not result.diverged:
             evaluate_last(state, result.trainer, on_progress, should_stop)

@@ -209,6 +209,22 @@ def test_a_killed_training_goes_on_and_its_lost_work_is_counted(tmp_path: Path) 
     assert load(directory / "record.json") == record
 
 
+def test_a_kill_while_a_checkpoint_is_read_loses_no_earlier_cost(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What earlier attempts cost stays on disk until the meter of this one holds it."""
+    spent = read_heartbeat(stopped)
+    assert spent.device_seconds > 0
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.TrainingState, "restore", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(quick_experiment(**CHANGES), stopped)
+    assert read_heartbeat(stopped) == spent
+
+
 def test_random_states_come_back() -> None:
     import random
 
