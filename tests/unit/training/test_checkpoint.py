@@ -17,6 +17,7 @@ from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import Record, load
 from lgd.training import checkpoint
 from lgd.training import run as training
+from lgd.training.state import TrainingState
 from tests.conftest import once_per_run
 from tests.helpers import quick_experiment, unsaved, wait_until
 
@@ -178,6 +179,7 @@ RUN = """
 import sys
 from pathlib import Path
 from lgd.training import run as training
+from lgd.training.state import TrainingState
 from lgd.config.experiment import parse
 import json
 from lgd.results import cost_meter
@@ -219,7 +221,7 @@ def test_a_kill_while_a_checkpoint_is_read_loses_no_earlier_cost(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.TrainingState, "restore", killed)
+    monkeypatch.setattr(TrainingState, "restore", killed)
     with pytest.raises(KeyboardInterrupt):
         training.run(quick_experiment(**CHANGES), stopped)
     assert read_heartbeat(stopped) == spent
