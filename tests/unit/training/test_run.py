@@ -164,7 +164,9 @@ class _Knowing(nn.Module):
         self.grown = grown
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        image = batch[0]
+        return [{"instances": self._found(image)} for image in batch]
+
+    def _found(self, image: dict[str, Any]) -> Instances:
         size = (image["height"], image["width"])
         own = [x for x in self.objects if x["image_id"] == image["image_id"]]
         found = Instances(size)
@@ -177,7 +179,7 @@ class _Knowing(nn.Module):
             wide = F.max_pool2d(torch.stack(masks).float()[:, None], 2 * self.grown + 1, 1, self.grown)
             masks = list(wide[:, 0] > 0)
         found.pred_masks = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
-        return [{"instances": found}]
+        return found
 
 
 def test_masks_are_scored_as_masks() -> None:
