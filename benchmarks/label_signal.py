@@ -197,16 +197,18 @@ def measure(base: Experiment, numbers: Sequence[int], variants: Sequence[str], s
 
 def markdown(frame: pd.DataFrame) -> str:
     """A row for each variant and number of classes: every stage's changes at the first, a middle and the last step."""
-    from analysis.render import pipe_table
+    from analysis.render import number, pipe_table
 
     steps = sorted(set(frame["step"]))
     shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     stages = [x for x in dict.fromkeys(frame["stage"]) if x != "attention"]
-    by = frame.set_index(["variant", "classes", "stage", "step"])["change"]
+    by = frame.set_index(["variant", "classes", "stage", "step"])["change"].to_dict()
     rows = []
     for variant in dict.fromkeys(frame["variant"]):
         for classes in sorted(set(frame["classes"])):
-            cells = [", ".join(f"{by[variant, classes, stage, step]:.2f}" for step in shown) for stage in stages]
+            cells = [
+                ", ".join(number(by.get((variant, classes, stage, step)), 2) for step in shown) for stage in stages
+            ]
             rows.append([str(variant), str(classes), *cells])
     first = frame.iloc[0]
     note = (

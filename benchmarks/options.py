@@ -122,6 +122,8 @@ def read_results(path: Path, columns: Sequence[str], dtype: dict[str, str] | Non
     missing = [x for x in columns if x not in frame]
     if missing:
         raise InputError(f"{path}: not a CSV of these measurements, it has no column {missing[0]!r}")
+    if frame.empty:
+        raise InputError(f"{path}: no rows")
     return frame
 
 

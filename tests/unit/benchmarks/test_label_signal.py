@@ -51,6 +51,22 @@ def test_wrong_input(arguments: list[str], named: str, capsys: pytest.CaptureFix
     assert named in capsys.readouterr().err
 
 
+def test_a_table_of_a_part_of_the_rows_or_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "classes,variant,step,stage,change,torch,git_commit,started,command\n"
+    rows = "".join(
+        f"7,{variant},{step},values,0.5,2.14,c,now,typed\n" for variant, step in (("LGD", 0), ("LGD", 3), ("slow", 0))
+    )
+    path = tmp_path / "signal.csv"
+    path.write_text(header + rows)
+    assert main(["--table", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "0.50, 0.50" in printed
+    assert "0.50, –" in printed
+    path.write_text(header)
+    assert main(["--table", str(path)]) == 2
+    assert f"{path}: no rows" in capsys.readouterr().err
+
+
 def test_an_object_has_a_place_by_quarter_and_size() -> None:
     assert place((0, 0, 10, 10), (100, 100)) == 0
     assert place((60, 0, 10, 10), (100, 100)) == 3
