@@ -21,7 +21,14 @@ from lgd.config.component_arms import (
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import STEPS, Experiment, settings, split_assignment
 from lgd.config.method import make
-from lgd.config.methods_grid import METHODS, METHODS_BY_COST, methods_by_cost, methods_grid
+from lgd.config.methods_grid import (
+    DISTILL_WEIGHT,
+    METHODS,
+    METHODS_BY_COST,
+    distill_weight_grid,
+    methods_by_cost,
+    methods_grid,
+)
 from lgd.config.paper import DETECTORS, Training, paper
 from lgd.config.pays_grid import PAYS, pays_grid
 from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_preset, preset
@@ -72,7 +79,7 @@ PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_R
 EVIDENCE = "evidence"
 """Our grid with three detectors, each with its own settings at each preset."""
 
-NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, PAYS)
+NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, DISTILL_WEIGHT, PAYS)
 
 
 @cache
@@ -95,7 +102,9 @@ def grid(name: str, size: str = "tiny") -> Grid:
     if name == EVIDENCE:
         return _evidence(size)
     if name in (METHODS, METHODS_BY_COST):
-        return methods_grid(base) if name == METHODS else methods_by_cost(base)
+        return methods_grid(base, size) if name == METHODS else methods_by_cost(base, size)
+    if name == DISTILL_WEIGHT:
+        return distill_weight_grid(base)
     if name not in TABLES:
         raise InputError(f"no grid {name!r}: known are {', '.join(NAMES)}")
     table = paper().tables[name]

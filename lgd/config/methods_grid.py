@@ -1,7 +1,9 @@
-"""Grids of every method on one detector: after equal steps, and for equal device-hours."""
+"""Grids of every method on one detector: after equal steps, for equal device-hours, and at several weights of its
+distillation loss."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lgd.config.arms import Arm, Grid
@@ -9,7 +11,7 @@ from lgd.config.experiment import Experiment
 from lgd.config.method import BUILT_IN, make, method_class
 from lgd.config.pays_grid import FIRST_STAGES
 
-METHODS, METHODS_BY_COST = "methods", "methods-by-cost"
+METHODS, METHODS_BY_COST, DISTILL_WEIGHT = "methods", "methods-by-cost", "distill-weight"
 
 SEEDS = 3
 
@@ -17,14 +19,44 @@ COSTLIEST = "labelenc"
 """The method whose cost every other one gets: its first stage alone takes longer than the student of any other."""
 
 
-def methods_grid(base: Experiment) -> Grid:
-    """An arm for each of our methods, each with its own defaults. base: the preset's experiment."""
-    return Grid(METHODS, "Every method, equal steps", tuple(_arms(base)), seeds=SEEDS)
+WEIGHT_FACTORS = (0.001, 0.01, 0.1, 1.0)
+"""Weights of the distillation loss in the grid ``distill-weight``, as multiples of each method's own."""
+
+TUNING_SEEDS = 200_000
+"""Added to the seeds of ``distill-weight``: what is chosen there is compared on seeds that it was not chosen on."""
+
+CHOSEN_WEIGHTS: Mapping[str, Mapping[str, float]] = {}
+"""By preset and method: the best of WEIGHT_FACTORS where it is not 1, by ``distill-weight`` at that preset. Published
+weights are for ResNets, thousands of steps and lower learning rates."""
 
 
-def methods_by_cost(base: Experiment) -> Grid:
-    """The same, then each for the device-hours of the costliest, what is trained before included."""
-    arms, costliest = _arms(base), method_class(COSTLIEST).title
+def methods_grid(base: Experiment, size: str) -> Grid:
+    """An arm for each of our methods, each with its own defaults but for CHOSEN_WEIGHTS.
+
+    base: the experiment of the preset named ``size``.
+    """
+    return Grid(METHODS, "Every method, equal steps", tuple(_arms(base, size)), seeds=SEEDS)
+
+
+def distill_weight_grid(base: Experiment) -> Grid:
+    """Each method at each of WEIGHT_FACTORS, compared with the baseline."""
+    arms = [replace(arm, answers=False, seed_offset=TUNING_SEEDS) for arm in _arms(base)]
+    baseline = [arm for arm in arms if arm.changes["method.name"] == "baseline"]
+    scaled = [
+        arm if factor == 1 or arm.skipped else replace(
+            arm, name=f"{arm.name} at {factor:g}x weight", factors={"method.distill_weight": factor}
+        )
+        for arm in arms
+        if arm not in baseline
+        for factor in (reversed(WEIGHT_FACTORS) if not arm.skipped else (1,))
+    ]  # fmt: skip
+    return Grid(DISTILL_WEIGHT, "Weights of every method's distillation loss", (*baseline, *scaled))
+
+
+def methods_by_cost(base: Experiment, size: str) -> Grid:
+    """The same as :func:`methods_grid`, then each for the device-hours of the costliest, what is trained before
+    included."""
+    arms, costliest = _arms(base, size), method_class(COSTLIEST).title
     longer = [
         replace(
             arm, name=at_equal_cost(arm.name), question=f"for the device-hours of {costliest}",
@@ -42,18 +74,20 @@ def at_equal_cost(arm: str) -> str:
     return f"{arm} at equal cost"
 
 
-def _arms(base: Experiment) -> list[Arm]:
-    found = []
+def _arms(base: Experiment, size: str = "") -> list[Arm]:
+    """size: the preset whose CHOSEN_WEIGHTS are taken; "": each method's own."""
+    found, chosen = [], CHOSEN_WEIGHTS.get(size, {})
     for name in BUILT_IN:
         if name in FIRST_STAGES:
             continue
         method = make(name)
+        weight = {"method.distill_weight": chosen[name]} if name in chosen else {}
         arm = Arm(
             method.title,
             {"method.name": name},
-            f"learns from {method.learns_from}",
-            # Read by a method whose teacher can be evaluated.
-            {"evaluation.teacher": True},
+            f"learns from {method.learns_from}" + (f"; {chosen[name]:g} of its weight" if weight else ""),
+            # The first is read by a method whose teacher can be evaluated.
+            {"evaluation.teacher": True, **weight},
             skipped=method.refusal(base.detector, base.schedule),
             answers=method.has_distillation,
         )
