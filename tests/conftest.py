@@ -14,16 +14,27 @@ from typing import TypeVar
 
 import psutil
 import pytest
-import torch
 from filelock import FileLock
+
+# Tiny networks on few cores: threads wait for each other longer than they work. Read when torch and NumPy are imported,
+# here and in the processes that tests start.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import torch  # noqa: E402
 
 T = TypeVar("T")
 
-# Tiny networks on few cores: threads wait for each other longer than they work.
 torch.set_num_threads(1)
 
 # Ray runs its workers at niceness 15 where nothing is said; beside a busy pytest process they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+LONGEST_FIRST = (
+    "test_faults", "test_drill", "test_optuna_search", "test_ray_train", "test_gpu_session", "test_sweep_command",
+    "test_overfit", "test_detectors_from_elsewhere", "test_submit", "test_prediction", "test_pays",
+)  # fmt: skip
+"""Modules that are begun first, so that no long test is left for the end, when the other process has nothing to do."""
 
 
 def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> T:
@@ -46,6 +57,8 @@ def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Pat
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import pytest
 
 from ablations.run import main
 
@@ -18,6 +21,10 @@ QUICK = [
 
 OVERRIDES = QUICK[3::2]
 
+ONE_BY_ONE = ["--cpus", "2", "--set", "threads=1"]
+"""Options of a sweep in ``ray_session``: one trial holds both of its cores, so one process, which takes seconds to import
+torch, trains all of them."""
+
 
 class Called(NamedTuple):
     status: int
@@ -25,16 +32,27 @@ class Called(NamedTuple):
     err: str
 
 
-def call(*arguments: str) -> Called:
-    """``python ablations/run.py`` with these arguments."""
+@contextlib.contextmanager
+def without_figures() -> Iterator[None]:
+    """Inside, reports have their table and CSV alone: drawing takes seconds, longer than many of the sweeps here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.report.draw", lambda *_: [])
+        patch.setattr("analysis.report.arms_figure", lambda *_: [])
+        patch.setattr("analysis.report.write_page", lambda directory, *_: directory / "report.html")
+        yield
+
+
+def call(*arguments: str, figures: bool = False) -> Called:
+    """``python ablations/run.py`` with these arguments. figures: draw those of its report."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    drawn = contextlib.nullcontext() if figures else without_figures()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), drawn:
         status = main(arguments)
     return Called(status, out.getvalue(), err.getvalue())
 
 
-def run(*arguments: str, status: int = 0) -> Called:
+def run(*arguments: str, status: int = 0, figures: bool = False) -> Called:
     """The same, with the status that it must end with."""
-    done = call(*arguments)
+    done = call(*arguments, figures=figures)
     assert done.status == status, done.out + done.err
     return done

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from benchmarks import gpu_session
 from benchmarks.gpu_plan import plan
-from benchmarks.gpu_session import has_compiler, main
+from benchmarks.gpu_session import has_compiler, main, run_limited
+from tests.integration.commands import ONE_BY_ONE, without_figures
 
 pytestmark = pytest.mark.slow
 
+MODULES = {"lgd.train": "lgd.training.__main__", "ablations/run.py": "ablations.run"}
+"""Where the ``main`` of a command is, if not in the module of its file."""
 
-def test_the_whole_plan_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry", "--output", str(tmp_path), "--minutes", "30"]) == 0
+
+def _called_here(command: Sequence[str], log: Path, seconds: float, **named: Any) -> int | None:
+    """The command, called in this process: each of a process of its own would import torch and start Ray anew."""
+    _, *arguments = command
+    if arguments[:2] == ["-m", "pytest"]:
+        return run_limited(command, log, seconds, **named)
+    name, *rest = arguments[1:] if arguments[0] == "-m" else arguments
+    module = importlib.import_module(MODULES.get(name) or name.removesuffix(".py").replace("/", "."))
+    more = ONE_BY_ONE if name == "ablations/run.py" else []
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        status: int = module.main([*rest, *more])
+    return status
+
+
+def test_the_whole_plan_runs(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_session, "run_limited", _called_here)
+    with without_figures():
+        assert main(["--dry", "--output", str(tmp_path), "--minutes", "30"]) == 0
     planned = plan(compiles=has_compiler())
     state = json.loads((tmp_path / "session.json").read_text())
     assert [x["status"] for x in state["measurements"].values()] == ["done"] * len(planned), capsys.readouterr()
