@@ -51,6 +51,7 @@ ABOUT = {
     "ap-hours": "AP while training against the device-hours spent until then.",
     "learning-rate": "AP against the learning rate, an arm a line.",
     "schedule-length": "AP against the steps of the whole training, each length with its own decay.",
+    "distill-weight": "AP against the weight of the distillation loss, a method a line; dashed: the baseline.",
     "gains": "AP over the baseline of the same setting, points. Hollow bars are from one seed.",
     "loss-weights": "AP against the weights of the losses.",
     "profile": "Part of the runs that gain more than so many points of AP, over data sets and detectors.",
@@ -63,7 +64,7 @@ ABOUT = {
 
 PARTS = {
     "verdict": ("gain-against-cost",),
-    "curves": ("curves", "ap-hours", "learning-rate", "schedule-length"),
+    "curves": ("curves", "ap-hours", "learning-rate", "schedule-length", "distill-weight"),
     "arms": ("gains", "loss-weights", "profile", "classes"),
     "teacher": ("label-signal",),
     "costs": ("pareto", "cost"),

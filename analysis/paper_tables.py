@@ -24,7 +24,7 @@ from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tunin
 from analysis.variants import Variant, variants
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
-from lgd.config.methods_grid import METHODS, METHODS_BY_COST
+from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST
 from lgd.config.pays_grid import PAYS
 from lgd.errors import InputError
 
@@ -35,7 +35,11 @@ RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
     "html": lambda frame, text: html_table(text),
 }
 
-ARMS_TABLES = (*(x for x in PRESET_FREE if x not in ("noise-floor", LEARNING_RATE, SCHEDULE_LENGTH)), PAYS)
+ARMS_TABLES = (
+    *(x for x in PRESET_FREE if x not in ("noise-floor", LEARNING_RATE, SCHEDULE_LENGTH)),
+    DISTILL_WEIGHT,
+    PAYS,
+)
 """Grids whose arms are compared with one of them."""
 
 

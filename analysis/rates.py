@@ -1,4 +1,4 @@
-"""AP against one number of the schedule, an arm a curve: learning rates, and lengths of training.
+"""AP against one number, an arm a curve: learning rates, lengths of training, weights of the distillation loss.
 
 Curves follow from what was trained, not from names: finished runs that differ in that number, their seed, and what
 changes no result, are points of one curve.
@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from analysis.load import arm_of, cost_seconds, identity, score, seed_of
 from analysis.stats import paired_difference, verdict
-from lgd.config.experiment import Experiment, Schedule
+from lgd.config.experiment import Experiment, Schedule, settings
+from lgd.config.method import make
 from lgd.results.record import Record
+
+WEIGHT = "method.distill_weight"
 
 BySeed = dict[int, float]
 """AP, percent, by seed."""
@@ -26,13 +30,17 @@ class Curve:
     name: str
     setting: Experiment
     """What its points have in common, the number at its default and no method: equal for curves to be compared."""
-    is_baseline: bool
+    method: str
     points: dict[float, BySeed] = field(default_factory=dict)
     arms: dict[float, str] = field(default_factory=dict)
     """The name of the arm at each value."""
     costs: dict[float, list[float]] = field(default_factory=dict)
     """Device-hours of the trainings at each value, a frozen teacher's included, of those that say."""
     on_gpu: bool = False
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.method == "baseline"
 
     def mean(self, at: float) -> float:
         return fmean(self.points[at].values())
@@ -49,19 +57,24 @@ class Curve:
 
 
 def _curves(
-    records: Iterable[Record], number: Callable[[Experiment], float], without: Callable[[Schedule], Schedule]
+    records: Iterable[Record],
+    number: Callable[[Experiment], float],
+    without: Callable[[Experiment], Experiment],
 ) -> list[Curve]:
-    """Those with two points or more, baselines first, in the order of their first records."""
+    """Those with two points or more, baselines first, in the order of their first records.
+
+    without: the experiment with that number at its default.
+    """
     found: dict[tuple[str, Experiment], Curve] = {}
     for record in records:
         ap = score("AP")(record)
         if record.status != "finished" or ap is None or seed_of(record) != record.experiment.seed:
             continue
         whole = identity(record.experiment)
-        rest = whole.model_copy(update={"schedule": without(whole.schedule)})
+        rest = without(whole)
         name = arm_of(record)
-        setting = rest.model_copy(update={"method": Experiment().method})
-        curve = found.setdefault((record.preset, rest), Curve(name, setting, whole.method.name == "baseline"))
+        setting = rest.model_copy(update={"method": make("baseline")})
+        curve = found.setdefault((record.preset, rest), Curve(name, setting, whole.method.name))
         curve.name = min(curve.name, name, key=lambda x: (len(x), x))
         curve.points.setdefault(number(whole), {})[record.experiment.seed] = ap
         curve.arms.setdefault(number(whole), name)
@@ -79,7 +92,7 @@ def rate_curves(records: Iterable[Record]) -> list[Curve]:
     return _curves(
         records,
         lambda experiment: experiment.schedule.resolved_lr,
-        lambda schedule: schedule.model_copy(update={"lr": None, "lr_per_16": Schedule().lr_per_16}),
+        lambda experiment: _with_schedule(experiment, lr=None, lr_per_16=Schedule().lr_per_16),
     )
 
 
@@ -88,8 +101,31 @@ def length_curves(records: Iterable[Record]) -> list[Curve]:
     return _curves(
         records,
         lambda experiment: experiment.schedule.steps,
-        lambda schedule: schedule.model_copy(update={"steps": Schedule().steps}),
+        lambda experiment: _with_schedule(experiment, steps=Schedule().steps),
     )
+
+
+def weight_curves(records: Iterable[Record]) -> list[Curve]:
+    """AP against the factor of the distillation loss, of methods that have one."""
+    return _curves(
+        (x for x in records if x.experiment.has_setting(WEIGHT)),
+        lambda experiment: settings(experiment.method)["distill_weight"],
+        lambda experiment: experiment.override({WEIGHT: 1.0}),
+    )
+
+
+def baseline_of(curve: Curve, records: Iterable[Record]) -> BySeed:
+    """AP of the plain student in a curve's setting, by seed."""
+    found: BySeed = {}
+    for record in records:
+        ap = score("AP")(record)
+        if record.status == "finished" and ap is not None and identity(record.experiment) == curve.setting:
+            found.setdefault(record.experiment.seed, ap)
+    return found
+
+
+def _with_schedule(experiment: Experiment, **changes: Any) -> Experiment:
+    return experiment.model_copy(update={"schedule": experiment.schedule.model_copy(update=changes)})
 
 
 def pairs(curves: Sequence[Curve]) -> list[tuple[Curve, Curve]]:
@@ -129,3 +165,23 @@ def rate_notes(records: Iterable[Record]) -> list[str]:
         for x in curves
         if x.edge
     ]
+
+
+def weight_notes(records: Sequence[Record]) -> list[str]:
+    """Where methods have their best at another weight of the distillation loss than their own, a line each.
+
+    Nothing where one method alone was tried at several.
+    """
+    curves = weight_curves(records)
+    if len({x.method for x in curves}) < 2:
+        return []
+    lines = []
+    for curve in curves:
+        edge = f" (the {curve.edge} tried: its best may lie beyond)" if curve.edge and curve.best != 1 else ""
+        own = f" (at its own: {curve.mean(1.0):.1f})" if 1.0 in curve.points and curve.best != 1 else ""
+        base = baseline_of(curve, records)
+        than = f"; the baseline has {fmean(base.values()):.1f}" if base else ""
+        lines.append(
+            f"{curve.name} is best at {curve.best:g} of its weight{edge}: AP {curve.mean(curve.best):.1f}{own}{than}."
+        )
+    return lines

@@ -20,11 +20,12 @@ from analysis.teachers import teacher_notes, teachers_text
 from analysis.templating import render
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict_text import summary
-from lgd.config.methods_grid import METHODS, METHODS_BY_COST
+from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
     LEARNING_RATE: ("learning-rate",),
     SCHEDULE_LENGTH: ("schedule-length", "ap-hours"),
+    DISTILL_WEIGHT: ("distill-weight",),
     METHODS: ("gain-against-cost", "pareto"),
     METHODS_BY_COST: ("gain-against-cost", "pareto"),
     "loss-weights": ("gain-against-cost", "loss-weights"),

@@ -11,7 +11,7 @@ from analysis.arms import arms_text
 from analysis.image_intervals import over_images
 from analysis.load import Run, arm_of
 from analysis.paper_tables import ARMS_TABLES, build
-from analysis.rates import rate_notes
+from analysis.rates import rate_notes, weight_notes
 from analysis.render import TextTable
 from analysis.teachers import arms_with_teacher, teacher_notes
 from analysis.tuning_tables import LEARNING_RATE
@@ -45,8 +45,9 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
     # Of a grid over the rates the table says so itself.
     rates = [] if sweep.grid == LEARNING_RATE else rate_notes(run.record for run in runs)
     records = [run.record for run in runs]
+    weights = weight_notes(records)
     teachers = teacher_notes(records, arms_with_teacher(records))
-    return replace(table, notes=[*table.notes, *rates, *teachers, *sweep.not_run])
+    return replace(table, notes=[*table.notes, *rates, *weights, *teachers, *sweep.not_run])
 
 
 def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:

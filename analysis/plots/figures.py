@@ -15,7 +15,7 @@ from analysis.plots.hours import ap_against_hours, performance_profile
 from analysis.plots.scores import classes, curves, gains, loss_weights
 from analysis.plots.style import STYLE, WIDE, Layout, save
 from analysis.plots.teachers import label_signal
-from analysis.plots.tuning import learning_rates, schedule_lengths
+from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
 from analysis.plots.verdict import gain_against_cost
 
 FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
@@ -28,6 +28,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "loss-weights": loss_weights,
     "learning-rate": learning_rates,
     "schedule-length": schedule_lengths,
+    "distill-weight": distill_weights,
     "profile": performance_profile,
     "classes": classes,
     "label-signal": label_signal,

@@ -1,8 +1,9 @@
-"""Figures of AP against one number of the schedule: the learning rate, or the steps of the whole training."""
+"""Figures of AP against one number: the learning rate, the steps of the whole training, a loss's weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from analysis.crossing import crossings
 from analysis.load import Run
 from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
-from analysis.rates import Curve, length_curves, pairs, rate_curves
+from analysis.rates import Curve, baseline_of, length_curves, pairs, rate_curves, weight_curves
 from analysis.stats import CONFIDENCE, mean_interval
 
 POINTS = f"points: seeds; line: mean; bar: {CONFIDENCE:.0%} t interval over seeds"
@@ -49,6 +50,22 @@ def schedule_lengths(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
             axes.plot(ends, [height] * 2, transform=axes.get_xaxis_transform(), color=colours[each.arm], linewidth=3)
     set_xlabel(axes, f"steps of the whole training, on a log scale ({POINTS})", layout)
     set_title(figure, " ".join(x.line for x in found), runs, layout)
+    return figure
+
+
+def distill_weights(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
+    """AP against the factor of the distillation loss, a method a line, and the baseline's AP; None unless two methods
+    have several."""
+    records = [run.record for run in runs]
+    curves = [x for x in weight_curves(records) if min(x.points) > 0]
+    if len({x.method for x in curves}) < 2:
+        return None
+    figure = _figure(curves, layout, mark_best=True)
+    for seeds in {tuple(baseline_of(x, records).values()): None for x in curves}:
+        if seeds:
+            figure.axes[0].axhline(fmean(seeds), color="0.3", linestyle="--", linewidth=1.0)
+    set_xlabel(figure.axes[0], f"factor of the method's own weight, on a log scale ({POINTS})", layout)
+    set_title(figure, "filled: a method's best weight; dashed: the baseline", runs, layout)
     return figure
 
 

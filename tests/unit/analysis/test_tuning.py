@@ -13,8 +13,8 @@ from analysis.crossing import cost_crossings, crossing, crossings, first_change
 from analysis.load import Run
 from analysis.paper_tables import build
 from analysis.plots.style import STYLE
-from analysis.plots.tuning import learning_rates, schedule_lengths
-from analysis.rates import length_curves, rate_curves, rate_notes
+from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
+from analysis.rates import length_curves, rate_curves, rate_notes, weight_notes
 from lgd.results.record import Record
 
 from .conftest import MakeRecord
@@ -54,6 +54,30 @@ def test_arms_whose_best_rates_differ_are_told(make_record: MakeRecord) -> None:
     ]
     noisy = _records(make_record, "schedule.lr", RATES, spread=4.0)
     assert rate_notes(noisy)[0].startswith("Best learning rates differ, within noise: ")
+
+
+def test_the_best_weight_of_each_method(make_record: MakeRecord) -> None:
+    records = [make_record("baseline", 0, 25.0, 10.0)]
+    for name, scores in {"pkd": (24.0, 26.0, 12.0), "cwd": (23.0, 22.0, 1.0)}.items():
+        for factor, ap in zip((0.01, 0.1, 1.0), scores, strict=True):
+            record = make_record("LGD", 0, ap, 10.0)
+            changed = {"method.name": name, "method.distill_weight": factor}
+            title = name.upper() if factor == 1 else f"{name.upper()} at {factor:g}x weight"
+            update = {"experiment": record.experiment.override(changed), "arm": title}
+            records.append(record.model_copy(update=update))
+    assert weight_notes(records) == [
+        "PKD is best at 0.1 of its weight: AP 26.0 (at its own: 12.0); the baseline has 25.0.",
+        "CWD is best at 0.01 of its weight (the lowest tried: its best may lie beyond): AP 23.0 (at its own: 1.0);"
+        " the baseline has 25.0.",
+    ]
+    with mpl.rc_context(STYLE):
+        figure = distill_weights(_runs(records))
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [list(x.get_ydata()) for x in axes.get_lines() if x.get_linestyle() == "--"] == [[25.0, 25.0]]
+    # One method alone is another grid's question.
+    assert weight_notes(records[:4]) == []
+    assert distill_weights(_runs(records[:4])) is None
 
 
 def test_one_rate_has_nothing_to_tell(make_record: MakeRecord) -> None:

@@ -9,6 +9,7 @@ import pytest
 from lgd.config.experiment import settings
 from lgd.config.extra_arms import AGAIN_SEEDS, EVERY, ExtraArms, bigger, questioned, with_extra_arms
 from lgd.config.grids import experiment_of, grid, plan
+from lgd.config.methods_grid import TUNING_SEEDS, WEIGHT_FACTORS, methods_grid
 from lgd.config.pays_grid import pays_grid
 from lgd.config.presets import preset
 from lgd.config.tuning_grids import LENGTH_FACTORS, RATE_FACTORS
@@ -99,3 +100,32 @@ def test_every_method_has_an_arm_that_answers() -> None:
     assert [arm.name for arm in own.arms[:3]] == ["baseline", "LGD", "FGFI"]
     assert questioned(own) == list(own.arms[1:])
     assert not any("stage1" in str(arm.changes["method.name"]) for arm in own.arms)
+
+
+@pytest.mark.parametrize("size", ["tiny", "paper"])
+def test_every_method_is_tried_at_each_weight_on_other_seeds(size: str, tmp_path: Path) -> None:
+    base, own = preset(size), grid("distill-weight", size)
+    weights: dict[str, list[float]] = {}
+    for arm in (x for x in own.arms if not x.skipped):
+        experiment = experiment_of(arm, base, [])
+        if experiment.method.name != "baseline":
+            weights.setdefault(experiment.method.name, []).append(settings(experiment)["method.distill_weight"])
+    assert weights.keys() == {
+        x.changes["method.name"] for x in grid("methods", size).arms if x.answers and not x.skipped
+    }
+    assert all(sorted(x) == list(WEIGHT_FACTORS) for x in weights.values())
+    trials = plan(own, base, 1, [], tmp_path)
+    assert {x.experiment.seed for x in trials} == {TUNING_SEEDS}
+
+
+def test_a_chosen_weight_is_a_setting_that_a_command_may_change() -> None:
+    chosen = {"tiny": {"pkd": 0.1}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lgd.config.methods_grid.CHOSEN_WEIGHTS", chosen)
+        for size, wanted in (("tiny", 0.1), ("small", 1.0)):
+            arm = next(x for x in methods_grid(preset(size), size).arms if x.name == "PKD")
+            found = experiment_of(arm, preset(size), [])
+            assert settings(found)["method.distill_weight"] == wanted
+            assert ("0.1 of its weight" in arm.question) == (size == "tiny")
+        arm = next(x for x in methods_grid(preset("tiny"), "tiny").arms if x.name == "PKD")
+        assert settings(experiment_of(arm, preset("tiny"), ["method.distill_weight=2"]))["method.distill_weight"] == 2
