@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -66,31 +66,77 @@ def evaluate(
     In a distributed training every worker detects on its part of the images, and all return the same scores. All of
     them must call it.
     """
-    collected, meters = _detect(model, dataset, settings, after_image, teacher=teacher)
-    # Gathered in the order of the images whatever the number of workers: the order of equal scores changes AP.
-    detections = list(itertools.chain(*comm.gather(collected.detections)))
-    measured = comm.gather(meters.totals())
-    outcome: Evaluated | Exception | None = None
-    if comm.is_main_process():
-        try:
-            if evaluation.keep_detections and directory is not None:
-                save_detections(detections, directory / (TEACHERS if teacher else STUDENTS))
-            outcome = score(dataset, detections, masks=masks, scorer=evaluation.scorer)
-            outcome = outcome._replace(**_of_all_workers(measured))
-        except Exception as error:
-            # The other workers, which wait for the scores, have to raise it too.
-            outcome = error
-    outcome = comm.all_gather(outcome)[0]
-    if isinstance(outcome, Exception):
-        raise outcome
-    assert outcome is not None
-    return outcome
+    run = _Run(dataset, settings, evaluation, masks, directory)
+    (found,) = run.scores(_detect(model, dataset, settings, after_image, teacher=teacher)[-1:])
+    return found
+
+
+def evaluate_both(
+    model: Distiller,
+    dataset: DataSet,
+    settings: Data,
+    *,
+    evaluation: Evaluation = Evaluation(),  # noqa: B008  it is frozen
+    masks: bool = False,
+    directory: Path | None = None,
+    after_image: Callable[[], None] = lambda: None,
+) -> tuple[Evaluated, Evaluated]:
+    """As :func:`evaluate`, of the student and of the instructive features, in one pass over the images.
+
+    The teacher needs the student's features, and the student's own detections come with them.
+    """
+    run = _Run(dataset, settings, evaluation, masks, directory)
+    student, teacher = run.scores(_detect(model, dataset, settings, after_image, teacher=True))
+    return student, teacher
+
+
+class _Detected(NamedTuple):
+    """What this process detected, and what was measured meanwhile."""
+
+    of: Literal["student", "teacher"]
+    detections: Detections
+    meters: TeacherMeters
+
+
+class _Run(NamedTuple):
+    """What is scored, and how."""
+
+    dataset: DataSet
+    settings: Data
+    evaluation: Evaluation
+    masks: bool
+    directory: Path | None
+
+    def scores(self, parts: Sequence[_Detected]) -> list[Evaluated]:
+        """The scores of each part, from all workers' detections."""
+        # Gathered in the order of the images whatever the number of workers: the order of equal scores changes AP.
+        detections = [list(itertools.chain(*comm.gather(x.detections))) for x in parts]
+        measured = [comm.gather(x.meters.totals()) for x in parts]
+        outcome: list[Evaluated] | Exception = []
+        if comm.is_main_process():
+            try:
+                outcome = [
+                    self._score(part, found)._replace(**_of_all_workers(totals))
+                    for part, found, totals in zip(parts, detections, measured, strict=True)
+                ]
+            except Exception as error:
+                # The other workers, which wait for the scores, have to raise it too.
+                outcome = error
+        outcome = comm.all_gather(outcome)[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _score(self, part: _Detected, detections: Detections) -> Evaluated:
+        if self.evaluation.keep_detections and self.directory is not None:
+            save_detections(detections, self.directory / (TEACHERS if part.of == "teacher" else STUDENTS))
+        return score(self.dataset, detections, masks=self.masks, scorer=self.evaluation.scorer)
 
 
 def _detect(
     model: nn.Module, dataset: DataSet, settings: Data, after_image: Callable[[], None], *, teacher: bool
-) -> tuple[_CocoDetections, TeacherMeters]:
-    """This process's detections, and what was measured of the teacher while it made them."""
+) -> list[_Detected]:
+    """The student's detections, and then, where it is asked for, the teacher's, of this process's images."""
     loader = val_loader(
         dataset,
         min_size=settings.test_size,
@@ -100,16 +146,22 @@ def _detect(
         cuda=any(x.is_cuda for x in model.parameters()),
         batch_size=max(1, min(MOST_IMAGES, BATCH_PIXELS // (settings.test_size * settings.max_size))),
     )
-    collected, meters = _CocoDetections(dataset.layout.category_ids, after_image), TeacherMeters()
+    categories = dataset.layout.category_ids
+    last, student, meters = _CocoDetections(categories, after_image), _CocoDetections(categories), TeacherMeters()
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_libraries())
         if teacher:
             if not isinstance(model, Distiller):
                 raise ValueError("there is no teacher to evaluate: the model is a plain detector")
             meters = stack.enter_context(measure_label_use(model.teacher))
-            stack.enter_context(model.teacher_inference())
-        inference_on_dataset(model, loader, collected)
-    return collected, meters
+            stack.enter_context(model.teacher_inference(student.process))
+        inference_on_dataset(model, loader, last)
+    if not teacher:
+        return [_Detected("student", last.detections, meters)]
+    return [
+        _Detected("student", student.detections, TeacherMeters()),
+        _Detected("teacher", last.detections, meters),
+    ]
 
 
 def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
@@ -130,11 +182,11 @@ def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> di
 class _CocoDetections(DatasetEvaluator):
     """Collects this process's detections in COCO's results format. category_ids: the data set's, by label."""
 
-    def __init__(self, category_ids: Sequence[int], after_image: Callable[[], None]) -> None:
+    def __init__(self, category_ids: Sequence[int], after_image: Callable[[], None] = lambda: None) -> None:
         self._category_ids, self._after_image = category_ids, after_image
         self.detections: Detections = []
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             for found in instances_to_coco_json(output["instances"].to("cpu"), image["image_id"]):
                 self.detections.append({**found, "category_id": self._category_ids[found["category_id"]]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, cast
 
@@ -203,11 +203,12 @@ class Distiller(TrainingModel):
         return zero
 
     @contextmanager
-    def teacher_inference(self) -> Iterator[None]:
+    def teacher_inference(self, on_student: Callable[[Batch, Any], None] = lambda *_: None) -> Iterator[None]:
         """Inside the block, the student detects from the instructive features (teacher AP).
 
-        Batches need their labels (``instances``), as in training. Raises ValueError where the student's head is not
-        trained on the teacher's features.
+        Batches need their labels (``instances``), as in training. on_student: called with each batch and what the
+        student detects from its own features, which are computed for the teacher in any case. Raises ValueError where
+        the student's head is not trained on the teacher's features.
         """
         teacher = cast(Teacher, self.teacher)
         if not teacher.uses_student_head:
@@ -217,7 +218,8 @@ class Distiller(TrainingModel):
         def detect(batch: Batch) -> Any:
             batch = prepare_batch(self.student, batch_to_device(batch, self.device))
             with capture_features(self._backbone) as capture:
-                forward(batch)
+                found = forward(batch)
+            on_student(batch, found)
             features, _ = self._teach(capture, [x["instances"] for x in batch])
             with inject_features(self._backbone, features):
                 return forward(batch)

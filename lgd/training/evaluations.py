@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lgd.config.experiment import Experiment
 from lgd.detectors.model_layout import predicts_masks
 from lgd.distributed import ranks
-from lgd.evaluation.evaluate import evaluate
+from lgd.evaluation.evaluate import evaluate, evaluate_both
 from lgd.files import write_text
-from lgd.methods.distiller import student_of
+from lgd.methods.distiller import Distiller, student_of
 from lgd.results.record import EvaluationPoint
 from lgd.training.build import Built
 from lgd.training.progress import EVALUATIONS_FILE
@@ -41,20 +41,21 @@ class Evaluations:
         if self.last is not None and self.last.step == step:
             return False
         model, experiment = self._built.model, self._experiment
-        scores = partial(
-            evaluate,
-            dataset=self._built.dataset,
-            settings=experiment.data,
-            evaluation=experiment.evaluation,
-            masks=predicts_masks(student_of(model)),
-            directory=self._directory,
-            after_image=after_image,
-        )
+        how: dict[str, Any] = {
+            "dataset": self._built.dataset,
+            "settings": experiment.data,
+            "evaluation": experiment.evaluation,
+            "masks": predicts_masks(student_of(model)),
+            "directory": self._directory,
+            "after_image": after_image,
+        }
         ranks.broadcast_buffers(model)
-        student = scores(student_of(model))
         teacher = None
         if experiment.method.has_teacher_ap and experiment.evaluation.scores_teacher(step, experiment.schedule.steps):
-            teacher = scores(model, teacher=True)
+            assert isinstance(model, Distiller)
+            student, teacher = evaluate_both(model, **how)
+        else:
+            student = evaluate(student_of(model), **how)
         self.points.append(
             EvaluationPoint(
                 step=step,

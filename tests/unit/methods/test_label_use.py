@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from lgd.config.experiment import Evaluation
 from lgd.data.catalog import load_dataset
-from lgd.evaluation.evaluate import evaluate
+from lgd.evaluation.evaluate import evaluate, evaluate_both
 from lgd.methods.feature_capture import FeatureCapture
 from lgd.methods.label_guided import label_use
 from lgd.methods.label_guided.adapter import RelationAdapter
 from lgd.methods.label_guided.label_use import LabelUse, OwnAttention, measure_label_use
 from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.methods.objects import Objects
+from lgd.results.detections import STUDENTS, TEACHERS, load_detections
 from lgd.training import run as training
 from lgd.training.build import build_model
 from tests.helpers import CLASSES, instances, quick_experiment
@@ -176,6 +178,25 @@ def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pyte
     assert len(meters[0]._sums) == dataset.counts.val.images * len(meters[1]._sums)
     assert shares[1] == pytest.approx(shares[0], rel=1e-5)
     assert evaluate(model, dataset, experiment.data).label_use is None
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_both_in_one_pass_are_each_alone(detector: str, tmp_path: Path) -> None:
+    experiment = quick_experiment().override({"detector.name": detector})
+    dataset = load_dataset(experiment.data)
+    model = build_model(experiment, len(dataset.class_names)).eval()
+    # RetinaNet's scores are low before any training.
+    model.student.test_score_thresh = 0.0
+    keep = Evaluation(keep_detections=True)
+    both = evaluate_both(model, dataset, experiment.data, evaluation=keep, directory=tmp_path / "both")
+    student = evaluate(model.student, dataset, experiment.data, evaluation=keep, directory=tmp_path / "alone")
+    teacher = evaluate(model, dataset, experiment.data, evaluation=keep, directory=tmp_path / "alone", teacher=True)
+    assert both == (student, teacher)
+    assert both[0].label_use is None
+    for name in (STUDENTS, TEACHERS):
+        found = load_detections(tmp_path / "both" / name)
+        assert found
+        assert found == load_detections(tmp_path / "alone" / name)
 
 
 @pytest.mark.slow
