@@ -6,21 +6,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lgd.errors import InputError
-from lgd.results.record import FILE, load
+from lgd.results.record import FILE, Record, load
 
 SET_ASIDE = "record.damaged.json"
 """File name of a damaged record once its trial is to be trained again."""
 
 
+def read(directory: Path) -> Record | str | None:
+    """A trial's record; why it cannot be read, a line that names the file; None where there is none."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except InputError as error:
+        return str(error)
+
+
 def damage(directory: Path) -> str:
     """Why a trial's record cannot be read, a line that names the file; "" where it can be read, or is not there."""
-    path = directory / FILE
-    if path.exists():
-        try:
-            load(path)
-        except InputError as error:
-            return str(error)
-    return ""
+    found = read(directory)
+    return found if isinstance(found, str) else ""
 
 
 def set_aside(directories: Iterable[Path]) -> None:

@@ -50,6 +50,28 @@ def outcome(record: Record) -> str:
     return f"AP {ap}, {format_duration(record.seconds.get('training', 0))} training"
 
 
+def seconds_until_all_end(ends: Sequence[float], waiting: int, each: float) -> float:
+    """Seconds until the last trial ends, where a waiting one begins as soon as another has ended.
+
+    ends: when each slot is free, seconds from now. each: seconds that a waiting trial takes. The number of operations
+    does not grow with ``waiting``: the display asks at every report of every trial.
+    """
+    ends, longest = sorted(ends), 0.0
+    if waiting <= 0 or each <= 0:
+        return ends[-1]
+    if math.isinf(each):
+        return each
+    # How many begin in each slot before the last one is free; where there are not so many, none begins in that.
+    while waiting < sum(first := [math.ceil((ends[-1] - end) / each) for end in ends]) and len(ends) > 1:
+        longest = max(longest, ends.pop())
+    rounds, rest = divmod(waiting - sum(first), len(ends))
+    ends = [end + (n + rounds) * each for end, n in zip(ends, first, strict=True)]
+    heapq.heapify(ends)
+    for _ in range(rest):
+        heapq.heapreplace(ends, ends[0] + each)
+    return max(longest, *ends)
+
+
 class SweepDisplay:
     """Follows a sweep; use as a context manager around it.
 
@@ -71,7 +93,8 @@ class SweepDisplay:
         self._console, self._now = console, now
         self._running: dict[str, dict[str, Any]] = {}
         self._begun: dict[str, float] = {}
-        self._took: list[float] = []
+        self._took = 0.0
+        self._timed = 0
         self._said: dict[str, float] = {}
         self._start = now()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
@@ -121,7 +144,8 @@ class SweepDisplay:
         now = self._now()
         self._running.pop(name, None)
         if name in self._begun:
-            self._took.append(now - self._begun.pop(name))
+            self._took += now - self._begun.pop(name)
+            self._timed += 1
         self._done += 1
         colour = {"finished": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}[record.status]
         line = Text(f"[{self._done}/{self._total}] ")
@@ -139,16 +163,14 @@ class SweepDisplay:
     def _remaining(self) -> float:
         """Seconds until the sweep ends: each running trial by its own pace, each waiting one as long as those so far
         took, begun as soon as another has ended."""
-        paces = self._took or [
+        paces = [
             self._now() - self._begun[name] + p["eta"] for name, p in self._running.items() if not math.isnan(p["eta"])
         ]
-        mean = sum(paces) / len(paces) if paces else math.inf
+        mean = self._took / self._timed if self._timed else sum(paces) / len(paces) if paces else math.inf
         # Of a trial whose pace is not known yet, the others' is the best guess.
         running = [mean if math.isnan(p["eta"]) else max(float(p["eta"]), 0.0) for p in self._running.values()]
-        ends = sorted([*running, *[0.0] * (self._max_concurrent - len(running))])
-        for _ in range(self._total - self._done - len(running)):
-            heapq.heapreplace(ends, ends[0] + mean)
-        return max(ends)
+        ends = [*running, *[0.0] * (self._max_concurrent - len(running))]
+        return seconds_until_all_end(ends, self._total - self._done - len(running), mean)
 
     def _refresh(self) -> None:
         if not self._live:

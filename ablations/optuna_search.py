@@ -16,13 +16,13 @@ from urllib.parse import quote
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from ablations.damaged import damage
+from ablations.damaged import read
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
 from ablations.trial_config import TrialConfig
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
-from lgd.results.record import FILE, Record, load
+from lgd.results.record import FILE, Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Search:
 
         study = self.study()
         self._skip_used_names(study)
-        unfinished = self._settle(study)
+        names = TrialNames(study)
+        unfinished = self._settle(study, names)
         left = self.left()
 
         class NamingSearch(OptunaSearch):
@@ -72,7 +73,7 @@ class Search:
                 config = super().suggest(trial_id)
                 if not isinstance(config, dict):
                     return config
-                return {**config, "name": trial_name(study, {k: v for k, v in config.items() if k != "base"})}
+                return {**config, "name": names.of({k: v for k, v in config.items() if k != "base"})}
 
         with quiet_optuna():
             searcher = NamingSearch(
@@ -86,7 +87,7 @@ class Search:
                 storage=self._storage(),
             )
             yield searcher, self._scheduler(), left
-        self._settle(study, last=True)
+        self._settle(study, names, last=True)
 
     def _scheduler(self) -> TrialScheduler | None:
         if not self.early_stop:
@@ -106,13 +107,18 @@ class Search:
 
     def records(self) -> list[Record]:
         """Records of the trials that ended, in the order of their names; without damaged ones."""
-        paths = sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))
-        return [load(path) for path in paths if not damage(path.parent)]
+        return [x for x in self._read() if isinstance(x, Record)]
 
     def damaged(self) -> list[str]:
         """A line for every record that cannot be read."""
-        paths = sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}"))
-        return [line for path in paths if (line := damage(path.parent))]
+        return [x for x in self._read() if isinstance(x, str)]
+
+    def _read(self) -> Iterator[Record | str]:
+        """Every record, or why it cannot be read."""
+        for path in sorted(self.output.glob(f"trials/{SEARCHED}*/{FILE}")):
+            found = read(path.parent)
+            if found is not None:
+                yield found
 
     def ended(self) -> list[Record]:
         """The same, but for those that failed."""
@@ -144,15 +150,16 @@ class Search:
                 " count, but what is proposed does not follow from them"
             )
 
-    def _settle(self, study: optuna.Study, *, last: bool = False) -> list[dict[str, Any]]:
+    def _settle(self, study: optuna.Study, names: TrialNames, *, last: bool = False) -> list[dict[str, Any]]:
         """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not.
 
         last: those stay as they are, for a later call to go on with.
         """
         unfinished = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            path = self.output / "trials" / trial_name(study, trial.params) / FILE
-            found = objectives(load(path)) if path.exists() and not damage(path.parent) else {}
+            path = self.output / "trials" / names.of(trial.params) / FILE
+            record = read(path.parent)
+            found = objectives(record) if isinstance(record, Record) else {}
             if found:
                 study.tell(trial.number, [found[x] for x in self.objectives])
                 continue
@@ -192,13 +199,43 @@ def _check_study(path: Path) -> None:
         raise InputError(f"{path}: not a study that can be read ({reason}): remove it, and the search goes on without")
 
 
-def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:
-    """Name of a proposed trial, its directory and its arm: the number of the study's first trial with these parameters.
+class TrialNames:
+    """Names of proposed trials, their directories and their arms: the number of the study's first trial with these
+    parameters.
 
-    What is proposed again is one trial with what was proposed before, and goes on from its checkpoint.
+    What is proposed again is one trial with what was proposed before, and goes on from its checkpoint. Each trial of
+    the study is looked at once: a search asks for a name at every proposal.
     """
-    trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
-    return f"{SEARCHED}{next(t.number for t in trials if t.params == parameters):03}"
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._first: dict[frozenset[tuple[str, Any]], int] = {}
+        self._unread: list[int] = []
+        self._seen = 0
+
+    def of(self, parameters: Mapping[str, Any]) -> str:
+        """Raises KeyError for parameters that no trial of the study has."""
+        key = frozenset(parameters.items())
+        if key not in self._first:
+            self._read()
+        return f"{SEARCHED}{self._first[key]:03}"
+
+    def _read(self) -> None:
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        numbers, self._unread = [*self._unread, *range(self._seen, len(trials))], []
+        self._seen = len(trials)
+        for number in numbers:
+            if trials[number].state == TrialState.WAITING:
+                # It gets its parameters when it is proposed.
+                self._unread.append(number)
+                continue
+            key = frozenset(trials[number].params.items())
+            self._first[key] = min(number, self._first.get(key, number))
+
+
+def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:
+    """The name of one trial; for several see :class:`TrialNames`."""
+    return TrialNames(study).of(parameters)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from ablations.optuna_search import Search
 from ablations.plan import Sweep
 from ablations.search_results import show_search
 from ablations.status import show_damaged, unfinished
-from analysis.render import print_table
+from analysis.render import MOST_LISTED, print_table
 from analysis.report import write_report
 from lgd.results.record import FILE, load
-from lgd.results.sweep_spec import SweepEnd
+from lgd.results.sweep_spec import SWEEP_FILE, SweepEnd
 
 
 def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: Console) -> int:
@@ -24,7 +24,8 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     not_run = [*map(unfinished, left), *sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
-    if len(left) < len(sweep.trials) or (search and search.records()):
+    searched = search.records() if search else []
+    if len(left) < len(sweep.trials) or searched:
         table, said, written = write_report(directory, [])
         print_table(table, console)
         for line in said.lines:
@@ -32,15 +33,17 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
         if search:
             written += show_search(sweep.spec, search, console)
         say(console, "\n  ".join(["written:", *map(str, written)]))
-    for line in not_run:
+    for line in not_run[:MOST_LISTED]:
         say(console, f"not run: {line}")
+    if len(not_run) > MOST_LISTED:
+        say(console, f"not run: {len(not_run) - MOST_LISTED:,} more ({SWEEP_FILE} has a line for each)")
     damaged = [*sweep.damaged, *(search.damaged() if search else [])]
     show_damaged(damaged, resume, console)
     if why:
         done = len(sweep.trials) - len(left)
         say(console, f"{why} after {done} of {len(sweep.trials)} trials; go on with: {resume}")
         return 130 if why == INTERRUPTED else 3
-    if search and any(record.status == "failed" for record in search.records()):
+    if any(record.status == "failed" for record in searched):
         return 1
-    all_finished = all(t not in left and load(t.directory / FILE).status == "finished" for t in sweep.trials)
+    all_finished = not left and all(load(t.directory / FILE).status == "finished" for t in sweep.trials)
     return 0 if all_finished and not sweep.deferred and not damaged else 1

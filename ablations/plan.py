@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ablations.damaged import damage
+from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
@@ -16,6 +16,7 @@ from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
+from lgd.results.record import Record
 from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SearchSpec, SweepSpec
 
 MOST_TRIALS = 10_000
@@ -250,10 +251,10 @@ def search_base(spec: SweepSpec) -> Experiment:
     return base
 
 
-def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
+def trials_of(spec: SweepSpec, directory: Path, records: dict[str, Record] | None = None) -> Sweep:
     """The trials of a sweep, but for those whose steps are still to be measured and those whose record is damaged.
 
-    The description gets the steps that can be told by now.
+    The description gets the steps that can be told by now. records: gets those that there are, by their trial's name.
     """
     whole, base = spec.whole_grid, preset(spec.preset)
     # Those of arms that nobody asked for are not looked for.
@@ -261,9 +262,16 @@ def trials_of(spec: SweepSpec, directory: Path) -> Sweep:
     steps = steps_for_equal_time(replace(whole, arms=asked), base, spec.seeds, spec.overrides, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
     trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
-    damages = [damage(trial.directory) for trial in trials]
-    readable = [trial for trial, damaged in zip(trials, damages, strict=True) if not damaged]
-    return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, [x for x in damages if x])
+    readable, damages = list[Trial](), list[str]()
+    for trial in trials:
+        found = read(trial.directory)
+        if isinstance(found, str):
+            damages.append(found)
+            continue
+        readable.append(trial)
+        if records is not None and found is not None:
+            records[trial.name] = found
+    return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, damages)
 
 
 def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrides: Sequence[str]) -> list[str]:

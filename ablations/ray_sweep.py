@@ -37,6 +37,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # A search's objectives come with a trial's last report.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # A sweep goes on from its records. Tune's own state, which it would write every few seconds, has all trials in it.
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
 }
 os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
 # Paths in a trial's settings mean in its worker what they mean here.
@@ -44,9 +46,11 @@ os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 from ray import tune  # noqa: E402
 
+from ablations.planned_trials import PlannedTrials  # noqa: E402
+
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import SearchAlgorithm, Searcher
+    from ray.tune.search import Searcher
 
     from ablations.optuna_search import Search
 
@@ -138,15 +142,15 @@ def _run_sweep(
             callback.expect(wave)
             wave = callback.drop_trials_with_failed_teacher(wave)
         if wave and not outcome.why:
-            configs = [trial_config(t, labels, output, resources) for t in wave]
-            _fit({"trial": tune.grid_search(configs)}, output, resources, [callback, *callbacks])
+            planned = PlannedTrials((trial_config(t, labels, output, resources) for t in wave), output / STOP_FILE)
+            _fit(planned, len(wave), output, resources, [callback, *callbacks])
             if not outcome.why and not callback.all_ended():
                 raise KeyboardInterrupt
     if search is not None and not outcome.why:
         base = trial_config(Trial("", search.base, output), labels, output, resources)
         with search.opened(base) as (algorithm, scheduler, left):
             if left:
-                _fit({}, output, resources, [callback, *callbacks], algorithm, scheduler, left)
+                _fit(algorithm, left, output, resources, [callback, *callbacks], scheduler)
                 if not outcome.why and not callback.all_ended():
                     raise KeyboardInterrupt
     (output / STOP_FILE).unlink(missing_ok=True)
@@ -179,14 +183,14 @@ def _remove_leftovers(trials: Sequence[Trial], output: Path) -> None:
 
 
 def _fit(
-    space: dict[str, Any],
+    algorithm: Searcher,
+    samples: int,
     output: Path,
     resources: Resources,
     callbacks: Sequence[tune.Callback],
-    algorithm: Searcher | SearchAlgorithm | None = None,
     scheduler: TrialScheduler | None = None,
-    samples: int = 1,
 ) -> None:
+    """Run the ``samples`` trials that ``algorithm`` proposes."""
     bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     several = resources.workers > 1
     group = tune.PlacementGroupFactory(
@@ -196,7 +200,6 @@ def _fit(
     )
     tune.Tuner(
         tune.with_resources(run_trial, group),
-        param_space=space,
         tune_config=tune.TuneConfig(
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
@@ -252,6 +255,7 @@ class SweepCallback(tune.Callback):
         self._budget_exceeded, self._outcome = budget_exceeded, outcome
         self._trials: dict[str, Trial] = {}
         self._spent: dict[str, float] = {}
+        self._spent_by_all = 0.0
         self._spent_before: dict[str, float] = {}
         self._searched_labels: dict[str, dict[str, Any]] = {}
 
@@ -296,9 +300,10 @@ class SweepCallback(tune.Callback):
     ) -> None:
         name = trial_name(trial)
         if "record" in result:
-            self._end(name, Record.model_validate_json(result["record"]))
+            # Taken out: Tune keeps the last result of every trial.
+            self._end(name, Record.model_validate_json(result.pop("record")))
         elif "stopped" not in result:
-            self._spent[name] = result.get("spent", 0.0) - self._spent_before[name]
+            self._set_spent(name, result.get("spent", 0.0) - self._spent_before[name])
             self._display.progress(name, result)
         self._watch_budget()
 
@@ -362,7 +367,7 @@ class SweepCallback(tune.Callback):
             return
         directory = self._trials[name].directory
         spent = math.fsum(record.device_seconds.values()) - self._spent_before[name]
-        self._spent[name] = max(spent, self._spent.get(name, 0.0))
+        self._set_spent(name, max(spent, self._spent.get(name, 0.0)))
         if not (directory / FILE).exists():
             try:
                 record.save(directory)
@@ -372,8 +377,14 @@ class SweepCallback(tune.Callback):
         self._outcome.ended.add(name)
         self._display.ended(name, record)
 
+    def _set_spent(self, name: str, seconds: float) -> None:
+        """A trial has spent so many device-seconds in this call."""
+        # Not the sum of all trials, which at each report of each trial would be quadratic in their number.
+        self._spent_by_all += seconds - self._spent.get(name, 0.0)
+        self._spent[name] = seconds
+
     def _watch_budget(self) -> None:
-        self._outcome.spent = math.fsum(self._spent.values())
+        self._outcome.spent = self._spent_by_all
         if self._outcome.why:
             return
         self._outcome.why = self._budget_exceeded(self._outcome.spent)

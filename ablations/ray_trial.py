@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ TEACHER = "teacher"
 
 def config_of(parameters: dict[str, Any]) -> TrialConfig:
     """The trial that Tune's parameters stand for: a planned one, or one that a search proposed."""
-    return cast(TrialConfig, parameters["trial"]) if "trial" in parameters else proposed_trial(parameters)
+    return cast(TrialConfig, json.loads(parameters["trial"])) if "trial" in parameters else proposed_trial(parameters)
 
 
 def run_trial(parameters: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import say
-from ablations.optuna_search import STUDY_FILE, Search, quiet_optuna, trial_name
+from ablations.optuna_search import STUDY_FILE, Search, TrialNames, quiet_optuna
 from ablations.search_space import OBJECTIVES, assignments, settings_of
 from analysis.plots.style import save
 from lgd.results.record import Record
@@ -28,35 +28,44 @@ SHOWN = 20
 
 def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
     """Print the trials, best first, and the best ones' commands; draw Optuna's plots. Returns the files written."""
-    study = search.study()
-    best = best_trials(search, study)
+    study, ended = search.study(), search.ended()
+    names = TrialNames(study)
+    best = _best(search, study, names, ended)
     if not best:
         say(console, "no trial of the search was complete")
         return []
-    console.print(_trials_table(search, study, best))
+    console.print(_trials_table(study, names, ended, best))
     say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in best:
-        say(console, f"  {trial_name(study, trial.params)}: {command(spec, trial.params, search.base.seed)}")
+        say(console, f"  {names.of(trial.params)}: {command(spec, trial.params, search.base.seed)}")
     say(console, f"study: optuna-dashboard sqlite:///{search.output / STUDY_FILE}")
     return draw(study, search.objectives, search.output)
 
 
 def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
     """The best trial of one objective, the Pareto front of two, best AP first; of those trained to their end."""
-    finished = {x.arm for x in search.ended() if x.status == "finished"}
+    return _best(search, study, TrialNames(study), search.ended())
+
+
+def _best(search: Search, study: optuna.Study, names: TrialNames, ended: Sequence[Record]) -> list[FrozenTrial]:
+    finished = {x.arm for x in ended if x.status == "finished"}
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    whole = [t for t in complete if trial_name(study, t.params) in finished]
+    whole = [t for t in complete if names.of(t.params) in finished]
     if len(search.objectives) > 1 or not whole:
-        front = [t for t in study.best_trials if t in whole] if whole else []
+        numbers = {t.number for t in whole}
+        front = [t for t in study.best_trials if t.number in numbers] if whole else []
         return sorted(front, key=lambda t: -t.values[0])
     return [max(whole, key=lambda t: t.values[0])]
 
 
-def _trials_table(search: Search, study: optuna.Study, best: Sequence[FrozenTrial]) -> Table:
+def _trials_table(
+    study: optuna.Study, names: TrialNames, ended: Sequence[Record], best: Sequence[FrozenTrial]
+) -> Table:
     """A row a trial of the search, best AP first, with its device-hours; its last step, where any was ended early."""
-    parameters = {trial_name(study, t.params): t.params for t in study.get_trials(deepcopy=False)}
-    starred = {trial_name(study, t.params) for t in best}
-    records = sorted(search.ended(), key=_rank)
+    trials = study.get_trials(deepcopy=False)
+    parameters = {names.of(t.params): t.params for t in trials if t.state != TrialState.WAITING}
+    starred = {names.of(t.params) for t in best}
+    records = sorted(ended, key=_rank)
     early = any(record.status == "stopped" for record in records)
     table = Table(title="trials of the search, best first", title_justify="left", box=None, padding=(0, 1, 0, 0))
     heads = ("trial", "AP", "hours", *(["ended"] if early else []), "distill", "instr.", "lr", "off", "variant")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,20 +13,19 @@ from ablations.display import outcome, say
 from ablations.plan import Sweep
 from analysis.verdict_text import summary
 from lgd.config.grids import Trial
-from lgd.results.record import FILE, load
+from lgd.results.record import FILE, Record
 from lgd.results.sweep_spec import SEARCHED
 
 
-def show_status(sweep: Sweep, resume: str, console: Console) -> None:
-    """A line a trial, and how many are finished. resume: the command that goes on."""
+def show_status(sweep: Sweep, records: Mapping[str, Record], resume: str, console: Console) -> None:
+    """A line a trial, and how many are finished. records: by name of a trial. resume: the command that goes on."""
     finished = 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "state"):
         table.add_column(head)
     for trial in sweep.trials:
-        path = trial.directory / FILE
-        if path.exists():
-            record = load(path)
+        record = records.get(trial.name)
+        if record is not None:
             finished += record.status == "finished"
             table.add_row(trial.name, outcome(record))
         else:
@@ -38,9 +37,8 @@ def show_status(sweep: Sweep, resume: str, console: Console) -> None:
     if searched:
         console.print(f"{len(searched)} trials of a search", highlight=False)
     show_damaged([*sweep.damaged, *filter(None, map(damage, searched))], resume, console)
-    records = [load(path) for trial in sweep.trials if (path := trial.directory / FILE).exists()]
-    if any(record.status == "finished" for record in records):
-        for line in summary(records, sweep.directory).lines:
+    if finished:
+        for line in summary(list(records.values()), sweep.directory).lines:
             say(console, f"so far: {line}" if not line.startswith("next:") else line)
 
 

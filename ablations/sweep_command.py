@@ -15,6 +15,7 @@ from lgd.errors import InputError
 if TYPE_CHECKING:
     from ablations.sweep import RunOptions
     from lgd.config.extra_arms import EqualCost
+    from lgd.results.record import Record
     from lgd.results.sweep_spec import SearchSpec, SweepSpec
 
 PROG = "lgd sweep"
@@ -364,8 +365,9 @@ def _status(options: argparse.Namespace) -> int:
     from ablations.status import show_status
     from ablations.sweep import resume_command
 
-    sweep = trials_of(read_sweep(options.directory), options.directory)
-    show_status(sweep, resume_command(options.directory), Console())
+    records: dict[str, Record] = {}
+    sweep = trials_of(read_sweep(options.directory), options.directory, records)
+    show_status(sweep, records, resume_command(options.directory), Console())
     return 0
 
 

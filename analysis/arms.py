@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +13,7 @@ from analysis.frame import row_dicts
 from analysis.image_intervals import Intervals
 from analysis.load import (
     arm_of,
+    by_arm,
     by_seed,
     check_data,
     finished,
@@ -25,9 +26,19 @@ from analysis.load import (
     training_device_seconds,
     training_seconds,
 )
-from analysis.render import MISSING, TextTable, image_interval_note, interval, number, with_interval, with_unit
+from analysis.render import (
+    MISSING,
+    MOST_LISTED,
+    TextTable,
+    image_interval_note,
+    interval,
+    listed,
+    number,
+    with_interval,
+    with_unit,
+)
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
-from analysis.teachers import NEVER, never_ahead
+from analysis.teachers import NEVER, arms_never_ahead
 from lgd.results.record import Record
 
 MEMORY = "peak_memory_mib"
@@ -60,7 +71,8 @@ def arms_table(
     and for data of one name that is not the same.
     """
     check_data(records)
-    runs_of = {arm: finished(records, arm) for arm in (*arms, reference)}
+    records_of = by_arm(records)
+    runs_of = {arm: finished(records_of.get(arm, ()), arm) for arm in (*arms, reference)}
     optional = {
         "AP_difference_image_low": bool(images),
         "AP_difference_image_high": bool(images),
@@ -131,14 +143,15 @@ def arms_text(
 ) -> TextTable:
     """:func:`arms_table` and :func:`notes` for people."""
     table = arms_table(records, arms, reference, images)
-    header, rows = _texts(table, reference, [arm for arm in arms if never_ahead(records, arm)])
+    header, rows = _texts(table, reference, set(arms_never_ahead(records)))
     extra = [image_interval_note("the difference")] if images else []
     if "other_load" in table:
-        extra += [OTHER_LOAD, *step_spread_note([r for r in records if arm_of(r) in (*arms, reference)])]
-    return TextTable(title, header, rows, [*notes(records, arms, reference), *extra], minor=MINOR)
+        shown = {*arms, reference}
+        extra += [OTHER_LOAD, *step_spread_note([r for r in records if arm_of(r) in shown])]
+    return TextTable(title, header, rows, [*_notes(records, arms, reference, table), *extra], minor=MINOR)
 
 
-def _texts(table: pd.DataFrame, reference: str, never: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _texts(table: pd.DataFrame, reference: str, never: Collection[str]) -> tuple[list[str], list[list[str]]]:
     """never: the arms whose teacher never got better than its student."""
     optional = {
         "over images": "AP_difference_image_low",
@@ -187,19 +200,29 @@ def _row_texts(row: Mapping[str, Any], is_reference: bool) -> list[str]:
 
 def notes(records: Sequence[Record], arms: Sequence[str], reference: str) -> list[str]:
     """Notes below the table, one line each: how intervals were made, settings, provenance, failures."""
+    return _notes(records, arms, reference, arms_table(records, arms, reference))
+
+
+def _notes(records: Sequence[Record], arms: Sequence[str], reference: str, table: pd.DataFrame) -> list[str]:
+    unpaired, failed = _unpaired(records, arms, reference), [r for r in records if r.status != "finished"]
     return [
         *_reproduction(records),
-        _intervals(arms_table(records, arms, reference), reference),
+        _intervals(table, reference),
         *_settings(records),
         *_provenance(records),
-        *_unpaired(records, arms, reference),
+        *unpaired[:MOST_LISTED],
+        *_more(len(unpaired), "arms with such seeds"),
         *_left_out(records, arms),
         *(
             f"{r.status}: {arm_of(r)}, seed {r.experiment.seed}: {r.reason or 'no reason given'}"
-            for r in records
-            if r.status != "finished"
+            for r in failed[:MOST_LISTED]
         ),
+        *_more(len(failed), "trials did not finish"),
     ]
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"And {count - MOST_LISTED:,} more {what}."] if count > MOST_LISTED else []
 
 
 def _reproduction(records: Sequence[Record]) -> list[str]:
@@ -250,22 +273,24 @@ def _provenance(records: Sequence[Record]) -> list[str]:
 
 
 def _unpaired(records: Sequence[Record], arms: Sequence[str], reference: str) -> list[str]:
-    paired_with = by_seed(finished(records, reference), score("AP"))
+    records_of = by_arm(records)
+    paired_with = by_seed(finished(records_of.get(reference, ()), reference), score("AP"))
     lines = []
     for arm in arms:
-        seeds = by_seed(finished(records, arm), score("AP")).keys()
+        seeds = by_seed(finished(records_of.get(arm, ()), arm), score("AP")).keys()
         alone = sorted(seeds - paired_with.keys())
         if alone and paired_with:
-            listed = ", ".join(map(str, alone))
+            without = listed([str(seed) for seed in alone])
             lines.append(
-                f"{arm}: {reference} has no result for seed {listed}, which is in the means, not the difference."
+                f"{arm}: {reference} has no result for seed {without}, which is in the means, not the difference."
             )
     return lines
 
 
 def _left_out(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
-    others = dict.fromkeys(arm_of(r) for r in records if arm_of(r) not in arms)
-    return [f"Recorded here, but not in the table: {', '.join(others)}."] if others else []
+    shown = set(arms)
+    others = [arm for arm in by_arm(records) if arm not in shown]
+    return [f"Recorded here, but not in the table: {listed(others)}."] if others else []
 
 
 def machine(hardware: Mapping[str, str]) -> str:

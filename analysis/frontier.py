@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -75,15 +77,9 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     """
     check_data(run.record for run in runs)
     arms = _arms(runs)
-    rows = [_row(arm, _baseline_of(arm, arms)) for arm in arms]
-    for row in rows:
-        rivals = [x for x in rows if x["data"] == row["data"]]
-        row["front"] = not any(
-            x["AP"] >= row["AP"]
-            and x["gpu_hours"] <= row["gpu_hours"]
-            and (x["AP"] > row["AP"] or x["gpu_hours"] < row["gpu_hours"])
-            for x in rivals
-        )
+    baselines = _Baselines(arms)
+    rows = [_row(arm, baselines.of(arm)) for arm in arms]
+    _mark_front(rows)
     rows.sort(key=lambda x: (x["data"], x["gpu_hours"], x["arm"], x["mark"]))
     return typed_frame(rows, COLUMNS)
 
@@ -132,19 +128,44 @@ def _rounded(override: str) -> str:
         return override
 
 
-def _baseline_of(arm: _Arm, arms: Iterable[_Arm]) -> _Arm | None:
-    """None for a baseline, and for an arm whose baseline was not trained."""
-    if arm.name == arm.reference:
-        return None
-    same_data = [x for x in arms if x.data == arm.data and x is not arm]
-    named = next((x for x in same_data if (x.name, x.label) == (arm.reference, arm.label)), None)
-    if named is not None or arm.is_baseline:
-        return named
-    alone = arm.experiment.model_copy(update={"method": Method()})
-    for other in (x for x in same_data if x.experiment.method.name == "baseline"):
-        if other.experiment.model_copy(update={"method": Method()}) == alone:
-            return other
-    return None
+def _mark_front(rows: Iterable[dict[str, Any]]) -> None:
+    """Set ``front`` of each row: on its data no other has its AP or more for its hours or less, one of them better."""
+    best: dict[str, float] = {}
+    for (data, _), same in groupby(sorted(rows, key=_by_hours), key=_by_hours):
+        same_hours = list(same)
+        highest = max(row["AP"] for row in same_hours)
+        for row in same_hours:
+            row["front"] = row["AP"] == highest > best.get(data, -math.inf)
+        best[data] = max(highest, best.get(data, -math.inf))
+
+
+def _by_hours(row: Mapping[str, Any]) -> tuple[str, float]:
+    return row["data"], row["gpu_hours"]
+
+
+class _Baselines:
+    """Finds the baseline that an arm is compared with among ``arms``, of which a search has thousands."""
+
+    def __init__(self, arms: Iterable[_Arm]) -> None:
+        self._named: dict[tuple[str, str, str], _Arm] = {}
+        self._alone: dict[tuple[str, Experiment], _Arm] = {}
+        for arm in arms:
+            self._named.setdefault((arm.data, arm.name, arm.label), arm)
+            if arm.experiment.method.name == "baseline":
+                self._alone.setdefault((arm.data, _without_method(arm.experiment)), arm)
+
+    def of(self, arm: _Arm) -> _Arm | None:
+        """None for a baseline, and for an arm whose baseline was not trained."""
+        if arm.name == arm.reference:
+            return None
+        named = self._named.get((arm.data, arm.reference, arm.label))
+        if named is not None or arm.is_baseline:
+            return named
+        return self._alone.get((arm.data, _without_method(arm.experiment)))
+
+
+def _without_method(experiment: Experiment) -> Experiment:
+    return experiment.model_copy(update={"method": Method()})
 
 
 def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:

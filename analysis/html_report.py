@@ -25,6 +25,7 @@ from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.plots.style import NARROW
 from analysis.render import MISSING, html_table, interval, number, signed, with_mark, with_unit
+from analysis.shown import MOST_ROWS, arms_shown, best_rows, first_rows
 from analysis.stats import verdict
 from analysis.sweep_table import Sweep, main_table
 from analysis.table_names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
@@ -103,6 +104,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         missing = f"There are no example detections: {error}"
     drawn = _figures(runs)
     teachers = teachers_text(records)
+    failed = [x for x in records if x.status != "finished"]
     return {
         "title": f"{sweep.grid}: {grid(sweep.grid).title}" if sweep.grid in NAMES else directory.name,
         "presets": sorted({x.preset or "none" for x in records}),
@@ -115,10 +117,11 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
         "tables": _tables(runs, sweep, place),
         "costs": _cost_tables(runs, place),
-        "teachers": Markup(html_table(teachers)) if teachers else "",
+        "teachers": Markup(html_table(first_rows(teachers))) if teachers else "",
         "examples": [_example(x) for x in shown],
         "missing": missing,
-        "failed": [(arm_of(x), x) for x in records if x.status != "finished"],
+        "failed": [(arm_of(x), x) for x in failed[:MOST_ROWS]],
+        "more_failed": len(failed[MOST_ROWS:]),
         "rebuild": f"python -m analysis {place}",
         "begin": training_command(directory, place),
         "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP_FILE).exists() else "",
@@ -182,7 +185,8 @@ def _load(records: Sequence[Record]) -> str:
 
 def _tables(runs: Sequence[Run], sweep: Sweep, place: str) -> list[tuple[Markup, str]]:
     """The table of the sweep, and the command that prints it."""
-    return [(Markup(html_table(main_table(runs, sweep))), _command(place, sweep.grid))]
+    arms = arms_shown([run.record for run in runs], sweep.arms, sweep.reference, MOST_ROWS)
+    return [(Markup(html_table(main_table(runs, sweep._replace(arms=arms)))), _command(place, sweep.grid))]
 
 
 def _cost_tables(runs: Sequence[Run], place: str) -> list[tuple[Markup, str]]:
@@ -194,10 +198,11 @@ def _cost_tables(runs: Sequence[Run], place: str) -> list[tuple[Markup, str]]:
         if frame["measured"].notna().any():
             tables.append((costs, "table7"))
     if len(runs) > 1:
-        tables.append((with_notes_on_hours(frontier_text(frontier(runs)), runs), GPU_HOURS))
+        shown, _ = best_rows(frontier(runs), MOST_ROWS)
+        tables.append((with_notes_on_hours(frontier_text(shown), runs), GPU_HOURS))
         frame, text = build(TIME_TO_TARGET, runs)
         tables += [(text, TIME_TO_TARGET)] if len(frame) > 1 else []
-    return [(Markup(html_table(table)), _command(place, name)) for table, name in tables]
+    return [(Markup(html_table(first_rows(table))), _command(place, name)) for table, name in tables]
 
 
 def _example(example: Example) -> list[tuple[str, str, str]]:

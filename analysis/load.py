@@ -146,15 +146,20 @@ def load_records(*directories: Path) -> list[Record]:
     return [run.record for run in load_runs(*directories)]
 
 
-@lru_cache(maxsize=8192)
 def identity(experiment: Experiment) -> Experiment:
     """``experiment`` without its seed and without what changes no result: equal for equal trainings.
 
     Of a data source's directory the last two parts count, so that records of several machines compare.
     """
+    # One for all seeds, of which there may be more than a cache holds.
+    return _identity(experiment.model_copy(update={"seed": 0}))
+
+
+@lru_cache(maxsize=8192)
+def _identity(experiment: Experiment) -> Experiment:
     neutral = without_neutral_settings(experiment)
     data = neutral.data.model_copy(update={"source": portable_source(neutral.data.source)})
-    return neutral.model_copy(update={"seed": 0, "evaluation": Evaluation(), "data": data})
+    return neutral.model_copy(update={"evaluation": Evaluation(), "data": data})
 
 
 def is_reproduction(records: Iterable[Record]) -> bool:
@@ -170,6 +175,17 @@ def seed_of(record: Record) -> int:
 def arm_of(record: Record) -> str:
     """The arm's name; the method's for a run outside a grid."""
     return record.arm or record.experiment.method.label
+
+
+def by_arm(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each arm, arms and records in their order.
+
+    For what is asked of every arm: to look through all records for each of thousands of arms takes minutes.
+    """
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(arm_of(record), []).append(record)
+    return found
 
 
 def finished(records: Iterable[Record], arm: str) -> dict[int, Record]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.grid_runs import reference_of
-from analysis.load import arm_of, identity
+from analysis.load import arm_of, by_arm, identity
 from analysis.rates import Curve, pairs, rate_curves
 from analysis.sequential import confidence_at_each_look
 from analysis.stats import CONFIDENCE
@@ -86,7 +86,8 @@ def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
     if not chosen:
         chosen = sorted(x for x in methods if of[x] in names and of[x] != x)
         if len(chosen) > MOST_QUESTIONS:
-            best_of, chosen = len(chosen), [max(chosen, key=lambda x: _mean(records, x))]
+            means = {arm: _mean(of_arm) for arm, of_arm in by_arm(records).items()}
+            best_of, chosen = len(chosen), [max(chosen, key=means.__getitem__)]
     curves = rate_curves(records)
     found = []
     for name in chosen:
@@ -100,8 +101,8 @@ def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
     return found
 
 
-def _mean(records: Iterable[Record], arm: str) -> float:
-    found = [x.student.AP for x in records if arm_of(x) == arm and x.student and x.student.AP is not None]
+def _mean(records: Iterable[Record]) -> float:
+    found = [x.student.AP for x in records if x.student and x.student.AP is not None]
     return sum(found) / len(found) if found else float("-inf")
 
 

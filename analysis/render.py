@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 MISSING = "–"
 """A cell without a number."""
 
+MOST_LISTED = 20
+"""Names that a sentence lists, or lines of one kind among the notes; of more it says how many there are."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b, c``, or the first MOST_LISTED and how many more."""
+    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
 
 @dataclass(frozen=True)
 class TextTable:

@@ -12,6 +12,7 @@ from analysis.load import Run, load_runs
 from analysis.plots.arms import arms_figure
 from analysis.plots.figures import draw
 from analysis.render import TextTable, markdown, markdown_text
+from analysis.shown import arms_shown
 from analysis.sweep_table import Sweep, main_table, sweep_of
 from analysis.verdict_text import Summary, summary
 from lgd.errors import InputError
@@ -37,7 +38,9 @@ def write_report(directory: Path, damaged: list[str] | None = None) -> Shown:
         raise InputError(damaged[0])
     sweep = sweep_of(directory, [run.record for run in runs])
     written = [*write_outputs(directory, sweep, runs), write_page(directory, sweep, runs, damaged or ())]
-    return Shown(main_table(runs, sweep), summary([run.record for run in runs], directory), written)
+    records = [run.record for run in runs]
+    few = sweep._replace(arms=arms_shown(records, sweep.arms, sweep.reference))
+    return Shown(main_table(runs, few), summary(records, directory), written)
 
 
 def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = None) -> list[Path]:

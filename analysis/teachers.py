@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from analysis.load import arm_of, by_seed, finished, score, teacher_ap
-from analysis.render import MISSING, TextTable, number, signed
+from analysis.load import arm_of, by_arm, by_seed, finished, score, teacher_ap
+from analysis.render import MISSING, TextTable, listed, number, signed
 from lgd.results.record import EvaluationPoint, Record
 
 NEVER = "†"
@@ -26,19 +26,28 @@ def arms_with_teacher(records: Sequence[Record]) -> list[str]:
 
 def never_ahead(records: Sequence[Record], arm: str) -> bool:
     """Whether no run of ``arm`` that tells had a teacher that was ever better than its student."""
-    known = [x.teacher_beat_student for x in records if arm_of(x) == arm and x.status == "finished"]
-    told = [x for x in known if x is not None]
-    return bool(told) and not any(told)
+    return arm in arms_never_ahead(records)
+
+
+def arms_never_ahead(records: Sequence[Record]) -> list[str]:
+    """The arms of which that is so."""
+    told: dict[str, bool] = {}
+    for record in records:
+        ahead = record.teacher_beat_student if record.status == "finished" else None
+        if ahead is not None:
+            told[arm_of(record)] = told.get(arm_of(record), False) or ahead
+    return [arm for arm, ahead in told.items() if not ahead]
 
 
 def teacher_notes(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
     """A line on the arms whose teacher never got better than its student; none where there is no such arm."""
-    never = [arm for arm in arms if never_ahead(records, arm)]
+    found = set(arms_never_ahead(records))
+    never = [arm for arm in arms if arm in found]
     if not never:
         return []
     which = "this arm says" if len(never) == 1 else "these arms say"
     return [
-        f"{NEVER} The teacher never beat the student in {', '.join(never)}: {which} nothing for or against the method"
+        f"{NEVER} The teacher never beat the student in {listed(never)}: {which} nothing for or against the method"
         " at full length."
     ]
 
@@ -48,9 +57,9 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
     arms = arms_with_teacher(records)
     if not arms:
         return None
-    rows = []
+    rows, records_of = [], by_arm(records)
     for arm in arms:
-        runs = finished(records, arm)
+        runs = finished(records_of[arm], arm)
         own, of_teacher = by_seed(runs, score("AP")), by_seed(runs, teacher_ap)
         lead = [of_teacher[seed] - own[seed] for seed in of_teacher if seed in own]
         told = [x.teacher_beat_student for x in runs.values() if x.teacher_beat_student is not None]

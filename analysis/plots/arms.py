@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis.load import arm_of, by_seed, finished, is_reproduction, score, training_device_seconds
+from analysis.load import arm_of, by_arm, by_seed, finished, is_reproduction, score, training_device_seconds
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, save
 from analysis.render import MISSING, with_interval
+from analysis.shown import arms_shown, seeds_shown
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
 from lgd.results.record import Record
 
@@ -33,11 +34,13 @@ def arms_figure(records: Sequence[Record], arms: Sequence[str], reference: str, 
 
     The interval is the 95% t interval of the paired difference, drawn from the reference's mean: it clears the dashed
     line where the difference's interval excludes zero, whatever spread the arms share. The numbers stand between the
-    panels. Arms without a finished run keep their row and say so. Writes ``path_stem`` + ``.png`` (200 dpi) and
-    ``.svg`` atomically, the same bytes for the same records, and returns their paths.
+    panels. Arms without a finished run keep their row and say so. Of very many arms, as a search has, those of the
+    highest AP are drawn (:func:`analysis.shown.arms_shown`), of very many seeds some. Writes
+    ``path_stem`` + ``.png`` (200 dpi) and ``.svg`` atomically, the same bytes for the same records, and returns their
+    paths.
     """
     with mpl.rc_context(STYLE):
-        figure = _arms(records, arms, reference)
+        figure = _arms(records, arms_shown(records, arms, reference), reference)
         return save(figure, path_stem)
 
 
@@ -62,9 +65,17 @@ def _arms(records: Sequence[Record], arms: Sequence[str], reference: str) -> Fig
     return figure
 
 
+def _by_seed(
+    records: Sequence[Record], arms: Iterable[str], value: Callable[[Record], float | None]
+) -> dict[str, dict[int, float]]:
+    """``value`` of each arm's finished runs."""
+    records_of = by_arm(records)
+    return {arm: by_seed(finished(records_of.get(arm, ()), arm), value) for arm in arms}
+
+
 def _keys(records: Sequence[Record], arms: Sequence[str], reference: str) -> list[Line2D]:
     """Legend entries of what the AP panel shows."""
-    values = {arm: by_seed(finished(records, arm), score("AP")) for arm in (*arms, reference)}
+    values = _by_seed(records, (*arms, reference), score("AP"))
     keys = [Line2D([], [], linestyle="", marker="o", mfc="white", mec=BLUE, markersize=4.5, label="one seed")]
     if any(len(found) > 1 for found in values.values()):
         keys.append(Line2D([], [], linestyle="", marker="D", color=BLUE, markersize=5.5, label="mean"))
@@ -78,7 +89,7 @@ def _keys(records: Sequence[Record], arms: Sequence[str], reference: str) -> lis
 
 
 def _ap_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], reference: str) -> None:
-    values = {arm: by_seed(finished(records, arm), score("AP")) for arm in (*arms, reference)}
+    values = _by_seed(records, (*arms, reference), score("AP"))
     base = fmean(values[reference].values()) if values[reference] else None
     differences = {
         arm: paired_difference(values[arm], values[reference], CONFIDENCE) for arm in arms if arm != reference
@@ -110,7 +121,8 @@ def _ap_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refere
         if len(found) > 1:
             axes.plot([fmean(found)], [row], marker="D", color=colour, markersize=5.5, zorder=3)
         seeds: Any = {"marker": "o", "markersize": 4.5, "mfc": "white", "mec": colour, "linestyle": ""}
-        axes.plot(found, _spread(row, len(found)), zorder=4, **seeds)
+        points = seeds_shown(found)
+        axes.plot(points, _spread(row, len(points)), zorder=4, **seeds)
         text, difference = ("reference" if arm == reference else MISSING), differences.get(arm)
         if difference:
             text = with_interval(difference.mean, difference.low, difference.high)
@@ -131,7 +143,7 @@ def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refe
     name = textwrap.shorten(reference, 22, placeholder="…")
     # A long name needs a line of its own in a panel as narrow.
     axes.set_xlabel(f"device-seconds of training /{' ' if len(name) < NARROW else chr(10)}{name}'s")
-    seconds = {arm: by_seed(finished(records, arm), training_device_seconds) for arm in (*arms, reference)}
+    seconds = _by_seed(records, (*arms, reference), training_device_seconds)
     beside = axes.get_yaxis_transform()
     largest = 1.0
     for row, arm in enumerate(arms):
@@ -143,8 +155,9 @@ def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refe
         largest = max(largest, ratio.value, *each)
         axes.barh(row, ratio.value, height=0.55, color="0.75" if arm == reference else ORANGE, zorder=2)
         if len(each) > 1 and arm != reference:
+            points = seeds_shown(each)
             axes.plot(
-                each, _spread(row, len(each)), linestyle="", marker="o", markersize=3.5, mfc="white", mec=BLACK,
+                points, _spread(row, len(points)), linestyle="", marker="o", markersize=3.5, mfc="white", mec=BLACK,
                 mew=0.8, zorder=3,
             )  # fmt: skip
         axes.annotate(

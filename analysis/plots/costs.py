@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from analysis.frame import row_dicts
 from analysis.frontier import frontier, hours_name, on_gpu
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, by_seed, finished, pretraining_hours, training_device_seconds
+from analysis.load import Run, arm_of, by_arm, by_seed, finished, pretraining_hours, training_device_seconds
 from analysis.plots.style import (
     BLACK,
     COLOURS,
@@ -29,6 +29,7 @@ from analysis.plots.style import (
     shorten,
 )
 from analysis.render import with_mark, with_unit
+from analysis.shown import arms_shown, best_rows
 from analysis.stats import paired_ratio
 
 PARTS = {
@@ -48,6 +49,7 @@ def pareto(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     frame = frontier(runs)
     if len(frame) < 2:
         return None
+    frame, left_out = best_rows(frame)
     beside = layout == WIDE
     height = max(3.6, 1.0 + 0.16 * len(frame)) if beside else 3.8 + 0.16 * len(frame)
     figure = new_figure(7.5 if beside else layout.width, height)
@@ -73,7 +75,7 @@ def pareto(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     axes.set_ylabel("COCO box AP (%)")
     axes.set_xlim(0, 1.08 * float(frame["gpu_hours"].max()) or 1.0)
     axes.grid(color="0.92", linewidth=0.8)
-    set_title(figure, "filled: on the Pareto front", runs, layout)
+    set_title(figure, f"filled: on the Pareto front{left_out}", runs, layout)
     return figure
 
 
@@ -95,14 +97,16 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """
     records = [run.record for run in runs]
     references = {arm_of(r): reference_of(r) for r in records if r.status == "finished"}
-    seconds = {arm: by_seed(finished(records, arm), training_device_seconds) for arm in references}
+    runs_of = {arm: finished(of_arm, arm) for arm, of_arm in by_arm(records).items() if arm in references}
+    seconds = {arm: by_seed(of_arm, training_device_seconds) for arm, of_arm in runs_of.items()}
     rows = [arm for arm, of in references.items() if seconds[arm] and seconds.get(of)]
     if len(rows) < 2:
         return None
+    rows = arms_shown(records, rows, set(references.values()))
     figure = new_figure(layout.width, 1.4 + 0.3 * layout.row * len(rows))
     axes, longest = figure.subplots(), 0.0
     for height, arm in enumerate(reversed(rows)):
-        before = fmean(by_seed(finished(records, arm), pretraining_hours).values())
+        before = fmean(by_seed(runs_of[arm], pretraining_hours).values())
         own, whole = (fmean(seconds[x].values()) / 3600 for x in (references[arm], arm))
         start = 0.0
         parts = (before, min(own, whole), max(whole - own, 0.0))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis.frame import row_dicts
 from analysis.frontier import frontier
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, finished, score
+from analysis.load import Run, arm_of, by_arm, finished, score
 from analysis.plots.style import (
     BLACK,
     COLOURS,
@@ -28,6 +28,7 @@ from analysis.plots.style import (
     shorten,
 )
 from analysis.render import with_mark
+from analysis.shown import best_rows
 from analysis.stats import CONFIDENCE, mean_interval
 from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
 from lgd.methods.label_guided import LGD
@@ -45,7 +46,7 @@ MOST_CLASSES = 40
 
 def gains(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Each arm's AP over its reference's, a bar with its interval."""
-    frame = frontier(runs)
+    frame, left_out = best_rows(frontier(runs))
     rows = [row for row in row_dicts(frame) if row["gain"] is not None][::-1]
     if not rows:
         return None
@@ -59,7 +60,7 @@ def gains(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     set_xlabel(axes, f"AP over its baseline, points ({INTERVAL})", layout)
-    set_title(figure, "Gain of each arm", runs, layout)
+    set_title(figure, f"Gain of each arm{left_out}", runs, layout)
     return figure
 
 
@@ -143,11 +144,10 @@ def loss_weights(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
 def classes(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Difference of each class's AP, LGD less its baseline: of the first such pair in the records' order."""
     records = [run.record for run in runs]
+    records_of = by_arm(records)
     for arm in dict.fromkeys(arm_of(r) for r in records if r.experiment.method.name == "lgd"):
-        ours, base = (
-            finished(records, arm),
-            finished(records, next(reference_of(r) for r in records if arm_of(r) == arm)),
-        )
+        reference = reference_of(records_of[arm][0])
+        ours, base = (finished(records_of.get(x, ()), x) for x in (arm, reference))
         found = _class_differences(ours, base)
         if found:
             break

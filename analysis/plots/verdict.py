@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, score
+from analysis.load import Run, by_arm, by_seed, cost_seconds, finished, score
 from analysis.plots.style import (
     BLACK,
     BLUE,
@@ -83,18 +83,19 @@ def gain_against_cost(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | No
 
 def _points(runs: Sequence[Run]) -> list[_Point]:
     records = [run.record for run in runs]
-    found = []
-    for arm in dict.fromkeys(arm_of(x) for x in records if x.status == "finished"):
-        first = next(x for x in records if arm_of(x) == arm)
-        own, base = finished(records, arm), finished(records, reference_of(first))
+    found, records_of = [], by_arm(records)
+    runs_of = {arm: finished(of_arm, arm) for arm, of_arm in records_of.items()}
+    for arm in (x for x, own in runs_of.items() if own):
+        first = records_of[arm][0]
+        own, base = runs_of[arm], runs_of.get(reference_of(first), {})
         gain = paired_difference(by_seed(own, score("AP")), by_seed(base, score("AP")))
         cost = paired_ratio(by_seed(own, cost_seconds), by_seed(base, cost_seconds))
         if reference_of(first) != arm and gain is not None and cost is not None:
             steps = {x.experiment.schedule.steps for x in base.values()}
             longer = first.experiment.method.name == "baseline" and first.experiment.schedule.steps > max(steps)
             found.append(_Point(arm, gain, cost.value, longer))
-    kept = sorted(found, key=lambda x: -x.gain.mean)[:MOST_ARMS]
-    return [x for x in found if x in kept]
+    kept = {x.arm for x in sorted(found, key=lambda x: -x.gain.mean)[:MOST_ARMS]}
+    return [x for x in found if x.arm in kept]
 
 
 def _reach(found: Sequence[_Point]) -> float:

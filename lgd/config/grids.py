@@ -287,10 +287,10 @@ def plan(grid: Grid, base: Experiment, seeds: int, overrides: Iterable[str], out
     overrides = list(overrides)
     known = [arm for arm in grid.arms if not arm.skipped and (not arm.time_budget_from or STEPS in arm.changes)]
     found = [(arm, experiment_of(arm, base, overrides)) for arm in known]
-    trials = []
+    trials, directory = [], output.resolve() / "trials"
     for seed in range(seeds):
         for arm, first in found:
-            experiment = first.override({"seed": first.seed + seed + arm.seed_offset})
-            directory = output.resolve() / "trials" / f"{arm.slug}-seed{experiment.seed}"
-            trials.append(Trial(arm.name, experiment, directory))
+            # Checked once for all seeds, of which there may be thousands.
+            experiment = first.model_copy(update={"seed": first.seed + seed + arm.seed_offset})
+            trials.append(Trial(arm.name, experiment, directory / f"{arm.slug}-seed{experiment.seed}"))
     return trials

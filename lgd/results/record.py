@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,7 +169,9 @@ class Record(Settings):
     peak_memory_mib: dict[str, FiniteFloat] = Field(default_factory=dict)
     contention: Contention | None = None
     devices: int = 1
-    """GPUs, or worker processes where there is none."""
+    """GPUs, or worker processes where there is none; the most that an attempt had."""
+    fewest_devices: int | None = None
+    """The fewest that an attempt had, where their number changed (``--elastic``)."""
     nodes: int = 1
     """Machines."""
     pretraining: Pretraining | None = None
@@ -209,6 +212,11 @@ class Record(Settings):
         return self.within_training["data_wait"] / seconds if seconds and "data_wait" in self.within_training else None
 
     @property
+    def devices_held(self) -> str:
+        """The number of devices, or its range: ``2 to 8``."""
+        return str(self.devices) if self.fewest_devices is None else f"{self.fewest_devices} to {self.devices}"
+
+    @property
     def watts(self) -> float | None:
         """Mean power of a device in the phase ``training``; None where no energy was measured."""
         seconds = self.device_seconds.get("training", 0.0)
@@ -227,6 +235,15 @@ class Record(Settings):
 
 def load(path: Path) -> Record:
     """Read a record. Raises InputError naming the file, and the line or the field that is wrong."""
+    # Reading and checking at once takes half as long. What is of another version, or wrong, is read again.
+    with suppress(OSError, ValidationError):
+        record = Record.model_validate_json(path.read_bytes())
+        if "schema_version" in record.model_fields_set:
+            return record
+    return _load_with_cause(path)
+
+
+def _load_with_cause(path: Path) -> Record:
     try:
         raw = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:

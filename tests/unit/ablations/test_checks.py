@@ -111,7 +111,9 @@ def test_a_damaged_record_blocks_nothing(tmp_path: Path) -> None:
     bad.mkdir(parents=True)
     (bad / "record.json").write_text('{"schema_version": 3, "status": "fin')
     out = io.StringIO()
-    show_status(trials_of(spec, tmp_path), "lgd sweep resume DIR", Console(file=out, width=300, color_system=None))
+    records: dict[str, Record] = {}
+    sweep, console = trials_of(spec, tmp_path, records), Console(file=out, width=300, color_system=None)
+    show_status(sweep, records, "lgd sweep resume DIR", console)
     said = out.getvalue()
     assert "1 of 2 trials finished" in said
     assert f"left out: {bad / 'record.json'}:1: not a record" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,7 @@ def test_a_restart_is_told_in_a_line(
     display = SweepDisplay([trial], total=1, finished=0, max_concurrent=1, console=Console(width=400))
     callback = SweepCallback(RecordLabels("components", "nano"), tmp_path, display, lambda _: "", Outcome())
     callback.expect([trial])
-    of_tune = SimpleNamespace(config={"trial": {"name": trial.name}}, get_error=lambda: error)
+    of_tune = SimpleNamespace(config={"trial": json.dumps({"name": trial.name})}, get_error=lambda: error)
     callback.on_trial_recover(1, [of_tune], of_tune)
     assert capsys.readouterr().out == f"  LGD, seed 0: {told} (see {tmp_path / 'ray.log'})\n"
     # It has recorded its own error, and the next worker only reports that.
