@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn import init
@@ -16,12 +16,27 @@ _FILL = {
 }
 
 
+def _leave(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return tensor
+
+
 class Uninitialized(TorchFunctionMode):
     """Inside, parameters keep whatever is in their memory, and ``zeros_like`` does not write zeros.
 
     That is most of the time that building a model and its optimiser takes. What else is computed stays: settings that
     a module keeps as buffers, such as anchors. Not on the meta device, on which those would have no values.
     """
+
+    def __enter__(self) -> Self:
+        # torch draws again until no value is out of bounds: of what is in the memory one may be for good. The function
+        # is none that a mode sees.
+        self._drawn, init._no_grad_trunc_normal_ = init._no_grad_trunc_normal_, _leave
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        init._no_grad_trunc_normal_ = self._drawn
+        super().__exit__(*raised)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

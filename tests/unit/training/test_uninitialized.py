@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -33,6 +34,26 @@ def test_values_are_left_alone_inside_and_set_outside() -> None:
         weight.uniform_()
     assert weight.tolist() == [7.0] * 3
     assert torch.nn.init.zeros_(weight).tolist() == [0.0] * 3
+
+
+def test_a_draw_within_bounds_ends_whatever_is_in_the_memory() -> None:
+    """As torch draws, it would do so until the memory happens to be within the bounds; minutes of Python then."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("still drawing")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(5)
+    try:
+        for mean in (0.0, 4.0):
+            weight = torch.full((3,), 100.0)
+            with Uninitialized():
+                torch.nn.init.trunc_normal_(weight, mean=mean)
+            assert weight.tolist() == [100.0] * 3
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert float(torch.nn.init.trunc_normal_(weight).abs().max()) <= 2
 
 
 class _Drawn(TorchDispatchMode):
