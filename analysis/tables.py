@@ -14,7 +14,7 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from analysis.table_names import WITHOUT_GRID
-    from lgd.cli import Parser, examples, exit_status
+    from lgd.cli import Parser, examples, exit_status, without_gc
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
 
@@ -30,7 +30,8 @@ EXAMPLES = (
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0; 1 when damaged records were left out; 2 with one line on stderr for wrong input."""
-    return exit_status(lambda: _run(arguments, prog))
+    with without_gc():
+        return exit_status(lambda: _run(arguments, prog))
 
 
 def parser(prog: str = PROG) -> Parser:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from lgd.errors import InputError
@@ -61,6 +63,18 @@ def exit_status(command: Callable[[], int], interrupted: str = "interrupted") ->
             raise
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Without garbage collection, which takes a seventh of the time of a short command that imports pandas."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

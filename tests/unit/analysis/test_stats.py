@@ -5,9 +5,10 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from scipy.stats import ttest_1samp, ttest_rel
 
-from analysis.stats import mean_interval, paired_difference, paired_ratio
+from analysis.stats import mean_interval, paired_difference, paired_ratio, t_quantile
 
 
 def test_interval_by_hand() -> None:
@@ -32,6 +33,12 @@ def test_the_intervals_are_those_of_scipy() -> None:
         assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
         expected = ttest_1samp(a, 0).confidence_interval(0.95)
         assert (single.low, single.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_the_quantile_is_that_of_scipy(confidence: float) -> None:
+    for degrees in (*range(1, 40), 199, 1000):
+        assert t_quantile(confidence, degrees) == pytest.approx(stdtrit(degrees, (1 + confidence) / 2), rel=1e-9)
 
 
 def test_another_confidence() -> None:
