@@ -1,0 +1,205 @@
+"""A local directory, and the part of a store that it stands for.
+
+Work is done in the local directory, as without a store. What was finished there is published: each file as one object,
+a training's record as the last, so that whoever finds a record finds all that belongs to it. A file that is there
+beside the others says which version of each object the local file is (size and modification time of the file, version
+of the object): what has not changed is neither fetched nor published again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from lgd.errors import InputError
+from lgd.files import write_text
+from lgd.storage.store import StorageError, Store
+
+VERSIONS_FILE = ".published.json"
+LOCK_FILE = ".published.lock"
+
+LAST = ("record.json", "sweep.json")
+"""Names of files that are published after all others."""
+
+INTERVAL = 2.0
+"""Seconds between two looks at what has changed."""
+
+LOCAL_ONLY = ("ray", "tune")
+"""Directories that Ray writes for itself."""
+
+LOCAL_FILES = ("lock", "stop")
+
+_log = logging.getLogger(__name__)
+
+
+def everything(_: str) -> bool:
+    """Choose every name."""
+    return True
+
+
+class _State(NamedTuple):
+    """Of a local file when it was equal to an object: the object's version, the file's size and modification time."""
+
+    version: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """``directory`` stands for what lies in ``store``; chosen: which names of both, relative to them, it is about."""
+
+    directory: Path
+    store: Store
+    chosen: Callable[[str], bool] = field(default=everything)
+
+    def fetch(self) -> None:
+        """Bring the local directory up to date.
+
+        Local changes stay, to be published, unless the object has changed too: what was published counts. A file that
+        has not changed here and is gone in the store goes. Raises StorageError.
+        """
+        with self._versions() as known:
+            there = {name: x for name, x in self.store.entries().items() if self._is_chosen(name)}
+            for name, entry in sorted(there.items(), key=lambda x: _order(x[0])):
+                state, path = known.get(name), self.directory / name
+                if path.exists() and state is not None and state.version == entry.version:
+                    continue
+                if self.store.download(name, path, entry.size):
+                    known[name] = _state(path, entry.version)
+            for name in known.keys() - there.keys():
+                path = self.directory / name
+                if self._is_chosen(name) and path.exists() and not _changed(path, known[name]):
+                    path.unlink(missing_ok=True)
+                    del known[name]
+
+    def publish(self, *, store: Store | None = None, remove: bool = True) -> None:
+        """Write what has changed here into the store, records last; then remove there what was removed here.
+
+        store: the same one with another patience. Raises StorageError; what was not published yet stays for the next
+        call.
+        """
+        store = store or self.store
+        with self._versions() as known:
+            here = sorted(filter(self._is_chosen, _files(self.directory)), key=_order)
+            for name in here:
+                self._publish(name, known, store)
+            gone = [name for name in known if self._is_chosen(name) and name not in here] if remove else []
+            for name in gone:
+                if not (self.directory / name).exists():
+                    store.remove(name)
+                    del known[name]
+
+    def publish_files(self, *names: str) -> None:
+        """Publish these files only, whatever else there is."""
+        with self._versions() as known:
+            for name in sorted(names, key=_order):
+                self._publish(name, known, self.store)
+
+    def remove(self, *names: str) -> None:
+        """Remove these files and their objects."""
+        with self._versions() as known:
+            for name in names:
+                (self.directory / name).unlink(missing_ok=True)
+                known.pop(name, None)
+            self.store.remove(*names)
+
+    @contextlib.contextmanager
+    def published(self, *, every: Callable[[], None] = lambda: None, interval: float = INTERVAL) -> Iterator[None]:
+        """Publish, in a thread, what changes while the block runs, and the rest at its end, whatever ends it.
+
+        every: called beside it, again and again. The store may be away for a while: what it lacks is published as soon
+        as it answers. Raises StorageError where it does not at the end.
+        """
+        ended = threading.Event()
+        patient = self.store.with_patience(interval)
+
+        def follow() -> None:
+            failed = False
+            while not ended.wait(interval):
+                try:
+                    every()
+                    self.publish(store=patient)
+                    failed = False
+                except (InputError, OSError) as error:
+                    if not failed:
+                        _log.warning("not published yet: %s", error)
+                    failed = True
+
+        thread = threading.Thread(target=follow, name=f"publish {self.directory.name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            try:
+                self.publish()
+            except StorageError as error:
+                raise StorageError(f"{error}; what was not published is in {self.directory}") from None
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _is_chosen(self, name: str) -> bool:
+        parts = name.split("/")
+        hidden = any(x.startswith(".") for x in parts) or parts[0] in ("lease", *LOCAL_ONLY) or parts[-1] in LOCAL_FILES
+        return not hidden and self.chosen(name)
+
+    def _publish(self, name: str, known: dict[str, _State], store: Store) -> None:
+        path = self.directory / name
+        try:
+            before = known.get(name)
+            if before is not None and not _changed(path, before):
+                return
+            # Before it is read: what is written meanwhile makes it changed again.
+            state = _state(path, "")
+            store.upload(path, name)
+        except FileNotFoundError:
+            # It was removed, as old checkpoints are, or never written.
+            return
+        entry = store.entry(name)
+        known[name] = state._replace(version=entry.version if entry else "")
+
+    @contextlib.contextmanager
+    def _versions(self) -> Iterator[dict[str, _State]]:
+        """The versions of the local files, for the block to change; no other process may meanwhile."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / VERSIONS_FILE
+        with FileLock(self.directory / LOCK_FILE):
+            known: dict[str, _State] = {}
+            # A damaged file is as none: everything is compared anew.
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                known = {name: _State(*x) for name, x in json.loads(path.read_text(encoding="utf-8")).items()}
+            before = dict(known)
+            try:
+                yield known
+            finally:
+                if known != before:
+                    write_text(path, json.dumps(known))
+
+
+def _files(directory: Path) -> Iterable[str]:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(directory).as_posix()
+
+
+def _order(name: str) -> tuple[bool, str]:
+    return name.rpartition("/")[2] in LAST, name
+
+
+def _state(path: Path, version: str) -> _State:
+    status = path.stat()
+    return _State(version, status.st_size, status.st_mtime_ns)
+
+
+def _changed(path: Path, state: _State) -> bool:
+    return _state(path, state.version) != state

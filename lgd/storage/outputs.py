@@ -1,0 +1,204 @@
+"""Results directories that are URLs: each has a working directory on this machine, in the cache.
+
+Commands and trainings work in that directory, as in any other. Which URL it stands for is in a file in it, so that any
+process that is handed a path of it finds the store; for all other paths the functions here do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lgd.cache import cache_root
+from lgd.errors import InputError
+from lgd.files import write_text
+from lgd.storage.lease import Lease
+from lgd.storage.mirror import Mirror, everything
+from lgd.storage.store import Store
+
+URL_FILE = ".url"
+"""In a working directory: the URL that it stands for."""
+
+FOLDER = "outputs"
+"""Of the cache: the working directories."""
+
+RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|detections.*\.json\.gz)")
+"""Names of the files of trainings that commands read which do not train."""
+
+_scheme = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
+
+
+def is_url(text: str) -> bool:
+    """Whether an option's text names an object store rather than a directory."""
+    return _scheme.fullmatch(text) is not None
+
+
+def output_path(text: str) -> Path:
+    """An option's directory: a path as it is; for a URL, its working directory on this machine."""
+    return working_directory(text) if is_url(text) else Path(text)
+
+
+def input_path(text: str) -> Path:
+    """A directory to read: a path as it is; for a URL, a directory of what was read of it.
+
+    It is not the one that a training on this machine may be at work in.
+    """
+    return working_directory(text, "read") if is_url(text) else Path(text)
+
+
+def working_directory(url: str, purpose: str = "work") -> Path:
+    """This machine's directory for ``url``. Raises InputError where that names no place in a store."""
+    found = _scheme.fullmatch(url.rstrip("/"))
+    if not found or not found[2].strip("/"):
+        raise InputError(f"{url}: a bucket and a name in it, such as s3://bucket/results")
+    if any(x in url for x in "?#") or "@" in found[2].partition("/")[0]:
+        raise InputError(f"{url}: without options and credentials, which belong into the environment")
+    url = url.rstrip("/")
+    key = hashlib.sha256(url.encode()).hexdigest()[:12]
+    directory = cache_root().resolve() / FOLDER / f"{key}-{purpose}" / url.rpartition("/")[2]
+    if not (directory / URL_FILE).exists():
+        write_text(directory / URL_FILE, url)
+    return directory
+
+
+def store_of(path: Path) -> Store | None:
+    """The part of a store that ``path`` stands for; None for a path of this machine alone."""
+    found = _root_of(path)
+    if found is None:
+        return None
+    root, url = found
+    name = path.absolute().relative_to(root).as_posix()
+    return Store(url if name == "." else f"{url}/{name}")
+
+
+def shown(path: Path) -> str:
+    """``path`` as the user knows it: the URL of one in a working directory."""
+    store = store_of(path)
+    return str(path) if store is None else store.url
+
+
+def mirror_of(directory: Path, chosen: Callable[[str], bool] = everything) -> Mirror | None:
+    """``directory`` and what it stands for; None for a directory of this machine alone."""
+    store = store_of(directory)
+    return None if store is None else Mirror(directory, store, chosen)
+
+
+def fetch_records(directory: Path) -> None:
+    """Bring the records of trainings, and what a sweep has written besides, up to date; the copy of a URL only."""
+    mirror = mirror_of(directory, lambda name: bool(RECORD.fullmatch(name)) or (_is_own(name) and name[-4:] != ".pth"))
+    if mirror is not None:
+        mirror.fetch()
+
+
+def read_path(text: str) -> Path:
+    """:func:`input_path`, with :func:`fetch_records`."""
+    path = input_path(text)
+    fetch_records(path)
+    return path
+
+
+def beside(directory: Path) -> Path:
+    """``directory``, with the records of the trainings beside it there to be read."""
+    store = store_of(directory)
+    if store is None:
+        return directory
+    parent, _, name = store.url.rpartition("/")
+    return read_path(parent) / name
+
+
+def publish_files(*paths: Path) -> None:
+    """Publish these files, each in its directory."""
+    for path in paths:
+        mirror = mirror_of(path.parent)
+        if mirror is not None:
+            mirror.publish_files(path.name)
+
+
+def publish_own(directory: Path) -> None:
+    """Publish what a sweep, or a report, has written besides its trainings."""
+    mirror = mirror_of(directory, _is_own)
+    if mirror is not None:
+        mirror.publish(remove=False)
+
+
+def remove(*paths: Path) -> None:
+    """Remove these files here and in the store; those that are not there are no error."""
+    for path in paths:
+        mirror = mirror_of(path.parent)
+        if mirror is None:
+            path.unlink(missing_ok=True)
+        else:
+            mirror.remove(path.name)
+
+
+def names_in(directory: Path) -> list[str]:
+    """Names of the files in ``directory``, in the store where it stands for a part of one; sorted."""
+    store = store_of(directory)
+    if store is None:
+        return sorted(path.name for path in directory.glob("*"))
+    return sorted(name for name in store.entries() if "/" not in name)
+
+
+@contextlib.contextmanager
+def held(
+    directory: Path,
+    *,
+    on_wait: Callable[[str], None] = lambda _: None,
+    on_lost: Callable[[], None] = lambda: None,
+) -> Iterator[Lease | None]:
+    """Inside, no process on any machine but this one is at work on what ``directory`` stands for.
+
+    Raises LeaseHeldError where another one is. None, and no more than that, for a directory of this machine alone.
+    """
+    store = store_of(directory)
+    if store is None:
+        yield None
+        return
+    with Lease(store, on_lost=on_lost).acquire(on_wait=on_wait) as lease:
+        yield lease
+
+
+@contextlib.contextmanager
+def working_in(directory: Path, *, publishes: bool = True, every: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, a training runs in ``directory``: fetched before, published meanwhile and at the end.
+
+    publishes: False for all but one of the processes of a training. Does nothing for a directory of this machine alone.
+    """
+    mirror = mirror_of(directory)
+    if mirror is None:
+        yield
+        return
+    mirror.fetch()
+    if publishes:
+        with mirror.published(every=every):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def publishing_own(directory: Path) -> Iterator[None]:
+    """Inside, what a sweep writes besides its trainings is published now and then, and at the end."""
+    mirror = mirror_of(directory, _is_own)
+    with contextlib.nullcontext() if mirror is None else mirror.published():
+        yield
+
+
+def _is_own(name: str) -> bool:
+    return "/" not in name
+
+
+def _root_of(path: Path) -> tuple[Path, str] | None:
+    """The working directory that ``path`` lies in, and its URL."""
+    path, top = path.absolute(), cache_root().resolve() / FOLDER
+    if not path.is_relative_to(top):
+        return None
+    parts = path.relative_to(top).parts
+    root = top.joinpath(*parts[:2])
+    try:
+        return (root, (root / URL_FILE).read_text(encoding="utf-8")) if len(parts) > 1 else None
+    except OSError:
+        return None

@@ -1,0 +1,290 @@
+"""Objects under a URL (``s3://bucket/prefix``, ``gs://``, ``az://``, ``file://`` and what else fsspec knows).
+
+An object is written whole: a reader sees the old content or the new. What a server answers to no purpose (503, too
+slow, a lost connection) is asked again, with growing pauses, for ``patience`` seconds. Credentials come from where the
+service's own tools take them: the environment, its configuration files, the machine's role.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+from lgd.errors import InputError
+from lgd.files import atomic_write
+
+T = TypeVar("T")
+
+PATIENCE_VARIABLE = "LGD_STORAGE_PATIENCE"
+"""Environment variable: seconds for which a request is tried again (default: PATIENCE)."""
+
+PATIENCE = 300.0
+LONGEST_PAUSE = 10.0
+"""Seconds between two tries, at most."""
+
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
+"""Seconds that one try of a request to S3 waits."""
+
+PERMANENT = (
+    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError,
+    NotImplementedError,
+)  # fmt: skip
+"""Answers that another try does not change."""
+
+UNREACHABLE = re.compile(r"HTTPClientError|ConnectionError|ClientError|TimeoutError|HttpRequestError|HttpError")
+"""Names of the classes that a lost or slow connection comes as, where it is no OSError: botocore's, aiohttp's,
+gcsfs's, azure's."""
+
+_log = logging.getLogger(__name__)
+
+
+class StorageError(InputError, OSError):
+    """A store does not answer, or refuses. The message is one line that names the URL."""
+
+
+class Entry(NamedTuple):
+    """An object: its version, which changes with its content, and its size in bytes."""
+
+    version: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """What lies under ``url``, which has no slash at its end. Names are relative to it. May be pickled.
+
+    patience: seconds for which a request is tried again; None for PATIENCE_VARIABLE's.
+    """
+
+    url: str
+    patience: float | None = None
+
+    def within(self, name: str) -> Self:
+        """The part of the store under ``name``."""
+        return type(self)(f"{self.url}/{name}", self.patience)
+
+    def with_patience(self, seconds: float) -> Self:
+        """The same, which gives up after ``seconds``."""
+        return type(self)(self.url, seconds)
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None where there is no such object."""
+
+        def read() -> bytes | None:
+            try:
+                return bytes(self._files.cat_file(self._path(name)))
+            except FileNotFoundError:
+                return None
+
+        return self._tried(read, name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        return self.entry(name) is not None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object, over one that is there."""
+        self._tried(lambda: self._write(name, data), name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object unless there is one: of several that try, one succeeds. Whether it was written.
+
+        After a lost answer it may say False of what it has written.
+        """
+
+        def create() -> bool:
+            try:
+                self._create(name, data)
+            except FileExistsError:
+                return False
+            return True
+
+        return self._tried(create, name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Write the file ``path`` as an object. Raises FileNotFoundError where there is no such file."""
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        if self._is_local:
+            self._tried(lambda: _copy(path, Path(self._path(name))), name)
+        else:
+            self._tried(lambda: self._files.put_file(str(path), self._path(name)), name)
+
+    def download(self, name: str, path: Path, size: int) -> bool:
+        """Replace the file ``path``, atomically, by an object of ``size`` bytes. False where the object is gone."""
+
+        def download() -> bool:
+            try:
+                with atomic_write(path) as temporary:
+                    self._files.get_file(self._path(name), str(temporary))
+                    if temporary.stat().st_size != size:
+                        raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self._tried(download, name)
+
+    def remove(self, *names: str) -> None:
+        """Remove objects; those that are not there are no error."""
+        for name in names:
+
+            def remove(name: str = name) -> None:
+                try:
+                    self._files.rm_file(self._path(name))
+                except FileNotFoundError:
+                    return
+
+            self._tried(remove, name)
+
+    def entry(self, name: str) -> Entry | None:
+        """One object; None where there is no such object."""
+
+        def entry() -> Entry | None:
+            try:
+                info = self._files.info(self._path(name))
+            except FileNotFoundError:
+                return None
+            return Entry(_version(info), int(info["size"])) if info["type"] == "file" else None
+
+        return self._tried(entry, name)
+
+    def entries(self, name: str = "") -> dict[str, Entry]:
+        """All objects under ``name``, by their names relative to this store."""
+
+        def entries() -> dict[str, Entry]:
+            top = self._path("")
+            try:
+                found = self._files.find(self._path(name), detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                path.removeprefix(top).lstrip("/"): Entry(_version(info), int(info["size"]))
+                for path, info in found.items()
+                # Consoles make an empty object for a directory.
+                if info["type"] == "file" and not path.endswith("/") and path.startswith(f"{top}/")
+            }
+
+        return self._tried(entries, name)
+
+    # -------------------------------------------------------------------------------------------- one try each
+
+    @property
+    def _files(self) -> Any:
+        return filesystem(self.url.partition("://")[0])
+
+    @property
+    def _is_local(self) -> bool:
+        return self.url.startswith("file://")
+
+    def _path(self, name: str) -> str:
+        path = str(self._files._strip_protocol(self.url)).rstrip("/")
+        return f"{path}/{name}" if name else path
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self._is_local:
+            with atomic_write(Path(self._path(name))) as temporary:
+                temporary.write_bytes(data)
+        else:
+            self._files.pipe_file(self._path(name), data)
+
+    def _create(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        if not self._is_local:
+            # S3: If-None-Match; Google: if-generation-match; Azure: If-None-Match.
+            self._files.pipe_file(path, data, mode="create")
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=Path(path).parent, prefix=".") as file:
+            file.write(data)
+            file.flush()
+            # Fails where there is one, and is there with all its content: O_EXCL would show an empty file first.
+            os.link(file.name, path)
+
+    def _tried(self, request: Callable[[], T], name: str) -> T:
+        """Raises StorageError for what does not answer in time, or refuses."""
+        patience = self.patience
+        if patience is None:
+            patience = float(os.environ.get(PATIENCE_VARIABLE, PATIENCE))
+        where, begun, pause = f"{self.url}/{name}".rstrip("/"), time.monotonic(), 0.2
+        while True:
+            try:
+                return request()
+            except StorageError:
+                raise
+            except Exception as error:
+                said = " ".join(str(error).split())[:200] or type(error).__name__
+                if not _may_pass(error):
+                    raise StorageError(f"{where}: {said}") from None
+                left = patience - (time.monotonic() - begun)
+                if left <= 0:
+                    raise StorageError(f"{where}: no answer for {patience:.0f} s ({said})") from None
+                if pause < 0.3:
+                    _log.warning("%s: %s: trying again for %.0f s", where, said, patience)
+                time.sleep(min(pause * random.uniform(0.5, 1.0), left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+
+_filesystems: dict[tuple[int, str], Any] = {}
+"""By process and scheme: their connections do not live on in a forked process."""
+
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+
+
+def filesystem(scheme: str) -> Any:
+    """fsspec's file system for a URL's scheme. Raises StorageError, one line, where its package is missing."""
+    # Not at the top: it takes a tenth of a second, which commands on local directories need not.
+    import fsspec
+
+    key = os.getpid(), scheme
+    if key not in _filesystems:
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if scheme == "s3":
+            # Its own tries would multiply with ours.
+            timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **timeouts}
+        try:
+            made = fsspec.filesystem(scheme, **options)
+        except ImportError:
+            package = EXTRAS.get(scheme, f"the package that fsspec needs for {scheme}://")
+            raise StorageError(f"{scheme}://: needs {package}: pip install 'lgd-suite[storage]'") from None
+        except ValueError:
+            raise StorageError(
+                f"{scheme}://: no file system of fsspec's: s3://, gs://, az:// and file:// are"
+            ) from None
+        if scheme == "s3":
+            made.retries = 1
+        _filesystems[key] = made
+    return _filesystems[key]
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, PERMANENT) or (isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ENOSPC)):
+        return False
+    if isinstance(error, OSError):
+        return True
+    return any(UNREACHABLE.fullmatch(x.__name__) for x in type(error).__mro__)
+
+
+def _version(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash", "generation"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    made = info.get("mtime", info.get("created", ""))
+    return f"{made.timestamp() if isinstance(made, datetime) else made}-{info.get('ino', '')}-{info['size']}"
+
+
+def _copy(path: Path, to: Path) -> None:
+    with atomic_write(to) as temporary:
+        shutil.copyfile(path, temporary)

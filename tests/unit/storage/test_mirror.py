@@ -1,0 +1,142 @@
+"""A local directory and what it stands for in a store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lgd.storage import outputs
+from lgd.storage.mirror import Mirror
+from lgd.storage.store import StorageError, Store
+from tests.helpers_storage import Faults
+
+
+def _write(directory: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = directory / name.replace("__", "/").replace("_json", ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_what_one_publishes_another_fetches(store: Store, tmp_path: Path) -> None:
+    here, there = (Mirror(tmp_path / x, store) for x in ("here", "there"))
+    _write(here.directory, record_json="1", checkpoints__a="a", lock="", tune__x="x")
+    (here.directory / ".half-written").write_text("half")
+    here.publish()
+    assert set(store.entries()) == {"record.json", "checkpoints/a"}
+    there.fetch()
+    assert (there.directory / "checkpoints" / "a").read_text() == "a"
+    # Changed here, removed here: the other follows, and what it has besides stays.
+    _write(here.directory, record_json="2")
+    (here.directory / "checkpoints" / "a").unlink()
+    _write(there.directory, own="mine")
+    here.publish()
+    there.fetch()
+    found = {x.name for x in there.directory.iterdir() if x.is_file() and x.name[0] != "."}
+    assert (found, (there.directory / "record.json").read_text()) == ({"record.json", "own"}, "2")
+    assert not (there.directory / "checkpoints" / "a").exists()
+
+
+def test_where_both_have_changed_what_was_published_counts(store: Store, tmp_path: Path) -> None:
+    here, there = (Mirror(tmp_path / x, store) for x in ("here", "there"))
+    _write(here.directory, record_json="1")
+    here.publish()
+    there.fetch()
+    _write(here.directory, record_json="from here")
+    _write(there.directory, record_json="from there", log="unpublished")
+    here.publish()
+    there.fetch()
+    assert (there.directory / "record.json").read_text() == "from here"
+    there.publish()
+    assert (store.read("log"), store.read("record.json")) == (b"unpublished", b"from here")
+
+
+def test_what_has_not_changed_is_neither_fetched_nor_published_again(faults: Faults, tmp_path: Path) -> None:
+    here, there = (Mirror(tmp_path / x, Store("s3://bucket/once", 10)) for x in ("here", "there"))
+    _write(here.directory, a="1", b="2")
+    here.publish()
+    there.fetch()
+    faults.seen.clear()
+    here.publish()
+    there.fetch()
+    assert [x for x in faults.seen if not x.startswith("GET /bucket")] == []
+    assert len(faults.seen) == 1
+    # A damaged note of the versions costs a fetch, and no more.
+    (there.directory / ".published.json").write_text("{")
+    there.fetch()
+    assert (there.directory / "a").read_text() == "1"
+
+
+def test_a_record_is_published_last(faults: Faults, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Store("s3://bucket/order", 1))
+    _write(mirror.directory, record_json="{}", a="1", student="weights")
+    faults.inject("503", 10**6, only="/order/student")
+    with pytest.raises(StorageError, match=r"s3://bucket/order/student: no answer"):
+        mirror.publish()
+    faults.clear()
+    assert set(mirror.store.entries()) == {"a"}
+    mirror.publish()
+    assert [x for x in faults.seen if x.startswith("PUT")] == [
+        "PUT /bucket/order/student",
+        "PUT /bucket/order/record.json",
+    ]
+
+
+def test_a_running_training_is_published_whatever_the_store_does(faults: Faults, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Store("s3://bucket/running", 10))
+    asked: list[bool] = []
+    with pytest.raises(KeyError), mirror.published(every=lambda: asked.append(True), interval=0.05):
+        _write(mirror.directory, checkpoints__1="1")
+        while not mirror.store.exists("checkpoints/1"):
+            pass
+        faults.inject("drop", 20)
+        _write(mirror.directory, checkpoints__2="2")
+        (mirror.directory / "checkpoints" / "1").unlink()
+        raise KeyError("the training failed")
+    assert set(mirror.store.entries()) == {"checkpoints/2"}
+    assert asked
+
+
+def test_what_could_not_be_published_is_published_by_the_next_try(faults: Faults, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Store("s3://bucket/later", 0.5))
+    with pytest.raises(StorageError, match=r"s3://bucket/later/.*; what was not published is in .*here"), \
+            mirror.published(interval=0.05):  # fmt: skip
+        faults.inject("503", 10**6)
+        _write(mirror.directory, record_json="{}")
+    faults.clear()
+    mirror.fetch()
+    mirror.publish()
+    assert mirror.store.read("record.json") == b"{}"
+
+
+def test_a_url_has_a_working_directory_and_one_to_read(faults: Faults, cache: Path) -> None:
+    url = "s3://bucket/runs/main"
+    work, read = outputs.output_path(url), outputs.input_path(f"{url}/")
+    assert work != read
+    assert (work.name, outputs.output_path(url), outputs.output_path("results/x")) == ("main", work, Path("results/x"))
+    trial = work / "trials" / "a-seed0"
+    assert (outputs.shown(trial), outputs.shown(Path("results/x"))) == (f"{url}/trials/a-seed0", "results/x")
+    assert outputs.mirror_of(Path("results/x")) is None
+    _write(trial, record_json="{}", student="weights", checkpoints__1="1")
+    _write(work, sweep_json="{}", table="t")
+    with outputs.working_in(trial), outputs.publishing_own(work):
+        pass
+    assert outputs.names_in(trial) == ["record.json", "student"]
+    outputs.fetch_records(read)
+    found = {x.relative_to(read).as_posix() for x in read.rglob("*") if x.is_file() and x.name[0] != "."}
+    assert found == {"sweep.json", "table", "trials/a-seed0/record.json"}
+    assert (outputs.beside(trial).parent / "a-seed0" / "record.json").exists()
+    outputs.remove(trial / "record.json")
+    assert (outputs.names_in(trial), (trial / "record.json").exists()) == (["student"], False)
+    shutil.rmtree(cache)
+    assert outputs.output_path(url) == work
+    with outputs.working_in(trial):
+        assert (trial / "checkpoints" / "1").read_text() == "1"
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3://key:secret@bucket/x", "s3://bucket/x?endpoint=y"])
+def test_a_url_that_names_no_place_or_a_secret_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="a bucket and a name in it|without options and credentials"):
+        outputs.output_path(url)

@@ -1,0 +1,109 @@
+"""Objects in S3, in a directory and in memory; and S3 when it fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lgd.errors import InputError
+from lgd.storage import store as storage
+from lgd.storage.store import StorageError, Store
+from tests.helpers_storage import BUCKET, Faults
+
+
+def test_objects_are_written_read_listed_and_removed(store: Store, tmp_path: Path) -> None:
+    assert store.read("a/x") is None
+    assert store.entries() == {}
+    store.write("a/x", b"one")
+    first = store.entries()["a/x"]
+    assert (store.read("a/x"), first.size, store.entry("a/x")) == (b"one", 3, first)
+    store.write("a/x", b"two!")
+    assert store.entries("a")["a/x"].version != first.version
+    assert store.within("a").read("x") == b"two!"
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    store.upload(file, "b/file")
+    assert store.download("b/file", tmp_path / "back" / "file", 7)
+    assert (tmp_path / "back" / "file").read_bytes() == b"content"
+    assert not store.download("b/none", tmp_path / "none", 7)
+    assert not (tmp_path / "none").exists()
+    store.remove("a/x", "never/there")
+    assert (set(store.entries()), store.exists("a/x"), store.exists("b")) == ({"b/file"}, False, False)
+    with pytest.raises(FileNotFoundError):
+        store.upload(tmp_path / "none", "c")
+
+
+def test_of_several_that_create_an_object_one_succeeds(store: Store) -> None:
+    created: list[int] = []
+    threads = [
+        threading.Thread(target=lambda i=i: store.create("x", b"%d" % i) and created.append(i)) for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(created) == 1
+    assert store.read("x") == b"%d" % created[0]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An answer that takes longer than a try waits is asked for again."""
+    monkeypatch.setattr(storage, "READ_TIMEOUT", 0.15)
+    storage._filesystems.clear()
+    yield
+    storage._filesystems.clear()
+
+
+@pytest.mark.parametrize("kind", ["503", "drop", "slow"])
+@pytest.mark.usefixtures("impatient")
+def test_what_passes_is_tried_again(faults: Faults, tmp_path: Path, kind: str) -> None:
+    store = Store(f"s3://{BUCKET}/faults-{kind}", patience=20)
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 1000)
+    for request in (
+        lambda: store.upload(file, "x"),
+        # Where the answer is lost, what it has written is there when it tries again.
+        lambda: store.create("y", b"1") or kind == "slow",
+        lambda: store.entries()["x"].size == 1000,
+        lambda: store.read("y") == b"1",
+        lambda: store.download("x", tmp_path / "back", 1000),
+        lambda: store.remove("x"),
+    ):
+        faults.inject(kind, 3)
+        assert request() in (True, None)
+        assert faults.left == 0
+    assert set(store.entries()) == {"y"}
+
+
+def test_a_store_that_stays_away_is_one_line_with_its_url(faults: Faults) -> None:
+    faults.inject("503", 10**6)
+    with pytest.raises(StorageError, match=r"^s3://bucket/away/x: no answer for 2 s \(.*reduce your request rate.*\)$"):
+        Store(f"s3://{BUCKET}/away", patience=2).write("x", b"1")
+    assert len(faults.seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("s3://no-such-bucket/a", "s3://no-such-bucket/a/x: The specified bucket does not exist"),
+        ("gs://bucket/a", r"gs://: needs gcsfs: pip install 'lgd-suite\[storage\]'"),
+        ("nothing://bucket/a", "nothing://: not known to fsspec"),
+    ],
+)
+def test_what_another_try_does_not_change_is_said_at_once(faults: Faults, url: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as error:
+        Store(url, patience=60).write("x", b"1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_forked_process_has_connections_of_its_own(faults: Faults) -> None:
+    import multiprocessing
+
+    store = Store(f"s3://{BUCKET}/forked", patience=5)
+    store.write("x", b"parent")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(store.read, ("x",)).get(timeout=20) == b"parent"
