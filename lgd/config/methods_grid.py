@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lgd.config.arms import Arm, Grid
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Experiment, settings
 from lgd.config.method import BUILT_IN, make, method_class
 from lgd.config.pays_grid import FIRST_STAGES
 
@@ -25,9 +25,12 @@ WEIGHT_FACTORS = (0.001, 0.01, 0.1, 1.0)
 TUNING_SEEDS = 200_000
 """Added to the seeds of ``distill-weight``: what is chosen there is compared on seeds that it was not chosen on."""
 
-CHOSEN_WEIGHTS: Mapping[str, Mapping[str, float]] = {}
-"""By preset and method: the best of WEIGHT_FACTORS where it is not 1, by ``distill-weight`` at that preset. Published
-weights are for ResNets, thousands of steps and lower learning rates."""
+CHOSEN_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "tiny": {"fgfi": 0.01, "pkd": 0.01, "cwd": 0.1, "mgd": 0.1, "fgd": 0.001, "ban": 0.01, "dml": 0.1},
+}
+"""By preset and method: the largest of WEIGHT_FACTORS whose AP is within 1 of the method's best, where that is not 1;
+from the kept study of ``distill-weight``. Published weights are for thousands of steps at lower learning rates: here
+the gradients of the larger ones are clipped everywhere, and the student learns nothing else."""
 
 
 def methods_grid(base: Experiment, size: str) -> Grid:
@@ -92,4 +95,12 @@ def _arms(base: Experiment, size: str = "") -> list[Arm]:
             answers=method.has_distillation,
         )
         found.append(arm)
+        if settings(method).get("inherit", "none") != "none":
+            found.append(_without_inheritance(arm))
     return found
+
+
+def _without_inheritance(arm: Arm) -> Arm:
+    """A method whose student starts from its teacher's FPN and head: what it is without these."""
+    changes = {**arm.changes, "method.inherit": "none"}
+    return replace(arm, name=f"{arm.name}, nothing inherited", changes=changes)
