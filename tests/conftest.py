@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -54,6 +55,12 @@ def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Pat
             result.write_bytes(pickle.dumps(make(directory)))
         found: T = pickle.loads(result.read_bytes())
     return found
+
+
+def pytest_collection_finish() -> None:
+    # What the test modules have imported stays to the end. Every training collects garbage, and would look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,8 +22,8 @@ QUICK = [
 OVERRIDES = QUICK[3::2]
 
 ONE_BY_ONE = ["--cpus", "2", "--set", "threads=1"]
-"""Options of a sweep in ``ray_session``: one trial holds both of its cores, so one process, which takes seconds to import
-torch, trains all of them."""
+"""Options of a sweep in ``ray_session``: a trial holds both of its cores, so one process trains all of them; each would
+take seconds to import torch."""
 
 
 class Called(NamedTuple):

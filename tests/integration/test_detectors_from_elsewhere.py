@@ -23,7 +23,7 @@ from lgd.training.export import TrainedStudent
 from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 from tests.helpers_detectors import NARROW_MASK_RCNN, NARROW_RETINANET, ZOO_MASK_RCNN, ZOO_RETINANET, vitdet
-from tests.integration.commands import QUICK, run
+from tests.integration.commands import ONE_BY_ONE, QUICK, run
 
 RESIZED = "torchvision:retinanet_resnet50_fpn_v2"
 MOBILE = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -154,8 +154,8 @@ def test_a_sweep_and_its_table(tmp_path: Path, ray_session: None) -> None:
     """Under Ray, with a file of code: its workers build it; going on with the sweep wants it named again."""
     pytest.importorskip("timm", reason="detectron2's ViT takes its layers from timm")
     path, output = vitdet(tmp_path), tmp_path / "sweep"
-    run("--grid", "components", *OPTIONS, "--set", "schedule.warmup_steps=1", "--set", "detector.weights=none",
-        "--arms", "baseline,LGD", "--output", str(output), "--detector", path)  # fmt: skip
+    run("--grid", "components", *OPTIONS, *ONE_BY_ONE, "--set", "schedule.warmup_steps=1", "--arms", "baseline,LGD",
+        "--set", "detector.weights=none", "--output", str(output), "--detector", path)  # fmt: skip
     frame = pd.read_csv(output / "records.csv")
     assert set(frame["detector"]) == {"/".join(Path(path).parts[-2:])}
     assert set(frame["status"]) == {"finished"}

@@ -28,7 +28,7 @@ from lgd.results.sweep_spec import SweepSpec
 from lgd.training import run as training
 from tests.conftest import once_per_run
 from tests.helpers import wait_until
-from tests.integration.commands import OVERRIDES, QUICK, Called, run
+from tests.integration.commands import ONE_BY_ONE, OVERRIDES, QUICK, Called, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
 
 
 def _run_twice(output: Path) -> Finished:
-    common = ["--grid", "components", *QUICK, "--output", str(output), "--arms", "baseline,LGD,label only"]
+    common = ["--grid", "components", *QUICK, *ONE_BY_ONE, "--output", str(output), "--arms", "baseline,LGD,label only"]
     # A directory where a trial writes its losses: that trial fails.
     (output / "trials" / "lgd-seed0" / "metrics.json").mkdir(parents=True)
     first = run(*common, status=1)
@@ -61,7 +61,7 @@ def _run_twice(output: Path) -> Finished:
     (output / "trials" / "lgd-seed0" / "metrics.json").rmdir()
     baseline = output / "trials" / "baseline-seed0" / "record.json"
     before = baseline.stat().st_mtime_ns
-    second = run(*common)
+    second = run(*common, figures=True)
     return Finished(output, first, second, baseline.stat().st_mtime_ns == before)
 
 
@@ -105,7 +105,8 @@ def test_a_grid_runs_to_its_table_and_resumes(finished: Finished) -> None:
 @pytest.mark.slow
 def test_a_directory_of_other_code_is_refused(finished: Finished, tmp_path: Path) -> None:
     output = shutil.copytree(finished.output, tmp_path / "out")
-    arguments = ["--grid", "components", *QUICK, "--arms", "baseline,LGD,label only", "--output", str(output)]
+    arguments = ["--grid", "components", *QUICK, *ONE_BY_ONE, "--arms", "baseline,LGD,label only"]
+    arguments += ["--output", str(output)]
     path = output / "sweep.json"
     sweep = json.loads(path.read_text())
     sweep["code"]["versions"]["torch"] = "1.0"
@@ -116,6 +117,25 @@ def test_a_directory_of_other_code_is_refused(finished: Finished, tmp_path: Path
     assert "changed: lgd/methods/label_guided/distance.py" in refused
     assert refused.count("\n") == 1
     run(*arguments, "--seeds", "2", "--accept-other-code", "--dry-run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["corrupted", "truncated"])
+def test_a_damaged_sweep_file_is_named_and_the_sweep_goes_on_without_it(
+    kind: str, finished: Finished, ray_session: None, tmp_path: Path
+) -> None:
+    output = shutil.copytree(finished.output, tmp_path / "out")
+    path = output / "sweep.json"
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] if kind == "truncated" else content[:half] + b"\xff" * 64 + content[half + 64 :])
+    refused = run("--resume", str(output), status=2).err
+    assert refused.startswith(f"error: {path}: ")
+    assert "the sweep's own command" in refused
+    path.unlink()
+    arguments = ["--grid", "components", *QUICK, *ONE_BY_ONE, "--arms", "baseline,LGD,label only"]
+    assert "3 trials, 0 to run" in run(*arguments, "--output", str(output), "--accept-other-code").out
+    assert SweepSpec.read(output).arms == ("baseline", "LGD", "label only")
 
 
 def test_two_sweeps_do_not_share_a_directory(tmp_path: Path) -> None:
@@ -152,7 +172,7 @@ BASELINE, LGD, LONGER = "RetinaNet baseline", "RetinaNet LGD", "RetinaNet baseli
 @pytest.mark.slow
 def test_what_a_sweep_took_says_how_long_others_train(tmp_path: Path, ray_session: None) -> None:
     """In one command, or when it goes on; the steps stay."""
-    common = ["--grid", "evidence", *QUICK, "--seeds", "1", "--output", str(tmp_path)]
+    common = ["--grid", "evidence", *QUICK, *ONE_BY_ONE, "--seeds", "1", "--output", str(tmp_path)]
     said = run(*common, "--arms", f"{BASELINE},{LONGER}", "--dry-run").out
     assert f"later: {LONGER}: its steps follow from what {LGD} takes" in said
     assert "1 of 1 trials to run" in said

@@ -13,6 +13,12 @@ from benchmarks.wait_counter import WaitCounter, as_on_gpu
 from benchmarks.waits import main
 from lgd import device_waits
 
+TOY = (
+    "detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1", "detector.fc_dim=32",
+    "detector.regions=16", "detector.proposals=50",
+)  # fmt: skip
+"""The operators of a step are the same at any width."""
+
 
 def test_each_kind_of_wait_is_counted() -> None:
     x = torch.tensor([3.0, 1.0, 2.0])
@@ -60,7 +66,9 @@ def test_the_way_of_a_gpu_is_taken_inside_the_block_only() -> None:
 def test_a_step(tmp_path: Path, detector: str, capsys: pytest.CaptureFixture[str]) -> None:
     """None in the dense detectors' step but POTO's, whose matching is solved on the host."""
     output = tmp_path / "waits.csv"
-    assert main(["--preset", "nano", "--batch", "2", "--detector", detector, "--output", str(output)]) == 0
+    toy = [x for setting in TOY for x in ("--set", setting)]
+    options = ["--preset", "nano", "--batch", "2", "--side", "64", "--detector", detector, *toy]
+    assert main([*options, "--output", str(output)]) == 0
     assert "| detector" in capsys.readouterr().out
     frame: Any = pd.read_csv(output, keep_default_na=False).set_index(["method", "side"])
     # Of each pass: POTO's matching; how many anchors and regions R-CNN draws from, and the regions of each level, for

@@ -300,7 +300,10 @@ def test_evidence_is_the_components_grid_and_two_more_detectors(tmp_path: Path) 
 def test_the_nano_learning_rate_is_one_the_detector_trains_at(name: str, tmp_path: Path) -> None:
     """With its own rate for the first steps, at which a rate that is too high shows."""
     described = next(x for t in TABLES for x in paper().tables[t].trainings if x.detector == name and x.method == "lgd")
-    quick = {"schedule.steps": 40, "schedule.warmup_steps": 20, "data.shapes_train": 64, "data.shapes_val": 6}
+    quick = {
+        "schedule.steps": 30, "schedule.warmup_steps": 15, "data.shapes_train": 64, "data.shapes_val": 2,
+        "data.min_sizes": [96], "data.max_size": 96, "data.test_size": 96,
+    }  # fmt: skip
     record = training.run(
         at_preset("nano", described).override({**quick, "threads": torch.get_num_threads()}), tmp_path
     )
