@@ -38,6 +38,7 @@ BENCHMARKS = {
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
     "label-signal": ("benchmarks.label_signal", "how long LGD's teacher tells its labels apart"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
+    "load": ("ablations.scaling.command", "how costs grow with the number of trials, records and samples"),
     "prediction-error": ("ablations.prediction_error", "how far a sweep's predicted cost is off"),
 }
 """Module and summary by name, of ``lgd bench``."""

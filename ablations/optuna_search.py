@@ -251,6 +251,8 @@ def quiet_optuna() -> Iterator[None]:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # That it takes low values for the goal (search_results.goal sees to it), and that few trials say little.
             said = "PedAnovaImportanceEvaluator computes|Some regimes for parameter|Target and region quantiles"
+            # Where the disk of study.db is slow.
+            said += "|Define-by-run function passed"
             warnings.filterwarnings("ignore", said)
             yield
     finally:

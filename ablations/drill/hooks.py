@@ -8,19 +8,18 @@ the command runs it.
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import json
 import os
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
+
+from ablations.import_patches import patch_on_import
 
 CONTROL = "LGD_DRILL"
 """Environment variable: the directory through which the drill and the processes of its commands speak."""
@@ -90,7 +89,7 @@ def attempts(control: Path) -> list[Attempt]:
 def install() -> None:
     """Patch the suite's modules when they are imported; nothing where no drill is."""
     if CONTROL in os.environ:
-        sys.meta_path.insert(0, _Finder())
+        patch_on_import(PATCHES)
         if CLOCK in os.environ:
             _let_clock_jump(float(os.environ[CLOCK]))
 
@@ -102,24 +101,6 @@ def _let_clock_jump(seconds: float) -> None:
         return now() + (seconds if go.exists() else 0.0)
 
     time.time = jumping
-
-
-class _Finder:
-    """Finds the modules of PATCHES, and patches each once it has run."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        patch = PATCHES.get(name)
-        spec = importlib.machinery.PathFinder.find_spec(name, path) if patch else None
-        if spec is None or spec.loader is None or patch is None:
-            return None
-        run = spec.loader.exec_module
-
-        def run_and_patch(module: ModuleType) -> None:
-            run(module)
-            patch(module)
-
-        spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
-        return spec
 
 
 def _patch_run(module: Any) -> None:

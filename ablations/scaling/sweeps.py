@@ -1,0 +1,81 @@
+"""Sweeps of many trials under Ray Tune, whose trainings train nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from ablations.scaling.processes import ROOT, CommandFailedError, Row, held, read_commands, take
+from ablations.scaling.stub_training import SITECUSTOMIZE
+from lgd.results.record import FILE
+
+ARMS = ("baseline", "LGD")
+
+SETTINGS = ("schedule.warmup_steps=1", "data.shapes_train=8", "data.shapes_val=4")
+"""Besides the steps, of which there are few. The images are never looked at."""
+
+
+class _Watch:
+    """The largest number of file handles of the sweep's own process."""
+
+    def __init__(self) -> None:
+        self.handles = 0
+
+    def __call__(self, process: psutil.Process) -> None:
+        with suppress(psutil.Error):
+            self.handles = max(self.handles, process.num_fds())
+
+
+def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> list[Row]:
+    """One sweep of so many trials, an even number, of ``steps`` each, ``cores`` side by side, in ``directory``."""
+    output, watch = directory / "out", _Watch()
+    # Short, since the path of a socket may have no more than 107 characters.
+    place = Path(tempfile.mkdtemp(prefix="lgd-load-"))
+    try:
+        (place / "site").mkdir()
+        (place / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+        path = os.pathsep.join(filter(None, [str(place / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        sets = [x for setting in (f"schedule.steps={steps}", *SETTINGS) for x in ("--set", setting)]
+        taken = take(
+            [
+                "ablations/run.py", "--grid", "components", "--preset", "nano", "--arms", ",".join(ARMS),
+                "--seeds", str(trials // len(ARMS)), "--cpus", str(max(1, _cores() // cores)), "--yes", *sets,
+                "--output", str(output),
+            ],
+            {
+                "PYTHONPATH": path, "RAY_TMPDIR": str(place), "RAY_worker_niceness": "0", "RAY_ADDRESS": "",
+            },
+            watch,
+        )  # fmt: skip
+        temporary = held(place)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    ended = sorted(path.stat().st_mtime for path in output.glob(f"trials/*/{FILE}"))
+    if len(ended) != trials:
+        raise CommandFailedError(f"{len(ended)} of {trials} trials have a record")
+    results = held(output)
+
+    def row(quantity: str, unit: str, value: float) -> Row:
+        return Row("sweep", trials, quantity, unit, value)
+
+    return [
+        row("sweep's memory", "MiB", taken.memory),
+        row("sweep's file handles", "", watch.handles),
+        row("sweep's CPU", "s", taken.cpu),
+        row("from the first record to the last", "s", ended[-1] - ended[0]),
+        row("a trial", "s", (ended[-1] - ended[0]) / (trials - 1)),
+        row("Ray's temporary directory", "MB", temporary.megabytes),
+        row("its files", "", temporary.files),
+        row("results directory", "MB", results.megabytes),
+        row("its files, results", "", results.files),
+        *read_commands("sweep", trials, output, "components"),
+    ]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
