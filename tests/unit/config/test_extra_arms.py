@@ -109,10 +109,9 @@ def test_every_method_is_tried_at_each_weight_on_other_seeds(size: str, tmp_path
     for arm in (x for x in own.arms if not x.skipped):
         experiment = experiment_of(arm, base, [])
         if experiment.method.name != "baseline":
-            weights.setdefault(experiment.method.name, []).append(settings(experiment)["method.distill_weight"])
-    assert weights.keys() == {
-        x.changes["method.name"] for x in grid("methods", size).arms if x.answers and not x.skipped
-    }
+            name = arm.name.partition(" at ")[0]
+            weights.setdefault(name, []).append(settings(experiment)["method.distill_weight"])
+    assert weights.keys() == {x.name for x in grid("methods", size).arms if x.answers and not x.skipped}
     assert all(sorted(x) == list(WEIGHT_FACTORS) for x in weights.values())
     trials = plan(own, base, 1, [], tmp_path)
     assert {x.experiment.seed for x in trials} == {TUNING_SEEDS}
@@ -129,3 +128,12 @@ def test_a_chosen_weight_is_a_setting_that_a_command_may_change() -> None:
             assert ("0.1 of its weight" in arm.question) == (size == "tiny")
         arm = next(x for x in methods_grid(preset("tiny"), "tiny").arms if x.name == "PKD")
         assert settings(experiment_of(arm, preset("tiny"), ["method.distill_weight=2"]))["method.distill_weight"] == 2
+
+
+def test_a_method_that_inherits_is_compared_without_it_too() -> None:
+    arms = {x.name: x for x in grid("methods", "nano").arms}
+    (alone,) = (x for x in arms if x.endswith(", nothing inherited"))
+    whole = arms[alone.removesuffix(", nothing inherited")]
+    both = [settings(experiment_of(x, preset("nano"), [])) for x in (whole, arms[alone])]
+    assert [x["method.inherit"] for x in both] == ["fpn_and_head", "none"]
+    assert {k for k in both[0] if both[0][k] != both[1][k]} == {"method.inherit"}
