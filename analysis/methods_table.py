@@ -15,15 +15,16 @@ from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
 from analysis.variants import Variant, variants
 from lgd.config.arms import Arm, Grid
-from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.config.grids import grid
 from lgd.config.method import method_class
+from lgd.config.methods_grid import DISTILL_WEIGHT, at_equal_cost
 from lgd.config.paper import paper
 from lgd.results.record import Pretraining, Record
 
 COLUMNS = (
     *("arm", "reference", "seeds", "AP", "gain", "gain_low", "gain_high", "pairs", "gpu_hours", "overall_hours"),
     *("cost_ratio", "teacher", "teacher_AP", "teacher_hours", "gate", "inherit", "authors_inherit", "published"),
+    "distill_weight",
     *("skipped", "ended"),
 )
 
@@ -42,7 +43,8 @@ def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
       ``teacher_hours``: device-hours of its training, NA where they are not known;
     - ``gate`` (text): ``passed``, or ``overruled`` where the teacher was not good enough; ``inherit`` (text): what of
       the student started from the teacher's weights, ``authors_inherit``: in the authors' own trainings;
-    - ``published`` (text): what the authors report;
+    - ``published`` (text): what the authors report, of arms that are their method as it is;
+    - ``distill_weight``: factor of the method's own weight of its distillation loss;
     - ``skipped``, ``ended`` (text): why an arm is not trained, or why none of its runs finished.
     """
     kept, _ = nearest_preset(runs) if runs else ([], [])
@@ -67,6 +69,8 @@ def _row(own: Grid, arm: Arm, by_arm: Mapping[str, Mapping[int, Record]]) -> dic
     ratio = paired_ratio(hours, by_seed(theirs, gpu_hours))
     method = method_class(str(arm.changes["method.name"]))
     last = next(iter(mine.values()), None)
+    is_whole = arm.name in (method.title, at_equal_cost(method.title))
+    published = paper().published_of(str(arm.changes["method.name"])) if is_whole else ()
     return {
         "arm": arm.name,
         "reference": reference if compared else None,
@@ -81,8 +85,9 @@ def _row(own: Grid, arm: Arm, by_arm: Mapping[str, Mapping[int, Record]]) -> dic
         "cost_ratio": ratio and ratio.value,
         **_of_teacher(last),
         "inherit": getattr(last.experiment.method, "inherit", None) if last else None,
-        "authors_inherit": method.authors_inherit if issubclass(method, FrozenTeacherMethod) else None,
-        "published": "; ".join(map(str, paper().published_of(str(arm.changes["method.name"])))) or None,
+        "authors_inherit": getattr(method, "authors_inherit", None),
+        "published": "; ".join(map(str, published)) or None,
+        "distill_weight": getattr(last.experiment.method, "distill_weight", None) if last else None,
         "skipped": arm.skipped or None,
     }
 
@@ -107,6 +112,8 @@ def _mean(values: Any) -> float | None:
 def methods_text(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> TextTable:
     """:func:`methods_table` for people."""
     rows = []
+    hours = [x["overall_hours"] for x in row_dicts(frame) if x["overall_hours"] is not None]
+    digits = 2 if max(hours, default=1) >= 1 else 3
     for row in row_dicts(frame):
         known = row["teacher"] is not None
         rows.append(
@@ -115,12 +122,12 @@ def methods_text(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> TextTab
                 str(row["seeds"] or MISSING),
                 number(row["AP"]),
                 with_interval(row["gain"], row["gain_low"], row["gain_high"]),
-                number(row["gpu_hours"], 2),
-                number(row["overall_hours"], 2),
+                number(row["gpu_hours"], digits),
+                number(row["overall_hours"], digits),
                 MISSING if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}x",
                 row["teacher"] or MISSING,
                 number(row["teacher_AP"]),
-                UNKNOWN if known and row["teacher_hours"] is None else number(row["teacher_hours"], 2),
+                UNKNOWN if known and row["teacher_hours"] is None else number(row["teacher_hours"], digits),
                 _inherits(row["inherit"]),
                 _inherits(row["authors_inherit"]),
             ]
@@ -150,6 +157,11 @@ def _notes(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> list[str]:
         notes.append(f"Preset {kept[0].record.preset}.")
     if others:
         notes.append(f"Left out: runs of preset {' / '.join(others)}.")
+    weights = [f"{x['arm']} {x['distill_weight']:g}" for x in row_dicts(frame) if x["distill_weight"] not in (None, 1)]
+    if weights:
+        notes.append(
+            f"Distillation losses at a part of their methods' own weight (grid {DISTILL_WEIGHT}): {', '.join(weights)}."
+        )
     for row in row_dicts(frame):
         if row["gate"] == "overruled":
             notes.append(f"{row['arm']}: its teacher was not better than the plain student (method.teacher.gate=off).")

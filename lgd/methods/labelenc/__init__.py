@@ -73,6 +73,7 @@ class LabelEnc(DistillationMethod):
     """What of the student starts from stage 1: the FPN from the encoder's, the head from the detector's. Part of the
     published method."""
 
+    authors_inherit: ClassVar[Inherit] = "fpn_and_head"
     title: ClassVar[str] = "LabelEnc"
     teacher_steps_key: ClassVar[str] = "method.stage1_steps"
     paper: ClassVar[str] = PAPER

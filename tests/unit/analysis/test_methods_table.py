@@ -53,7 +53,7 @@ def test_gains_costs_and_teachers(runs: Any) -> None:
     assert (pkd["gpu_hours"], pkd["overall_hours"], pkd["cost_ratio"]) == (1.5, 3.5, 3.5)
     assert (pkd["teacher"], pkd["teacher_AP"], pkd["teacher_hours"], pkd["gate"]) == ("resnet34", 33.0, 2.0, "passed")
     assert (pkd["inherit"], pkd["authors_inherit"]) == ("none", "none")
-    assert frame.loc["FGD", "authors_inherit"] == "fpn_and_head"
+    assert list(frame.loc[["FGD", "LabelEnc"], "authors_inherit"]) == ["fpn_and_head"] * 2
     assert frame.loc["baseline", ["reference", "gain", "teacher"]].isna().all()
     assert frame.loc["LGD", "cost_ratio"] == 2
     # Hours that nobody said are not zero hours.
@@ -71,5 +71,22 @@ def test_the_table_for_people_keeps_others_figures_apart(runs: Any) -> None:
     assert cells["MGD"][9] == "not known"
     assert "PKD's authors report, on MS-COCO with other teachers: 37.4 to 40.8 (RetinaNet R-50, 2x ss" in shown
     assert not any("40.8" in cell for row in text.rows for cell in row)
+    # Of the method as it is, and not of a variant of ours.
+    assert sum(x.startswith("LabelEnc's authors report") for x in text.notes) == 1
+    assert not any(x.startswith("LabelEnc, nothing inherited's") for x in text.notes)
+    assert not any("part of their methods' own weight" in x for x in text.notes)
     assert "CWD: failed: the teacher's AP is 12.0." in text.notes
     assert "Not known, and in no hours: the training of zoo.pkl." in text.notes
+
+
+def test_weights_that_are_not_the_methods_own_are_told(tmp_path: Path) -> None:
+    arm = next(x for x in grid("methods", "nano").arms if x.name == "LGD")
+    lighter = experiment_of(arm, NANO, [*SMALL, "method.distill_weight=0.1"])
+    _save(tmp_path, "baseline", 0, 30.0, 0.001)
+    _save(tmp_path, "LGD", 0, 31.0, 0.002, experiment=lighter)
+    frame, text = build("methods", load_runs(tmp_path))
+    assert frame.set_index("arm").loc["LGD", "distill_weight"] == 0.1
+    wanted = "Distillation losses at a part of their methods' own weight (grid distill-weight): LGD 0.1."
+    assert wanted in text.notes
+    # Hours of seconds are not all zero.
+    assert [row[4] for row in text.rows[:2]] == ["0.001", "0.002"]
