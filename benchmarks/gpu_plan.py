@@ -18,6 +18,10 @@ FROM_SCRATCH = ("detector.backbone.weights=none", "detector.backbone.norm=BN", "
 """Settings of the paper's detectors without weights to download."""
 
 
+TOY_DETECTOR = ("detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1")
+"""Settings of the smallest detectors, for the commands of a dry session."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One measurement: a command of its own, which writes into its own directory.
@@ -130,6 +134,7 @@ def _speed(
         *("benchmarks/speed.py", "--preset", "nano", "--detector", detector, "--batch", "1", "--side", "64", "--forms"),
         *("--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv"),
         # bfloat16 is slow on most CPUs.
+        *_set(TOY_DETECTOR),
         *_set(("detector.fc_dim=32", "detector.regions=16", "detector.proposals=50") if "rcnn" in detector else ()),
     )
     name = f"speed-{detector.replace('_', '-')}" + (f"-{side}" if side else "") + ("-compiled" if compiled else "")
@@ -155,7 +160,7 @@ def _sweep(grid: str, preset: str, arms: Sequence[str], *overrides: str, more: S
 def _dry_sweep(grid: str, arms: Sequence[str]) -> tuple[str, ...]:
     tiny = (
         *("schedule.steps=4", "schedule.warmup_steps=1", "schedule.batch=2", "evaluation.every=0"),
-        *("data.shapes_train=8", "data.shapes_val=4"),
+        *("data.shapes_train=8", "data.shapes_val=4", *TOY_DETECTOR),
     )
     return _sweep(grid, "nano", arms, *tiny, more=("--seeds", "1"))
 

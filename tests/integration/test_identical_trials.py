@@ -20,7 +20,7 @@ from tests.helpers import quick_experiment
 WIDE: dict[str, Any] = {"detector.channels": 64, "data.shapes_side": 128, "data.min_sizes": [128], "data.max_size": 128}
 LARGER: dict[str, Any] = {**WIDE, "detector.channels": 128, "schedule.batch": 4}
 
-IDENTICAL = 7
+IDENTICAL = 6
 
 MEMORY = 1.02
 """Largest over smallest peak memory of identical trials."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from ablations.pays import main
-from tests.integration.commands import QUICK
+from tests.integration.commands import ONE_BY_ONE, QUICK, without_figures
 
 
 def _pays(*arguments: str) -> str:
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), without_figures():
         status = main(arguments)
     assert status == 0, out.getvalue()
     return out.getvalue()
@@ -24,7 +24,7 @@ def _pays(*arguments: str) -> str:
 @pytest.mark.slow
 def test_pays_trains_what_the_answer_needs_and_answers(tmp_path: Path, ray_session: None) -> None:
     """Baseline and method, then the baseline at equal cost; nothing is learnt in six steps, so no seed is added."""
-    given = ["--data", "shapes", *QUICK, "--output", str(tmp_path)]
+    given = ["--data", "shapes", *QUICK, *ONE_BY_ONE, "--output", str(tmp_path)]
     said = _pays(*given)
     assert "preset nano: baseline, LGD, baseline at the cost of LGD; 3 seeds of each, then more, 15 at most" in said
     assert "6 trials, 6 to run" in said

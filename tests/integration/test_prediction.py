@@ -54,8 +54,12 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_a_sweep_is_measured_run_and_predicted_from_its_records(tmp_path: Path, ray_session: None) -> None:
+def test_a_sweep_is_measured_run_and_predicted_from_its_records(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prediction from the sweep's own records is what it took; the clock decides nothing here."""
+    monkeypatch.setattr("benchmarks.measure_cost.ROUNDS", 1)
+    monkeypatch.setattr("benchmarks.measure_cost.STEPS", 2)
     base = quick_experiment(**{"schedule.steps": 12, "evaluation.every": 0})
     found = compare(base, tmp_path)
     records = [load(path) for path in tmp_path.glob("t*/*/record.json")]
