@@ -26,7 +26,7 @@ TUNING_SEEDS = 200_000
 """Added to the seeds of ``distill-weight``: what is chosen there is compared on seeds that it was not chosen on."""
 
 CHOSEN_WEIGHTS: Mapping[str, Mapping[str, float]] = {
-    "tiny": {"fgfi": 0.01, "pkd": 0.01, "cwd": 0.1, "mgd": 0.1, "fgd": 0.001, "ban": 0.01, "dml": 0.1},
+    "tiny": {"fgfi": 0.01, "pkd": 0.01, "cwd": 0.1, "mgd": 0.1, "fgd": 0.001, "labelenc": 0.1, "ban": 0.01, "dml": 0.1},
 }
 """By preset and method: the largest of WEIGHT_FACTORS whose AP is within 1 of the method's best, where that is not 1;
 from the kept study of ``distill-weight``. Published weights are for thousands of steps at lower learning rates: here
