@@ -45,7 +45,7 @@ def without_figures() -> Iterator[None]:
 def call(*arguments: str, figures: bool = False) -> Called:
     """``python ablations/run.py`` with these arguments. figures: draw those of its report."""
     out, err = io.StringIO(), io.StringIO()
-    drawn = contextlib.nullcontext() if figures else without_figures()
+    drawn: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if figures else without_figures()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), drawn:
         status = main(arguments)
     return Called(status, out.getvalue(), err.getvalue())
