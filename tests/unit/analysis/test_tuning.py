@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from analysis.crossing import cost_crossings, crossing, crossings, first_change
-from analysis.load import Run
+from analysis.load import Run, load_runs
 from analysis.paper_tables import build
 from analysis.plots.style import STYLE
 from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
-from analysis.rates import length_curves, rate_curves, rate_notes, weight_notes
+from analysis.rates import length_curves, rate_curves, rate_notes, weight_curves, weight_notes
+from lgd.config.method import BUILT_IN
+from lgd.config.methods_grid import CHOSEN_WEIGHTS
 from lgd.results.record import Record
 
 from .conftest import MakeRecord
@@ -170,3 +172,13 @@ def test_curves_need_common_seeds(make_record: MakeRecord) -> None:
     base, lgd = length_curves(records)
     lgd.points = {steps: {seed + 5: ap for seed, ap in seeds.items()} for steps, seeds in lgd.points.items()}
     assert crossing(base, lgd) is None
+
+
+def test_the_chosen_weights_are_those_of_the_kept_study() -> None:
+    """The largest weight whose AP is within 1 of the method's best: of a method with and without inheritance, where it
+    has more AP."""
+    kept = sorted((Path(__file__).parents[3] / "benchmarks" / "results").glob("distill-weight_tiny_*"))
+    curves = sorted(weight_curves(run.record for run in load_runs(kept[-1])), key=lambda x: x.mean(x.best))
+    largest = {x.method: max(at for at in x.points if x.mean(at) > x.mean(x.best) - 1) for x in curves}
+    assert set(largest) == {x for x in BUILT_IN if x not in ("baseline", "labelenc_stage1", "tfkd")}
+    assert {name: at for name, at in largest.items() if at != 1} == CHOSEN_WEIGHTS["tiny"]
