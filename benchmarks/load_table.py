@@ -104,18 +104,21 @@ def markdown(frame: pd.DataFrame) -> str:
         header = [what, *(f"{size:,}" for size in sizes), "exponent"]
         cells = [
             [
-                f"{row['quantity']} ({row['unit']})",
+                f"{row['quantity']} ({row['unit']})" if row["unit"] else row["quantity"],
                 *(_number(row["values"].get(size)) for size in sizes),
                 "–" if row["exponent"] is None else f"{row['exponent']:.2f}",
             ]
             for row in own
         ]
         texts += [pipe_table(header, cells), ""]
-    over = over_limits(frame)
+    over, unknown = over_limits(frame), [row for row in found if row["exponent"] is None]
+    verdict = f"Over the limits: {'; '.join(over)}." if over else "Nothing quadratic, nothing over its limit."
+    if unknown:
+        verdict += f" No exponent can be told of {len(unknown)} costs: too few sizes."
     notes = [
         "exponent: of the increase over the smallest size; 0 constant, 1 in proportion to the size, 2 quadratic."
         " Seconds of a command are CPU seconds.",
-        f"Over the limits: {'; '.join(over)}." if over else "Nothing quadratic, nothing over its limit.",
+        verdict,
         f"{first['cpu']}, {first['cores']} cores, {first['memory_gib']} GiB; Ray {first['ray']}, Optuna"
         f" {first['optuna']}, commit {first['git_commit'][:12]}; begun {first['started']} by `{first['command']}`.",
     ]

@@ -71,14 +71,17 @@ def run(options: argparse.Namespace, command: str) -> int:
 
     from lgd.results import provenance
 
-    started, rows = provenance.now(), list[Row]()
+    started, rows, status = provenance.now(), list[Row](), 0
     try:
         for row in _measure(parts, sizes, options):
             rows.append(row)
             print(f"{row.part}, {row.size:,}: {row.quantity} {row.value:.4g} {row.unit}".rstrip(), flush=True)
     except CommandFailedError as error:
+        # What was measured before is kept.
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    if not rows:
+        return status
     about = {**provenance.hardware(), **provenance.versions(), "git_commit": provenance.git_commit()}
     kept = {name: about[name] for name in COLUMNS if name in about}
     frame = pd.DataFrame(rows).assign(**kept, started=started, command=command)
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     write_results(frame, path, text)
     drawn = draw(frame, path.with_suffix(""))
     print(f"\n{text}\nwritten: {', '.join(map(str, [path, path.with_suffix('.md'), *drawn]))}")
-    return 0
+    return status
 
 
 def _sizes(name: str, text: str) -> list[int]:

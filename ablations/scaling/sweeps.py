@@ -70,9 +70,9 @@ def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> list[
         row("from the first record to the last", "s", ended[-1] - ended[0]),
         row("a trial", "s", (ended[-1] - ended[0]) / (trials - 1)),
         row("Ray's temporary directory", "MB", temporary.megabytes),
-        row("its files", "", temporary.files),
+        row("files in Ray's temporary directory", "", temporary.files),
         row("results directory", "MB", results.megabytes),
-        row("its files, results", "", results.files),
+        row("files in the results directory", "", results.files),
         *read_commands("sweep", trials, output, "components"),
     ]
 

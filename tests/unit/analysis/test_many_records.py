@@ -45,6 +45,7 @@ def _record(arm: str, i: int, status: str = "finished") -> Counted:
         status=status,  # type: ignore[arg-type]
         grid="components", preset="nano", arm=arm, experiment=NANO.override(method), student=scores,
         seconds={"training": 60.0 + i}, device_seconds={"training": 60.0 + i},
+        teacher_lead=[] if arm == "baseline" else [(1, -0.1)],
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_a_record_is_looked_at_as_often_among_many_as_among_few(
     work: Callable[[list[Counted], list[Run]], object],
 ) -> None:
     often = []
-    for trials in (40, 160):
+    for trials in (80, 320):
         records = _search(trials)
         runs = [Run(record, Path(f"run-{i}")) for i, record in enumerate(records)]
         Counted.asked = 0

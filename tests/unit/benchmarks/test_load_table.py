@@ -33,7 +33,7 @@ def _frame(values: dict[tuple[str, str, str], list[float]]) -> pd.DataFrame:
         for size, value in zip(SIZES, of, strict=False)
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS[:5]))
-    return frame.assign(**dict.fromkeys(COLUMNS[5:], "x"), git_commit="0123456789abcdef")
+    return frame.assign(**{**dict.fromkeys(COLUMNS[5:], "x"), "git_commit": "0123456789abcdef"})
 
 
 def test_what_is_quadratic_or_over_a_limit_is_said(tmp_path: Path) -> None:
