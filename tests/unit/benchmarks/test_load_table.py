@@ -45,7 +45,7 @@ def test_what_is_quadratic_or_over_a_limit_is_said(tmp_path: Path) -> None:
         }
     )
     quadratic, slow = over_limits(frame)
-    assert quadratic.startswith("sweep: results directory grows with the size to the power of 2.0")
+    assert quadratic.startswith("sweep: results directory grows with the size to the power of 1.90")
     assert slow == "records: table is 200 s at 2,000, more than 10"
     text = markdown(frame)
     assert "| sweep's CPU (s)" in text
