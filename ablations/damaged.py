@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
+from lgd.storage.outputs import publish_files, remove
 
 SET_ASIDE = "record.damaged.json"
 """File name of a damaged record once its trial is to be trained again."""
@@ -34,3 +35,5 @@ def set_aside(directories: Iterable[Path]) -> None:
     for directory in directories:
         if damage(directory):
             (directory / FILE).rename(directory / SET_ASIDE)
+            publish_files(directory / SET_ASIDE)
+            remove(directory / FILE)

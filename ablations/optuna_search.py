@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import optuna
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ablations.damaged import read
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
-from ablations.trial_config import TrialConfig
+from ablations.trial_config import STOP_FILE, TrialConfig
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
+from lgd.storage.outputs import shown, store_of
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 STUDY = "lgd"
 STUDY_FILE = "study.db"
 """SQLite, in the results directory: ``optuna-dashboard sqlite:///DIR/study.db`` opens it."""
+
+JOURNAL_FILE = "study.journal"
+"""Optuna's journal, in its place where the results directory is a URL."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Search:
         unfinished = self._settle(study, names)
         left = self.left()
 
+        stop = self.output / STOP_FILE
+
         class NamingSearch(OptunaSearch):
             """Proposes nothing more once the sweep is to stop, and names what it proposes."""
 
             def suggest(self, trial_id: str) -> Any:
-                if Path(base["stop"]).exists():
+                if stop.exists():
                     return OptunaSearch.FINISHED
                 config = super().suggest(trial_id)
                 if not isinstance(config, dict):
@@ -128,6 +135,12 @@ class Search:
         """Samples that are still to be run."""
         return max(0, self.samples - len(self.ended()))
 
+    @property
+    def study_place(self) -> str:
+        """The file of the study, or its URL."""
+        remote = store_of(self.output) is not None
+        return shown(self.output / (JOURNAL_FILE if remote else STUDY_FILE))
+
     def study(self) -> optuna.Study:
         """The study, made if need be."""
         with quiet_optuna():
@@ -146,7 +159,7 @@ class Search:
             study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
         if missing > 0:
             print(
-                f"note: {self.output / STUDY_FILE} does not know {missing} earlier trials of the search: their records"
+                f"note: {self.study_place} does not know {missing} earlier trials of the search: their records"
                 " count, but what is proposed does not follow from them"
             )
 
@@ -172,6 +185,9 @@ class Search:
 
     def _storage(self) -> optuna.storages.BaseStorage:
         self.output.mkdir(parents=True, exist_ok=True)
+        if store_of(self.output) is not None:
+            # A part of a journal, which is only added to, is one as well: what is published of it at any time is whole.
+            return JournalStorage(JournalFileBackend(str(self.output / JOURNAL_FILE)))
         return optuna.storages.RDBStorage(f"sqlite:///{(self.output / STUDY_FILE).resolve()}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from ablations.begun_trials import begun_trials
 from ablations.display import say
 from ablations.limits import INTERRUPTED
 from ablations.optuna_search import Search
@@ -14,6 +15,7 @@ from analysis.render import MOST_LISTED, print_table
 from analysis.report import write_report
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SWEEP_FILE, SweepEnd
+from lgd.storage.outputs import shown
 
 
 def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: Console) -> int:
@@ -21,7 +23,9 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     directory = sweep.directory
     left = [t for t in sweep.trials if not (t.directory / FILE).exists()]
     samples = search.left() if search else 0
-    not_run = [*map(unfinished, left), *sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
+    begun = begun_trials(directory) if left else {}
+    not_run = [unfinished(trial, begun) for trial in left]
+    not_run += [*sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
     searched = search.records() if search else []
@@ -32,7 +36,7 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
             say(console, line)
         if search:
             written += show_search(sweep.spec, search, console)
-        say(console, "\n  ".join(["written:", *map(str, written)]))
+        say(console, "\n  ".join(["written:", *map(shown, written)]))
     for line in not_run[:MOST_LISTED]:
         say(console, f"not run: {line}")
     if len(not_run) > MOST_LISTED:

@@ -14,6 +14,7 @@ from lgd.config.data_source import add_data_arguments, source_of, split_override
 from lgd.config.detector_source import add_detector_arguments, detector_overrides
 from lgd.config.experiment import split_assignment
 from lgd.errors import InputError
+from lgd.storage.outputs import fetch_records, output_option
 
 if TYPE_CHECKING:
     from lgd.results.sweep_spec import SweepSpec
@@ -59,7 +60,9 @@ def parser(prog: str = PROG) -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting of every arm; may be given several times",
     )  # fmt: skip
-    group.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/pays-PRESET)")
+    group.add_argument(
+        "--output", type=output_option, metavar="DIR", help="results directory, or a URL (default: results/pays-PRESET)"
+    )
     group.add_argument("--plan", action="store_true", help="print what would run first and its cost, without training")
     add_data_arguments(found)
     sweep_command.add_placement(found)
@@ -122,6 +125,7 @@ def described(options: argparse.Namespace) -> tuple[SweepSpec, Path]:
         looks=looks(None, options.max_seeds),
     )
     directory: Path = options.output or Path("results") / spec.label
+    fetch_records(directory)
     return merge(spec, directory), directory
 
 

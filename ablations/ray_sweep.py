@@ -8,15 +8,17 @@ in several workers inside that group (:func:`lgd.distributed.ray_train.launch_in
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ablations.begun_trials import last_checkpoint
+from ablations.ray_log import RAY_LOG, ray_log
 from ablations.ray_trial import TEACHER, config_of, run_trial
+from ablations.remote_output import try_to_publish
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
@@ -24,6 +26,7 @@ from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import FILE, EvaluationPoint, Record, load
+from lgd.storage import outputs
 from lgd.training import checkpoint
 from lgd.training.progress import EVALUATIONS_FILE
 from lgd.training.resume import existing_record
@@ -53,9 +56,6 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
     from ablations.optuna_search import Search
-
-RAY_LOG = "ray.log"
-"""In the results directory: what Ray says."""
 
 RETRIES = 2
 """How often a trial whose worker died (killed, out of memory, its node lost) goes on from its checkpoint."""
@@ -157,29 +157,14 @@ def _run_sweep(
     return outcome
 
 
-@contextlib.contextmanager
-def ray_log(path: Path) -> Iterator[None]:
-    """Inside, what Ray says goes to the file ``path`` instead of the terminal: a failed trial is told in a line.
-
-    Ray says it through its loggers, and prints what workers died of on stderr.
-    """
-    logger = logging.getLogger("ray")
-    handlers, propagate = logger.handlers[:], logger.propagate
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
-        logger.handlers, logger.propagate = [logging.StreamHandler(file)], False
-        try:
-            yield
-        finally:
-            logger.handlers, logger.propagate = handlers, propagate
-
-
 def _remove_leftovers(trials: Sequence[Trial], output: Path) -> None:
     """Remove the record and error of a failed attempt. Its checkpoints stay: the trial goes on from them."""
     for trial in trials:
-        for leftover in (FILE, ERROR_FILE):
+        for leftover in (trial.directory / FILE, trial.directory / ERROR_FILE):
             with contextlib.suppress(OSError):
-                (trial.directory / leftover).unlink(missing_ok=True)
-    (output / STOP_FILE).unlink(missing_ok=True)
+                if leftover.exists():
+                    outputs.remove(leftover)
+    outputs.remove(output / STOP_FILE)
 
 
 def _fit(
@@ -231,7 +216,7 @@ def _teacher_trials(trials: Sequence[Trial], output: Path, display: Display) -> 
                 found[place] = Trial(TEACHER, trial.experiment.teacher, place)
     for teacher in found.values():
         display.add(teacher)
-        (teacher.directory / FILE).unlink(missing_ok=True)
+        outputs.remove(teacher.directory / FILE)
     return list(found.values())
 
 
@@ -289,7 +274,8 @@ class SweepCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = config_of(trial.config)
         if config["name"] not in self._trials:
-            proposed = Trial(config["labels"]["arm"], parse(config["experiment"]), Path(config["directory"]))
+            directory = self._output / "trials" / config["name"]
+            proposed = Trial(config["labels"]["arm"], parse(config["experiment"]), directory)
             self._searched_labels[config["name"]] = config["labels"]
             self.expect([proposed])
             self._display.add(proposed)
@@ -301,7 +287,9 @@ class SweepCallback(tune.Callback):
         name = trial_name(trial)
         if "record" in result:
             # Taken out: Tune keeps the last result of every trial.
-            self._end(name, Record.model_validate_json(result.pop("record")))
+            self._end(name, Record.model_validate_json(result.pop("record")), by_worker=True)
+        elif "unpublished" in result:
+            self._stop(result["unpublished"])
         elif "stopped" not in result:
             self._set_spent(name, result.get("spent", 0.0) - self._spent_before[name])
             self._display.progress(name, result)
@@ -315,15 +303,15 @@ class SweepCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial_name(trial)
-        directory = self._trials[name].directory
-        if (directory / FILE).exists():
+        there = outputs.names_in(self._trials[name].directory)
+        if FILE in there:
             # It has recorded its own error, and the next worker only reports that.
             return
         low = "low on memory" in str(trial.get_error())
-        step = checkpoint.last_step(directory)
+        step = last_checkpoint(there)
         start = "begins again" if step is None else f"goes on from its checkpoint after step {step}"
         cause = "Ray ended its worker since memory ran low" if low else "its worker died"
-        self._display.restarted(name, f"{cause}; it {start} (see {self._output / RAY_LOG})")
+        self._display.restarted(name, f"{cause}; it {start} (see {outputs.shown(self._output / RAY_LOG)})")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # run_trial records its own errors, so here the worker itself is gone (killed, out of memory).
@@ -335,6 +323,7 @@ class SweepCallback(tune.Callback):
         if error:
             with contextlib.suppress(OSError):
                 write_text(planned.directory / ERROR_FILE, f"{error}\n")
+                try_to_publish(planned.directory / ERROR_FILE)
         lines = [line for line in str(error or "").splitlines() if line.strip()]
         # The last line of a traceback says what was raised.
         reason = f"the worker died: {lines[-1].strip()}" if lines else "the worker died"
@@ -346,6 +335,7 @@ class SweepCallback(tune.Callback):
         reason = f"ended early after {step} of {planned.experiment.schedule.steps} steps: others were ahead"
         points: list[EvaluationPoint] = []
         with contextlib.suppress(OSError, ValueError):
+            outputs.fetch_notes(planned.directory)
             lines = (planned.directory / EVALUATIONS_FILE).read_text(encoding="utf-8").splitlines()
             points = [EvaluationPoint.model_validate_json(line) for line in lines]
         update = {
@@ -355,14 +345,14 @@ class SweepCallback(tune.Callback):
             "student": points[-1].student if points else None,
             "device_seconds": {"training": round(float(last.get("spent", 0.0)), 3)},
         }
-        checkpoint.remove(planned.directory)
+        outputs.remove_tree(planned.directory / checkpoint.DIRECTORY)
         return self._failure(planned, reason).model_copy(update=update)
 
     def _failure(self, planned: Trial, reason: str) -> Record:
         labels = self._searched_labels.get(planned.name) or self._labels.of(planned.arm)
         return failed_record(planned.experiment, reason, directory=planned.directory, **labels)
 
-    def _end(self, name: str, record: Record) -> None:
+    def _end(self, name: str, record: Record, *, by_worker: bool = False) -> None:
         if name in self._outcome.ended:
             return
         directory = self._trials[name].directory
@@ -371,6 +361,8 @@ class SweepCallback(tune.Callback):
         if not (directory / FILE).exists():
             try:
                 record.save(directory)
+                if not by_worker:
+                    try_to_publish(directory / FILE)
             except OSError as error:
                 reason = f"{record.reason} (and its record could not be written: {error})".strip()
                 record = record.model_copy(update={"status": "failed", "reason": reason})
@@ -385,8 +377,10 @@ class SweepCallback(tune.Callback):
 
     def _watch_budget(self) -> None:
         self._outcome.spent = self._spent_by_all
-        if self._outcome.why:
-            return
-        self._outcome.why = self._budget_exceeded(self._outcome.spent)
+        if not self._outcome.why:
+            self._stop(self._budget_exceeded(self._outcome.spent))
+
+    def _stop(self, why: str) -> None:
+        self._outcome.why = self._outcome.why or why
         if self._outcome.why:
             (self._output / STOP_FILE).touch()

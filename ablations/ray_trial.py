@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from ablations.remote_output import Place, place_of
 from ablations.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
@@ -16,6 +17,7 @@ from lgd.config.method import method_class
 from lgd.distributed.ray_train import Workers
 from lgd.results.provenance import now
 from lgd.results.record import FILE, Record, load
+from lgd.storage.store import StorageError
 from lgd.training.progress import Progress, Stopped
 from lgd.training.run import error_reason, failed_record
 from lgd.training.teacher import train_teacher, train_with_teacher
@@ -34,17 +36,28 @@ def run_trial(parameters: dict[str, Any]) -> None:
     """Train one trial; leave its record in its directory whatever happens."""
     # Here, not at the top: ablations/ray_sweep.py sets what Ray Tune reads when it is imported.
     from ray import tune
-    from ray.exceptions import RayActorError
 
     trial = config_of(parameters)
-    directory, stop = Path(trial["directory"]), Path(trial["stop"])
-    if stop.exists():
-        tune.report({"stopped": 0})
-        return
+    try:
+        with place_of(trial) as place:
+            report = _run_trial(trial, place)
+    except StorageError as error:
+        report = {"stopped": 0, "unpublished": str(error)}
+    # After all that it tells of is published.
+    tune.report(report)
+
+
+def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
+    """Its last report to Tune."""
+    from ray import tune
+    from ray.exceptions import RayActorError
+
+    directory = place.directory
+    if place.stopped():
+        return {"stopped": 0}
     if (directory / FILE).exists():
         # An earlier attempt ended with an error, and the worker after it; or a search asks for what it had before.
-        tune.report(last_report(load(directory / FILE)))
-        return
+        return last_report(load(directory / FILE))
     # What the driver's command named, this worker may load.
     method_class(trial["experiment"]["method"]["name"])
     experiment = parse(trial["experiment"])
@@ -61,11 +74,10 @@ def run_trial(parameters: dict[str, Any]) -> None:
 
     started = now()
     try:
-        record = _train(experiment, trial, on_progress)
+        record = _train(experiment, trial, place, on_progress)
     except Stopped as stopped:
-        tune.report({"stopped": stopped.step})
-        return
-    except RayActorError:
+        return {"stopped": stopped.step}
+    except (RayActorError, StorageError):
         # One of several workers died: Tune starts the trial again, as it does when a trial's own process dies.
         raise
     except Exception as error:
@@ -74,7 +86,7 @@ def run_trial(parameters: dict[str, Any]) -> None:
             # An error may have left this worker's GPU unusable. Raised on, it ends the worker; the next one finds the
             # record and reports it.
             raise
-    tune.report(last_report(record))
+    return last_report(record)
 
 
 def last_report(record: Record) -> dict[str, Any]:
@@ -92,14 +104,15 @@ def _save_failure(record: Record, directory: Path) -> bool:
     return False
 
 
-def _train(experiment: Experiment, trial: TrialConfig, on_progress: Callable[[Progress], None]) -> Record:
-    directory, teachers, stop = (Path(trial[key]) for key in ("directory", "teachers", "stop"))
+def _train(experiment: Experiment, trial: TrialConfig, place: Place, on_progress: Callable[[Progress], None]) -> Record:
+    directory, teachers, stopped = place
     labels, gpus = trial["labels"], trial["gpus"]
     if trial["workers"] > 1:
         workers = Workers(trial["workers"], gpus, trial["cpus"])
+        stop = Path(trial["stop"])
         return train_in_trial(Job(experiment, directory, teachers, workers, labels, (stop,)), on_progress)
     experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
-    options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stop.exists, "share": gpus or 1.0, **labels}
+    options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stopped, "share": gpus or 1.0, **labels}
     if labels["arm"] == TEACHER:
         return train_teacher(experiment, directory, **options)
     return train_with_teacher(experiment, directory, teachers=teachers, **options)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lgd.signals import exit_on_interrupt
 
@@ -19,6 +18,7 @@ with exit_on_interrupt():
     from ablations import sweep_command
     from lgd.cli import Parser, exit_status
     from lgd.errors import InputError
+    from lgd.storage.outputs import input_option, output_option
 
 # One parser has the options of all subcommands here, so which of them go together has to be checked by hand;
 # with ``lgd sweep`` argparse does it.
@@ -57,8 +57,8 @@ def parser() -> Parser:
     which.add_argument(
         "--dry-run", action="store_true", dest="plan", help="print what would run and what it will cost, and check it"
     )
-    which.add_argument("--resume", type=Path, metavar="DIR", help="run what a results directory still lacks")
-    which.add_argument("--status", type=Path, metavar="DIR", help="how far a results directory is")
+    which.add_argument("--resume", type=output_option, metavar="DIR", help="run what a results directory still lacks")
+    which.add_argument("--status", type=input_option, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
         sweep_command.add_arms, sweep_command.add_questions, sweep_command.add_search, sweep_command.add_placement,

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import say
-from ablations.optuna_search import STUDY_FILE, Search, TrialNames, quiet_optuna
+from ablations.optuna_search import Search, TrialNames, quiet_optuna
 from ablations.search_space import OBJECTIVES, assignments, settings_of
 from analysis.plots.style import save
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
+from lgd.storage.outputs import is_url
 
 SHOWN = 20
 """Rows of the table."""
@@ -38,7 +39,8 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
     say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in best:
         say(console, f"  {names.of(trial.params)}: {command(spec, trial.params, search.base.seed)}")
-    say(console, f"study: optuna-dashboard sqlite:///{search.output / STUDY_FILE}")
+    file = search.study_place
+    say(console, f"study: {'' if is_url(file) else 'optuna-dashboard sqlite:///'}{file}")
     return draw(study, search.objectives, search.output)
 
 

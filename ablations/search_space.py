@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from ablations.trial_config import TrialConfig
@@ -74,7 +73,7 @@ def proposed_trial(config: Mapping[str, Any]) -> TrialConfig:
         **base,
         "name": name,
         "experiment": parse(base["experiment"]).override(settings_of(parameters)).model_dump(mode="json"),
-        "directory": str(Path(base["directory"]) / "trials" / name),
+        "directory": f"{base['directory']}/trials/{name}",
         "labels": {**labels, "arm": name, "overrides": [*labels["overrides"], *assignments(parameters)]},
     }
 

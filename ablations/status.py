@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ablations.begun_trials import begun_trials
 from ablations.damaged import damage
 from ablations.display import outcome, say
 from ablations.plan import Sweep
@@ -19,7 +20,7 @@ from lgd.results.sweep_spec import SEARCHED
 
 def show_status(sweep: Sweep, records: Mapping[str, Record], resume: str, console: Console) -> None:
     """A line a trial, and how many are finished. records: by name of a trial. resume: the command that goes on."""
-    finished = 0
+    finished, begun = 0, begun_trials(sweep.directory)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "state"):
         table.add_column(head)
@@ -29,8 +30,8 @@ def show_status(sweep: Sweep, records: Mapping[str, Record], resume: str, consol
             finished += record.status == "finished"
             table.add_row(trial.name, outcome(record))
         else:
-            begun = f"begun, no record: {unfinished(trial)}" if trial.directory.exists() else "not begun"
-            table.add_row(trial.name, begun)
+            at = f"begun, no record: {unfinished(trial, begun)}" if trial.name in begun else "not begun"
+            table.add_row(trial.name, at)
     console.print(table)
     console.print(f"{finished} of {len(sweep.trials) + len(sweep.damaged)} trials finished", highlight=False)
     searched = searched_trials(sweep.directory)
@@ -55,8 +56,8 @@ def searched_trials(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"trials/{SEARCHED}*/{FILE}"))
 
 
-def unfinished(trial: Trial) -> str:
-    """A trial without a record, and how far it is."""
-    newest = sorted((trial.directory / "checkpoints").glob("step-*.pth"))
-    at = f" (checkpoint after step {int(newest[-1].stem.removeprefix('step-'))})" if newest else ""
+def unfinished(trial: Trial, begun: Mapping[str, int | None]) -> str:
+    """A trial without a record, and how far it is. begun: as :func:`begun_trials` returns it."""
+    step = begun.get(trial.name)
+    at = "" if step is None else f" (checkpoint after step {step})"
     return f"{trial.arm}, seed {trial.experiment.seed}{at}"

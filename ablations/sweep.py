@@ -21,6 +21,7 @@ from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
 from ablations.plan import Sweep, trials_of
+from ablations.remote_output import at_work, check_workers
 from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
@@ -29,6 +30,7 @@ from lgd.files import remove_temporary_files
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 from lgd.signals import exit_on_interrupt, interrupt, on_signal
+from lgd.storage.outputs import shown
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
@@ -81,7 +83,7 @@ def locked(directory: Path) -> Iterator[FileLock]:
 def resume_command(directory: Path, placement: Placement | None = None) -> str:
     """The command that goes on with a sweep."""
     options = placement.options if placement else ""
-    return f"python ablations/run.py --resume {shlex.quote(str(directory))}{options}"
+    return f"python ablations/run.py --resume {shlex.quote(shown(directory))}{options}"
 
 
 def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
@@ -100,7 +102,8 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
-    with locked(directory) as lock:
+    check_workers(directory, options.placement.workers)
+    with at_work(directory, console), locked(directory) as lock:
         if options.retrain_damaged:
             set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
         sweep = trials_of(spec, directory)
@@ -145,6 +148,7 @@ def dry_run(
     spec: SweepSpec, directory: Path, options: RunOptions, cost: CostOptions, console: Console, *, verbose: bool = False
 ) -> int:
     """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
+    check_workers(directory, options.placement.workers)
     sweep = trials_of(spec, directory)
     checked = prepare(sweep, console, all_problems=True)
     with contextlib.ExitStack() as stack:
@@ -212,7 +216,7 @@ def train(
     say(
         console,
         f"{spec.grid} grid, preset {spec.preset}: {len(sweep.trials)} trials{with_search}, {len(missing)} to run,"
-        f" {resources.description}; results in {sweep.directory}",
+        f" {resources.description}; results in {shown(sweep.directory)}",
     )
     if not missing and not search:
         return "", 0.0

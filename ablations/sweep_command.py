@@ -11,6 +11,7 @@ from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
 from lgd.config.detector_source import add_detector_arguments, check_named_again, detector_overrides
 from lgd.errors import InputError
+from lgd.storage.outputs import fetch_records, input_option, output_option
 
 if TYPE_CHECKING:
     from ablations.sweep import RunOptions
@@ -119,7 +120,8 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
-    group.add_argument("--output", type=Path, metavar="DIR", help="results directory (default: results/GRID-PRESET)")
+    where = "results directory or URL (default: results/GRID-PRESET)"
+    group.add_argument("--output", type=output_option, metavar="DIR", help=where)
     add_data_arguments(parser)
 
 
@@ -225,13 +227,13 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _resume_options(parser: argparse.ArgumentParser) -> None:
-    _directory_option(parser)
+    _add_directory(parser, output_option)
     for add in (add_resume_options, add_placement, add_budget, _add_plan, add_confirmations):
         add(parser)
 
 
-def _directory_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="results directory")
+def _add_directory(parser: argparse.ArgumentParser, kind: Callable[[str], Path]) -> None:
+    parser.add_argument("directory", type=kind, metavar="DIR", help="results directory, or its URL")
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +262,7 @@ def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> 
         if note:
             print(note)
     directory: Path = options.output or Path("results") / spec.label
+    fetch_records(directory)
     return merge(spec, directory), directory
 
 
@@ -290,13 +293,14 @@ def search_options(options: argparse.Namespace) -> SearchSpec:
 
 
 def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
-    """The sweep of a results directory; its data may lie elsewhere now, and its search may go on.
+    """The sweep of a results directory. Its data may lie elsewhere now, and its search go on.
 
     Its detector, where that is Python code, runs only where the options name it too.
     """
     from ablations.plan import detector_sources, method_names, read_sweep, with_data_at, with_samples
     from lgd.config.method import check_method_named_again
 
+    fetch_records(directory, must_exist=True)
     spec = read_sweep(directory)
     check_named_again(detector_sources(spec), options.detector, directory)
     check_method_named_again(method_names(spec), getattr(options, "method", None), directory)
@@ -365,6 +369,7 @@ def _status(options: argparse.Namespace) -> int:
     from ablations.status import show_status
     from ablations.sweep import resume_command
 
+    fetch_records(options.directory, must_exist=True)
     records: dict[str, Record] = {}
     sweep = trials_of(read_sweep(options.directory), options.directory, records)
     show_status(sweep, records, resume_command(options.directory), Console())
@@ -388,7 +393,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable
     "search": (_search_options, _search, "search LGD's weights and components around a grid's base (Optuna)"),
     "plan": (_plan_options, _plan, "print what would run and what it will cost, and check it, without training"),
     "resume": (_resume_options, _resume, "run what a results directory still lacks"),
-    "status": (_directory_option, _status, "how far a results directory is"),
+    "status": (lambda parser: _add_directory(parser, input_option), _status, "how far a results directory is"),
     "list": (_list_options, _list, "the grids, or a grid's arms"),
 }
 """Options, action and summary by name."""

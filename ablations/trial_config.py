@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
+from lgd.storage.outputs import shown
 
 STOP_FILE = "stop"
 """In the results directory: trials that see it write a checkpoint and end, and none begins."""
@@ -32,7 +33,10 @@ class RecordLabels:
 
 
 class TrialConfig(TypedDict):
-    """name: as Ray Tune knows the trial. labels: of its record. stop: the path of the stop file."""
+    """name: as Ray Tune knows the trial. labels: of its record. stop: the path of the stop file.
+
+    directory, teachers and stop are URLs where the sweep's results directory is one: a worker may see another disk.
+    """
 
     name: str
     labels: dict[str, Any]
@@ -51,9 +55,9 @@ def trial_config(trial: Trial, labels: RecordLabels, output: Path, resources: Re
         "name": trial.name,
         "labels": labels.of(trial.arm),
         "experiment": trial.experiment.model_dump(mode="json"),
-        "directory": str(trial.directory),
-        "teachers": str(output / TEACHERS),
-        "stop": str(output / STOP_FILE),
+        "directory": shown(trial.directory),
+        "teachers": shown(output / TEACHERS),
+        "stop": shown(output / STOP_FILE),
         "cpus": resources.cpus,
         "gpus": resources.gpus,
         "workers": resources.workers,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lgd.cli import Parser, examples, exit_status
+from lgd.storage.outputs import fetch_records, input_option, publish_own
+from lgd.storage.outputs import shown as named
 
 PROG = "python -m analysis"
 
@@ -18,7 +20,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def parser(prog: str = PROG) -> Parser:
     found = Parser(prog=prog, description=__doc__, epilog=examples(prog, "results/components-tiny"))
-    found.add_argument("directory", type=Path, metavar="DIR", help="results directory: holds trials/*/record.json")
+    what = "results directory, or its URL: holds trials/*/record.json"
+    found.add_argument("directory", type=input_option, metavar="DIR", help=what)
     return found
 
 
@@ -32,13 +35,15 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     from analysis.render import print_table
     from analysis.report import write_report
 
+    fetch_records(directory, must_exist=True)
     damaged: list[str] = []
     shown = write_report(directory, damaged)
     print_table(shown.table, Console())
     for line in shown.said.lines:
         print(line)
+    publish_own(directory)
     for path in shown.written:
-        print(f"wrote {path}")
+        print(f"wrote {named(path)}")
     return warn_of_damaged(damaged)
 
 

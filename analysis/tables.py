@@ -17,6 +17,7 @@ with exit_on_interrupt():
     from lgd.cli import Parser, examples, exit_status, without_gc
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
+    from lgd.storage.outputs import fetch_records, input_option
 
 FORMATS = ("md", "latex", "csv", "html")
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def parser(prog: str = PROG) -> Parser:
     names = (*NAMES, *WITHOUT_GRID)
     found = Parser(prog=prog, description=__doc__, epilog=examples(prog, *EXAMPLES))
-    found.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results directories; they merge")
+    what = "results directories, or their URLs; they merge"
+    found.add_argument("results", nargs="+", type=input_option, metavar="RESULTS", help=what)
     found.add_argument("--table", required=True, choices=names, metavar="NAME", help=", ".join(names))
     found.add_argument("--format", choices=FORMATS, default="md", help="default: md")
     found.add_argument(
@@ -59,6 +61,8 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     from analysis.load import load_runs, warn_of_damaged
     from analysis.paper_tables import RENDERERS, build
 
+    for directory in options.results:
+        fetch_records(directory, must_exist=True)
     damaged: list[str] = []
     runs = load_runs(*options.results, damaged=damaged)
     if not runs:

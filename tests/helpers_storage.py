@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lgd.storage import store as storage
+
 BUCKET = "bucket"
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -91,3 +93,23 @@ def use(patch: pytest.MonkeyPatch, address: str) -> None:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         patch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Faults]:
+    """The server, used by this process and those that it starts; it has a bucket, and no faults."""
+    with s3_server() as (address, faults), pytest.MonkeyPatch.context() as patch:
+        use(patch, address)
+        storage.filesystem("s3").mkdir(BUCKET)
+        yield faults
+        # Its connections are to a server that is gone.
+        storage._filesystems.clear()
+
+
+@pytest.fixture
+def faults(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The server's faults; what fails is tried again at once."""
+    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
+    s3.clear()
+    yield s3
+    s3.clear()

@@ -47,7 +47,7 @@ class Lease:
     """
 
     store: Store
-    lasts: float = LASTS
+    lasts: float = field(default_factory=lambda: LASTS)
     on_lost: Callable[[], None] = lambda: None
     lost: bool = False
     _number: int = 0

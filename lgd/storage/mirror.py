@@ -35,7 +35,7 @@ INTERVAL = 2.0
 LOCAL_ONLY = ("ray", "tune")
 """Directories that Ray writes for itself."""
 
-LOCAL_FILES = ("lock", "stop")
+LOCAL_FILES = ("lock", "study.journal.lock")
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +113,13 @@ class Mirror:
             self.store.remove(*names)
 
     @contextlib.contextmanager
-    def published(self, *, every: Callable[[], None] = lambda: None, interval: float = INTERVAL) -> Iterator[None]:
+    def published(self, *, every: Callable[[], None] = lambda: None, interval: float | None = None) -> Iterator[None]:
         """Publish, in a thread, what changes while the block runs, and the rest at its end, whatever ends it.
 
         every: called beside it, again and again. The store may be away for a while: what it lacks is published as soon
         as it answers. Raises StorageError where it does not at the end.
         """
+        interval = INTERVAL if interval is None else interval
         ended = threading.Event()
         patient = self.store.with_patience(interval)
 

@@ -6,9 +6,11 @@ process that is handed a path of it finds the store; for all other paths the fun
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from lgd.cache import cache_root
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.lease import Lease
-from lgd.storage.mirror import Mirror, everything
+from lgd.storage.mirror import Mirror
 from lgd.storage.store import Store
 
 URL_FILE = ".url"
@@ -25,8 +27,10 @@ URL_FILE = ".url"
 FOLDER = "outputs"
 """Of the cache: the working directories."""
 
-RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|detections.*\.json\.gz)")
+RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|error\.txt|meter\.json|detections.*\.json\.gz)")
 """Names of the files of trainings that commands read which do not train."""
+
+SIGNALS = ("stop", "progress.json")
 
 _scheme = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -80,15 +84,57 @@ def shown(path: Path) -> str:
     return str(path) if store is None else store.url
 
 
-def mirror_of(directory: Path, chosen: Callable[[str], bool] = everything) -> Mirror | None:
+def output_option(text: str) -> Path:
+    """:func:`output_path`, as argparse takes a type."""
+    return _option(output_path, text)
+
+
+def input_option(text: str) -> Path:
+    """:func:`input_path`, as argparse takes a type."""
+    return _option(input_path, text)
+
+
+def _option(path: Callable[[str], Path], text: str) -> Path:
+    try:
+        return path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def of_training(name: str) -> bool:
+    """Choose what a training writes, but for what its launcher and its workers tell each other."""
+    return name not in SIGNALS
+
+
+def mirror_of(directory: Path, chosen: Callable[[str], bool] = of_training) -> Mirror | None:
     """``directory`` and what it stands for; None for a directory of this machine alone."""
     store = store_of(directory)
     return None if store is None else Mirror(directory, store, chosen)
 
 
-def fetch_records(directory: Path) -> None:
-    """Bring the records of trainings, and what a sweep has written besides, up to date; the copy of a URL only."""
+def fetch_records(directory: Path, *, must_exist: bool = False) -> None:
+    """Bring the records of trainings, and what a sweep has written besides, up to date; the copy of a URL only.
+
+    Raises StorageError; InputError where nothing is there that ``must_exist``.
+    """
     mirror = mirror_of(directory, lambda name: bool(RECORD.fullmatch(name)) or (_is_own(name) and name[-4:] != ".pth"))
+    if mirror is None:
+        return
+    if must_exist and not mirror.store.entries():
+        raise InputError(f"{mirror.store.url}: nothing is there")
+    mirror.fetch()
+
+
+def publish_records(directory: Path) -> None:
+    """Publish the records in ``directory`` that could not be before."""
+    mirror = mirror_of(directory, lambda name: bool(RECORD.fullmatch(name)))
+    if mirror is not None:
+        mirror.publish(remove=False)
+
+
+def fetch_notes(directory: Path) -> None:
+    """Bring what a training has noted besides checkpoints and weights up to date."""
+    mirror = mirror_of(directory, lambda name: of_training(name) and _is_own(name) and name[-4:] != ".pth")
     if mirror is not None:
         mirror.fetch()
 
@@ -134,12 +180,20 @@ def remove(*paths: Path) -> None:
             mirror.remove(path.name)
 
 
+def remove_tree(directory: Path) -> None:
+    """Remove everything in ``directory``, here and in the store."""
+    shutil.rmtree(directory, ignore_errors=True)
+    store = store_of(directory)
+    if store is not None:
+        store.remove(*store.entries())
+
+
 def names_in(directory: Path) -> list[str]:
-    """Names of the files in ``directory``, in the store where it stands for a part of one; sorted."""
+    """Names of all files in ``directory``, relative to it: in the store where it stands for a part of one; sorted."""
     store = store_of(directory)
     if store is None:
-        return sorted(path.name for path in directory.glob("*"))
-    return sorted(name for name in store.entries() if "/" not in name)
+        return sorted(x.relative_to(directory).as_posix() for x in directory.rglob("*") if x.is_file())
+    return sorted(store.entries())
 
 
 @contextlib.contextmanager
@@ -172,10 +226,7 @@ def working_in(directory: Path, *, publishes: bool = True, every: Callable[[], N
         yield
         return
     mirror.fetch()
-    if publishes:
-        with mirror.published(every=every):
-            yield
-    else:
+    with mirror.published(every=every) if publishes else contextlib.nullcontext():
         yield
 
 

@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +35,7 @@ from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record, Scores
 from lgd.signals import exit_on_interrupt, on_signal
+from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 
@@ -91,10 +93,11 @@ def parser(prog: str = PROG) -> Parser:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to (default: results/train/EXPERIMENT-METHOD-seedN)"
-    )
+        "--output", type=output_option, metavar="DIR",
+        help="where to, or a URL such as s3://BUCKET/NAME (default: results/train/EXPERIMENT-METHOD-seedN)",
+    )  # fmt: skip
     parser.add_argument(
-        "--teachers", type=Path, metavar="DIR", help="where frozen teachers are kept (default: beside the output)"
+        "--teachers", type=output_option, metavar="DIR", help="where teachers are kept (default: beside the output)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
     parser.add_argument(
@@ -144,15 +147,33 @@ def _run(options: argparse.Namespace) -> int:
         chosen = replace(chosen, reported=())
     label = f"{name}-{experiment.method.name}-seed{experiment.seed}"
     directory: Path = options.output or Path("results") / "train" / label
-    record = existing_record(directory, experiment)
-    if record is None:
-        print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {directory}")
-        if not options.yes and options.address is None:
-            _check_time_without_gpu(experiment)
-        record = _train(experiment, directory, chosen.name, options)
-    else:
-        print(f"{label}: trained already, on {record.finished}")
+    with _storage(directory, options):
+        record = existing_record(directory, experiment)
+        if record is None:
+            to = shown(directory)
+            print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {to}")
+            if not options.yes and options.address is None:
+                _check_time_without_gpu(experiment)
+            record = _train(experiment, directory, chosen.name, options)
+        else:
+            print(f"{label}: trained already, on {record.finished}")
     return _report(record, chosen, directory)
+
+
+@contextmanager
+def _storage(directory: Path, options: argparse.Namespace) -> Iterator[None]:
+    """Inside, this process alone trains to the URL that ``directory`` stands for, and publishes what it writes."""
+    store = store_of(directory)
+    if store is None:
+        yield
+        return
+    if any(getattr(options, x) is not None for x in UNDER_RAY):
+        raise InputError(f"--output {store.url}: a training under Ray needs a directory that its nodes share")
+    if options.teachers is None:
+        options.teachers = output_path(f"{store.url.rpartition('/')[0]}/teachers")
+    with held(directory, on_wait=lambda holder: print(f"looking whether {holder} is still at work there ...")), \
+            working_in(directory):  # fmt: skip
+        yield
 
 
 def _check_time_without_gpu(experiment: Experiment) -> None:
@@ -287,7 +308,7 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
         after = f" after {record.steps} steps" if record.steps else ""
         print(f"{record.status}{after}: {record.reason}")
         if (directory / FILE).exists():
-            print(f"record: {directory / FILE}")
+            print(f"record: {shown(directory / FILE)}")
         return 1
     for what, scores in (
         ("box", record.student),
@@ -301,8 +322,8 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
         print(f"the paper reports {line}")
     if record.data_wait is not None:
         print(f"waited for data {record.data_wait:.1%} of the training's time")
-    print(f"record: {directory / FILE}")
-    print(f"student: {directory / 'student.pth'}")
+    print(f"record: {shown(directory / FILE)}")
+    print(f"student: {shown(directory / 'student.pth')}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from lgd.data.epochs import resolve_epochs
 from lgd.distributed import ranks
 from lgd.files import write_text
 from lgd.results.record import Pretraining, Record
+from lgd.storage import outputs
+from lgd.storage.lease import LeaseHeldError
 from lgd.training.build import dry_build
 from lgd.training.given_teacher import given_teacher, key_of
 from lgd.training.progress import Progress
@@ -83,10 +85,10 @@ def train_teacher(experiment: Experiment, place: Path, **rest: Any) -> Record:
 def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: Any) -> TrainedTeacher:
     """The teacher that ``experiment`` describes, trained now unless it was before. user: directory of its user."""
     place = ranks.run_on_all_ranks(lambda: home(experiment, teachers))
-    before = ranks.run_on_all_ranks(lambda: existing_record(place, experiment) is not None, first_only=True)
+    before = ranks.run_on_all_ranks(lambda: _trained_before(place, experiment), first_only=True)
     record = train_teacher(experiment, place, arm="teacher", **rest)
     if record.status != "finished":
-        raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {place})")
+        raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {outputs.shown(place)})")
     with _lock(place):
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
     return TrainedTeacher(cost(record, reused=before, shared_by=shared_by), place / "student.pth")
@@ -104,30 +106,43 @@ def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path) -> Tra
 
 def _plain(experiment: Experiment, directory: Path) -> float | None:
     """Box AP of the plain student of ``experiment``, which is trained in ``directory``; None where it is not known."""
-    return plain_students_ap(experiment, load_dataset(experiment.data).fingerprint, directory)
+    return plain_students_ap(experiment, load_dataset(experiment.data).fingerprint, outputs.beside(directory))
 
 
 @contextmanager
 def _lock(place: Path) -> Iterator[None]:
-    """Hold the lock of a teacher's directory. Of the workers of one training the main process holds it."""
+    """Hold the lock of a teacher's directory. Of the workers of one training the main process holds it.
+
+    Where the directory stands for a part of a store, also the lease there; what is written in it is published.
+    """
     place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
+        while not ranks.broadcast(ranks.is_main_process() and _acquired(place, held)):
+            pass
+        with outputs.working_in(place, publishes=ranks.is_main_process()):
+            yield
+
+
+def _acquired(place: Path, held: ExitStack) -> bool:
+    """Whether the lock was free; ``held`` gives it back."""
     lock = FileLock(place / "lock")
-    # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
-    while not ranks.broadcast(ranks.is_main_process() and _acquired(lock)):
-        pass
-    try:
-        yield
-    finally:
-        if ranks.is_main_process():
-            lock.release()
-
-
-def _acquired(lock: FileLock) -> bool:
     try:
         lock.acquire(timeout=LOCK_POLL)
     except Timeout:
         return False
+    held.callback(lock.release)
+    try:
+        held.enter_context(outputs.held(place))
+    except LeaseHeldError:
+        held.close()
+        return False
     return True
+
+
+def _trained_before(place: Path, experiment: Experiment) -> bool:
+    outputs.fetch_notes(place)
+    return existing_record(place, experiment) is not None
 
 
 def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
@@ -146,7 +161,7 @@ def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
 
 def _users(home: Path, user: Path) -> int:
     """Note that ``user`` uses this teacher, once; how many do up to it."""
-    path, name = home / USERS, str(user.resolve())
+    path, name = home / USERS, outputs.shown(user.resolve())
     users: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if name not in users:
         users.append(name)

@@ -20,7 +20,7 @@ from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
 from ablations.needs import check_disk, check_memory
 from ablations.plan import describe, trials_of
-from ablations.ray_sweep import ray_log
+from ablations.ray_log import ray_log
 from ablations.status import show_status
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial

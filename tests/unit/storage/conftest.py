@@ -1,33 +1,15 @@
-"""An S3 server for the tests of this directory, and a cache of their own."""
+"""Stores for the tests of this directory, and a cache of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lgd.storage import store as storage
 from lgd.storage.store import Store
-from tests.helpers_storage import BUCKET, Faults, s3_server, use
+from tests.helpers_storage import BUCKET, faults, s3
 
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[Faults]:
-    with s3_server() as (address, faults), pytest.MonkeyPatch.context() as patch:
-        use(patch, address)
-        storage.filesystem("s3").mkdir(BUCKET)
-        yield faults
-        # Its connections are to a server that is gone.
-        storage._filesystems.clear()
-
-
-@pytest.fixture
-def faults(s3: Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
-    s3.clear()
-    yield s3
-    s3.clear()
+__all__ = ["cache", "faults", "s3", "store"]
 
 
 @pytest.fixture(params=["s3", "file", "memory"])

@@ -38,9 +38,12 @@ def test_objects_are_written_read_listed_and_removed(store: Store, tmp_path: Pat
 
 def test_of_several_that_create_an_object_one_succeeds(store: Store) -> None:
     created: list[int] = []
-    threads = [
-        threading.Thread(target=lambda i=i: store.create("x", b"%d" % i) and created.append(i)) for i in range(8)
-    ]
+
+    def create(number: int) -> None:
+        if store.create("x", b"%d" % number):
+            created.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,88 @@
+"""A sweep whose results directory is a URL: who is at work on it, and where its trials train."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+
+from ablations.display import say
+from ablations.trial_config import STOP_FILE, TrialConfig
+from lgd.errors import InputError
+from lgd.storage import outputs
+from lgd.storage.store import StorageError, Store
+
+
+def check_workers(directory: Path, workers: int) -> None:
+    """Raise InputError where several workers would share a trial's directory, and the results directory is a URL."""
+    if workers > 1 and outputs.store_of(directory) is not None:
+        raise InputError(
+            f"--workers {workers}: the workers of a trial need a directory that their nodes share, and"
+            f" {outputs.shown(directory)} is none"
+        )
+
+
+@contextlib.contextmanager
+def at_work(directory: Path, console: Console) -> Iterator[None]:
+    """Inside, no sweep on another machine is at work on what ``directory`` stands for, and what it writes is published.
+
+    Raises LeaseHeldError where one is. SIGTERM comes to this process when another has taken it for dead. Does nothing
+    for a directory of this machine alone.
+    """
+    if outputs.store_of(directory) is None:
+        yield
+        return
+
+    def wait(holder: str) -> None:
+        say(console, f"{outputs.shown(directory)}: looking whether {holder} is still at work there ...")
+
+    def lost() -> None:
+        say(console, f"{outputs.shown(directory)}: another sweep has taken over, since this one did not answer")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with outputs.held(directory, on_wait=wait, on_lost=lost):
+        outputs.fetch_records(directory)
+        outputs.publish_records(directory)
+        with outputs.publishing_own(directory):
+            yield
+
+
+class Place(NamedTuple):
+    """Where a trial trains on this machine. stopped: whether the sweep is to stop."""
+
+    directory: Path
+    teachers: Path
+    stopped: Callable[[], bool]
+
+
+@contextlib.contextmanager
+def place_of(trial: TrialConfig) -> Iterator[Place]:
+    """Inside, the trial trains; of a sweep whose results directory is a URL, what it writes is published.
+
+    Raises StorageError where the store does not answer.
+    """
+    directory, teachers = outputs.output_path(trial["directory"]), outputs.output_path(trial["teachers"])
+    if not outputs.is_url(trial["stop"]):
+        yield Place(directory, teachers, Path(trial["stop"]).exists)
+        return
+    sweep, asked = Store(trial["stop"].removesuffix(f"/{STOP_FILE}")), threading.Event()
+
+    def look() -> None:
+        if sweep.exists(STOP_FILE):
+            asked.set()
+
+    look()
+    with outputs.working_in(directory, every=look):
+        yield Place(directory, teachers, asked.is_set)
+
+
+def try_to_publish(*paths: Path) -> None:
+    """Publish files that the next command on the sweep publishes where the store does not answer now."""
+    with contextlib.suppress(StorageError):
+        outputs.publish_files(*paths)

@@ -1,0 +1,177 @@
+"""A sweep in object storage, as its driver and its trials' workers see it, without Ray: each on a disk of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ablations import command
+from ablations.plan import describe
+from ablations.ray_sweep import NoDisplay, Outcome, SweepCallback
+from ablations.ray_trial import run_trial
+from ablations.remote_output import at_work
+from ablations.trial_config import RecordLabels, trial_config
+from lgd.config.grids import Trial
+from lgd.distributed.resources import Resources
+from lgd.errors import InputError
+from lgd.results.record import FILE, Record
+from lgd.storage import outputs
+from lgd.storage.store import PATIENCE_VARIABLE, Store
+from lgd.training.hooks import SaveAndStop
+from tests.helpers import quick_experiment
+from tests.helpers_storage import BUCKET, Faults, faults, s3
+from tests.integration.commands import OVERRIDES, without_figures
+
+__all__ = ["faults", "s3"]
+
+ARMS = ("baseline", "LGD")
+
+
+class Cluster:
+    """What a sweep in the bucket needs: its driver's directory, and workers each of which has a node of its own."""
+
+    def __init__(self, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+        self._tmp_path, self._patch = tmp_path, patch
+        self.url = f"s3://{BUCKET}/{tmp_path.name}"
+        self.store = Store(self.url, 10)
+        self.reports: list[dict[str, Any]] = []
+        self.on_node("driver")
+        patch.setattr("ray.tune.report", self.reports.append)
+        patch.setattr("lgd.storage.mirror.INTERVAL", 0.1)
+
+    def on_node(self, name: str) -> None:
+        """From here on, this process is on another machine's disk."""
+        self._patch.setenv("LGD_CACHE", str(self._tmp_path / name))
+
+    def trial(self, arm: str, **changes: Any) -> Trial:
+        experiment = quick_experiment(**{"method__name": arm.lower(), **changes})
+        return Trial(arm, experiment, outputs.output_path(self.url) / "trials" / f"{arm.lower()}-seed0")
+
+    def train(self, trial: Trial, node: str) -> dict[str, Any]:
+        """Train on this node; the last report."""
+        self.on_node("driver")
+        labels = RecordLabels("components", "nano", tuple(OVERRIDES))
+        config = trial_config(
+            trial, labels, outputs.output_path(self.url), Resources(cpus=1, gpus=0.0, max_concurrent=1)
+        )
+        self.on_node(node)
+        run_trial({"trial": json.dumps(config)})
+        self.on_node("driver")
+        return self.reports[-1]
+
+
+@pytest.fixture
+def cluster(faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(tmp_path, monkeypatch)
+
+
+def _command(*arguments: str, status: int = 0) -> str:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), without_figures():
+        assert command.main(arguments) == status, out.getvalue() + err.getvalue()
+    return out.getvalue() + err.getvalue()
+
+
+@pytest.mark.slow
+def test_a_trial_stopped_on_one_node_goes_on_on_another_and_its_commands_read_the_bucket(cluster: Cluster) -> None:
+    spec = describe("components", "nano", overrides=OVERRIDES, data=None, arms=",".join(ARMS), seeds=1, search=None)
+    spec.write(outputs.output_path(cluster.url))
+    outputs.publish_own(outputs.output_path(cluster.url))
+    baseline = cluster.trial("baseline", checkpoint__every=2)
+    # A step takes as long as it takes the worker to see the stop file.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lgd.training.hooks.SaveAndStop.after_step", _stopping(cluster.store))
+        stopped = cluster.train(baseline, "node 1")
+    assert 0 < stopped["stopped"] < 6
+    kept = f"trials/baseline-seed0/checkpoints/step-{stopped['stopped']:08}.pth"
+    assert kept in cluster.store.entries()
+    cluster.store.remove("stop")
+    status = _command("sweep", "status", cluster.url)
+    assert f"begun, no record: baseline, seed 0 (checkpoint after step {stopped['stopped']})" in status
+    assert "0 of 2 trials finished" in status
+
+    record = Record.model_validate_json(cluster.train(baseline, "node 2")["record"])
+    assert (record.status, record.attempts, record.steps) == ("finished", 2, 6)
+    there = {x.removeprefix("trials/baseline-seed0/") for x in cluster.store.entries("trials")}
+    assert {FILE, "student.pth"} <= there
+    assert [x for x in there if "checkpoints" in x or x in ("lock", "meter.json")] == []
+    cluster.train(cluster.trial("LGD"), "node 1")
+
+    assert "2 of 2 trials finished" in _command("sweep", "status", cluster.url)
+    assert f"wrote {cluster.url}/records.csv" in _command("report", cluster.url)
+    assert b"baseline" in (cluster.store.read("table.md") or b"")
+    assert "baseline" in _command("table", cluster.url, "--table", "components")
+    refused = _command("report", f"s3://{BUCKET}/nothing", status=2)
+    assert refused == f"error: s3://{BUCKET}/nothing: nothing is there\n"
+
+
+def _stopping(store: Store) -> Callable[[Any], None]:
+    """The hook's method, with the sweep's stop file made after two steps, and seen before the next."""
+    after_step = SaveAndStop.after_step
+
+    def slow(hook: Any) -> None:
+        if hook.trainer.iter >= 1:
+            store.write("stop", b"")
+            while not hook._should_stop():
+                pass
+        after_step(hook)
+
+    return slow
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_be_published_ends_the_sweep_and_is_published_by_the_next(
+    cluster: Cluster, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    trial = cluster.trial("baseline")
+    faults.inject("503", 10**6, only="PUT")
+    report = cluster.train(trial, "node 1")
+    assert "record" not in report
+    assert report["unpublished"].startswith(f"{cluster.url}/trials/baseline-seed0/")
+    outcome, output = Outcome(), outputs.output_path(cluster.url)
+    callback = SweepCallback(RecordLabels("components", "nano"), output, NoDisplay(), lambda _: "", outcome)
+    of_tune = type("T", (), {"config": {"trial": json.dumps({"name": trial.name})}})()
+    callback.expect([trial])
+    callback.on_trial_result(1, [of_tune], of_tune, report)
+    assert (outcome.why, outcome.ended, (output / "stop").exists()) == (report["unpublished"], set(), True)
+    # What was trained is not trained again.
+    faults.clear()
+    assert cluster.store.entries() == {}
+    monkeypatch.setattr("ablations.ray_trial._train", lambda *_: pytest.fail("trained again"))
+    assert Record.model_validate_json(cluster.train(trial, "node 1")["record"]).status == "finished"
+    assert {"trials/baseline-seed0/record.json", "trials/baseline-seed0/student.pth"} <= cluster.store.entries().keys()
+
+
+def test_a_record_that_the_driver_makes_is_published(cluster: Cluster) -> None:
+    trial, output = cluster.trial("baseline"), outputs.output_path(cluster.url)
+    callback = SweepCallback(RecordLabels("components", "nano"), output, NoDisplay(), lambda _: "", Outcome())
+    callback.expect([trial])
+    of_tune = type("T", (), {"config": {"trial": json.dumps({"name": trial.name})}, "get_error": lambda _: "killed"})()
+    callback.on_trial_error(1, [of_tune], of_tune)
+    record = Record.model_validate_json(cluster.store.read("trials/baseline-seed0/record.json") or b"")
+    assert (record.status, record.reason) == ("failed", "the worker died: killed")
+    assert cluster.store.read("trials/baseline-seed0/error.txt") == b"killed\n"
+
+
+def test_one_sweep_at_a_time_is_at_work_in_a_bucket(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lgd.storage.lease.LASTS", 1.0)
+    output = outputs.output_path(cluster.url)
+    with at_work(output, Console(width=200)):
+        (output / "ray.log").write_text("begun")
+        cluster.on_node("another driver")
+        refused = rf"^{cluster.url}: process \d+ on .* is at work there; wait for it, or choose another --output$"
+        with pytest.raises(InputError, match=refused), at_work(outputs.output_path(cluster.url), Console(width=200)):
+            pass
+        cluster.on_node("driver")
+    assert "looking whether process" in capsys.readouterr().out
+    assert cluster.store.read("ray.log") == b"begun"

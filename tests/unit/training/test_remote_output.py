@@ -1,0 +1,63 @@
+"""Single trainings, and frozen teachers, in object storage: what one machine has trained another finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgd.config.experiment import Experiment
+from lgd.results.record import FILE, Record
+from lgd.storage import outputs
+from lgd.storage.store import Store
+from lgd.training import __main__ as command
+from lgd.training.teacher import train_teacher
+from tests.helpers import quick_experiment
+from tests.helpers_storage import BUCKET, Faults, faults, s3
+
+__all__ = ["faults", "s3"]
+
+TRAIN = ["retinanet_r50_2x_ms", "--method", "baseline", "--data", "shapes", "--yes"]
+
+
+def test_a_training_is_published_and_found_on_another_machine(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+
+    def train(experiment: Experiment, directory: Path, *_: Any) -> Record:
+        (directory / "student.pth").write_bytes(b"weights")
+        record = Record(status="finished", experiment=experiment, finished="now")
+        record.save(directory)
+        return record
+
+    monkeypatch.setattr(command, "_train", train)
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+    assert command.main([*TRAIN, "--output", url]) == 0
+    said = capsys.readouterr().out
+    assert f"images, to {url}\n" in said
+    assert f"record: {url}/record.json\nstudent: {url}/student.pth\n" in said
+    assert Store(url).read("student.pth") == b"weights"
+    assert set(Store(url).entries()) == {FILE, "student.pth", "lease/000001.json"}
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "two"))
+    assert command.main([*TRAIN, "--output", url]) == 0
+    assert "trained already, on now" in capsys.readouterr().out
+    assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --output {url}: a training under Ray needs a directory that its nodes share\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_once_for_all_machines(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, experiment = f"s3://{BUCKET}/{tmp_path.name}/teachers", quick_experiment()
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+    first = train_teacher(experiment, outputs.output_path(url) / "key", arm="teacher")
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "two"))
+    monkeypatch.setattr("lgd.training.teacher.run", lambda *_, **__: pytest.fail("trained again"))
+    place = outputs.output_path(url) / "key"
+    assert train_teacher(experiment, place, arm="teacher") == first
+    assert (place / "student.pth").stat().st_size == Store(url).entries()["key/student.pth"].size > 0
