@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,17 +101,15 @@ def held(directory: Path) -> Held:
     return Held(size / 1e6, files)
 
 
-def read_commands(part: str, size: int, directory: Path, table: str) -> list[Row]:
+def read_commands(part: str, size: int, directory: Path, table: str) -> Iterator[Row]:
     """What ``status``, ``table`` and ``report`` take on a results directory, and the size of the page."""
-    rows = []
     for quantity, arguments in (
         ("status", ["ablations/run.py", "--status", str(directory)]),
         ("table", ["analysis/tables.py", str(directory), "--table", table]),
         ("report", ["-m", "analysis", str(directory)]),
     ):
         taken = take(arguments)
-        rows.append(Row(part, size, quantity, "s", taken.cpu))
+        yield Row(part, size, quantity, "s", taken.cpu)
         if quantity == "report":
-            rows.append(Row(part, size, "report's memory", "MiB", taken.memory))
-    rows.append(Row(part, size, "report.html", "MB", (directory / "report.html").stat().st_size / 1e6))
-    return rows
+            yield Row(part, size, "report's memory", "MiB", taken.memory)
+    yield Row(part, size, "report.html", "MB", (directory / "report.html").stat().st_size / 1e6)

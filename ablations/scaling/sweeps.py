@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class _Watch:
             self.handles = max(self.handles, process.num_fds())
 
 
-def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> list[Row]:
+def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> Iterator[Row]:
     """One sweep of so many trials, an even number, of ``steps`` each, ``cores`` side by side, in ``directory``."""
     output, watch = directory / "out", _Watch()
     # Short, since the path of a socket may have no more than 107 characters.
@@ -63,7 +64,7 @@ def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> list[
     def row(quantity: str, unit: str, value: float) -> Row:
         return Row("sweep", trials, quantity, unit, value)
 
-    return [
+    yield from (
         row("sweep's memory", "MiB", taken.memory),
         row("sweep's file handles", "", watch.handles),
         row("sweep's CPU", "s", taken.cpu),
@@ -73,8 +74,8 @@ def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> list[
         row("files in Ray's temporary directory", "", temporary.files),
         row("results directory", "MB", results.megabytes),
         row("files in the results directory", "", results.files),
-        *read_commands("sweep", trials, output, "components"),
-    ]
+    )
+    yield from read_commands("sweep", trials, output, "components")
 
 
 def _cores() -> int:
