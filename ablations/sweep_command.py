@@ -120,7 +120,7 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
-    where = "results directory or URL (default: results/GRID-PRESET)"
+    where = "directory or URL (default: results/GRID-PRESET)"
     group.add_argument("--output", type=output_option, metavar="DIR", help=where)
     add_data_arguments(parser)
 

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from ablations import command
+from ablations.optuna_search import Search
 from ablations.plan import describe
 from ablations.ray_sweep import NoDisplay, Outcome, SweepCallback
 from ablations.ray_trial import run_trial
@@ -175,3 +176,21 @@ def test_one_sweep_at_a_time_is_at_work_in_a_bucket(
         cluster.on_node("driver")
     assert "looking whether process" in capsys.readouterr().out
     assert cluster.store.read("ray.log") == b"begun"
+
+
+def test_a_searchs_study_is_in_the_bucket(cluster: Cluster) -> None:
+    search = Search(quick_experiment(method__name="lgd"), outputs.output_path(cluster.url))
+    asked = search.study().ask()
+    asked.suggest_float("method.lr_factor", 0.3, 3)
+    search.study().tell(asked, 7.0)
+    outputs.publish_own(outputs.output_path(cluster.url))
+    assert search.study_place == f"{cluster.url}/study.journal"
+    assert set(cluster.store.entries()) == {"study.journal"}
+    cluster.on_node("another driver")
+    there = outputs.output_path(cluster.url)
+    outputs.fetch_records(there)
+    assert [x.params for x in Search(search.base, there).study().trials] == [asked.params]
+    # What was published while a line was being written is read up to that line.
+    with (there / "study.journal").open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    assert len(Search(search.base, there).study().trials) == 1
