@@ -145,7 +145,8 @@ def draw(frame: pd.DataFrame, stem: Path) -> list[Path]:
     found = rows(frame)
     parts = [part for part in PARTS if any(row["part"] == part for row in found)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(parts), 6.2), layout="constrained")
+        longest = max(sum(row["part"] == part for row in found) for part in parts) + 2
+        figure = Figure(figsize=(4.6 * len(parts), 4.0 + 0.17 * longest), layout="constrained")
         for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
             own = [row for row in found if row["part"] == part and next(iter(row["values"].values())) > 0]
             for i, row in enumerate(own):
@@ -165,7 +166,7 @@ def draw(frame: pd.DataFrame, stem: Path) -> list[Path]:
             axes.set_xlabel(PARTS[part])
             axes.set_ylabel("cost over that at the smallest size")
             axes.grid(color="0.92", linewidth=0.8)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=7, ncols=2)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=7)
         figure.suptitle(
             "What grows with the size (in brackets: exponent of the increase)", fontsize=9, x=0.01, ha="left"
         )

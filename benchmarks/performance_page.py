@@ -1,4 +1,4 @@
-"""Puts the tables of the newest committed measurements into docs/{performance,cost,method}.md, between markers.
+"""Puts the tables of the newest committed measurements into docs/{performance,cost,method,load}.md, between markers.
 
 python benchmarks/performance_page.py
 """
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import load_table
 from benchmarks.gpu_results import newest_session
 from benchmarks.gpu_results import page as session_page
 from lgd.cli import Parser, exit_status
@@ -23,7 +24,9 @@ PROG = "benchmarks/performance_page.py"
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, COST_PAGE, METHOD_PAGE = DOCS / "performance.md", DOCS / "cost.md", DOCS / "method.md"
+LOAD_PAGE = DOCS / "load.md"
 
+NO_LOAD = "No measurement is committed yet."
 NO_SESSION = "No session on a GPU is committed yet."
 
 METHOD_BLOCKS = {"label-signal": ("benchmarks.label_signal", "label-signal_*.csv")}
@@ -49,7 +52,8 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
     method = with_tables(METHOD_PAGE.read_text(encoding="utf-8"), METHOD_BLOCKS, METHOD_PAGE)
     write_text(METHOD_PAGE, method)
-    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}")
+    write_text(LOAD_PAGE, with_load(LOAD_PAGE.read_text(encoding="utf-8")))
+    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}, {LOAD_PAGE}")
     return 0
 
 
@@ -63,6 +67,18 @@ def with_session(page: str, path: Path, *, details: bool = False) -> str:
         return _with_block(page, "gpu", NO_SESSION, path)
     parts = [session_page(session), *(_details(session) if details else [])]
     return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts), path)
+
+
+def with_load(page: str) -> str:
+    """``page`` with the newest measurement of each part of ``lgd bench load``, one after the other."""
+    newest: dict[str, Path] = {}
+    # Names end with the date.
+    for path in sorted(RESULTS.glob("load_*.csv"), key=lambda path: (path.stem.rsplit("_", 1)[-1], path.stem)):
+        newest[path.stem.split("_")[1]] = path
+    if not newest:
+        return _with_block(page, "load", NO_LOAD, LOAD_PAGE)
+    text = "\n\n".join(load_table.markdown(load_table.read(path)).strip() for path in newest.values())
+    return _with_block(page, "load", text, LOAD_PAGE)
 
 
 def _details(session: Path) -> list[str]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.performance_page import COST_PAGE, METHOD_BLOCKS, METHOD_PAGE, PAGE, with_session, with_tables
+from benchmarks.performance_page import (
+    COST_PAGE,
+    LOAD_PAGE,
+    METHOD_BLOCKS,
+    METHOD_PAGE,
+    PAGE,
+    with_load,
+    with_session,
+    with_tables,
+)
 from lgd.errors import InputError
 
 
@@ -14,6 +23,8 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert "### speed-retinanet" in page
     method = METHOD_PAGE.read_text(encoding="utf-8")
     assert with_tables(method, METHOD_BLOCKS, METHOD_PAGE) == method
+    load = LOAD_PAGE.read_text(encoding="utf-8")
+    assert with_load(load) == load
     cost = COST_PAGE.read_text(encoding="utf-8")
     assert with_session(cost, COST_PAGE) == cost
 
