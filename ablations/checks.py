@@ -21,6 +21,7 @@ from lgd.errors import InputError
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, CodeVersion, SweepSpec
 from lgd.signals import exit_on_interrupt
+from lgd.storage.outputs import shown
 from lgd.training import log_services
 from lgd.training.resume import existing_record
 
@@ -265,7 +266,7 @@ def check_code(directory: Path) -> None:
     different = "it does not say by which" if there is None else _difference(there, code_version())
     if different:
         raise InputError(
-            f"{directory} holds trials that other code ran ({different}): choose another --output, or say"
+            f"{shown(directory)} holds trials that other code ran ({different}): choose another --output, or say"
             " --accept-other-code"
         )
 

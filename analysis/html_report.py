@@ -37,6 +37,7 @@ from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE
+from lgd.storage import outputs
 
 PAGE = "report.html"
 
@@ -96,7 +97,7 @@ def write_page(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequ
 
 def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequence[str]) -> dict[str, Any]:
     records = [run.record for run in runs]
-    place = shlex.quote(str(directory))
+    place = shlex.quote(outputs.shown(directory))
     shown, missing = list[Example](), ""
     try:
         shown = examples(runs)

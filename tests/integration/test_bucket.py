@@ -45,4 +45,5 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_disk(faults: Faults, tmp_path: P
         assert record.status == "finished"
         assert f"trials/{trial}/student.pth" in there
     assert {"sweep.json", "report.html", "table.md", "ray.log"} <= there.keys()
+    assert f"--resume {url}" in (Store(url).read("report.html") or b"").decode()
     assert [x for x in there if "checkpoints/" in x or x in ("stop", "lock")] == []
