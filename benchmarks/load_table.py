@@ -139,6 +139,7 @@ def draw(frame: pd.DataFrame, stem: Path) -> list[Path]:
     """Cost against size on logarithmic scales, relative to the smallest size, a panel a part; the files written."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     from analysis.plots.style import COLOURS, GREY, MARKERS, STYLE, save
 
@@ -163,6 +164,12 @@ def draw(frame: pd.DataFrame, stem: Path) -> list[Path]:
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_ylim(0.5, 2 * ends[1] / ends[0])
+            sizes = sorted({size for row in own for size in row["values"]})
+            axes.xaxis.set_major_locator(FixedLocator(sizes))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:,g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(PARTS[part])
             axes.set_ylabel("cost over that at the smallest size")
             axes.grid(color="0.92", linewidth=0.8)

@@ -8,12 +8,13 @@ study: seconds to propose and to tell, the size of study.db, its report.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lgd.signals import exit_on_interrupt
+from lgd.signals import exit_on_interrupt, interrupt, on_signal
 
 with exit_on_interrupt():
     from ablations.scaling.processes import CommandFailedError, Row
@@ -72,14 +73,18 @@ def run(options: argparse.Namespace, command: str) -> int:
     from lgd.results import provenance
 
     started, rows, status = provenance.now(), list[Row](), 0
+    # What was measured before an end that comes too early is kept.
     try:
-        for row in _measure(parts, sizes, options):
-            rows.append(row)
-            print(f"{row.part}, {row.size:,}: {row.quantity} {row.value:.4g} {row.unit}".rstrip(), flush=True)
+        with on_signal(interrupt, signal.SIGTERM):
+            for row in _measure(parts, sizes, options):
+                rows.append(row)
+                print(f"{row.part}, {row.size:,}: {row.quantity} {row.value:.4g} {row.unit}".rstrip(), flush=True)
     except CommandFailedError as error:
-        # What was measured before is kept.
         print(f"error: {error}", file=sys.stderr)
         status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
     if not rows:
         return status
     about = {**provenance.hardware(), **provenance.versions(), "git_commit": provenance.git_commit()}
