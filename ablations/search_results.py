@@ -75,8 +75,8 @@ def _trials_table(
         table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")
     for record in records[:SHOWN]:
         name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
-        ended = [f"at {record.steps}" if record.status == "stopped" else record.status] if early else []
-        table.add_row(name, *_figures(record), *ended, *_changes(parameters.get(record.arm, {})))
+        end = [f"at {record.steps}" if record.status == "stopped" else record.status] if early else []
+        table.add_row(name, *_figures(record), *end, *_changes(parameters.get(record.arm, {})))
     if len(records) > SHOWN:
         table.caption = f"and {len(records) - SHOWN} more"
     return table

@@ -43,7 +43,7 @@ def test_the_benchmark_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[
     frame = pd.read_csv(tmp_path / "load.csv")
     assert set(frame["part"]) == {"sweep", "records", "study"}
     assert (frame["value"] >= 0).all()
-    found = {(row.part, row.quantity): row.value for row in frame.itertuples()}
+    found = dict(zip(zip(frame["part"], frame["quantity"], strict=True), frame["value"].astype(float), strict=True))
     for part in ("sweep", "records", "study"):
         assert found[part, "status"] > 0
         assert found[part, "table"] > 0

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ablations import damaged, display, ray_sweep
+from ablations import damaged, ray_sweep
 from ablations.display import seconds_until_all_end
 from ablations.optuna_search import TrialNames
 from ablations.plan import describe, trials_of
@@ -107,7 +107,13 @@ def test_the_time_left_is_told_without_going_through_all_that_waits(monkeypatch:
         waiting, each = rng.randrange(30), rng.choice([0.5, 3.0, 20 * rng.random()])
         assert seconds_until_all_end(ends, waiting, each) == pytest.approx(_simulated(ends, waiting, each))
     replace = heapq.heapreplace
-    monkeypatch.setattr(display.heapq, "heapreplace", lambda heap, x: replaced.append(x) or replace(heap, x))
+
+    def counting(heap: list[float], x: float) -> float:
+        replaced.append(x)
+        return replace(heap, x)
+
+    # The module that ablations/display.py has imported, too.
+    monkeypatch.setattr(heapq, "heapreplace", counting)
     assert seconds_until_all_end([0.0, 7.0, 1e6], 10**6, 2.0) == pytest.approx(2e6 / 3 + 1e6 / 3, rel=1e-3)
     assert len(replaced) <= 3
 
@@ -160,7 +166,12 @@ def test_status_reads_every_record_once(tmp_path: Path, monkeypatch: pytest.Monk
         Record(status="finished", arm=trial.arm, experiment=trial.experiment).save(trial.directory)
     read: list[Path] = []
     read_text = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_text(path))
+
+    def reading(path: Path) -> bytes:
+        read.append(path)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
     monkeypatch.setattr(damaged, "load", load)
     assert main(["--status", str(tmp_path)]) == 0
     assert sorted(x.parent.name for x in read if x.name == FILE) == sorted(
@@ -173,9 +184,12 @@ def test_seeds_are_planned_without_checking_every_setting_again(
 ) -> None:
     checked: list[Any] = []
     override = Experiment.override
-    monkeypatch.setattr(
-        Experiment, "override", lambda self, changes: checked.append(changes) or override(self, changes)
-    )
+
+    def checking(self: Experiment, changes: Any) -> Experiment:
+        checked.append(changes)
+        return override(self, changes)
+
+    monkeypatch.setattr(Experiment, "override", checking)
     counts = []
     for seeds in (1, 30):
         trials = plan(COMPONENTS, NANO, seeds, [], tmp_path)

@@ -76,7 +76,7 @@ def test_the_best_weight_of_each_method(make_record: MakeRecord) -> None:
         figure = distill_weights(_runs(records))
     assert figure is not None
     (axes,) = figure.axes
-    assert [list(x.get_ydata()) for x in axes.get_lines() if x.get_linestyle() == "--"] == [[25.0, 25.0]]
+    assert [np.asarray(x.get_ydata()).tolist() for x in axes.get_lines() if x.get_linestyle() == "--"] == [[25.0, 25.0]]
     # One method alone is another grid's question.
     assert weight_notes(records[:4]) == []
     assert distill_weights(_runs(records[:4])) is None

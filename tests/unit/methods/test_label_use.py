@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_an_evaluation_gives_the_root_of_the_whole_splits_sums(monkeypatch: pyte
 def test_both_in_one_pass_are_each_alone(detector: str, tmp_path: Path) -> None:
     experiment = quick_experiment().override({"detector.name": detector})
     dataset = load_dataset(experiment.data)
-    model = build_model(experiment, len(dataset.class_names)).eval()
+    model = cast(Any, build_model(experiment, len(dataset.class_names)).eval())
     # RetinaNet's scores are low before any training.
     model.student.test_score_thresh = 0.0
     keep = Evaluation(keep_detections=True)
