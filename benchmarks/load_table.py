@@ -112,9 +112,12 @@ def markdown(frame: pd.DataFrame) -> str:
         ]
         texts += [pipe_table(header, cells), ""]
     over, unknown = over_limits(frame), [row for row in found if row["exponent"] is None]
-    verdict = f"Over the limits: {'; '.join(over)}." if over else "Nothing quadratic, nothing over its limit."
+    fine = f"No exponent is above {LINEAR:g}, nothing is over its limit."
+    verdict = f"Over the limits: {'; '.join(over)}." if over else fine
     if unknown:
-        verdict += f" No exponent can be told of {len(unknown)} costs: too few sizes."
+        verdict += (
+            f" Of {len(unknown)} of {len(found)} costs no exponent can be told: too few sizes that differ enough."
+        )
     notes = [
         "exponent: of the increase over the smallest size; 0 constant, 1 in proportion to the size, 2 quadratic."
         " Seconds of a command are CPU seconds.",

@@ -52,7 +52,7 @@ def test_what_is_quadratic_or_over_a_limit_is_said(tmp_path: Path) -> None:
     assert f"Over the limits: {quadratic}; {slow}." in text
     assert "0123456789ab" in text
     fine = markdown(frame[frame["quantity"] == "sweep's CPU"])
-    assert "Nothing quadratic, nothing over its limit." in fine
+    assert "No exponent is above 1.25, nothing is over its limit." in fine
     path = tmp_path / "load.csv"
     frame.to_csv(path, index=False)
     assert markdown(read(path)) == text
