@@ -96,7 +96,7 @@ def _cost_columns(columns: _Columns, records: Sequence[Record]) -> None:
     columns.add("watts", "Float64", [r.watts for r in records])
     columns.add("step_ms", "Float64", [r.step_ms for r in records])
     columns.add_group("peak_memory_mib", "Float64", [r.peak_memory_mib for r in records])
-    for count in ("devices", "nodes", "attempts"):
+    for count in ("devices", "fewest_devices", "nodes", "attempts"):
         columns.add(count, "Int64", [getattr(r, count) for r in records])
     columns.add_group("parameters", "Int64", [r.parameters for r in records])
 

@@ -23,6 +23,7 @@ from lgd.data.catalog import register
 from lgd.data.dataset import DataSet, check_objects
 from lgd.data.mapper import CACHE_BYTES, FastDatasetMapper, ImageCache, Sample
 from lgd.data.sampling import BatchSampler, EqualSizes, SampleStream
+from lgd.distributed import shares
 from lgd.errors import InputError
 
 __all__ = ["Workers", "train_loader", "val_loader", "worker_processes"]
@@ -53,18 +54,19 @@ def train_loader(
 ) -> Iterable[list[Sample]]:
     """Endless training batches in detectron2's format, a pure function of (seed, position, these sizes).
 
-    batch_size: images a step, all processes together. min_sizes: shorter sides (pixels) to choose from; max_size:
-    longest longer side. masks: with ``gt_masks``. workers: see :func:`worker_processes`; they change nothing about the
-    batches. cuda: batches go to a GPU, so they come in pinned memory. start: samples that all processes together have
-    consumed; a multiple of batch_size, and batches go on as if there had been no break. keep_empty: train also on
-    images without objects. group_aspect: put wide and high images into separate batches, as detectron2 does.
-    cache_bytes: budget for decoded images, divided between the workers; None for this process's shared gibibyte.
+    batch_size: images a step, all processes together; each process gets a batch for each of its shares of them
+    (lgd/distributed/shares.py). min_sizes: shorter sides (pixels) to choose from; max_size: longest longer side.
+    masks: with ``gt_masks``. workers: see :func:`worker_processes`; they change nothing about the batches. cuda:
+    batches go to a GPU, so they come in pinned memory. start: samples that all processes together have consumed; a
+    multiple of batch_size, and batches go on as if there had been no break. keep_empty: train also on images without
+    objects. group_aspect: put wide and high images into separate batches, as detectron2 does. cache_bytes: budget for
+    decoded images, divided between the workers; None for this process's shared gibibyte.
 
     Iterating again begins at ``start`` again. Raises InputError for sizes that do not fit and, with masks, for
     annotations without a segmentation.
     """
-    world = comm.get_world_size()
-    _check_sizes(batch_size, world, start, min_sizes)
+    parts = shares.count()
+    _check_sizes(batch_size, parts, start, min_sizes)
     if not keep_empty:
         check_objects(dataset)
     register(dataset)
@@ -83,7 +85,7 @@ def train_loader(
     wide = [record["width"] > record["height"] for record in records] if group_aspect else None
     return DataLoader(
         SampleStream(records, mapper, seed),
-        batch_sampler=BatchSampler(len(records), seed, batch_size // world, wide, start // batch_size),
+        batch_sampler=BatchSampler(len(records), seed, batch_size // parts, wide, start // batch_size),
         num_workers=processes,
         collate_fn=trivial_batch_collator,
         # Otherwise each iterator draws from torch's global state.
@@ -94,9 +96,9 @@ def train_loader(
     )
 
 
-def _check_sizes(batch_size: int, world: int, start: int, min_sizes: tuple[int, ...]) -> None:
-    if batch_size < 1 or batch_size % world:
-        raise InputError(f"batch size {batch_size} cannot be divided between {world} processes")
+def _check_sizes(batch_size: int, parts: int, start: int, min_sizes: tuple[int, ...]) -> None:
+    if batch_size < 1 or batch_size % parts:
+        raise InputError(f"batch size {batch_size} cannot be divided between {parts} processes")
     if start < 0 or start % batch_size:
         raise InputError(f"start {start} is not a multiple of the batch size {batch_size}")
     if not min_sizes:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from detectron2.data.samplers import InferenceSampler, TrainingSampler
-from detectron2.utils import comm
+from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import Dataset, Sampler
 
 from lgd.data.mapper import FastDatasetMapper, Sample
+from lgd.distributed import shares
 
 __all__ = ["BatchSampler", "EqualSizes", "SampleStream"]
 
@@ -51,32 +51,42 @@ class SampleStream(Dataset[Sample]):
 
 
 class BatchSampler(Sampler[list[tuple[int, int]]]):
-    """This rank's endless batches of (position, index), from batch number ``start`` on.
+    """This process's endless batches of (position, index), from step ``start`` on: one a step for each of its shares.
 
     wide: for each image whether it is wider than high, to put alike images into a batch as detectron2's
     AspectRatioGroupedDataset does; None for no grouping. That class groups samples after they were loaded: its
     half-filled buckets are lost in a resume and its order changes with the number of workers. Grouping the indices
-    gives the same batches and keeps them a function of the seed alone; a resume replays the integers.
+    gives the same batches and keeps them a function of the seed and of the number of shares
+    (lgd/distributed/shares.py) alone; a resume replays the integers.
     """
 
     def __init__(self, size: int, seed: int, batch: int, wide: list[bool] | None, start: int) -> None:
-        self._sampler = TrainingSampler(size, seed=seed)
+        self._size, self._seed = size, seed
         self._batch = batch
         self._wide = wide
         self._start = start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return itertools.islice(self._all(), self._start, None)
+        streams = [itertools.islice(self._of_share(x), self._start, None) for x in shares.own()]
+        while True:
+            for stream in streams:
+                yield next(stream)
 
-    def _all(self) -> Iterator[list[tuple[int, int]]]:
-        rank, world = comm.get_rank(), comm.get_world_size()
+    def _of_share(self, share: int) -> Iterator[list[tuple[int, int]]]:
         buckets: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-        for step, index in enumerate(self._sampler):
+        for position, index in itertools.islice(enumerate(self._indices()), share, None, shares.count()):
             bucket = buckets[self._wide[index] if self._wide else 0]
-            bucket.append((rank + step * world, index))
+            bucket.append((position, index))
             if len(bucket) == self._batch:
                 yield bucket[:]
                 bucket.clear()
+
+    def _indices(self) -> Iterator[int]:
+        """The stream of all shares together: that of detectron2's TrainingSampler, which knows one share a process."""
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        while True:
+            yield from torch.randperm(self._size, generator=generator).tolist()
 
 
 class EqualSizes(Sampler[list[int]]):

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lgd.distributed import shares
 from lgd.errors import InputError
 
 T = TypeVar("T")
@@ -50,23 +51,30 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+LOSS_NORMALIZER = "loss_normalizer"
+"""Where detectron2's dense detectors keep the running mean of their numbers of positives."""
+
+
 def sync_loss_normalizer(detector: Any) -> None:
-    """Make a dense detector's running loss normaliser an average of all workers' numbers of positives.
+    """Make a dense detector's running loss normaliser a mean over all shares' numbers of positives.
 
     In detectron2 each worker normalises by its own number, so the loss depends on how many workers share a batch. With
-    the mean over the workers, the mean of their losses is the loss of the whole batch on one worker.
+    the mean over the shares, the mean of their losses is the loss of the whole batch on one worker.
     """
     own = getattr(detector, "_ema_update", None)
-    if world_size() == 1 or own is None:
+    if shares.count() == 1 or own is None:
         return
 
     def update(name: str, value: float | Tensor, initial_value: float, momentum: float = 0.9) -> Any:
         device = next(detector.parameters()).device
-        total = torch.as_tensor(value, device=device, dtype=torch.float64).clone()
-        dist.all_reduce(total)
-        mean = total / world_size()
-        # A tensor stays a tensor: reading its value would wait for the GPU.
-        return own(name, mean if isinstance(value, Tensor) else mean.item(), initial_value / world_size(), momentum)
+        mean = shares.mean_over_shares(torch.as_tensor(value, device=device, dtype=torch.float64))
+
+        def running_mean() -> Any:
+            # A tensor stays a tensor: reading its value would wait for the GPU.
+            new = mean if isinstance(value, Tensor) else mean.item()
+            return own(name, new, initial_value / shares.count(), momentum)
+
+        return shares.once_a_step(running_mean, meanwhile=value)
 
     detector._ema_update = update
 
@@ -110,10 +118,5 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def mean_over_workers(total: Tensor) -> Tensor:
-    """The mean over the workers of a scalar ``total``, at least 1: a loss normaliser."""
-    workers = world_size()
-    if workers > 1:
-        total = total.detach().clone()
-        dist.all_reduce(total)
-        total = total / workers
-    return total.clamp(min=1)
+    """The mean over the workers, or the shares that stand for them, of a scalar ``total``, at least 1: a normaliser."""
+    return shares.mean_over_shares(total).clamp(min=1)

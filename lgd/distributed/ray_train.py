@@ -8,17 +8,15 @@ its progress through a file in the work's directory, which with several nodes mu
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-import math
 import os
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from typing import Any
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # One process for each core, which no actor is given: trials and workers are actors.
+    "RAY_prestart_worker_first_driver": "0",
     # Seconds until Ray Train notices that a worker has ended.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }.items():
@@ -36,9 +35,10 @@ for _name, _value in {
 import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from lgd.config.experiment import Experiment  # noqa: E402
-from lgd.distributed import ranks  # noqa: E402
+from lgd.distributed import notice, ranks  # noqa: E402
 from lgd.distributed.ray_token import own_token  # noqa: E402
+from lgd.distributed.workers import Node as Node  # noqa: E402
+from lgd.distributed.workers import Workers as Workers  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
 from lgd.files import write_text  # noqa: E402
 from lgd.signals import on_signal  # noqa: E402
@@ -50,6 +50,9 @@ STOP_FILE = "stop"
 POLL_INTERVAL_S = 1.0
 """Seconds between two reads of the progress file."""
 
+RESIZE_INTERVAL_S = 60.0
+"""Seconds between two looks of Ray Train whether elastic workers can be more, or should be fewer."""
+
 PEER_EXIT_TIMEOUT_S = 10.0
 """Seconds to wait for the other workers' ends once one worker has failed, to tell which one failed first."""
 
@@ -60,86 +63,10 @@ Its arguments and result must be picklable; the main process's return value is t
 OnProgress = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class Workers:
-    """The worker processes of one training."""
-
-    count: int
-    gpus: float = 0.0
-    """GPUs of each worker: 1; 0 for the CPU; a fraction for a single worker that shares a GPU with other trainings."""
-    cpus: int = 1
-    """CPU cores of each worker."""
-    spread: bool = False
-    """Each worker on a node of its own."""
-    restarts: int = 3
-    """How often :func:`launch` restarts the workers after a failure."""
-
-    def check(self, experiment: Experiment) -> None:
-        """Raise InputError when ``experiment`` cannot be trained by these workers."""
-        if self.count < 1:
-            raise InputError(f"--workers {self.count}: at least one")
-        if not 0 <= self.gpus <= 1:
-            raise InputError(f"--gpus-per-worker {self.gpus:g}: a worker trains on one GPU, a part of one, or none (0)")
-        if self.cpus < 1:
-            raise InputError(f"--cpus-per-worker {self.cpus}: at least one")
-        if self.restarts < 0:
-            raise InputError(f"--restarts {self.restarts}: a whole number from 0")
-        share = self.count * experiment.schedule.accumulate
-        if experiment.schedule.batch % share:
-            raise InputError(
-                f"schedule.batch {experiment.schedule.batch} does not split over {self.count} workers"
-                + (f" in {experiment.schedule.accumulate} parts each" if experiment.schedule.accumulate > 1 else "")
-            )
-        if self.count > 1 and 0 < self.gpus < 1:
-            raise InputError(f"{self.count} workers of {self.gpus:g} GPU: workers of one training need a GPU each")
-        if self.gpus and experiment.device == "cpu":
-            raise InputError("device cpu: ask for no GPUs, or set device=auto")
-        if not self.gpus and experiment.device == "cuda":
-            raise InputError("device cuda: the workers hold no GPU; set device=auto or cpu, or give each a GPU")
-        if not self.gpus and experiment.precision == "fp16":
-            raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-
-    def check_fits(self) -> None:
-        """Raise InputError when they do not fit into the cluster, even when it is idle. Ray must be started."""
-        self.max_concurrent(nodes())
-
-    def max_concurrent(self, there: Sequence[Node]) -> int:
-        """How many such groups of workers fit into these nodes at once. Raises InputError where not even one does."""
-        # A fraction is of one GPU: what is left over on two does not add up.
-        room = [
-            min(_fits(node.cpus, self.cpus), int(node.gpus) * _fits(1, self.gpus) if self.gpus else sys.maxsize)
-            for node in there
-        ]
-        groups = sum(room) // self.count
-        while self.spread and groups and sum(min(x, groups) for x in room) < groups * self.count:
-            groups -= 1
-        if not groups:
-            had = ", ".join(f"{x.cpus:g} CPU and {x.gpus:g} GPU" for x in there)
-            many = f"{self.count} workers" if self.count > 1 else "one worker"
-            each = " each" if self.count > 1 else ""
-            where = " on a node of its own" if self.spread else ""
-            raise InputError(
-                f"{many} of {self.cpus} CPU and {self.gpus:g} GPU{each}{where} can never run here: the nodes have {had}"
-            )
-        return groups
-
-
-@dataclass(frozen=True)
-class Node:
-    """The resources of one node of a cluster."""
-
-    cpus: float
-    gpus: float
-
-
 def nodes() -> list[Node]:
     """The nodes of the cluster that Ray is connected to."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(x.get("CPU", 0), x.get("GPU", 0)) for x in found]
-
-
-def _fits(there: float, wanted: float) -> int:
-    return math.floor(there / wanted + 1e-9)
 
 
 @contextlib.contextmanager
@@ -153,6 +80,8 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = address or os.environ.get("RAY_ADDRESS")
+    # A process of Ray Train's own that looks for nodes which are drained, so that moving away from one is no failure.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1" if address else "0")
     if address:
         try:
             _reach(address)
@@ -190,6 +119,13 @@ def _reach(address: str) -> None:
             pass
 
 
+def node_is_drained() -> bool:
+    """Whether this worker's node is about to be taken away: Ray was told so, or its processes there got SIGTERM."""
+    # No public function tells, but of Ray Train, and there only where all workers ask together.
+    state: Any = importlib.import_module("ray._private.state").state
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -201,6 +137,7 @@ def launch(
     """Run ``work(config, gpu)`` in every worker under Ray Train; the main process's return value. Needs a cluster.
 
     Ray Train replaces workers and nodes that are lost and starts all workers again, up to ``workers.restarts`` times.
+    With ``workers.minimum`` it starts them with as many as there is room for, and again when there is room for more.
     on_progress: called with what the main process passes to :func:`report`. SIGTERM makes STOP_FILE. Raises
     RuntimeError, in one line, when the workers failed too often.
     """
@@ -208,13 +145,18 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from lgd.distributed.sigterm import ListenForSigterm
+
     directory.mkdir(parents=True, exist_ok=True)
+    count = workers.count if workers.minimum is None else (workers.minimum, workers.count)
     trainer = TorchTrainer(
         _run_under_train,
         train_loop_config={"work": work, "config": config, "gpu": workers.gpus > 0},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
+        # Ray's types are those of the class of before.
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            num_workers=count,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
             placement_strategy="STRICT_SPREAD" if workers.spread else "PACK",
@@ -224,6 +166,7 @@ def launch(
             name=f"{time.time_ns():x}",
             storage_path=str(directory / "ray"),
             failure_config=FailureConfig(max_failures=workers.restarts),
+            callbacks=[ListenForSigterm()],  # type: ignore[list-item]
         ),
     )
     # After Ray has started: it installs its own handler of SIGTERM.
@@ -252,7 +195,11 @@ def _run_under_train(loop: dict[str, Any]) -> Any:
 
 def _run(work: Work, config: Any, gpu: int) -> Any:
     os.environ[ranks.NODE_VARIABLE] = ray.get_runtime_context().get_node_id()
-    result = work(config, gpu)
+    try:
+        with notice.watching(node_is_drained):
+            result = work(config, gpu)
+    except notice.Leaving:
+        notice.end_process()
     # The others' results are the same: only one travels.
     return result if ranks.is_main_process() else None
 
@@ -323,9 +270,10 @@ class _TrainWorker:
             return f"{host}:{free.getsockname()[1]}"
 
     def run(self, work: Work, config: Any, backend: str, rank: int, world_size: int, address: str) -> Any:
-        dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world_size)
-        # This process sees its own GPU only.
-        result = _run(work, config, gpu=0)
+        with notice.listening():
+            dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world_size)
+            # This process sees its own GPU only.
+            result = _run(work, config, gpu=0)
         # Not after an error: it may wait for workers that wait for this one.
         dist.destroy_process_group()
         return result

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from lgd.config.phases import Phases, WatchedPhases
+from lgd.distributed import shares
 from lgd.methods.channel_adapters import ChannelAdapters
 from lgd.methods.feature_capture import (
     FeatureCapture,
@@ -171,7 +172,7 @@ class Distiller(TrainingModel):
                 passes.second(),
             ):
                 instructive = self.student(batch)
-            if self._watch is not None:
+            if self._watch is not None and not shares.is_counting():
                 self._watch.add(losses, instructive)
             losses |= {f"instructive/{name}": self.instructive_weight * x for name, x in instructive.items()}
         distils = self.distills_student(storage.iter)

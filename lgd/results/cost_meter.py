@@ -5,13 +5,14 @@ A *second* is a second of wall-clock time. It counts for one phase, the innermos
 - ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart;
 - ``training``: the steps, time spent waiting for data included;
 - ``evaluation``: inference and scoring;
-- ``checkpoint``: writing checkpoints;
+- ``checkpoint``: waiting for checkpoints, which a thread writes meanwhile;
 - ``lost``: what an attempt did after its last checkpoint before it was killed.
 
 A *device-second* is a second times the number of devices that the training held: GPUs (0.5 where two trials share one),
-or worker processes where there is no GPU. GPU-hours are device-seconds / 3600. *Within training* two sums are kept:
-``data_wait``, the time that steps waited for the data loader, and ``first_steps``, the first FIRST_STEPS steps of every
-attempt, in which memory is allocated and kernels are chosen or compiled. Both are left out of the time of a step.
+or worker processes where there is no GPU. Where their number changes from one attempt to the next (``--elastic``), each
+attempt counts by its own, ``lost`` work included. GPU-hours are device-seconds / 3600. *Within training* two sums are
+kept: ``data_wait``, the time that steps waited for the data loader, and ``first_steps``, the first FIRST_STEPS steps of
+every attempt, in which memory is allocated and kernels are chosen or compiled. Both are left out of the time of a step.
 *Joules* are the increase of NVML's energy counters, summed over the devices; joules / device-seconds is the mean power.
 *Peak memory*, in MiB, is the largest over devices and attempts: ``device`` is what torch had allocated on a GPU,
 ``host`` the resident set size of the process.
@@ -32,7 +33,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,9 @@ class CostSoFar:
     device_seconds: float = 0.0
     joules: float = 0.0
     attempts: int = 0
+    seconds: float = 0.0
+    held: tuple[float, float] = (0.0, 0.0)
+    """The fewest and the most devices that an attempt held."""
 
     def since_checkpoint(self, saved: Mapping[str, Any]) -> CostSoFar:
         """The part that came after the checkpoint whose :meth:`CostMeter.state` is ``saved``: the lost work."""
@@ -72,14 +76,16 @@ class CostSoFar:
             max(0.0, self.device_seconds - math.fsum(saved["device_seconds"].values())),
             max(0.0, self.joules - math.fsum(saved["joules"].values())),
             self.attempts,
+            max(0.0, self.seconds - math.fsum(saved["seconds"].values())),
+            self.held,
         )
 
 
 class CostMeter:
     """Wall-clock seconds, device-seconds and joules by phase. ``clock`` and ``energy`` are replaceable for tests.
 
-    devices: how many the training holds. energy: returns a counter of the joules that this process's device has used;
-    None where it cannot be measured.
+    devices: how many the training holds, in this attempt. energy: returns a counter of the joules that this process's
+    device has used; None where it cannot be measured.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class CostMeter:
         energy: Callable[[], float] | None = None,
     ) -> None:
         self.devices = devices
+        self.held = (devices, devices)
         self.attempts = 1
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.device_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -131,6 +138,8 @@ class CostMeter:
                 math.fsum(self.device_seconds.values()) + running * self.devices,
                 math.fsum(self.joules.values()) + max(0.0, gained),
                 self.attempts,
+                math.fsum(self.seconds.values()) + running,
+                self.held,
             )
 
     def state(self) -> dict[str, Any]:
@@ -144,6 +153,7 @@ class CostMeter:
             "joules": dict(self.joules),
             "peaks": dict(self.peaks),
             "attempts": self.attempts,
+            "held": list(self.held),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -158,14 +168,21 @@ class CostMeter:
                 mine[name] = mine.get(name, 0.0) + value
         self.peaks = _largest(self.peaks, state["peaks"])
         self.attempts = state["attempts"] + 1
+        self._held_too(state.get("held"))
 
     def add_lost_work(self, spent: CostSoFar) -> None:
         """Count what earlier attempts did after their last checkpoint for the phase ``lost``."""
         self.device_seconds["lost"] += spent.device_seconds
-        self.seconds["lost"] += spent.device_seconds / self.devices
+        # Those attempts may have held more devices than this one, or fewer.
+        self.seconds["lost"] += spent.seconds
         if spent.joules:
             self.joules["lost"] = self.joules.get("lost", 0.0) + spent.joules
         self.attempts = spent.attempts + 1
+        self._held_too(spent.held)
+
+    def _held_too(self, held: Sequence[float] | None) -> None:
+        if held and held[0]:
+            self.held = (min(self.held[0], held[0]), max(self.held[1], held[1]))
 
     def _settle(self) -> None:
         # Kernels that are still queued on the GPU belong to the phase that launched them.
@@ -228,7 +245,14 @@ def read_heartbeat(directory: Path, fingerprint: str = "") -> CostSoFar:
     """
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((directory / HEARTBEAT_FILE).read_text(encoding="utf-8"))
-        spent = CostSoFar(float(found["device_seconds"]), float(found["joules"]), int(found["attempts"]))
+        device_seconds, (fewest, most) = float(found["device_seconds"]), found.get("held", (0, 0))
+        spent = CostSoFar(
+            device_seconds,
+            float(found["joules"]),
+            int(found["attempts"]),
+            float(found.get("seconds", device_seconds)),
+            (float(fewest), float(most)),
+        )
         if fingerprint in ("", found["fingerprint"]) and math.isfinite(spent.device_seconds + spent.joules):
             return spent
     return CostSoFar()

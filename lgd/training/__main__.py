@@ -40,11 +40,11 @@ from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
-    from lgd.distributed.ray_train import Node, Workers
+    from lgd.distributed.workers import Node, Workers
 
 PROG = "python -m lgd.train"
 
-UNDER_RAY = ("workers", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
+UNDER_RAY = ("workers", "elastic", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
 """Options of a training under Ray. Without any of them it runs in this process."""
 
 LONG_TRAINING = 1e9
@@ -101,6 +101,9 @@ def parser(prog: str = PROG) -> Parser:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
     parser.add_argument(
+        "--elastic", type=_range, metavar="MIN:MAX", help="the same over as many as the cluster has room for"
+    )
+    parser.add_argument(
         "--gpus-per-worker", type=float, metavar="X", help="1, or 0 for the CPU (default: 1 where there are GPUs)"
     )
     parser.add_argument("--cpus-per-worker", type=int, metavar="N", help="CPU cores of each (default: 1)")
@@ -115,6 +118,13 @@ def parser(prog: str = PROG) -> Parser:
     return parser
 
 
+def _range(text: str) -> tuple[int, int]:
+    low, colon, high = text.partition(":")
+    if not (colon and low.isdecimal() and high.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text}: two numbers of workers with a colon between, such as 2:8")
+    return int(low), int(high)
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join(_summary(named(name)) for name in NAMES))
@@ -122,6 +132,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise InputError("say which experiment to train; --list shows them")
     chosen = named_experiment(options.experiment)
+    if options.elastic and options.workers is not None:
+        raise InputError("--workers and --elastic both say how many workers there are: give one of them")
     if options.method is None and not options.show:
         raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)
@@ -268,12 +280,13 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
 
 def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequence[Node]) -> Workers:
     """The workers that the options ask for; by default with a GPU each where the cluster has any."""
-    from lgd.distributed.ray_train import Workers
+    from lgd.distributed.workers import Workers
 
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = float(experiment.device != "cpu" and any(node.gpus for node in nodes))
-    given = {"count": options.workers, "cpus": options.cpus_per_worker, "restarts": options.restarts}
+    minimum, maximum = options.elastic or (None, options.workers)
+    given = {"count": maximum, "minimum": minimum, "cpus": options.cpus_per_worker, "restarts": options.restarts}
     known = {key: value for key, value in given.items() if value is not None}
     return Workers(**{"count": 1, **known}, gpus=gpus, spread=bool(options.spread))
 
@@ -320,6 +333,8 @@ def _report(record: Record, chosen: Named, directory: Path) -> int:
             print(f"{what} {_ap(scores)}")
     for line in chosen.reported:
         print(f"the paper reports {line}")
+    if record.fewest_devices is not None:
+        print(f"workers: {record.devices_held}, {record.gpu_hours:.2f} device-hours together")
     if record.data_wait is not None:
         print(f"waited for data {record.data_wait:.1%} of the training's time")
     print(f"record: {shown(directory / FILE)}")

@@ -13,7 +13,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 
-from lgd.distributed import ranks
+from lgd.distributed import notice, ranks
 from lgd.files import write_text
 from lgd.results.cost_meter import FIRST_STEPS, CostMeter
 from lgd.results.record import Curve
@@ -87,26 +87,57 @@ class ReportProgress(HookBase):
         )
 
 
-class SaveAndStop(HookBase):
-    """Call ``save`` every ``every`` steps (0: never); when ``should_stop`` returns True, save and raise Stopped.
+AGREE_S = 2.0
+"""Seconds, about, between two moments at which several workers agree whether to save or to stop."""
 
-    ``should_stop`` is called after every step; with several workers, which have to agree, every ``period`` steps, and
-    after the last one.
+
+class SaveAndStop(HookBase):
+    """Call ``save`` every ``every`` steps (0: never) and on a notice (lgd/distributed/notice.py); stop when asked.
+
+    When ``should_stop`` returns True, save and raise Stopped; where this process got SIGTERM, notice.Leaving. written:
+    waits until the last checkpoint is on the disk. All are asked after every step; of several workers, which have to
+    agree, about every AGREE_S seconds but at least every ``period`` steps, and after the last one.
     """
 
-    def __init__(self, save: Callable[[int], None], every: int, should_stop: Callable[[], bool], period: int) -> None:
-        self._save, self._every, self._should_stop = save, every, should_stop
+    def __init__(
+        self,
+        save: Callable[[int], None],
+        every: int,
+        should_stop: Callable[[], bool],
+        period: int,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._save, self._every, self._should_stop, self._written = save, every, should_stop, written
         self._period = period if ranks.world_size() > 1 else 1
+        self._since, self._begun = 0, time.perf_counter()
+        self._next = 1
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
-        asks = last or done % self._period == 0
-        stop = asks and bool(ranks.broadcast(ranks.is_main_process() and self._should_stop()))
-        if stop or (self._every and done % self._every == 0 and not last):
+        self._since += 1
+        stop, notices = self._agreed() if last or self._since >= self._next else (False, [""])
+        if stop or any(notices) or (self._every and done % self._every == 0 and not last):
             self._save(done)
+        if any(notices):
+            notice.saved()
+        if "leave" in notices:
+            self._written()
+            # The others' training fails once this process has gone: not before the main one has written.
+            ranks.all_gather(None)
+            if notices[ranks.rank()] == "leave":
+                raise notice.Leaving
         if stop:
             raise Stopped(done)
+
+    def _agreed(self) -> tuple[bool, list[str]]:
+        """Whether to stop, and each worker's notice; the next time that they are asked for."""
+        now = time.perf_counter()
+        steps = int(AGREE_S * self._since / max(now - self._begun, 1e-9))
+        own = (ranks.is_main_process() and self._should_stop(), notice.asked(), max(1, min(self._period, steps)))
+        found = ranks.all_gather(own)
+        self._since, self._begun, self._next = 0, now, found[0][2]
+        return found[0][0], [x[1] for x in found]
 
 
 def loss_history(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:

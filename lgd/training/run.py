@@ -46,6 +46,7 @@ from lgd.training.evaluate_and_report import evaluate_and_report, evaluate_last,
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
 from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
+from lgd.training.own_shares import check_norms
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
 from lgd.training.teacher_gate import TeacherGateError
@@ -78,13 +79,13 @@ def run(
     """Train, evaluate, export the student (see lgd/training/export.py) and save ``directory/record.json``.
 
     Goes on from the directory's last checkpoint where there is one. All workers of a distributed training call it with
-    the same arguments; the main process writes.
+    the same arguments; the main process writes. A notice (lgd/distributed/notice.py) writes a checkpoint.
 
     teacher: the frozen teacher that ``experiment.teacher`` describes (see :func:`lgd.training.teacher.
     train_with_teacher`, which trains it first). grid, preset, arm, overrides: for the record. on_progress: called about
-    once a second, and after each evaluation. should_stop: called after each step (with several workers every
-    WRITE_PERIOD steps); True writes a checkpoint and raises Stopped. share: the part of its device that each worker
-    holds.
+    once a second, and after each evaluation. should_stop: called after each step (with several workers after every few:
+    :class:`lgd.training.hooks.SaveAndStop`); True writes a checkpoint and raises Stopped. share: the part of its device
+    that each worker holds.
 
     A loss that becomes infinite or NaN ends the training with a record that says so. Any other error is raised (see
     :func:`failed_record` for its record); a full disk as DiskFullError, which says what is safe.
@@ -164,6 +165,7 @@ def _attempt(
         heartbeat = Heartbeat(meter, directory, built.fingerprint)
         spent = ranks.broadcast(heartbeat.previous_cost())
         state = _initial_state(built, experiment, directory, commit, meter)
+        stack.enter_context(state.writer)
         state.restore(spent)
         if ranks.is_main_process():
             # Only now does the meter's total hold what earlier attempts cost: written before, a kill would lose that.
@@ -190,6 +192,7 @@ def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Pa
     """Build the training and make its directory. Raises InputError for what cannot be trained."""
     built = build(experiment, teacher=teacher.weights if teacher else None)
     check_objects(built.dataset)
+    check_norms(built.model)
     if predicts_masks(student_of(built.model)):
         check_masks(built.dataset)
     if ranks.is_main_process():
@@ -281,6 +284,7 @@ def _hooks(
             experiment.checkpoint.resolved_every(schedule.steps),
             should_stop,
             period,
+            state.writer.wait,
         ),
     ]
 
@@ -306,7 +310,6 @@ def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
         "teacher_lead": state.watch.curve() if state.watch else [],
         "distilled": _distilled(state, result.steps),
         **state.totals(),
-        "devices": ranks.world_size(),
         "nodes": ranks.node_count(),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
@@ -358,6 +361,8 @@ def failed_record(
         device_seconds={"lost": spent.device_seconds} if spent.attempts else {},
         joules={"lost": spent.joules} if spent.joules else {},
         attempts=max(1, spent.attempts),
+        devices=max(1, round(spent.held[1])),
+        fewest_devices=None if spent.held[0] == spent.held[1] else max(1, round(spent.held[0])),
         versions=provenance.versions(),
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lgd.config.experiment import Experiment
-from lgd.distributed import ranks
+from lgd.distributed import ranks, shares
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller, trained_detectors
 from lgd.methods.feature_capture import running_state
@@ -20,7 +20,7 @@ from lgd.results.contention import CpuUsage, contention
 from lgd.results.cost_meter import CostMeter, CostSoFar
 from lgd.training import checkpoint
 from lgd.training.build import Built
-from lgd.training.device import seed_everything
+from lgd.training.checkpoint_writer import CheckpointWriter
 from lgd.training.evaluations import Evaluations
 from lgd.training.hooks import StepTimes, cut_log, loss_history
 from lgd.training.optimizer import match_state_layout
@@ -43,6 +43,7 @@ class TrainingState:
     times: StepTimes
     evaluations: Evaluations
     cpu: CpuUsage = field(default_factory=CpuUsage)
+    writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     start: int = 0
     losses: dict[str, Any] = field(default_factory=dict)
     _scaler: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +90,9 @@ class TrainingState:
         running = [state["running"], *state.get("running_of_others", [])]
         for detector, values in zip(trained_detectors(built.model), running, strict=True):
             for name, value in values.items():
-                setattr(detector, name, value.to(built.device) if isinstance(value, torch.Tensor) else value)
+                # A mean over the shares: of more shares of the same batch it is smaller.
+                fits = value * (len(state["random"]) / shares.count()) if name == ranks.LOSS_NORMALIZER else value
+                setattr(detector, name, fits.to(built.device) if isinstance(fits, torch.Tensor) else fits)
         built.optimizer.load_state_dict(state["optimizer"])
         match_state_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
@@ -105,22 +108,21 @@ class TrainingState:
         """Set the random state and the loss scale that the next step starts from. After everything else is built."""
         if self._random is None:
             # Random numbers that a method draws while it is built must not change those of the training.
-            # Each worker has a seed of its own.
-            seed_everything(self.experiment.seed + 1_000_003 * ranks.rank())
+            trainer.own_shares.seed(self.experiment.seed, 0)
             return
         trainer.scaler.load_state_dict(self._scaler)
-        if len(self._random) == ranks.world_size():
-            checkpoint.set_random_state(self._random[ranks.rank()])
+        if len(self._random) == shares.count():
+            trainer.own_shares.restore(self._random)
         else:
-            # The number of workers has changed: no saved state fits, and none may be used by two workers.
-            seed_everything(self.experiment.seed + 1_000_003 * (ranks.rank() + 1000 * self.start))
+            # The number of shares has changed: no saved state fits, and none may be used by two of them.
+            trainer.own_shares.seed(self.experiment.seed, self.start)
 
     def save(self, trainer: Trainer, step: int) -> None:
-        """Write a checkpoint after ``step`` steps. All workers must call it; the main process writes."""
+        """Write a checkpoint after ``step`` steps. All workers must call it; the main process writes, in a thread."""
         built = self.built
         with self.meter.phase("checkpoint"):
             ranks.broadcast_buffers(built.model)
-            random_states = ranks.all_gather(checkpoint.random_state())
+            random_states = _by_share(ranks.all_gather(trainer.own_shares.random_states()))
             totals = ranks.all_gather(self.meter.state())
             cpu = ranks.all_gather(self.cpu.state())
             watch = self.watch.state() if self.watch else {}
@@ -142,14 +144,18 @@ class TrainingState:
                 "cpu": cpu,
                 "watch": watch,
             }
-            checkpoint.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state)
+            self.writer.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state=state)
 
     def totals(self) -> dict[str, Any]:
         """The costs of all workers together, as fields of a Record. All workers must call it."""
         states = ranks.all_gather(self.meter.state())
         cpu = ranks.all_gather((platform.node(), self.cpu.state()))
         main = states[0]
+        fewest, most = main["held"]
         return {
+            # A part of a device is one device.
+            "devices": max(ranks.world_size(), round(most)),
+            "fewest_devices": None if fewest == most else max(1, round(fewest)),
             "seconds": _rounded(main["seconds"]),
             "device_seconds": _rounded(main["device_seconds"]),
             "within_training": _rounded(main["within_training"]),
@@ -159,6 +165,11 @@ class TrainingState:
             "step_ms": self.times.median_ms(),
             "contention": contention(cpu, self.times.per_step),
         }
+
+
+def _by_share(of_workers: Sequence[Sequence[Any]]) -> list[Any]:
+    """What each worker has for each of its shares, in the order of the shares."""
+    return [of_workers[x % len(of_workers)][x // len(of_workers)] for x in range(shares.count())]
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

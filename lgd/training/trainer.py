@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lgd.config.experiment import Experiment
-from lgd.distributed import ranks
+from lgd.distributed import ranks, shares
 from lgd.methods.distiller import batch_to_device, is_batch
 from lgd.results.cost_meter import CostMeter
+from lgd.training.own_shares import OwnShares
 
 WRITE_PERIOD = 20
 """Steps between two reads of the losses, each of which waits for the device and checks for divergence. Shorter in
@@ -29,8 +30,8 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer(SimpleTrainer):
     """detectron2's trainer with autocast on any device, gradient accumulation, clipping by value and several workers.
 
-    loader: yields a step's batch in ``schedule.accumulate`` parts of equal size (see Schedule). With several workers
-    each gets its share of every batch, and gradients are averaged over the workers.
+    loader: yields a step's batch in ``schedule.accumulate`` parts of equal size (see Schedule), of each part this
+    process's shares one after the other (lgd/distributed/shares.py). Gradients are averaged over the shares.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Trainer(SimpleTrainer):
         self._device = device
         self._meter = meter or CostMeter()
         self._unwrapped = model
+        self.own_shares = OwnShares(model)
         self._wrapped_for: tuple[bool, ...] = ()
 
     def run_step(self) -> None:
@@ -57,18 +59,25 @@ class Trainer(SimpleTrainer):
         means: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self._device))
         self._wrap()
         self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over the workers, each of which adds up those of its shares.
+        parts = self._parts * shares.count() / ranks.world_size()
         for part in range(self._parts):
             begun = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            batches = [next(self._data_loader_iter) for _ in shares.own()]
             waited += time.perf_counter() - begun
-            if is_batch(batch):
-                batch = batch_to_device(batch, self._device)
-            with self._sync_gradients(part == self._parts - 1):
-                with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                    losses = self.model(batch)
-                self.scaler.scale(sum(losses.values()) / self._parts).backward()
-            for name, loss in losses.items():
-                means[name] = means[name] + loss.detach() / self._parts
+            batches = [batch_to_device(x, self._device) if is_batch(x) else x for x in batches]
+            self.own_shares.count(batches, self._forward)
+            for i, batch in enumerate(batches):
+                last = part == self._parts - 1 and i == len(batches) - 1
+                try:
+                    losses = self._one_share(i, batch, parts, last)
+                except shares.NotCountedError:
+                    # A loss has come in that asks for a mean over the shares, which the model did not before.
+                    self.own_shares.count(batches, self._forward, again=True)
+                    self._wrap(again=True)
+                    losses = self._one_share(i, batch, parts, last)
+                for name, loss in losses.items():
+                    means[name] = means[name] + loss.detach() / parts
         self._meter.add_within_training("data_wait", waited)
         self.after_backward()
         self._write_metrics(means, waited)
@@ -80,15 +89,29 @@ class Trainer(SimpleTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _wrap(self) -> None:
+    def _one_share(self, i: int, batch: Any, parts: float, last: bool) -> dict[str, torch.Tensor]:
+        """Losses of this process's ``i``-th share; adds its gradients. last: workers then exchange them."""
+        with self.own_shares.turn(i), self._sync_gradients(last):
+            losses = self._forward(batch, self.model)
+            total: Any = sum(losses.values())
+            self.scaler.scale(total / parts).backward()
+        return losses
+
+    def _forward(self, batch: Any, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
+        """Losses of a batch, from the model itself or from what wraps it."""
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            losses: dict[str, torch.Tensor] = (model or self._unwrapped)(batch)
+        return losses
+
+    def _wrap(self, *, again: bool = False) -> None:
         """Wrap the model in DistributedDataParallel again whenever other parameters are frozen than before.
 
-        DDP then never has to search for unused parameters in a step.
+        DDP then never has to search for unused parameters in a step. again: in any case.
         """
         if ranks.world_size() == 1:
             return
         frozen = tuple(p.requires_grad for p in self._unwrapped.parameters())
-        if frozen != self._wrapped_for:
+        if again or frozen != self._wrapped_for:
             self._wrapped_for = frozen
             self.model = ranks.wrap_ddp(self._unwrapped)
 

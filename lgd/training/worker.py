@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lgd.config.experiment import Experiment
-from lgd.distributed import ranks, ray_train
-from lgd.distributed.ray_train import Node, Workers
+from lgd.distributed import ranks, ray_train, shares
+from lgd.distributed.workers import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.training.progress import Progress, Stopped
@@ -57,7 +57,8 @@ def train_on_workers(
         if not isinstance(workers, Workers):
             workers = workers(ray_train.nodes())
             workers.check(experiment)
-        workers.check_fits()
+        # What does not fit even into an idle cluster would wait for ever.
+        workers.max_concurrent(ray_train.nodes())
         job = Job(experiment, directory, (teachers or directory.parent / "teachers").resolve(), workers, names)
         result = ray_train.launch(train_as_worker, job, directory, workers, on_progress=on_progress)
     return _record(result)
@@ -76,6 +77,11 @@ def train_in_trial(job: Job, on_progress: Callable[[Progress], None]) -> Record:
 
 def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
     """The work of each worker. Returns what Ray must not take for a worker's failure: it would start all again."""
+    with shares.split_into(None if job.workers.minimum is None else job.workers.count):
+        return _train_as_worker(job, gpu)
+
+
+def _train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
     experiment = experiment_for_worker(job.experiment, job.workers.cpus, job.workers.gpus, gpu)
     stop_files = (job.directory / ray_train.STOP_FILE, *job.stop_files)
     try:

@@ -80,7 +80,7 @@ def test_devices_and_joules_are_counted_by_phase() -> None:
         with meter.phase("evaluation"):
             clock.value, energy.value = 12, 1e6 + 3100
         clock.value = 13
-        assert meter.cost_so_far() == CostSoFar(52, 3100, 1)
+        assert meter.cost_so_far() == CostSoFar(52, 3100, 1, 13, (4, 4))
     clock.value, energy.value = 50, 2e6
     assert meter.seconds["training"] == 11
     assert meter.device_seconds == {"setup": 0, "training": 44, "evaluation": 8, "checkpoint": 0, "lost": 0}
@@ -108,7 +108,7 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
             saved = first.state()
             # Killed here: ten seconds later than the checkpoint.
             clock.value, energy.value = 23, 250
-    assert read_heartbeat(tmp_path) == read_heartbeat(tmp_path, "this run") == CostSoFar(46, 250, 1)
+    assert read_heartbeat(tmp_path) == read_heartbeat(tmp_path, "this run") == CostSoFar(46, 250, 1, 23, (2, 2))
     assert read_heartbeat(tmp_path, "another run") == CostSoFar()
 
     clock.value, energy.value = 100, 1000
@@ -126,6 +126,26 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
     assert second.joules == {"setup": 40, "training": 150, "lost": 120}
     # What both attempts took, and nothing twice.
     assert sum(second.device_seconds.values()) == 2 * (23 + 6)
+
+
+def test_each_attempt_costs_by_its_own_number_of_devices(tmp_path: Path) -> None:
+    """Eight devices, then two, then four: seconds times devices of each, what was lost included."""
+    clock, saved = _Counter(), None
+    for devices, done, lost in ((8, 10, 5), (2, 20, 30), (4, 10, 0)):
+        meter = CostMeter(devices, clock)
+        heartbeat = Heartbeat(meter, tmp_path, "this run")
+        spent = heartbeat.previous_cost()
+        if saved is not None:
+            meter.restore(saved)
+            meter.add_lost_work(spent.since_checkpoint(saved))
+        with heartbeat, meter.phase("training"):
+            clock.value += done
+            saved = meter.state()
+            clock.value += lost
+    assert meter.device_seconds["training"] + meter.device_seconds["lost"] == 8 * 15 + 2 * 50 + 4 * 10
+    assert meter.device_seconds["lost"] == 8 * 5 + 2 * 30
+    assert (meter.seconds["training"], meter.seconds["lost"]) == (40, 35)
+    assert (meter.held, meter.attempts) == ((2, 8), 3)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', '{"device_seconds": "nan"}'])
