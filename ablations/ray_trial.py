@@ -14,7 +14,8 @@ from ablations.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
 from lgd.config.method import method_class
-from lgd.distributed.ray_train import Workers
+from lgd.distributed import notice
+from lgd.distributed.ray_train import Workers, node_is_drained
 from lgd.results.provenance import now
 from lgd.results.record import FILE, Record, load
 from lgd.storage.store import StorageError
@@ -43,6 +44,9 @@ def run_trial(parameters: dict[str, Any]) -> None:
             report = _run_trial(trial, place)
     except StorageError as error:
         report = {"stopped": 0, "unpublished": str(error)}
+    except notice.Leaving:
+        # Tune starts the trial again elsewhere.
+        notice.end_process()
     # After all that it tells of is published.
     tune.report(report)
 
@@ -89,6 +93,21 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
     return last_report(record)
 
 
+class ListensForSigterm:
+    """Makes the first SIGTERM to a trial's worker a notice (lgd/distributed/notice.py).
+
+    Tune calls it in the worker's main thread, and trains in another.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        notice.listen()
+        super().setup(config)  # type: ignore[misc]
+
+
+# Where Tune looks for other bases of the class that it makes of the function.
+run_trial.__mixins__ = (ListensForSigterm,)  # type: ignore[attr-defined]
+
+
 def last_report(record: Record) -> dict[str, Any]:
     """A trial's last report to Tune. It contains the record, since the driver may not see this worker's disk."""
     return {"record": record.model_dump_json(), "step": record.steps, **objectives(record)}
@@ -113,6 +132,7 @@ def _train(experiment: Experiment, trial: TrialConfig, place: Place, on_progress
         return train_in_trial(Job(experiment, directory, teachers, workers, labels, (stop,)), on_progress)
     experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
     options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stopped, "share": gpus or 1.0, **labels}
-    if labels["arm"] == TEACHER:
-        return train_teacher(experiment, directory, **options)
-    return train_with_teacher(experiment, directory, teachers=teachers, **options)
+    with notice.watching(node_is_drained):
+        if labels["arm"] == TEACHER:
+            return train_teacher(experiment, directory, **options)
+        return train_with_teacher(experiment, directory, teachers=teachers, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -72,12 +73,12 @@ def _at_work_on(trial: Trial) -> list[psutil.Process]:
     return found
 
 
-def _kill_workers_of(trial: Trial) -> int:
+def _kill_workers_of(trial: Trial, number: signal.Signals = signal.SIGKILL) -> int:
     """How many there were."""
     found = _at_work_on(trial)
     for process in found:
         with suppress(psutil.Error):
-            process.kill()
+            process.send_signal(number)
     return len(found)
 
 
@@ -119,6 +120,7 @@ ENDS = {
     "diverging": "diverged",
     "hungry": "failed",
     "killed": "finished",
+    "terminated": "finished",
     "failing": "failed",
     "good": "finished",
 }
@@ -138,12 +140,14 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 def _run_faulty(output: Path) -> Faulty:
     """A trial that raises, one that diverges, one that asks for more memory than there is, one that is killed once, one
-    that is killed every time, one without a fault, and one on whose disk neither worker nor driver can write."""
+    whose worker gets SIGTERM, one that is killed every time, one without a fault, and one on whose disk neither worker
+    nor driver can write."""
     arms: dict[str, dict[str, Any]] = {
         "raising": {},
         "diverging": {"schedule.lr": 1e12, "schedule.clip": 0, "schedule.steps": 40},
         "hungry": {"detector.channels": 80_000},
         "killed": {**LONG, "seed": 1},
+        "terminated": {**LONG, "seed": 5, "schedule.steps": 150, "checkpoint.every": 0},
         "failing": {**LONG, "seed": 2, "schedule.steps": 100_000},
         "good": {"seed": 4},
         # Last: its worker, which goes on to the next trial, can write no file any more.
@@ -163,6 +167,11 @@ def _run_faulty(output: Path) -> Faulty:
         if read_heartbeat(trials["failing"].directory).device_seconds > 0:
             _kill_workers_of(trials["failing"])
 
+    def terminate() -> int:
+        log = trials["terminated"].directory / "metrics.json"
+        training = log.exists() and log.stat().st_size > 0
+        return training and _kill_workers_of(trials["terminated"], signal.SIGTERM)
+
     def fill() -> bool:
         found = _at_work_on(trials["unlucky"])
         for process in found:
@@ -174,13 +183,14 @@ def _run_faulty(output: Path) -> Faulty:
         pytest.MonkeyPatch.context() as patch,
         _Injected(lambda: unsaved(trials["killed"].directory) > 0 and _kill_workers_of(trials["killed"])) as kill,
         _Injected(keep_killing),
+        _Injected(terminate) as terminated,
         _Injected(fill) as filled,
     ):
         patch.setattr(Record, "save", full)
         # One restart shows what three do; each costs seconds of imports.
         patch.setattr(ray_sweep, "RETRIES", 1)
         display, outcome = _sweep([*trials.values()], output, Resources(1, 0, 2))
-    return Faulty(trials, display, outcome, {"kill": kill.done, "fill": filled.done})
+    return Faulty(trials, display, outcome, {"kill": kill.done, "terminate": terminated.done, "fill": filled.done})
 
 
 def test_what_ends_one_trial_leaves_the_others_alone(faulty: Faulty) -> None:
@@ -206,6 +216,16 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(faulty: Faulty) -> None:
     assert sum("killed-seed0: its worker died; it goes on from" in x for x in faulty.display.restarts) == 1
     # What an error ended is not told as a death of its worker.
     assert not any("raising" in x for x in faulty.display.restarts)
+
+
+def test_a_trial_whose_worker_gets_sigterm_loses_no_step(faulty: Faulty) -> None:
+    """It writes a checkpoint, the only one that this trial has, before it ends."""
+    assert faulty.injected["terminate"]
+    record = faulty.record("terminated")
+    assert (record.status, record.attempts, record.steps) == ("finished", 2, 150)
+    assert (
+        sum("terminated-seed0: its worker died; it goes on from its check" in x for x in faulty.display.restarts) == 1
+    )
 
 
 def test_a_trial_that_is_killed_every_time_is_given_up(faulty: Faulty) -> None:
