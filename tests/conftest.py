@@ -24,6 +24,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import torch  # noqa: E402
 
+# One server for all modules of a process: its buckets are the process's.
+from tests.helpers_storage import faults as faults  # noqa: E402
+from tests.helpers_storage import s3 as s3  # noqa: E402
+
 T = TypeVar("T")
 
 torch.set_num_threads(1)

@@ -11,10 +11,8 @@ import pytest
 
 from lgd.results.record import Record
 from lgd.storage.store import Store
-from tests.helpers_storage import BUCKET, Faults, faults, s3
+from tests.helpers_storage import BUCKET, Faults
 from tests.integration.commands import QUICK
-
-__all__ = ["faults", "s3"]
 
 pytestmark = pytest.mark.slow
 

@@ -27,10 +27,8 @@ from lgd.storage import outputs
 from lgd.storage.store import PATIENCE_VARIABLE, Store
 from lgd.training.hooks import SaveAndStop
 from tests.helpers import quick_experiment
-from tests.helpers_storage import BUCKET, Faults, faults, s3
+from tests.helpers_storage import BUCKET, Faults
 from tests.integration.commands import OVERRIDES, without_figures
-
-__all__ = ["faults", "s3"]
 
 ARMS = ("baseline", "LGD")
 

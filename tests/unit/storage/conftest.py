@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from lgd.storage.store import Store
-from tests.helpers_storage import BUCKET, faults, s3
-
-__all__ = ["cache", "faults", "s3", "store"]
+from tests.helpers_storage import BUCKET
 
 
 @pytest.fixture(params=["s3", "file", "memory"])

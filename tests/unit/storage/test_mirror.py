@@ -123,13 +123,13 @@ def test_a_url_has_a_working_directory_and_one_to_read(faults: Faults, cache: Pa
     _write(work, sweep_json="{}", table="t")
     with outputs.working_in(trial), outputs.publishing_own(work):
         pass
-    assert outputs.names_in(trial) == ["record.json", "student"]
+    assert outputs.names_in(trial) == ["checkpoints/1", "record.json", "student"]
     outputs.fetch_records(read)
     found = {x.relative_to(read).as_posix() for x in read.rglob("*") if x.is_file() and x.name[0] != "."}
     assert found == {"sweep.json", "table", "trials/a-seed0/record.json"}
     assert (outputs.beside(trial).parent / "a-seed0" / "record.json").exists()
     outputs.remove(trial / "record.json")
-    assert (outputs.names_in(trial), (trial / "record.json").exists()) == (["student"], False)
+    assert (outputs.names_in(trial), (trial / "record.json").exists()) == (["checkpoints/1", "student"], False)
     shutil.rmtree(cache)
     assert outputs.output_path(url) == work
     with outputs.working_in(trial):

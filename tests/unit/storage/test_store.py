@@ -78,7 +78,8 @@ def test_what_passes_is_tried_again(faults: Faults, tmp_path: Path, kind: str) -
     ):
         faults.inject(kind, 3)
         assert request() in (True, None)
-        assert faults.left == 0
+        # What was written before its answer was given up is found by the next try, which then asks no more.
+        assert faults.left == 0 or (kind == "slow" and faults.left < 3)
     assert set(store.entries()) == {"y"}
 
 
@@ -94,7 +95,7 @@ def test_a_store_that_stays_away_is_one_line_with_its_url(faults: Faults) -> Non
     [
         ("s3://no-such-bucket/a", "s3://no-such-bucket/a/x: The specified bucket does not exist"),
         ("gs://bucket/a", r"gs://: needs gcsfs: pip install 'lgd-suite\[storage\]'"),
-        ("nothing://bucket/a", "nothing://: not known to fsspec"),
+        ("nothing://bucket/a", "nothing://: no file system of fsspec's"),
     ],
 )
 def test_what_another_try_does_not_change_is_said_at_once(faults: Faults, url: str, complaint: str) -> None:

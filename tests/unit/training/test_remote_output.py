@@ -14,9 +14,7 @@ from lgd.storage.store import Store
 from lgd.training import __main__ as command
 from lgd.training.teacher import train_teacher
 from tests.helpers import quick_experiment
-from tests.helpers_storage import BUCKET, Faults, faults, s3
-
-__all__ = ["faults", "s3"]
+from tests.helpers_storage import BUCKET, Faults
 
 TRAIN = ["retinanet_r50_2x_ms", "--method", "baseline", "--data", "shapes", "--yes"]
 
