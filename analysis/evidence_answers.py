@@ -254,7 +254,7 @@ def _of_methods(frame: pd.DataFrame) -> list[str]:
     """Which methods gain, which lose, and which cannot be told from the baseline, with what they cost."""
     rows = [row for row in row_dicts(frame) if row["gain"] is not None]
     told = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
-    lines = ["Gains, each at its multiple of the baseline's device-hours, its teacher's included."]
+    lines = ["Gains, each at so many times the baseline's device-hours, with its teacher's training."]
     for kind, text in METHOD_GROUPS.items():
         names = [row for row in rows if told[row["arm"]] == kind]
         shown = "; ".join(f"{x['arm']} {_gain(x)} at {with_unit(x['cost_ratio'], 'x')}" for x in names)

@@ -284,7 +284,7 @@ def test_boxes_are_decoded_in_float32() -> None:
 def test_a_normaliser_is_averaged_over_workers_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.mean_over_workers(torch.tensor(0.0)) == 1
     assert ranks.mean_over_workers(torch.tensor(7.0)) == 7
-    monkeypatch.setattr(ranks, "world_size", lambda: 4)
+    monkeypatch.setattr("lgd.distributed.shares.count", lambda: 4)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(1.0))
     own = torch.tensor(19.0)
     assert ranks.mean_over_workers(own) == 5

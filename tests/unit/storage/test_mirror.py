@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,10 @@ def test_a_running_training_is_published_whatever_the_store_does(faults: Faults,
     asked: list[bool] = []
     with pytest.raises(KeyError), mirror.published(every=lambda: asked.append(True), interval=0.05):
         _write(mirror.directory, checkpoints__1="1")
-        while not mirror.store.exists("checkpoints/1"):
-            pass
+        # Published and noted: the note is written after the object.
+        note = mirror.directory / ".published.json"
+        while not note.exists() or "checkpoints/1" not in note.read_text():
+            time.sleep(0.01)
         faults.inject("drop", 20)
         _write(mirror.directory, checkpoints__2="2")
         (mirror.directory / "checkpoints" / "1").unlink()
