@@ -66,8 +66,8 @@ def evaluate(
     In a distributed training every worker detects on its part of the images, and all return the same scores. All of
     them must call it.
     """
-    run = _Run(dataset, settings, evaluation, masks, directory)
-    (found,) = run.scores(_detect(model, dataset, settings, after_image, teacher=teacher)[-1:])
+    scoring = _Scoring(dataset, evaluation, masks, directory)
+    (found,) = scoring.scores(_detect(model, dataset, settings, after_image, teacher=teacher)[-1:])
     return found
 
 
@@ -85,8 +85,8 @@ def evaluate_both(
 
     The teacher needs the student's features, and the student's own detections come with them.
     """
-    run = _Run(dataset, settings, evaluation, masks, directory)
-    student, teacher = run.scores(_detect(model, dataset, settings, after_image, teacher=True))
+    scoring = _Scoring(dataset, evaluation, masks, directory)
+    student, teacher = scoring.scores(_detect(model, dataset, settings, after_image, teacher=True))
     return student, teacher
 
 
@@ -98,11 +98,10 @@ class _Detected(NamedTuple):
     meters: TeacherMeters
 
 
-class _Run(NamedTuple):
-    """What is scored, and how."""
+class _Scoring(NamedTuple):
+    """What detections are scored on, and how."""
 
     dataset: DataSet
-    settings: Data
     evaluation: Evaluation
     masks: bool
     directory: Path | None

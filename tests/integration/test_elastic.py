@@ -40,7 +40,7 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
     from ray.cluster_utils import Cluster
 
     experiment = quick_experiment(
-        **{**ALIKE, "method.name": "baseline", "schedule.steps": 1500, "checkpoint.every": 0, "schedule.lr": 0.001}
+        **{**ALIKE, "method.name": "baseline", "schedule.steps": 600, "checkpoint.every": 0, "schedule.lr": 0.001}
     )
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     # Another test of this process may have started a cluster of its own before, which needs none.

@@ -24,6 +24,9 @@ from lgd.errors import InputError
 # JPEG, as photographs are: a third of a PNG's bytes here and nearly twice as fast to decode.
 _JPEG_QUALITY = 92
 
+MANY_IMAGES = 2000
+"""More than so many take more than half a minute to generate, and that is told."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +101,10 @@ def make(spec: ShapesSpec, root: Path | None = None) -> Path:
     parent = (root.absolute() if root is not None else cache_root()) / "data"
     target = parent / f"shapes-{digest}"
     if not target.is_dir():
-        _log.info("generating %d images of %d pixels in %s", spec.train + spec.val, spec.size, target)
+        count = spec.train + spec.val
+        # A minute or more of silence would look like a command that hangs.
+        level = logging.WARNING if count > MANY_IMAGES else logging.INFO
+        _log.log(level, "generating %d images of %d pixels, once, in %s ...", count, spec.size, target)
         try:
             _generate(spec, target)
         except OSError as error:

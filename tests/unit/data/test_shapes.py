@@ -284,6 +284,18 @@ def _race(arguments: tuple[ShapesSpec, Path, Any]) -> Path:
     return make(spec, root)
 
 
+@pytest.mark.parametrize("many", [2, 3])
+def test_a_long_wait_is_told(
+    many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(generate, "MANY_IMAGES", many)
+    for _ in range(2):
+        make(ShapesSpec(2, 1, 64), tmp_path)
+    told = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    wanted = f"generating 3 images of 64 pixels, once, in {tmp_path}/data/shapes-"
+    assert [x.startswith(wanted) for x in told] == ([True] if many == 2 else [])
+
+
 @pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     spec = ShapesSpec(12, 4, 64)
