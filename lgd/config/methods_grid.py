@@ -46,14 +46,18 @@ def distill_weight_grid(base: Experiment) -> Grid:
     arms = [replace(arm, answers=False, seed_offset=TUNING_SEEDS) for arm in _arms(base)]
     baseline = [arm for arm in arms if arm.changes["method.name"] == "baseline"]
     scaled = [
-        arm if factor == 1 or arm.skipped else replace(
-            arm, name=f"{arm.name} at {factor:g}x weight", factors={"method.distill_weight": factor}
-        )
+        _at_weight(arm, factor)
         for arm in arms
         if arm not in baseline
-        for factor in (reversed(WEIGHT_FACTORS) if not arm.skipped else (1,))
-    ]  # fmt: skip
+        for factor in ((1.0,) if arm.skipped else reversed(WEIGHT_FACTORS))
+    ]
     return Grid(DISTILL_WEIGHT, "Weights of every method's distillation loss", (*baseline, *scaled))
+
+
+def _at_weight(arm: Arm, factor: float) -> Arm:
+    if factor == 1:
+        return arm
+    return replace(arm, name=f"{arm.name} at {factor:g}x weight", factors={"method.distill_weight": factor})
 
 
 def methods_by_cost(base: Experiment, size: str) -> Grid:

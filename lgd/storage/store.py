@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import random
 import re
@@ -214,9 +215,7 @@ class Store:
 
     def _tried(self, request: Callable[[], T], name: str) -> T:
         """Raises StorageError for what does not answer in time, or refuses."""
-        patience = self.patience
-        if patience is None:
-            patience = float(os.environ.get(PATIENCE_VARIABLE, PATIENCE))
+        patience = _patience() if self.patience is None else self.patience
         where, begun, pause = f"{self.url}/{name}".rstrip("/"), time.monotonic(), 0.2
         while True:
             try:
@@ -267,6 +266,17 @@ def filesystem(scheme: str) -> Any:
             made.retries = 1
         _filesystems[key] = made
     return _filesystems[key]
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE, "")
+    try:
+        seconds = float(text or PATIENCE)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{PATIENCE_VARIABLE}={text}: a number of seconds from 0")
+    return seconds
 
 
 def _may_pass(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from lgd.errors import InputError
 from lgd.storage import store as storage
-from lgd.storage.store import StorageError, Store
+from lgd.storage.store import PATIENCE_VARIABLE, StorageError, Store
 from tests.helpers_storage import BUCKET, Faults
 
 
@@ -111,3 +111,10 @@ def test_a_forked_process_has_connections_of_its_own(faults: Faults) -> None:
     store.write("x", b"parent")
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(store.read, ("x",)).get(timeout=20) == b"parent"
+
+
+@pytest.mark.parametrize("text", ["long", "-1", "nan", "inf"])
+def test_a_patience_that_is_no_number_is_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, text)
+    with pytest.raises(InputError, match=rf"^{PATIENCE_VARIABLE}={text}: a number of seconds from 0$"):
+        Store(f"file://{tmp_path}").write("x", b"1")
