@@ -20,6 +20,24 @@ from tests.unit.distributed.test_ranks import ALIKE
 
 GRACE_S = 10
 
+SLOW_STEPS = """
+import time
+from ablations.import_patches import patch_on_import
+
+def slow(module):
+    run_step = module.Trainer.run_step
+
+    def slow_step(self):
+        # The node is to go while the training runs, on a fast machine as on a busy one.
+        if module.ranks.world_size() == 2:
+            time.sleep(0.2)
+        run_step(self)
+
+    module.Trainer.run_step = slow_step
+
+patch_on_import({"lgd.training.trainer": slow})
+"""
+
 
 def _drain(address: str, node: str) -> None:
     """Tell Ray that a node will be taken away in GRACE_S, as an autoscaler does."""
@@ -34,14 +52,17 @@ def _drain(address: str, node: str) -> None:
 
 @pytest.mark.slow
 def test_a_drained_node_costs_no_step_and_the_others_go_on(
-    tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
 ) -> None:
     """Two workers on two nodes, one of which goes: what was done by then is in a checkpoint that no period asks for."""
     from ray.cluster_utils import Cluster
 
     experiment = quick_experiment(
-        **{**ALIKE, "method.name": "baseline", "schedule.steps": 600, "checkpoint.every": 0, "schedule.lr": 0.001}
+        **{**ALIKE, "method.name": "baseline", "schedule.steps": 300, "checkpoint.every": 0, "schedule.lr": 0.001}
     )
+    patches = tmp_path_factory.mktemp("patches")
+    (patches / "sitecustomize.py").write_text(SLOW_STEPS)
+    monkeypatch.setenv("PYTHONPATH", str(patches))
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     # Another test of this process may have started a cluster of its own before, which needs none.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")

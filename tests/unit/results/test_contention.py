@@ -52,8 +52,8 @@ def test_a_child_is_not_other_work() -> None:
         running = usage.state()["own"]
         child.kill()
         child.wait()
-    # Counted while it runs, and still when it has ended.
-    assert 0.2 < running <= usage.state()["own"]
+    # Counted while it runs, and still when it has ended (but for the rounding of a difference of large numbers).
+    assert 0.2 < running <= usage.state()["own"] + 1e-6
 
 
 def test_a_process_of_somebody_else_is_other_work() -> None:
