@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lgd.errors import InputError
+from lgd.storage.object_path import AnyPath, data_path
+from lgd.storage.outputs import is_url
 
 SCHEMES = (
     "shapes",
@@ -25,10 +27,10 @@ COCO_FILES = "coco-files"
 class CocoFiles(NamedTuple):
     """What ``coco-files:`` names: the annotation file of each split, and a directory of the images of both."""
 
-    train_json: Path
-    val_json: Path | None
+    train_json: AnyPath
+    val_json: AnyPath | None
     """None where the validation images are a part of the training images (``data.val_fraction``)."""
-    images: Path
+    images: AnyPath
 
 
 def parse_coco_files(rest: str) -> CocoFiles:
@@ -39,20 +41,20 @@ def parse_coco_files(rest: str) -> CocoFiles:
             f"data {COCO_FILES}:{rest}: three paths are needed, {COCO_FILES}:TRAIN.json,VAL.json,IMAGES, or two,"
             " TRAIN.json,IMAGES, with --val-fraction"
         )
-    train, *val, images = (Path(x).expanduser().absolute() for x in parts)
+    train, *val, images = (data_path(x) for x in parts)
     return CocoFiles(train, val[0] if val else None, images)
 
 
 def absolute_source(source: str) -> str:
-    """A source with its paths made absolute, so that it means the same wherever a run goes on.
+    """A source with its paths made absolute, so that it means the same wherever a run goes on. A URL stays.
 
     Raises InputError, one line, for ``coco-files:`` with other than two or three paths.
     """
     scheme, colon, path = source.partition(":")
-    if not colon or not path:
+    if not colon or not path or (scheme != COCO_FILES and is_url(path)):
         return source
     paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path).expanduser(),)
-    return f"{scheme}:{','.join(str(x.resolve()) for x in paths if x)}"
+    return f"{scheme}:{','.join(str(x.resolve() if isinstance(x, Path) else x) for x in paths if x)}"
 
 
 def portable_source(source: str) -> str:

@@ -11,6 +11,8 @@ from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
 from lgd.data.split import HINT, ValSplit, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
+from lgd.storage.object_path import AnyPath, ObjectPath, data_path
+from lgd.storage.store import StorageError
 
 __all__ = ["coco_files", "find_coco_files", "find_coco_splits", "parse_json"]
 
@@ -32,12 +34,12 @@ def find_coco_splits(
     ``images/<split><suffix>/``, or the same without the suffix (2017 in ``train2017``). Where there are several
     sets of annotations, ``suffix`` says which. Without ``annotations``, takes Roboflow's layout:
     ``train/_annotations.coco.json`` and the same in ``valid`` or ``val``, each beside its images.
-    problems, split: see :func:`lgd.data.validate.validated_layout`.
+    directory: may be a URL. problems, split: see :func:`lgd.data.validate.validated_layout`.
 
     Raises InputError, one line that names the path, when something is missing, broken, ambiguous or when the
     splits' categories differ.
     """
-    root = Path(directory).expanduser().absolute()
+    root = data_path(directory)
     if not root.is_dir():
         raise InputError(f"data directory {root} {'is not a directory' if root.exists() else 'does not exist'}")
     if not (root / "annotations").is_dir() and (root / "train" / ROBOFLOW_FILE).exists():
@@ -48,9 +50,9 @@ def find_coco_splits(
 
 
 def find_coco_files(
-    train_json: Path,
-    val_json: Path | None,
-    images: Path,
+    train_json: AnyPath,
+    val_json: AnyPath | None,
+    images: AnyPath,
     problems: list[Problem] | None = None,
     split: ValSplit | None = None,
 ) -> CocoLayout:
@@ -70,7 +72,7 @@ def find_coco_files(
             raise InputError(f"annotations {path} {'are a directory' if path.is_dir() else 'do not exist'}")
     if not images.is_dir():
         raise InputError(f"image directory {images} {'is not a directory' if images.exists() else 'does not exist'}")
-    parts = []
+    parts: list[tuple[AnyPath, list[AnyPath]]] = []
     for name, path in named:
         own = dict.fromkeys([path.stem.removeprefix("instances_"), name, *(["valid"] if name == "val" else [])])
         parts.append((path, [images, *(images / x for x in own)]))
@@ -85,12 +87,16 @@ def coco_files(
     split: ValSplit | None = None,
 ) -> CocoLayout:
     """The same for known files: each split's annotation file and directory of images."""
-    parts = [train] if takes_val_from_train(train[0], True, split) else [train, val]
-    return _searched_layout(root, [(json_file, [folder]) for json_file, folder in parts], problems, split)
+    given = [train] if takes_val_from_train(train[0], True, split) else [train, val]
+    parts: list[tuple[AnyPath, list[AnyPath]]] = [(json_file, [folder]) for json_file, folder in given]
+    return _searched_layout(root, parts, problems, split)
 
 
 def _searched_layout(
-    root: Path, parts: list[tuple[Path, list[Path]]], problems: list[Problem] | None, split: ValSplit | None
+    root: AnyPath,
+    parts: list[tuple[AnyPath, list[AnyPath]]],
+    problems: list[Problem] | None,
+    split: ValSplit | None,
 ) -> CocoLayout:
     """parts: the annotation file of train and of val, and the directories where its images may be; train's alone where
     ``split`` takes val from it."""
@@ -110,7 +116,7 @@ def _searched_layout(
 # ----------------------------------------------------------------------------------------------------- files
 
 
-def _roboflow_files(root: Path, split: ValSplit | None) -> list[Path]:
+def _roboflow_files(root: AnyPath, split: ValSplit | None) -> list[AnyPath]:
     """Train's and val's; train's alone where ``split`` takes val from it."""
     train = root / "train" / ROBOFLOW_FILE
     val = next((x for x in (root / "valid" / ROBOFLOW_FILE, root / "val" / ROBOFLOW_FILE) if x.exists()), None)
@@ -123,16 +129,16 @@ def _roboflow_files(root: Path, split: ValSplit | None) -> list[Path]:
     return [train, val]
 
 
-def _suffix(split: str, path: Path) -> str:
+def _suffix(split: str, path: AnyPath) -> str:
     return path.stem.removeprefix(f"instances_{split}")
 
 
-def _choose(root: Path, suffix: str | None, wanted: ValSplit | None) -> dict[str, Path]:
+def _choose(root: AnyPath, suffix: str | None, wanted: ValSplit | None) -> dict[str, AnyPath]:
     """The annotation file of each split; train's alone where ``wanted`` takes val from it."""
     annotations = root / "annotations"
     if not annotations.is_dir():
         raise InputError(f"no annotations in {root}: there is neither {annotations} nor train/{ROBOFLOW_FILE}")
-    found = {split: sorted(annotations.glob(f"instances_{split}*.json")) for split in _SPLITS}
+    found: dict[str, list[AnyPath]] = {split: sorted(annotations.glob(f"instances_{split}*.json")) for split in _SPLITS}
     if takes_val_from_train(root, bool(found["val"]), wanted):
         del found["val"]
     by_suffix = {split: {_suffix(split, path): path for path in paths} for split, paths in found.items()}
@@ -158,7 +164,7 @@ def _choose(root: Path, suffix: str | None, wanted: ValSplit | None) -> dict[str
     raise InputError(f"several annotation files in {annotations} ({names}): {hint}")
 
 
-def _candidates(root: Path, split: str, json_file: Path) -> list[Path]:
+def _candidates(root: AnyPath, split: str, json_file: AnyPath) -> list[AnyPath]:
     """Where the images may lie, in the order they are looked for."""
     full = _suffix(split, json_file)
     year = re.match(r"\d*", full)
@@ -166,14 +172,16 @@ def _candidates(root: Path, split: str, json_file: Path) -> list[Path]:
     return [parent / name for name in names for parent in (root, root / "images")]
 
 
-def _image_folder(root: Path, candidates: list[Path], raw: RawSplit) -> Path:
+def _image_folder(root: AnyPath, candidates: list[AnyPath], raw: RawSplit) -> AnyPath:
     """The first of the candidates that has an image which the annotation file names."""
     existing = [folder for folder in candidates if folder.is_dir()]
     if not existing:
-        looked = ", ".join(str(folder.relative_to(root)) for folder in candidates)
+        looked = ", ".join(str(folder).removeprefix(f"{root}/") for folder in candidates)
         raise InputError(f"no image directory for {raw.path}: looked in {root} for {looked}")
     names = [x["file_name"] for x in raw.images if isinstance(x, dict) and isinstance(x.get("file_name"), str)]
     for folder in existing:
+        if isinstance(folder, ObjectPath):
+            folder.listed()
         if any(_is_file(folder / name) for name in names):
             return folder
     looked = ", ".join(map(str, existing))
@@ -181,9 +189,11 @@ def _image_folder(root: Path, candidates: list[Path], raw: RawSplit) -> Path:
     raise InputError(f"none of the {len(names)} images that {raw.path} names is in {looked}{such}")
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: AnyPath) -> bool:
     try:
         return path.is_file()
+    except StorageError:
+        raise
     except (OSError, ValueError):
         # A name may be no name at all, with a zero byte in it.
         return False
@@ -205,7 +215,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputError(f"broken JSON in {where}: {error}") from error
 
 
-def _raw_split(path: Path) -> RawSplit:
+def _raw_split(path: AnyPath) -> RawSplit:
     """One annotation file, its outline checked; the folder of its images is still to be found."""
 
     def fail(what: str) -> NoReturn:

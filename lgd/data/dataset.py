@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from lgd.data.crowdhuman import PERSON
 from lgd.data.layout import CLEANED, CocoLayout, Counts
 from lgd.errors import InputError
+from lgd.storage.object_path import FETCHED, AnyPath
 
 __all__ = ["DataSet", "check_objects"]
 
@@ -21,8 +21,8 @@ class DataSet:
 
     source: str
     """As given to :func:`lgd.data.catalog.resolve`."""
-    root: Path
-    """Absolute directory."""
+    root: AnyPath
+    """Absolute directory, or its URL."""
     train: str
     """Name in detectron2's catalogs."""
     val: str
@@ -75,5 +75,5 @@ def check_objects(dataset: DataSet) -> None:
     ):
         if split.objects == 0:
             # A file that was written into the cache tells nobody which data it is.
-            where = f"data {dataset.source}: {name}" if path.parent.name.startswith(CLEANED) else str(path)
+            where = f"data {dataset.source}: {name}" if path.parent.name.startswith((CLEANED, FETCHED)) else str(path)
             raise InputError(f"{where} has no object {purpose}" + (f"; dropped: {dropped}" if dropped else ""))

@@ -16,8 +16,11 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 from lgd.errors import InputError
+from lgd.storage.object_path import AnyPath, ObjectPath, file_size
+from lgd.storage.outputs import is_url
+from lgd.storage.store import StorageError
 
-__all__ = ["IMAGE_SUFFIXES", "Pixels", "image_size", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "Pixels", "image_path", "image_size", "read_image"]
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".dng", ".heic", ".jp2", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"
@@ -33,16 +36,17 @@ _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 
-def read_image(path: str | Path, shrink: int = 1) -> Pixels:
+def read_image(path: str | AnyPath, shrink: int = 1) -> Pixels:
     """(H, W, 3) uint8, BGR, contiguous, turned as EXIF says.
 
-    shrink: 2, 4 or 8 decodes a JPEG at that part of its size, rounded up, in a part of the time. Whatever is not an
-    ordinary upright JPEG comes in full size all the same.
+    path: a file, or a URL. shrink: 2, 4 or 8 decodes a JPEG at that part of its size, rounded up, in a part of the
+    time. Whatever is not an ordinary upright JPEG comes in full size all the same.
 
-    Raises InputError, one line that names the file, where it is missing, broken or cut off.
+    Raises InputError, one line that names the file, where it is missing, broken or cut off, or its store does not
+    answer.
     """
     try:
-        data = Path(path).read_bytes()
+        data = image_path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
             if not plain:
@@ -58,11 +62,20 @@ def read_image(path: str | Path, shrink: int = 1) -> Pixels:
             except ValueError:
                 # It takes every oddity for an error; Pillow knows which ones do not matter.
                 return _pixels(image)
+    except InputError:
+        raise
     except Exception as error:  # Pillow's plugins raise anything at a broken file
         raise InputError(f"{path}: {_reason(error)}") from None
 
 
-def image_size(path: Path, *, thorough: bool) -> tuple[int, int] | str:
+def image_path(path: str | AnyPath) -> AnyPath:
+    """An image of a data set, by the name that detectron2 has of it."""
+    if not isinstance(path, str):
+        return path
+    return ObjectPath.of(path) if is_url(path) else Path(path)
+
+
+def image_size(path: AnyPath, *, thorough: bool) -> tuple[int, int] | str:
     """(width, height) as :func:`read_image` gives them, or in a few words why it cannot.
 
     From the head of the file, and its end, which is missing where it was cut off; ``thorough`` decodes all of it.
@@ -73,10 +86,13 @@ def image_size(path: Path, *, thorough: bool) -> tuple[int, int] | str:
             if _orientation(image) in _ROTATED:
                 width, height = height, width
             ending = _FILE_ENDS.get(image.format or "", b"")
-            file.seek(max(0, path.stat().st_size - len(ending)))
+            file.seek(max(0, file_size(path) - len(ending)))
             whole = file.read() == ending
         if thorough or (ending and not whole):
             read_image(path)
+    except StorageError:
+        # Not the image's fault: it is not to be left out.
+        raise
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     except Exception as error:  # see read_image

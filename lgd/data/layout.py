@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lgd.errors import InputError
+from lgd.storage.object_path import AnyPath, local_file
+from lgd.storage.store import StorageError
 
 __all__ = ["CLEANED", "CocoLayout", "Counts", "Outcome", "Problem", "RawSplit", "SplitCounts", "read_bytes"]
 
@@ -39,12 +41,13 @@ class Counts(NamedTuple):
 class CocoLayout:
     """Where the COCO files of two splits lie and what is in them; all paths are absolute."""
 
-    root: Path
+    root: AnyPath
     """Directory of the data."""
     train_json: Path
-    train_images: Path
+    """On this machine, as ``val_json``; images may be in object storage."""
+    train_images: AnyPath
     val_json: Path
-    val_images: Path
+    val_images: AnyPath
     class_names: tuple[str, ...]
     """By rising category id, the order of detectron2's contiguous labels."""
     category_ids: tuple[int, ...]
@@ -77,9 +80,9 @@ class Problem(NamedTuple):
 class RawSplit:
     """A split in COCO's terms, its entries as they were read. An entry may say in "_where" where it was read."""
 
-    path: Path
+    path: AnyPath
     """The file that messages name; the COCO file itself where ``is_coco``."""
-    folder: Path
+    folder: AnyPath
     """The directory of the images."""
     images: list[Any]
     annotations: list[Any]
@@ -94,9 +97,11 @@ class RawSplit:
     """Whether boxes, areas and polygons are in parts of their image's width and height."""
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: AnyPath) -> bytes:
     """Raises InputError, one line."""
     try:
-        return path.read_bytes()
+        return local_file(path).read_bytes()
+    except StorageError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -13,13 +13,24 @@ from detectron2.structures import BitMasks, PolygonMasks
 from torch.nn import functional
 
 from lgd.data.images import read_image
+from lgd.errors import InputError
+from lgd.storage.object_path import ObjectPath
+from lgd.storage.outputs import is_url
 
-__all__ = ["CACHE_BYTES", "FastDatasetMapper", "ImageCache", "Sample"]
+__all__ = ["CACHE_BYTES", "FastDatasetMapper", "ImageCache", "ReadError", "Sample"]
 
 Sample = dict[str, Any]
 
 CACHE_BYTES = 2**30
 """Default budget of decoded images."""
+
+
+class ReadError(InputError):
+    """An image cannot be read. One line, also where torch raises it again from what a worker process raised."""
+
+    def __init__(self, message: str) -> None:
+        # torch makes it "Caught ReadError in DataLoader worker process 0." and a traceback that ends with this error.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 class ImageCache:
@@ -32,12 +43,11 @@ class ImageCache:
     def __init__(self, budget: int = CACHE_BYTES) -> None:
         self.budget = budget
         self.used = 0
-        self._images: dict[tuple[str, int, int, int], torch.Tensor] = {}
+        self._images: dict[tuple[str, int, int | str, int], torch.Tensor] = {}
 
     def read(self, path: str, shrink: int = 1) -> torch.Tensor:
         """(3, H, W) uint8, BGR, a view that nobody may write to; see :func:`lgd.data.images.read_image`."""
-        status = os.stat(path)  # noqa: PTH116 - twice as fast as Path's, once a sample
-        key = (path, shrink, status.st_mtime_ns, status.st_size)
+        key = (path, shrink, *_version(path))
         image = self._images.get(key)
         if image is None:
             image = torch.from_numpy(read_image(path, shrink)).permute(2, 0, 1)
@@ -45,6 +55,16 @@ class ImageCache:
                 self._images[key] = image
                 self.used += image.nbytes
         return image
+
+
+def _version(path: str) -> tuple[int | str, int]:
+    """What changes with the image, and its size in bytes."""
+    if is_url(path):
+        entry = ObjectPath.of(path).find()
+        # Where there is none, whoever reads it says so.
+        return ("", 0) if entry is None else entry
+    status = os.stat(path)  # noqa: PTH116 - twice as fast as Path's, once a sample
+    return status.st_mtime_ns, status.st_size
 
 
 class FastDatasetMapper(DatasetMapper):
@@ -86,7 +106,10 @@ class FastDatasetMapper(DatasetMapper):
         """dataset_dict is owned and changed: DatasetFromList unpickles a new one each time."""
         height, width = dataset_dict["height"], dataset_dict["width"]
         shrink = self.shrink(height, width)
-        pixels = self.cache.read(dataset_dict["file_name"], shrink)
+        try:
+            pixels = self.cache.read(dataset_dict["file_name"], shrink)
+        except InputError as error:
+            raise ReadError(str(error)) from None
         if pixels.shape[1:] not in ((height, width), (-(-height // shrink), -(-width // shrink))):
             detection_utils.check_image_size(dataset_dict, pixels.permute(1, 2, 0))
         if self._paint and self.is_train:

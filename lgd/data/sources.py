@@ -19,8 +19,15 @@ from lgd.data.split import ValSplit, takes_val_from_train
 from lgd.data.voc import find_voc_splits, voc_files
 from lgd.data.yolo import find_yolo_splits
 from lgd.errors import InputError
+from lgd.storage.file_cache import image_cache
+from lgd.storage.object_path import ObjectPath, data_path, refresh
+from lgd.storage.outputs import is_url
+from lgd.storage.store import StorageError
 
 __all__ = ["find_dataset"]
+
+URL_SCHEMES = ("coco-json", COCO_FILES)
+"""Sources whose directories and files may be URLs."""
 
 
 def find_dataset(
@@ -29,6 +36,8 @@ def find_dataset(
     """Find or make the data that ``source`` names; see :func:`lgd.data.catalog.resolve`, which registers it too."""
     try:
         layout = _find_layout(source, shapes, problems, split)
+    except StorageError:
+        raise
     except OSError as error:
         # A path that is too long, a directory that may not be read.
         raise InputError(f"data {source}: {error.filename or 'a file'}: {error.strerror or error}") from None
@@ -50,6 +59,7 @@ def find_dataset(
 
 def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     scheme, _, rest = source.partition(":")
+    _check_urls(source)
     if source == "shapes":
         # Before any image is made.
         takes_val_from_train("the data set shapes", True, split)
@@ -68,10 +78,28 @@ def _find_layout(source: str, shapes: ShapesSpec, problems: list[Problem] | None
     raise InputError(f"unknown data {source!r}: known are {', '.join(SCHEMES[:-1])} and {SCHEMES[-1]}")
 
 
+def _check_urls(source: str) -> None:
+    """Look anew at what lies in object storage. Raises InputError where this layout is not read from there."""
+    scheme, _, rest = source.partition(":")
+    urls = [x for x in rest.split(",") if is_url(x)]
+    if not urls:
+        return
+    if scheme not in URL_SCHEMES:
+        raise InputError(
+            f"data {source}: of object storage {' and '.join(f'{x}:' for x in URL_SCHEMES)} are read alone"
+        )
+    # Before anything is fetched.
+    image_cache()
+    for url in urls:
+        place = data_path(url.partition("#")[0] if scheme == "coco-json" else url)
+        assert isinstance(place, ObjectPath)
+        refresh(place)
+
+
 def _coco(rest: str, problems: list[Problem] | None, split: ValSplit | None) -> CocoLayout:
     """A directory, or DIR#SUFFIX where there is no directory of the whole name."""
     directory, mark, suffix = rest.rpartition("#")
-    if mark and not Path(rest).expanduser().is_dir():
+    if mark and (is_url(rest) or not Path(rest).expanduser().is_dir()):
         return find_coco_splits(directory, suffix, problems, split)
     return find_coco_splits(rest, problems=problems, split=split)
 

@@ -19,22 +19,24 @@ from lgd.data.split import ValSplit, split_raw
 from lgd.data.validate_split import ValidatedSplit, validate_split
 from lgd.errors import InputError
 from lgd.files import write_text
+from lgd.storage.object_path import AnyPath, file_state, local_file
+from lgd.storage.store import StorageError
 
 __all__ = ["validated_layout"]
 
 _log = logging.getLogger(__name__)
 
-FileStates = tuple[tuple[str, int, int], ...]
-"""Path, modification time and size of files and directories."""
+FileStates = tuple[tuple[str, int | str, int], ...]
+"""Path, modification time (in a store: version) and size of files and directories."""
 
 _layouts: dict[tuple[FileStates, ValSplit | None], CocoLayout] = {}
 """By the state of what was read: full COCO's files take many seconds."""
 
 
 def validated_layout(
-    root: Path,
+    root: AnyPath,
     read: Callable[[], tuple[RawSplit, RawSplit | None]],
-    files: Iterable[Path],
+    files: Iterable[AnyPath],
     problems: list[Problem] | None = None,
     split: ValSplit | None = None,
 ) -> CocoLayout:
@@ -69,7 +71,7 @@ def validated_layout(
     fingerprint = _fingerprint(raw, splits, texts)
     directory = cache_root() / "data" / f"{CLEANED}{fingerprint[:16]}"
     train_json, val_json = (
-        source.path if text is None else _write(directory / f"instances_{name}.json", text)
+        local_file(source.path) if text is None else _write(directory / f"instances_{name}.json", text)
         for name, source, text in zip(("train", "val"), raw, texts, strict=True)
     )
     layout = CocoLayout(
@@ -104,15 +106,16 @@ def _notes(
     return notes
 
 
-def _file_states(paths: Iterable[Path]) -> FileStates:
+def _file_states(paths: Iterable[AnyPath]) -> FileStates:
     """Missing files are left out."""
     states = []
     for path in paths:
         try:
-            status = path.stat()
+            states.append(file_state(path))
+        except StorageError:
+            raise
         except (OSError, ValueError):
             continue
-        states.append((str(path), status.st_mtime_ns, status.st_size))
     return tuple(states)
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from lgd.data.annotation_values import clip_box, is_id, is_number, usable_segmentation
-from lgd.data.images import image_size
+from lgd.data.image_sizes import ImageSizes
 from lgd.data.layout import Outcome, Problem, RawSplit, SplitCounts
+from lgd.storage.object_path import file_size
 
 __all__ = ["ValidatedSplit", "validate_split"]
 
@@ -58,6 +59,7 @@ class _SplitValidator:
         self.images: dict[int, dict[str, Any]] = {}
         self.dropped_images: set[int] = set()
         self.image_sizes: list[tuple[str, int]] = []
+        self.sizes = ImageSizes(raw, thorough=problems is not None)
         self.category_ids = {number for number, _ in raw.categories}
 
     def run(self) -> ValidatedSplit:
@@ -115,7 +117,7 @@ class _SplitValidator:
             self.changed = True
             if "width" in value or self.raw.is_coco:
                 self.report("fixed", "no size", f"{name!r} has {width}x{height} pixels", entry)
-        self.image_sizes.append((name, (self.raw.folder / name).stat().st_size))
+        self.image_sizes.append((name, file_size(self.raw.folder / name)))
         self.images[value["id"]] = {"id": number, "file_name": name, "width": width, "height": height}
 
     def image_fault(self, value: Any) -> _Fault | tuple[int, int]:
@@ -129,7 +131,7 @@ class _SplitValidator:
             return _Fault("duplicate id", f"an image before it has the id {number}")
         if not isinstance(name, str) or not name:
             return _Fault("broken entry", f"has the file_name {name!r}")
-        size = image_size(self.raw.folder / name, thorough=self.problems is not None)
+        size = self.sizes.of(name)
         if isinstance(size, str):
             return _Fault("missing image" if size == "is missing" else "unreadable image", f"{name!r} {size}")
         annotated = (value.get("width"), value.get("height"))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from lgd.errors import InputError
 from lgd.files import atomic_write
@@ -36,6 +36,9 @@ LONGEST_PAUSE = 10.0
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
 """Seconds that one try of a request to S3 waits."""
+
+CONNECTIONS = 32
+"""To S3, of a process."""
 
 PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError,
@@ -81,14 +84,33 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None where there is no such object."""
+        # Otherwise s3fs asks for its size first, to fetch its parts side by side: twice the requests.
+        options = {"max_concurrency": 1} if self.url.startswith("s3://") else {}
 
         def read() -> bytes | None:
             try:
-                return bytes(self._files.cat_file(self._path(name)))
+                return bytes(self._files.cat_file(self._path(name), **options))
             except FileNotFoundError:
                 return None
 
         return self._tried(read, name)
+
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes ``start`` to ``end`` of an object. Raises FileNotFoundError where there is no such object."""
+
+        def read() -> bytes | None:
+            try:
+                found = bytes(self._files.cat_file(self._path(name), start=start, end=end))
+            except FileNotFoundError:
+                return None
+            if len(found) != end - start:
+                raise OSError(f"{len(found)} of {end - start} bytes came")
+            return found
+
+        part = self._tried(read, name)
+        if part is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", f"{self.url}/{name}".rstrip("/"))
+        return part
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -151,15 +173,20 @@ class Store:
 
     def entry(self, name: str) -> Entry | None:
         """One object; None where there is no such object."""
+        found = self.look(name)
+        return found if isinstance(found, Entry) else None
 
-        def entry() -> Entry | None:
+    def look(self, name: str = "") -> Entry | Literal["directory"] | None:
+        """What lies under ``name``: an object, or others below it, which are not listed for that; None for neither."""
+
+        def look() -> Entry | Literal["directory"] | None:
             try:
                 info = self._files.info(self._path(name))
             except FileNotFoundError:
                 return None
-            return Entry(_version(info), int(info["size"])) if info["type"] == "file" else None
+            return Entry(_version(info), int(info["size"])) if info["type"] == "file" else "directory"
 
-        return self._tried(entry, name)
+        return self._tried(look, name)
 
     def entries(self, name: str = "") -> dict[str, Entry]:
         """All objects under ``name``, by their names relative to this store."""
@@ -252,7 +279,8 @@ def filesystem(scheme: str) -> Any:
         if scheme == "s3":
             # Its own tries would multiply with ours.
             timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **timeouts}
+            retries = {"total_max_attempts": 1}
+            options["config_kwargs"] = {"retries": retries, "max_pool_connections": CONNECTIONS, **timeouts}
         try:
             made = fsspec.filesystem(scheme, **options)
         except ImportError:

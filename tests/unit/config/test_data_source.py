@@ -23,6 +23,11 @@ from lgd.errors import InputError
         ("coco-files:a.json,/images", "coco-files:{here}/a.json,/images"),
         ("yolo:x/data.yaml", "yolo:{here}/x/data.yaml"),
         ("voc:", "voc:"),
+        ("coco-json:s3://bucket/a/mine#2017", "coco-json:s3://bucket/a/mine#2017"),
+        (
+            "coco-files:a.json,s3://bucket/v.json,gs://bucket/x",
+            "coco-files:{here}/a.json,s3://bucket/v.json,gs://bucket/x",
+        ),
     ],
 )
 def test_paths_become_absolute(source: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +42,8 @@ def test_paths_become_absolute(source: str, expected: str, tmp_path: Path, monke
         ("coco-json:/home/me/data/coco", "coco-json:data/coco"),
         # Two sets of annotations of the same images are two data sets.
         ("coco-files:/x/a/t.json,/x/a/v.json,/x/y/images", "coco-files:a/t.json,a/v.json,y/images"),
+        ("coco-json:s3://bucket/some/data/coco", "coco-json:data/coco"),
+        ("coco-files:s3://b/x/a/t.json,/x/a/v.json,gs://b/y/images", "coco-files:a/t.json,a/v.json,y/images"),
     ],
 )
 def test_sources_of_several_machines_compare(source: str, expected: str) -> None:
