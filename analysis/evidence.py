@@ -97,6 +97,8 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
     """
     from analysis.evidence_answers import answers
     from analysis.evidence_older import count, older
+    from analysis.first_run import COMMAND as FIRST_COMMAND
+    from analysis.first_run import first_run
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE
 
@@ -117,6 +119,8 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
         reading=_reading(studies, table, READING),
         reading_of_default=_reading(studies, table, READING_OF_DEFAULT),
         any_gpu=any(study.on_gpu for study in studies),
+        first=first_run(studies[0].directory.parent),
+        first_command=FIRST_COMMAND,
     )
 
 

@@ -10,11 +10,13 @@ import pandas as pd
 
 from analysis.evidence_curves import equal_cost_sentences, length_sentences, lengths_table, more_training
 from analysis.frame import row_dicts
+from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
 from analysis.methods_table import methods_table
 from analysis.questions import asked
 from analysis.rates import rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
+from analysis.split_gains import imitation_sentences, split_table
 from analysis.stats import CONFIDENCE, paired_difference, verdict
 from analysis.studies import AP, Study
 from analysis.study_page import TEACHER_MEASURES
@@ -25,6 +27,7 @@ from analysis.verdict_text import conclusion, numbers, parts, points, summary
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
+from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 
 DEFAULT = "tiny"
 """The preset that commands train unless they are told otherwise."""
@@ -74,10 +77,11 @@ def newest(studies: Sequence[Study], grid: str) -> Study | None:
 
 def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     """None where no study of the grids that answer is of the default preset. table: the studies' comparisons."""
-    components, rates, lengths, methods = (
-        newest(studies, name) for name in (COMPONENTS.name, LEARNING_RATE, SCHEDULE_LENGTH, METHODS)
+    components, rates, lengths, methods, needs, by_data = (
+        newest(studies, name)
+        for name in (COMPONENTS.name, LEARNING_RATE, SCHEDULE_LENGTH, METHODS, TEACHER_NEEDS, GAIN_BY_DATA)
     )
-    used = [study for study in (components, rates, lengths, methods) if study is not None]
+    used = [study for study in (components, rates, lengths, methods, needs, by_data) if study is not None]
     if not used:
         return None
     found, tables, conclusions, brief = list[Point](), list[tuple[Study, TextTable]](), list[str](), list[str]()
@@ -97,6 +101,12 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
         found.append(Point("Learning rates", rates, _of_rates(rates)))
     if methods is not None:
         found.append(Point("All methods, at equal steps", methods, _of_methods(methods_table(methods.runs, METHODS))))
+    if needs is not None:
+        found.append(Point("What the teacher needs", needs, imitation_sentences(needs.records)))
+        tables += [(needs, x) for x in [split_table(needs.records)] if x]
+    if by_data is not None:
+        found.append(Point("Images and features", by_data, data_sentences(by_data.records)))
+        tables += [(by_data, x) for x in [data_table(by_data.records)] if x]
     return Answers(
         _setting(used[0]),
         _caveat(used[0]),

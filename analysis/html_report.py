@@ -6,7 +6,7 @@ import base64
 import io
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from analysis.contention import step_spread_note
 from analysis.examples import Example, examples
 from analysis.frame import row_dicts
 from analysis.frontier import frontier, frontier_text, hours_name, on_gpu, with_notes_on_hours
+from analysis.gain_by_data import data_table
 from analysis.load import Run, arm_of, gpu_hours, is_reproduction, other_load, step_spread
 from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.plots.style import NARROW
-from analysis.render import MISSING, html_table, interval, number, signed, with_mark, with_unit
+from analysis.render import MISSING, TextTable, html_table, interval, number, signed, with_mark, with_unit
 from analysis.shown import MOST_ROWS, arms_shown, best_rows, first_rows
+from analysis.split_gains import split_table
 from analysis.stats import verdict
 from analysis.sweep_table import Sweep, main_table
 from analysis.table_names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
@@ -54,6 +56,8 @@ ABOUT = {
     "learning-rate": "AP against the learning rate, an arm a line.",
     "schedule-length": "AP against the steps of the whole training, each length with its own decay.",
     "distill-weight": "AP against the weight of the distillation loss, a method a line; dashed: the baseline.",
+    "gain-by-data": "Gain in AP over the baseline by number of training images, a row a method and backbone.",
+    "imitation-lead": "What imitation gains against the teacher's lead over its student, an arm a point.",
     "gains": "AP over the baseline of the same setting, points. Hollow bars are from one seed.",
     "loss-weights": "AP against the weights of the losses.",
     "profile": "Part of the runs that gain more than so many points of AP, over data sets and detectors.",
@@ -66,9 +70,9 @@ ABOUT = {
 
 PARTS = {
     "verdict": ("gain-against-cost",),
-    "curves": ("curves", "ap-hours", "learning-rate", "schedule-length", "distill-weight"),
+    "curves": ("curves", "ap-hours", "learning-rate", "schedule-length", "distill-weight", "gain-by-data"),
     "arms": ("gains", "loss-weights", "profile", "classes"),
-    "teacher": ("label-signal",),
+    "teacher": ("label-signal", "imitation-lead"),
     "costs": ("pareto", "cost"),
 }
 """The figures of each part of the page."""
@@ -118,7 +122,8 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
         "tables": _tables(runs, sweep, place),
         "costs": _cost_tables(runs, place),
-        "teachers": Markup(html_table(first_rows(teachers))) if teachers else "",
+        "teachers": _html([teachers, split_table(records)]),
+        "data": _html([data_table(records)]),
         "examples": [_example(x) for x in shown],
         "missing": missing,
         "failed": [(arm_of(x), x) for x in failed[:MOST_ROWS]],
@@ -128,6 +133,11 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "resume": f"python ablations/run.py --resume {place}" if (directory / SWEEP_FILE).exists() else "",
         **_what_ran(records),
     }
+
+
+def _html(tables: Iterable[TextTable | None]) -> Markup:
+    """Those that there are, one below the other."""
+    return Markup("").join(Markup(html_table(first_rows(table))) for table in tables if table)
 
 
 def _what_ran(records: Sequence[Record]) -> dict[str, Any]:

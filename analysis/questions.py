@@ -95,7 +95,7 @@ def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
         equal = {steps_from: arm for arm, (budget, steps_from) in budgets.items() if budget == name and arm in names}
         question = Question(
             name, reference, equal.pop(reference, ""), next(iter(equal.values()), ""),
-            _without_imitation(records, name), again(reference) if again(reference) in names else "", best_of,
+            without_imitation(records, name), again(reference) if again(reference) in names else "", best_of,
         )  # fmt: skip
         found.append(_at_best_rates(question, records, curves))
     return found
@@ -106,7 +106,7 @@ def _mean(records: Iterable[Record]) -> float:
     return sum(found) / len(found) if found else float("-inf")
 
 
-def _without_imitation(records: Sequence[Record], arm: str) -> str:
+def without_imitation(records: Sequence[Record], arm: str) -> str:
     """The arm that is ``arm`` but for its distillation loss, whose weight is 0; "" where it was not trained."""
     own = next((identity(x.experiment) for x in records if arm_of(x) == arm), None)
     if own is None or not getattr(own.method, "distill_weight", 0.0):

@@ -1,4 +1,4 @@
-"""AP against one number, an arm a curve: learning rates, lengths of training, weights of the distillation loss.
+"""AP against one number, an arm a curve: learning rates, lengths of training, weights of the distillation loss, images.
 
 Curves follow from what was trained, not from names: finished runs that differ in that number, their seed, and what
 changes no result, are points of one curve.
@@ -102,6 +102,15 @@ def length_curves(records: Iterable[Record]) -> list[Curve]:
         records,
         lambda experiment: experiment.schedule.steps,
         lambda experiment: _with_schedule(experiment, steps=Schedule().steps),
+    )
+
+
+def data_curves(records: Iterable[Record]) -> list[Curve]:
+    """AP against the part of the training images that are trained on."""
+    return _curves(
+        records,
+        lambda experiment: experiment.data.train_fraction,
+        lambda experiment: experiment.override({"data.train_fraction": 1.0}),
     )
 
 

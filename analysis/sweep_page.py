@@ -10,10 +10,12 @@ import pandas as pd
 
 from analysis.commands import training_command
 from analysis.frame import row_dicts
+from analysis.gain_by_data import data_table
 from analysis.html_report import ABOUT
 from analysis.plots.figures import figures
 from analysis.plots.style import save
 from analysis.render import TextTable, markdown_text, with_interval
+from analysis.split_gains import split_table
 from analysis.studies import NOTES, Study
 from analysis.sweep_table import main_table, sweep_of
 from analysis.teachers import teacher_notes, teachers_text
@@ -21,6 +23,7 @@ from analysis.templating import render
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict_text import summary
 from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST
+from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
     LEARNING_RATE: ("learning-rate",),
@@ -28,6 +31,8 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     DISTILL_WEIGHT: ("distill-weight",),
     METHODS: ("gain-against-cost", "pareto"),
     METHODS_BY_COST: ("gain-against-cost", "pareto"),
+    GAIN_BY_DATA: ("gain-by-data", "pareto"),
+    TEACHER_NEEDS: ("imitation-lead", "gain-against-cost", "label-signal"),
     "loss-weights": ("gain-against-cost", "loss-weights"),
 }
 """The report's figures that a kept study of a grid shows."""
@@ -56,6 +61,7 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
         said=[markdown_text(" ".join(x).strip()) for x in said.verdicts],
         notes=list(map(markdown_text, said.notes)),
         table=main_table(study.runs, sweep),
+        more=[x for x in (split_table(records), data_table(records)) if x is not None],
         teachers=teachers,
         parts=_parts(row_dicts(comparisons)),
         shown=[(name, ABOUT[name]) for name, _ in figures(study.runs, names=_names(study))],

@@ -17,6 +17,7 @@ from analysis.plots.style import STYLE, WIDE, Layout, save
 from analysis.plots.teachers import label_signal
 from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
 from analysis.plots.verdict import gain_against_cost
+from analysis.plots.when import gain_by_data, imitation_against_lead
 
 FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "gain-against-cost": gain_against_cost,
@@ -29,6 +30,8 @@ FIGURES: Mapping[str, Callable[[Sequence[Run], Layout], Figure | None]] = {
     "learning-rate": learning_rates,
     "schedule-length": schedule_lengths,
     "distill-weight": distill_weights,
+    "gain-by-data": gain_by_data,
+    "imitation-lead": imitation_against_lead,
     "profile": performance_profile,
     "classes": classes,
     "label-signal": label_signal,

@@ -38,7 +38,7 @@ class Arm:
     """With ``time_budget_from``: the training of its own teacher, which is that of ``steps_from``, comes out of the
     budget."""
     factors: Mapping[str, float] = field(default_factory=dict)
-    """Settings that are multiplied, after ``--set``: those that are numbers, whole numbers rounded."""
+    """Settings that are multiplied, after ``--set``: numbers, whole ones rounded, and each of a tuple of numbers."""
     answers: bool = False
     """Whether the sweep asks if this arm is worth its cost: the verdict is about it (analysis/verdict.py)."""
     seed_offset: int = 0

@@ -62,6 +62,9 @@ class Data(Settings):
     split; 0: the data's own split."""
     split_seed: NonNegativeInt = 0
     """Which images ``val_fraction`` takes: they follow from this and from the images' names."""
+    train_fraction: Annotated[Fraction, Field(gt=0)] = 1.0
+    """The part of the training images that are trained on. Which ones follows from their ids, and a smaller part is
+    within a larger one."""
     resplit: bool = False
     """Whether ``val_fraction`` takes training images also where the data has a validation split, which is then left
     alone."""

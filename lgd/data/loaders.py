@@ -23,6 +23,7 @@ from lgd.data.catalog import register
 from lgd.data.dataset import DataSet, check_objects
 from lgd.data.mapper import CACHE_BYTES, FastDatasetMapper, ImageCache, Sample
 from lgd.data.sampling import BatchSampler, EqualSizes, SampleStream
+from lgd.data.split import part_of
 from lgd.distributed import shares
 from lgd.errors import InputError
 
@@ -50,6 +51,7 @@ def train_loader(
     start: int = 0,
     keep_empty: bool = False,
     group_aspect: bool = True,
+    fraction: float = 1.0,
     cache_bytes: int | None = None,
 ) -> Iterable[list[Sample]]:
     """Endless training batches in detectron2's format, a pure function of (seed, position, these sizes).
@@ -59,8 +61,9 @@ def train_loader(
     masks: with ``gt_masks``. workers: see :func:`worker_processes`; they change nothing about the batches. cuda:
     batches go to a GPU, so they come in pinned memory. start: samples that all processes together have consumed; a
     multiple of batch_size, and batches go on as if there had been no break. keep_empty: train also on images without
-    objects. group_aspect: put wide and high images into separate batches, as detectron2 does. cache_bytes: budget for
-    decoded images, divided between the workers; None for this process's shared gibibyte.
+    objects. group_aspect: put wide and high images into separate batches, as detectron2 does. fraction: the part of
+    the images to train on (lgd/data/split.py). cache_bytes: budget for decoded images, divided between the workers;
+    None for this process's shared gibibyte.
 
     Iterating again begins at ``start`` again. Raises InputError for sizes that do not fit and, with masks, for
     annotations without a segmentation.
@@ -70,7 +73,7 @@ def train_loader(
     if not keep_empty:
         check_objects(dataset)
     register(dataset)
-    records = _records(dataset.train, filter_empty=not keep_empty)
+    records = part_of(_records(dataset.train, filter_empty=not keep_empty), fraction, lambda x: x["image_id"])
     processes = worker_processes(workers, cuda=cuda)
     mapper = FastDatasetMapper(
         min_sizes=min_sizes,

@@ -1,18 +1,29 @@
-"""A validation split for data that has none: a part of the training images, chosen by a hash of their names."""
+"""A validation split for data that has none, and a part of the training images to train on: both chosen by a hash."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lgd.config.experiment import Data
 from lgd.data.annotation_values import is_id
 from lgd.data.layout import Problem, RawSplit
 from lgd.errors import InputError
 
-__all__ = ["HINT", "ValSplit", "names_of_val", "split_raw", "takes_val_from_train", "val_split_of"]
+T = TypeVar("T")
+
+__all__ = [
+    "HINT",
+    "ValSplit",
+    "names_of_val",
+    "part_of",
+    "part_size",
+    "split_raw",
+    "takes_val_from_train",
+    "val_split_of",
+]
 
 HINT = "--val-fraction 0.2 takes a fifth of the training images"
 """End of the message for data without a validation split."""
@@ -58,6 +69,23 @@ def names_of_val(names: Iterable[str], split: ValSplit) -> set[str]:
     ordered = sorted(set(names), key=lambda name: _hash(name, split.seed))
     count = round(len(ordered) * split.fraction)
     return set(ordered[: min(max(count, 1), max(len(ordered) - 1, 0))])
+
+
+def part_of(images: Sequence[T], fraction: float, identity: Callable[[T], object]) -> list[T]:
+    """``round(fraction * N)`` of N images, one at least, in their order: those with the lowest hashes of ``identity``.
+
+    Those of a smaller fraction are among those of a larger one.
+    """
+    if fraction == 1:
+        return list(images)
+    names = [str(identity(x)) for x in images]
+    ordered = sorted(range(len(images)), key=lambda i: _hash(names[i], 0))
+    return [images[i] for i in sorted(ordered[: part_size(len(images), fraction)])]
+
+
+def part_size(images: int, fraction: float) -> int:
+    """How many of ``images`` :func:`part_of` takes; 0 of none."""
+    return min(max(round(images * fraction), 1), images)
 
 
 def _hash(name: str, seed: int) -> tuple[bytes, str]:

@@ -207,10 +207,7 @@ def build(
         model,
         optimizer,
         data=dataset.fingerprint,
-        # Two directories with the same files are the same data.
-        pipeline=experiment.data.model_dump(
-            mode="json", exclude={*DATA_SET_KEYS, *keys_without_effect_on_result(Data)}
-        ),
+        pipeline=_pipeline(experiment.data),
         # The learning rate is in the optimiser's groups, whichever of these two settings it came from.
         schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
         precision=experiment.precision,
@@ -219,6 +216,13 @@ def build(
         **_of_teacher(experiment),
     )
     return Built(model, optimizer, scheduler, dataset, device, found)
+
+
+def _pipeline(data: Data) -> dict[str, Any]:
+    """What is done with the images. Two directories with the same files are the same data."""
+    # Trainings of before this setting existed are trainings on all images.
+    whole = ("train_fraction",) if data.train_fraction == 1 else ()
+    return data.model_dump(mode="json", exclude={*DATA_SET_KEYS, *keys_without_effect_on_result(Data), *whole})
 
 
 def build_model(

@@ -247,6 +247,7 @@ def _loader(state: TrainingState) -> Any:
         workers=data.workers,
         cuda=state.built.device.type == "cuda",
         start=state.start * schedule.batch,
+        fraction=data.train_fraction,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lgd.config.experiment import Backbone, Data, Detector, Experiment, Schedule
 from lgd.config.grids import grid, plan
@@ -78,3 +79,25 @@ def _run_table7(root: Path) -> Path:
             trial.experiment, trial.directory, grid="table7", preset="nano", arm=trial.arm, overrides=QUICK
         )
     return directory
+
+
+def _beyond_limits(axes: Any) -> list[Any]:
+    low, high = sorted(axes.get_ylim())
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    return [label for place, label in ticks if not low <= place <= high]
+
+
+def assert_texts_inside(figure: Any) -> None:
+    """No text of a figure is cut off at its edges."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page = figure.bbox
+    # Ticks beyond an axis' limits are not drawn.
+    outside = {label for axes in figure.axes for label in _beyond_limits(axes)}
+    texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.xaxis.label)]
+    for text in (x for x in (*texts, figure._suptitle) if x is not None and x.get_text()):  # type: ignore[attr-defined]
+        if text in outside:
+            continue
+        box = text.get_window_extent(canvas.get_renderer())
+        assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text.get_text()
+        assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1, text.get_text()

@@ -7,7 +7,6 @@ import warnings
 import xml.etree.ElementTree as ET
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -24,7 +23,7 @@ from lgd.config.grids import LOSS_WEIGHTS, plan
 from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores
 
-from .conftest import MakeRecord
+from .conftest import MakeRecord, assert_texts_inside
 
 
 def _texts(svg: Path) -> str:
@@ -90,33 +89,19 @@ def test_what_cannot_be_drawn_any_more_goes(make_record: MakeRecord, tmp_path: P
     assert draw([], tmp_path) == []
 
 
-def _beyond_limits(axes: Any) -> list[Any]:
-    low, high = sorted(axes.get_ylim())
-    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-    return [label for place, label in ticks if not low <= place <= high]
-
-
 @pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_leaves_the_page(name: str, layout: Layout, real_results: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = FIGURES[name](load_runs(real_results), layout)
         if figure is None:
-            others = ("loss-weights", "learning-rate", "schedule-length", "distill-weight", "profile")
+            others = (
+                *("loss-weights", "learning-rate", "schedule-length", "distill-weight", "profile"),
+                *("gain-by-data", "imitation-lead"),
+            )
             assert name in others, "not of this grid"
             return
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        page = figure.bbox
-        # Ticks beyond an axis' limits are not drawn.
-        outside = {label for axes in figure.axes for label in _beyond_limits(axes)}
-        texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.xaxis.label)]
-        for text in (x for x in (*texts, figure._suptitle) if x is not None and x.get_text()):  # type: ignore[attr-defined]
-            if text in outside:
-                continue
-            box = text.get_window_extent(canvas.get_renderer())
-            assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text.get_text()
-            assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1, text.get_text()
+        assert_texts_inside(figure)
 
 
 def test_many_arms_keep_apart(make_record: MakeRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -33,7 +34,8 @@ from lgd.config.presets import NANO, PAPER, PAPER_TABLES_AT, TINY, Preset, at_pr
 from lgd.detectors.weight_sources import find_weights
 from lgd.errors import InputError
 from lgd.training import run as training
-from lgd.training.build import dry_build
+from lgd.training.build import inspect_training
+from lgd.training.shared_work import SharedWork
 
 PRESETS = PAPER_TABLES_AT
 CASES = [(name, size) for name in NAMES for size in get_args(Preset) if name in PRESET_FREE or size in PAPER_TABLES_AT]
@@ -67,8 +69,20 @@ def test_arms_of_a_nano_grid_build_different_things(name: str, tmp_path: Path) -
     """What run.py refuses a grid for: two arms with the same model, optimiser and data."""
     small = ["data.shapes_train=12", "data.shapes_val=6"]
     trials = plan(_possible(grid(name, "nano"), NANO), NANO, 1, small, tmp_path)
-    prints = {dry_build(t.experiment) for t in trials}
+    prints = {_fingerprint(t.experiment) for t in trials}
     assert len(prints) == len(trials)
+
+
+SHARED = SharedWork()
+"""Grids repeat each other's networks."""
+
+
+@cache
+def _fingerprint(experiment: Experiment) -> str:
+    """As a sweep finds it before it trains."""
+    found = inspect_training(experiment, shared=SHARED)
+    assert found is not None
+    return found.fingerprint
 
 
 def test_every_table_has_a_grid_with_its_rows() -> None:

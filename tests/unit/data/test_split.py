@@ -13,8 +13,9 @@ from lgd.config.experiment import Experiment
 from lgd.data.__main__ import main
 from lgd.data.catalog import load_dataset, resolve
 from lgd.data.dataset import DataSet
+from lgd.data.epochs import epoch_overrides
 from lgd.data.layout import Problem
-from lgd.data.split import ValSplit, names_of_val
+from lgd.data.split import ValSplit, names_of_val, part_of
 from lgd.errors import InputError
 from tests.helpers_data import (
     SMALL_SHAPES,
@@ -26,6 +27,7 @@ from tests.helpers_data import (
     write_voc,
     write_yolo,
 )
+from tests.helpers_loaders import batches
 
 HALF = ValSplit(0.5)
 
@@ -157,3 +159,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(["check", source, *options]) == 2
         assert capsys.readouterr().err == f"error: {words}\n"
+
+
+def test_a_part_of_the_training_images_lies_within_a_larger_one() -> None:
+    images = list(range(200))
+    half, quarter, all_ = (part_of(images, x, lambda image: image) for x in (0.5, 0.25, 1.0))
+    assert (len(half), len(quarter), all_) == (100, 50, images)
+    assert set(quarter) < set(half)
+    assert half == sorted(half)
+    # Not simply the first ones, and of another order of the same images the same ones.
+    assert half != images[:100]
+    assert set(part_of(images[::-1], 0.5, lambda image: image)) == set(half)
+    assert len(part_of(images, 1e-6, lambda image: image)) == 1
+    assert part_of([], 0.5, lambda image: image) == []
+
+
+def test_a_training_sees_its_part_only_and_epochs_are_of_it() -> None:
+    dataset = resolve("shapes", shapes=SMALL_SHAPES)
+    images = dataset.counts.train.images - dataset.counts.train.empty
+    seen = {x["image_id"] for batch in batches(dataset, 4 * images, fraction=0.5) for x in batch}
+    assert len(seen) == round(images / 2)
+    data = {"data.shapes_train": SMALL_SHAPES.train, "data.shapes_val": SMALL_SHAPES.val, "data.train_fraction": 0.5}
+    data |= {"data.shapes_side": SMALL_SHAPES.size, "schedule.epochs": 2}
+    assert epoch_overrides(Experiment().override(data)) == [f"schedule.epoch_images={round(images / 2)}"]

@@ -1,0 +1,97 @@
+"""How gains depend on the number of training images and on what the backbone's weights are at first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.load import arm_of
+from analysis.rates import Curve, data_curves, pairs
+from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
+from lgd.config.method import method_class
+from lgd.results.record import Record
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with one backbone: its gains over the baseline, and that one's AP, by number of training images."""
+
+    method: str
+    network: str
+    gains: dict[int, Difference]
+    baseline: dict[int, float]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}, {self.network}"
+
+
+def gains_by_data(records: Sequence[Record]) -> list[Row]:
+    """A row for each method and backbone that was trained on several parts of the images, as its baseline was."""
+    images = {arm_of(x): x.data.get("train_images") for x in records}
+    found = []
+    for base, arm in pairs(data_curves(records)):
+        whole = images[base.arms[max(base.points)]]
+        if not isinstance(whole, int):
+            continue
+        count = {fraction: round(whole * fraction) for fraction in base.points}
+        gains = {
+            count[x]: gain
+            for x in arm.points
+            if x in base.points and (gain := paired_difference(arm.points[x], base.points[x])) is not None
+        }
+        baseline = {count[x]: base.mean(x) for x in base.points}
+        found.append(Row(method_class(arm.method).title, _network(arm), gains, baseline))
+    return found
+
+
+def _network(curve: Curve) -> str:
+    detector = curve.setting.detector
+    if not detector.is_built_in:
+        return detector.label
+    return "from scratch" if detector.backbone.from_scratch else "pretrained"
+
+
+def data_table(records: Sequence[Record]) -> TextTable | None:
+    """:func:`gains_by_data` for people, a row a method and backbone; None without any."""
+    found = gains_by_data(records)
+    if not found:
+        return None
+    columns = sorted({images for row in found for images in row.gains})
+    rows = []
+    for network in dict.fromkeys(row.network for row in found):
+        of = [row for row in found if row.network == network]
+        rows.append([f"baseline's AP, {network}", *(number(of[0].baseline.get(x)) for x in columns)])
+        rows += [[row.label, *(_text(row.gains.get(x)) for x in columns)] for row in of]
+    note = f"Gain in AP over the baseline on the same images, with its {CONFIDENCE:.0%} t interval, paired by seed."
+    return TextTable("Gain by training images", ["", *(f"{x:,} images" for x in columns)], rows, [note])
+
+
+def _text(found: Difference | None) -> str:
+    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
+
+
+def data_sentences(records: Sequence[Record]) -> list[str]:
+    """For each method: where it gains or loses beyond noise, and whether that turns with the backbone's weights."""
+    found = gains_by_data(records)
+    lines = [_of_row(row) for row in found]
+    for method in dict.fromkeys(row.method for row in found):
+        rows = [row for row in found if row.method == method]
+        if len(rows) == 2:
+            common = rows[0].gains.keys() & rows[1].gains.keys()
+            flips = sum(rows[0].gains[x].mean * rows[1].gains[x].mean < 0 for x in common)
+            lines.append(
+                f"{method}'s gain has another sign {rows[0].network} than {rows[1].network} at {flips} of"
+                f" {len(common)} numbers of images, noise not considered."
+            )
+    return lines
+
+
+def _of_row(row: Row) -> str:
+    clear = [x for x, gain in sorted(row.gains.items()) if verdict(gain.low, gain.high) in ("more", "less")]
+    shown = "; ".join(f"{x:,} images {_text(row.gains[x])}" for x in clear)
+    return (
+        f"{row.label}: beyond noise at {len(clear)} of {len(row.gains)} numbers of images"
+        f"{' (' + shown + ')' if shown else ''}."
+    )

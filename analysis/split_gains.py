@@ -1,0 +1,106 @@
+"""What an arm's gain is made of: its second detection loss, and imitation; beside its teacher's lead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.grid_runs import reference_of
+from analysis.load import by_arm, by_seed, finished, score, teacher_ap
+from analysis.questions import without_imitation
+from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.stats import CONFIDENCE, Difference, paired_difference
+from analysis.teachers import NEVER, arms_never_ahead, teacher_notes
+from lgd.results.record import Record
+
+
+@dataclass(frozen=True)
+class SplitGain:
+    """An arm's gain in AP over its reference, in two parts. lead: its teacher's AP over its own.
+
+    second_loss: the same arm with nothing imitated over the reference. imitation: the arm over that.
+    """
+
+    arm: str
+    reference: str
+    gain: Difference | None
+    second_loss: Difference | None
+    imitation: Difference | None
+    teacher: float | None
+    lead: Difference | None
+
+
+def split_gains(records: Sequence[Record]) -> list[SplitGain]:
+    """One for each arm that was also trained without imitation, in the order of the records."""
+    found, records_of = [], by_arm(records)
+    own = {arm: by_seed(finished(of, arm), score("AP")) for arm, of in records_of.items()}
+    for arm, of in records_of.items():
+        without = without_imitation(records, arm)
+        if not without:
+            continue
+        reference = next((x for x in map(reference_of, of) if x in own and x != arm), "")
+        teachers = by_seed(finished(of, arm), teacher_ap)
+        found.append(
+            SplitGain(
+                arm,
+                reference,
+                paired_difference(own[arm], own.get(reference, {})),
+                paired_difference(own[without], own.get(reference, {})),
+                paired_difference(own[arm], own[without]),
+                sum(teachers.values()) / len(teachers) if teachers else None,
+                paired_difference(teachers, own[arm]),
+            )
+        )
+    return found
+
+
+def split_table(records: Sequence[Record]) -> TextTable | None:
+    """:func:`split_gains` for people; None where no arm was trained without imitation."""
+    found, never = split_gains(records), set(arms_never_ahead(records))
+    if not found:
+        return None
+    rows = [
+        [
+            x.arm,
+            str(x.gain.n if x.gain else 0),
+            number(x.teacher) + (f" {NEVER}" if x.arm in never else ""),
+            *(_text(part) for part in (x.lead, x.gain, x.second_loss, x.imitation)),
+        ]
+        for x in found
+    ]
+    notes = [
+        f"Points of AP with {CONFIDENCE:.0%} t intervals, paired by seed. lead: the teacher's AP over its student's in"
+        " the end. second loss: the same arm with nothing imitated, over the baseline. imitation: the arm over that."
+        " Both together are the gain.",
+        *teacher_notes(records, [x.arm for x in found]),
+    ]
+    header = ["arm", "seeds", "teacher's AP", "lead", "gain", "second loss", "imitation"]
+    return TextTable("What each gain is made of", header, rows, notes)
+
+
+def _text(found: Difference | None) -> str:
+    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
+
+
+def imitation_sentences(records: Sequence[Record]) -> list[str]:
+    """In how many arms the teacher led and imitation gained, and in which, beyond noise."""
+    found = [x for x in split_gains(records) if x.imitation is not None and x.lead is not None]
+    if not found:
+        return []
+    led = [x for x in found if _above(x.lead)]
+    gained = [x for x in found if _above(x.imitation)]
+    lost = [x for x in found if x.imitation and x.imitation.high is not None and x.imitation.high < 0]
+
+    def listed(arms: Sequence[SplitGain]) -> str:
+        return f" ({'; '.join(f'{x.arm} {_text(x.imitation)}' for x in arms)})" if arms else ""
+
+    both = [x for x in gained if x in led]
+    return [
+        f"Of {len(found)} arms the teacher is ahead of its student in the end in {len(led)}, beyond noise. Imitation"
+        f" gains beyond noise in {len(gained)}{listed(gained)}, in {len(both)} of them with such a teacher, and harms"
+        f" in {len(lost)}{listed(lost)}."
+    ]
+
+
+def _above(found: Difference | None) -> bool:
+    return found is not None and found.low is not None and found.low > 0

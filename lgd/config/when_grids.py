@@ -1,0 +1,127 @@
+"""Grids that ask when LGD pays: what its teacher needs to be ahead, and how gains depend on images and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lgd.config.arms import Arm, Grid
+from lgd.config.component_arms import BASELINE, LGD, LGD_RESIDUAL, OURS
+from lgd.config.experiment import Experiment, settings
+from lgd.config.paper_recipes import BACKBONES
+from lgd.config.presets import CPU_PRESETS, NANO, PAPER, TINY, lite
+from lgd.config.tuning_grids import at_each
+
+TEACHER_NEEDS, GAIN_BY_DATA = "teacher-needs", "gain-by-data"
+
+SEEDS = 3
+
+SIDES_ON_CPU, SIDES = (1.0, 1.5, 2.0), (0.5, 1.0)
+"""Sides of the images, as multiples of the preset's. Upsampled images show the same in more cells of a feature map."""
+
+_SIDE_SETTINGS = ("data.min_sizes", "data.max_size", "data.test_size")
+
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "own-label start (ours)": {"method.own_label_start": True},
+    "centred labels (ours)": {"method.centred_labels": True},
+    "released code's start": {"method.init": "reference"},
+    "informed start": {"method.init": "informed"},
+    "teacher at 0.3x rate": {"method.lr_factor": 0.3},
+    "teacher at 3x rate": {"method.lr_factor": 3.0},
+    "teacher with AdamW": {"method.teacher_optimizer": "adamw"},
+    "without adapter": {"method.adapter": False},
+    "instructive weight 0.3": {"method.instructive_weight": 0.3},
+}
+"""What is changed of LGD, each alone. The preset's own start is not one of them."""
+
+_VARIANTS_OF_OURS: Mapping[str, Mapping[str, Any]] = {
+    "ours, teacher at 1x rate": {"method.lr_factor": 1.0},
+    "ours, teacher with AdamW": {"method.teacher_optimizer": "adamw"},
+    "ours, without adapter": {"method.adapter": False, "method.own_label_start": False},
+    "ours, instructive weight 0.3": {"method.instructive_weight": 0.3},
+}
+
+NO_IMITATION = {"method.distill_weight": 0.0}
+
+
+def teacher_needs_grid(base: Experiment, size: str) -> Grid:
+    """LGD and *LGD residual* at several sizes of the images, and with one thing changed of their teacher.
+
+    Each method's arm has another without imitation: what the second detection loss gains by itself.
+    base: the experiment of the preset named ``size``.
+    """
+    sides = SIDES_ON_CPU if size in CPU_PRESETS else SIDES
+    at_sides = at_each((BASELINE, LGD, LGD_RESIDUAL), "side", sides, _SIDE_SETTINGS)
+    own_start = settings(base).get("method.init", "informed")
+    variants = [
+        *(Arm(name, x, "of LGD") for name, x in _VARIANTS.items() if x.get("method.init") != own_start),
+        *(Arm(name, {**OURS, **x}, "of LGD residual") for name, x in _VARIANTS_OF_OURS.items()),
+    ]
+    arms = tuple(_with_imitation_off((*at_sides, *variants)))
+    return Grid(TEACHER_NEEDS, "What LGD's teacher needs to be ahead of its student", arms, seeds=SEEDS)
+
+
+def _with_imitation_off(arms: Iterable[Arm]) -> Iterator[Arm]:
+    for arm in arms:
+        # Whether it teaches is asked of its teacher, at the end at least.
+        yield replace(arm, setting={**arm.setting, "evaluation.teacher": True}, answers=False)
+        if arm.changes.get("method.name") != "baseline":
+            question = "its second loss alone"
+            yield replace(
+                arm, name=f"{arm.name}, no imitation", changes={**arm.changes, **NO_IMITATION}, question=question,
+                answers=False,
+            )  # fmt: skip
+
+
+TRAIN_FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
+"""Parts of the training images."""
+
+MORE_SHAPES = 2
+"""The grid has this many times the preset's synthetic images, so that its parts lie on both sides of the preset's."""
+
+
+def gain_by_data_grid(base: Experiment, size: str) -> Grid:
+    """The baseline, LGD and PKD on parts of the training images, with an ImageNet backbone and one from scratch."""
+    methods = (BASELINE, LGD, Arm("PKD", {"method.name": "pkd"}, "learns from a frozen detector"))
+    found = [
+        _of_data(arm, fraction, network, base, size)
+        for network in (IMAGENET, RANDOM)
+        for fraction in TRAIN_FRACTIONS
+        for arm in methods
+    ]
+    title = "Gain against training images, with ImageNet features and without"
+    return Grid(GAIN_BY_DATA, title, tuple(found), reference="", seeds=SEEDS)
+
+
+def _of_data(arm: Arm, fraction: float, network: str, base: Experiment, size: str) -> Arm:
+    """The arm with a part of the images and a backbone, compared with the baseline of the same."""
+    suffix = f", {network}, {100 * fraction:g}% of the images"
+    changes = {**arm.changes, "data.train_fraction": fraction, **(_FROM_SCRATCH if network == RANDOM else {})}
+    backbone = lite(0) if size in CPU_PRESETS else BACKBONES["r50"]
+    setting = {
+        **settings(backbone, "detector.backbone."),
+        **_schedule_of(size, network),
+        "data.shapes_train": MORE_SHAPES * base.data.shapes_train,
+    }
+    if arm.name == "PKD" and size in CPU_PRESETS:
+        setting |= settings(lite(2), "method.teacher.backbone.")
+    return Arm(f"{arm.name}{suffix}", changes, arm.question, setting, f"{BASELINE.name}{suffix}")
+
+
+IMAGENET, RANDOM = "ImageNet", "random"
+"""What the backbone's weights are at first."""
+
+_FROM_SCRATCH = {
+    "detector.backbone.weights": "none", "detector.backbone.norm": "BN", "detector.backbone.freeze_at": 0,
+}  # fmt: skip
+
+
+def _schedule_of(size: str, network: str) -> dict[str, Any]:
+    """The schedule that suits a backbone: of ``tiny`` and of ``nano`` on a CPU, else the paper's."""
+    if network == RANDOM:
+        # Nothing that is worth freezing.
+        found: dict[str, Any] = {"schedule.frozen": 0.0}
+        return found | ({"schedule.lr_per_16": NANO.schedule.lr_per_16} if size in CPU_PRESETS else {})
+    of = TINY if size in CPU_PRESETS else PAPER
+    return {"schedule.frozen": of.schedule.frozen, "schedule.lr_per_16": of.schedule.lr_per_16}

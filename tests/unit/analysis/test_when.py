@@ -1,0 +1,154 @@
+"""When distillation gains: what a gain is made of, images and features, and what to run first."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+from analysis.first_run import GPUS, SEEDS, first_run
+from analysis.gain_by_data import data_sentences, data_table, gains_by_data
+from analysis.load import Run
+from analysis.plots.style import NARROW, STYLE, WIDE
+from analysis.plots.when import gain_by_data, imitation_against_lead
+from analysis.render import number
+from analysis.split_gains import imitation_sentences, split_gains, split_table
+from lgd.config.presets import preset
+from lgd.errors import InputError
+from lgd.results.record import Record, Scores
+
+from .conftest import MakeRecord, assert_texts_inside
+
+SEEDS_HERE = range(3)
+
+
+def _runs(records: list[Record]) -> list[Run]:
+    return [Run(record, Path("/r") / record.name) for record in records]
+
+
+def _arm(make: MakeRecord, arm: str, ap: float, changes: dict[str, Any], teacher: float | None = None) -> list[Record]:
+    """Three seeds; what a seed does to both arms alike cancels but for a tenth."""
+    found = []
+    for seed in SEEDS_HERE:
+        wobble = seed + 0.1 * len(arm) % 0.3 * seed
+        of_teacher = None if teacher is None else Scores(
+            AP=teacher + wobble, AP50=None, AP75=None, APs=None, APm=None, APl=None
+        )  # fmt: skip
+        record = make("baseline" if arm.startswith("baseline") else "LGD", seed, ap + wobble, 10.0, teacher=of_teacher)
+        update = {"experiment": record.experiment.override(changes), "arm": arm}
+        found.append(record.model_copy(update=update))
+    return found
+
+
+@pytest.fixture
+def needs(make_record: MakeRecord) -> list[Record]:
+    """LGD loses by its second loss, one variant gains by imitation, another by its second loss alone."""
+    records = _arm(make_record, "baseline", 20.0, {})
+    for arm, changes, ap, without, teacher in (
+        ("LGD", {}, 17.0, 16.5, 10.0),
+        ("led", {"method.adapter": False}, 25.0, 21.0, 35.0),
+        ("more", {"method.residual": True}, 22.0, 22.0, 22.5),
+    ):
+        records += _arm(make_record, arm, ap, changes, teacher)
+        records += _arm(
+            make_record, f"{arm}, no imitation", without, {**changes, "method.distill_weight": 0.0}, teacher
+        )
+    return records
+
+
+def test_gains_are_split(needs: list[Record]) -> None:
+    found = {x.arm: x for x in split_gains(needs)}
+    assert list(found) == ["LGD", "led", "more"]
+    for x in found.values():
+        assert x.reference == "baseline"
+        assert x.gain
+        assert x.second_loss
+        assert x.imitation
+        assert x.gain.mean == pytest.approx(x.second_loss.mean + x.imitation.mean)
+    assert found["led"].imitation
+    assert found["led"].imitation.mean == pytest.approx(4.0, abs=0.5)
+    assert found["LGD"].second_loss
+    assert found["LGD"].second_loss.mean == pytest.approx(-3.5, abs=0.5)
+    table = split_table(needs)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["LGD", "led", "more"]
+    (said,) = imitation_sentences(needs)
+    assert said.startswith("Of 3 arms the teacher is ahead of its student in the end in ")
+    assert "1 (led +3.8 [" in said
+    for layout in (WIDE, NARROW):
+        with mpl.rc_context(STYLE):
+            drawn = imitation_against_lead(_runs(needs), layout)
+            assert drawn is not None
+            assert_texts_inside(drawn)
+    # One arm alone is no comparison of teachers, and without one that imitates nothing there is nothing to split.
+    assert imitation_against_lead(_runs([x for x in needs if x.arm.startswith(("baseline", "LGD"))])) is None
+    assert split_table([x for x in needs if "no imitation" not in x.arm]) is None
+
+
+@pytest.fixture
+def by_data(make_record: MakeRecord) -> list[Record]:
+    """Pretrained LGD gains from few images, from scratch it loses there."""
+    records = []
+    scratch = {"detector.backbone.weights": "none", "detector.backbone.norm": "BN", "detector.backbone.freeze_at": 0}
+    weights = {"detector.backbone.weights": "timm", "detector.backbone.name": "timm:tf_efficientnet_lite0"}
+    same = {"detector.backbone.freeze_at": 2, "detector.backbone.width": "auto", "detector.backbone.norm": "auto"}
+    for title, network, gains in (("ImageNet", same | weights, (3.0, 0.0)), ("random", scratch, (-3.0, 0.05))):
+        for fraction, gain in zip((0.25, 1.0), gains, strict=True):
+            of = {**network, "data.train_fraction": fraction}
+            suffix = f", {title}, {100 * fraction:g}% of the images"
+            records += _arm(make_record, f"baseline{suffix}", 20 * fraction, of)
+            records += _arm(make_record, f"LGD{suffix}", 20 * fraction + gain, of)
+    return [x.model_copy(update={"data": {"train_images": 400}}) for x in records]
+
+
+def test_gains_by_images_and_features(by_data: list[Record]) -> None:
+    rows = {x.network: x for x in gains_by_data(by_data)}
+    assert set(rows) == {"pretrained", "from scratch"}
+    assert {row.method for row in rows.values()} == {"LGD"}
+    assert list(rows["pretrained"].gains) == [100, 400]
+    assert rows["pretrained"].gains[100].mean == pytest.approx(3.0, abs=0.5)
+    assert rows["from scratch"].gains[100].mean == pytest.approx(-3.0, abs=0.5)
+    assert rows["pretrained"].baseline[100] == pytest.approx(6.0, abs=0.5)
+    table = data_table(by_data)
+    assert table is not None
+    assert table.header == ["", "100 images", "400 images"]
+    assert [row[0] for row in table.rows][::2] == ["baseline's AP, pretrained", "baseline's AP, from scratch"]
+    said = data_sentences(by_data)
+    assert len(said) == 3
+    assert "another sign pretrained than from scratch" in said[-1]
+    for layout in (WIDE, NARROW):
+        with mpl.rc_context(STYLE):
+            figure = gain_by_data(_runs(by_data), layout)
+            assert figure is not None
+            assert {text.get_text().split("\n")[0][:2] for text in figure.axes[0].texts} >= {"+3", "-3"}
+            assert_texts_inside(figure)
+    assert gain_by_data(_runs([x for x in by_data if x.experiment.data.train_fraction == 1])) is None
+
+
+def test_what_to_run_first_follows_from_measured_steps(tmp_path: Path) -> None:
+    assert first_run(tmp_path) is None
+    ms = {"baseline": 90.0, "LGD": 150.0, "FGFI": 130.0, "FGFI's teacher in training": 120.0}
+    rows = [
+        {"arm": arm, "side": side, "median_ms": value * factor, "batch": 16, "height": 800, "gpu": "a GPU",
+         "git_commit": "0123456789abcdef"}
+        for arm, value in ms.items()
+        for side, factor in (("ours fp32", 2.0), ("ours bf16", 0.9), ("ours bf16", 1.1), ("ours bf16", 1.0))
+    ]  # fmt: skip
+    directory = tmp_path / "gpu-session_x" / "speed-retinanet"
+    directory.mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(directory / "speed.csv", index=False)
+    table = first_run(tmp_path)
+    assert table is not None
+    hours = {arm: preset("paper").schedule.steps * value / 3.6e6 for arm, value in ms.items()}
+    teacher = hours["FGFI's teacher in training"]
+    total = SEEDS * (hours["baseline"] + 2 * hours["LGD"] + 2 * hours["FGFI"] + teacher) + teacher
+    assert table.rows[-1][-1] == number(total)
+    assert f"{GPUS} GPUs side by side need {number(total / GPUS)} hours" in table.notes[0]
+    assert not math.isnan(float(table.rows[0][2]))
+    pd.DataFrame(rows[:4]).to_csv(directory / "speed.csv", index=False)
+    with pytest.raises(InputError, match="no row of 'LGD' as 'ours bf16'"):
+        first_run(tmp_path)
