@@ -11,10 +11,12 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks import load_table
+from benchmarks import load_table, speed_table
 from benchmarks.gpu_results import newest_session
 from benchmarks.gpu_results import page as session_page
+from benchmarks.timer_spec import OURS
 from lgd.cli import Parser, exit_status
 from lgd.errors import InputError
 from lgd.files import write_text
@@ -28,6 +30,8 @@ LOAD_PAGE = DOCS / "load.md"
 
 NO_LOAD = "No measurement is committed yet."
 NO_SESSION = "No session on a GPU is committed yet."
+
+WITHOUT_FAST_LOSSES = f"{OURS} without fast losses"
 
 METHOD_BLOCKS = {"label-signal": ("benchmarks.label_signal", "label-signal_*.csv")}
 
@@ -48,7 +52,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:
     Parser(prog=prog, description=__doc__).parse_args(arguments)
-    write_text(PAGE, with_session(with_tables(PAGE.read_text(encoding="utf-8")), PAGE, details=True))
+    page = with_fast_losses(with_tables(PAGE.read_text(encoding="utf-8")))
+    write_text(PAGE, with_session(page, PAGE, details=True))
     write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
     method = with_tables(METHOD_PAGE.read_text(encoding="utf-8"), METHOD_BLOCKS, METHOD_PAGE)
     write_text(METHOD_PAGE, method)
@@ -79,6 +84,40 @@ def with_load(page: str) -> str:
         return _with_block(page, "load", NO_LOAD, LOAD_PAGE)
     text = "\n\n".join(load_table.markdown(load_table.read(path)).strip() for path in newest.values())
     return _with_block(page, "load", text, LOAD_PAGE)
+
+
+def with_fast_losses(page: str) -> str:
+    """``page`` with the newest timing of each detector's LGD step with our losses, and with detectron2's."""
+    from tabulate import tabulate
+
+    newest: dict[str, tuple[Path, Any]] = {}
+    for path in sorted(RESULTS.glob("changes_*.csv"), key=lambda path: (path.stem.rsplit("_", 1)[-1], path.stem)):
+        frame = speed_table.read(path)
+        newest[str(frame["detector"].iloc[0])] = path, frame
+    rows, notes = [], []
+    for detector, (path, frame) in sorted(newest.items()):
+        ms = frame.pivot_table(index="round", columns="side", values="median_ms")
+        if not {OURS, WITHOUT_FAST_LOSSES} <= set(ms.columns):
+            continue
+        ratio = ms[WITHOUT_FAST_LOSSES] / ms[OURS]
+        rows.append(
+            [
+                detector,
+                f"{ms[WITHOUT_FAST_LOSSES].median():.0f}",
+                f"{ms[OURS].median():.0f}",
+                f"{ratio.median():.2f}x [{ratio.min():.2f}, {ratio.max():.2f}]",
+            ]
+        )
+        first = frame.iloc[0]
+        notes.append(
+            f"- {detector}: {first['backbone']}, {first['batch']} images of {first['height']} x {first['width']}"
+            f" pixels, {first['cpu']}, {len(ms)} rounds, commit {first['git_commit'][:12]} (`{path.name}`)."
+        )
+    if not rows:
+        raise InputError(f"{RESULTS}: no results changes_*.csv with and without fast losses")
+    header = ["detector", "ms with detectron2's losses", "ms with ours", "speed"]
+    table = tabulate(rows, header, tablefmt="pipe", colalign=("left", "right", "right", "right"), disable_numparse=True)
+    return _with_block(page, "fast-losses", "\n".join([table, "", *notes]), PAGE)
 
 
 def _details(session: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks.performance_page import (
@@ -10,6 +12,7 @@ from benchmarks.performance_page import (
     METHOD_BLOCKS,
     METHOD_PAGE,
     PAGE,
+    with_fast_losses,
     with_load,
     with_session,
     with_tables,
@@ -19,7 +22,9 @@ from lgd.errors import InputError
 
 def test_the_committed_page_is_what_the_command_writes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_session(with_tables(page), PAGE, details=True) == page
+    assert with_session(with_fast_losses(with_tables(page)), PAGE, details=True) == page
+    for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
+        assert re.search(rf"^\| {detector} +\| +\d+ \| +\d+ \| [\d.]+x \[", page, flags=re.MULTILINE)
     assert "### speed-retinanet" in page
     method = METHOD_PAGE.read_text(encoding="utf-8")
     assert with_tables(method, METHOD_BLOCKS, METHOD_PAGE) == method
