@@ -145,14 +145,18 @@ class Store:
             self._tried(lambda: self._files.put_file(str(path), self._path(name)), name)
 
     def download(self, name: str, path: Path, size: int) -> bool:
-        """Replace the file ``path``, atomically, by an object of ``size`` bytes. False where the object is gone."""
+        """Replace the file ``path``, atomically, by an object. False where the object is gone.
+
+        size: bytes that it had when it was listed; one that was replaced since may have others.
+        """
 
         def download() -> bool:
             try:
                 with atomic_write(path) as temporary:
                     self._files.get_file(self._path(name), str(temporary))
-                    if temporary.stat().st_size != size:
-                        raise OSError(f"{temporary.stat().st_size} of {size} bytes came")
+                    came = temporary.stat().st_size
+                    if came != size and came != (now := int(self._files.info(self._path(name))["size"])):
+                        raise OSError(f"{came} of {now} bytes came")
             except FileNotFoundError:
                 return False
             return True
@@ -242,7 +246,7 @@ class Store:
 
     def _tried(self, request: Callable[[], T], name: str) -> T:
         """Raises StorageError for what does not answer in time, or refuses."""
-        patience = _patience() if self.patience is None else self.patience
+        patience = seconds_of_patience() if self.patience is None else self.patience
         where, begun, pause = f"{self.url}/{name}".rstrip("/"), time.monotonic(), 0.2
         while True:
             try:
@@ -296,7 +300,8 @@ def filesystem(scheme: str) -> Any:
     return _filesystems[key]
 
 
-def _patience() -> float:
+def seconds_of_patience() -> float:
+    """What PATIENCE_VARIABLE says. Raises InputError, one line, where it is no number."""
     text = os.environ.get(PATIENCE_VARIABLE, "")
     try:
         seconds = float(text or PATIENCE)

@@ -28,6 +28,8 @@ def test_objects_are_written_read_listed_and_removed(store: Store, tmp_path: Pat
     store.upload(file, "b/file")
     assert store.download("b/file", tmp_path / "back" / "file", 7)
     assert (tmp_path / "back" / "file").read_bytes() == b"content"
+    # It has grown since it was listed, as what a running training writes does.
+    assert store.with_patience(1).download("b/file", tmp_path / "back" / "grown", 3)
     assert not store.download("b/none", tmp_path / "none", 7)
     assert not (tmp_path / "none").exists()
     store.remove("a/x", "never/there")
