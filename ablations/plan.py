@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
+from ablations.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment, split_assignment
@@ -17,7 +18,7 @@ from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
-from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SearchSpec, SweepSpec
+from lgd.results.sweep_spec import DETECT, STUDY, SWEEP_FILE, SearchSpec, SweepSpec
 
 MOST_TRIALS = 10_000
 """Most trials of a sweep or samples of a search; more are refused as a typing error."""
@@ -124,7 +125,7 @@ def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
     known = [arm.name for arm in chosen.arms if arm.name not in skipped]
     if names is None:
         return [arm.name for arm in chosen.arms if not arm.skipped and not arm.on_request]
-    wanted = [x.strip() for x in names.split(",")]
+    wanted = _divided(names, {*known, *skipped})
     for name in wanted:
         if name in skipped:
             raise InputError(f"arm {name!r} {skipped[name]}")
@@ -138,6 +139,17 @@ def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
         if name in needs and needs[name] <= set(wanted):
             wanted.append(name)
     return [x for x in known if x in wanted]
+
+
+def _divided(names: str, known: Collection[str]) -> list[str]:
+    """``names`` at its commas, but those within a known name: of several ways the one with the longest first names."""
+    parts, found = [x.strip() for x in names.split(",")], []
+    while parts:
+        # A name alone where none is known: what is wrong with it is said by who asked.
+        length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in known), 1)
+        found.append(", ".join(parts[:length]))
+        parts = parts[length:]
+    return found
 
 
 def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
@@ -225,10 +237,13 @@ def with_samples(spec: SweepSpec, samples: int, directory: Path) -> SweepSpec:
     """A search's sweep with another number of trials."""
     if spec.search is None:
         raise InputError(f"--samples {samples}: {directory} holds no search")
-    return spec.model_copy(update={"search": search_spec(samples, spec.search.objectives, spec.search.early_stop)})
+    wanted = search_spec(samples, spec.search.objectives, spec.search.early_stop)
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"samples": wanted.samples})})
 
 
-def search_spec(samples: int, objectives: Sequence[str], early_stop: bool) -> SearchSpec:
+def search_spec(
+    samples: int, objectives: Sequence[str], early_stop: bool, study: str | None = None, study_name: str | None = None
+) -> SearchSpec:
     """The search that the options ask for. Raises InputError for what cannot be searched for."""
     if samples < 1:
         raise InputError(f"--samples {samples}: at least one")
@@ -238,7 +253,12 @@ def search_spec(samples: int, objectives: Sequence[str], early_stop: bool) -> Se
         raise InputError(f"--objectives {','.join(objectives)}: AP, or AP,gpu_hours")
     if early_stop and len(objectives) > 1:
         raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
-    return SearchSpec.model_validate({"samples": samples, "objectives": objectives, "early_stop": early_stop})
+    if study is None and study_name is not None:
+        raise InputError("--study-name needs --study")
+    described = {"samples": samples, "objectives": objectives, "early_stop": early_stop}
+    if study is not None:
+        described |= {"study": study_place(study), "study_name": study_name or STUDY}
+    return SearchSpec.model_validate(described)
 
 
 def search_base(spec: SweepSpec) -> Experiment:

@@ -29,17 +29,17 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "informed start": {"method.init": "informed"},
     "teacher at 0.3x rate": {"method.lr_factor": 0.3},
     "teacher at 3x rate": {"method.lr_factor": 3.0},
-    "teacher with AdamW": {"method.teacher_optimizer": "adamw"},
+    "AdamW teacher": {"method.teacher_optimizer": "adamw"},
     "without adapter": {"method.adapter": False},
     "instructive weight 0.3": {"method.instructive_weight": 0.3},
 }
 """What is changed of LGD, each alone. The preset's own start is not one of them."""
 
 _VARIANTS_OF_OURS: Mapping[str, Mapping[str, Any]] = {
-    "ours, teacher at 1x rate": {"method.lr_factor": 1.0},
-    "ours, teacher with AdamW": {"method.teacher_optimizer": "adamw"},
-    "ours, without adapter": {"method.adapter": False, "method.own_label_start": False},
-    "ours, instructive weight 0.3": {"method.instructive_weight": 0.3},
+    "ours with teacher at 1x rate": {"method.lr_factor": 1.0},
+    "ours with AdamW teacher": {"method.teacher_optimizer": "adamw"},
+    "ours without adapter": {"method.adapter": False, "method.own_label_start": False},
+    "ours at instructive weight 0.3": {"method.instructive_weight": 0.3},
 }
 
 NO_IMITATION = {"method.distill_weight": 0.0}
@@ -69,7 +69,7 @@ def _with_imitation_off(arms: Iterable[Arm]) -> Iterator[Arm]:
         if arm.changes.get("method.name") != "baseline":
             question = "its second loss alone"
             yield replace(
-                arm, name=f"{arm.name}, no imitation", changes={**arm.changes, **NO_IMITATION}, question=question,
+                arm, name=f"{arm.name} without imitation", changes={**arm.changes, **NO_IMITATION}, question=question,
                 answers=False,
             )  # fmt: skip
 
@@ -96,7 +96,7 @@ def gain_by_data_grid(base: Experiment, size: str) -> Grid:
 
 def _of_data(arm: Arm, fraction: float, network: str, base: Experiment, size: str) -> Arm:
     """The arm with a part of the images and a backbone, compared with the baseline of the same."""
-    suffix = f", {network}, {100 * fraction:g}% of the images"
+    suffix = f"{' from scratch' if network == RANDOM else ''} on {100 * fraction:g}% of images"
     changes = {**arm.changes, "data.train_fraction": fraction, **(_FROM_SCRATCH if network == RANDOM else {})}
     backbone = lite(0) if size in CPU_PRESETS else BACKBONES["r50"]
     setting = {

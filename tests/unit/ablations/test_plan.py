@@ -34,6 +34,15 @@ def test_a_setting_that_an_arm_overrules_is_refused() -> None:
     )
 
 
+def test_an_arms_own_comma_divides_no_name() -> None:
+    """As ``LabelEnc, nothing inherited`` has one, beside the arm ``LabelEnc``."""
+    wanted = ("baseline", "LabelEnc, nothing inherited")
+    assert describe("methods", "nano", arms=",".join(wanted)).arms == wanted
+    assert describe("methods", "nano", arms="LabelEnc , nothing inherited,LabelEnc").arms == ("LabelEnc", wanted[1])
+    with pytest.raises(InputError, match="has no arm 'nothing inherited': it has "):
+        describe("methods", "nano", arms="baseline,nothing inherited")
+
+
 def test_another_sweeps_directory_is_refused(tmp_path: Path) -> None:
     """More seeds and arms of the same sweep are welcome, and the paper's tables share trainings."""
     components = describe("components", "nano", arms="baseline")
