@@ -42,6 +42,8 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # A sweep goes on from its records. Tune's own state, which it would write every few seconds, has all trials in it.
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",
+    # Trials that may wait for room where nodes can join: what an autoscaler sees, and what a node finds that joins.
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
 }
 os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
 # Paths in a trial's settings mean in its worker what they mean here.
@@ -58,7 +60,8 @@ if TYPE_CHECKING:
     from ablations.optuna_search import Search
 
 RETRIES = 2
-"""How often a trial whose worker died (killed, out of memory, its node lost) goes on from its checkpoint."""
+"""How often, without a new checkpoint in between, a trial goes on whose worker died (killed, out of memory, its node
+lost)."""
 
 
 class Display(Protocol):
@@ -109,7 +112,7 @@ def run_sweep(
     """Train every trial, then those that ``search`` proposes; each leaves ``record.json`` in its directory.
 
     A trial that fails leaves a record that says so, and the others go on; one whose worker is killed goes on from its
-    checkpoint, up to RETRIES times. Frozen teachers are trained first, one trial each. budget_exceeded: called again
+    checkpoint (see RETRIES). Frozen teachers are trained first, one trial each. budget_exceeded: called again
     and again with the device-seconds that this call has spent; once it returns a reason, what runs ends with a
     checkpoint, and nothing more begins. Needs a running Ray (see :func:`lgd.distributed.ray_train.cluster`). An
     interrupt ends the sweep; raises KeyboardInterrupt then.
@@ -178,6 +181,8 @@ def _fit(
     """Run the ``samples`` trials that ``algorithm`` proposes."""
     bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     several = resources.workers > 1
+    # A search has to see results before it proposes more.
+    unlimited = resources.may_grow and isinstance(algorithm, PlannedTrials)
     group = tune.PlacementGroupFactory(
         # The trial's own process only watches its workers.
         [{}, *[bundle] * resources.workers] if several else [bundle],
@@ -188,7 +193,7 @@ def _fit(
         tune_config=tune.TuneConfig(
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
-            max_concurrent_trials=resources.max_concurrent,
+            max_concurrent_trials=None if unlimited else resources.max_concurrent,
             # Importing torch and detectron2 takes longer than many a tiny trial. A trial that a scheduler ends early
             # takes its worker with it.
             reuse_actors=not several and scheduler is None,
@@ -243,6 +248,7 @@ class SweepCallback(tune.Callback):
         self._spent_by_all = 0.0
         self._spent_before: dict[str, float] = {}
         self._searched_labels: dict[str, dict[str, Any]] = {}
+        self._gone_on_from: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps a copy of its callbacks for its own resuming, which is not ours; a terminal cannot be copied.
@@ -309,6 +315,10 @@ class SweepCallback(tune.Callback):
             return
         low = "low on memory" in str(trial.get_error())
         step = last_checkpoint(there)
+        if (step or 0) > self._gone_on_from.get(name, 0):
+            # A long trial may outlive more nodes than RETRIES: only attempts that got nowhere are counted.
+            self._gone_on_from[name] = step or 0
+            trial.run_metadata.num_failures = 0
         start = "begins again" if step is None else f"goes on from its checkpoint after step {step}"
         cause = "Ray ended its worker since memory ran low" if low else "its worker died"
         self._display.restarted(name, f"{cause}; it {start} (see {outputs.shown(self._output / RAY_LOG)})")

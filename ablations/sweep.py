@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,7 +188,8 @@ def _resources(trials: Sequence[Trial], options: RunOptions) -> Resources:
     from ablations.placement import resources_for
     from lgd.distributed import ray_train
 
-    return resources_for(trials, ray_train.nodes(), options.placement)
+    there = resources_for(trials, ray_train.nodes(), options.placement)
+    return replace(there, may_grow=options.address is not None)
 
 
 def train(

@@ -19,6 +19,7 @@ PARTS = {
     "sweep": "trials of one sweep, stub trainings under Ray Tune",
     "records": "records, varied from real ones",
     "study": "trials of an Optuna study",
+    "cluster": "trials of one sweep, stub trainings on nodes that come and go",
 }
 """What is counted, by part of the measurement."""
 

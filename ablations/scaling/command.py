@@ -2,7 +2,8 @@
 
 Sweeps of stub trainings under Ray Tune: memory, file handles and CPU of the sweep's process, seconds a trial, what Ray
 and the results take on the disk. Records varied from a real sweep's: seconds of status, table and report. An Optuna
-study: seconds to propose and to tell, the size of study.db, its report.
+study: seconds to propose and to tell, the size of study.db, its report. A cluster of eight nodes that come and go: that
+no trial of a sweep there is lost or done twice.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ DESCRIPTION = "Measure how the costs of sweeps, records and searches grow with t
 EXAMPLES = (
     "--parts records                 # minutes",
     "--trials 50,100,200",
+    "--parts cluster                 # minutes: nodes that come and go",
     "--table benchmarks/results/FILE.csv",
 )
 
@@ -36,16 +38,19 @@ SIZES = {
     "trials": "50,100,200,500,1000,2000",
     "records": "100,300,1000,3000,10000",
     "samples": "50,100,200,500,1000,2000,5000",
+    "cluster_trials": "200",
 }
 """Sizes of each part, by the name of its option."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--parts", default=",".join(PARTS), metavar="A,B", help=f"of {', '.join(PARTS)} (default: all)")
+    parts = ",".join(x for x in PARTS if x != "cluster")
+    add("--parts", default=parts, metavar="A,B", help=f"of {', '.join(PARTS)} (default: all but cluster)")
     add("--trials", default=SIZES["trials"], metavar="N,M", help=f"of each sweep (default: {SIZES['trials']})")
     add("--records", default=SIZES["records"], metavar="N,M", help=f"to be read (default: {SIZES['records']})")
     add("--samples", default=SIZES["samples"], metavar="N,M", help=f"of the study (default: {SIZES['samples']})")
+    add("--cluster-trials", default=SIZES["cluster_trials"], metavar="N,M", help="of each sweep there (default: 200)")
     add("--steps", type=int, default=5, metavar="N", help="that a trial reports (default: 5)")
     add("--cores", type=int, default=2, metavar="N", help="trials side by side (default: 2)")
     add("--sweep", type=Path, metavar="DIR", help="whose records are varied (default: the newest committed)")
@@ -62,8 +67,9 @@ def run(options: argparse.Namespace, command: str) -> int:
     if unknown := [x for x in parts if x not in PARTS]:
         raise InputError(f"--parts {unknown[0]}: one of {', '.join(PARTS)}")
     sizes = {name: _sizes(name, getattr(options, name)) for name in SIZES}
-    if odd := [x for x in sizes["trials"] if x % 2]:
-        raise InputError(f"--trials {odd[0]}: an even number, of two arms")
+    for name in ("trials", "cluster_trials"):
+        if odd := [x for x in sizes[name] if x % 2]:
+            raise InputError(f"{_option(name)} {odd[0]}: an even number, of two arms")
     for name, least in (("steps", 2), ("cores", 1)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} {getattr(options, name)}: at least {least}")
@@ -103,10 +109,14 @@ def _sizes(name: str, text: str) -> list[int]:
     try:
         found = [int(x) for x in text.split(",")]
     except ValueError:
-        raise InputError(f"--{name} {text}: numbers, separated by commas") from None
+        raise InputError(f"{_option(name)} {text}: numbers, separated by commas") from None
     if found != sorted(set(found)) or found[0] < 2:
-        raise InputError(f"--{name} {text}: rising numbers from 2")
+        raise InputError(f"{_option(name)} {text}: rising numbers from 2")
     return found
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _measure(parts: list[str], sizes: dict[str, list[int]], options: argparse.Namespace) -> Iterator[Row]:
@@ -126,6 +136,11 @@ def _measure(parts: list[str], sizes: dict[str, list[int]], options: argparse.Na
         if "sweep" in parts:
             for trials in sizes["trials"]:
                 yield from measure_sweep(trials, options.steps, options.cores, place / f"sweep-{trials}")
+        if "cluster" in parts:
+            from ablations.scaling.cluster import measure_cluster
+
+            for trials in sizes["cluster_trials"]:
+                yield from measure_cluster(trials, place / f"cluster-{trials}")
 
 
 _COMMAND = Benchmark(PROG, DESCRIPTION, EXAMPLES, add_arguments, run)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Resources:
     """Resources of one trial, and how many trials run side by side. cpus, gpus: of each of its workers, gpus at most 1.
 
-    spread: each worker on a node of its own.
+    spread: each worker on a node of its own. may_grow: nodes may join while trials run, and then more run side by side.
     """
 
     cpus: int
@@ -17,6 +17,7 @@ class Resources:
     max_concurrent: int
     workers: int = 1
     spread: bool = False
+    may_grow: bool = False
 
     @property
     def devices(self) -> float:

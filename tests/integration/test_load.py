@@ -12,6 +12,7 @@ from ablations.scaling import stub_training
 from lgd.results.cost_meter import HEARTBEAT_FILE, read_heartbeat
 from lgd.results.record import load
 from lgd.training import run
+from lgd.training.progress import Stopped
 from tests.helpers import quick_experiment
 
 
@@ -34,6 +35,12 @@ def test_the_stub_trains_nothing_and_leaves_the_rest_as_it_is(tmp_path: Path, mo
     assert load(tmp_path / "record.json") == record
     assert not (tmp_path / HEARTBEAT_FILE).exists()
     assert not (tmp_path / "student.pth").exists()
+    # One that is stopped goes on from its checkpoint; each step counts once.
+    again, experiment = tmp_path / "again", experiment.override({"checkpoint.every": 1})
+    with pytest.raises(Stopped):
+        run.run(experiment, again, on_progress=on_progress, should_stop=lambda: reported[-1] == 2)
+    record = run.run(experiment, again)
+    assert (record.attempts, [step for step, _ in record.losses["loss"]]) == (2, [1, 2, 3, 4])
 
 
 @pytest.mark.slow

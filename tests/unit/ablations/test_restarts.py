@@ -39,9 +39,17 @@ def test_a_restart_is_told_in_a_line(
     display = SweepDisplay([trial], total=1, finished=0, max_concurrent=1, console=Console(width=400))
     callback = SweepCallback(RecordLabels("components", "nano"), tmp_path, display, lambda _: "", Outcome())
     callback.expect([trial])
-    of_tune = SimpleNamespace(config={"trial": json.dumps({"name": trial.name})}, get_error=lambda: error)
+    tries = SimpleNamespace(num_failures=1)
+    described = {"trial": json.dumps({"name": trial.name})}
+    of_tune = SimpleNamespace(config=described, get_error=lambda: error, run_metadata=tries)
     callback.on_trial_recover(1, [of_tune], of_tune)
     assert capsys.readouterr().out == f"  LGD, seed 0: {told} (see {tmp_path / 'ray.log'})\n"
+    # It has its tries anew where it got on, and only there.
+    assert tries.num_failures == (0 if checkpoint else 1)
+    tries.num_failures = 2
+    callback.on_trial_recover(1, [of_tune], of_tune)
+    assert tries.num_failures == 2
+    assert "its worker" in capsys.readouterr().out
     # It has recorded its own error, and the next worker only reports that.
     (trial.directory / FILE).touch()
     callback.on_trial_recover(1, [of_tune], of_tune)
