@@ -37,8 +37,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 LONGEST_FIRST = (
     "test_faults", "test_drill", "test_optuna_search", "test_ray_train", "test_elastic", "test_gpu_session",
-    "test_sweep_command", "test_many_nodes", "test_overfit", "test_load", "test_detectors_from_elsewhere", "test_submit",
-    "test_prediction", "test_pays",
+    "test_sweep_command", "test_many_nodes", "test_overfit", "test_load", "test_detectors_from_elsewhere",
+    "test_submit", "test_prediction", "test_pays",
 )  # fmt: skip
 """Modules that are begun first, so that no long test is left for the end, when the other process has nothing to do."""
 
