@@ -10,7 +10,7 @@ from lgd.config.arms import Arm, Grid
 from lgd.config.component_arms import BASELINE, LGD, LGD_RESIDUAL, OURS
 from lgd.config.experiment import Experiment, settings
 from lgd.config.paper_recipes import BACKBONES
-from lgd.config.presets import CPU_PRESETS, NANO, PAPER, TINY, lite
+from lgd.config.presets import CPU_PRESETS, PAPER, TINY, lite
 from lgd.config.tuning_grids import at_each
 
 TEACHER_NEEDS, GAIN_BY_DATA = "teacher-needs", "gain-by-data"
@@ -118,10 +118,9 @@ _FROM_SCRATCH = {
 
 
 def _schedule_of(size: str, network: str) -> dict[str, Any]:
-    """The schedule that suits a backbone: of ``tiny`` and of ``nano`` on a CPU, else the paper's."""
-    if network == RANDOM:
-        # Nothing that is worth freezing.
-        found: dict[str, Any] = {"schedule.frozen": 0.0}
-        return found | ({"schedule.lr_per_16": NANO.schedule.lr_per_16} if size in CPU_PRESETS else {})
+    """The frozen phase that suits a backbone, and one learning rate for both: PKD's teacher, whose backbone always has
+    ImageNet weights, is trained at its student's."""
     of = TINY if size in CPU_PRESETS else PAPER
-    return {"schedule.frozen": of.schedule.frozen, "schedule.lr_per_16": of.schedule.lr_per_16}
+    # From scratch there is nothing worth freezing.
+    frozen = 0.0 if network == RANDOM else of.schedule.frozen
+    return {"schedule.frozen": frozen, "schedule.lr_per_16": of.schedule.lr_per_16}
