@@ -27,7 +27,7 @@ from tests.helpers import quick_experiment, unsaved
 from tests.integration.commands import QUICK, run
 
 LABELS = RecordLabels("components", "nano")
-LONG: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 50, "method.name": "baseline", "schedule.batch": 4}
+LONG: dict[str, Any] = {"schedule.steps": 150, "checkpoint.every": 30, "method.name": "baseline", "schedule.batch": 4}
 
 pytestmark = pytest.mark.slow
 

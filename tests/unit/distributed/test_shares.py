@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -26,6 +23,7 @@ from lgd.training.__main__ import main
 from lgd.training.own_shares import OwnShares
 from lgd.training.progress import Stopped
 from tests.helpers import quick_experiment
+from tests.helpers_processes import run_on
 from tests.unit.distributed.test_ranks import ALIKE
 
 SHARES = 4
@@ -45,21 +43,12 @@ def _attempt(experiment: Experiment, directory: Path, stop_after: int) -> None:
         training.run(experiment, directory, should_stop=lambda: next(asked) == stop_after)
 
 
-def _work(rank: int, world: int, port: int, described: dict[str, Any], directory: str, stop_after: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    try:
-        _attempt(parse(described), Path(directory), stop_after)
-    finally:
-        dist.destroy_process_group()
+def _work(rank: int, described: dict[str, Any], directory: str, stop_after: int) -> None:
+    _attempt(parse(described), Path(directory), stop_after)
 
 
 def _on(world: int, experiment: Experiment, directory: Path, stop_after: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (world, port, experiment.model_dump(mode="json"), str(directory), stop_after)
-    mp.spawn(_work, arguments, nprocs=world)  # type: ignore[attr-defined]
+    run_on(world, _work, experiment.model_dump(mode="json"), str(directory), stop_after)
 
 
 def _values(record: Record) -> dict[str, list[float]]:
