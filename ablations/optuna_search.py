@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import uuid
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,23 +22,38 @@ from optuna.trial import FrozenTrial, TrialState
 from ablations.damaged import read
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
+from ablations.study_storage import (
+    OWNER,
+    SETTINGS,
+    SharedStudy,
+    check_settings,
+    find_study,
+    heartbeats,
+    one_line,
+    patiently,
+    storage_of,
+)  # fmt: skip
 from ablations.trial_config import STOP_FILE, TrialConfig
-from lgd.config.experiment import Experiment
+from lgd.config.data_source import portable_source
+from lgd.config.experiment import Experiment, without_neutral_settings
 from lgd.errors import InputError
+from lgd.files import write_text
 from lgd.results.record import FILE, Record
-from lgd.results.sweep_spec import SEARCHED, SweepSpec
+from lgd.results.sweep_spec import SEARCHED, STUDY, SweepSpec, goal
 from lgd.storage.outputs import shown, store_of
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-STUDY = "lgd"
 STUDY_FILE = "study.db"
 """SQLite, in the results directory: ``optuna-dashboard sqlite:///DIR/study.db`` opens it."""
 
 JOURNAL_FILE = "study.journal"
 """Optuna's journal, in its place where the results directory is a URL."""
+
+OWNER_FILE = "study.owner"
+"""In the results directory: what a study that lies elsewhere knows it by."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,8 @@ class Search:
     """A search around ``base``, an LGD experiment; its study and trials lie in ``output``.
 
     samples: trials, all commands together. objectives: names of OBJECTIVES; with two, the outcome is a Pareto front.
-    early_stop: end trials that fall behind in AP (ASHA, Li et al., MLSys 2020). seed: of Optuna's sampler.
+    early_stop: end trials that fall behind in AP (ASHA, Li et al., MLSys 2020). seed: of Optuna's sampler. place, name:
+    of the study, where it lies elsewhere: other drivers, with results directories of their own, may be at work on it.
     """
 
     base: Experiment
@@ -53,6 +71,8 @@ class Search:
     objectives: tuple[str, ...] = ("AP",)
     early_stop: bool = False
     seed: int = 0
+    place: str = ""
+    name: str = STUDY
 
     @contextlib.contextmanager
     def opened(self, base: TrialConfig) -> Iterator[tuple[Searcher, TrialScheduler | None, int]]:
@@ -61,39 +81,32 @@ class Search:
         What an interrupted search left half done is proposed again first, and goes on from its checkpoint. base: the
         base experiment as it travels to a worker.
         """
-        from ray.tune.search.optuna import OptunaSearch
+        from ablations.proposals import searcher_class
 
         study = self.study()
         self._skip_used_names(study)
         names = TrialNames(study)
         unfinished = self._settle(study, names)
         left = self.left()
-
-        stop = self.output / STOP_FILE
-
-        class NamingSearch(OptunaSearch):
-            """Proposes nothing more once the sweep is to stop, and names what it proposes."""
-
-            def suggest(self, trial_id: str) -> Any:
-                if stop.exists():
-                    return OptunaSearch.FINISHED
-                config = super().suggest(trial_id)
-                if not isinstance(config, dict):
-                    return config
-                return {**config, "name": names.of({k: v for k, v in config.items() if k != "base"})}
-
         with quiet_optuna():
-            searcher = NamingSearch(
+            storage = self._storage()
+        shared = SharedStudy(self.place, study, storage, self._owner()) if self.place else None
+        # Of drivers that begin at once each is to draw others.
+        apart = zlib.crc32(self._owner().encode()) if shared else 0
+        with quiet_optuna(), heartbeats(storage, lambda: [*shared.running.values()] if shared else []):
+            searcher = searcher_class(names.of, self.output / STOP_FILE, shared)(
                 partial(suggest, base=base),
                 metric=list(self.objectives),
                 mode=[OBJECTIVES[x] for x in self.objectives],
                 points_to_evaluate=unfinished or None,
                 # The sampler of a resumed search has all earlier trials to learn from, and must not draw theirs again.
-                sampler=optuna.samplers.TPESampler(seed=self.seed + len(study.trials)),
-                study_name=STUDY,
-                storage=self._storage(),
+                sampler=optuna.samplers.TPESampler(seed=(self.seed + len(study.trials) + apart) % 2**32),
+                study_name=self.name,
+                storage=storage,
             )
             yield searcher, self._scheduler(), left
+        if shared and shared.away:
+            raise InputError(shared.away)
         self._settle(study, names, last=True)
 
     def _scheduler(self) -> TrialScheduler | None:
@@ -138,18 +151,53 @@ class Search:
     @property
     def study_place(self) -> str:
         """The file of the study, or its URL."""
+        if self.place:
+            return self.place
         remote = store_of(self.output) is not None
         return shown(self.output / (JOURNAL_FILE if remote else STUDY_FILE))
 
     def study(self) -> optuna.Study:
-        """The study, made if need be."""
-        with quiet_optuna():
-            return optuna.create_study(
-                study_name=STUDY,
+        """The study, made if need be. Raises InputError where it cannot be reached, or searches something else."""
+        self.check_study()
+        with quiet_optuna(), one_line(self.place) if self.place else contextlib.nullcontext():
+            study = optuna.create_study(
+                study_name=self.name,
                 storage=self._storage(),
                 directions=["maximize" if OBJECTIVES[x] == "max" else "minimize" for x in self.objectives],
                 load_if_exists=True,
             )
+            if self.place and SETTINGS not in study.user_attrs:
+                study.set_user_attr(SETTINGS, self._settings())
+            return study
+
+    def check_study(self) -> None:
+        """Raise InputError, one line, where the study is damaged, cannot be reached, or searches something else.
+
+        Makes none.
+        """
+        if not self.place:
+            _check_file(self.output / STUDY_FILE)
+            return
+        with quiet_optuna(), one_line(self.place):
+            there = find_study(self.place, self.name)
+            if there is not None:
+                check_settings(self.place, there, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What trials of one study have in common, wherever their data lies."""
+        base = self.base.override({"data.source": portable_source(self.base.data.source)})
+        return {
+            "goal": goal(self.objectives, self.early_stop),
+            "experiment": without_neutral_settings(base).model_dump(mode="json"),
+        }
+
+    def _owner(self) -> str:
+        """Of this results directory, which may move, among those of all machines."""
+        path = self.output / OWNER_FILE
+        if not path.exists():
+            self.output.mkdir(parents=True, exist_ok=True)
+            write_text(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
 
     def _skip_used_names(self, study: optuna.Study) -> None:
         """Let no new proposal have the name of an earlier trial that the study does not know, since it is a new one."""
@@ -168,8 +216,15 @@ class Search:
 
         last: those stay as they are, for a later call to go on with.
         """
+        if not self.place:
+            return self._settle_once(study, names, last)
+        return patiently(self.place, lambda: self._settle_once(study, names, last))
+
+    def _settle_once(self, study: optuna.Study, names: TrialNames, last: bool) -> list[dict[str, Any]]:
         unfinished = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self.place and trial.user_attrs.get(OWNER) != self._owner():
+                continue
             path = self.output / "trials" / names.of(trial.params) / FILE
             record = read(path.parent)
             found = objectives(record) if isinstance(record, Record) else {}
@@ -184,6 +239,8 @@ class Search:
         return unfinished
 
     def _storage(self) -> optuna.storages.BaseStorage:
+        if self.place:
+            return storage_of(self.place)
         self.output.mkdir(parents=True, exist_ok=True)
         if store_of(self.output) is not None:
             # A part of a journal, which is only added to, is one as well: what is published of it at any time is whole.
@@ -196,12 +253,16 @@ def search_of(spec: SweepSpec, directory: Path) -> Search | None:
     wanted = spec.search
     if wanted is None:
         return None
-    _check_study(directory / STUDY_FILE)
     base = search_base(spec)
-    return Search(base, directory.resolve(), wanted.samples, wanted.objectives, wanted.early_stop, base.seed)
+    search = Search(
+        base, directory.resolve(), wanted.samples, wanted.objectives, wanted.early_stop, base.seed,
+        wanted.study, wanted.study_name,
+    )  # fmt: skip
+    search.check_study()
+    return search
 
 
-def _check_study(path: Path) -> None:
+def _check_file(path: Path) -> None:
     """Raise InputError where the file of a study is damaged."""
     if not path.exists():
         return
@@ -269,6 +330,8 @@ def quiet_optuna() -> Iterator[None]:
             said = "PedAnovaImportanceEvaluator computes|Some regimes for parameter|Target and region quantiles"
             # Where the disk of study.db is slow.
             said += "|Define-by-run function passed"
+            # ablations/study_storage.py sends it.
+            said += "|Heartbeat of storage is supposed"
             warnings.filterwarnings("ignore", said)
             yield
     finally:

@@ -32,7 +32,7 @@ DATA_OPTIONS = ("data", "train_json", "val_json", "images")
 SWEEP_OPTIONS = (
     *DATA_OPTIONS, "detector", "detector_set", "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms",
     "overrides", "output",
-    "objectives", "early_stop", "equal_cost", "a_a", "detect", "until_decided", "max_seeds",
+    "objectives", "early_stop", "study", "study_name", "equal_cost", "a_a", "detect", "until_decided", "max_seeds",
 )  # fmt: skip
 """Options that a results directory knows."""
 
@@ -78,8 +78,10 @@ def subcommand_of(options: argparse.Namespace) -> str:
         options.directory = directory
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")
-    elif not options.search and (options.samples is not None or options.objectives or options.early_stop):
-        raise InputError("--samples, --objectives and --early-stop need --search optuna: a grid runs whole")
+    elif not options.search and any(
+        (options.samples is not None, options.objectives, options.early_stop, options.study, options.study_name)
+    ):
+        raise InputError("--samples, --objectives, --early-stop and --study need --search optuna: a grid runs whole")
     if options.status:
         return "status"
     if not options.plan:

@@ -40,7 +40,8 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
     for trial in best:
         say(console, f"  {names.of(trial.params)}: {command(spec, trial.params, search.base.seed)}")
     file = search.study_place
-    say(console, f"study: {'' if is_url(file) else 'optuna-dashboard sqlite:///'}{file}")
+    dashboard = f"optuna-dashboard {'' if search.place else 'sqlite:///'}"
+    say(console, f"study: {'' if is_url(file) and not search.place else dashboard}{file}")
     return draw(study, search.objectives, search.output)
 
 

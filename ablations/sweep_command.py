@@ -29,8 +29,7 @@ EXAMPLES = {
     ),
     "search": (
         "components --samples 30 --early-stop",
-        "components --objectives AP,gpu_hours",
-        "components --samples 30 --plan   # what it would cost",
+        "components --objectives AP,gpu_hours --plan   # what it would cost",
     ),
     "plan": (
         "components --seeds 3",
@@ -46,9 +45,7 @@ EXAMPLES = {
 """Arguments by subcommand; the first of each are the whole command's examples."""
 
 USAGE = {
-    "run": "GRID [options]",
-    "search": "GRID [options]",
-    "plan": "GRID [options]",
+    **dict.fromkeys(("run", "search", "plan"), "GRID [options]"),
     "resume": "DIR [options]",
     "status": "DIR",
     "list": "[GRID] [--preset PRESET]",
@@ -155,6 +152,8 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help="trials, all commands together (default: 20)")
     group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
     group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
+    group.add_argument("--study", metavar="URL", help="database or file of Optuna's study, if elsewhere")
+    group.add_argument("--study-name", metavar="NAME", help="its name there (default: lgd)")
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +163,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpus", type=float, metavar="X", help="GPUs of a worker, a fraction or 1 (default: 1 if any)")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="workers that share a trial's steps")
     group.add_argument("--spread", action="store_true", help="put a trial's workers on nodes of their own")
-    group.add_argument("--address", help="a running Ray cluster, e.g. auto or host:6379 (default: this machine)")
+    group.add_argument("--address", help="Ray cluster: auto or host:6379 (default: this machine)")
 
 
 def add_confirmations(parser: argparse.ArgumentParser) -> None:
@@ -289,7 +288,8 @@ def search_options(options: argparse.Namespace) -> SearchSpec:
     from ablations.plan import search_spec
 
     objectives = [x.strip() for x in (options.objectives or "AP").split(",")]
-    return search_spec(20 if options.samples is None else options.samples, objectives, options.early_stop)
+    samples = 20 if options.samples is None else options.samples
+    return search_spec(samples, objectives, options.early_stop, options.study, options.study_name)
 
 
 def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:

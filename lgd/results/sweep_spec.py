@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError
 
@@ -22,6 +23,9 @@ SCHEMA: Literal[1] = 1
 
 SEARCHED = "search-"
 """Begins the arm, and the directory, of every trial that a search proposed."""
+
+STUDY = "lgd"
+"""Name of a search's study, where none is given."""
 
 GO_ON = "the sweep's own command goes on with it"
 """What writes a sweep.json again that is damaged or missing."""
@@ -41,11 +45,21 @@ class SearchSpec(Settings):
     """``AP``, or ``AP`` and ``gpu_hours`` for the Pareto front of both."""
     early_stop: bool
     """Trials that fall behind in AP are ended (ASHA)."""
+    study: str = ""
+    """URL of the database, or path of the journal, that has Optuna's study; "" for the results directory."""
+    study_name: str = STUDY
+    """Its name there."""
 
     @property
     def description(self) -> str:
         """What its study cannot change, in words."""
-        return f"objectives {','.join(self.objectives)}{' and early stopping' if self.early_stop else ''}"
+        place = f", in study {self.study_name!r} of {self.study}" if self.study else ""
+        return f"{goal(self.objectives, self.early_stop)}{place}"
+
+
+def goal(objectives: Sequence[str], early_stop: bool) -> str:
+    """What a search is after, in words."""
+    return f"objectives {','.join(objectives)}{' and early stopping' if early_stop else ''}"
 
 
 class CodeVersion(Settings):
@@ -124,5 +138,7 @@ class SweepSpec(Settings):
         """Replace the description in ``directory``, atomically. What is not known or not asked for is left out."""
         optional = ("steps", "search", "code", "ended", "extra", "detect", "looks")
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in optional}
-        left_out = {name for name, value in defaults.items() if getattr(self, name) == value}
+        left_out: dict[str, Any] = {x: True for x, value in defaults.items() if getattr(self, x) == value}
+        if self.search and not self.search.study:
+            left_out["search"] = {"study", "study_name"}
         write_text(directory / SWEEP_FILE, self.model_dump_json(indent=1, exclude=left_out) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
-from ablations.optuna_search import STUDY, STUDY_FILE, Search, search_of, trial_name
+from ablations.optuna_search import STUDY_FILE, Search, search_of, trial_name
 from ablations.run import main
 from ablations.search_results import best_trials, command, draw
 from ablations.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
@@ -25,7 +25,7 @@ from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.methods.label_guided import LGD
 from lgd.results.record import FILE, load
-from lgd.results.sweep_spec import SearchSpec, SweepSpec
+from lgd.results.sweep_spec import STUDY, SearchSpec, SweepSpec
 from lgd.training.run import failed_record
 from tests.helpers import unsaved, wait_until
 from tests.integration.commands import OVERRIDES, QUICK, run

@@ -1,0 +1,303 @@
+"""A search's study by URL: which are taken, what cannot be reached, and several drivers on one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+
+from ablations import study_storage
+from ablations.optuna_search import Search, search_of, trial_name
+from ablations.plan import describe, merge, search_spec, with_samples
+from ablations.run import main
+from ablations.search_space import proposed_trial
+from ablations.study_place import PASSWORD_VARIABLE, study_place
+from ablations.study_storage import find_study
+from ablations.trial_config import RecordLabels, TrialConfig, trial_config
+from lgd.config.experiment import parse
+from lgd.config.grids import Trial
+from lgd.config.presets import NANO
+from lgd.distributed.resources import Resources
+from lgd.errors import InputError
+from lgd.results.sweep_spec import SweepSpec
+from lgd.storage.store import PATIENCE_VARIABLE
+from lgd.training.run import failed_record
+
+LGD_NANO = NANO.override({"method.name": "lgd"})
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("study.journal", "{here}/study.journal"),
+        ("/a/study", "/a/study"),
+        ("sqlite:///study.db", "sqlite:///{here}/study.db"),
+        ("sqlite:////a/study.db", "sqlite:////a/study.db"),
+        ("postgresql://me@host:5432/lgd?sslmode=require", "postgresql://me@host:5432/lgd?sslmode=require"),
+        ("mysql+pymysql://host/lgd", "mysql+pymysql://host/lgd"),
+    ],
+)
+def test_a_place_means_the_same_wherever_a_search_goes_on(
+    text: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert study_place(text) == place.format(here=tmp_path)
+    assert study_place(study_place(text)) == study_place(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "--study: a database's URL"),
+        ("postgresql://me:secret@host/lgd", "--study postgresql://...: a URL without a password, which LGD_STUDY_PASS"),
+        ("postgresql://host/lgd?user=me&password=secret", "PGPASSWORD or PGPASSFILE has"),
+        ("mysql://host/lgd?passwd=secret", "a URL without a password"),
+        ("s3://bucket/study", "with --output in object storage the study lies there"),
+        ("sqlite:///:memory:", "a file, such as sqlite:///study.db"),
+        ("sqlite://", "a file, such as sqlite:///study.db"),
+        ("postgresql://[host/lgd", "no URL"),
+    ],
+)
+def test_what_is_no_place_is_one_line_without_its_password(text: str, complaint: str) -> None:
+    with pytest.raises(InputError) as error:
+        search_spec(3, ["AP"], False, text)
+    assert complaint in str(error.value)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sqlite:///{here}/none/study.db", "there is no directory {here}/none"),
+        ("sqlite:///{here}/broken.db", "file is not a database"),
+        ("{here}/none/study", "there is no directory {here}/none"),
+        ("{here}", "a file, and not a directory"),
+        ("{here}/real.db", "name it sqlite:///{here}/real.db"),
+        ("{here}/notes", "not Optuna's journal"),
+        ("nothing://host/lgd", "no database that SQLAlchemy knows"),
+        ("oracle+oracledb://host/lgd", "needs the package oracledb: pip install 'oracledb'"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line_before_anything_is_trained(
+    text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path / "broken.db", b"SQLite format 3\0" + b"\xff" * 500)
+    _write(tmp_path / "real.db", b"SQLite format 3\0")
+    _write(tmp_path / "notes", b"to do\n")
+    begun = time.monotonic()
+    arguments = ["--grid", "components", "--preset", "nano", "--search", "optuna", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--study", text.format(here=tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: --study {text.format(here=tmp_path)}: ")
+    assert complaint.format(here=tmp_path) in said[0]
+    assert time.monotonic() - begun < 15
+    assert not (tmp_path / "out" / "sweep.json").exists()
+
+
+def test_a_database_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As PostgreSQL's driver says it, which is not installed here."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OperationalError("", {}, ConnectionRefusedError('connection to "host" failed:\n\tIs the server running?'))
+
+    monkeypatch.setattr("sqlalchemy.create_engine", refuse)
+    with pytest.raises(InputError, match=r'^--study postgresql://host/x: connection to "host" failed: Is the server'):
+        find_study("postgresql://host/x", "lgd")
+
+
+def test_the_password_comes_from_the_environment_and_is_recorded_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def note(url: str, **options: Any) -> None:
+        made.append((url, options))
+        raise OperationalError("", {}, ConnectionRefusedError("refused"))
+
+    monkeypatch.setattr("sqlalchemy.create_engine", note)
+    monkeypatch.setenv(PASSWORD_VARIABLE, "a/secret")
+    spec = _spec("postgresql://me@host/lgd")
+    with pytest.raises(InputError) as error:
+        search_of(spec, tmp_path)
+    assert "secret" not in str(error.value)
+    assert made[0][0] == "postgresql://me:a%2Fsecret@host/lgd"
+    assert made[0][1]["connect_args"] == {"connect_timeout": study_storage.CONNECT_TIMEOUT}
+    spec.write(tmp_path)
+    assert SweepSpec.read(tmp_path) == spec
+    assert "secret" not in (tmp_path / "sweep.json").read_text()
+
+
+def _spec(study: str, name: str | None = None) -> SweepSpec:
+    return describe("components", "nano", search=search_spec(3, ["AP"], False, study, name))
+
+
+def test_a_sweep_keeps_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = _spec(f"sqlite:///{tmp_path}/study.db", "mine")
+    spec.write(tmp_path)
+    assert with_samples(spec, 7, tmp_path).search == search_spec(
+        7, ["AP"], False, f"sqlite:///{tmp_path}/study.db", "mine"
+    )
+    other = describe("components", "nano", search=search_spec(3, ["AP"], False))
+    with pytest.raises(
+        InputError, match=r"holds a search with objectives AP, in study 'mine' of sqlite:///.*, not obj"
+    ):
+        merge(other, tmp_path)
+    with pytest.raises(InputError, match="--study-name needs --study"):
+        search_spec(3, ["AP"], False, None, "mine")
+    assert main(["--grid", "components", "--study", "x"]) == 2
+    assert main(["--resume", str(tmp_path), "--study", "x"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --samples, --objectives, --early-stop and --study need --search optuna: a grid runs whole",
+        "error: --resume and --status take the sweep as it is: leave out --study",
+    ]
+
+
+def test_two_searches_with_other_settings_do_not_share_a_study(tmp_path: Path) -> None:
+    place = f"sqlite:///{tmp_path}/study.db"
+    search = Search(LGD_NANO.override({"data.source": "coco-json:/here/data/mine"}), tmp_path / "a", place=place)
+    search.study()
+    # Elsewhere its data lies in another directory.
+    replace(search, base=search.base.override({"data.source": "coco-json:/there/data/mine"})).study()
+    other = replace(search, base=search.base.override({"schedule.steps": 7, "schedule.warmup_steps": 1}))
+    refused = (
+        rf"^study 'lgd' of {place}: it is of a search with other settings \(schedule.steps is \d+ there and 7 here"
+    )
+    with pytest.raises(InputError, match=refused):
+        other.check_study()
+    with pytest.raises(InputError, match=r"with objectives AP, not objectives AP and early stopping: choose another"):
+        replace(search, early_stop=True).study()
+    replace(other, name="other").study()
+    optuna.create_study(storage=place, study_name="foreign").ask()
+    with pytest.raises(InputError, match="not of a search of this suite: choose another --study-name"):
+        replace(search, name="foreign").study()
+
+
+# -- drivers at work
+
+
+def _base(directory: Path) -> TrialConfig:
+    labels = RecordLabels("components", "nano")
+    return trial_config(Trial("", LGD_NANO, directory), labels, directory, Resources(1, 0, 1))
+
+
+@contextmanager
+def _driver(search: Search) -> Iterator[Any]:
+    with search.opened(_base(search.output)) as (searcher, _, _):
+        yield searcher
+
+
+def _finish(search: Search, proposed: dict[str, Any]) -> None:
+    """Leave the trial's record, as its worker does."""
+    trial = proposed_trial({**proposed, "base": _base(search.output)})
+    record = failed_record(parse(trial["experiment"]), "", **trial["labels"])
+    record.model_copy(update={"status": "stopped"}).save(Path(trial["directory"]))
+
+
+@pytest.fixture(params=["database", "journal"])
+def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
+    place = {"database": f"sqlite:///{tmp_path}/study.db", "journal": str(tmp_path / "study.journal")}[request.param]
+    return Search(LGD_NANO, tmp_path / "a", samples=4, place=place)
+
+
+def _states(search: Search) -> list[str]:
+    return [x.state.name for x in search.study().get_trials(deepcopy=False)]
+
+
+def test_what_a_killed_driver_left_is_proposed_again_to_the_next_and_to_nobody_else(search: Search) -> None:
+    with _driver(search) as searcher:
+        first = searcher.suggest("1")
+        searcher.suggest("2")
+        searcher.on_trial_complete("1", {"AP": 3.0})
+        _finish(search, first)
+    assert _states(search) == ["COMPLETE", "RUNNING"]
+    beside = replace(search, output=search.output.parent / "b")
+    with _driver(beside) as searcher:
+        # Of the other driver's trials it has the results, and not the work.
+        assert searcher.suggest("1")["name"] == "search-002"
+        assert _states(search) == ["COMPLETE", "RUNNING", "RUNNING"]
+        searcher.on_trial_complete("1", error=True)
+    with _driver(search) as searcher:
+        again = searcher.suggest("1")
+        assert again["name"] == "search-001"
+        searcher.on_trial_complete("1", {"AP": 4.0})
+    assert _states(search) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
+    names = [trial_name(search.study(), x.params) for x in search.study().trials]
+    assert names == ["search-000", "search-001", "search-002", "search-001"]
+
+
+@pytest.mark.slow
+def test_what_a_driver_left_that_does_not_come_back_is_proposed_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(study_storage, "GRACE", 1)
+    search = Search(LGD_NANO, tmp_path / "a", samples=4, place=f"sqlite:///{tmp_path}/study.db")
+    beside = replace(search, output=tmp_path / "b")
+    with _driver(search) as searcher:
+        left = searcher.suggest("1")
+        with _driver(beside) as other:
+            # Its driver's heartbeat says that it is alive.
+            time.sleep(2.5)
+            assert other.suggest("1")["name"] == "search-001"
+            other.on_trial_complete("1", error=True)
+    time.sleep(2.5)
+    with _driver(beside) as other:
+        again = other.suggest("2")
+        other.on_trial_complete("2", {"AP": 1.0})
+    assert {k: v for k, v in again.items() if k != "base"} == {k: v for k, v in left.items() if k != "base"}
+    assert _states(search) == ["FAIL", "FAIL", "COMPLETE"]
+
+
+def test_drivers_that_begin_at_once_propose_different_trials(search: Search) -> None:
+    search.study()
+    beside = replace(search, output=search.output.parent / "b")
+    with _driver(search) as one, _driver(beside) as other:
+        assert one.suggest("1")["name"] != other.suggest("1")["name"]
+
+
+def test_a_database_that_goes_away_is_waited_for_and_then_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(LGD_NANO, tmp_path / "a", samples=4, place=f"sqlite:///{tmp_path}/study.db")
+    create, left = RDBStorage._create_new_trial, [2]
+
+    def away(storage: RDBStorage, *arguments: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise optuna.exceptions.StorageInternalError("the server closed the connection")
+        return create(storage, *arguments, **options)
+
+    monkeypatch.setattr(RDBStorage, "_create_new_trial", away)
+    with _driver(search) as searcher:
+        assert searcher.suggest("1")["name"] == "search-000"
+        searcher.on_trial_complete("1", {"AP": 1.0})
+    assert left == [0]
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    left[0] = 10**6
+    gone = rf"^study {search.place}: no answer for 0 s \(the server closed the connection\)$"
+    with pytest.raises(InputError, match=gone), _driver(search) as searcher:
+        assert searcher.suggest("1") == searcher.FINISHED
+        assert searcher.suggest("2") == searcher.FINISHED
+
+
+def test_without_a_place_the_study_is_in_the_results(tmp_path: Path) -> None:
+    search = Search(LGD_NANO, tmp_path / "a")
+    with _driver(search) as searcher:
+        searcher.suggest("1")
+    assert {x.name for x in search.output.iterdir()} == {"study.db"}
+    assert search.study().get_trials(states=(TrialState.RUNNING,))[0].user_attrs == {}
