@@ -38,7 +38,8 @@ def imitation_against_lead(runs: Sequence[Run], layout: Layout = WIDE) -> Figure
     found = [x for x in split_gains([run.record for run in runs]) if x.imitation is not None and x.lead is not None]
     if len(found) < 3:
         return None
-    figure = new_figure(layout.width, 3.8)
+    # The names below take their own room.
+    figure = new_figure(layout.width, 3.0 + 0.16 * -(-len(found) // layout.columns))
     axes = figure.subplots()
     for i, x in enumerate(found):
         if x.lead is None or x.imitation is None:
@@ -76,9 +77,9 @@ def gain_by_data(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
                 continue
             gain = row.gains[x]
             clear = verdict(gain.low, gain.high) in ("more", "less")
-            interval = "" if gain.low is None else f"\n[{gain.low:+.1f}, {gain.high:+.1f}]"
+            interval = "" if gain.low is None or layout is not WIDE else f"\n[{gain.low:+.1f}, {gain.high:+.1f}]"
             axes.text(
-                j, i, f"{gain.mean:+.1f}{interval}", ha="center", va="center", fontsize=7 if layout is WIDE else 5,
+                j, i, f"{gain.mean:+.1f}{interval}", ha="center", va="center", fontsize=7,
                 fontweight="bold" if clear else "normal",
                 color="white" if abs(gain.mean) > 0.75 * scale else "black",
             )  # fmt: skip
@@ -86,6 +87,7 @@ def gain_by_data(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     axes.set_yticks(range(len(found)), [shorten(row.label, layout.name) for row in found])
     axes.spines[:].set_visible(False)
     set_xlabel(axes, "training images", layout)
-    figure.colorbar(image, ax=axes, label="gain (AP)", shrink=0.8)
+    if layout is WIDE:
+        figure.colorbar(image, ax=axes, label="gain (AP)", shrink=0.8)
     set_title(figure, f"gain over the baseline; bold: {CONFIDENCE:.0%} t interval leaves zero out", runs, layout)
     return figure
