@@ -35,6 +35,7 @@ from analysis.teachers import teachers_text
 from analysis.templating import environment
 from analysis.verdict_text import summary
 from lgd.config.grids import NAMES, TABLES, grid
+from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import Record
@@ -122,8 +123,8 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
         "tables": _tables(runs, sweep, place),
         "costs": _cost_tables(runs, place),
-        "teachers": _html([teachers, split_table(records)]),
-        "data": _html([data_table(records)]),
+        "teachers": _html([teachers, None if sweep.grid == TEACHER_NEEDS else split_table(records)]),
+        "data": _html([None if sweep.grid == GAIN_BY_DATA else data_table(records)]),
         "examples": [_example(x) for x in shown],
         "missing": missing,
         "failed": [(arm_of(x), x) for x in failed[:MOST_ROWS]],

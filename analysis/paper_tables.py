@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.across_table import across_table, across_text
 from analysis.arms import arms_table, arms_text
 from analysis.frontier import frontier, frontier_text, with_notes_on_hours
+from analysis.gain_by_data import data_table
 from analysis.grid_runs import nearest_preset
 from analysis.image_intervals import over_images
 from analysis.load import Run
@@ -18,6 +19,7 @@ from analysis.noise_floor import noise_floor, noise_floor_text
 from analysis.paper_costs import costs, costs_text
 from analysis.paper_scores import comparison, comparison_text
 from analysis.render import MISSING, TextTable, html_table, latex, markdown
+from analysis.split_gains import split_table
 from analysis.table_names import ACROSS, GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
 from analysis.time_to_target import time_to_target, time_to_target_text
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
@@ -26,6 +28,7 @@ from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
 from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST
 from lgd.config.pays_grid import PAYS
+from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 from lgd.errors import InputError
 
 RENDERERS: dict[str, Callable[[pd.DataFrame, TextTable], str]] = {
@@ -60,6 +63,8 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     if name in (GPU_HOURS, EVIDENCE):
         frame = frontier(runs)
         return frame, with_notes_on_hours(frontier_text(frame), runs)
+    if name in (TEACHER_NEEDS, GAIN_BY_DATA):
+        return _when(name, [run for run in runs if run.record.grid == name])
     if name in (LEARNING_RATE, SCHEDULE_LENGTH):
         own = [run for run in runs if run.record.grid == name]
         kept, others = nearest_preset(own) if own else ([], [])
@@ -75,6 +80,13 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
     if name not in ARMS_TABLES:
         raise InputError(f"no table {name!r}: known are {', '.join((*NAMES, *WITHOUT_GRID))}")
     return _arms(grid(name), [run for run in runs if run.record.grid == name], resamples)
+
+
+def _when(name: str, runs: Sequence[Run]) -> tuple[pd.DataFrame, TextTable]:
+    """Of a grid that asks when LGD pays: what its gains are made of, or by images, for people; else AP and cost."""
+    frame, records = frontier(runs), [run.record for run in runs]
+    text = split_table(records) if name == TEACHER_NEEDS else data_table(records)
+    return frame, with_notes_on_hours(frontier_text(frame), runs) if text is None else text
 
 
 def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, TextTable]:

@@ -47,6 +47,7 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
     """
     records, written = study.records, study.directory / NOTES
     sweep = sweep_of(study.directory, records)
+    table = main_table(study.runs, sweep)
     said, teachers = summary(records, study.directory), teachers_text(records)
     # The table says itself which teachers never led.
     teachers = teachers and TextTable(
@@ -60,8 +61,8 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
         command=training_command(study.directory, f"results/{study.name}"),
         said=[markdown_text(" ".join(x).strip()) for x in said.verdicts],
         notes=list(map(markdown_text, said.notes)),
-        table=main_table(study.runs, sweep),
-        more=[x for x in (split_table(records), data_table(records)) if x is not None],
+        table=table,
+        more=[x for x in (split_table(records), data_table(records)) if x is not None and x.title != table.title],
         teachers=teachers,
         parts=_parts(row_dicts(comparisons)),
         shown=[(name, ABOUT[name]) for name, _ in figures(study.runs, names=_names(study))],

@@ -13,10 +13,12 @@ import pytest
 from analysis.first_run import GPUS, SEEDS, first_run
 from analysis.gain_by_data import data_sentences, data_table, gains_by_data
 from analysis.load import Run
+from analysis.paper_tables import build
 from analysis.plots.style import NARROW, STYLE, WIDE
 from analysis.plots.when import gain_by_data, imitation_against_lead
 from analysis.render import number
 from analysis.split_gains import imitation_sentences, split_gains, split_table
+from lgd.config.grids import NAMES
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record, Scores
@@ -127,6 +129,23 @@ def test_gains_by_images_and_features(by_data: list[Record]) -> None:
             assert {text.get_text().split("\n")[0][:2] for text in figure.axes[0].texts} >= {"+3", "-3"}
             assert_texts_inside(figure)
     assert gain_by_data(_runs([x for x in by_data if x.experiment.data.train_fraction == 1])) is None
+
+
+@pytest.mark.parametrize("name", ["teacher-needs", "gain-by-data"])
+def test_each_grid_has_its_table(name: str, needs: list[Record], by_data: list[Record]) -> None:
+    records = [x.model_copy(update={"grid": name}) for x in (needs if name == "teacher-needs" else by_data)]
+    frame, text = build(name, _runs(records))
+    assert set(frame["arm"]) == {x.arm for x in records}
+    assert text.title == ("What each gain is made of" if name == "teacher-needs" else "Gain by training images")
+    # Of a sweep that has only begun, AP and cost.
+    _, begun = build(name, _runs(records[:2]))
+    assert begun.rows
+    assert build(name, [])[1].rows == []
+
+
+def test_every_grid_has_a_table() -> None:
+    for name in NAMES:
+        assert build(name, [])[1].title
 
 
 def test_what_to_run_first_follows_from_measured_steps(tmp_path: Path) -> None:
