@@ -41,7 +41,7 @@ STEPS, STEP_SECONDS = 8, 0.25
 PAUSE_S = (2.0, 6.0)
 """Between one coming or going of a node and the next: at least, at most."""
 
-LONGEST_SWEEP_S = 1800.0
+LONGEST_START_S, LONGEST_SWEEP_S = 300.0, 1800.0
 
 
 class Kind(NamedTuple):
@@ -100,13 +100,25 @@ class FakeCluster:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, kind: Kind, environment: Mapping[str, str] | None = None) -> str:
-        """Start a node; its id."""
-        node = self._cluster.add_node(
-            num_cpus=kind.cpus, num_gpus=kind.gpus, object_store_memory=100 * 2**20, env_vars=dict(environment or {})
-        )
+    def add(self, kind: Kind, environment: Mapping[str, str] | None = None, *, wait: bool = True) -> str:
+        """Start a node; its id. wait: until it has joined, which is to be done in the end (:meth:`wait`).
+
+        Raises CommandFailedError where it does not start.
+        """
+        resources = {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "object_store_memory": 100 * 2**20}
+        try:
+            node = self._cluster.add_node(**resources, env_vars=dict(environment or {}), wait=False)
+        except Exception as error:  # whichever of its processes was not there in Ray's 30 seconds
+            reason = " ".join(str(error).split())[:100]
+            raise CommandFailedError(f"a node did not start ({reason}): try again when it is less busy here") from None
         self._nodes[str(node.node_id)] = node
+        if wait:
+            self.wait()
         return str(node.node_id)
+
+    def wait(self) -> None:
+        """Wait until all nodes have joined. Raises TimeoutError."""
+        self._cluster.wait_for_nodes(timeout=LONGEST_START_S)
 
     def lose(self, node: str) -> None:
         """Kill all processes of a node at once, its workers first, as when a machine goes."""
@@ -253,7 +265,8 @@ def measure_cluster(trials: int, directory: Path, seed: int = 0) -> Iterator[Row
     directory.mkdir(parents=True)
     with FakeCluster(step_seconds=STEP_SECONDS) as cluster:
         for kind in kinds:
-            cluster.add(kind)
+            cluster.add(kind, wait=False)
+        cluster.wait()
         begun, said = time.monotonic(), directory / "said.txt"
         process = cluster.start(*sweep_arguments(trials), "--gpus", "0", "--output", str(output), said=said)
         try:

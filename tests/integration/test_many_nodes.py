@@ -76,7 +76,7 @@ class _Sweeps:
 
     def add(self, name: str, kind: Kind) -> None:
         """A node joins. No disk that the nodes share, nor the commands."""
-        self.kinds[self._cluster.add(kind, {"LGD_CACHE": str(self._directory / name)})] = name
+        self.kinds[self._cluster.add(kind, {"LGD_CACHE": str(self._directory / name)}, wait=False)] = name
 
     def start(self, user: str, url: str, trials: int, gpus: str) -> None:
         arguments = [*sweep_arguments(trials, STEPS), "--gpus", gpus, "--output", url]
@@ -99,6 +99,7 @@ def _run(directory: Path) -> Ran:
         sweeps = _Sweeps(cluster, directory)
         for name, kind in KINDS.items():
             sweeps.add(name, kind)
+        cluster.wait()
         (cluster.place / HOLD).touch()
         try:
             sweeps.start("first", first, FIRST, "0.5")
