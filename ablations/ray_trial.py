@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from ablations.remote_output import Place, place_of
+from ablations.remote_output import Place, place_of, try_to_publish
 from ablations.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
@@ -18,6 +18,7 @@ from lgd.distributed import notice
 from lgd.distributed.ray_train import Workers, node_is_drained
 from lgd.results.provenance import now
 from lgd.results.record import FILE, Record, load
+from lgd.storage import outputs
 from lgd.storage.store import StorageError
 from lgd.training.progress import Progress, Stopped
 from lgd.training.run import error_reason, failed_record
@@ -85,6 +86,8 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
         # One of several workers died: Tune starts the trial again, as it does when a trial's own process dies.
         raise
     except Exception as error:
+        with contextlib.suppress(StorageError):
+            outputs.fetch_notes(directory)
         record = failed_record(experiment, error_reason(error), started=started, directory=directory, **trial["labels"])
         if _save_failure(record, directory):
             # An error may have left this worker's GPU unusable. Raised on, it ends the worker; the next one finds the
@@ -119,6 +122,7 @@ def _save_failure(record: Record, directory: Path) -> bool:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         record.save(directory)
+        try_to_publish(directory / ERROR_FILE, directory / FILE)
         return True
     return False
 
@@ -128,8 +132,8 @@ def _train(experiment: Experiment, trial: TrialConfig, place: Place, on_progress
     labels, gpus = trial["labels"], trial["gpus"]
     if trial["workers"] > 1:
         workers = Workers(trial["workers"], gpus, trial["cpus"])
-        stop = Path(trial["stop"])
-        return train_in_trial(Job(experiment, directory, teachers, workers, labels, (stop,)), on_progress)
+        job = Job(experiment, trial["directory"], trial["teachers"], workers, labels, trial["stop"])
+        return train_in_trial(job, on_progress)
     experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
     options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stopped, "share": gpus or 1.0, **labels}
     with notice.watching(node_is_drained):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,19 +12,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ablations.display import say
-from ablations.trial_config import STOP_FILE, TrialConfig
-from lgd.errors import InputError
+from ablations.trial_config import TrialConfig
 from lgd.storage import outputs
-from lgd.storage.store import StorageError, Store
-
-
-def check_workers(directory: Path, workers: int) -> None:
-    """Raise InputError where several workers would share a trial's directory, and the results directory is a URL."""
-    if workers > 1 and outputs.store_of(directory) is not None:
-        raise InputError(
-            f"--workers {workers}: the workers of a trial need a directory that their nodes share, and"
-            f" {outputs.shown(directory)} is none"
-        )
+from lgd.storage.store import StorageError
 
 
 @contextlib.contextmanager
@@ -65,21 +54,18 @@ class Place(NamedTuple):
 def place_of(trial: TrialConfig) -> Iterator[Place]:
     """Inside, the trial trains; of a sweep whose results directory is a URL, what it writes is published.
 
-    Raises StorageError where the store does not answer.
+    Where it has several workers they do that, each on the disk of its node (lgd/training/node_disks.py), and here is
+    only what is known of it. Raises StorageError where the store does not answer.
     """
     directory, teachers = outputs.output_path(trial["directory"]), outputs.output_path(trial["teachers"])
-    if not outputs.is_url(trial["stop"]):
-        yield Place(directory, teachers, Path(trial["stop"]).exists)
+    stop = outputs.Signal(trial["stop"])
+    stop.look()
+    if trial["workers"] > 1:
+        outputs.fetch_notes(directory)
+        yield Place(directory, teachers, stop.is_there)
         return
-    sweep, asked = Store(trial["stop"].removesuffix(f"/{STOP_FILE}")), threading.Event()
-
-    def look() -> None:
-        if sweep.exists(STOP_FILE):
-            asked.set()
-
-    look()
-    with outputs.working_in(directory, every=look):
-        yield Place(directory, teachers, asked.is_set)
+    with outputs.working_in(directory, every=stop.look):
+        yield Place(directory, teachers, stop.is_there)
 
 
 def try_to_publish(*paths: Path) -> None:

@@ -21,7 +21,7 @@ from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
 from ablations.plan import Sweep, trials_of
-from ablations.remote_output import at_work, check_workers
+from ablations.remote_output import at_work
 from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
@@ -102,7 +102,6 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
-    check_workers(directory, options.placement.workers)
     with at_work(directory, console), locked(directory) as lock:
         if options.retrain_damaged:
             set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
@@ -148,7 +147,6 @@ def dry_run(
     spec: SweepSpec, directory: Path, options: RunOptions, cost: CostOptions, console: Console, *, verbose: bool = False
 ) -> int:
     """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
-    check_workers(directory, options.placement.workers)
     sweep = trials_of(spec, directory)
     checked = prepare(sweep, console, all_problems=True)
     with contextlib.ExitStack() as stack:

@@ -2,14 +2,13 @@
 
 The work is a function that :func:`launch` (Ray Train) or :func:`launch_in_placement_group` (inside a trial of Ray Tune)
 runs in every worker, with torch.distributed's process group set up: NCCL with GPUs, else Gloo. The main process reports
-its progress through a file in the work's directory, which with several nodes must be on storage that they share.
+its progress through the cluster (lgd/distributed/messages.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -36,19 +35,15 @@ import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from lgd.distributed import notice, ranks  # noqa: E402
+from lgd.distributed.messages import LauncherEnd, Messages, OnProgress, WorkerEnd  # noqa: E402
 from lgd.distributed.ray_token import own_token  # noqa: E402
 from lgd.distributed.workers import Node as Node  # noqa: E402
 from lgd.distributed.workers import Workers as Workers  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
-from lgd.files import write_text  # noqa: E402
 from lgd.signals import on_signal  # noqa: E402
 
-PROGRESS_FILE = "progress.json"
-STOP_FILE = "stop"
-"""In the work's directory. The launcher makes it to ask the workers to stop; they have to look for it."""
-
 POLL_INTERVAL_S = 1.0
-"""Seconds between two reads of the progress file."""
+"""Seconds between two looks of the launcher at the progress."""
 
 RESIZE_INTERVAL_S = 60.0
 """Seconds between two looks of Ray Train whether elastic workers can be more, or should be fewer."""
@@ -60,7 +55,8 @@ Work = Callable[[Any, int], Any]
 """The function that every worker runs: one of a module, given ``config`` and the number of its GPU (0 without one).
 Its arguments and result must be picklable; the main process's return value is the result."""
 
-OnProgress = Callable[[dict[str, Any]], None]
+_to_launcher: WorkerEnd | None = None
+"""In a worker."""
 
 
 def nodes() -> list[Node]:
@@ -148,10 +144,12 @@ def launch(
     from lgd.distributed.sigterm import ListenForSigterm
 
     directory.mkdir(parents=True, exist_ok=True)
+    messages = Messages()
+    end = LauncherEnd(messages, on_progress)
     count = workers.count if workers.minimum is None else (workers.minimum, workers.count)
     trainer = TorchTrainer(
         _run_under_train,
-        train_loop_config={"work": work, "config": config, "gpu": workers.gpus > 0},
+        train_loop_config={"work": work, "config": config, "gpu": workers.gpus > 0, "messages": messages},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         # Ray's types are those of the class of before.
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
@@ -170,7 +168,7 @@ def launch(
         ),
     )
     # After Ray has started: it installs its own handler of SIGTERM.
-    with _poll_progress(directory, on_progress), on_signal((directory / STOP_FILE).touch, signal.SIGTERM):
+    with _polled(end), on_signal(end.stop.set, signal.SIGTERM):
         try:
             result = trainer.fit()
         except SystemExit:
@@ -190,10 +188,12 @@ def _run_under_train(loop: dict[str, Any]) -> Any:
 
         # Ray Train lets its workers see all GPUs of their node.
         gpu = get_device().index or 0
-    return _run(loop["work"], loop["config"], gpu)
+    return _run(loop["work"], loop["config"], gpu, loop["messages"])
 
 
-def _run(work: Work, config: Any, gpu: int) -> Any:
+def _run(work: Work, config: Any, gpu: int, messages: Messages) -> Any:
+    global _to_launcher
+    _to_launcher = WorkerEnd(messages)
     os.environ[ranks.NODE_VARIABLE] = ray.get_runtime_context().get_node_id()
     try:
         with notice.watching(node_is_drained):
@@ -205,7 +205,7 @@ def _run(work: Work, config: Any, gpu: int) -> Any:
 
 
 def launch_in_placement_group(
-    work: Work, config: Any, directory: Path, workers: Workers, *, on_progress: OnProgress = lambda _: None
+    work: Work, config: Any, workers: Workers, *, on_progress: OnProgress = lambda _: None
 ) -> Any:
     """Run ``work(config, gpu)`` as :func:`launch`, in the placement group that this Tune trial holds, bundle by bundle.
 
@@ -218,7 +218,6 @@ def launch_in_placement_group(
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    directory.mkdir(parents=True, exist_ok=True)
     group: Any = ray.util.get_current_placement_group()
     members = [
         _TrainWorker.options(  # type: ignore[attr-defined]
@@ -229,17 +228,21 @@ def launch_in_placement_group(
         for i in range(workers.count)
     ]
     backend = "nccl" if workers.gpus else "gloo"
-    progress = _ProgressFile(directory, on_progress)
+    messages = Messages()
+    end = LauncherEnd(messages, on_progress)
     results: list[Any] = []
     try:
         address = ray.get(members[0].address.remote())
-        results = [x.run.remote(work, config, backend, rank, workers.count, address) for rank, x in enumerate(members)]
+        results = [
+            x.run.remote(work, config, messages, backend, rank, workers.count, address)
+            for rank, x in enumerate(members)
+        ]
         pending = list(results)
         while pending:
             done, pending = ray.wait(pending, timeout=POLL_INTERVAL_S)
             # Raises at the first failure: the other workers would wait for that one.
             ray.get(done)
-            progress.poll()
+            end.poll()
         return ray.get(results[0])
     except ray.exceptions.RayTaskError as error:
         _raise_if_one_died(results)
@@ -247,7 +250,7 @@ def launch_in_placement_group(
     finally:
         for member in members:
             ray.kill(member)
-        progress.remove()
+        messages.remove()
 
 
 def _raise_if_one_died(results: list[Any]) -> None:
@@ -269,52 +272,37 @@ class _TrainWorker:
             free.bind((host, 0))
             return f"{host}:{free.getsockname()[1]}"
 
-    def run(self, work: Work, config: Any, backend: str, rank: int, world_size: int, address: str) -> Any:
+    def run(
+        self, work: Work, config: Any, messages: Messages, backend: str, rank: int, world_size: int, address: str
+    ) -> Any:
         with notice.listening():
             dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world_size)
             # This process sees its own GPU only.
-            result = _run(work, config, gpu=0)
+            result = _run(work, config, 0, messages)
         # Not after an error: it may wait for workers that wait for this one.
         dist.destroy_process_group()
         return result
 
 
-def report(directory: Path, progress: dict[str, Any]) -> None:
-    """Called by the main process of the work in ``directory``: pass ``progress`` to the launcher's ``on_progress``."""
-    with contextlib.suppress(OSError):
-        write_text(directory / PROGRESS_FILE, json.dumps(progress))
+def report(progress: dict[str, Any]) -> None:
+    """Called by the main process of the work: pass ``progress`` to the launcher's ``on_progress``."""
+    if _to_launcher is not None:
+        _to_launcher.report(progress)
 
 
-class _ProgressFile:
-    """The launcher's end of :func:`report`."""
-
-    def __init__(self, directory: Path, on_progress: OnProgress) -> None:
-        self._files = [directory / PROGRESS_FILE, directory / STOP_FILE]
-        self._on_progress, self._seen = on_progress, ""
-        self.remove()
-
-    def poll(self) -> None:
-        """Call ``on_progress`` if there is something new."""
-        with contextlib.suppress(OSError, ValueError):
-            text = self._files[0].read_text(encoding="utf-8")
-            if text != self._seen:
-                self._seen = text
-                self._on_progress(json.loads(text))
-
-    def remove(self) -> None:
-        """Remove what an earlier launch has left in the directory."""
-        for left in self._files:
-            left.unlink(missing_ok=True)
+def asked_to_stop() -> bool:
+    """Whether the launcher asks the work to stop. The main process has to ask now and then."""
+    return _to_launcher is not None and _to_launcher.asked_to_stop()
 
 
 @contextlib.contextmanager
-def _poll_progress(directory: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Poll the progress in a thread while the block runs."""
-    progress, ended = _ProgressFile(directory, on_progress), threading.Event()
+def _polled(end: LauncherEnd) -> Iterator[None]:
+    """Inside, a thread polls the launcher's end."""
+    ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(POLL_INTERVAL_S):
-            progress.poll()
+            end.poll()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -323,7 +311,7 @@ def _poll_progress(directory: Path, on_progress: OnProgress) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        progress.remove()
+        end.messages.remove()
 
 
 def _reason(error: Exception) -> str:

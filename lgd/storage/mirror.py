@@ -104,6 +104,19 @@ class Mirror:
             for name in sorted(names, key=_order):
                 self._publish(name, known, self.store)
 
+    def remove_unpublished(self, prefix: str, *, unless_known: str) -> None:
+        """Remove local files under ``prefix`` that were never published, where others have worked in the store since.
+
+        That is so where the object ``unless_known`` is not the one that was last published, or fetched, here.
+        """
+        with self._versions() as known:
+            entry, state = self.store.entry(unless_known), known.get(unless_known)
+            if entry is None or (state is not None and state.version == entry.version):
+                return
+            for name in list(_files(self.directory)):
+                if name.startswith(prefix) and name not in known:
+                    (self.directory / name).unlink(missing_ok=True)
+
     def remove(self, *names: str) -> None:
         """Remove these files and their objects."""
         with self._versions() as known:

@@ -30,7 +30,10 @@ FOLDER = "outputs"
 RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|error\.txt|meter\.json|detections.*\.json\.gz)")
 """Names of the files of trainings that commands read which do not train."""
 
-SIGNALS = ("stop", "progress.json")
+STOP_FILE = "stop"
+"""Of a sweep, whose trials look for it."""
+
+CHECKPOINTS = "checkpoints/"
 
 _scheme = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -102,8 +105,8 @@ def _option(path: Callable[[str], Path], text: str) -> Path:
 
 
 def of_training(name: str) -> bool:
-    """Choose what a training writes, but for what its launcher and its workers tell each other."""
-    return name not in SIGNALS
+    """Choose what a training writes."""
+    return name != STOP_FILE
 
 
 def mirror_of(directory: Path, chosen: Callable[[str], bool] = of_training) -> Mirror | None:
@@ -216,17 +219,31 @@ def held(
 
 
 @contextlib.contextmanager
-def working_in(directory: Path, *, publishes: bool = True, every: Callable[[], None] = lambda: None) -> Iterator[None]:
+def working_in(directory: Path, *, every: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Inside, a training runs in ``directory``: fetched before, published meanwhile and at the end.
 
-    publishes: False for all but one of the processes of a training. Does nothing for a directory of this machine alone.
+    Does nothing for a directory of this machine alone.
     """
-    mirror = mirror_of(directory)
-    if mirror is None:
+    fetch_training(directory)
+    with published(directory, every=every):
         yield
-        return
-    mirror.fetch()
-    with mirror.published(every=every) if publishes else contextlib.nullcontext():
+
+
+def fetch_training(directory: Path, *, checkpoints: bool = True) -> None:
+    """Bring a training's directory up to date. checkpoints: those, too."""
+    mirror = mirror_of(directory, of_training if checkpoints else _without_checkpoints)
+    if mirror is not None:
+        if checkpoints:
+            # This machine's may be ahead of what it has published, unless the training has gone on elsewhere since.
+            mirror.remove_unpublished(CHECKPOINTS, unless_known="meter.json")
+        mirror.fetch()
+
+
+@contextlib.contextmanager
+def published(directory: Path, *, every: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, a training runs in ``directory``, which is published meanwhile and at the end."""
+    mirror = mirror_of(directory)
+    with contextlib.nullcontext() if mirror is None else mirror.published(every=every):
         yield
 
 
@@ -236,6 +253,28 @@ def publishing_own(directory: Path) -> Iterator[None]:
     mirror = mirror_of(directory, _is_own)
     with contextlib.nullcontext() if mirror is None else mirror.published():
         yield
+
+
+class Signal:
+    """A file that asks for something as soon as it is there. place: its path or URL; "" for none."""
+
+    def __init__(self, place: str) -> None:
+        parent, _, self._name = place.rpartition("/")
+        self._path = Path(place) if place and not is_url(place) else None
+        self._store = Store(parent) if is_url(place) else None
+        self._seen = False
+
+    def look(self) -> None:
+        """Ask the store, where it is a URL: to be called now and then. Raises StorageError."""
+        if self._store is not None and not self._seen:
+            self._seen = self._store.exists(self._name)
+
+    def is_there(self) -> bool:
+        return self._seen or (self._path is not None and self._path.exists())
+
+
+def _without_checkpoints(name: str) -> bool:
+    return of_training(name) and not name.startswith(CHECKPOINTS)
 
 
 def _is_own(name: str) -> bool:

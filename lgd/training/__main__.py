@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +35,9 @@ from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record, Scores
 from lgd.signals import exit_on_interrupt, on_signal
+from lgd.storage import outputs
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
+from lgd.storage.store import StorageError
 from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 
@@ -174,18 +176,25 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _storage(directory: Path, options: argparse.Namespace) -> Iterator[None]:
-    """Inside, this process alone trains to the URL that ``directory`` stands for, and publishes what it writes."""
+    """Inside, this command alone trains to the URL that ``directory`` stands for; what it writes is published."""
     store = store_of(directory)
     if store is None:
         yield
         return
-    if any(getattr(options, x) is not None for x in UNDER_RAY):
-        raise InputError(f"--output {store.url}: a training under Ray needs a directory that its nodes share")
     if options.teachers is None:
         options.teachers = output_path(f"{store.url.rpartition('/')[0]}/teachers")
-    with held(directory, on_wait=lambda holder: print(f"looking whether {holder} is still at work there ...")), \
-            working_in(directory):  # fmt: skip
-        yield
+    with held(directory, on_wait=lambda holder: print(f"looking whether {holder} is still at work there ...")):
+        if _under_ray(options):
+            # Its workers fetch and publish, each on the disk of its node.
+            outputs.fetch_notes(directory)
+            yield
+        else:
+            with working_in(directory):
+                yield
+
+
+def _under_ray(options: argparse.Namespace) -> bool:
+    return any(getattr(options, x) is not None for x in UNDER_RAY)
 
 
 def _check_time_without_gpu(experiment: Experiment) -> None:
@@ -242,7 +251,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.label, "overrides": _overrides(options)}
     on_progress = _Progress()
     try:
-        if any(getattr(options, x) is not None for x in UNDER_RAY):
+        if _under_ray(options):
             # Not at the top: it imports Ray.
             from lgd.training.worker import train_on_workers
 
@@ -268,10 +277,13 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
     except (InputError, Stopped):
         raise
     except Exception as error:
+        with suppress(StorageError):
+            outputs.fetch_notes(directory)
         record = failed_record(experiment, error_reason(error), directory=directory, **names)
         try:
             record.save(directory)
             write_text(directory / "error.txt", traceback.format_exc())
+            outputs.publish_files(directory / FILE, directory / "error.txt")
         except OSError as unwritable:
             reason = f"{record.reason} (and its record could not be written: {unwritable})"
             record = record.model_copy(update={"reason": reason})

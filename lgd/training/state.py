@@ -18,6 +18,7 @@ from lgd.methods.feature_capture import running_state
 from lgd.methods.teacher_watch import TeacherWatch
 from lgd.results.contention import CpuUsage, contention
 from lgd.results.cost_meter import CostMeter, CostSoFar
+from lgd.storage import outputs
 from lgd.training import checkpoint
 from lgd.training.build import Built
 from lgd.training.checkpoint_writer import CheckpointWriter
@@ -61,7 +62,11 @@ class TrainingState:
         workers do not see the same one.
         """
         fingerprint = self.built.fingerprint
-        found = ranks.run_on_all_ranks(lambda: checkpoint.latest(self.directory, self.experiment, fingerprint))
+        found = ranks.run_on_all_ranks(
+            lambda: checkpoint.latest(self.directory, self.experiment, fingerprint),
+            # Elsewhere its directory is another disk's (lgd/training/node_disks.py).
+            first_only=outputs.store_of(self.directory) is not None,
+        )
         if len(set(ranks.all_gather(found and found[0]))) > 1:
             raise InputError(f"{self.directory}: the workers see different checkpoints: it must be on shared storage")
         log = self.directory / "metrics.json"

@@ -19,6 +19,7 @@ from lgd.files import write_text
 from lgd.results.record import Pretraining, Record
 from lgd.storage import outputs
 from lgd.storage.lease import LeaseHeldError
+from lgd.training import node_disks
 from lgd.training.build import dry_build
 from lgd.training.given_teacher import given_teacher, key_of
 from lgd.training.progress import Progress
@@ -120,7 +121,7 @@ def _lock(place: Path) -> Iterator[None]:
         # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
         while not ranks.broadcast(ranks.is_main_process() and _acquired(place, held)):
             pass
-        with outputs.working_in(place, publishes=ranks.is_main_process()):
+        with node_disks.working_in(place):
             yield
 
 

@@ -14,6 +14,8 @@ from lgd.distributed import ranks, ray_train, shares
 from lgd.distributed.workers import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import Record
+from lgd.storage import outputs
+from lgd.training import node_disks
 from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import existing_record
 from lgd.training.teacher import train_with_teacher
@@ -24,14 +26,15 @@ class Job:
     """A training, as it is sent to its workers."""
 
     experiment: Experiment
-    directory: Path
-    teachers: Path
+    directory: str
+    """Path, or URL where the workers' nodes may share no disk; so are ``teachers`` and ``stop``."""
+    teachers: str
     """Directory of the frozen teachers."""
     workers: Workers
     names: dict[str, Any] = field(default_factory=dict)
     """grid, preset, arm and overrides, for the record."""
-    stop_files: tuple[Path, ...] = ()
-    """The training stops when one of them appears, or the launcher's own."""
+    stop: str = ""
+    """The training stops when this file appears, or when the launcher asks for it."""
 
 
 def train_on_workers(
@@ -52,14 +55,14 @@ def train_on_workers(
     """
     if isinstance(workers, Workers):
         workers.check(experiment)
-    directory = directory.resolve()
+    directory, teachers = directory.resolve(), (teachers or directory.parent / "teachers").resolve()
     with ray_train.cluster(address):
         if not isinstance(workers, Workers):
             workers = workers(ray_train.nodes())
             workers.check(experiment)
         # What does not fit even into an idle cluster would wait for ever.
         workers.max_concurrent(ray_train.nodes())
-        job = Job(experiment, directory, (teachers or directory.parent / "teachers").resolve(), workers, names)
+        job = Job(experiment, outputs.shown(directory), outputs.shown(teachers), workers, names)
         result = ray_train.launch(train_as_worker, job, directory, workers, on_progress=on_progress)
     return _record(result)
 
@@ -69,10 +72,7 @@ def train_in_trial(job: Job, on_progress: Callable[[Progress], None]) -> Record:
 
     Raises ray.exceptions.RayActorError when a worker died, for Tune to start the trial again.
     """
-    result = ray_train.launch_in_placement_group(
-        train_as_worker, job, job.directory, job.workers, on_progress=on_progress
-    )
-    return _record(result)
+    return _record(ray_train.launch_in_placement_group(train_as_worker, job, job.workers, on_progress=on_progress))
 
 
 def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
@@ -83,19 +83,20 @@ def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
 
 def _train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
     experiment = experiment_for_worker(job.experiment, job.workers.cpus, job.workers.gpus, gpu)
-    stop_files = (job.directory / ray_train.STOP_FILE, *job.stop_files)
+    directory, stop = outputs.output_path(job.directory), outputs.Signal(job.stop)
     try:
-        # A worker may have died when the training was finished and its record saved.
-        saved = ranks.run_on_all_ranks(lambda: _finished(job.directory, experiment), first_only=True)
-        return saved or train_with_teacher(
-            experiment,
-            job.directory,
-            teachers=job.teachers,
-            on_progress=lambda progress: ray_train.report(job.directory, progress),
-            should_stop=lambda: any(x.exists() for x in stop_files),
-            share=job.workers.gpus or 1.0,
-            **job.names,
-        )
+        with node_disks.working_in(directory, every=stop.look):
+            # A worker may have died when the training was finished and its record saved.
+            saved = ranks.run_on_all_ranks(lambda: _finished(directory, experiment), first_only=True)
+            return saved or train_with_teacher(
+                experiment,
+                directory,
+                teachers=outputs.output_path(job.teachers),
+                on_progress=ray_train.report,
+                should_stop=lambda: ray_train.asked_to_stop() or stop.is_there(),
+                share=job.workers.gpus or 1.0,
+                **job.names,
+            )
     except (InputError, Stopped) as outcome:
         # Without its traceback, which would keep the model alive.
         return outcome.with_traceback(None)

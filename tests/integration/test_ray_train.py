@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from lgd.distributed.ray_token import own_token
-from lgd.results.record import load
+from lgd.results.record import Record, load
+from lgd.storage.store import Store
 from lgd.training import run as training
 from lgd.training.__main__ import main
 from tests.helpers import quick_experiment, unsaved, wait_until
+from tests.helpers_storage import BUCKET
 from tests.unit.distributed.test_ranks import ALIKE
 
 ROOT = Path(__file__).parents[2]
@@ -45,20 +47,42 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _saved_and_more(url: str, disks: Path) -> bool:
+    """Whether a checkpoint to go on from is published, and a disk has work that it does not hold."""
+    there = any("checkpoints/" in x for x in Store(url).entries())
+    return there and any(unsaved(x) > 0 for x in disks.glob("*/outputs/*-work/run"))
+
+
+def _check_losses(record: Record, alone: Record) -> None:
+    """Those of one undisturbed worker: by rounding at first, later by what that became."""
+    for name, curve in alone.losses.items():
+        ours, theirs = [v for _, v in record.losses[name]], [v for _, v in curve]
+        early = sum(step <= 12 for step, _ in curve)
+        assert early
+        assert ours[:early] == pytest.approx(theirs[:early], rel=2e-3), name
+        assert ours == pytest.approx(theirs, rel=0.05), name
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_leftover_processes", "s3")
 def test_a_lost_node_is_replaced_and_the_training_goes_on(
-    tmp_path: Path, no_leftover_processes: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command, with a worker on each of two nodes; one node goes down with its worker, and another one comes up.
 
-    The losses are those of one undisturbed worker.
+    Neither they nor the command share a disk: what is gone on from is in a bucket. The losses are those of one
+    undisturbed worker.
     """
     from ray.cluster_utils import Cluster
 
-    output = tmp_path / "out put"
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+
+    def disk(name: str) -> dict[str, str]:
+        return {"LGD_CACHE": str(tmp_path / name)}
+
     changes: dict[str, Any] = {"schedule.steps": 120, "checkpoint.every": 40, "schedule.lr": 0.001}
     arguments = [
-        *("retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--spread", "--output", str(output)),
+        *("retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--spread", "--output", url),
         *_settings("lgd", **changes),
     ]
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
@@ -68,35 +92,34 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
         # A dead node is noticed after this; by default after 15 s.
         patch.setenv("RAY_health_check_period_ms", "1000")
         patch.setenv("RAY_health_check_failure_threshold", "3")
-        cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        head = {**small, "include_dashboard": False, "env_vars": disk("head")}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             # Ray Train tells nodes apart by their address.
-            lost = cluster.add_node(**small, node_ip_address="127.0.0.2")
+            lost = cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("lost"))
             process = subprocess.Popen(
                 _command(*arguments, "--address", cluster.address),
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                cwd=ROOT, env={**os.environ, **disk("command")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True,
             )  # fmt: skip
-            wait_until(lambda: unsaved(output) > 0 or process.poll() is not None)
+            wait_until(lambda: _saved_and_more(url, tmp_path) or process.poll() is not None)
             assert process.poll() is None, process.communicate()[0]
             cluster.remove_node(lost, allow_graceful=False)
-            cluster.add_node(**small, node_ip_address="127.0.0.3")
+            cluster.add_node(**small, node_ip_address="127.0.0.3", env_vars=disk("added"))
             said = process.communicate(timeout=300)[0]
         finally:
             if process is not None and process.poll() is None:
                 process.kill()
             cluster.shutdown()
     assert process.returncode == 0, said
-    record = load(output / "record.json")
+    record = Record.model_validate_json(Store(url).read("record.json") or b"")
+    assert [x for x in Store(url).entries() if "checkpoints/" in x or x.startswith("ray/")] == []
+    assert not list((tmp_path / "command").glob("outputs/*/run/ray"))
     assert (record.status, record.devices, record.nodes, record.attempts) == ("finished", 2, 2, 2)
     assert record.device_seconds["lost"] > 0
-    alone = training.run(quick_experiment(**{**ALIKE, **changes}), tmp_path / "alone")
-    for name, curve in alone.losses.items():
-        ours, theirs = [v for _, v in record.losses[name]], [v for _, v in curve]
-        early = sum(step <= 12 for step, _ in curve)
-        assert early
-        assert ours[:early] == pytest.approx(theirs[:early], rel=2e-3), name
-        assert ours == pytest.approx(theirs, rel=0.05), name
+    _check_losses(record, training.run(quick_experiment(**{**ALIKE, **changes}), tmp_path / "alone"))
     # Called here: another process would take seconds to say so.
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "another"))
     assert main(arguments) == 0
     assert "trained already" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lgd.config.experiment import Experiment, parse
-from lgd.distributed import ranks
-from lgd.results.record import load
+from lgd.distributed import ranks, ray_train
+from lgd.distributed.workers import Workers
+from lgd.results.cost_meter import HEARTBEAT_FILE
+from lgd.results.record import Record, load
+from lgd.storage import outputs
+from lgd.training.progress import Stopped
 from lgd.training.teacher import train_with_teacher
+from lgd.training.worker import Job, train_as_worker
 from tests.conftest import once_per_run
 from tests.helpers import quick_experiment
 
@@ -47,8 +53,37 @@ def _work(rank: int, port: int, experiments: list[dict[str, Any]], directories: 
         for experiment, directory in zip(experiments, directories, strict=True):
             train_with_teacher(parse(experiment), Path(directory))
             (Path(directory) / f"done-{rank}").touch()
+        _on_two_disks(rank, Path(directories[0]).parent)
     finally:
         dist.destroy_process_group()
+
+
+TAUGHT: dict[str, Any] = {
+    "detector__name": "retinanet",
+    "method__teacher__backbone__norm": "GN",
+    "method__teacher__backbone__width": 32,
+    # The teacher detects nothing yet.
+    "method__teacher__gate": False,
+}
+DISKS = {**TAUGHT, "method__name": "fgd"}
+
+
+def _on_two_disks(rank: int, root: Path) -> None:
+    """A training in a store, stopped, and gone on with by two workers of whom none has its checkpoint on its disk."""
+    url = f"file://{root}/store"
+    job = Job(_experiment(**DISKS), f"{url}/run", f"{url}/teachers", Workers(WORKERS))
+    with pytest.MonkeyPatch.context() as patch:
+        for attempt, kind in enumerate((Stopped, Record)):
+            # The main worker moves to the disk of the other one, which moves to a new one.
+            patch.setenv("LGD_CACHE", str(root / f"disk-{rank + attempt}"))
+            # In its first step, after the teacher's training.
+            begun = outputs.output_path(job.directory) / HEARTBEAT_FILE
+            patch.setattr(ray_train, "asked_to_stop", begun.exists if attempt == 0 else lambda: False)
+            found = train_as_worker(job, 0)
+            assert isinstance(found, kind), found
+            dist.barrier()
+        undisturbed = replace(job, directory=str(root / "undisturbed"), teachers=str(root / "own teachers"))
+        assert isinstance(train_as_worker(undisturbed, 0), Record)
 
 
 def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
@@ -62,13 +97,6 @@ def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
     )
 
 
-TAUGHT: dict[str, Any] = {
-    "detector__name": "retinanet",
-    "method__teacher__backbone__norm": "GN",
-    "method__teacher__backbone__width": 32,
-    # The teacher detects nothing yet.
-    "method__teacher__gate": False,
-}
 TRAININGS: dict[str, dict[str, Any]] = {
     "retinanet": {"detector__name": "retinanet"},
     "fgfi": {**TAUGHT, "method__name": "fgfi", "method__from_step": 2},
@@ -120,6 +148,22 @@ def test_methods_that_draw_numbers_train_on_two_workers(name: str, on_two: Path)
     record = load(on_two / name / "record.json")
     assert (record.status, record.devices, record.steps) == ("finished", 2, ALIKE["schedule.steps"])
     assert (on_two / name / "done-1").exists()
+
+
+@pytest.mark.slow
+def test_workers_that_share_no_disk_go_on_from_what_was_published(on_two: Path) -> None:
+    record, undisturbed = load(on_two / "store" / "run" / "record.json"), load(on_two / "undisturbed" / "record.json")
+    assert (record.status, record.devices, record.attempts, undisturbed.attempts) == ("finished", 2, 2, 1)
+    assert record.losses == undisturbed.losses
+    assert record.student == undisturbed.student
+    assert record.pretraining is not None
+    assert record.pretraining.AP == undisturbed.pretraining.AP
+    there = {x.relative_to(on_two / "store").as_posix() for x in (on_two / "store").rglob("*") if x.is_file()}
+    (teacher,) = {x.split("/")[1] for x in there if x.startswith("teachers/")}
+    assert {"run/record.json", "run/student.pth", f"teachers/{teacher}/student.pth"} <= there
+    assert [x for x in there if "checkpoints/" in x or x.endswith(HEARTBEAT_FILE)] == []
+    # The weights of a teacher that another disk's worker trained.
+    assert list((on_two / "disk-2" / "outputs").glob(f"*/teachers/{teacher}/student.pth"))
 
 
 @pytest.mark.slow

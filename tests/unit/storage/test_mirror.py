@@ -54,6 +54,23 @@ def test_where_both_have_changed_what_was_published_counts(store: Store, tmp_pat
     assert (store.read("log"), store.read("record.json")) == (b"unpublished", b"from here")
 
 
+def test_a_checkpoint_that_was_not_published_goes_where_the_training_went_on_elsewhere(
+    store: Store, tmp_path: Path
+) -> None:
+    here, there = (Mirror(tmp_path / x, store) for x in ("here", "there"))
+    _write(here.directory, meter_json="1", checkpoints__1="1")
+    here.publish()
+    _write(here.directory, meter_json="2", checkpoints__2="2")
+    here.remove_unpublished("checkpoints/", unless_known="meter.json")
+    assert (here.directory / "checkpoints" / "2").exists()
+    there.fetch()
+    _write(there.directory, meter_json="one more", checkpoints__3="3")
+    there.publish()
+    here.remove_unpublished("checkpoints/", unless_known="meter.json")
+    here.fetch()
+    assert sorted(x.name for x in (here.directory / "checkpoints").iterdir()) == ["1", "3"]
+
+
 def test_what_has_not_changed_is_neither_fetched_nor_published_again(faults: Faults, tmp_path: Path) -> None:
     here, there = (Mirror(tmp_path / x, Store("s3://bucket/once", 10)) for x in ("here", "there"))
     _write(here.directory, a="1", b="2")
