@@ -157,6 +157,7 @@ def test_workers_that_share_no_disk_go_on_from_what_was_published(on_two: Path) 
     assert record.losses == undisturbed.losses
     assert record.student == undisturbed.student
     assert record.pretraining is not None
+    assert undisturbed.pretraining is not None
     assert record.pretraining.AP == undisturbed.pretraining.AP
     there = {x.relative_to(on_two / "store").as_posix() for x in (on_two / "store").rglob("*") if x.is_file()}
     (teacher,) = {x.split("/")[1] for x in there if x.startswith("teachers/")}
