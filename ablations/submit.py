@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import lgd
 from ablations.command import BENCHMARKS, COMMANDS
+from ablations.study_place import study_place
 from lgd.cli import Parser, examples, exit_status
 from lgd.distributed.ray_token import use_token
 from lgd.errors import InputError
@@ -130,6 +131,9 @@ def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> Non
         raise InputError(
             "say --output: an absolute path on storage that all nodes share; the job's own directory is removed later"
         )
+    study = options.__dict__.get("study")
+    if study and study_place(study) != study:
+        raise InputError(f"--study {study}: on the cluster an absolute path is needed, on storage that all nodes share")
     given = [(key, x) for key, value in vars(options).items() for x in (value if isinstance(value, list) else [value])]
     for option, value in given:
         # A URL has a scheme.

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from ablations import study_storage
+from ablations import study_storage, submit
 from ablations.optuna_search import Search, search_of, trial_name
 from ablations.plan import describe, merge, search_spec, with_samples
 from ablations.run import main
@@ -165,6 +165,15 @@ def test_a_sweep_keeps_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "error: --samples, --objectives, --early-stop and --study need --search optuna: a grid runs whole",
         "error: --resume and --status take the sweep as it is: leave out --study",
     ]
+
+
+def test_a_job_on_a_cluster_needs_a_study_that_is_there_after_it(tmp_path: Path) -> None:
+    command = ["sweep", "search", "components", "--output", "/shared/x", "--address", "auto", "--study"]
+    for place in ("/shared/study", "sqlite:////shared/study.db", "postgresql://host/lgd"):
+        assert submit.checked_command([*command, place], tmp_path) == [*command, place]
+    for place in ("study", "sqlite:///study.db"):
+        with pytest.raises(InputError, match=f"^--study {place}: on the cluster an absolute path is needed"):
+            submit.checked_command([*command, place], tmp_path)
 
 
 def test_two_searches_with_other_settings_do_not_share_a_study(tmp_path: Path) -> None:
