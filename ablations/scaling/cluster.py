@@ -91,7 +91,8 @@ class FakeCluster:
             stack.enter_context(_variables(self._environment))
             stack.enter_context(own_token())
             head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(self.place / "ray")}
-            self._cluster = Cluster(initialize_head=True, head_node_args=head)
+            with _told_in_a_line():
+                self._cluster = Cluster(initialize_head=True, head_node_args=head)
             stack.callback(self._cluster.shutdown)
             self.address = str(self._cluster.address)
             self._stack = stack.pop_all()
@@ -106,11 +107,8 @@ class FakeCluster:
         Raises CommandFailedError where it does not start.
         """
         resources = {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "object_store_memory": 100 * 2**20}
-        try:
+        with _told_in_a_line():
             node = self._cluster.add_node(**resources, env_vars=dict(environment or {}), wait=False)
-        except Exception as error:  # whichever of its processes was not there in Ray's 30 seconds
-            reason = " ".join(str(error).split())[:100]
-            raise CommandFailedError(f"a node did not start ({reason}): try again when it is less busy here") from None
         self._nodes[str(node.node_id)] = node
         if wait:
             self.wait()
@@ -152,6 +150,16 @@ class FakeCluster:
 
         with ray_train.cluster(self.address):
             return sum(x["state"] != "REMOVED" for x in ray.util.placement_group_table().values())
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """Raise CommandFailedError for a node that does not start inside."""
+    try:
+        yield
+    except Exception as error:  # whichever of its processes was not there in Ray's 30 seconds
+        reason = " ".join(str(error).split())[:100]
+        raise CommandFailedError(f"a node did not start ({reason}): try again when it is less busy here") from None
 
 
 @contextmanager
