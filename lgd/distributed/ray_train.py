@@ -134,8 +134,9 @@ def launch(
 
     Ray Train replaces workers and nodes that are lost and starts all workers again, up to ``workers.restarts`` times.
     With ``workers.minimum`` it starts them with as many as there is room for, and again when there is room for more.
-    on_progress: called with what the main process passes to :func:`report`. SIGTERM makes STOP_FILE. Raises
-    RuntimeError, in one line, when the workers failed too often.
+    directory: of this machine, for what Ray Train writes. on_progress: called with what the main process passes to
+    :func:`report`. SIGTERM asks it to stop (:func:`asked_to_stop`). Raises RuntimeError, in one line, when the workers
+    failed too often.
     """
     # Not at the top: importing it takes seconds.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
