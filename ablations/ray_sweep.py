@@ -13,12 +13,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ablations.begun_trials import last_checkpoint
 from ablations.ray_log import RAY_LOG, ray_log
 from ablations.ray_trial import TEACHER, config_of, run_trial
 from ablations.remote_output import try_to_publish
+from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
@@ -52,6 +53,7 @@ os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 from ray import tune  # noqa: E402
 
 from ablations.planned_trials import PlannedTrials  # noqa: E402
+from ablations.stop_when_idle import StopWhenIdle  # noqa: E402
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -62,30 +64,6 @@ if TYPE_CHECKING:
 RETRIES = 2
 """How often, without a new checkpoint in between, a trial goes on whose worker died (killed, out of memory, its node
 lost)."""
-
-
-class Display(Protocol):
-    """Receives the progress of a sweep. Trials are named by :attr:`Trial.name`."""
-
-    def add(self, trial: Trial) -> None: ...
-
-    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
-
-    def restarted(self, name: str, cause: str) -> None: ...
-
-    def ended(self, name: str, record: Record) -> None: ...
-
-
-class NoDisplay:
-    """Shows nothing."""
-
-    def add(self, trial: Trial) -> None: ...
-
-    def progress(self, name: str, progress: dict[str, Any]) -> None: ...
-
-    def restarted(self, name: str, cause: str) -> None: ...
-
-    def ended(self, name: str, record: Record) -> None: ...
 
 
 @dataclass
@@ -146,14 +124,14 @@ def _run_sweep(
             wave = callback.drop_trials_with_failed_teacher(wave)
         if wave and not outcome.why:
             planned = PlannedTrials((trial_config(t, labels, output, resources) for t in wave), output / STOP_FILE)
-            _fit(planned, len(wave), output, resources, [callback, *callbacks])
+            _fit(planned, len(wave), output, resources, callback, callbacks)
             if not outcome.why and not callback.all_ended():
                 raise KeyboardInterrupt
     if search is not None and not outcome.why:
         base = trial_config(Trial("", search.base, output), labels, output, resources)
         with search.opened(base) as (algorithm, scheduler, left):
             if left:
-                _fit(algorithm, left, output, resources, [callback, *callbacks], scheduler)
+                _fit(algorithm, left, output, resources, callback, callbacks, scheduler)
                 if not outcome.why and not callback.all_ended():
                     raise KeyboardInterrupt
     (output / STOP_FILE).unlink(missing_ok=True)
@@ -175,6 +153,7 @@ def _fit(
     samples: int,
     output: Path,
     resources: Resources,
+    callback: SweepCallback,
     callbacks: Sequence[tune.Callback],
     scheduler: TrialScheduler | None = None,
 ) -> None:
@@ -205,7 +184,8 @@ def _fit(
             name="tune",
             storage_path=str(output),
             verbose=0,
-            callbacks=list(callbacks),
+            callbacks=[callback, *callbacks],
+            stop=callback.stopper,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     ).fit()
@@ -249,6 +229,7 @@ class SweepCallback(tune.Callback):
         self._spent_before: dict[str, float] = {}
         self._searched_labels: dict[str, dict[str, Any]] = {}
         self._gone_on_from: dict[str, int] = {}
+        self.stopper = StopWhenIdle()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune keeps a copy of its callbacks for its own resuming, which is not ours; a terminal cannot be copied.
@@ -276,6 +257,11 @@ class SweepCallback(tune.Callback):
     def all_ended(self) -> bool:
         """Whether every trial that was begun has a record."""
         return self._trials.keys() <= self._outcome.ended
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        # Also while no trial runs.
+        self._watch_budget()
+        self.stopper.look(trials, to_end=bool(self._outcome.why))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = config_of(trial.config)

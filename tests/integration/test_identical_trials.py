@@ -9,7 +9,8 @@ import psutil
 import pytest
 from scipy.stats import kendalltau
 
-from ablations.ray_sweep import NoDisplay, run_sweep
+from ablations.ray_sweep import run_sweep
+from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources

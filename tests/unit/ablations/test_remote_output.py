@@ -15,9 +15,10 @@ from rich.console import Console
 from ablations import command
 from ablations.optuna_search import Search
 from ablations.plan import describe
-from ablations.ray_sweep import NoDisplay, Outcome, SweepCallback
+from ablations.ray_sweep import Outcome, SweepCallback
 from ablations.ray_trial import run_trial
 from ablations.remote_output import at_work
+from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels, trial_config
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
