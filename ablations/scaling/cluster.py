@@ -115,8 +115,9 @@ class FakeCluster:
         return str(node.node_id)
 
     def wait(self) -> None:
-        """Wait until all nodes have joined. Raises TimeoutError."""
-        self._cluster.wait_for_nodes(timeout=LONGEST_START_S)
+        """Wait until all nodes have joined. Raises CommandFailedError where one does not."""
+        with _told_in_a_line():
+            self._cluster.wait_for_nodes(timeout=LONGEST_START_S)
 
     def lose(self, node: str) -> None:
         """Kill all processes of a node at once, its workers first, as when a machine goes."""
