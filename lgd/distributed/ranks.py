@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgd.distributed import shares
 from lgd.errors import InputError
+from lgd.storage.store import StorageError
 
 T = TypeVar("T")
 
@@ -89,17 +90,21 @@ def broadcast_buffers(model: nn.Module) -> None:
 def run_on_all_ranks(act: Callable[[], T], *, first_only: bool = False) -> T:
     """Call ``act`` on every worker and return its result. An InputError of one worker is raised on all.
 
+    A StorageError as a StorageError: the training has not failed, and goes on once the store answers.
+
     first_only: only the main process calls it, and its result is returned on all.
     """
-    outcome, complaint = None, ""
+    outcome: T | None = None
+    complaint: tuple[bool, str] | None = None
     if is_main_process() or not first_only:
         try:
             outcome = act()
         except InputError as error:
-            complaint = str(error)
-    complaints = [x for x in all_gather(complaint) if x]
+            complaint = isinstance(error, StorageError), str(error)
+    complaints = [x for x in all_gather(complaint) if x is not None]
     if complaints:
-        raise InputError(complaints[0])
+        of_store, text = complaints[0]
+        raise StorageError(text) if of_store else InputError(text)
     return cast(T, broadcast(outcome) if first_only else outcome)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -77,10 +78,12 @@ def train_teacher(experiment: Experiment, place: Path, **rest: Any) -> Record:
 
     rest: arguments of :func:`lgd.training.run.run`. Of several processes that need the same teacher one trains it and
     the others wait. An interrupted training goes on from its checkpoint; one that diverged is not repeated.
+    Raises Stopped also where another process has taken over the lease on the directory.
     """
-    with _lock(place):
+    should_stop: Callable[[], bool] = rest.pop("should_stop", lambda: False)
+    with _lock(place) as lost:
         found = ranks.run_on_all_ranks(lambda: existing_record(place, experiment), first_only=True)
-        return found or run(experiment, place, **rest)
+        return found or run(experiment, place, should_stop=lambda: lost() or should_stop(), **rest)
 
 
 def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: Any) -> TrainedTeacher:
@@ -111,21 +114,23 @@ def _plain(experiment: Experiment, directory: Path) -> float | None:
 
 
 @contextmanager
-def _lock(place: Path) -> Iterator[None]:
+def _lock(place: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock of a teacher's directory. Of the workers of one training the main process holds it.
 
-    Where the directory stands for a part of a store, also the lease there; what is written in it is published.
+    Where the directory stands for a part of a store, also the lease there; what is written in it is published. Yields
+    what tells, in the main process, whether another process has taken over the lease.
     """
     place.mkdir(parents=True, exist_ok=True)
+    lost = threading.Event()
     with ExitStack() as held:
         # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
-        while not ranks.broadcast(ranks.is_main_process() and _acquired(place, held)):
+        while not ranks.run_on_all_ranks(lambda: _acquired(place, held, lost.set), first_only=True):
             pass
         with node_disks.working_in(place):
-            yield
+            yield lost.is_set
 
 
-def _acquired(place: Path, held: ExitStack) -> bool:
+def _acquired(place: Path, held: ExitStack, on_lost: Callable[[], None]) -> bool:
     """Whether the lock was free; ``held`` gives it back."""
     lock = FileLock(place / "lock")
     try:
@@ -134,7 +139,7 @@ def _acquired(place: Path, held: ExitStack) -> bool:
         return False
     held.callback(lock.release)
     try:
-        held.enter_context(outputs.held(place))
+        held.enter_context(outputs.held(place, on_lost=on_lost))
     except LeaseHeldError:
         held.close()
         return False

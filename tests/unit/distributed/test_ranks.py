@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch.multiprocessing as mp
 from lgd.config.experiment import Experiment, parse
 from lgd.distributed import ranks, ray_train
 from lgd.distributed.workers import Workers
+from lgd.errors import InputError
 from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import Record, load
 from lgd.storage import outputs
+from lgd.storage.store import StorageError
 from lgd.training.progress import Stopped
-from lgd.training.teacher import train_with_teacher
+from lgd.training.teacher import _lock, train_with_teacher
 from lgd.training.worker import Job, train_as_worker
 from tests.conftest import once_per_run
 from tests.helpers import quick_experiment
@@ -54,6 +57,7 @@ def _work(rank: int, port: int, experiments: list[dict[str, Any]], directories: 
             train_with_teacher(parse(experiment), Path(directory))
             (Path(directory) / f"done-{rank}").touch()
         _on_two_disks(rank, Path(directories[0]).parent)
+        _where_a_store_does_not_answer(rank, Path(directories[0]).parent)
     finally:
         dist.destroy_process_group()
 
@@ -84,6 +88,23 @@ def _on_two_disks(rank: int, root: Path) -> None:
             dist.barrier()
         undisturbed = replace(job, directory=str(root / "undisturbed"), teachers=str(root / "own teachers"))
         assert isinstance(train_as_worker(undisturbed, 0), Record)
+
+
+def _where_a_store_does_not_answer(rank: int, root: Path) -> None:
+    """What one worker cannot fetch or publish ends both, as what it is."""
+
+    def fail(of: int) -> None:
+        if rank == of:
+            raise StorageError(f"store: no answer to worker {of}")
+
+    for of in range(WORKERS):
+        with pytest.raises(StorageError, match=rf"^store: no answer to worker {of}$"):
+            ranks.run_on_all_ranks(partial(fail, of))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="no answer to worker 0"):
+        # The main worker asks for a teacher's lease.
+        patch.setattr(outputs, "held", lambda *_, **__: fail(0))
+        with _lock(root / "teacher of nobody"):
+            pass
 
 
 def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
@@ -172,6 +193,17 @@ def test_a_loss_that_diverges_ends_every_worker(on_two: Path) -> None:
     assert load(on_two / "diverging" / "record.json").status == "diverged"
     assert (on_two / "diverging" / "done-0").exists()
     assert (on_two / "diverging" / "done-1").exists()
+
+
+def test_an_error_is_what_it_was_on_one_worker() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(StorageError, match="^store: no answer$"):
+        ranks.run_on_all_ranks(lambda: fail(StorageError("store: no answer")))
+    with pytest.raises(InputError, match="^no such file$") as wrong:
+        ranks.run_on_all_ranks(lambda: fail(InputError("no such file")), first_only=True)
+    assert not isinstance(wrong.value, StorageError)
 
 
 def test_one_worker_needs_no_wrapping() -> None:
