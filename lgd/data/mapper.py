@@ -16,8 +16,9 @@ from lgd.data.images import read_image
 from lgd.errors import InputError
 from lgd.storage.object_path import ObjectPath
 from lgd.storage.outputs import is_url
+from lgd.storage.store import StorageError
 
-__all__ = ["CACHE_BYTES", "FastDatasetMapper", "ImageCache", "ReadError", "Sample"]
+__all__ = ["CACHE_BYTES", "FastDatasetMapper", "ImageCache", "ReadError", "Sample", "StoreReadError"]
 
 Sample = dict[str, Any]
 
@@ -31,6 +32,10 @@ class ReadError(InputError):
     def __init__(self, message: str) -> None:
         # torch makes it "Caught ReadError in DataLoader worker process 0." and a traceback that ends with this error.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class StoreReadError(ReadError, StorageError):
+    """An image cannot be read because its store does not answer, or refuses: the training may go on later."""
 
 
 class ImageCache:
@@ -108,6 +113,8 @@ class FastDatasetMapper(DatasetMapper):
         shrink = self.shrink(height, width)
         try:
             pixels = self.cache.read(dataset_dict["file_name"], shrink)
+        except StorageError as error:
+            raise StoreReadError(str(error)) from None
         except InputError as error:
             raise ReadError(str(error)) from None
         if pixels.shape[1:] not in ((height, width), (-(-height // shrink), -(-width // shrink))):

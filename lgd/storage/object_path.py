@@ -105,7 +105,7 @@ class ObjectPath:
         return found
 
     def read_bytes(self) -> bytes:
-        """The content, through the cache of images. Raises FileNotFoundError; StorageError where it is another now."""
+        """The content, through the cache of images. Raises FileNotFoundError; StorageError where its size changed."""
         entry, cache = self.entry(), image_cache()
         data = cache.get(self.key(entry), entry.size)
         if data is None:
@@ -170,7 +170,9 @@ def data_path(text: str | Path) -> AnyPath:
     if not rest.strip("/"):
         raise InputError(f"{text}: a bucket and a name in it, such as s3://bucket/data")
     if any(x in text for x in "?#") or "@" in rest.partition("/")[0]:
-        raise InputError(f"{text}: without options and credentials, which belong into the environment")
+        # Of the URL its scheme alone: messages go to logs, where nobody looks for a secret.
+        scheme = text.partition("://")[0]
+        raise InputError(f"{scheme}://...: without options and credentials, which belong into the environment")
     return ObjectPath(_normal(text))
 
 

@@ -209,10 +209,15 @@ def test_an_image_that_goes_during_training_is_one_line(
     there = resolve(f"coco-json:{prefix}", shapes=SMALL_SHAPES)
     image = f"{prefix}/train2017/000000000001.jpg"
     Store(image).write("", b"of another size")
-    with pytest.raises(InputError, match=rf"^{image}: has 15 bytes, and had \d+ before: start again$"):
+    with pytest.raises(StorageError, match=rf"^{image}: has 15 bytes, and had \d+ before: start again$"):
         batches(there, 4, workers=workers, cache_bytes=0)
     Store(image).remove("")
-    with pytest.raises(InputError, match=rf"^{image}: is missing$"):
+    with pytest.raises(InputError, match=rf"^{image}: is missing$") as missing:
+        batches(there, 4, workers=workers, cache_bytes=0)
+    assert not isinstance(missing.value, StorageError)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.2")
+    faults.inject("503", 10**6, only=".jpg")
+    with pytest.raises(StorageError, match=rf"^{prefix}/train2017/\d+\.jpg: no answer for 0 s \(.*\)$"):
         batches(there, 4, workers=workers, cache_bytes=0)
 
 
@@ -224,7 +229,7 @@ def test_an_image_that_goes_during_training_is_one_line(
         ("coco-json:{there}#2014", "{there}/annotations has no instances_train2014.json, only instances_train2017"),
         ("coco-json:s3://no-such-bucket/x", "data directory s3://no-such-bucket/x does not exist"),
         ("coco-json:s3://", "s3://: a bucket and a name in it"),
-        ("coco-json:s3://key:secret@bucket/x", "without options and credentials"),
+        ("coco-json:s3://key:secret@bucket/x", "s3://...: without options and credentials"),
         ("coco-json:gs://bucket/x", "gs://: needs gcsfs: pip install 'lgd-suite[storage]'"),
         ("coco-files:{there}/annotations/instances_train2017.json,{there}/no.json,{there}", "/no.json do not exist"),
         ("voc:{there}", "data voc:{there}: of object storage coco-json: and coco-files: are read alone"),
@@ -239,6 +244,7 @@ def test_what_cannot_be_read_is_one_line_that_names_the_url(
         _find(source.format(there=prefix))
     assert complaint.format(there=prefix) in str(error.value)
     assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
 
 
 def test_missing_credentials_are_one_line(faults: Faults, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
