@@ -31,9 +31,12 @@ class Messages:
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def put(self, name: str, text: str) -> None:
+    def put(self, name: str, text: str) -> bool:
+        """Whether it was told."""
         with suppress(Exception):
             kv._internal_kv_put(f"{self.key}/{name}", text, overwrite=True, namespace=NAMESPACE)
+            return True
+        return False
 
     def get(self, name: str) -> str:
         """ "" where nothing was told."""
@@ -56,10 +59,13 @@ class LauncherEnd:
         """Set it, from wherever, to have the workers asked to stop."""
 
     def poll(self) -> None:
-        """Ask the workers to stop if they are to; call ``on_progress`` if there is something new."""
+        """Ask the workers to stop if they are to; call ``on_progress`` if there is something new.
+
+        Raises what ``on_progress`` raises; the next call goes on all the same.
+        """
         if self.stop.is_set() and not self._told:
-            self._told = True
-            self.messages.put("stop", "stop")
+            # Again at the next call where the cluster's head does not answer.
+            self._told = self.messages.put("stop", "stop")
         text = self.messages.get("progress")
         if text and text != self._seen:
             self._seen = text

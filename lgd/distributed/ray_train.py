@@ -303,7 +303,9 @@ def _polled(end: LauncherEnd) -> Iterator[None]:
 
     def follow() -> None:
         while not ended.wait(POLL_INTERVAL_S):
-            end.poll()
+            # Where progress is printed to a pipe that was closed (``| head``), the workers are asked to stop still.
+            with contextlib.suppress(OSError, ValueError):
+                end.poll()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
