@@ -61,8 +61,11 @@ class Mirror:
     store: Store
     chosen: Callable[[str], bool] = field(default=everything)
 
-    def fetch(self) -> None:
+    def fetch(self, *, without_version: str = "") -> None:
         """Bring the local directory up to date.
+
+        without_version: name of a file whose version is not noted. For one by which :meth:`remove_unpublished` judges,
+        where what it judges is not fetched with it.
 
         Local changes stay, to be published, unless the object has changed too: what was published counts. A file that
         has not changed here and is gone in the store goes. Raises StorageError.
@@ -74,7 +77,7 @@ class Mirror:
                 if path.exists() and state is not None and state.version == entry.version:
                     continue
                 if self.store.download(name, path, entry.size):
-                    known[name] = _state(path, entry.version)
+                    known[name] = _state(path, "" if name == without_version else entry.version)
             for name in known.keys() - there.keys():
                 path = self.directory / name
                 if self._is_chosen(name) and path.exists() and not _changed(path, known[name]):

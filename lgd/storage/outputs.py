@@ -35,6 +35,10 @@ STOP_FILE = "stop"
 
 CHECKPOINTS = "checkpoints/"
 
+NEWEST = "meter.json"
+"""Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
+on elsewhere since this machine's checkpoints were published or fetched."""
+
 _scheme = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 
 
@@ -62,7 +66,8 @@ def working_directory(url: str, purpose: str = "work") -> Path:
     if not found or not found[2].strip("/"):
         raise InputError(f"{url}: a bucket and a name in it, such as s3://bucket/results")
     if any(x in url for x in "?#") or "@" in found[2].partition("/")[0]:
-        raise InputError(f"{url}: without options and credentials, which belong into the environment")
+        # Of the URL its scheme alone: messages go to logs, where nobody looks for a secret.
+        raise InputError(f"{found[1]}://...: without options and credentials, which belong into the environment")
     url = url.rstrip("/")
     key = hashlib.sha256(url.encode()).hexdigest()[:12]
     directory = cache_root().resolve() / FOLDER / f"{key}-{purpose}" / url.rpartition("/")[2]
@@ -139,7 +144,7 @@ def fetch_notes(directory: Path) -> None:
     """Bring what a training has noted besides checkpoints and weights up to date."""
     mirror = mirror_of(directory, lambda name: of_training(name) and _is_own(name) and name[-4:] != ".pth")
     if mirror is not None:
-        mirror.fetch()
+        mirror.fetch(without_version=NEWEST)
 
 
 def read_path(text: str) -> Path:
@@ -164,6 +169,13 @@ def publish_files(*paths: Path) -> None:
         mirror = mirror_of(path.parent)
         if mirror is not None:
             mirror.publish_files(path.name)
+
+
+def publish_where_missing(directory: Path, name: str) -> None:
+    """Publish all of a training's directory where the file ``name`` is in it and not in the store."""
+    mirror = mirror_of(directory)
+    if mirror is not None and (directory / name).exists() and not mirror.store.exists(name):
+        mirror.publish()
 
 
 def publish_own(directory: Path) -> None:
@@ -235,8 +247,8 @@ def fetch_training(directory: Path, *, checkpoints: bool = True) -> None:
     if mirror is not None:
         if checkpoints:
             # This machine's may be ahead of what it has published, unless the training has gone on elsewhere since.
-            mirror.remove_unpublished(CHECKPOINTS, unless_known="meter.json")
-        mirror.fetch()
+            mirror.remove_unpublished(CHECKPOINTS, unless_known=NEWEST)
+        mirror.fetch(without_version="" if checkpoints else NEWEST)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -183,10 +184,16 @@ def _storage(directory: Path, options: argparse.Namespace) -> Iterator[None]:
         return
     if options.teachers is None:
         options.teachers = output_path(f"{store.url.rpartition('/')[0]}/teachers")
-    with held(directory, on_wait=lambda holder: print(f"looking whether {holder} is still at work there ...")):
+
+    def lost() -> None:
+        print(f"{shown(directory)}: another command has taken over, since this one did not answer", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with held(directory, on_wait=lambda x: print(f"looking whether {x} is still at work there ..."), on_lost=lost):
         if _under_ray(options):
             # Its workers fetch and publish, each on the disk of its node.
             outputs.fetch_notes(directory)
+            outputs.publish_where_missing(directory, FILE)
             yield
         else:
             with working_in(directory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_checkpoint_that_was_not_published_goes_where_the_training_went_on_els
     here.remove_unpublished("checkpoints/", unless_known="meter.json")
     here.fetch()
     assert sorted(x.name for x in (here.directory / "checkpoints").iterdir()) == ["1", "3"]
+
+
+@pytest.mark.parametrize("fetch", [outputs.fetch_notes, lambda x: outputs.fetch_training(x, checkpoints=False)])
+def test_unpublished_checkpoints_go_also_where_another_process_of_the_machine_has_fetched_before(
+    fetch: Callable[[Path], None], faults: Faults, tmp_path: Path
+) -> None:
+    """A launcher and the other workers fetch into the directory in which the main worker trains."""
+    here = outputs.output_path(f"s3://bucket/{tmp_path.name}/run")
+    there = Mirror(tmp_path / "there", Store(f"s3://bucket/{tmp_path.name}/run", 10))
+    _write(here, meter_json="1", checkpoints__1="1")
+    outputs.publish_files(here / "meter.json", here / "checkpoints" / "1")
+    _write(here, meter_json="2", checkpoints__2="2")
+    fetch(here)
+    outputs.fetch_training(here)
+    assert (here / "checkpoints" / "2").exists()
+    there.fetch()
+    _write(there.directory, meter_json="one more", checkpoints__3="3")
+    there.publish()
+    fetch(here)
+    assert (here / "meter.json").read_text() == "one more"
+    outputs.fetch_training(here)
+    assert not (here / "checkpoints" / "2").exists()
+    # What was only fetched is removed where it was removed there.
+    fetch(here)
+    there.store.remove("meter.json")
+    fetch(here)
+    assert not (here / "meter.json").exists()
 
 
 def test_what_has_not_changed_is_neither_fetched_nor_published_again(faults: Faults, tmp_path: Path) -> None:
@@ -158,5 +186,6 @@ def test_a_url_has_a_working_directory_and_one_to_read(faults: Faults, cache: Pa
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "s3://key:secret@bucket/x", "s3://bucket/x?endpoint=y"])
 def test_a_url_that_names_no_place_or_a_secret_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="a bucket and a name in it|without options and credentials"):
+    with pytest.raises(ValueError, match="a bucket and a name in it|s3://...: without options and cred") as error:
         outputs.output_path(url)
+    assert "secret" not in str(error.value)

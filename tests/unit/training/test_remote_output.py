@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from lgd.config.experiment import Experiment
 from lgd.results.record import FILE, Record
 from lgd.storage import outputs
-from lgd.storage.store import Store
+from lgd.storage.store import StorageError, Store
 from lgd.training import __main__ as command
+from lgd.training.progress import Stopped
 from lgd.training.teacher import train_teacher
-from tests.helpers import quick_experiment
+from tests.helpers import quick_experiment, wait_until
 from tests.helpers_storage import BUCKET, Faults
 
 TRAIN = ["retinanet_r50_2x_ms", "--method", "baseline", "--data", "shapes", "--yes"]
@@ -44,6 +46,66 @@ def test_a_training_is_published_and_found_on_another_machine(
     # Also by a command whose workers would train it.
     assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 0
     assert "trained already, on now" in capsys.readouterr().out
+
+
+def _take_over(url: str) -> None:
+    """As a process that saw the lease not renewed for long."""
+    Store(url, 10).write("lease/000002.json", b"{}")
+
+
+def test_a_training_whose_lease_was_taken_over_is_stopped(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+    monkeypatch.setattr("lgd.storage.lease.LASTS", 0.2)
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+
+    def train(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Record:
+        _take_over(url)
+        wait_until(should_stop, 10)
+        raise Stopped(3)
+
+    monkeypatch.setattr("lgd.training.teacher.train_with_teacher", train)
+    assert command.main([*TRAIN, "--output", url]) == 130
+    assert f"{url}: another command has taken over, since this one did not answer\n" in capsys.readouterr().err
+
+
+def test_a_teachers_training_whose_lease_was_taken_over_is_stopped(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, experiment = f"s3://{BUCKET}/{tmp_path.name}/teachers", quick_experiment()
+    monkeypatch.setattr("lgd.storage.lease.LASTS", 0.2)
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+
+    def run(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Record:
+        assert not should_stop()
+        _take_over(f"{url}/key")
+        wait_until(should_stop, 10)
+        raise Stopped(3)
+
+    monkeypatch.setattr("lgd.training.teacher.run", run)
+    with pytest.raises(Stopped):
+        train_teacher(experiment, outputs.output_path(url) / "key", should_stop=lambda: False)
+
+
+def test_what_workers_could_not_publish_the_next_command_publishes(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it finds the finished training on this machine, it starts no workers, which would publish it."""
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+
+    def train(experiment: Experiment, directory: Path, *_: Any) -> Record:
+        (directory / "student.pth").write_bytes(b"weights")
+        record = Record(status="finished", experiment=experiment, finished="now")
+        record.save(directory)
+        raise StorageError(f"{url}: no answer")
+
+    monkeypatch.setattr(command, "_train", train)
+    assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 2
+    assert FILE not in Store(url).entries()
+    assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 0
+    assert {FILE, "student.pth"} <= Store(url).entries().keys()
 
 
 @pytest.mark.slow
