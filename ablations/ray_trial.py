@@ -62,6 +62,7 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
         return {"stopped": 0}
     if (directory / FILE).exists():
         # An earlier attempt ended with an error, and the worker after it; or a search asks for what it had before.
+        outputs.publish_where_missing(directory, FILE)
         return last_report(load(directory / FILE))
     # What the driver's command named, this worker may load.
     method_class(trial["experiment"]["method"]["name"])
@@ -88,6 +89,10 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
     except Exception as error:
         with contextlib.suppress(StorageError):
             outputs.fetch_notes(directory)
+        if (directory / FILE).exists() and (record := load(directory / FILE)).status == "finished":
+            # What failed came after it: the training is not to be repeated for that.
+            outputs.publish_where_missing(directory, FILE)
+            return last_report(record)
         record = failed_record(experiment, error_reason(error), started=started, directory=directory, **trial["labels"])
         if _save_failure(record, directory):
             # An error may have left this worker's GPU unusable. Raised on, it ends the worker; the next one finds the

@@ -17,9 +17,10 @@ from ablations.optuna_search import Search
 from ablations.plan import describe
 from ablations.ray_sweep import Outcome, SweepCallback
 from ablations.ray_trial import run_trial
-from ablations.remote_output import at_work
+from ablations.remote_output import Place, at_work
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels, trial_config
+from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.errors import InputError
@@ -54,12 +55,12 @@ class Cluster:
         experiment = quick_experiment(**{"method__name": arm.lower(), **changes})
         return Trial(arm, experiment, outputs.output_path(self.url) / "trials" / f"{arm.lower()}-seed0")
 
-    def train(self, trial: Trial, node: str) -> dict[str, Any]:
+    def train(self, trial: Trial, node: str, workers: int = 1) -> dict[str, Any]:
         """Train on this node; the last report."""
         self.on_node("driver")
         labels = RecordLabels("components", "nano", tuple(OVERRIDES))
         config = trial_config(
-            trial, labels, outputs.output_path(self.url), Resources(cpus=1, gpus=0.0, max_concurrent=1)
+            trial, labels, outputs.output_path(self.url), Resources(cpus=1, gpus=0.0, max_concurrent=1, workers=workers)
         )
         self.on_node(node)
         run_trial({"trial": json.dumps(config)})
@@ -148,6 +149,30 @@ def test_a_trial_that_cannot_be_published_ends_the_sweep_and_is_published_by_the
     monkeypatch.setattr("ablations.ray_trial._train", lambda *_: pytest.fail("trained again"))
     assert Record.model_validate_json(cluster.train(trial, "node 1")["record"]).status == "finished"
     assert {"trials/baseline-seed0/record.json", "trials/baseline-seed0/student.pth"} <= cluster.store.entries().keys()
+
+
+def test_a_training_that_was_finished_is_not_failed_by_what_comes_after(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = cluster.trial("baseline")
+
+    def train(experiment: Experiment, config: Any, place: Place, _: Any) -> Record:
+        (place.directory / "student.pth").write_bytes(b"weights")
+        Record(status="finished", experiment=experiment, finished="now").save(place.directory)
+        raise RuntimeError("a worker failed")
+
+    monkeypatch.setattr("ablations.ray_trial._train", train)
+    report = cluster.train(trial, "node 1", workers=2)
+    assert Record.model_validate_json(report["record"]).status == "finished"
+    assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{x}" for x in (FILE, "student.pth")}
+    # One that could not be published is published by the trial that finds it.
+    cluster.store.remove(*cluster.store.entries("trials"))
+    cluster.on_node("node 2")
+    there = outputs.output_path(f"{cluster.url}/trials/baseline-seed0")
+    Record.model_validate_json(report["record"]).save(there)
+    (there / "student.pth").write_bytes(b"weights")
+    cluster.train(trial, "node 2", workers=2)
+    assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{x}" for x in (FILE, "student.pth")}
 
 
 def test_a_record_that_the_driver_makes_is_published(cluster: Cluster) -> None:
