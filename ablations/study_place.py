@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,8 +14,15 @@ PASSWORD_VARIABLE = "LGD_STUDY_PASSWORD"
 
 STORES = ("s3", "gs", "gcs", "az", "abfs", "file", "http", "https")
 
-SECRETS = {"password", "passwd", "pwd", "sslpassword"}
-"""Options of a URL that drivers of databases take."""
+SECRETS = ("passw", "pwd")
+"""What the names of options with a password have in them (password, passwd, sslpassword, ssl_key_password, PWD)."""
+
+USER_AND_PASSWORD = re.compile(r"[^:/]*:[^@]*@")
+"""What stands before a host, as SQLAlchemy reads it: there may be a slash in the password."""
+
+
+class StudyAwayError(InputError):
+    """The study does not answer. The message is one line."""
 
 
 def study_place(text: str) -> str:
@@ -27,16 +35,13 @@ def study_place(text: str) -> str:
     if not is_url(text):
         return str(Path(text).expanduser().absolute())
     scheme, _, rest = text.partition("://")
+    _refuse_password(scheme, rest)
     try:
-        url = urlsplit(text)
-        has_secret = url.password is not None or bool(SECRETS & parse_qs(url.query, keep_blank_values=True).keys())
-    except ValueError as error:
-        raise InputError(f"--study {scheme}://...: no URL ({error})") from None
-    if has_secret:
-        raise InputError(
-            f"--study {scheme}://...: a URL without a password, which {PASSWORD_VARIABLE} or, of PostgreSQL, PGPASSWORD"
-            " or PGPASSFILE has"
-        )
+        # The port is read only when it is asked for.
+        _ = urlsplit(text).port
+    except ValueError:
+        # What it says has parts of the text in it, and so maybe of a password.
+        raise InputError(f"--study {scheme}://...: no URL, such as {scheme}://HOST/NAME or HOST:PORT/NAME") from None
     if scheme in STORES:
         raise InputError(
             f"--study {text}: a database's URL (sqlite:///FILE, postgresql://, mysql://) or a file; with --output in"
@@ -48,3 +53,14 @@ def study_place(text: str) -> str:
             raise InputError(f"--study {text}: a file, such as {scheme}:///study.db")
         return f"{scheme}:///{Path(path).absolute()}"
     return text
+
+
+def _refuse_password(scheme: str, rest: str) -> None:
+    options = [x.lower() for x in parse_qs(rest.partition("?")[2], keep_blank_values=True)]
+    if "odbc_connect" in options:
+        raise InputError(f"--study {scheme}://...: a URL without odbc_connect, which may have a password in it")
+    if USER_AND_PASSWORD.match(rest) or any(secret in x for secret in SECRETS for x in options):
+        raise InputError(
+            f"--study {scheme}://...: a URL without a password, which {PASSWORD_VARIABLE} or, of PostgreSQL, PGPASSWORD"
+            " or PGPASSFILE has"
+        )
