@@ -8,7 +8,7 @@ import sqlite3
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ablations.damaged import read
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
+from ablations.study_place import StudyAwayError
 from ablations.study_storage import (
     OWNER,
     SETTINGS,
@@ -75,22 +76,25 @@ class Search:
     name: str = STUDY
 
     @contextlib.contextmanager
-    def opened(self, base: TrialConfig) -> Iterator[tuple[Searcher, TrialScheduler | None, int]]:
+    def opened(
+        self, base: TrialConfig, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[Searcher, TrialScheduler | None, int]]:
         """Tune's searcher and scheduler (None without), and how many samples are still to be run.
 
         What an interrupted search left half done is proposed again first, and goes on from its checkpoint. base: the
-        base experiment as it travels to a worker.
+        base experiment as it travels to a worker. stopped: whether the sweep is to stop; then a study elsewhere that
+        does not answer is waited for no longer. Raises StudyAwayError in the end where it did not answer.
         """
         from ablations.proposals import searcher_class
 
         study = self.study()
         self._skip_used_names(study)
         names = TrialNames(study)
-        unfinished = self._settle(study, names)
+        unfinished = self._settle(study, names, stopped)
         left = self.left()
         with quiet_optuna():
             storage = self._storage()
-        shared = SharedStudy(self.place, study, storage, self._owner()) if self.place else None
+        shared = SharedStudy(self.place, study, storage, self._owner(), stopped) if self.place else None
         # Of drivers that begin at once each is to draw others.
         apart = zlib.crc32(self._owner().encode()) if shared else 0
         with quiet_optuna(), heartbeats(storage, lambda: [*shared.running.values()] if shared else []):
@@ -106,8 +110,8 @@ class Search:
             )
             yield searcher, self._scheduler(), left
         if shared and shared.away:
-            raise InputError(shared.away)
-        self._settle(study, names, last=True)
+            raise StudyAwayError(shared.away)
+        self._settle(study, names, stopped, last=True)
 
     def _scheduler(self) -> TrialScheduler | None:
         if not self.early_stop:
@@ -211,14 +215,16 @@ class Search:
                 " count, but what is proposed does not follow from them"
             )
 
-    def _settle(self, study: optuna.Study, names: TrialNames, *, last: bool = False) -> list[dict[str, Any]]:
+    def _settle(
+        self, study: optuna.Study, names: TrialNames, stopped: Callable[[], bool], *, last: bool = False
+    ) -> list[dict[str, Any]]:
         """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not.
 
         last: those stay as they are, for a later call to go on with.
         """
         if not self.place:
             return self._settle_once(study, names, last)
-        return patiently(self.place, lambda: self._settle_once(study, names, last))
+        return patiently(self.place, lambda: self._settle_once(study, names, last), stopped)
 
     def _settle_once(self, study: optuna.Study, names: TrialNames, last: bool) -> list[dict[str, Any]]:
         unfinished = []

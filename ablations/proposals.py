@@ -52,4 +52,7 @@ def searcher_class(name: Callable[[Mapping[str, Any]], str], stop: Path, shared:
             if shared is not None:
                 shared.running.pop(trial_id, None)
 
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: a search goes on from its study, not from Tune's state."""
+
     return Proposals

@@ -19,6 +19,7 @@ from ablations.begun_trials import last_checkpoint
 from ablations.ray_log import RAY_LOG, ray_log
 from ablations.ray_trial import TEACHER, config_of, run_trial
 from ablations.remote_output import try_to_publish
+from ablations.study_place import StudyAwayError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
 from lgd.config.experiment import parse
@@ -129,11 +130,14 @@ def _run_sweep(
                 raise KeyboardInterrupt
     if search is not None and not outcome.why:
         base = trial_config(Trial("", search.base, output), labels, output, resources)
-        with search.opened(base) as (algorithm, scheduler, left):
-            if left:
-                _fit(algorithm, left, output, resources, callback, callbacks, scheduler)
-                if not outcome.why and not callback.all_ended():
-                    raise KeyboardInterrupt
+        try:
+            with search.opened(base, callback.to_end) as (algorithm, scheduler, left):
+                if left:
+                    _fit(algorithm, left, output, resources, callback, callbacks, scheduler)
+                    if not outcome.why and not callback.all_ended():
+                        raise KeyboardInterrupt
+        except StudyAwayError as error:
+            outcome.why = outcome.why or str(error)
     (output / STOP_FILE).unlink(missing_ok=True)
     return outcome
 
@@ -260,8 +264,7 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         # Also while no trial runs.
-        self._watch_budget()
-        self.stopper.look(trials, to_end=bool(self._outcome.why))
+        self.stopper.look(trials, to_end=self.to_end())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = config_of(trial.config)
@@ -370,6 +373,11 @@ class SweepCallback(tune.Callback):
         # Not the sum of all trials, which at each report of each trial would be quadratic in their number.
         self._spent_by_all += seconds - self._spent.get(name, 0.0)
         self._spent[name] = seconds
+
+    def to_end(self) -> bool:
+        """Whether the sweep is to end; looks at the budget."""
+        self._watch_budget()
+        return bool(self._outcome.why)
 
     def _watch_budget(self) -> None:
         self._outcome.spent = self._spent_by_all

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import optuna
 from matplotlib import pyplot
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.table import Table
 from ablations.display import say
 from ablations.optuna_search import Search, TrialNames, quiet_optuna
 from ablations.search_space import OBJECTIVES, assignments, settings_of
+from ablations.study_place import StudyAwayError
 from analysis.plots.style import save
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
@@ -28,8 +30,16 @@ SHOWN = 20
 
 
 def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
-    """Print the trials, best first, and the best ones' commands; draw Optuna's plots. Returns the files written."""
-    study, ended = search.study(), search.ended()
+    """Print the trials, best first, and the best ones' commands; draw Optuna's plots. Returns the files written.
+
+    Of a study elsewhere that does not answer, only that.
+    """
+    try:
+        study = search.study()
+    except StudyAwayError as error:
+        say(console, f"{error}: the trials of the search are not shown")
+        return []
+    ended = search.ended()
     names = TrialNames(study)
     best = _best(search, study, names, ended)
     if not best:
@@ -55,10 +65,16 @@ def _best(search: Search, study: optuna.Study, names: TrialNames, ended: Sequenc
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     whole = [t for t in complete if names.of(t.params) in finished]
     if len(search.objectives) > 1 or not whole:
-        numbers = {t.number for t in whole}
-        front = [t for t in study.best_trials if t.number in numbers] if whole else []
-        return sorted(front, key=lambda t: -t.values[0])
+        return sorted(_front(whole, study.directions), key=lambda t: -t.values[0])
     return [max(whole, key=lambda t: t.values[0])]
+
+
+def _front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
+    """Those that no other one of ``trials`` is better than: not the study's, which has other drivers' trials too."""
+    with quiet_optuna():
+        among = optuna.create_study(directions=directions)
+        among.add_trials(trials)
+    return [trials[t.number] for t in among.best_trials]
 
 
 def _trials_table(

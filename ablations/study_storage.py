@@ -27,7 +27,7 @@ from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCal
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ablations.study_place import PASSWORD_VARIABLE
+from ablations.study_place import PASSWORD_VARIABLE, StudyAwayError
 from lgd.config.experiment import difference, parse
 from lgd.errors import InputError
 from lgd.storage.outputs import is_url
@@ -41,8 +41,22 @@ HEARTBEAT, GRACE = 60, 300
 RETRIES = 3
 """How often what a driver that is gone left is proposed again."""
 
-CONNECT_TIMEOUT = 10
-"""Seconds to reach a database."""
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
+"""Seconds to reach a database, and for which it may say nothing once it was asked."""
+
+LIBPQ = {
+    "connect_timeout": CONNECT_TIMEOUT,
+    # A server that acknowledged what it was asked, and is gone then, is found out by TCP's keepalives alone.
+    "keepalives": 1, "keepalives_idle": READ_TIMEOUT // 2, "keepalives_interval": READ_TIMEOUT // 6,
+    "keepalives_count": 3, "tcp_user_timeout": 1000 * READ_TIMEOUT,
+}  # fmt: skip
+MYSQL = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT, "write_timeout": READ_TIMEOUT}
+TIMEOUTS = {
+    "psycopg2": LIBPQ, "psycopg": LIBPQ, "pg8000": {"timeout": READ_TIMEOUT}, "pymysql": MYSQL, "mysqldb": MYSQL,
+    "mysqlconnector": {"connection_timeout": CONNECT_TIMEOUT}, "mariadbconnector": MYSQL,
+}  # fmt: skip
+"""Options by the driver of the database. Without them a lost connection is waited for as long as TCP does: 15 minutes
+and more."""
 
 LOCK_TIMEOUT = 60
 """Seconds for which SQLite waits for another process."""
@@ -56,7 +70,30 @@ SHOWN = 3
 AWAY = (StorageInternalError, SQLAlchemyError, OSError)
 """What a study raises whose database does not answer."""
 
+POLL = 0.5
+"""Seconds between two looks whether the sweep is to stop."""
+
 _log = logging.getLogger(__name__)
+
+
+class Database(RDBStorage):
+    """Optuna's storage in a database. Its password, of PASSWORD_VARIABLE, is in no pickle of it: Tune writes some."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        super().__init__(
+            _with_password(place),
+            _engine_options(place),
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+        )
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "url": self._place}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__({**state, "url": _with_password(state["_place"])})
 
 
 @lru_cache(maxsize=8)
@@ -68,13 +105,7 @@ def storage_of(place: str) -> BaseStorage:
     with one_line(place):
         if not is_url(place):
             return JournalStorage(JournalFileBackend(place))
-        return RDBStorage(
-            _with_password(place),
-            _engine_options(place),
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-        )
+        return Database(place)
 
 
 def find_study(place: str, name: str) -> optuna.Study | None:
@@ -141,16 +172,15 @@ def _with_password(place: str) -> str:
 
 def _engine_options(place: str) -> dict[str, Any]:
     """A connection that was lost meanwhile is made anew, and one that cannot be made is given up soon."""
-    kind = sql.make_url(place).get_backend_name()
-    if kind == "sqlite":
+    url = sql.make_url(place)
+    if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": LOCK_TIMEOUT}}
-    known = kind in ("postgresql", "mysql", "mariadb")
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_TIMEOUT} if known else {}}
+    return {"pool_pre_ping": True, "connect_args": dict(TIMEOUTS.get(url.get_driver_name(), {}))}
 
 
 @contextlib.contextmanager
 def one_line(place: str) -> Iterator[None]:
-    """What the study at ``place`` raises inside is an InputError of one line."""
+    """What the study at ``place`` raises inside is an InputError of one line: StudyAwayError, if no answer."""
     try:
         yield
     except InputError:
@@ -164,7 +194,7 @@ def one_line(place: str) -> Iterator[None]:
     except ArgumentError:
         raise InputError(f"--study {place}: not a URL as SQLAlchemy takes it") from None
     except AWAY as error:
-        raise InputError(f"--study {place}: {reason(error)}") from None
+        raise StudyAwayError(f"--study {place}: {reason(error)}") from None
 
 
 def reason(error: BaseException) -> str:
@@ -176,19 +206,27 @@ def reason(error: BaseException) -> str:
     return " ".join(str(said).split())[:200] or type(said).__name__
 
 
-def patiently(place: str, request: Callable[[], T]) -> T:
-    """Ask again where the database is away, as object storage is (LGD_STORAGE_PATIENCE). Raises InputError."""
+def patiently(place: str, request: Callable[[], T], stopped: Callable[[], bool] = lambda: False) -> T:
+    """Ask again where the database is away, as object storage is (LGD_STORAGE_PATIENCE), until the sweep is to stop.
+
+    Raises StudyAwayError.
+    """
     patience, begun, pause = seconds_of_patience(), time.monotonic(), 0.2
     while True:
         try:
             return request()
         except AWAY as error:
-            left = patience - (time.monotonic() - begun)
-            if left <= 0:
-                raise InputError(f"study {place}: no answer for {patience:.0f} s ({reason(error)})") from None
+            waited = time.monotonic() - begun
+            left = patience - waited
+            if left <= 0 or stopped():
+                raise StudyAwayError(
+                    f"study {place}: no answer for {min(waited, patience):.0f} s ({reason(error)})"
+                ) from None
             if pause < 0.3:
                 _log.warning("study %s: %s: trying again for %.0f s", place, reason(error), patience)
-            time.sleep(min(pause * random.uniform(0.5, 1.0), left))
+            until = time.monotonic() + min(pause * random.uniform(0.5, 1.0), left)
+            while (rest := until - time.monotonic()) > 0 and not stopped():
+                time.sleep(min(rest, POLL))
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
@@ -225,34 +263,46 @@ SETTINGS = "lgd_settings"
 
 @dataclass
 class SharedStudy:
-    """A study that other drivers may be at work on, for a searcher. owner: of this driver's results directory."""
+    """A study that other drivers may be at work on, for a searcher.
+
+    owner: of this driver's results directory. stopped: whether the sweep is to stop.
+    """
 
     place: str
     study: optuna.Study
     storage: BaseStorage
     owner: str
+    stopped: Callable[[], bool] = lambda: False
     away: str = ""
     """Why nothing more is proposed: the database does not answer."""
     running: dict[str, int] = field(default_factory=dict)
     """Optuna's ids of the trials that are being trained, by Tune's."""
 
     def tried(self, request: Callable[[], T]) -> T | None:
-        """Ask with patience; None, and ``away`` says why, where there is no answer."""
+        """Ask with patience; None, and ``away`` says why, where there is no answer. Then nothing more is asked."""
+        if self.away:
+            return None
         try:
-            return patiently(self.place, request)
-        except InputError as error:
+            return patiently(self.place, request, self.stopped)
+        except StudyAwayError as error:
             self.away = str(error)
             return None
 
     def claim(self, trial_id: str, trial: optuna.Trial) -> None:
         """Say in the study whose trial it is, and that it is alive."""
         trial.set_user_attr(OWNER, self.owner)
-        if isinstance(self.storage, RDBStorage):
-            self.storage.record_heartbeat(trial._trial_id)
         self.running[trial_id] = trial._trial_id
+        self._beat(trial._trial_id)
+
+    def _beat(self, number: int) -> None:
+        if isinstance(self.storage, RDBStorage):
+            self.storage.record_heartbeat(number)
 
     def fail_stale(self) -> None:
         """Let what drivers that are gone left be proposed again."""
+        # After the database was away, or this process suspended, its own trials would be among them.
+        for number in self.running.values():
+            self._beat(number)
         optuna.storages.fail_stale_trials(self.study)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ablations.optuna_search import Search, quiet_optuna, trial_name
 from ablations.plan import describe, search_spec
-from ablations.search_results import SHOWN, draw, goal, show_search
+from ablations.search_results import SHOWN, best_trials, draw, goal, show_search
 from ablations.search_space import OBJECTIVES, proposed_trial, suggest
 from ablations.trial_config import RecordLabels, trial_config
 from lgd.config.experiment import parse
@@ -81,6 +81,15 @@ def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search
         record.model_copy(update=found).save(Path(proposed["directory"]))
         study.tell(trial, [float(i)] * len(objectives))
     return search, study
+
+
+def test_the_front_is_of_a_searchs_own_trials(tmp_path: Path) -> None:
+    """Another driver on the same study had one that is better than all of them."""
+    search, study = _searched(tmp_path, ["AP", "gpu_hours"], 2)
+    uniform = optuna.distributions.FloatDistribution(0, 1)
+    study.add_trial(optuna.trial.create_trial(values=[9.0, 0.0], params={"x": 0.5}, distributions={"x": uniform}))
+    assert [t.number for t in study.best_trials] == [2]
+    assert [t.number for t in best_trials(search, study)] == [1, 0]
 
 
 def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
