@@ -1,15 +1,23 @@
-"""The sweep's command, called in this process with what it prints kept, and settings that make its trainings tiny."""
+"""The commands, called in this process or for one of their own, and settings that make their trainings tiny."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from ablations.run import main
+from lgd.config.experiment import settings
+from tests.helpers import quick_experiment
+from tests.unit.distributed.test_ranks import ALIKE
+
+ROOT = Path(__file__).parents[2]
 
 QUICK = [
     "--preset", "nano",
@@ -56,3 +64,25 @@ def run(*arguments: str, status: int = 0, figures: bool = False) -> Called:
     done = call(*arguments, figures=figures)
     assert done.status == status, done.out + done.err
     return done
+
+
+def training_command(*arguments: str) -> list[str]:
+    """``python -m lgd.train`` with these arguments, for a process of its own."""
+    return [sys.executable, "-m", "lgd.train", *arguments]
+
+
+def training_settings(method: str, **changes: Any) -> list[str]:
+    """A quick experiment with a method as --set options for one of the paper's."""
+    quick = settings(quick_experiment(**{**ALIKE, "method.name": method, **changes}))
+    skipped = ("method.name", "seed")
+    return [
+        x
+        for key, value in quick.items()
+        if key not in skipped
+        for x in ("--set", f"{key}={'auto' if value is None else json.dumps(value)}")
+    ]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0

@@ -1,4 +1,7 @@
-"""A sweep in a bucket, by its command, under Ray: ended by its budget, and gone on with on another machine's disk."""
+"""A sweep in a bucket, by its command, under Ray: ended by its budget, and gone on with on another machine's disk.
+
+There each trial has two workers.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_disk(faults: Faults, tmp_path: P
     assert f"go on with: python ablations/run.py --resume {url} --cpus 2" in first.stdout
     # The store fails for a while: that is waited out.
     faults.inject("503", 5)
-    second = _run(tmp_path / "two", "--resume", url, "--cpus", "2")
+    second = _run(tmp_path / "two", "--resume", url, "--cpus", "1", "--workers", "2")
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"written:\n  {url}/records.csv" in second.stdout
     there = Store(url).entries()
     for trial in ("baseline-seed0", "lgd-seed0"):
         record = Record.model_validate_json(Store(url).read(f"trials/{trial}/record.json") or b"")
-        assert record.status == "finished"
+        assert (record.status, record.devices) == ("finished", 2)
         assert f"trials/{trial}/student.pth" in there
     assert {"sweep.json", "report.html", "table.md", "ray.log"} <= there.keys()
     assert f"--resume {url}" in (Store(url).read("report.html") or b"").decode()

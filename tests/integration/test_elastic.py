@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,10 @@ import pytest
 
 from lgd.distributed import notice
 from lgd.distributed.ray_token import own_token
-from lgd.distributed.workers import Workers
-from lgd.results.record import Record
+from lgd.results.record import load
 from lgd.training import checkpoint
-from lgd.training.worker import train_on_workers
-from tests.helpers import quick_experiment
-from tests.unit.distributed.test_ranks import ALIKE
+from tests.helpers import wait_until
+from tests.integration.commands import ROOT, size, training_command, training_settings
 
 GRACE_S = 10
 
@@ -52,48 +51,46 @@ def _drain(address: str, node: str) -> None:
 
 @pytest.mark.slow
 def test_a_drained_node_costs_no_step_and_the_others_go_on(
-    tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
+    tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers on two nodes, one of which goes: what was done by then is in a checkpoint that no period asks for."""
     from ray.cluster_utils import Cluster
 
-    experiment = quick_experiment(
-        **{**ALIKE, "method.name": "baseline", "schedule.steps": 300, "checkpoint.every": 0, "schedule.lr": 0.001}
-    )
-    patches = tmp_path_factory.mktemp("patches")
+    changes: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 0, "schedule.lr": 0.001}
+    arguments = [
+        *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
+        *("--output", str(tmp_path / "run"), *training_settings("baseline", **changes)),
+    ]
+    patches = tmp_path / "patches"
+    patches.mkdir()
     (patches / "sitecustomize.py").write_text(SLOW_STEPS)
     monkeypatch.setenv("PYTHONPATH", str(patches))
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
-    # Another test of this process may have started a cluster of its own before, which needs none.
-    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     # At first Ray Train may ask for as many workers as before.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    drained: list[str] = []
-    saved_after: list[int] = []
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    losses = tmp_path / "run" / "metrics.json"
+    process = None
     with own_token():
         cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
         try:
             going = cluster.add_node(**small, node_ip_address="127.0.0.2")
-
-            def on_progress(progress: dict[str, Any]) -> None:
-                if not drained:
-                    drained.append(going.node_id)
-                    _drain(cluster.address, going.node_id)
-                elif not saved_after and checkpoint.last_step(tmp_path):
-                    saved_after.append(checkpoint.last_step(tmp_path) or 0)
-
-            record = train_on_workers(
-                experiment,
-                tmp_path,
-                Workers(2, minimum=1, restarts=0),
-                address=cluster.address,
-                on_progress=on_progress,
-            )
+            # A process of its own: this one may be connected to a cluster for other tests.
+            process = subprocess.Popen(
+                training_command(*arguments, "--address", cluster.address), cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            wait_until(lambda: size(losses) > 0 or process.poll() is not None)
+            _drain(cluster.address, going.node_id)
+            wait_until(lambda: checkpoint.last_step(losses.parent) is not None or process.poll() is not None)
+            assert process.poll() is None, "it ended without a checkpoint"
+            said = process.communicate(timeout=300)[0]
         finally:
+            if process is not None and process.poll() is None:
+                process.kill()
             cluster.shutdown()
-    assert isinstance(record, Record)
+    assert process.returncode == 0, said
+    record = load(losses.with_name("record.json"))
     # Without a restart to spare: being drained is no failure.
     assert (record.status, record.fewest_devices, record.devices, record.attempts) == ("finished", 1, 2, 2)
-    assert saved_after
     # At most what was done since the last of the notice's checkpoints, by two workers.
     assert 0 < record.device_seconds["lost"] < 2 * (notice.REPEAT_S + 10)

@@ -233,9 +233,11 @@ def test_the_front_is_of_trials_that_were_trained_to_their_end(tmp_path: Path) -
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
+STEPS = 80
+
 SEARCH = [
-    "--grid", "components", *QUICK, "--set", "schedule.steps=200", "--set", "evaluation.every=50",
-    "--set", "checkpoint.every=20", "--set", "threads=1",
+    "--grid", "components", *QUICK, "--set", f"schedule.steps={STEPS}", "--set", f"evaluation.every={STEPS // 4}",
+    "--set", f"checkpoint.every={STEPS // 10}", "--set", "threads=1",
     "--search", "optuna", "--samples", "3", "--early-stop", "--cpus", "2",
 ]  # fmt: skip
 
@@ -265,7 +267,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert all(path.read_bytes() == content for path, content in kept.items())
     record = records[interrupted / FILE]
-    assert (record.status, record.steps) == ("finished", 200)
+    assert (record.status, record.steps) == ("finished", STEPS)
     assert record.attempts >= 2
     searched = [r for r in records.values() if r.arm.startswith("search-")]
     assert len(searched) == 3
@@ -275,7 +277,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     for record in searched:
         if record.status == "stopped":
             assert record.evaluations
-            assert record.steps < 200
+            assert record.steps < STEPS
     _check_study(tmp_path)
     assert "best trial:" in done.out
     assert "python ablations/run.py --grid components --preset nano --arms LGD" in done.out

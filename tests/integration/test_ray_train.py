@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +18,8 @@ from lgd.training import run as training
 from lgd.training.__main__ import main
 from tests.helpers import quick_experiment, unsaved, wait_until
 from tests.helpers_storage import BUCKET
+from tests.integration.commands import ROOT, size, training_command, training_settings
 from tests.unit.distributed.test_ranks import ALIKE
-
-ROOT = Path(__file__).parents[2]
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "lgd.train", *arguments]
-
-
-def _settings(method: str, **changes: Any) -> list[str]:
-    """A quick experiment with a method as --set options for one of the paper's."""
-    from lgd.config.experiment import settings
-
-    quick = settings(quick_experiment(**{**ALIKE, "method.name": method, **changes}))
-    skipped = ("method.name", "seed")
-    return [
-        x
-        for key, value in quick.items()
-        if key not in skipped
-        for x in ("--set", f"{key}={'auto' if value is None else json.dumps(value)}")
-    ]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _saved_and_more(url: str, disks: Path) -> bool:
@@ -83,7 +58,7 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
     changes: dict[str, Any] = {"schedule.steps": 120, "checkpoint.every": 40, "schedule.lr": 0.001}
     arguments = [
         *("retinanet_r50_2x_ms", "--method", "lgd", "--workers", "2", "--spread", "--output", url),
-        *_settings("lgd", **changes),
+        *training_settings("lgd", **changes),
     ]
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     process = None
@@ -98,7 +73,7 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
             # Ray Train tells nodes apart by their address.
             lost = cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("lost"))
             process = subprocess.Popen(
-                _command(*arguments, "--address", cluster.address),
+                training_command(*arguments, "--address", cluster.address),
                 cwd=ROOT, env={**os.environ, **disk("command")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True,
             )  # fmt: skip
@@ -127,19 +102,19 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
 @pytest.mark.slow
 def test_signals_write_checkpoints_and_the_command_goes_on(tmp_path: Path) -> None:
     """SIGTERM, as a cluster's scheduler asks a job to go, then Ctrl-C; each time the same command goes on."""
-    settings = _settings(
+    settings = training_settings(
         "baseline", **{"schedule.steps": 400, "detector.backbone.norm": "BN", "detector.backbone.width": 8}
     )
     arguments = ["retinanet_r50_2x_ms", "--method", "baseline", "--output", str(tmp_path), *settings]
     losses, reached = tmp_path / "metrics.json", [0]
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = _size(losses)
+        before = size(losses)
         process = subprocess.Popen(
-            _command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+            training_command(*arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
             # Once it writes losses it listens, too.
-            wait_until(lambda: _size(losses) > before or process.poll() is not None)  # noqa: B023
+            wait_until(lambda: size(losses) > before or process.poll() is not None)  # noqa: B023
             assert process.poll() is None, "it ended before it could be told"
             os.kill(process.pid, number)
             said = process.communicate(timeout=240)[1]
@@ -152,6 +127,6 @@ def test_signals_write_checkpoints_and_the_command_goes_on(tmp_path: Path) -> No
         reached.append(torch.load(newest, weights_only=True)["step"])
         assert reached[-2] < reached[-1] < 400
         assert not (tmp_path / "record.json").exists()
-    done = subprocess.run(_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(training_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load(tmp_path / "record.json").attempts == 3
