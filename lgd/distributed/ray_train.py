@@ -201,8 +201,9 @@ def _run(work: Work, config: Any, gpu: int, messages: Messages) -> Any:
             result = work(config, gpu)
     except notice.Leaving:
         notice.end_process()
-    # The others' results are the same: only one travels.
-    return result if ranks.is_main_process() else None
+    # The others' results are the same: only one travels. An error may be of one worker alone, such as an image that its
+    # loader cannot read.
+    return result if ranks.is_main_process() or isinstance(result, Exception) else None
 
 
 def launch_in_placement_group(
@@ -215,7 +216,8 @@ def launch_in_placement_group(
     the trial's group, which Tune frees whatever ends the trial.
 
     Restarts are Tune's as well (``FailureConfig``): a worker that dies raises ray.exceptions.RayActorError, upon which
-    Tune starts the trial again. An error that ``work`` raises comes as RuntimeError, in one line.
+    Tune starts the trial again. An error that ``work`` raises comes as RuntimeError, in one line. One that it returns
+    in any of the workers is returned, also where the others lost the connection upon it.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -241,25 +243,37 @@ def launch_in_placement_group(
         pending = list(results)
         while pending:
             done, pending = ray.wait(pending, timeout=POLL_INTERVAL_S)
-            # Raises at the first failure: the other workers would wait for that one.
-            ray.get(done)
+            for result in done:
+                # Raises at the first failure: the other workers would wait for that one.
+                if isinstance(ray.get(result), Exception):
+                    # The others may be in a step, waiting for what it will never send: its connections close.
+                    ray.kill(members[results.index(result)])
             end.poll()
         return ray.get(results[0])
     except ray.exceptions.RayTaskError as error:
-        _raise_if_one_died(results)
-        raise RuntimeError(_reason(error)) from error
+        returned = _returned_error(results)
+        if returned is None:
+            raise RuntimeError(_reason(error)) from error
+        return returned
     finally:
         for member in members:
             ray.kill(member)
         messages.remove()
 
 
-def _raise_if_one_died(results: list[Any]) -> None:
-    """Raise RayActorError where a worker died: the error of another one is then only that it lost the connection."""
+def _returned_error(results: list[Any]) -> Exception | None:
+    """The error that a worker returned, if one did; RayActorError is raised where one died.
+
+    The error that another one raised is then only that it lost the connection.
+    """
     done, _ = ray.wait(results, num_returns=len(results), timeout=PEER_EXIT_TIMEOUT_S)
+    found: list[Exception] = []
     for result in done:
         with contextlib.suppress(ray.exceptions.RayTaskError):
-            ray.get(result)
+            value = ray.get(result)
+            if isinstance(value, Exception):
+                found.append(value)
+    return found[0] if found else None
 
 
 @ray.remote(max_restarts=0)
