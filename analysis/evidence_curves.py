@@ -7,10 +7,11 @@ from statistics import fmean
 import numpy as np
 
 from analysis.crossing import cost_crossings, crossings
+from analysis.load import teacher_ap
 from analysis.rates import Curve, length_curves, pairs
 from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats import Difference, paired_difference
-from analysis.studies import Study
+from analysis.studies import AP, Study
 
 
 def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
@@ -45,7 +46,21 @@ def length_sentences(study: Study) -> list[str]:
         gain = paired_difference(arm.points[common[-1]], base.points[common[-1]]) if common else None
         if gain is not None:
             lines.append(f"After {common[-1]:,.0f} steps {arm.name} is at {_text(gain)} AP from the {base.name}.")
-    return [*lines, *(x.line for x in (*crossings(study.records), *cost_crossings(study.records)))]
+    found = (*crossings(study.records), *cost_crossings(study.records))
+    return [*lines, *teacher_sentences(study), *(x.line for x in found)]
+
+
+def teacher_sentences(study: Study) -> list[str]:
+    """How far each arm's teacher ends from its student, at the grid's own length and at the longest."""
+    lines = []
+    for _, arm in pairs(length_curves(study.records)):
+        leads = {x: paired_difference(study.values(of, teacher_ap), study.values(of, AP)) for x, of in arm.arms.items()}
+        known = [x for x, lead in sorted(leads.items()) if lead is not None]
+        own = [x for x in known if arm.arms[x] == arm.name]
+        shown = [f"{_text(leads[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *known[-1:]])]
+        if len(shown) > 1:
+            lines.append(f"The teacher of {arm.name} ends at {' and '.join(shown)} from its student.")
+    return lines
 
 
 def equal_cost_sentences(study: Study) -> list[str]:
@@ -90,8 +105,8 @@ def lengths_table(study: Study) -> TextTable:
         at_cost = at_equal_cost(base, arm)
         for steps, row in rows.items():
             row += [
-                _or_missing(paired_difference(arm.points.get(steps, {}), base.points[steps])),
-                _or_missing(at_cost.get(steps)),
+                _text(paired_difference(arm.points.get(steps, {}), base.points[steps])),
+                _text(at_cost.get(steps)),
             ]
     note = (
         "equal cost: over a baseline that cost as many device-hours; its AP between two lengths is taken to be linear"
@@ -100,9 +115,5 @@ def lengths_table(study: Study) -> TextTable:
     return TextTable(study.grid.title, header, list(rows.values()), [note])
 
 
-def _or_missing(found: Difference | None) -> str:
-    return MISSING if found is None else _text(found)
-
-
-def _text(found: Difference) -> str:
-    return with_interval(found.mean, found.low, found.high)
+def _text(found: Difference | None) -> str:
+    return MISSING if found is None else with_interval(found.mean, found.low, found.high)

@@ -329,7 +329,7 @@ def test_the_committed_page_is_what_the_command_generates(committed: tuple[list[
     """When records, templates or notes change: ``python -m analysis.evidence``."""
     output = ROOT / "docs" / "evidence.md"
     assert page(*committed, output) == output.read_text(encoding="utf-8")
-    assert len(output.read_text(encoding="utf-8").split()) < 2200
+    assert len(output.read_text(encoding="utf-8").split()) < 2500
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme(*committed, text) == text
     assert (output.parent / "figures" / "gain-against-cost.png").exists()

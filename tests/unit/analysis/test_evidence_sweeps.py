@@ -14,7 +14,7 @@ from ablations.equal_time import with_steps
 from ablations.plan import describe
 from analysis.evidence import MARKS, figure_rows, main, page, readme
 from analysis.evidence_answers import answers, newest
-from analysis.evidence_curves import at_equal_cost
+from analysis.evidence_curves import at_equal_cost, teacher_sentences
 from analysis.rates import length_curves, pairs
 from analysis.studies import Study, comparisons, kept_name, load_studies
 from analysis.study_page import draw_study, study_page
@@ -192,6 +192,15 @@ def test_the_gain_at_equal_cost_is_read_between_lengths(studies: dict[str, Study
     assert at_equal_cost(lgd, base).keys() == {160, 320, 640, 1280}
 
 
+def test_how_far_teachers_lead_is_told_by_length(studies: dict[str, Study]) -> None:
+    lgd, residual = teacher_sentences(studies["schedule-length"])
+    assert re.findall(r"([+-][\d.]+) \[[^]]*\] AP after ([\d,]+) steps", lgd) == [
+        ("+8.0", "160"), ("-6.0", "1,280"),
+    ]  # fmt: skip
+    assert residual.startswith("The teacher of LGD residual (ours) ends at -2.0 [")
+    assert residual.endswith(" AP after 1,280 steps from its student.")
+
+
 def test_the_evidence_page_opens_with_the_default_preset(
     studies: dict[str, Study], table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -217,7 +226,7 @@ def test_the_evidence_page_opens_with_the_default_preset(
         _cells(text, "ours without mapper")[3], "-3.0 [-3.0, -3.0] (LGD residual (ours))"
     ]  # fmt: skip
     assert "Older studies" not in text
-    assert len(text.splitlines()) <= 102
+    assert len(text.splitlines()) <= 105
     assert max(len(x) for x in text.splitlines() if not x.startswith(("|", "!", "- †", "- equal"))) <= 132
 
 
