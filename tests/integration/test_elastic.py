@@ -65,6 +65,8 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
     patches.mkdir()
     (patches / "sitecustomize.py").write_text(SLOW_STEPS)
     monkeypatch.setenv("PYTHONPATH", str(patches))
+    # Another test of this process may have started a cluster of its own before, which needs none.
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     # At first Ray Train may ask for as many workers as before.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}

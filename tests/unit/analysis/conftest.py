@@ -95,7 +95,7 @@ def assert_texts_inside(figure: Any) -> None:
     # Ticks beyond an axis' limits are not drawn.
     outside = {label for axes in figure.axes for label in _beyond_limits(axes)}
     texts = [x for axes in figure.axes for x in (*axes.get_yticklabels(), *axes.texts, axes.xaxis.label)]
-    for text in (x for x in (*texts, figure._suptitle) if x is not None and x.get_text()):  # type: ignore[attr-defined]
+    for text in (x for x in (*texts, figure._suptitle) if x is not None and x.get_text()):
         if text in outside:
             continue
         box = text.get_window_extent(canvas.get_renderer())

@@ -293,7 +293,7 @@ def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
     edited = resolve(f"coco-json:{tmp_path / 'second'}", shapes=SMALL_SHAPES)
     assert edited.fingerprint != first.fingerprint
     assert edited.train != second.train
-    image = first.layout.val_images / "000000000100.jpg"
+    image = Path(str(first.layout.val_images)) / "000000000100.jpg"
     other = image.with_suffix(".part")
     other.write_bytes(image.read_bytes() + b"\0")
     other.rename(image)

@@ -95,7 +95,7 @@ def test_the_check_ends_with_a_report_or_a_line(
 ) -> None:
     monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
     # The images stay the same; writing through to the disk is not what is tested.
-    monkeypatch.setattr("lgd.data.validate_split.image_size", functools.cache(image_size))
+    monkeypatch.setattr("lgd.data.image_sizes.image_size", functools.cache(image_size))
     monkeypatch.setattr("os.fsync", lambda _: None)
     source, damage = write(tmp_path / "data")
     options = argparse.Namespace(

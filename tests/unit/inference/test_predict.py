@@ -24,7 +24,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Validation images of the training's data, two of them with one name."""
     layout = load_dataset(quick_experiment().data).layout
     root = tmp_path_factory.mktemp("images")
-    for place, path in zip(("x.png", "a/x.png", "a/y.png"), sorted(layout.val_images.iterdir()), strict=False):
+    for place, path in zip(
+        ("x.png", "a/x.png", "a/y.png"), sorted(Path(str(layout.val_images)).iterdir()), strict=False
+    ):
         (root / place).parent.mkdir(exist_ok=True)
         Image.open(path).save(root / place)
     return root

@@ -199,7 +199,7 @@ def test_masks_are_scored_as_masks() -> None:
 
 
 def test_masks_need_segmentations_to_be_scored_with(tmp_path: Path) -> None:
-    made = load_dataset(quick_experiment().data).root
+    made = Path(str(load_dataset(quick_experiment().data).root))
     for split in ("train", "val"):
         shutil.copytree(made / split, tmp_path / "data" / split)
     shutil.copytree(made / "annotations", tmp_path / "data" / "annotations")
@@ -356,7 +356,7 @@ def _plain_sgd(model: nn.Module, experiment: Experiment) -> torch.optim.Optimize
 
 def test_coco_layout_data_trains_and_is_scored(tmp_path: Path) -> None:
     """Someone's own directory in COCO layout, here the made one read as such."""
-    made = load_dataset(quick_experiment().data).root
+    made = Path(str(load_dataset(quick_experiment().data).root))
     record = training.run(quick_experiment(data__source=f"coco-json:{made}"), tmp_path)
     assert record.status == "finished"
     assert record.student is not None
