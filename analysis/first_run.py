@@ -33,7 +33,8 @@ def first_run(results: Path) -> TextTable | None:
     """
     import pandas as pd
 
-    found = sorted(results.glob(SPEED))
+    # Names end with the date.
+    found = sorted(results.glob(SPEED), key=lambda path: path.parents[1].name.rpartition("_")[2])
     if not found:
         return None
     frame = pd.read_csv(found[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score, teacher_ap
@@ -47,7 +48,7 @@ def split_gains(records: Sequence[Record]) -> list[SplitGain]:
                 paired_difference(own[arm], own.get(reference, {})),
                 paired_difference(own[without], own.get(reference, {})),
                 paired_difference(own[arm], own[without]),
-                sum(teachers.values()) / len(teachers) if teachers else None,
+                fmean(teachers.values()) if teachers else None,
                 paired_difference(teachers, own[arm]),
             )
         )

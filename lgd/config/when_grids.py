@@ -64,14 +64,13 @@ def teacher_needs_grid(base: Experiment, size: str) -> Grid:
 
 def _with_imitation_off(arms: Iterable[Arm]) -> Iterator[Arm]:
     for arm in arms:
-        # Whether it teaches is asked of its teacher, at the end at least.
-        yield replace(arm, setting={**arm.setting, "evaluation.teacher": True}, answers=False)
+        asked = replace(arm, answers=False)
+        yield asked
         if arm.changes.get("method.name") != "baseline":
-            question = "its second loss alone"
+            changes = {**arm.changes, **NO_IMITATION}
             yield replace(
-                arm, name=f"{arm.name} without imitation", changes={**arm.changes, **NO_IMITATION}, question=question,
-                answers=False,
-            )  # fmt: skip
+                asked, name=f"{arm.name} without imitation", changes=changes, question="its second loss alone"
+            )
 
 
 TRAIN_FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)

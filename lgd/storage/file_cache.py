@@ -6,7 +6,6 @@ is as one that was never there.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,8 +15,8 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from lgd import environment
 from lgd.cache import cache_root
-from lgd.errors import InputError
 from lgd.files import free_space
 
 SIZE_VARIABLE = "LGD_IMAGE_CACHE_GB"
@@ -40,14 +39,7 @@ TEMPORARY, USED, LOCK = "new", "used", "lock"
 
 def image_cache() -> FileCache:
     """This machine's cache of images. Raises InputError, one line, where SIZE_VARIABLE is no size."""
-    text = os.environ.get(SIZE_VARIABLE, "")
-    try:
-        size = float(text or SIZE)
-    except ValueError:
-        size = math.nan
-    if not 0 <= size < math.inf:
-        raise InputError(f"{SIZE_VARIABLE}={text}: a number of gigabytes from 0")
-    return FileCache(cache_root() / "images", int(size * 1e9))
+    return FileCache(cache_root() / "images", int(environment.number(SIZE_VARIABLE, SIZE, "gigabytes") * 1e9))
 
 
 class _File(NamedTuple):

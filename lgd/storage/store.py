@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
+from lgd import environment
 from lgd.errors import InputError
 from lgd.files import atomic_write
 
@@ -302,14 +302,7 @@ def filesystem(scheme: str) -> Any:
 
 def seconds_of_patience() -> float:
     """What PATIENCE_VARIABLE says. Raises InputError, one line, where it is no number."""
-    text = os.environ.get(PATIENCE_VARIABLE, "")
-    try:
-        seconds = float(text or PATIENCE)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InputError(f"{PATIENCE_VARIABLE}={text}: a number of seconds from 0")
-    return seconds
+    return environment.number(PATIENCE_VARIABLE, PATIENCE, "seconds")
 
 
 def _may_pass(error: Exception) -> bool:
