@@ -87,8 +87,8 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         with _until_shutdown():
             yield
         return
-    # Each thread of a worker process would keep free memory of its own, and a trial's peak would grow with its place in
-    # the sweep: by 2% in ten trials, and by 0.3% with one pool. Read when a process starts.
+    # glibc would keep free memory for each thread of a worker process, and a trial's peak would grow with its place in
+    # the sweep (tests/integration/test_identical_trials.py). Read when a process starts.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     with own_token():
         # Only settings and records go through the object store; its default size is a third of the memory.
