@@ -8,38 +8,34 @@ python -m lgd.train retinanet_r50_2x_ms --show
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
-from lgd.config.detector import is_read
 from lgd.config.detector_source import add_detector_arguments, detector_overrides
-from lgd.config.experiment import STEPS, Experiment, settings
+from lgd.config.experiment import Experiment
 from lgd.config.grids import check_overrides
 from lgd.config.method import BUILT_IN
-from lgd.config.paper_recipes import NAMES, Named, named
+from lgd.config.paper_recipes import NAMES, named
 from lgd.config.presets import named_experiment
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.results.record import FILE, Record, Scores
+from lgd.results.record import FILE, Record, load
 from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.storage.store import StorageError
-from lgd.training.progress import Progress, Stopped
+from lgd.training.command_output import PrintProgress, print_result, print_settings, summary
+from lgd.training.progress import Stopped
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
@@ -53,9 +49,6 @@ UNDER_RAY = ("workers", "elastic", "gpus_per_worker", "cpus_per_worker", "spread
 LONG_TRAINING = 1e9
 """Pixels of all training images together from which on the time that a CPU takes is estimated first: about a second for
 a small network on a fast CPU, a day for a ResNet-50 on a slow one."""
-
-PERIOD = 10.0
-"""Seconds between two lines on the progress."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -130,7 +123,7 @@ def _range(text: str) -> tuple[int, int]:
 
 def _run(options: argparse.Namespace) -> int:
     if options.list:
-        print("\n".join(_summary(named(name)) for name in NAMES))
+        print("\n".join(summary(named(name)) for name in NAMES))
         return 0
     if options.experiment is None:
         raise InputError("say which experiment to train; --list shows them")
@@ -147,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     if complaint:
         print(f"warning: {complaint}", file=sys.stderr)
     if options.show:
-        _show(chosen, experiment)
+        print_settings(chosen, experiment)
         return 0
     if experiment.schedule.epochs is not None:
         with exit_on_interrupt():
@@ -172,7 +165,7 @@ def _run(options: argparse.Namespace) -> int:
             record = _train(experiment, directory, chosen.name, options)
         else:
             print(f"{label}: trained already, on {record.finished}")
-    return _report(record, chosen, directory)
+    return print_result(record, chosen, directory)
 
 
 @contextmanager
@@ -256,7 +249,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
         from lgd.training.teacher import train_with_teacher
 
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.label, "overrides": _overrides(options)}
-    on_progress = _Progress()
+    on_progress = PrintProgress()
     try:
         if _under_ray(options):
             # Not at the top: it imports Ray.
@@ -286,6 +279,13 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
     except Exception as error:
         with suppress(StorageError):
             outputs.fetch_notes(directory)
+        record = _result_in(directory)
+        if record is not None:
+            # What failed came after it, such as the end of the workers: the training is not to be repeated for that.
+            why = " ".join(error_reason(error).split())
+            print(f"warning: the training was {record.status}; what failed came after it: {why}", file=sys.stderr)
+            outputs.publish_where_missing(directory, FILE)
+            return record
         record = failed_record(experiment, error_reason(error), directory=directory, **names)
         try:
             record.save(directory)
@@ -295,6 +295,14 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
             reason = f"{record.reason} (and its record could not be written: {unwritable})"
             record = record.model_copy(update={"reason": reason})
         return record
+
+
+def _result_in(directory: Path) -> Record | None:
+    """The record of a training that has a result, finished or diverged; None where there is none that can be read."""
+    with suppress(InputError):
+        record = load(directory / FILE)
+        return record if record.status in ("finished", "diverged") else None
+    return None
 
 
 def _workers(options: argparse.Namespace, experiment: Experiment, nodes: Sequence[Node]) -> Workers:
@@ -314,86 +322,6 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     """The options' changes to the paper's experiment, as key=value."""
     given = {"data.source": options.data, "schedule.batch": options.batch}
     return [f"{key}={value}" for key, value in given.items() if value is not None] + options.overrides
-
-
-class _Progress:
-    """Prints a line of progress every PERIOD seconds."""
-
-    def __init__(self) -> None:
-        # sys.stdout is redirected while a training runs, to silence the libraries.
-        self._stdout = sys.stdout
-        self._next = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now < self._next or math.isnan(progress["eta"]):
-            return
-        self._next = now + PERIOD
-        left = timedelta(seconds=round(progress["eta"]))
-        # NaN until it is first read, after some steps.
-        loss = "" if math.isnan(progress["loss"]) else f"loss {progress['loss']:.4g}, "
-        print(f"step {progress['step']} of {progress['steps']}, {loss}{left} left", file=self._stdout, flush=True)
-
-
-def _report(record: Record, chosen: Named, directory: Path) -> int:
-    if record.status != "finished":
-        after = f" after {record.steps} steps" if record.steps else ""
-        print(f"{record.status}{after}: {record.reason}")
-        if (directory / FILE).exists():
-            print(f"record: {shown(directory / FILE)}")
-        return 1
-    for what, scores in (
-        ("box", record.student),
-        ("mask", record.student_mask),
-        ("teacher's box", record.teacher),
-        ("teacher's mask", record.teacher_mask),
-    ):
-        if scores is not None:
-            print(f"{what} {_ap(scores)}")
-    for line in chosen.reported:
-        print(f"the paper reports {line}")
-    if record.fewest_devices is not None:
-        print(f"workers: {record.devices_held}, {record.gpu_hours:.2f} device-hours together")
-    if record.data_wait is not None:
-        print(f"waited for data {record.data_wait:.1%} of the training's time")
-    print(f"record: {shown(directory / FILE)}")
-    print(f"student: {shown(directory / 'student.pth')}")
-    return 0
-
-
-def _ap(scores: Scores) -> str:
-    shown = ((name, getattr(scores, name)) for name in ("AP", "AP50", "AP75"))
-    return ", ".join(f"{name} {'undefined' if value is None else f'{value:.1f}'}" for name, value in shown)
-
-
-def _summary(experiment: Named) -> str:
-    """Its name and the paper's numbers, on one line."""
-    return f"{experiment.name:<30}{'; '.join(map(str, experiment.reported))}"
-
-
-def _show(chosen: Named, experiment: Experiment) -> None:
-    """Print description and settings; the line of a setting can be passed to --set as it is."""
-    schedule = experiment.schedule
-    notes = {
-        "schedule.lr": f"{schedule.resolved_lr:g} for {schedule.batch} images" if schedule.lr is None else "",
-        "detector.backbone.width": str(experiment.detector.backbone.resolved_width),
-        "detector.backbone.norm": experiment.detector.backbone.resolved_norm,
-        "detector.backbone.freeze_at": str(experiment.detector.backbone.resolved_freeze_at),
-        "detector.head_norm": experiment.detector.resolved_head_norm or "none",
-        "detector.anchor_scale": f"{experiment.detector.resolved_anchor_scale:g}",
-        "evaluation.every": "" if schedule.epochs else str(experiment.evaluation.resolved_every(schedule.steps)),
-    }
-    for line in chosen.head:
-        print(f"# {line}")
-    for key, value in settings(experiment).items():
-        if key == STEPS and schedule.epochs is not None:
-            # They follow from the data.
-            continue
-        if not is_read(key, experiment.detector.source):
-            continue
-        shown = "auto" if value is None else value if isinstance(value, str) else json.dumps(value)
-        note = notes.get(key) if shown == "auto" else None
-        print(f"{key}={shown}" + (f"    # {note}" if note else ""))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Where a training may write to."""
+"""Where a training may write to, and what it leaves there."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lgd.config.experiment import Experiment
+from lgd.results.record import FILE, Record, load
 from lgd.training.__main__ import main
 
 
@@ -16,3 +19,26 @@ def test_a_sweeps_directory_is_not_trained_into(tmp_path: Path, capsys: pytest.C
     assert said.err == f"error: {tmp_path} holds a sweep's results: choose another --output\n"
     assert said.out == ""
     assert [x.name for x in tmp_path.iterdir()] == ["sweep.json"]
+
+
+@pytest.mark.parametrize("status", ["finished", "diverged"])
+def test_a_training_that_has_its_result_is_not_failed_by_what_comes_after(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(experiment: Experiment, directory: Path, **_: Any) -> Record:
+        Record.model_validate({"status": status, "experiment": experiment, "finished": "now"}).save(directory)
+        raise RuntimeError("the workers\ndid not end")
+
+    monkeypatch.setattr("lgd.training.teacher.train_with_teacher", train)
+    arguments = ["retinanet_r50_2x_ms", "--method", "lgd", "--data", "shapes", "--yes", "--output", str(tmp_path)]
+    ended = int(status == "diverged")
+    assert main(arguments) == ended
+    said = capsys.readouterr()
+    assert said.err.endswith(
+        f"warning: the training was {status}; what failed came after it: RuntimeError: the workers did not end\n"
+    )
+    assert f"record: {tmp_path}/record.json" in said.out
+    assert load(tmp_path / FILE).status == status
+    assert not (tmp_path / "error.txt").exists()
+    assert main(arguments) == ended
+    assert "trained already, on now" in capsys.readouterr().out
