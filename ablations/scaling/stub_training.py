@@ -83,12 +83,10 @@ def _attempt(
     from lgd.training import checkpoint
     from lgd.training.progress import Stopped
 
-    directory.mkdir(parents=True, exist_ok=True)
     meter, steps = CostMeter(), experiment.schedule.steps
     every = experiment.checkpoint.resolved_every(steps)
-    heartbeat = Heartbeat(meter, directory, FINGERPRINT)
-    with meter.phase("setup"):
-        spent, losses = heartbeat.previous_cost(), list[tuple[int, float]]()
+    with meter.phase("setup"), Heartbeat(meter, directory, experiment.model_dump_json()) as heartbeat:
+        spent, losses = heartbeat.previous_cost(FINGERPRINT), list[tuple[int, float]]()
         start, state = checkpoint.latest(directory, experiment, FINGERPRINT) or (0, None)
         if state is not None:
             losses = [(int(step), float(loss)) for step, loss in state["losses"]]
@@ -96,7 +94,8 @@ def _attempt(
             spent = spent.since_checkpoint(state["meter"])
         if spent.attempts:
             meter.add_lost_work(spent)
-        with heartbeat, meter.phase("training"):
+        heartbeat.begin_training(FINGERPRINT)
+        with meter.phase("training"):
             _note(directory, 0)
             for step in range(start + 1, steps + 1):
                 _work()

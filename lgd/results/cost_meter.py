@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import math
 import resource
@@ -69,6 +70,16 @@ class CostSoFar:
     seconds: float = 0.0
     held: tuple[float, float] = (0.0, 0.0)
     """The fewest and the most devices that an attempt held."""
+
+    def __add__(self, other: CostSoFar) -> CostSoFar:
+        held = [x.held for x in (self, other) if x.held[0]] or [(0.0, 0.0)]
+        return CostSoFar(
+            self.device_seconds + other.device_seconds,
+            self.joules + other.joules,
+            self.attempts + other.attempts,
+            self.seconds + other.seconds,
+            (min(x[0] for x in held), max(x[1] for x in held)),
+        )
 
     def since_checkpoint(self, saved: Mapping[str, Any]) -> CostSoFar:
         """The part that came after the checkpoint whose :meth:`CostMeter.state` is ``saved``: the lost work."""
@@ -202,21 +213,37 @@ class CostMeter:
 
 
 class Heartbeat:
-    """While the block runs, a thread writes the meter's total to ``directory``/meter.json about once a second.
+    """While the block runs, a thread writes what the training cost so far to ``directory``/meter.json every second.
 
-    fingerprint: of the training, so that the file of another training is not taken for this one's.
+    Enter it before anything is built: the directory is made where it is missing, and removed again where the set-up
+    fails. Until :meth:`begin_training` the file keeps what it says of earlier attempts, with this one's set-up beside.
+
+    experiment: the settings, as text, so that the set-up of another training is not taken for this one's.
     """
 
-    def __init__(self, meter: CostMeter, directory: Path, fingerprint: str) -> None:
-        self._meter, self._path, self._fingerprint = meter, directory / HEARTBEAT_FILE, fingerprint
+    def __init__(self, meter: CostMeter, directory: Path, experiment: str) -> None:
+        self._meter, self._path = meter, directory / HEARTBEAT_FILE
+        self._experiment = hashlib.sha256(experiment.encode()).hexdigest()[:16]
+        self._fingerprint: str | None = None
+        self._before: dict[str, Any] = {}
+        self._made: list[Path] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def previous_cost(self) -> CostSoFar:
-        """What earlier attempts at this training cost; zero where there were none."""
-        return read_heartbeat(self._path.parent, self._fingerprint)
+    def previous_cost(self, fingerprint: str) -> CostSoFar:
+        """What earlier attempts at the training of this fingerprint cost; zero where there were none."""
+        return _cost(self._before, fingerprint) + _set_up_cost(self._before, self._experiment)
+
+    def begin_training(self, fingerprint: str) -> None:
+        """The meter's total holds from now on what earlier attempts cost."""
+        self._fingerprint = fingerprint
+        self._write()
 
     def __enter__(self) -> Heartbeat:
+        self._before = _read(self._path)
+        with suppress(OSError):  # the set-up says so where it cannot be made
+            self._made = [x for x in self._path.parents if not x.exists()]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         self._thread.start()
         return self
@@ -224,14 +251,25 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._write()
+        if self._fingerprint is None and self._made:
+            with suppress(OSError):
+                self._path.unlink()
+                for made in self._made:
+                    made.rmdir()
+        else:
+            self._write()
 
     def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_PERIOD):
             self._write()
 
     def _write(self) -> None:
-        described = {"fingerprint": self._fingerprint, **asdict(self._meter.cost_so_far())}
+        spent = self._meter.cost_so_far()
+        if self._fingerprint is None:
+            spent += _set_up_cost(self._before, self._experiment)
+            described = {**self._before, "set-up": {"experiment": self._experiment, **asdict(spent)}}
+        else:
+            described = {"fingerprint": self._fingerprint, **asdict(spent)}
         # A full disk ends a training where it writes a checkpoint or the record, not here.
         with suppress(OSError):
             write_text(self._path, json.dumps(described) + "\n")
@@ -240,11 +278,31 @@ class Heartbeat:
 def read_heartbeat(directory: Path, fingerprint: str = "") -> CostSoFar:
     """What the attempts at the training in ``directory`` cost so far, read from the file that they write.
 
-    fingerprint: of the training, where it is known: the file of another training then counts as none. Returns a zero
-    Spent where there is no file or it cannot be read.
+    fingerprint: of the training, where it is known: what the file says of another training then counts as none. Zero
+    where there is no file or it cannot be read.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((directory / HEARTBEAT_FILE).read_text(encoding="utf-8"))
+    found = _read(directory / HEARTBEAT_FILE)
+    return _cost(found, fingerprint) + _set_up_cost(found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _set_up_cost(found: Mapping[str, Any], experiment: str = "") -> CostSoFar:
+    """What the attempts cost that ended while they were set up."""
+    part = found.get("set-up")
+    if isinstance(part, dict) and experiment in ("", part.get("experiment")):
+        return _cost({"fingerprint": "", **part})
+    return CostSoFar()
+
+
+def _cost(found: Mapping[str, Any], fingerprint: str = "") -> CostSoFar:
+    with suppress(ValueError, KeyError, TypeError, OverflowError):
         device_seconds, (fewest, most) = float(found["device_seconds"]), found.get("held", (0, 0))
         spent = CostSoFar(
             device_seconds,

@@ -161,15 +161,16 @@ def _attempt(
         # It takes tenths of a second, which the training holds its device.
         reset_peak_memory()
         stack.enter_context(process_settings(experiment))
+        heartbeat = Heartbeat(meter, directory, experiment.model_dump_json())
+        if ranks.is_main_process():
+            stack.enter_context(heartbeat)
         built = ranks.run_on_all_ranks(lambda: _build(experiment, teacher, directory))
-        heartbeat = Heartbeat(meter, directory, built.fingerprint)
-        spent = ranks.broadcast(heartbeat.previous_cost())
+        spent = ranks.broadcast(heartbeat.previous_cost(built.fingerprint))
         state = _initial_state(built, experiment, directory, commit, meter)
         stack.enter_context(state.writer)
         state.restore(spent)
         if ranks.is_main_process():
-            # Only now does the meter's total hold what earlier attempts cost: written before, a kill would lose that.
-            stack.enter_context(heartbeat)
+            heartbeat.begin_training(built.fingerprint)
         result = _train(state, on_progress, should_stop)
         if not result.diverged:
             evaluate_last(state, result.trainer, on_progress, should_stop)

@@ -98,11 +98,11 @@ def test_a_part_of_a_gpu_is_a_part_of_a_device() -> None:
 def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Path) -> None:
     clock, energy = _Counter(), _Counter()
     first = CostMeter(2, clock, energy)
-    heartbeat = Heartbeat(first, tmp_path, "this run")
-    assert heartbeat.previous_cost() == CostSoFar()
-    with heartbeat:
+    with Heartbeat(first, tmp_path, "settings") as heartbeat:
+        assert heartbeat.previous_cost("this run") == CostSoFar()
         with first.phase("setup"):
             clock.value, energy.value = 3, 30
+        heartbeat.begin_training("this run")
         with first.phase("training"):
             clock.value, energy.value = 13, 130
             saved = first.state()
@@ -113,10 +113,10 @@ def test_attempts_add_up_and_lost_work_is_what_no_checkpoint_saved(tmp_path: Pat
 
     clock.value, energy.value = 100, 1000
     second = CostMeter(2, clock, energy)
-    again = Heartbeat(second, tmp_path, "this run")
-    with second.phase("setup"):
+    with Heartbeat(second, tmp_path, "settings") as again, second.phase("setup"):
         clock.value, energy.value = 101, 1010
-    spent = again.previous_cost()
+        spent = again.previous_cost("this run")
+        assert again.previous_cost("another run") == CostSoFar()
     second.restore(saved)
     second.add_lost_work(spent.since_checkpoint(saved))
     with second.phase("training"):
@@ -133,12 +133,12 @@ def test_each_attempt_costs_by_its_own_number_of_devices(tmp_path: Path) -> None
     clock, saved = _Counter(), None
     for devices, done, lost in ((8, 10, 5), (2, 20, 30), (4, 10, 0)):
         meter = CostMeter(devices, clock)
-        heartbeat = Heartbeat(meter, tmp_path, "this run")
-        spent = heartbeat.previous_cost()
-        if saved is not None:
-            meter.restore(saved)
-            meter.add_lost_work(spent.since_checkpoint(saved))
-        with heartbeat, meter.phase("training"):
+        with Heartbeat(meter, tmp_path, "settings") as heartbeat, meter.phase("training"):
+            spent = heartbeat.previous_cost("this run")
+            if saved is not None:
+                meter.restore(saved)
+                meter.add_lost_work(spent.since_checkpoint(saved))
+            heartbeat.begin_training("this run")
             clock.value += done
             saved = meter.state()
             clock.value += lost
@@ -148,7 +148,62 @@ def test_each_attempt_costs_by_its_own_number_of_devices(tmp_path: Path) -> None
     assert (meter.held, meter.attempts) == ((2, 8), 3)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', '{"device_seconds": "nan"}'])
+def _set_up(directory: Path, seconds: float, experiment: str = "settings") -> str:
+    """An attempt of 2 devices that is killed after so many seconds of its set-up; what its file says."""
+    clock = _Counter()
+    meter = CostMeter(2, clock)
+    with meter.phase("setup"), Heartbeat(meter, directory, experiment) as heartbeat:
+        clock.value = seconds
+        heartbeat._write()
+        return (directory / HEARTBEAT_FILE).read_text()
+
+
+def test_attempts_that_were_killed_while_they_were_set_up_are_lost_work(tmp_path: Path) -> None:
+    file = tmp_path / "trial" / HEARTBEAT_FILE
+    clock = _Counter()
+    first = CostMeter(2, clock)
+    with first.phase("training"), Heartbeat(first, file.parent, "settings") as heartbeat:
+        heartbeat.begin_training("this run")
+        clock.value = 10
+    for seconds in (3, 4):
+        killed = _set_up(file.parent, seconds)
+        file.write_text(killed)
+    assert read_heartbeat(file.parent) == CostSoFar(2 * 17, 0, 3, 17, (2, 2))
+    with Heartbeat(CostMeter(2, clock), file.parent, "settings") as again:
+        assert again.previous_cost("this run") == CostSoFar(2 * 17, 0, 3, 17, (2, 2))
+        assert again.previous_cost("another run") == CostSoFar(2 * 7, 0, 2, 7, (2, 2))
+        # From now on the totals hold all of it, and nothing twice.
+        again.begin_training("this run")
+        assert read_heartbeat(file.parent) == CostSoFar(0, 0, 1, 0, (2, 2))
+    file.write_text(killed)
+    with Heartbeat(CostMeter(2, clock), file.parent, "other settings") as other:
+        assert other.previous_cost("this run") == CostSoFar(2 * 10, 0, 1, 10, (2, 2))
+
+
+def test_a_set_up_that_fails_leaves_no_directory(tmp_path: Path) -> None:
+    new = tmp_path / "new" / "trial"
+    with pytest.raises(ValueError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
+        assert read_heartbeat(new).attempts == 1
+        raise ValueError("no such data")
+    assert not new.parent.exists()
+    new.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
+        raise ValueError("no such data")
+    assert read_heartbeat(new).attempts == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"set-up": 3}',
+        '{"set-up": {"device_seconds": []}}',
+        '{"fingerprint": "x"}',
+        '{"device_seconds": "nan"}',
+    ],
+)
 def test_a_broken_word_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / HEARTBEAT_FILE).write_text(content)
     assert read_heartbeat(tmp_path) == CostSoFar()
