@@ -88,7 +88,8 @@ class Search:
         from ablations.proposals import searcher_class
 
         study = self.study()
-        self._skip_used_names(study)
+        with self._one_line():
+            self._skip_used_names(study)
         names = TrialNames(study)
         unfinished = self._settle(study, names, stopped)
         left = self.left()
@@ -98,16 +99,18 @@ class Search:
         # Of drivers that begin at once each is to draw others.
         apart = zlib.crc32(self._owner().encode()) if shared else 0
         with quiet_optuna(), heartbeats(storage, lambda: [*shared.running.values()] if shared else []):
-            searcher = searcher_class(names.of, self.output / STOP_FILE, shared)(
-                partial(suggest, base=base),
-                metric=list(self.objectives),
-                mode=[OBJECTIVES[x] for x in self.objectives],
-                points_to_evaluate=unfinished or None,
-                # The sampler of a resumed search has all earlier trials to learn from, and must not draw theirs again.
-                sampler=optuna.samplers.TPESampler(seed=(self.seed + len(study.trials) + apart) % 2**32),
-                study_name=self.name,
-                storage=storage,
-            )
+            with self._one_line():
+                # A resumed search has all earlier trials to learn from, and must not draw theirs again.
+                seed = (self.seed + len(study.get_trials(deepcopy=False)) + apart) % 2**32
+                searcher = searcher_class(names.of, self.output / STOP_FILE, shared)(
+                    partial(suggest, base=base),
+                    metric=list(self.objectives),
+                    mode=[OBJECTIVES[x] for x in self.objectives],
+                    points_to_evaluate=unfinished or None,
+                    sampler=optuna.samplers.TPESampler(seed=seed),
+                    study_name=self.name,
+                    storage=storage,
+                )
             yield searcher, self._scheduler(), left
         if shared and shared.away:
             raise StudyAwayError(shared.away)
@@ -163,7 +166,7 @@ class Search:
     def study(self) -> optuna.Study:
         """The study, made if need be. Raises InputError where it cannot be reached, or searches something else."""
         self.check_study()
-        with quiet_optuna(), one_line(self.place) if self.place else contextlib.nullcontext():
+        with quiet_optuna(), self._one_line():
             study = optuna.create_study(
                 study_name=self.name,
                 storage=self._storage(),
@@ -173,6 +176,10 @@ class Search:
             if self.place and SETTINGS not in study.user_attrs:
                 study.set_user_attr(SETTINGS, self._settings())
             return study
+
+    def _one_line(self) -> contextlib.AbstractContextManager[None]:
+        """What a study elsewhere raises inside is an InputError of one line."""
+        return one_line(self.place) if self.place else contextlib.nullcontext()
 
     def check_study(self) -> None:
         """Raise InputError, one line, where the study is damaged, cannot be reached, or searches something else.

@@ -19,8 +19,10 @@ from rich.table import Table
 from ablations.display import say
 from ablations.optuna_search import Search, TrialNames, quiet_optuna
 from ablations.search_space import OBJECTIVES, assignments, settings_of
-from ablations.study_place import StudyAwayError
+from ablations.study_place import StudyAwayError, in_store
+from ablations.study_storage import AWAY, reason
 from analysis.plots.style import save
+from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
 from lgd.storage.outputs import is_url
@@ -32,11 +34,11 @@ SHOWN = 20
 def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
     """Print the trials, best first, and the best ones' commands; draw Optuna's plots. Returns the files written.
 
-    Of a study elsewhere that does not answer, only that.
+    Of a study that does not answer or cannot be read, only that.
     """
     try:
-        study = search.study()
-    except StudyAwayError as error:
+        study = _copy(search)
+    except InputError as error:
         say(console, f"{error}: the trials of the search are not shown")
         return []
     ended = search.ended()
@@ -51,8 +53,24 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
         say(console, f"  {names.of(trial.params)}: {command(spec, trial.params, search.base.seed)}")
     file = search.study_place
     dashboard = f"optuna-dashboard {'' if search.place else 'sqlite:///'}"
-    say(console, f"study: {'' if is_url(file) and not search.place else dashboard}{file}")
+    say(console, f"study: {'' if in_store(file) or (is_url(file) and not search.place) else dashboard}{file}")
     return draw(study, search.objectives, search.output)
+
+
+def _copy(search: Search) -> optuna.Study:
+    """The study as it is now, in memory: what is shown of it is asked of no database, which may be lost meanwhile.
+
+    Raises InputError, one line, where it does not answer or cannot be read.
+    """
+    with quiet_optuna():
+        try:
+            study = search.study()
+            trials, directions = study.get_trials(deepcopy=False), study.directions
+        except AWAY as error:
+            raise StudyAwayError(f"study {search.study_place}: {reason(error)}") from None
+        copy = optuna.create_study(directions=directions)
+        copy.add_trials(trials)
+    return copy
 
 
 def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:

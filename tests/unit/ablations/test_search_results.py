@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.importance import get_param_importances
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from rich.console import Console
 
+from ablations import search_results
 from ablations.optuna_search import Search, quiet_optuna, trial_name
 from ablations.plan import describe, search_spec
 from ablations.search_results import SHOWN, best_trials, draw, goal, show_search
@@ -109,6 +112,30 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
                 and word.replace(".", "").isdigit()]  # fmt: skip
     assert "  search-021: python ablations/run.py --grid components --preset nano --arms LGD --set" in out.getvalue()
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2])
+def test_a_study_that_is_lost_while_it_is_shown(answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database answers so often, and then no more: one line, or all that was to be shown."""
+    search, _ = _searched(tmp_path, ["AP"], 2)
+    asked, get = itertools.count(), RDBStorage._get_trials
+
+    def request(*arguments: Any, **options: Any) -> Any:
+        if next(asked) >= answers:
+            raise optuna.exceptions.StorageInternalError("the server\nclosed the connection")
+        return get(*arguments, **options)
+
+    monkeypatch.setattr(RDBStorage, "_get_trials", request)
+    monkeypatch.setattr(search_results, "draw", lambda study, *_: study.trials)
+    out = io.StringIO()
+    spec = describe("components", "nano", search=search_spec(3, ["AP"], False))
+    shown = show_search(spec, search, Console(file=out, width=300))
+    if answers:
+        assert len(shown) == 2
+        assert "search-001: python ablations/run.py" in out.getvalue()
+    else:
+        gone = "the server closed the connection: the trials of the search are not shown"
+        assert out.getvalue() == f"study {tmp_path}/study.db: {gone}\n"
 
 
 @pytest.mark.slow
