@@ -1,4 +1,7 @@
-"""Where a search's study lies when the user says so: a database by SQLAlchemy's URL, or a file, Optuna's journal."""
+"""Where a search's study lies when the user says so: a database by SQLAlchemy's URL, or Optuna's journal.
+
+That is a file, or lies in object storage (ablations/study_journal.py).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from lgd.errors import InputError
-from lgd.storage.outputs import is_url
+from lgd.storage.outputs import checked_url, is_url
+from lgd.storage.store import EXTRAS
 
 PASSWORD_VARIABLE = "LGD_STUDY_PASSWORD"
 """Environment variable: the password of a study's database, of any kind."""
 
-STORES = ("s3", "gs", "gcs", "az", "abfs", "file", "http", "https")
+STORES = (*EXTRAS, "file")
+"""Schemes of the URLs of stores; all others are databases'."""
 
 SECRETS = ("passw", "pwd")
 """What the names of options with a password have in them (password, passwd, sslpassword, ssl_key_password, PWD)."""
@@ -31,9 +36,14 @@ def study_place(text: str) -> str:
     Raises InputError, one line, for a URL with a password in it, which is not repeated, and for what is no database.
     """
     if not text:
-        raise InputError("--study: a database's URL, such as postgresql://HOST/NAME, or a file")
+        raise InputError("--study: a database's URL, such as postgresql://HOST/NAME, or s3://BUCKET/NAME, or a file")
     if not is_url(text):
         return str(Path(text).expanduser().absolute())
+    if in_store(text):
+        try:
+            return checked_url(text)
+        except InputError as error:
+            raise InputError(f"--study {error}") from None
     scheme, _, rest = text.partition("://")
     _refuse_password(scheme, rest)
     try:
@@ -42,10 +52,10 @@ def study_place(text: str) -> str:
     except ValueError:
         # What it says has parts of the text in it, and so maybe of a password.
         raise InputError(f"--study {scheme}://...: no URL, such as {scheme}://HOST/NAME or HOST:PORT/NAME") from None
-    if scheme in STORES:
+    if scheme in ("http", "https"):
         raise InputError(
-            f"--study {text}: a database's URL (sqlite:///FILE, postgresql://, mysql://) or a file; with --output in"
-            " object storage the study lies there"
+            f"--study {text}: a database's URL (sqlite:///FILE, postgresql://, mysql://), object storage (s3://, gs://,"
+            " az://, file://), or a file"
         )
     if scheme.partition("+")[0] == "sqlite" and not rest.startswith("/file:"):
         path = rest.removeprefix("/")
@@ -53,6 +63,11 @@ def study_place(text: str) -> str:
             raise InputError(f"--study {text}: a file, such as {scheme}:///study.db")
         return f"{scheme}:///{Path(path).absolute()}"
     return text
+
+
+def in_store(place: str) -> bool:
+    """Whether the study lies in object storage."""
+    return is_url(place) and place.partition("://")[0] in STORES
 
 
 def _refuse_password(scheme: str, rest: str) -> None:

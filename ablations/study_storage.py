@@ -27,11 +27,12 @@ from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCal
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ablations.study_place import PASSWORD_VARIABLE, StudyAwayError
+from ablations.study_journal import StoreJournal
+from ablations.study_place import PASSWORD_VARIABLE, StudyAwayError, in_store
 from lgd.config.experiment import difference, parse
 from lgd.errors import InputError
 from lgd.storage.outputs import is_url
-from lgd.storage.store import LONGEST_PAUSE, seconds_of_patience
+from lgd.storage.store import LONGEST_PAUSE, StorageError, seconds_of_patience
 
 T = TypeVar("T")
 
@@ -103,6 +104,8 @@ def storage_of(place: str) -> BaseStorage:
     Raises InputError, one line.
     """
     with one_line(place):
+        if in_store(place):
+            return JournalStorage(StoreJournal(place))
         if not is_url(place):
             return JournalStorage(JournalFileBackend(place))
         return Database(place)
@@ -114,6 +117,8 @@ def find_study(place: str, name: str) -> optuna.Study | None:
         if not is_url(place):
             _check_file(Path(place))
             there = Path(place).exists()
+        elif in_store(place):
+            there = StoreJournal(place).exists()
         else:
             there = _has_studies(place)
         if not there:
@@ -183,6 +188,8 @@ def one_line(place: str) -> Iterator[None]:
     """What the study at ``place`` raises inside is an InputError of one line: StudyAwayError, if no answer."""
     try:
         yield
+    except StorageError as error:
+        raise StudyAwayError(f"--study {error}") from None
     except InputError:
         raise
     except ModuleNotFoundError as error:

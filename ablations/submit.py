@@ -132,7 +132,7 @@ def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> Non
             "say --output: an absolute path on storage that all nodes share; the job's own directory is removed later"
         )
     study = options.__dict__.get("study")
-    if study and study_place(study) != study:
+    if study and study_place(study) != study.rstrip("/"):
         raise InputError(f"--study {study}: on the cluster an absolute path is needed, on storage that all nodes share")
     given = [(key, x) for key, value in vars(options).items() for x in (value if isinstance(value, list) else [value])]
     for option, value in given:

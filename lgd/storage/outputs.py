@@ -62,18 +62,23 @@ def input_path(text: str) -> Path:
 
 def working_directory(url: str, purpose: str = "work") -> Path:
     """This machine's directory for ``url``. Raises InputError where that names no place in a store."""
+    url = checked_url(url)
+    key = hashlib.sha256(url.encode()).hexdigest()[:12]
+    directory = cache_root().resolve() / FOLDER / f"{key}-{purpose}" / url.rpartition("/")[2]
+    if not (directory / URL_FILE).exists():
+        write_text(directory / URL_FILE, url)
+    return directory
+
+
+def checked_url(url: str) -> str:
+    """A place in a store, without a slash at its end. Raises InputError where ``url`` names none, or has a secret."""
     found = _scheme.fullmatch(url.rstrip("/"))
     if not found or not found[2].strip("/"):
         raise InputError(f"{url}: a bucket and a name in it, such as s3://bucket/results")
     if any(x in url for x in "?#") or "@" in found[2].partition("/")[0]:
         # Of the URL its scheme alone: messages go to logs, where nobody looks for a secret.
         raise InputError(f"{found[1]}://...: without options and credentials, which belong into the environment")
-    url = url.rstrip("/")
-    key = hashlib.sha256(url.encode()).hexdigest()[:12]
-    directory = cache_root().resolve() / FOLDER / f"{key}-{purpose}" / url.rpartition("/")[2]
-    if not (directory / URL_FILE).exists():
-        write_text(directory / URL_FILE, url)
-    return directory
+    return url.rstrip("/")
 
 
 def store_of(path: Path) -> Store | None:

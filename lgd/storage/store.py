@@ -192,14 +192,19 @@ class Store:
 
         return self._tried(look, name)
 
-    def entries(self, name: str = "") -> dict[str, Entry]:
-        """All objects under ``name``, by their names relative to this store."""
+    def entries(self, name: str = "", *, must_exist: bool = False) -> dict[str, Entry]:
+        """All objects under ``name``, by their names relative to this store.
+
+        must_exist: the bucket; then StorageError is raised where there is none.
+        """
 
         def entries() -> dict[str, Entry]:
             top = self._path("")
             try:
                 found = self._files.find(self._path(name), detail=True)
             except FileNotFoundError:
+                if must_exist:
+                    raise
                 return {}
             return {
                 path.removeprefix(top).lstrip("/"): Entry(_version(info), int(info["size"]))

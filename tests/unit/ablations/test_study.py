@@ -29,6 +29,7 @@ from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepSpec
 from lgd.storage.store import PATIENCE_VARIABLE
 from lgd.training.run import failed_record
+from tests.helpers_storage import BUCKET, Faults
 
 LGD_NANO = NANO.override({"method.name": "lgd"})
 
@@ -42,6 +43,8 @@ LGD_NANO = NANO.override({"method.name": "lgd"})
         ("sqlite:////a/study.db", "sqlite:////a/study.db"),
         ("postgresql://me@host:5432/lgd?sslmode=require", "postgresql://me@host:5432/lgd?sslmode=require"),
         ("mysql+pymysql://host/lgd", "mysql+pymysql://host/lgd"),
+        ("s3://bucket/a/study/", "s3://bucket/a/study"),
+        ("file:///a/study", "file:///a/study"),
     ],
 )
 def test_a_place_means_the_same_wherever_a_search_goes_on(
@@ -62,7 +65,10 @@ def test_a_place_means_the_same_wherever_a_search_goes_on(
         ("postgresql://host/lgd?PASSWORD=secret", "a URL without a password"),
         ("postgresql://me:a/secret@host/lgd", "a URL without a password"),
         ("mssql+pyodbc:///?odbc_connect=SERVER%3Dhost%3BPWD%3Dsecret", "a URL without odbc_connect"),
-        ("s3://bucket/study", "with --output in object storage the study lies there"),
+        ("s3://", "--study s3://: a bucket and a name in it"),
+        ("s3://me:secret@bucket/study", "--study s3://...: without options and credentials"),
+        ("gs://bucket/study?token=secret", "--study gs://...: without options and credentials"),
+        ("https://host/study", "a database's URL (sqlite:///FILE, postgresql://, mysql://), object storage (s3://"),
         ("sqlite:///:memory:", "a file, such as sqlite:///study.db"),
         ("sqlite://", "a file, such as sqlite:///study.db"),
         ("postgresql://[host/lgd", "no URL"),
@@ -139,7 +145,7 @@ def test_a_sweep_keeps_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_job_on_a_cluster_needs_a_study_that_is_there_after_it(tmp_path: Path) -> None:
     command = ["sweep", "search", "components", "--output", "/shared/x", "--address", "auto", "--study"]
-    for place in ("/shared/study", "sqlite:////shared/study.db", "postgresql://host/lgd"):
+    for place in ("/shared/study", "sqlite:////shared/study.db", "postgresql://host/lgd", "s3://bucket/study/"):
         assert submit.checked_command([*command, place], tmp_path) == [*command, place]
     for place in ("study", "sqlite:///study.db"):
         with pytest.raises(InputError, match=f"^--study {place}: on the cluster an absolute path is needed"):
@@ -187,9 +193,16 @@ def _finish(search: Search, proposed: dict[str, Any]) -> None:
     record.model_copy(update={"status": "stopped"}).save(Path(trial["directory"]))
 
 
-@pytest.fixture(params=["database", "journal"])
-def search(request: pytest.FixtureRequest, tmp_path: Path) -> Search:
-    place = {"database": f"sqlite:///{tmp_path}/study.db", "journal": str(tmp_path / "study.journal")}[request.param]
+@pytest.fixture(params=["database", "journal", "store"])
+def search(request: pytest.FixtureRequest, faults: Faults, tmp_path: Path) -> Search:
+    place = {
+        "database": f"sqlite:///{tmp_path}/study.db",
+        "journal": str(tmp_path / "study.journal"),
+        "store": f"s3://{BUCKET}/{tmp_path.name}",
+    }[request.param]
+    if request.param == "store":
+        # Of those that are asked now.
+        faults.inject("503", 3)
     return Search(LGD_NANO, tmp_path / "a", samples=4, place=place)
 
 
