@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from lgd.cli import Parser, examples, exit_status
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
-    from ablations.drill.drill import Fault, Result
+    from ablations.drill.drill import Fault
+    from ablations.drill.table import Row
 
 PROG = "lgd drill"
 
@@ -26,6 +27,7 @@ EXAMPLES = (
     "--list",
     "--faults sigterm-step,kill-driver-step   # minutes",
     "--repeats 10 --output results/drill      # the nightly form: hours",
+    "--repeats 10 --resume results/drill      # goes on with it",
     "--output /shared/drill                   # on the storage that a cluster's nodes share",
 )
 
@@ -43,8 +45,13 @@ def parser(prog: str = PROG) -> Parser:
     found.add_argument("--seed", type=int, default=0, metavar="N", help="of the random moments (default: 0)")
     found.add_argument(
         "--output", type=Path, metavar="DIR",
-        help="where the sweeps run and the table is written (default: a temporary directory, and no table)",
+        help="where the sweeps run and the table is written, after every drill (default: a temporary directory)",
     )  # fmt: skip
+    found.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="go on with an earlier --output: drills that are not in its table, or failed there with another commit",
+    )  # fmt: skip
+    found.add_argument("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier drill, no more")
     return found
 
 
@@ -58,23 +65,31 @@ def _run(options: argparse.Namespace) -> int:
             missing = fault.missing()
             print(f"{fault.name:{width}}  {fault.summary}{f' [not here: {missing}]' if missing else ''}")
         return 0
+    from ablations.drill.table import ROWS, page, read, source, write
+
+    if options.table:
+        print(page(read(options.table)))
+        return 0
     if options.repeats < 1:
         raise InputError(f"--repeats {options.repeats}: at least 1")
+    if options.output and options.resume:
+        raise InputError("--output or --resume, not both")
+    directory = options.resume or options.output
+    earlier = read(options.resume / ROWS) if options.resume else []
+    if options.output and (options.output / ROWS).exists():
+        raise InputError(f"--output {options.output}: there is a drill already: --resume goes on with it")
     faults = _chosen(FAULTS, options.faults)
+    command = f"lgd drill --repeats {options.repeats} --seed {options.seed}"
+    command += f" --faults {options.faults}" if options.faults else ""
     with ExitStack() as stack:
-        directory = options.output
-        if directory is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lgd-drill-")))
-        results = _drill_all(faults, options.repeats, options.seed, directory)
-        from ablations.drill.table import markdown, write
-
-        table = markdown(results)
-        print(table)
-        if options.output:
-            command = f"lgd drill --repeats {options.repeats} --seed {options.seed}"
-            command += f" --faults {options.faults}" if options.faults else ""
-            print("\n  ".join(["written:", *map(str, write(results, directory, command))]))
-    return int(any(result.failures for result in results))
+        place = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lgd-drill-")))
+        wanted = [(fault, repeat) for repeat in range(options.repeats) for fault in faults]
+        about = source(command)
+        rows = _drill_all(wanted, options.seed, place, earlier, about, lambda rows: write(rows, place))
+        print(page(rows))
+        if directory:
+            print("\n  ".join(["written:", *map(str, write(rows, directory))]))
+    return int(any(row.result.failures for row in rows))
 
 
 def _chosen(known: dict[str, Fault], names: str | None) -> list[Fault]:
@@ -93,31 +108,50 @@ def _chosen(known: dict[str, Fault], names: str | None) -> list[Fault]:
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
-def _drill_all(faults: Sequence[Fault], repeats: int, seed: int, directory: Path) -> list[Result]:
-    """Drill each fault ``repeats`` times, with a line for each drill; sweeps that passed are removed."""
+def _drill_all(
+    wanted: Sequence[tuple[Fault, int]],
+    seed: int,
+    directory: Path,
+    earlier: Sequence[Row],
+    source: dict[str, str],
+    save: Callable[[Sequence[Row]], object],
+) -> list[Row]:
+    """Drill each fault and repeat, with a line for each drill; sweeps that passed are removed.
+
+    earlier: rows that stay, and are not drilled again unless they failed with another commit. save: called with all
+    rows after each drill.
+    """
     from ablations.drill.drill import run_drill, run_reference
+    from ablations.drill.table import Row
+    from lgd.results import provenance
 
     sweeps = directory / "sweeps"
-    shutil.rmtree(sweeps, ignore_errors=True)
+    rows = [x for x in earlier if not (x.result.failures and x.source.get("commit") != source["commit"])]
+    done = {(x.result.fault, x.result.repeat, x.seed) for x in rows}
+    left = [(fault, repeat) for fault, repeat in wanted if (fault.name, repeat, seed) not in done]
+    if rows:
+        print(f"{len(rows)} drills are in the table already, {len(left)} are left", flush=True)
+    if not left:
+        return rows
+    # Of the code as it is now. Sweeps that failed stay.
+    shutil.rmtree(sweeps / "undisturbed", ignore_errors=True)
     print("the undisturbed sweep ...", flush=True)
     reference = run_reference(sweeps / "undisturbed")
-    results: list[Result] = []
-    for repeat in range(repeats):
-        for fault in faults:
-            output = sweeps / f"{fault.name}-{repeat}"
-            result = run_drill(fault, repeat, seed, reference, output)
-            results.append(result)
-            state = "FAILED" if result.failures else "passed"
-            count = f"[{len(results)}/{repeats * len(faults)}]"
-            print(f"{count} {fault.name} ({result.moment}): {state}, {result.seconds:.0f} s", flush=True)
-            for failure in result.failures:
-                print(f"    {failure}", flush=True)
-            if not result.failures:
-                for left in sweeps.glob(f"{output.name}*"):
-                    shutil.rmtree(left)
-    if not any(result.failures for result in results):
-        shutil.rmtree(sweeps)
-    return results
+    for number, (fault, repeat) in enumerate(left, 1):
+        output = sweeps / f"{fault.name}-{repeat}"
+        result = run_drill(fault, repeat, seed, reference, output)
+        rows.append(Row(result, seed, {**source, "date": provenance.now()}))
+        save(rows)
+        state = "FAILED" if result.failures else "passed"
+        print(f"[{number}/{len(left)}] {fault.name} ({result.moment}): {state}, {result.seconds:.0f} s", flush=True)
+        for failure in result.failures:
+            print(f"    {failure}", flush=True)
+        if not result.failures:
+            for place in sweeps.glob(f"{output.name}*"):
+                shutil.rmtree(place)
+    if not any(row.result.failures for row in rows):
+        shutil.rmtree(sweeps, ignore_errors=True)
+    return rows
 
 
 if __name__ == "__main__":

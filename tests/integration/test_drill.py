@@ -31,10 +31,10 @@ from ablations.drill.checks import (
     check_trace,
 )
 from ablations.drill.commands import SWEEP, TRIALS, Workplace
-from ablations.drill.drill import Result, run_drill, run_reference
+from ablations.drill.drill import Fault, Result, run_drill, run_reference
 from ablations.drill.hooks import Attempt, Moment, attempts
 from ablations.drill.registry import FAULTS
-from ablations.drill.table import markdown, write
+from ablations.drill.table import Row, markdown, read, source, write
 from lgd.distributed.ray_train import cores
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
@@ -199,13 +199,56 @@ def test_the_table_counts(tmp_path: Path) -> None:
     failed = replace(passed, repeat=1, failures=(Failure("cost", "11 and 10"), Failure("cost", "3 and 2")))
     table = markdown([passed, failed])
     assert "| nan | 1 of 2 | cost (1) | 20 |" in table
-    text, rows = write([passed, failed], tmp_path, "lgd drill --faults nan")
+    about = source("lgd drill --faults nan")
+    drilled = [Row(passed, 0, about), Row(failed, 0, about)]
+    text, rows = write(drilled, tmp_path)
     assert "- nan, repeat 1 (lgd-seed0, step 3): cost: 11 and 10" in text.read_text()
     assert all(f"- {name}: " in text.read_text() for name in ("command", "commit", "cpu", "torch"))
+    assert read(rows) == drilled
     with rows.open() as file:
         first, second = csv.DictReader(file)
     assert (first["passed"], second["passed"]) == ("True", "False")
     assert first["command"] == "lgd drill --faults nan"
+
+
+def test_a_drill_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drilled: list[tuple[str, int]] = []
+    failing = {("moved", 1)}
+
+    def run(fault: Fault, repeat: int, seed: int, reference: Path, output: Path) -> Result:
+        if len(drilled) == 3:
+            raise KeyboardInterrupt
+        drilled.append((fault.name, repeat))
+        failures = (Failure("cost", "3; and 2"),) if (fault.name, repeat) in failing else ()
+        return Result(fault.name, repeat, "", failures, 1.0)
+
+    monkeypatch.setattr("ablations.drill.drill.run_drill", run)
+    monkeypatch.setattr("ablations.drill.drill.run_reference", lambda directory: directory)
+    monkeypatch.setenv("LGD_COMMIT", "one")
+    command = ["drill", "--faults", "moved,two-commands", "--repeats", "2"]
+    assert main([*command, "--output", str(tmp_path)]) == 130
+    assert drilled == [("moved", 0), ("two-commands", 0), ("moved", 1)]
+    assert main([*command, "--output", str(tmp_path)]) == 2
+    assert "there is a drill already: --resume goes on with it" in capsys.readouterr().err
+
+    drilled.clear()
+    assert main([*command, "--resume", str(tmp_path)]) == 1
+    assert drilled == [("two-commands", 1)]
+    # What failed is mended.
+    drilled.clear()
+    failing.clear()
+    monkeypatch.setenv("LGD_COMMIT", "two")
+    assert main([*command, "--resume", str(tmp_path)]) == 0
+    assert drilled == [("moved", 1)]
+    assert "| **all** | **4 of 4** |" in capsys.readouterr().out
+    assert main(["drill", "--table", str(tmp_path / "drill.csv")]) == 0
+    assert "- commit: one, two" in capsys.readouterr().out
+
+    (tmp_path / "drill.csv").write_text("fault\nmoved\n")
+    assert main([*command, "--resume", str(tmp_path)]) == 2
+    assert "drill.csv: not the table of a drill" in capsys.readouterr().err
 
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
