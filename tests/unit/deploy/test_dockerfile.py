@@ -1,14 +1,22 @@
-"""The Dockerfile: what it copies is there and enough to install the project from. Docker is not needed."""
+"""The Dockerfile: what it copies is there and enough to install the project from.
+
+Where Docker is not, or no daemon of its, the nightly test runs the Dockerfile's commands in a directory of its own.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +95,66 @@ def test_the_project_builds_from_what_is_copied(environment_layer: Path, tmp_pat
         [sys.executable, "-c", code, str(out)], cwd=environment_layer, capture_output=True, text=True, check=True
     )
     assert (out / done.stdout.split()[-1]).exists()
+
+
+IMPORTS = ["python", "-c", "import lgd, torch, detectron2, ray; print(lgd.__file__)"]
+
+Run = Callable[[list[str]], str]
+"""Runs a command in what was built, and returns what it printed."""
+
+
+@pytest.mark.nightly
+def test_what_is_built_has_the_environment(environment_layer: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """2 to 3 minutes, 7 GB of disk, and the package registries."""
+    (command,) = (json.loads(x) for name, x in INSTRUCTIONS if name == "CMD")
+    with _image() if _has_docker() else _directory(environment_layer, tmp_path_factory.mktemp("bin")) as run:
+        assert "lgd sweep" in run(command)
+        assert run(IMPORTS).strip().endswith("/lgd/__init__.py")
+
+
+def _has_docker() -> bool:
+    """Docker, and a daemon that answers it."""
+    return bool(shutil.which("docker")) and not subprocess.run(["docker", "info"], capture_output=True).returncode
+
+
+@contextmanager
+def _image() -> Iterator[Run]:
+    tag = f"lgd-suite-test:{uuid.uuid4().hex[:12]}"
+    subprocess.run(["docker", "build", "--tag", tag, str(ROOT)], check=True)
+    try:
+        yield lambda command: _output(["docker", "run", "--rm", tag, *command])
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", tag], check=True)
+
+
+@contextmanager
+def _directory(layer: Path, bin: Path) -> Iterator[Run]:
+    """What the Dockerfile does, in a directory in the place of the image's; without what changes the system."""
+    # The image's Python: of the version that this environment was made with, and without what is installed in it.
+    (bin / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys._base_executable)} "$@"\n')  # type: ignore[attr-defined]
+    (bin / "python").chmod(0o755)
+    path = os.environ["PATH"]
+    try:
+        for name, x in INSTRUCTIONS:
+            if name == "RUN" and "apt-get" not in x and "/etc/" not in x:
+                subprocess.run(["sh", "-c", x], cwd=layer, env={**os.environ, "PATH": f"{bin}:{path}"}, check=True)
+        shutil.copytree(ROOT, layer, ignore=_ignored, dirs_exist_ok=True)
+        made = {name: x for name, x in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        made["PATH"] = f"{layer}/.venv/bin:{path}"
+        yield lambda command: _output([shutil.which(command[0], path=made["PATH"]) or "", *command[1:]], layer, made)
+    finally:
+        shutil.rmtree(layer, ignore_errors=True)
+
+
+def _ignored(directory: str, names: list[str]) -> set[str]:
+    """Of the names in a directory of the repository, those that .dockerignore leaves out."""
+
+    def left_out(name: str) -> bool:
+        path = (Path(directory) / name).relative_to(ROOT).as_posix()
+        return path in IGNORED or f"**/{name}" in IGNORED
+
+    return set(filter(left_out, names))
+
+
+def _output(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    return subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
