@@ -1,13 +1,18 @@
-"""The study of lengths on the evidence page: gains at equal steps and at equal cost, and where arms cross."""
+"""Studies of lengths on the evidence page: gains at equal steps and at equal cost, and where arms cross.
+
+An arm *without imitation* is no line of its own there: it tells what of another arm's gain imitation is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
 from analysis.crossing import cost_crossings, crossings
-from analysis.load import teacher_ap
+from analysis.load import by_arm, teacher_ap
+from analysis.questions import without_imitation
 from analysis.rates import Curve, length_curves, pairs
 from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats import Difference, paired_difference
@@ -38,22 +43,42 @@ def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
     return found
 
 
+def compared(study: Study) -> list[tuple[Curve, Curve]]:
+    """Each arm's curve with its baseline's, (baseline, arm), without the arms without imitation."""
+    alone = {without_imitation(study.records, arm) for arm in by_arm(study.records)}
+    return [x for x in pairs(length_curves(study.records)) if not alone.issuperset(x[1].arms.values())]
+
+
+def imitation(study: Study, arm: Curve) -> dict[float, Difference]:
+    """The arm over itself without imitation, by steps; of the lengths at which that was trained."""
+    found = {}
+    for steps, name in arm.arms.items():
+        without = without_imitation(study.records, name)
+        difference = paired_difference(arm.points[steps], study.values(without, AP)) if without else None
+        if difference is not None:
+            found[steps] = difference
+    return dict(sorted(found.items()))
+
+
 def length_sentences(study: Study) -> list[str]:
     """What the longest common training says, and where arms cross at equal steps and at equal cost."""
-    lines = []
-    for base, arm in pairs(length_curves(study.records)):
+    lines, found = [], compared(study)
+    for base, arm in found:
         common = [x for x in arm.points if x in base.points]
         gain = paired_difference(arm.points[common[-1]], base.points[common[-1]]) if common else None
         if gain is not None:
-            lines.append(f"After {common[-1]:,.0f} steps {arm.name} is at {_text(gain)} AP from the {base.name}.")
-    found = (*crossings(study.records), *cost_crossings(study.records))
-    return [*lines, *teacher_sentences(study), *(x.line for x in found)]
+            of_imitation = imitation(study, arm).get(common[-1])
+            part = f", of which imitation is {_text(of_imitation)}" if of_imitation else ""
+            lines.append(f"After {common[-1]:,.0f} steps {arm.name} is at {_text(gain)} AP from the {base.name}{part}.")
+    shown = {(base.name, arm.name) for base, arm in found}
+    cross = (*crossings(study.records), *cost_crossings(study.records))
+    return [*lines, *teacher_sentences(study), *(x.line for x in cross if (x.baseline, x.arm) in shown)]
 
 
 def teacher_sentences(study: Study) -> list[str]:
     """How far each arm's teacher ends from its student, at the grid's own length and at the longest."""
     lines = []
-    for _, arm in pairs(length_curves(study.records)):
+    for _, arm in compared(study):
         leads = {x: paired_difference(study.values(of, teacher_ap), study.values(of, AP)) for x, of in arm.arms.items()}
         known = [x for x, lead in sorted(leads.items()) if lead is not None]
         own = [x for x in known if arm.arms[x] == arm.name]
@@ -66,7 +91,7 @@ def teacher_sentences(study: Study) -> list[str]:
 def equal_cost_sentences(study: Study) -> list[str]:
     """Each arm over a baseline that cost as much, at the grid's own length and at the longest that has one."""
     lines = []
-    for base, arm in pairs(length_curves(study.records)):
+    for base, arm in compared(study):
         found = at_equal_cost(base, arm)
         own = [x for x in found if arm.arms[x] == arm.name]
         shown = [f"{_text(found[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *list(found)[-1:]])]
@@ -95,7 +120,7 @@ def more_training(study: Study) -> list[str]:
 
 def lengths_table(study: Study) -> TextTable:
     """A row a length: the baseline's AP, and each arm over it at equal steps and at equal cost. Empty without arms."""
-    found = pairs(length_curves(study.records))
+    found = compared(study)
     if not found:
         return TextTable(study.grid.title, [], [])
     base = found[0][0]
@@ -108,11 +133,60 @@ def lengths_table(study: Study) -> TextTable:
                 _text(paired_difference(arm.points.get(steps, {}), base.points[steps])),
                 _text(at_cost.get(steps)),
             ]
+        if of_imitation := imitation(study, arm):
+            header.append("of it imitation")
+            for steps, row in rows.items():
+                row.append(_text(of_imitation.get(steps)))
     note = (
         "equal cost: over a baseline that cost as many device-hours; its AP between two lengths is taken to be linear"
         " in the logarithm of the hours."
     )
     return TextTable(study.grid.title, header, list(rows.values()), [note])
+
+
+def detectors_table(studies: Sequence[Study]) -> TextTable:
+    """A row for each arm and length that was trained with imitation and without, of several studies of lengths."""
+    rows = []
+    for study in studies:
+        for base, arm in compared(study):
+            at_cost, of_imitation = at_equal_cost(base, arm), imitation(study, arm)
+            for steps in of_imitation:
+                leads = paired_difference(study.values(arm.arms[steps], teacher_ap), arm.points[steps])
+                gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
+                rows.append(
+                    [
+                        study.families[0].detector,
+                        arm.name,
+                        f"{steps:,.0f}",
+                        str(gain.n if gain else 0),
+                        number(base.mean(steps)) if steps in base.points else MISSING,
+                        *(_text(x) for x in (gain, of_imitation[steps], leads, at_cost.get(steps))),
+                    ]
+                )
+    header = [
+        *("detector", "arm", "steps", "seeds", "baseline's AP", "gain"),
+        *("of it imitation", "its teacher's lead", "at equal cost"),
+    ]
+    return TextTable("Detectors: gain, imitation and the teacher's lead by length", header, rows)
+
+
+def detector_sentences(studies: Sequence[Study]) -> list[str]:
+    """For each detector what its longest training with imitation and without says."""
+    lines = []
+    for study in studies:
+        for base, arm in compared(study):
+            of_imitation, at_cost = imitation(study, arm), at_equal_cost(base, arm)
+            if not of_imitation:
+                continue
+            steps = max(of_imitation)
+            gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
+            cost = [x for x in at_cost if x in of_imitation]
+            told = f"; at equal cost {_text(at_cost[cost[-1]])} after {cost[-1]:,.0f}" if cost else ""
+            lines.append(
+                f"{study.families[0].detector}, {arm.name}: {_text(gain)} AP after {steps:,.0f} steps, of which"
+                f" imitation {_text(of_imitation[steps])}{told}."
+            )
+    return lines
 
 
 def _text(found: Difference | None) -> str:

@@ -54,6 +54,8 @@ _OURS_WITHOUT = tuple(
     )
 )
 
+OURS_WITHOUT_IMITATION = _OURS_WITHOUT[0]
+
 COMPONENTS = Grid(
     name="components",
     title="LGD's components on RetinaNet: worth and cost of each",

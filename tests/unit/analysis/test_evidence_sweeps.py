@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,16 @@ def _scores(ap: float) -> dict[str, Any]:
     return {"AP": ap, "AP50": ap + 20, "AP75": ap - 5, "APs": None, "APm": None, "APl": None}
 
 
-def _sweep(place: Path, grid: str, ap: Ap, extra: ExtraArms | None = None, **changes: Any) -> Path:
+def _sweep(
+    place: Path, grid: str, ap: Ap, extra: ExtraArms | None = None, overrides: Sequence[str] = (), **changes: Any
+) -> Path:
     """A directory as a sweep of three seeds at preset tiny leaves it."""
-    spec = describe(grid, "tiny", seeds=3, extra=extra or ExtraArms())
+    spec = describe(grid, "tiny", seeds=3, overrides=overrides, extra=extra or ExtraArms())
     spec.write(place)
     whole = spec.whole_grid
     timed = {arm.name: 320 for arm in whole.arms if arm.time_budget_from}
     arms = tuple(with_steps(arm, timed) for arm in whole.arms if not arm.skipped and arm.name in spec.arms)
-    for trial in plan(type(whole)(whole.name, whole.title, arms, whole.reference), preset("tiny"), 3, [], place):
+    for trial in plan(type(whole)(whole.name, whole.title, arms, whole.reference), preset("tiny"), 3, overrides, place):
         x = trial.experiment
         own, teacher = ap(trial)
         own += 2 * x.seed + (0.0 if trial.arm.startswith("baseline") else SPREAD[x.seed])
@@ -64,7 +66,8 @@ def _sweep(place: Path, grid: str, ap: Ap, extra: ExtraArms | None = None, **cha
             ],
             "device_seconds": {"training": seconds}, "seconds": {"training": seconds}, "data": {"train_images": 1000},
             "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
-            "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00", **changes,
+            "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00",
+            "overrides": list(overrides), **changes,
         }  # fmt: skip
         Record.model_validate(record).save(trial.directory)
         (trial.directory / "metrics.json").write_text("{}\n")
@@ -86,7 +89,9 @@ def _lengths(trial: Trial) -> tuple[float, float | None]:
     base = 30.0 + 2 * factor
     if trial.arm.startswith("baseline"):
         return base, None
-    return base + (2.0 if "residual" in trial.arm else -10.0 + 2.0 * factor), base
+    if "ours" in trial.arm:
+        return base + (2.0 if "residual" in trial.arm else 1.5), base
+    return base - 10.0 + 2.0 * factor, base
 
 
 def _methods(trial: Trial) -> tuple[float, float | None]:
@@ -199,6 +204,27 @@ def test_how_far_teachers_lead_is_told_by_length(studies: dict[str, Study]) -> N
     ]  # fmt: skip
     assert residual.startswith("The teacher of LGD residual (ours) ends at -2.0 [")
     assert residual.endswith(" AP after 1,280 steps from its student.")
+
+
+def test_other_detectors_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
+    """Each arm that was trained with imitation and without, by length."""
+    (fcos,) = load_studies([_sweep(tmp_path / "fcos", "schedule-length", _lengths, overrides=["detector.name=fcos"])])
+    there = [studies["schedule-length"], fcos]
+    found = answers(there, comparisons(there))
+    assert found is not None
+    text = {point.heading: " ".join(point.sentences) for point in found.points}
+    assert "LGD residual (ours) is at +2.0 [+1.3, +2.7] AP from the baseline, of which imitation is +0.5 [" in " ".join(
+        text["Longer training"].split()
+    )
+    assert text["Other detectors"] == (
+        "FCOS, LGD residual (ours): +2.0 [+1.3, +2.7] AP after 1,280 steps, of which imitation +0.5 [+0.5, +0.5];"
+        " at equal cost -6.0 [-6.7, -5.3] after 640."
+    )
+    table = found.tables[-1][1]
+    assert [row[0] for row in table.rows] == ["RetinaNet"] * 5 + ["FCOS"] * 5
+    assert table.rows[-1][1:] == [
+        "LGD residual (ours)", "1,280", "3", "48.0", "+2.0 [+1.3, +2.7]", "+0.5 [+0.5, +0.5]", "-2.0 [-2.7, -1.3]", "–",
+    ]  # fmt: skip
 
 
 def test_the_evidence_page_opens_with_the_default_preset(
