@@ -139,12 +139,13 @@ def launch(
     With ``workers.minimum`` it starts them with as many as there is room for, and again when there is room for more.
     directory: of this machine, for what Ray Train writes. on_progress: called with what the main process passes to
     :func:`report`. SIGTERM asks it to stop (:func:`asked_to_stop`). Raises RuntimeError, in one line, when the workers
-    failed too often.
+    failed too often. An InputError that ``work`` returns in any of the workers ends them all, and is returned.
     """
     # Not at the top: importing it takes seconds.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from lgd.distributed.input_errors import EndOnInputError, input_error
     from lgd.distributed.sigterm import ListenForSigterm
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -168,20 +169,22 @@ def launch(
             name=f"{time.time_ns():x}",
             storage_path=str(directory / "ray"),
             failure_config=FailureConfig(max_failures=workers.restarts),
-            callbacks=[ListenForSigterm()],  # type: ignore[list-item]
+            callbacks=[ListenForSigterm(), EndOnInputError()],  # type: ignore[list-item]
         ),
     )
     # After Ray has started: it installs its own handler of SIGTERM.
     with _polled(end), on_signal(end.stop.set, signal.SIGTERM):
         try:
-            result = trainer.fit()
+            result = trainer.fit().return_value  # type: ignore[attr-defined]  # Ray types the older Result
         except SystemExit:
             # Ray Train's answer to Ctrl-C.
             raise KeyboardInterrupt from None
         except Exception as error:
-            raise RuntimeError(_reason(error)) from error
+            result = input_error(error)
+            if result is None:
+                raise RuntimeError(_reason(error)) from error
     shutil.rmtree(directory / "ray", ignore_errors=True)
-    return result.return_value  # type: ignore[attr-defined]  # Ray types the older Result
+    return result
 
 
 def _run_under_train(loop: dict[str, Any]) -> Any:
@@ -192,7 +195,11 @@ def _run_under_train(loop: dict[str, Any]) -> Any:
 
         # Ray Train lets its workers see all GPUs of their node.
         gpu = get_device().index or 0
-    return _run(loop["work"], loop["config"], gpu, loop["messages"])
+    result = _run(loop["work"], loop["config"], gpu, loop["messages"])
+    if isinstance(result, InputError):
+        # Where it is of this worker alone, the others wait for it: Ray Train ends them all (input_errors.py).
+        raise result
+    return result
 
 
 def _run(work: Work, config: Any, gpu: int, messages: Messages) -> Any:

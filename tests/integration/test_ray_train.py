@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from lgd.data.mapper import StoreReadError
+from lgd.distributed import ray_train
 from lgd.distributed.ray_token import own_token
+from lgd.distributed.workers import Workers
+from lgd.errors import InputError
 from lgd.results.record import Record, load
 from lgd.storage.store import Store
 from lgd.training import run as training
@@ -130,3 +136,26 @@ def test_signals_write_checkpoints_and_the_command_goes_on(tmp_path: Path) -> No
     done = subprocess.run(training_command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load(tmp_path / "record.json").attempts == 3
+
+
+def _second_cannot_read(directory: str, _: int) -> InputError | None:
+    (Path(directory) / f"{dist.get_rank()}-{os.getpid()}").touch()
+    if dist.get_rank():
+        return StoreReadError("s3://bucket/1.jpg: no answer for 300 s")
+    # The step that waits for the other worker's part of the gradients.
+    dist.all_reduce(torch.zeros(1))
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_leftover_processes")
+def test_what_one_worker_cannot_read_ends_the_training_without_restarts(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    begun = time.monotonic()
+    with ray_train.cluster(None, 2):
+        ended = ray_train.launch(_second_cannot_read, str(tmp_path / "begun"), tmp_path, Workers(2, restarts=3))
+    assert isinstance(ended, StoreReadError)
+    assert str(ended) == "s3://bucket/1.jpg: no answer for 300 s"
+    assert len(list((tmp_path / "begun").iterdir())) == 2
+    # Gloo gives up after half an hour.
+    assert time.monotonic() - begun < 300
