@@ -119,12 +119,10 @@ def _on_two(experiments: list[Experiment], directories: list[Path]) -> None:
 
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "retinanet": {"detector__name": "retinanet"},
     "fgfi": {**TAUGHT, "method__name": "fgfi", "method__from_step": 2},
     "fgd": {**TAUGHT, "method__name": "fgd"},
     "dml": {"detector__name": "retinanet", "method__name": "dml"},
     "accumulation": {"detector__name": "retinanet", "method__adapter": False, "schedule__accumulate": 2},
-    "fcos": {"detector__name": "fcos"},
 }
 RANDOM: dict[str, dict[str, Any]] = {
     "mgd": {**TAUGHT, "method__name": "mgd"},
