@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 from lgd.config.experiment import Experiment, parse
 from lgd.distributed import shares
@@ -17,7 +18,7 @@ from lgd.training import run as training
 from tests import helpers_network as network
 from tests.conftest import once_per_run
 from tests.helpers import DETECTORS, quick_experiment
-from tests.helpers_processes import START_METHOD, run_on, start
+from tests.helpers_processes import START_METHOD, run_on
 from tests.unit.distributed.test_ranks import ALIKE
 
 WORKERS = 4
@@ -100,7 +101,7 @@ def test_lost_packets_change_nothing(on_four: Path, tmp_path: Path) -> None:
         pytest.skip(why)
     described, names = _experiment("retinanet").model_dump(mode="json"), [network.namespace(x) for x in (0, 1)]
     with network.two_hosts(LOST) as link:
-        start(_on_two_hosts, (names, described, str(tmp_path)), nprocs=WORKERS, start_method=START_METHOD)
+        start_processes(_on_two_hosts, (names, described, str(tmp_path)), nprocs=WORKERS, start_method=START_METHOD)
     assert link.dropped > 0.3 * LOST * link.carried > 0
     ours, theirs = load(tmp_path / "record.json"), load(on_four / "retinanet" / "record.json")
     assert ours.losses == theirs.losses
