@@ -8,14 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence_curves import (
-    detector_sentences,
-    detectors_table,
-    equal_cost_sentences,
-    length_sentences,
-    lengths_table,
-    more_training,
-)
+from analysis.evidence_curves import equal_cost_sentences, length_sentences, lengths_table, more_training
+from analysis.evidence_elsewhere import elsewhere_sentences, elsewhere_table, other_settings
 from analysis.frame import row_dicts
 from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
@@ -82,16 +76,6 @@ def newest(studies: Sequence[Study], grid: str) -> Study | None:
     return max(found, key=lambda x: (not any(map(changes, x.records)), x.last), default=None)
 
 
-def of_other_detectors(studies: Sequence[Study], lengths: Study) -> list[Study]:
-    """The last study of lengths of each detector that is not the preset's own, which alone was changed."""
-    found: dict[str, Study] = {}
-    for study in sorted(studies, key=lambda x: x.last):
-        changed = {x.partition("=")[0] for record in study.records for x in changes(record)}
-        if (study.preset, study.grid.name) == (DEFAULT, lengths.grid.name) and changed == {"detector.name"}:
-            found[study.records[0].experiment.detector.name] = study
-    return list(found.values())
-
-
 def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     """None where no study of the grids that answer is of the default preset. table: the studies' comparisons."""
     components, rates, lengths, methods, needs, by_data = (
@@ -114,10 +98,10 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     if lengths is not None:
         found.append(Point("Longer training", lengths, length_sentences(lengths)))
         tables += [(lengths, x) for x in [lengths_table(lengths)] if x.rows]
-        others = of_other_detectors(studies, lengths)
-        if others:
-            found.append(Point("Other detectors", others[-1], detector_sentences(others)))
-            tables += [(others[-1], x) for x in [detectors_table([lengths, *others])] if x.rows]
+    others = other_settings(studies, DEFAULT)
+    if others:
+        found.append(Point("Other detectors and data", others[-1], elsewhere_sentences(others)))
+        tables += [(others[-1], x) for x in [elsewhere_table(others)] if x.rows]
     if rates is not None:
         found.append(Point("Learning rates", rates, _of_rates(rates)))
     if methods is not None:

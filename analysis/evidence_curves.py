@@ -5,7 +5,6 @@ An arm *without imitation* is no line of its own there: it tells what of another
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
@@ -142,51 +141,6 @@ def lengths_table(study: Study) -> TextTable:
         " in the logarithm of the hours."
     )
     return TextTable(study.grid.title, header, list(rows.values()), [note])
-
-
-def detectors_table(studies: Sequence[Study]) -> TextTable:
-    """A row for each arm and length that was trained with imitation and without, of several studies of lengths."""
-    rows = []
-    for study in studies:
-        for base, arm in compared(study):
-            at_cost, of_imitation = at_equal_cost(base, arm), imitation(study, arm)
-            for steps in of_imitation:
-                leads = paired_difference(study.values(arm.arms[steps], teacher_ap), arm.points[steps])
-                gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
-                rows.append(
-                    [
-                        study.families[0].detector,
-                        arm.name,
-                        f"{steps:,.0f}",
-                        str(gain.n if gain else 0),
-                        number(base.mean(steps)) if steps in base.points else MISSING,
-                        *(_text(x) for x in (gain, of_imitation[steps], leads, at_cost.get(steps))),
-                    ]
-                )
-    header = [
-        *("detector", "arm", "steps", "seeds", "baseline's AP", "gain"),
-        *("of it imitation", "its teacher's lead", "at equal cost"),
-    ]
-    return TextTable("Detectors: gain, imitation and the teacher's lead by length", header, rows)
-
-
-def detector_sentences(studies: Sequence[Study]) -> list[str]:
-    """For each detector what its longest training with imitation and without says."""
-    lines = []
-    for study in studies:
-        for base, arm in compared(study):
-            of_imitation, at_cost = imitation(study, arm), at_equal_cost(base, arm)
-            if not of_imitation:
-                continue
-            steps = max(of_imitation)
-            gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
-            cost = [x for x in at_cost if x in of_imitation]
-            told = f"; at equal cost {_text(at_cost[cost[-1]])} after {cost[-1]:,.0f}" if cost else ""
-            lines.append(
-                f"{study.families[0].detector}, {arm.name}: {_text(gain)} AP after {steps:,.0f} steps, of which"
-                f" imitation {_text(of_imitation[steps])}{told}."
-            )
-    return lines
 
 
 def _text(found: Difference | None) -> str:

@@ -1,0 +1,136 @@
+"""The default preset's comparison on other detectors and other data, for the evidence page.
+
+Studies of the grids ``components`` and ``schedule-length`` in which only what belongs to the detector, the data or the
+schedule was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from analysis.evidence_curves import at_equal_cost, compared, imitation
+from analysis.load import changes, cost_seconds, teacher_ap
+from analysis.questions import asked
+from analysis.render import MISSING, TextTable, number, with_interval, with_unit
+from analysis.stats import Difference, paired_difference, paired_ratio, verdict
+from analysis.studies import AP, Study
+from analysis.tuning_tables import SCHEDULE_LENGTH
+from analysis.verdict import verdicts
+from lgd.config.component_arms import COMPONENTS
+
+OF_A_SETTING = ("detector.", "data.", "schedule.", "method.context=", "method.detach_appearance=")
+"""Settings that belong to a detector, as the paper has them, or to data."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """An arm in another setting. gain, imitation, lead, equal_cost: points of AP.
+
+    imitation: of the gain, over the same arm without it. lead: its teacher's AP over its own. equal_cost: over a
+    baseline that cost as much.
+    """
+
+    detector: str
+    data: str
+    steps: int
+    arm: str
+    baseline_ap: float | None
+    gain: Difference
+    imitation: Difference | None
+    lead: Difference | None
+    equal_cost: Difference | None
+    cost: float | None
+
+
+def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
+    """The last study of each grid, detector and data that are not the preset's own."""
+    found: dict[tuple[str, ...], Study] = {}
+    for study in sorted(studies, key=lambda x: x.last):
+        changed = {x.strip() for record in study.records for x in changes(record)}
+        own = study.preset == preset and study.grid.name in (COMPONENTS.name, SCHEDULE_LENGTH)
+        if own and changed and all(x.startswith(OF_A_SETTING) for x in changed):
+            found[study.grid.name, study.families[0].detector, study.data] = study
+    return list(found.values())
+
+
+def rows(study: Study) -> Iterator[Elsewhere]:
+    """Of a study of lengths each arm and length, of another one each arm that has a verdict."""
+    return _by_length(study) if study.grid.name == SCHEDULE_LENGTH else _by_verdict(study)
+
+
+def _by_verdict(study: Study) -> Iterator[Elsewhere]:
+    for x in verdicts(study.records, asked(study.directory, study.records)):
+        arm = x.question.arm
+        if x.gain is not None:
+            yield Elsewhere(
+                study.families[0].detector, study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
+                x.imitation, _lead(study, arm), x.margin, x.cost,
+            )  # fmt: skip
+
+
+def _by_length(study: Study) -> Iterator[Elsewhere]:
+    for base, arm in compared(study):
+        at_cost, of_imitation = at_equal_cost(base, arm), imitation(study, arm)
+        for steps, name in sorted(arm.arms.items()):
+            gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
+            if gain is not None:
+                cost = paired_ratio(study.values(name, cost_seconds), study.values(base.arms[steps], cost_seconds))
+                yield Elsewhere(
+                    study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
+                    of_imitation.get(steps), _lead(study, name), at_cost.get(steps),
+                    cost.value if cost else None,
+                )  # fmt: skip
+
+
+def elsewhere_table(studies: Sequence[Study]) -> TextTable:
+    """A row an arm and setting. Empty without studies."""
+    texts = [
+        [
+            x.detector,
+            x.data,
+            f"{x.steps:,}",
+            x.arm.partition(" at ")[0],
+            str(x.gain.n),
+            number(x.baseline_ap),
+            *(_text(part) for part in (x.gain, x.imitation, x.lead, x.equal_cost)),
+            with_unit(x.cost, "x"),
+        ]
+        for study in studies
+        for x in rows(study)
+    ]
+    header = [
+        *("detector", "data", "steps", "arm", "seeds", "baseline's AP", "gain", "of it imitation"),
+        *("teacher's lead", "at equal cost", "cost"),
+    ]
+    return TextTable("Other detectors and data", header, texts)
+
+
+def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
+    """How often arms gain, imitation gains, and arms beat a baseline of the same cost, beyond noise."""
+    found = [x for study in studies for x in rows(study)]
+    if not found:
+        return []
+
+    def count(values: Sequence[Difference | None]) -> str:
+        told = [verdict(x.low, x.high) for x in values if x is not None and x.low is not None]
+        return f"above in {told.count('more')}, below in {told.count('less')} of {len(told)}"
+
+    settings = len({(x.detector, x.data, x.steps) for x in found})
+    lines = [f"In {settings} settings, arms are beyond noise {count([x.gain for x in found])} comparisons."]
+    for what, values in (
+        ("Imitation, where it was left out for comparison, is", [x.imitation for x in found]),
+        ("Teachers end from their students", [x.lead for x in found]),
+        ("Against a baseline of the same cost arms are", [x.equal_cost for x in found]),
+    ):
+        if any(values):
+            lines.append(f"{what} {count(values)}.")
+    return lines
+
+
+def _lead(study: Study, arm: str) -> Difference | None:
+    return paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))
+
+
+def _text(found: Difference | None) -> str:
+    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
