@@ -37,6 +37,8 @@ READING = "notes.md"
 READING_OF_DEFAULT = "notes-default.md"
 """Beside the studies: the same of those of the default preset."""
 
+OLDER_TEMPLATE = "evidence_nano.md.j2"
+
 FIGURE = Path("figures/gain-against-cost")
 """Beside the page, without a suffix."""
 
@@ -88,8 +90,18 @@ def figure_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dic
     return rows or shown_rows(studies, comparisons)
 
 
-def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
-    """The page that lies in ``output``, with the figure of :func:`write` beside it.
+def older_page(studies: Sequence[Study], output: Path) -> Path | None:
+    """Where the evidence grid's studies have a page of their own: all at ``nano``, and others answer at ``output``."""
+    from analysis.evidence_answers import DEFAULT
+    from lgd.config.grids import EVIDENCE
+
+    of_evidence = {study.preset for study in studies if study.grid.name == EVIDENCE}
+    alone = of_evidence == {"nano"} and any(study.preset == DEFAULT for study in studies)
+    return output.with_name(f"{output.stem}-nano{output.suffix}") if alone else None
+
+
+def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: str = "evidence.md.j2") -> str:
+    """The page that lies in ``output``, with the figure of :func:`write` beside it; of ``older_page`` another template.
 
     table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
     ``notes-default.md`` (those of the default preset) beside the studies: Markdown in which ``gain(STUDY, ARM, OTHER)``
@@ -102,8 +114,10 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path) -> str:
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE
 
+    elsewhere = older_page(studies, output)
     return render(
-        "evidence.md.j2",
+        template,
+        older_page=elsewhere.name if elsewhere else "",
         answers=answers(studies, table),
         older=older(shown_rows(studies, table)),
         presets=sorted({study.preset for study in studies if study.grid.name == EVIDENCE}),
@@ -171,10 +185,14 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
     if rows:
         written += gain_against_cost(rows, figure)
     write_text(output, page(studies, table, output))
+    written.append(output)
+    if elsewhere := older_page(studies, output):
+        write_text(elsewhere, page(studies, table, elsewhere, OLDER_TEMPLATE))
+        written.append(elsewhere)
     if readme_file is None:
-        return [*written, output]
+        return written
     write_text(readme_file, paragraph)
-    return [*written, output, readme_file]
+    return [*written, readme_file]
 
 
 def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:

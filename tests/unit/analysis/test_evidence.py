@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ablations.equal_time import with_steps
-from analysis.evidence import kept_studies, main, page, readme
+from analysis.evidence import OLDER_TEMPLATE, kept_studies, main, older_page, page, readme
 from analysis.load import load_runs
 from analysis.stats import mean_interval, paired_difference, verdict
 from analysis.studies import Study, comparisons, keep, load_studies
@@ -330,6 +330,9 @@ def test_the_committed_page_is_what_the_command_generates(committed: tuple[list[
     output = ROOT / "docs" / "evidence.md"
     assert page(*committed, output) == output.read_text(encoding="utf-8")
     assert len(output.read_text(encoding="utf-8").split()) < 2500
+    older = older_page(committed[0], output)
+    assert older is not None
+    assert page(*committed, older, OLDER_TEMPLATE) == older.read_text(encoding="utf-8")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme(*committed, text) == text
     assert (output.parent / "figures" / "gain-against-cost.png").exists()
