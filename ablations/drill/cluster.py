@@ -5,6 +5,7 @@ Run as a module, this is the process that holds the drill's own cluster of sever
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import secrets
@@ -41,7 +42,7 @@ class Nodes:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ablations.drill.cluster"],
+            [sys.executable, "-m", "ablations.drill.cluster", *self._place.disk().values()],
             cwd=ROOT, env={**self._place.environment, **self.environment}, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -117,9 +118,11 @@ def _serve() -> None:
     from ray.cluster_utils import Cluster
 
     small: dict[str, Any] = {"object_store_memory": 150 * 2**20}
+    # With a bucket the nodes share no disk.
+    disks = ({"LGD_CACHE": f"{sys.argv[1]}/{i}"} if sys.argv[1:] else {} for i in itertools.count())
     head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(Path(os.environ["RAY_TMPDIR"]) / "ray")}
     cluster = Cluster(initialize_head=True, head_node_args={**small, **head})
-    node = cluster.add_node(num_cpus=2, **small)
+    node = cluster.add_node(num_cpus=2, **small, env_vars=next(disks))
     print("answer", cluster.address, flush=True)
     for line in sys.stdin:
         what, answer = line.strip(), "done"
@@ -129,7 +132,7 @@ def _serve() -> None:
                     process.kill()
             cluster.remove_node(node, allow_graceful=False)
         elif what == "add":
-            node = cluster.add_node(num_cpus=2, **small)
+            node = cluster.add_node(num_cpus=2, **small, env_vars=next(disks))
         elif what == "groups":
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             groups = ray.util.placement_group_table().values()

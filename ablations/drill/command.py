@@ -15,6 +15,7 @@ from lgd.cli import Parser, examples, exit_status
 from lgd.errors import InputError
 
 if TYPE_CHECKING:
+    from ablations.drill.bucket import Bucket
     from ablations.drill.drill import Fault
     from ablations.drill.table import Row
 
@@ -29,6 +30,8 @@ EXAMPLES = (
     "--repeats 10 --output results/drill      # the nightly form: hours",
     "--repeats 10 --resume results/drill      # goes on with it",
     "--output /shared/drill                   # on the storage that a cluster's nodes share",
+    "--bucket                                 # in object storage: an S3 server that it starts",
+    "--bucket s3://BUCKET/drill               # or your own",
 )
 
 
@@ -51,18 +54,25 @@ def parser(prog: str = PROG) -> Parser:
         "--resume", type=Path, metavar="DIR",
         help="go on with an earlier --output: drills that are not in its table, or failed there with another commit",
     )  # fmt: skip
+    found.add_argument(
+        "--bucket", nargs="?", const="", metavar="URL",
+        help="run the sweeps in object storage: there, or in an S3 server that the drill starts (needs moto)",
+    )  # fmt: skip
     found.add_argument("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier drill, no more")
     return found
 
 
 def _run(options: argparse.Namespace) -> int:
     # Not at the top: help is to come at once.
+    from ablations.drill.bucket import Bucket, opened
     from ablations.drill.registry import FAULTS
+    from ablations.drill.s3_server import Faults
 
     if options.list:
         width = max(map(len, FAULTS))
+        own = None if options.bucket is None else Bucket("", None if options.bucket else Faults())
         for fault in FAULTS.values():
-            missing = fault.missing()
+            missing = fault.left_out(own)
             print(f"{fault.name:{width}}  {fault.summary}{f' [not here: {missing}]' if missing else ''}")
         return 0
     from ablations.drill.table import ROWS, page, read, source, write
@@ -78,33 +88,35 @@ def _run(options: argparse.Namespace) -> int:
     earlier = read(options.resume / ROWS) if options.resume else []
     if options.output and (options.output / ROWS).exists():
         raise InputError(f"--output {options.output}: there is a drill already: --resume goes on with it")
-    faults = _chosen(FAULTS, options.faults)
     command = f"lgd drill --repeats {options.repeats} --seed {options.seed}"
     command += f" --faults {options.faults}" if options.faults else ""
+    command += "" if options.bucket is None else f" --bucket {options.bucket}".rstrip()
     with ExitStack() as stack:
+        bucket = None if options.bucket is None else stack.enter_context(opened(options.bucket))
+        faults = _chosen(FAULTS, options.faults, bucket)
         place = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lgd-drill-")))
         wanted = [(fault, repeat) for repeat in range(options.repeats) for fault in faults]
         about = source(command)
-        rows = _drill_all(wanted, options.seed, place, earlier, about, lambda rows: write(rows, place))
+        rows = _drill_all(wanted, options.seed, place, bucket, earlier, about, lambda rows: write(rows, place))
         print(page(rows))
         if directory:
             print("\n  ".join(["written:", *map(str, write(rows, directory))]))
     return int(any(row.result.failures for row in rows))
 
 
-def _chosen(known: dict[str, Fault], names: str | None) -> list[Fault]:
+def _chosen(known: dict[str, Fault], names: str | None, bucket: Bucket | None) -> list[Fault]:
     """The faults of these names; without names all that can be injected here, the others told of."""
     if names is None:
         for fault in known.values():
-            if fault.missing():
-                print(f"left out: {fault.name}: {fault.missing()}")
-        return [fault for fault in known.values() if not fault.missing()]
+            if fault.left_out(bucket):
+                print(f"left out: {fault.name}: {fault.left_out(bucket)}")
+        return [fault for fault in known.values() if not fault.left_out(bucket)]
     wanted = [x.strip() for x in names.split(",")]
     for name in wanted:
         if name not in known:
             raise InputError(f"--faults {name}: no such fault (see: lgd drill --list)")
-        if known[name].missing():
-            raise InputError(f"--faults {name}: {known[name].missing()}")
+        if known[name].left_out(bucket):
+            raise InputError(f"--faults {name}: {known[name].left_out(bucket)}")
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
@@ -112,6 +124,7 @@ def _drill_all(
     wanted: Sequence[tuple[Fault, int]],
     seed: int,
     directory: Path,
+    bucket: Bucket | None,
     earlier: Sequence[Row],
     source: dict[str, str],
     save: Callable[[Sequence[Row]], object],
@@ -136,10 +149,14 @@ def _drill_all(
     # Of the code as it is now. Sweeps that failed stay.
     shutil.rmtree(sweeps / "undisturbed", ignore_errors=True)
     print("the undisturbed sweep ...", flush=True)
-    reference = run_reference(sweeps / "undisturbed")
+
+    def within(name: str) -> Bucket | None:
+        return bucket.within(name) if bucket else None
+
+    reference = run_reference(sweeps / "undisturbed", within("undisturbed"))
     for number, (fault, repeat) in enumerate(left, 1):
         output = sweeps / f"{fault.name}-{repeat}"
-        result = run_drill(fault, repeat, seed, reference, output)
+        result = run_drill(fault, repeat, seed, reference, output, within(output.name))
         rows.append(Row(result, seed, {**source, "date": provenance.now()}))
         save(rows)
         state = "FAILED" if result.failures else "passed"
@@ -149,6 +166,10 @@ def _drill_all(
         if not result.failures:
             for place in sweeps.glob(f"{output.name}*"):
                 shutil.rmtree(place)
+            if bucket:
+                bucket.within(output.name).clear()
+    if bucket:
+        bucket.within("undisturbed").clear()
     if not any(row.result.failures for row in rows):
         shutil.rmtree(sweeps, ignore_errors=True)
     return rows

@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from ablations.drill import hooks
+from ablations.drill.bucket import Bucket
 from ablations.drill.hooks import CONTROL, Moment
 
 ROOT = Path(__file__).parents[2]
@@ -133,11 +134,12 @@ class Workplace:
     """A results directory, and what the commands that work on it share. Use as a context manager.
 
     output: the results directory. It may be anywhere; sockets and temporary files lie in the system's own temporary
-    directory, since the path of a socket may have no more than 107 characters.
+    directory, since the path of a socket may have no more than 107 characters. bucket: the results lie there; then
+    ``output`` is for copies of them (:meth:`files`), and each command works on a disk of its own.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, bucket: Bucket | None = None) -> None:
+        self.output, self.bucket = output, bucket
         self.control = Path(tempfile.mkdtemp(prefix="lgd-drill-"))
         self.temporary = self.control / "tmp"
         for folder in (self.control / hooks.SPENT, self.temporary, self.control / "ray", self.control / "site"):
@@ -168,6 +170,28 @@ class Workplace:
             "COLUMNS": "300",
         }
 
+    @property
+    def results(self) -> str:
+        """What commands are told: the results directory, or its URL."""
+        return self.bucket.url if self.bucket else str(self.output)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file among the results."""
+        return self.bucket.store.exists(name) if self.bucket else (self.output / name).exists()
+
+    @contextmanager
+    def files(self) -> Iterator[Path]:
+        """The results directory, for the block to read and to change; of a bucket a copy (:meth:`Bucket.copied`)."""
+        if self.bucket is None:
+            yield self.output
+        else:
+            with self.bucket.copied(self.output) as directory:
+                yield directory
+
+    def disk(self) -> dict[str, str]:
+        """The environment of a command that works on a disk of its own; without a bucket there is one disk."""
+        return {"LGD_CACHE": tempfile.mkdtemp(prefix="disk-", dir=self.control)} if self.bucket else {}
+
     def start(
         self, arguments: Sequence[str], moment: Moment | None = None, extra: Mapping[str, str] | None = None
     ) -> Running:
@@ -183,8 +207,8 @@ class Workplace:
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, str(ROOT / "ablations" / "run.py"), *arguments],
-                cwd=ROOT, env={**self.environment, **(extra or {})}, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=ROOT, env={**self.environment, **self.disk(), **(extra or {})}, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         return Running(process, self.control, log)
 

@@ -53,11 +53,13 @@ class Checkpoint(Fault):
 
     def inject(self, drill: Drill) -> None:
         drill.interrupt()
-        found = sorted(drill.output.glob("trials/*/checkpoints/step-*.pth"), key=lambda path: path.name)
-        damage(drill, found[-1], self._kind)
+        with drill.place.files() as output:
+            found = sorted(output.glob("trials/*/checkpoints/step-*.pth"), key=lambda path: path.name)
+            damage(drill, found[-1], self._kind)
         resumed = drill.go_on()
         if self._kind != "missing":
-            log = (drill.output / "ray.log").read_text(encoding="utf-8", errors="replace")
+            with drill.place.files() as output:
+                log = (output / "ray.log").read_text(encoding="utf-8", errors="replace")
             if "going back to the one before" not in resumed.said + log + _worker_logs(drill):
                 drill.failures.append(Failure("told", f"nothing was said of {found[-1].name}"))
 
@@ -77,10 +79,11 @@ class DamagedRecord(Fault):
     def inject(self, drill: Drill) -> None:
         drill.copy_reference()
         trial = drill.rng.choice(TRIALS)
-        damage(drill, drill.output / "trials" / trial / FILE, self._kind)
+        with drill.place.files() as output:
+            damage(drill, output / "trials" / trial / FILE, self._kind)
         # What the trial cost before went with its record.
         drill.attempts_before = [x for x in drill.attempts_before if x.trial != trial]
-        resume = ["--resume", str(drill.output), "--cpus", "1"]
+        resume = ["--resume", drill.place.results, "--cpus", "1"]
         if self._kind != "missing":
             again = "--retrain-damaged"
             drill.told(drill.place.run(resume), [1], rf"^left out: .*{trial}/{FILE}", needs=again)
@@ -99,18 +102,21 @@ class DamagedSweep(Fault):
     def inject(self, drill: Drill) -> None:
         drill.copy_reference()
         trial = drill.rng.choice(TRIALS)
-        shutil.rmtree(drill.output / "trials" / trial)
         drill.attempts_before = [x for x in drill.attempts_before if x.trial != trial]
-        path = drill.output / SWEEP_FILE
-        damage(drill, path, self._kind)
-        resumed = drill.place.run(["--resume", str(drill.output), "--cpus", "1"])
-        drill.told(resumed, [2], rf"^error: {path}: ", needs="the sweep's own command")
-        path.unlink(missing_ok=True)
+        with drill.place.files() as output:
+            shutil.rmtree(output / "trials" / trial)
+            damage(drill, output / SWEEP_FILE, self._kind)
+        resumed = drill.place.run(["--resume", drill.place.results, "--cpus", "1"])
+        drill.told(resumed, [2], rf"^error: .*/{SWEEP_FILE}: ", needs="the sweep's own command")
+        with drill.place.files() as output:
+            (output / SWEEP_FILE).unlink(missing_ok=True)
         drill.told(drill.place.run(drill.arguments), [0], r"^\[2/2\]")
 
 
 class Study(Fault):
     """study.db of a search is damaged: it is named, and without it the search goes on from its records."""
+
+    needs = "directory"
 
     def __init__(self, kind: Damage) -> None:
         self._kind = kind
@@ -157,6 +163,7 @@ class Moved(Fault):
     """The results directory of an interrupted sweep is moved, and goes on there with one core."""
 
     name = "moved"
+    needs = "directory"
     summary = "an interrupted sweep's directory is moved elsewhere and goes on there on one core"
 
     def inject(self, drill: Drill) -> None:
@@ -175,6 +182,8 @@ class Moved(Fault):
 
 class FullDisk(Fault):
     """The results directory's file system is full while a trial writes: with space again, the sweep goes on."""
+
+    needs = "directory"
 
     def __init__(self, point: Point) -> None:
         self._point = point

@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ablations.drill import hooks
+from ablations.drill.bucket import UNPUBLISHED_S, Bucket
 from ablations.drill.checks import (
     Failure,
     check_cost,
@@ -63,7 +65,7 @@ class Drill:
     @property
     def arguments(self) -> list[str]:
         """Of the command that starts the sweep."""
-        return [*SWEEP, "--output", str(self.output)]
+        return [*SWEEP, "--output", self.place.results]
 
     def at(self, point: Point, when: str = "", *, act: Act = "wait", amount: int = 0) -> Moment:
         """A random moment at ``point``. when: ``last`` or ``final`` for the last step and the evaluation after it."""
@@ -95,13 +97,14 @@ class Drill:
         told = done.next_command if done else None
         if done and told is None:
             self.failures.append(Failure("told", "no command to go on with"))
-        resumed = self.place.run(told or ["--resume", str(self.output), "--cpus", "1"])
+        resumed = self.place.run(told or ["--resume", self.place.results, "--cpus", "1"])
         self.told(resumed, [0], r"^written:")
         return resumed
 
     def copy_reference(self) -> None:
         """The results directory is a copy of the undisturbed sweep's."""
-        shutil.copytree(self.reference, self.output)
+        with self.place.files() as output:
+            shutil.copytree(self.reference, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".published*"))
         self.attempts_before += read_attempts(self.reference)
 
     def interrupt(self) -> None:
@@ -111,7 +114,7 @@ class Drill:
         command = self.start(moment)
         command.wait_for_moment()
         command.send(signal.SIGTERM)
-        command.wait_for(lambda: (self.output / "stop").exists(), "it answered SIGTERM")
+        command.wait_for(lambda: self.place.exists("stop"), "it answered SIGTERM")
         command.go()
         self.told(command.wait(), [3], r"SIGTERM came after \d of 2 trials; go on with: python ")
 
@@ -122,15 +125,18 @@ class Drill:
     def check(self) -> None:
         """Check all that holds after every fault."""
         self.checked = True
-        output, reference = self.output, self.reference
+        reference, bucket = self.reference, self.place.bucket
         left = self.place.left_processes()
-        self.failures += [
-            *check_records(output, reference),
-            *check_steps(output, reference),
-            *check_trace(output, reference),
-            *check_cost(output, self.attempts()),
-            *check_left(output, reference, self.place.temporary, left, self.allowed),
-        ]
+        with self.place.files() as output:
+            self.failures += [
+                *check_records(output, reference),
+                *check_steps(output, reference),
+                *check_trace(output, reference),
+                *check_cost(output, self.attempts(), UNPUBLISHED_S if bucket else 0.0),
+                *check_left(output, reference, self.place.temporary, left, self.allowed),
+            ]
+        if bucket:
+            self.failures += bucket.check_lease()
 
 
 class Fault(ABC):
@@ -138,6 +144,16 @@ class Fault(ABC):
 
     name: str
     summary: str
+    needs: Literal["", "directory", "server"] = ""
+    """It makes sense in a directory of this machine only; or in the S3 server that the drill starts."""
+
+    def left_out(self, bucket: Bucket | None) -> str:
+        """Why it cannot be injected into a sweep in ``bucket`` (None: in a directory), or ""."""
+        if self.needs == "directory" and bucket:
+            return "there is no such thing in a bucket"
+        if self.needs == "server" and (bucket is None or bucket.faults is None):
+            return "needs the drill's own S3 server: --bucket without a URL"
+        return self.missing()
 
     def missing(self) -> str:
         """What this machine lacks for it, or ""."""
@@ -161,16 +177,17 @@ def read_attempts(reference: Path) -> list[hooks.Attempt]:
     return [hooks.Attempt(*x) for x in found]
 
 
-def run_reference(directory: Path) -> Path:
+def run_reference(directory: Path, bucket: Bucket | None = None) -> Path:
     """The undisturbed sweep's results directory, run where ``directory`` does not hold it yet.
 
-    Raises InputError where it does not finish, or already fails its checks.
+    bucket: it runs there, and the directory is a copy. Raises InputError where it does not finish, or already fails its
+    checks.
     """
     output = directory / "out"
     if (directory / ATTEMPTS_FILE).exists():
         return output
-    shutil.rmtree(output, ignore_errors=True)
-    with Workplace(output) as place:
+    _remove(output, bucket)
+    with Workplace(output, bucket) as place:
         drill = Drill(place, output, random.Random(0))
         drill.told(place.run(drill.arguments), [0], r"^written:")
         if not drill.failures:
@@ -181,11 +198,19 @@ def run_reference(directory: Path) -> Path:
     return output
 
 
-def run_drill(fault: Fault, repeat: int, seed: int, reference: Path, output: Path) -> Result:
-    """Inject ``fault`` once, at moments that ``seed`` and ``repeat`` give, into a sweep in ``output``."""
-    begun = time.monotonic()
+def _remove(output: Path, bucket: Bucket | None) -> None:
     shutil.rmtree(output, ignore_errors=True)
-    with Workplace(output) as place:
+    if bucket:
+        bucket.clear()
+
+
+def run_drill(
+    fault: Fault, repeat: int, seed: int, reference: Path, output: Path, bucket: Bucket | None = None
+) -> Result:
+    """Inject ``fault`` once, at moments that ``seed`` and ``repeat`` give, into a sweep in ``output`` or ``bucket``."""
+    begun = time.monotonic()
+    _remove(output, bucket)
+    with Workplace(output, bucket) as place:
         drill = Drill(place, reference, random.Random(f"{fault.name} {repeat} {seed}"))
         try:
             fault.inject(drill)

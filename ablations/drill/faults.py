@@ -77,7 +77,7 @@ class StartUp(Fault):
         done = command.wait()
         if self._number == signal.SIGINT:
             drill.told(done, [130], r"^interrupted|interrupted.*go on with")
-        if (drill.output / "sweep.json").exists():
+        if drill.place.exists("sweep.json"):
             drill.go_on()
         else:
             drill.told(drill.place.run(drill.arguments), [0], r"^written:")
@@ -115,7 +115,7 @@ class KillDriver(Fault):
         # The next command may come at once, or when all processes of the one before have ended.
         if drill.rng.random() < 0.5:
             drill.place.left_processes()
-        drill.told(drill.place.run(["--status", str(drill.output)]), [0], r"\d of 2 trials finished")
+        drill.told(drill.place.run(["--status", drill.place.results]), [0], r"\d of 2 trials finished")
         drill.go_on()
 
 
@@ -154,11 +154,11 @@ class NotANumber(Fault):
         moment = drill.at("step", act="nan")
         done = drill.start(moment).wait()
         drill.told(done, [1], r"diverged: ")
-        again = drill.place.run(["--resume", str(drill.output), "--cpus", "1"])
+        again = drill.place.run(["--resume", drill.place.results, "--cpus", "1"])
         # What diverged would diverge again, so it counts as trained.
         drill.told(again, [1], r", 0 to run")
-        spent = drill.output / "trials" / moment.trial / FILE
-        spent.unlink()
+        with drill.place.files() as output:
+            (output / "trials" / moment.trial / FILE).unlink()
         for path in (drill.place.control / "spent").glob(f"{moment.trial}@*"):
             # Its cost went with the record.
             path.unlink()
@@ -190,7 +190,7 @@ class TwoCommands(Fault):
         command = drill.start(drill.at("step"))
         command.wait_for_moment()
         second = drill.place.run(drill.arguments)
-        drill.told(second, [2], r"^error: .*another sweep is at work there; wait for it, or choose another --output")
+        drill.told(second, [2], r"^error: .* is at work there; wait for it, or choose another --output")
         command.go()
         drill.told(command.wait(), [0], r"^written:")
 

@@ -271,8 +271,8 @@ class Store:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
 
-_filesystems: dict[tuple[int, str], Any] = {}
-"""By process and scheme: their connections do not live on in a forked process."""
+_filesystems: dict[tuple[int, str, str | None], Any] = {}
+"""By process, whose connections do not live on in a forked one, scheme, and endpoint where one is set."""
 
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
@@ -282,7 +282,7 @@ def filesystem(scheme: str) -> Any:
     # Not at the top: it takes a tenth of a second, which commands on local directories need not.
     import fsspec
 
-    key = os.getpid(), scheme
+    key = os.getpid(), scheme, os.environ.get("AWS_ENDPOINT_URL")
     if key not in _filesystems:
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme == "s3":

@@ -217,7 +217,7 @@ def test_a_drill_goes_on_where_it_was_interrupted(
     drilled: list[tuple[str, int]] = []
     failing = {("moved", 1)}
 
-    def run(fault: Fault, repeat: int, seed: int, reference: Path, output: Path) -> Result:
+    def run(fault: Fault, repeat: int, *_: object) -> Result:
         if len(drilled) == 3:
             raise KeyboardInterrupt
         drilled.append((fault.name, repeat))
@@ -225,7 +225,7 @@ def test_a_drill_goes_on_where_it_was_interrupted(
         return Result(fault.name, repeat, "", failures, 1.0)
 
     monkeypatch.setattr("ablations.drill.drill.run_drill", run)
-    monkeypatch.setattr("ablations.drill.drill.run_reference", lambda directory: directory)
+    monkeypatch.setattr("ablations.drill.drill.run_reference", lambda directory, _: directory)
     monkeypatch.setenv("LGD_COMMIT", "one")
     command = ["drill", "--faults", "moved,two-commands", "--repeats", "2"]
     assert main([*command, "--output", str(tmp_path)]) == 130
