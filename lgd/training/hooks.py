@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventStorage
 
 from lgd.distributed import notice, ranks
@@ -138,6 +140,18 @@ class SaveAndStop(HookBase):
         found = ranks.all_gather(own)
         self._since, self._begun, self._next = 0, now, found[0][2]
         return found[0][0], [x[1] for x in found]
+
+
+class WritePeriodically(PeriodicWriter):
+    """detectron2's, but for a training that stops to go on: its logs then get no line that one in one go has not."""
+
+    def after_train(self) -> None:
+        # detectron2 calls this while the exception passes.
+        if not isinstance(sys.exception(), (Stopped, notice.Leaving)):
+            super().after_train()
+            return
+        for writer in self._writers:
+            writer.close()
 
 
 def loss_history(storage: EventStorage) -> dict[str, list[tuple[float, int]]]:

@@ -45,7 +45,7 @@ from lgd.training.disk_space import check_disk_space, files_size
 from lgd.training.evaluate_and_report import evaluate_and_report, evaluate_last, progress_fields
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
-from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, curves
+from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, WritePeriodically, curves
 from lgd.training.own_shares import check_norms
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
@@ -276,7 +276,7 @@ def _hooks(
         else None,
         ReadTeacherWatch(state.watch, read_period(schedule.steps)) if state.watch else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
-        hooks.PeriodicWriter(event_writers, period=period) if event_writers else None,
+        WritePeriodically(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: progress_fields(state)),
         hooks.EvalHook(every, lambda: evaluate_and_report(state, trainer.iter + 1, on_progress), eval_after_train=False)
         if every

@@ -77,8 +77,9 @@ def _same(ours: Record, theirs: Record) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
 def test_a_stopped_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """Stopped twice: while the backbone is frozen, and between two checkpoints of its own."""
+    """Stopped twice: while the backbone is frozen, and between two checkpoints of its own and two lines of the log."""
     extra: dict[str, Any] = {"detector.name": name, "detector.fc_dim": 16, "schedule.accumulate": 2}
+    extra |= {"schedule.steps": 20, "evaluation.every": 10}
     if name == "faster_rcnn":
         # It draws its samples: the random state counts.
         extra |= {"method.context": False, "method.detach_appearance": True}
