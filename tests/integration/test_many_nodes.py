@@ -1,6 +1,6 @@
 """Two sweeps of two users on one cluster and one bucket, on unlike nodes that come and go: stub trainings.
 
-Eight nodes and 200 trials: ``lgd bench load --parts cluster``.
+Eight nodes and 200 trials are the nightly one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ablations.command import main
 from ablations.scaling.cluster import Attempt, FakeCluster, Kind, attempts, failures, most_at_once, sweep_arguments
 from ablations.scaling.stub_training import HOLD, SITECUSTOMIZE
 from lgd.storage import outputs
@@ -159,3 +160,9 @@ def test_a_second_sweep_in_the_same_place_is_refused(ran: Ran) -> None:
     assert status == 2
     assert "is at work there; wait for it, or choose another --output" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.nightly
+def test_200_trials_on_eight_nodes_that_come_and_go_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
+    """Minutes. What it checks is said in docs/load.md."""
+    assert main(["bench", "load", "--parts", "cluster", "--output", str(tmp_path / "load.csv")]) == 0
