@@ -31,6 +31,7 @@ from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 from lgd.signals import exit_on_interrupt, interrupt, on_signal
 from lgd.storage.outputs import shown
+from lgd.storage.store import StorageError
 
 if TYPE_CHECKING:
     from ablations.optuna_search import Search
@@ -89,7 +90,8 @@ def resume_command(directory: Path, placement: Placement | None = None) -> str:
 def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
     """Run what the sweep still lacks; show and write its tables.
 
-    Exit status: 0 all trials finished, 1 some failed or diverged, 3 budget spent, 130 interrupted.
+    Exit status: 0 all trials finished, 1 some failed or diverged, 3 budget spent, or its store did not answer, 130
+    interrupted.
     """
     try:
         with on_signal(interrupt, signal.SIGTERM):
@@ -99,6 +101,12 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
             raise
         say(console, f"{INTERRUPTED}; go on with: {resume_command(directory, options.placement)}")
         return 130
+    except StorageError as error:
+        # Before there is a sweep to go on with, it is the user's input that is wrong.
+        if not (directory / SWEEP_FILE).exists():
+            raise
+        say(console, f"{error}; go on with: {resume_command(directory, options.placement)}")
+        return 3
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:

@@ -99,7 +99,7 @@ class Away(StoreFault):
         command.go()
         done = command.wait()
         self.faults(drill).clear()
-        drill.told(done, [3], rf"{drill.place.results}.*: no answer for {PATIENCE_S} s")
+        drill.told(done, [3], rf"{drill.place.results}.*: no answer for {PATIENCE_S} s", "go on with: ")
         resumed = drill.place.start(["--resume", drill.place.results, "--cpus", "1"], None, disk).wait()
         drill.told(resumed, [0], r"^written:")
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablations import command
+from ablations import command, sweep
+from ablations.limits import Budget
 from ablations.optuna_search import Search
 from ablations.plan import describe
 from ablations.ray_sweep import Outcome, SweepCallback
@@ -26,7 +27,7 @@ from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record
 from lgd.storage import outputs
-from lgd.storage.store import PATIENCE_VARIABLE, Store
+from lgd.storage.store import PATIENCE_VARIABLE, StorageError, Store
 from lgd.training.hooks import SaveAndStop
 from tests.helpers import quick_experiment
 from tests.helpers_storage import BUCKET, Faults
@@ -173,6 +174,26 @@ def test_a_training_that_was_finished_is_not_failed_by_what_comes_after(
     (there / "student.pth").write_bytes(b"weights")
     cluster.train(trial, "node 2", workers=2)
     assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{x}" for x in (FILE, "student.pth")}
+
+
+def test_a_store_that_is_away_at_the_end_leaves_a_sweep_to_go_on_with(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever cannot be published, a sweep's log included; slurm.sbatch submits again upon this exit status."""
+    spec, output = describe("components", "nano"), outputs.output_path(cluster.url)
+
+    def run(*_: object) -> int:
+        raise StorageError(f"{cluster.url}/ray.log: no answer for 300 s")
+
+    monkeypatch.setattr(sweep, "_run", run)
+    arguments = (spec, output, sweep.RunOptions(), Budget(), Console(width=300))
+    with pytest.raises(StorageError):
+        sweep.run(*arguments)
+    spec.write(output)
+    assert sweep.run(*arguments) == 3
+    assert capsys.readouterr().out == (
+        f"{cluster.url}/ray.log: no answer for 300 s; go on with: python ablations/run.py --resume {cluster.url}\n"
+    )
 
 
 def test_a_record_that_the_driver_makes_is_published(cluster: Cluster) -> None:
