@@ -1,6 +1,6 @@
 """A sweep in a bucket, by its command, under Ray: ended by its budget, and gone on with on another machine's disk.
 
-There each trial has two workers.
+There each trial has two workers. Two searches, on two machines, whose study is in the bucket. Faults.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages.journal import JournalStorage
 
+from ablations.command import main
+from ablations.study_journal import StoreJournal
 from lgd.results.record import Record
 from lgd.storage.store import Store
 from tests.helpers_storage import BUCKET, Faults
@@ -50,3 +54,34 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_disk(faults: Faults, tmp_path: P
     assert {"sweep.json", "report.html", "table.md", "ray.log"} <= there.keys()
     assert f"--resume {url}" in (Store(url).read("report.html") or b"").decode()
     assert [x for x in there if "checkpoints/" in x or x in ("stop", "lock")] == []
+
+
+@pytest.mark.nightly
+def test_searches_of_two_machines_share_a_study_in_a_bucket(faults: Faults, tmp_path: Path) -> None:
+    """One has its results in the bucket, too, the other on its own disk; one ends early, and goes on."""
+    place = f"s3://{BUCKET}/{tmp_path.name}-study"
+    search = ["--grid", "components", "--arms", "baseline", *QUICK, "--cpus", "2"]
+    search += ["--search", "optuna", "--study", place]
+    one, two = f"s3://{BUCKET}/{tmp_path.name}", str(tmp_path / "out")
+    first = _run(tmp_path / "one", *search, "--samples", "2", "--output", one)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"study: {place}" in first.stdout
+    faults.inject("503", 5)
+    second = _run(tmp_path / "two", *search, "--samples", "1", "--output", two)
+    assert second.returncode == 0, second.stdout + second.stderr
+    more = _run(tmp_path / "two", "--resume", two, "--cpus", "2", "--samples", "2")
+    assert more.returncode == 0, more.stdout + more.stderr
+    storage = JournalStorage(StoreJournal(place))
+    trials = optuna.load_study(study_name="lgd", storage=storage).trials
+    assert [x.state.name for x in trials] == ["COMPLETE"] * 4
+    assert len({tuple(x.params.items()) for x in trials}) == 4
+    names = {x.split("/")[1] for x in Store(one).entries("trials")} | {x.name for x in Path(two, "trials").iterdir()}
+    assert names == {"baseline-seed0", *(f"search-{i:03}" for i in range(4))}
+    assert _run(tmp_path / "three", "--status", one).returncode == 0
+
+
+@pytest.mark.nightly
+def test_faults_of_a_sweep_in_a_bucket_are_survived() -> None:
+    """``lgd drill --bucket`` has all of them."""
+    faults = "kill-driver-step,checkpoint-corrupted,store-503,store-upload-lost,store-away"
+    assert main(["drill", "--bucket", "--faults", faults]) == 0

@@ -1,8 +1,9 @@
-"""Workers that come and go under Ray: a node is drained, and the training goes on with fewer."""
+"""Workers that come and go under Ray: a node is drained, and the training goes on with fewer; another one joins."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from lgd.distributed import notice
 from lgd.distributed.ray_token import own_token
-from lgd.results.record import load
+from lgd.results.record import Record, load
+from lgd.storage.store import Store
 from lgd.training import checkpoint
 from tests.helpers import wait_until
+from tests.helpers_storage import BUCKET, Faults
 from tests.integration.commands import ROOT, size, training_command, training_settings
 
 GRACE_S = 10
@@ -35,6 +38,27 @@ def slow(module):
     module.Trainer.run_step = slow_step
 
 patch_on_import({"lgd.training.trainer": slow})
+"""
+
+LOOK_OFTEN = """
+import time
+from ablations.import_patches import patch_on_import
+
+def often(module):
+    module.RESIZE_INTERVAL_S = 5.0
+
+def slow(module):
+    run_step = module.Trainer.run_step
+
+    def slow_step(self):
+        # Until there are two, which are to do some of it.
+        if module.ranks.world_size() == 1 and self.iter < 250:
+            time.sleep(0.2)
+        run_step(self)
+
+    module.Trainer.run_step = slow_step
+
+patch_on_import({"lgd.training.trainer": slow, "lgd.distributed.ray_train": often})
 """
 
 
@@ -96,3 +120,48 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
     assert (record.status, record.fewest_devices, record.devices, record.attempts) == ("finished", 1, 2, 2)
     # At most what was done since the last of the notice's checkpoints, by two workers.
     assert 0 < record.device_seconds["lost"] < 2 * (notice.REPEAT_S + 10)
+
+
+@pytest.mark.nightly
+def test_a_node_that_joins_is_used_and_needs_no_disk_of_the_others(
+    tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch, s3: Faults
+) -> None:
+    """One worker on one node, then two on two, each with a disk of its own: what is gone on from is in a bucket."""
+    from ray.cluster_utils import Cluster
+
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    changes: dict[str, Any] = {"schedule.steps": 300, "checkpoint.every": 10, "schedule.lr": 0.001}
+    arguments = [
+        *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
+        *("--output", f"{url}/run", *training_settings("baseline", **changes)),
+    ]
+    patches = tmp_path / "patches"
+    patches.mkdir()
+    (patches / "sitecustomize.py").write_text(LOOK_OFTEN)
+    monkeypatch.setenv("PYTHONPATH", str(patches))
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    process = None
+
+    def disk(name: str) -> dict[str, str]:
+        return {"LGD_CACHE": str(tmp_path / name)}
+
+    with own_token():
+        head = {**small, "include_dashboard": False, "env_vars": disk("head")}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            process = subprocess.Popen(
+                training_command(*arguments, "--address", cluster.address), cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, env={**os.environ, **disk("command")},
+            )  # fmt: skip
+            wait_until(lambda: any("checkpoints/" in x for x in Store(url).entries()) or process.poll() is not None)
+            cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("joined"))
+            said = process.communicate(timeout=500)[0]
+        finally:
+            if process is not None and process.poll() is None:
+                process.kill()
+            cluster.shutdown()
+    assert process.returncode == 0, said
+    record = Record.model_validate_json(Store(f"{url}/run").read("record.json") or b"")
+    assert (record.status, record.steps, record.fewest_devices, record.devices) == ("finished", 300, 1, 2)
+    assert record.attempts == 2
+    assert [x for x in Store(url).entries() if "checkpoints/" in x] == []
