@@ -15,6 +15,7 @@ from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
+from lgd.config.method import import_named
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -69,10 +70,12 @@ def describe(
 ) -> SweepSpec:
     """The sweep over the grid ``name`` at preset ``size``. arms: names, separated by commas (default: all).
 
-    looks: as in :class:`SweepSpec`; then ``seeds`` says nothing. Raises InputError for what there is not.
+    looks: as in :class:`SweepSpec`; then ``seeds`` says nothing. It is a command's: a method that it names is imported.
+    Raises InputError for what there is not.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
+    import_named(overrides)
     detect = _detect(detect)
     extra = extra or ExtraArms()
     chosen = with_extra_arms(grid(name, size), extra, preset(size))

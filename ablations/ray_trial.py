@@ -13,7 +13,7 @@ from ablations.remote_output import Place, place_of, try_to_publish
 from ablations.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
-from lgd.config.method import method_class
+from lgd.config.method import import_method
 from lgd.distributed import notice
 from lgd.distributed.ray_train import Workers, node_is_drained
 from lgd.results.provenance import now
@@ -65,7 +65,7 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
         outputs.publish_where_missing(directory, FILE)
         return last_report(load(directory / FILE))
     # What the driver's command named, this worker may load.
-    method_class(trial["experiment"]["method"]["name"])
+    import_method(trial["experiment"]["method"]["name"])
     experiment = parse(trial["experiment"])
     known: dict[str, Any] = {}
 

@@ -298,12 +298,13 @@ def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
     Its detector, where that is Python code, runs only where the options name it too.
     """
     from ablations.plan import detector_sources, method_names, read_sweep, with_data_at, with_samples
-    from lgd.config.method import check_method_named_again
+    from lgd.config.method import check_method_named_again, import_named
 
+    import_named([], method := getattr(options, "method", None))
     fetch_records(directory, must_exist=True)
     spec = read_sweep(directory)
     check_named_again(detector_sources(spec), options.detector, directory)
-    check_method_named_again(method_names(spec), getattr(options, "method", None), directory)
+    check_method_named_again(method_names(spec), method, directory)
     if options.data:
         spec = with_data_at(spec, options.data)
     if options.samples is not None:

@@ -9,7 +9,7 @@ from analysis.load import arm_of
 from analysis.rates import Curve, data_curves, pairs
 from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
-from lgd.config.method import method_class
+from lgd.config.method import title_of
 from lgd.results.record import Record
 
 
@@ -42,7 +42,7 @@ def gains_by_data(records: Sequence[Record]) -> list[Row]:
             if x in base.points and (gain := paired_difference(arm.points[x], base.points[x])) is not None
         }
         baseline = {count[x]: base.mean(x) for x in base.points}
-        found.append(Row(method_class(arm.method).title, _network(arm), gains, baseline))
+        found.append(Row(title_of(arm.method), _network(arm), gains, baseline))
     return found
 
 

@@ -107,7 +107,7 @@ def chosen_methods(options: argparse.Namespace, experiment: Experiment) -> list[
     Raises InputError for one that is not known.
     """
     from benchmarks.table7 import BASELINE, METHODS
-    from lgd.config.method import BUILT_IN, method_class
+    from lgd.config.method import BUILT_IN, import_method, method_class
     from lgd.config.pays_grid import FIRST_STAGES
 
     if options.methods is None:
@@ -117,7 +117,7 @@ def chosen_methods(options: argparse.Namespace, experiment: Experiment) -> list[
         return [x for x in each if not method_class(x)(name=x).refusal(experiment.detector, experiment.schedule)]
     named = [x.strip() for x in options.methods.split(",") if x.strip()]
     for name in named:
-        method_class(name)
+        import_method(name)
     return list(dict.fromkeys([BASELINE, *named]))
 
 

@@ -129,11 +129,13 @@ def read_results(path: Path, columns: Sequence[str], dtype: dict[str, str] | Non
 
 def experiment_from(options: argparse.Namespace) -> Experiment:
     """The training to measure, whatever its method. Raises InputError for impossible ones."""
+    from lgd.config.method import import_named
     from lgd.config.paper_recipes import paper_defaults
     from lgd.config.presets import preset
     from lgd.data.epochs import resolve_epochs
     from lgd.training.device import resolve_device
 
+    import_named(options.overrides)
     experiment = preset(options.preset)
     changes: dict[str, object] = {}
     if options.detector:
@@ -159,6 +161,9 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
 
 def with_method(options: argparse.Namespace, experiment: Experiment, name: str) -> Experiment:
     """That training with the method ``name``, and what the options say of it and of its teacher."""
+    from lgd.config.method import import_named
+
+    import_named([], name)
     found = experiment.override({"method.name": name})
     if options.teacher_backbone and found.has_setting("method.teacher.backbone"):
         teacher = found.method.teacher_detector(found.detector)

@@ -32,7 +32,7 @@ with exit_on_interrupt():
     )
     from benchmarks.step_parts import DIRECTIONS, PARTS
     from benchmarks.timer_spec import Stage, SyntheticImages, TimerSpec
-    from lgd.config.method import BUILT_IN, method_class
+    from lgd.config.method import BUILT_IN, import_method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, command: str) -> int:
     """command: what was typed, which is kept beside the results."""
-    method_class(options.method)
+    import_method(options.method)
     # Lazy: pandas and torch.
     from benchmarks.speed_table import reference_file
     from lgd.results import provenance

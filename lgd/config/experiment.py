@@ -13,7 +13,16 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from lgd.config.base_method import Method
 from lgd.config.detector import Backbone, Detector, with_source
 from lgd.config.frozen_teacher import FrozenTeacherMethod
-from lgd.config.method import choose, default_method, key_of_today, known_methods, method_class, switched
+from lgd.config.method import (
+    UnloadedMethod,
+    choose,
+    default_method,
+    key_of_today,
+    known_methods,
+    may_be_loaded,
+    method_class,
+    switched,
+)
 from lgd.config.schedule import Schedule
 from lgd.config.settings import (
     CHANGES_NO_RESULT,
@@ -249,13 +258,15 @@ class Experiment(Settings):
             described["method"] = switched(self.method, str(name))
         for key, value in pairs:
             part, leaf = _place(described, key)
-            if part is None or leaf not in part:
+            if (part is None or leaf not in part) and _takes_any(described, key):
+                part = _made(described, key)
+            elif part is None or leaf not in part:
                 raise InputError(f"no setting {key!r}; {_nearest(key, parse(described))}")
-            if isinstance(part[leaf], dict) and value != "auto":
+            if isinstance(part.get(leaf), dict) and value != "auto":
                 raise InputError(
                     f"{key!r} is a group of settings: set one of {', '.join(f'{key}.{x}' for x in part[leaf])}"
                 )
-            part[leaf] = _as_list(value) if isinstance(part[leaf], list) else value
+            part[leaf] = _as_list(value) if isinstance(part.get(leaf), list) else value
         return parse(described)
 
     def has_setting(self, key: str) -> bool:
@@ -330,9 +341,24 @@ def _place(described: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, 
     return part if isinstance(part, dict) else None, leaf
 
 
+def _takes_any(described: Mapping[str, Any], key: str) -> bool:
+    """Whether the key is one of a method whose code, and so whose settings, are not loaded."""
+    return key.startswith("method.") and not may_be_loaded(str(described["method"]["name"]))
+
+
+def _made(described: dict[str, Any], key: str) -> dict[str, Any]:
+    """The group that holds a dotted key, made where it is missing."""
+    part = described
+    for parent in key.split(".")[:-1]:
+        part = part.setdefault(parent, {})
+        if not isinstance(part, dict):
+            raise InputError(f"{key!r}: {parent} is a setting, and no group of settings")
+    return part
+
+
 def _of_other_method(key: str, experiment: Experiment) -> bool:
     group, _, rest = key.partition(".")
-    if group != "method" or experiment.has_setting(key):
+    if group != "method" or experiment.has_setting(key) or isinstance(experiment.method, UnloadedMethod):
         return False
     return any(rest.partition(".")[0] in method_class(name).model_fields for name in known_methods())
 

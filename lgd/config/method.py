@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -22,11 +22,15 @@ __all__ = [
     "Method",
     "choose",
     "default_method",
+    "import_method",
+    "import_named",
     "key_of_today",
     "known_methods",
     "make",
+    "may_be_loaded",
     "method_class",
     "switched",
+    "title_of",
 ]
 
 DEFAULT = "lgd"
@@ -51,11 +55,37 @@ ENTRY_POINTS = "lgd.methods"
 """Group of the entry points by which installed packages add methods."""
 
 
-@cache
 def method_class(name: str) -> type[Method]:
-    """The class of a method: one of BUILT_IN, an entry point's, or that of ``package.module:Class``.
+    """The class of a method: one of BUILT_IN, an entry point's, or ``package.module:Class`` once that is imported.
 
-    Raises InputError, one line, for a name that is none of these and for a class that is no method.
+    What a file says is not imported, for that would run it: :func:`import_method` is for what a command names. Raises
+    InputError, one line, for a name that is none of these, a class that is no method, and a module that nobody named.
+    """
+    if not may_be_loaded(name):
+        raise InputError(_unnamed(name))
+    return import_method(name)
+
+
+def _unnamed(name: str) -> str:
+    return f"method {name} is Python code: say --method {name} to run it"
+
+
+def import_named(assignments: Iterable[str], *names: str | None) -> None:
+    """Import the methods ``package.module:Class`` that a command's own options name. Raises InputError, one line.
+
+    assignments: ``key=value``, those of ``method.name`` among them. names: what other options say.
+    """
+    given = [x.partition("=")[2].strip(" '\"") for x in assignments if x.partition("=")[0].strip() == "method.name"]
+    for name in (*names, *given):
+        if name is not None and ":" in name:
+            import_method(name)
+
+
+@cache
+def import_method(name: str) -> type[Method]:
+    """:func:`method_class` of what a command's own options name, which may be any code: its module is imported.
+
+    Raises InputError, one line.
     """
     path = BUILT_IN.get(name) or _entry_points().get(name) or name
     module, colon, attribute = path.partition(":")
@@ -72,8 +102,9 @@ def method_class(name: str) -> type[Method]:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"method {name}: {path} cannot be imported ({error})") from None
+    except Exception as error:  # the user's own code
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"method {name}: {path} cannot be imported ({said})") from None
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(f"method {name}: {path} is no subclass of lgd.config.base_method.Method")
     return found
@@ -103,12 +134,15 @@ def check_method_named_again(names: Sequence[str], named: str | None, where: obj
 class UnloadedMethod(Method):
     """A method ``package.module:Class`` that a record names, and no command of this process.
 
-    What a file says is not imported, for that would run it. :func:`method_class` imports what a command names.
+    What a file says is not imported, for that would run it. :func:`import_method` imports what a command names.
     """
 
     model_config = ConfigDict(extra="allow")
 
     title: ClassVar[str] = "not loaded"
+
+    def build(self, parts: Any) -> Any:
+        raise InputError(_unnamed(self.name))
 
 
 def make(name: str, **settings: Any) -> Method:
@@ -128,7 +162,7 @@ def choose(described: object) -> object:
     name = described["name"]
     if not isinstance(name, str):
         raise ValueError("name: must be text")
-    if not _may_be_loaded(name):
+    if not may_be_loaded(name):
         return UnloadedMethod.model_validate(described)
     try:
         found = method_class(name)
@@ -137,16 +171,25 @@ def choose(described: object) -> object:
     return found.model_validate(described)
 
 
-def _may_be_loaded(name: str) -> bool:
+def may_be_loaded(name: str) -> bool:
+    """Whether a method's class is known without importing a module that nobody named."""
     module, colon, _ = name.partition(":")
     return not colon or module in sys.modules
+
+
+def title_of(name: str) -> str:
+    """The method in tables; its name, where it is code that is not imported."""
+    return method_class(name).title if may_be_loaded(name) else name
 
 
 def switched(before: Method, name: str) -> dict[str, Any]:
     """Settings of the method ``name`` at their defaults, but for what it has in common with ``before``.
 
     In common are the settings that both have from the same class, such as the teacher of two methods with a frozen one.
+    Of an :class:`UnloadedMethod` the name alone.
     """
+    if not may_be_loaded(name):
+        return {"name": name}
     after, described = method_class(name), before.model_dump(mode="json")
     common = next(x for x in type(before).__mro__ if issubclass(after, x) and issubclass(x, Method))
     kept = {key: described[key] for key in common.model_fields if key != "name"}

@@ -24,7 +24,7 @@ from lgd.config.data_source import absolute_source, add_data_arguments, source_o
 from lgd.config.detector_source import add_detector_arguments, detector_overrides
 from lgd.config.experiment import Experiment
 from lgd.config.grids import check_overrides
-from lgd.config.method import BUILT_IN
+from lgd.config.method import BUILT_IN, import_named
 from lgd.config.paper_recipes import NAMES, named
 from lgd.config.presets import named_experiment
 from lgd.errors import InputError
@@ -134,6 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)
     options.overrides = detector_overrides(options, options.overrides) + split_overrides(options)
+    import_named(options.overrides, options.method)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
     complaint = experiment.schedule.lr_warning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -11,11 +12,17 @@ from typing import Any
 
 import pytest
 
+from ablations import sweep_command
+from ablations.plan import read_sweep, trials_of
+from analysis.grid_runs import runs_of_grid
+from analysis.load import Run
 from lgd.config import method as registry
 from lgd.config.experiment import parse, settings
-from lgd.config.method import UnloadedMethod, check_method_named_again, known_methods
+from lgd.config.method import UnloadedMethod, check_method_named_again, import_named, known_methods, title_of
 from lgd.errors import InputError
 from lgd.results.record import Record, load
+from lgd.results.sweep_spec import SweepSpec
+from lgd.training.build import build
 from lgd.training.teacher import train_with_teacher
 from tests.helpers import quick_experiment
 
@@ -36,11 +43,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert point.startswith('[project.entry-points."lgd.methods"]\n')
     (metadata / "entry_points.txt").write_text("[lgd.methods]\n" + point.partition("\n")[2].replace('"', ""))
     monkeypatch.syspath_prepend(place)
-    for cached in (registry.method_class, registry._entry_points):
+    for cached in (registry.import_method, registry._entry_points):
         cached.cache_clear()
     yield place
     sys.modules.pop("attention_transfer", None)
-    for cached in (registry.method_class, registry._entry_points):
+    for cached in (registry.import_method, registry._entry_points):
         cached.cache_clear()
 
 
@@ -49,6 +56,7 @@ NAMES = ("attention_transfer:AttentionTransfer", "attention")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_method_of_the_page_is_trained(name: str, package: Path, tmp_path: Path) -> None:
+    import_named([f"method.name={name}"])
     experiment = quick_experiment(**{"method.name": name, "method.weight": 2, "method.teacher.gate": False})
     assert experiment.teacher is not None
     record = train_with_teacher(experiment, tmp_path / "run")
@@ -87,6 +95,32 @@ def test_a_record_does_not_run_the_code_that_it_names(package: Path, tmp_path: P
     check_method_named_again([NAMES[0], "pkd"], NAMES[0], tmp_path)
 
 
+def test_a_sweep_does_not_run_the_code_that_it_names(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its description nor its records' overrides import it; ``lgd sweep resume`` wants it named again."""
+    named = f"method.name={NAMES[0]}"
+    sets = (named, "method.weight=3", "method.teacher.backbone.name=resnet18")
+    SweepSpec(grid="components", preset="nano", overrides=sets, arms=("LGD",), seeds=1).write(tmp_path)
+    assert sweep_command.main(["status", str(tmp_path)]) == 0
+    (trial,) = trials_of(read_sweep(tmp_path), tmp_path).trials
+    assert isinstance(trial.experiment.method, UnloadedMethod)
+    described = {"name": NAMES[0], "weight": 3, "teacher": {"backbone": {"name": "resnet18"}}}
+    assert trial.experiment.method.model_dump() == described
+    record = Record(status="finished", preset="small", experiment=trial.experiment, overrides=list(sets))
+    assert runs_of_grid([Run(record, tmp_path)], "table12").runs == {}
+    assert title_of(NAMES[0]) == NAMES[0]
+    with pytest.raises(InputError, match=f"say --method {NAMES[0]} to run it"):
+        build(trial.experiment)
+    assert sweep_command.main(["resume", str(tmp_path)]) == 2
+    assert f"say --method {NAMES[0]} to run it" in capsys.readouterr().err.splitlines()[-1]
+    assert "attention_transfer" not in sys.modules
+    options = argparse.Namespace(directory=tmp_path, method=NAMES[0], detector=None, data=None, samples=None)
+    spec, _ = sweep_command.old_sweep(tmp_path, options), capsys.readouterr()
+    (trial,) = trials_of(spec, tmp_path).trials
+    assert type(trial.experiment.method).__name__ == "AttentionTransfer"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -95,12 +129,14 @@ def test_a_record_does_not_run_the_code_that_it_names(package: Path, tmp_path: P
             "json:JSONDecoder",
             "method json:JSONDecoder: json:JSONDecoder is no subclass of lgd.config.base_method",
         ),
+        (".nothing:Here", "method .nothing:Here: .nothing:Here cannot be imported .TypeError: .*relative import"),
         ("pkdd", "no method 'pkdd': choose one of baseline, lgd, fgfi, pkd.*did you mean pkd"),
         (3, "no method '3'"),
     ],
 )
 def test_what_is_no_method_is_refused_in_one_line(name: object, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
+        import_named([], str(name))
         quick_experiment(**{"method.name": name})
     assert "\n" not in str(caught.value)
 
