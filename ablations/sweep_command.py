@@ -152,7 +152,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help="trials, all commands together (default: 20)")
     group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
     group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
-    group.add_argument("--study", metavar="URL", help="database, bucket or file of Optuna's study, if elsewhere")
+    group.add_argument("--study", metavar="URL", help="place of Optuna's study, if elsewhere")
     group.add_argument("--study-name", metavar="NAME", help="its name there (default: lgd)")
 
 
