@@ -23,6 +23,10 @@ from lgd.logs import quiet_libraries
 CONFIGS = Path(detectron2.model_zoo.__file__).parent / "configs"
 """The model zoo's configs, which are inside the package."""
 
+CALLED = "_target_"
+"""Key of a lazy config whose value, a dotted name, is imported and called. Overrides may come from a results directory,
+and what that says is not run."""
+
 NOT_THE_DETECTORS = ("backbone", "sem_seg_head", "SEM_SEG_HEAD", "BACKBONE")
 """Groups of a config whose number of classes is not the data's."""
 
@@ -124,8 +128,22 @@ def _load_lazy(path: Path, source: str, overrides: Sequence[str]) -> DictConfig:
         key, value = _split(assignment)
         if OmegaConf.select(config, key.rpartition(".")[0] or key, default=None) is None:
             raise InputError(f"detector {source}: its config has no key {key}")
-        OmegaConf.update(config, key, yaml.safe_load(value))
+        parsed = yaml.safe_load(value)
+        if CALLED in key or _calls(parsed):
+            raise InputError(
+                f"detector {source}: {key}: {CALLED} and ${{resolver:...}} belong into the config file alone"
+            )
+        OmegaConf.update(config, key, parsed)
     return config
+
+
+def _calls(value: Any) -> bool:
+    """Whether a value names something to be called, or has one of OmegaConf's functions, which may make such a name."""
+    if isinstance(value, dict):
+        return any(_calls(x) for pair in value.items() for x in pair)
+    if isinstance(value, str):
+        return CALLED in value or ":" in value.partition("${")[2]
+    return isinstance(value, (list, tuple)) and any(map(_calls, value))
 
 
 def _split(assignment: str) -> tuple[str, str]:

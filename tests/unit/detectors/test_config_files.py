@@ -135,6 +135,15 @@ def test_what_cannot_be_trained_here_is_refused_in_a_line(name: str, words: str)
         (ZOO_RETINANET, ("MODEL.FPN.CHANNELS=3",), "KeyError|Non-existent key|AssertionError"),
         (ZOO_RETINANET, ("32",), "'32' is not of the form key=value"),
         (ZOO_FCOS, ("model.bakbone.out_channels=3",), "its config has no key model.bakbone.out_channels"),
+        *(
+            (ZOO_FCOS, (assignment,), "belong into the config file alone")
+            for assignment in (
+                "model._target_=os.system",
+                "model[_target_]=os.system",
+                'model.backbone.x=[{"\\x5ftarget_": os.mkdir, path: x}]',
+                "model.x=${oc.decode:'{_tar${model.y}_: os.mkdir}'}",
+            )
+        ),
     ],
 )
 def test_slips_are_one_line(name: str, overrides: tuple[str, ...], words: str) -> None:
