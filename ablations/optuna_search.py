@@ -28,6 +28,8 @@ from ablations.study_storage import (
     SETTINGS,
     SharedStudy,
     check_settings,
+    cut_off_half_line,
+    damaged_line,
     find_study,
     heartbeats,
     one_line,
@@ -187,7 +189,10 @@ class Search:
         Makes none.
         """
         if not self.place:
-            _check_file(self.output / STUDY_FILE)
+            if store_of(self.output) is None:
+                _check_file(self.output / STUDY_FILE)
+            else:
+                _check_journal(self.output / JOURNAL_FILE)
             return
         with quiet_optuna(), one_line(self.place):
             there = find_study(self.place, self.name)
@@ -256,7 +261,9 @@ class Search:
             return storage_of(self.place)
         self.output.mkdir(parents=True, exist_ok=True)
         if store_of(self.output) is not None:
-            # A part of a journal, which is only added to, is one as well: what is published of it at any time is whole.
+            # A part of a journal, which is only added to, is one as well, up to its last whole line: what is published
+            # of it at any time can be gone on from.
+            cut_off_half_line(self.output / JOURNAL_FILE)
             return JournalStorage(JournalFileBackend(str(self.output / JOURNAL_FILE)))
         return optuna.storages.RDBStorage(f"sqlite:///{(self.output / STUDY_FILE).resolve()}")
 
@@ -285,8 +292,20 @@ def _check_file(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         state = str(error)
     if state != "ok":
-        reason = " ".join(state.split())
-        raise InputError(f"{path}: not a study that can be read ({reason}): remove it, and the search goes on without")
+        raise _unreadable(path, " ".join(state.split()))
+
+
+def _check_journal(path: Path) -> None:
+    """The same of a journal."""
+    line = damaged_line(path) if path.exists() else 0
+    if line:
+        raise _unreadable(path, f"line {line} is no entry of Optuna's journal")
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{shown(path)}: not a study that can be read ({reason}): remove it, and the search goes on without"
+    )
 
 
 class TrialNames:

@@ -138,11 +138,23 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(15) == b"SQLite format 3":
                 raise InputError(f"--study {path}: a database: name it sqlite:///{path}")
-            file.seek(0)
-            for line in file:
-                # Its last line may be half written.
-                if line.endswith(b"\n") and not _is_entry(line):
-                    raise InputError(f"--study {path}: not Optuna's journal")
+        if damaged_line(path):
+            raise InputError(f"--study {path}: not Optuna's journal")
+
+
+def damaged_line(path: Path) -> int:
+    """The number of the first line of Optuna's journal that is no entry, or 0. The last one may be half written."""
+    with path.open("rb") as file:
+        lines = enumerate(file, 1)
+        return next((i for i, line in lines if line.endswith(b"\n") and not _is_entry(line)), 0)
+
+
+def cut_off_half_line(path: Path) -> None:
+    """Remove what is half written at the end of a journal that nobody else writes to: what is added would spoil it."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def _is_entry(line: bytes) -> bool:

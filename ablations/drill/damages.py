@@ -15,6 +15,8 @@ from ablations.drill.checks import Failure, check_cost
 from ablations.drill.commands import TRIALS
 from ablations.drill.drill import Drill, Fault
 from ablations.drill.hooks import Point
+from ablations.optuna_search import JOURNAL_FILE, STUDY_FILE
+from ablations.study_storage import damaged_line
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE
 
@@ -114,44 +116,51 @@ class DamagedSweep(Fault):
 
 
 class Study(Fault):
-    """study.db of a search is damaged: it is named, and without it the search goes on from its records."""
+    """study.db of a search is damaged: it is named, and without it the search goes on from its records.
 
-    needs = "directory"
+    In a bucket it is study.journal.
+    """
 
     def __init__(self, kind: Damage) -> None:
         self._kind = kind
-        self.name, self.summary = f"study-db-{kind}", f"study.db of a search is {kind}"
+        self.name, self.summary = f"study-db-{kind}", f"study.db (in a bucket study.journal) of a search is {kind}"
 
     def inject(self, drill: Drill) -> None:
         drill.copy_reference()
-        shutil.rmtree(drill.output / "trials" / TRIALS[1])
-        (drill.output / SWEEP_FILE).unlink()
+        with drill.place.files() as output:
+            shutil.rmtree(output / "trials" / TRIALS[1])
+            (output / SWEEP_FILE).unlink()
         search = [x if x != "baseline,LGD" else "baseline" for x in drill.arguments]
         search += ["--search", "optuna", "--samples", "1"]
         drill.told(drill.place.run(search), [0], r"^best trial: ")
-        study = drill.output / "study.db"
-        damage(drill, study, self._kind)
-        damaged = _unreadable(study)
-        more = ["--resume", str(drill.output), "--cpus", "1", "--samples", "2"]
+        study = JOURNAL_FILE if drill.place.bucket else STUDY_FILE
+        with drill.place.files() as output:
+            damage(drill, output / study, self._kind)
+            damaged = _unreadable(output / study)
+        more = ["--resume", drill.place.results, "--cpus", "1", "--samples", "2"]
         first = drill.place.run(more)
         if damaged:
-            drill.told(first, [2], rf"^error: {study}: ", needs="remove it")
-            study.unlink()
+            drill.told(first, [2], rf"^error: .*/{study}: ", needs="remove it")
+            with drill.place.files() as output:
+                (output / study).unlink()
             first = drill.place.run(more)
         drill.told(first, [0], r"^best trial: ")
-        records = sorted(path.parent.name for path in drill.output.glob(f"trials/*/{FILE}"))
+        with drill.place.files() as output:
+            records = sorted(path.parent.name for path in output.glob(f"trials/*/{FILE}"))
+            drill.failures += check_cost(output, drill.attempts())
         if len([x for x in records if x.startswith("search-")]) != 2:
             drill.failures.append(Failure("one record", f"records of {records} for 2 samples"))
-        drill.failures += check_cost(drill.output, drill.attempts())
         drill.failures += [Failure("nothing left", f"a process: {line}") for line in drill.place.left_processes()]
         # There is no undisturbed search to compare the rest with.
         drill.checked = True
 
 
 def _unreadable(path: Path) -> bool:
-    """Whether SQLite finds the file damaged. A page that holds nothing may be overwritten."""
+    """Whether a study is damaged: as SQLite finds it, of which a page that holds nothing may be overwritten."""
     if not path.exists():
         return False
+    if path.name == JOURNAL_FILE:
+        return damaged_line(path) > 0
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             return bool(connection.execute("pragma integrity_check").fetchone()[0] != "ok")

@@ -239,3 +239,11 @@ def test_a_searchs_study_is_in_the_bucket(cluster: Cluster) -> None:
     with (there / "study.journal").open("a") as file:
         file.write('{"op_code": 4, "wor')
     assert len(Search(search.base, there).study().trials) == 1
+    # And gone on from.
+    Search(search.base, there).study().ask()
+    assert len(Search(search.base, there).study().trials) == 2
+    with (there / "study.journal").open("r+b") as file:
+        file.write(b"\xff" * 9)
+    damaged = rf"^{cluster.url}/study.journal: not a study that can be read \(line 1 is no entry .*remove it"
+    with pytest.raises(InputError, match=damaged):
+        Search(search.base, there).check_study()
