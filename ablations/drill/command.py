@@ -88,6 +88,10 @@ def _run(options: argparse.Namespace) -> int:
     earlier = read(options.resume / ROWS) if options.resume else []
     if options.output and (options.output / ROWS).exists():
         raise InputError(f"--output {options.output}: there is a drill already: --resume goes on with it")
+    if any(("--bucket" in row.source.get("command", "")) is (options.bucket is None) for row in earlier):
+        raise InputError(
+            f"--resume {options.resume}: its drills were {'in' if options.bucket is None else 'not in'} a bucket"
+        )
     command = f"lgd drill --repeats {options.repeats} --seed {options.seed}"
     command += f" --faults {options.faults}" if options.faults else ""
     command += "" if options.bucket is None else f" --bucket {options.bucket}".rstrip()

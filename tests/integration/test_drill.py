@@ -246,6 +246,8 @@ def test_a_drill_goes_on_where_it_was_interrupted(
     assert main(["drill", "--table", str(tmp_path / "drill.csv")]) == 0
     assert "- commit: one, two" in capsys.readouterr().out
 
+    assert main([*command, "--resume", str(tmp_path), "--bucket", "s3://b/drill"]) == 2
+    assert "its drills were not in a bucket" in capsys.readouterr().err
     (tmp_path / "drill.csv").write_text("fault\nmoved\n")
     assert main([*command, "--resume", str(tmp_path)]) == 2
     assert "drill.csv: not the table of a drill" in capsys.readouterr().err
