@@ -13,6 +13,7 @@ from ablations.plan import Sweep, trials_of
 from lgd.cli import format_duration
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
+from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT
 
 FIRST_LOOK, STEP, MOST_SEEDS = 3, 2, 15
 """Seeds before the first look, added at each, and at most, unless the command says otherwise."""
@@ -32,6 +33,8 @@ def looks(first: int | None, most: int | None) -> tuple[int, ...]:
     first, most = FIRST_LOOK if first is None else first, MOST_SEEDS if most is None else most
     if first < 2:
         raise InputError(f"--seeds {first} with --until-decided: two seeds at least have a spread")
+    if most > MOST_SEEDS_LOOKED_AT:
+        raise InputError(f"--max-seeds {most}: {MOST_SEEDS_LOOKED_AT} at most")
     if most < first:
         raise InputError(f"--max-seeds {most}: fewer than the {first} seeds of the first look")
     return planned_looks(first, STEP, most)

@@ -127,7 +127,7 @@ def _load(path: Path) -> Record:
         return load(path)
     except InputError as error:
         complaint = str(error).removeprefix(f"{path}: ")
-        if complaint == str(error):
+        if complaint == str(error) or complaint.startswith("cannot be read"):
             raise
         lines = path.read_text(encoding="utf-8").splitlines()
         line = 0

@@ -1,4 +1,4 @@
-"""Writing files atomically: a crash leaves the old content or the new, never a part of it."""
+"""Files: written atomically, so that a crash leaves the old content or the new; read without waiting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,17 @@ def free_space(path: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that somebody else may have made. Raises OSError for what is no regular file.
+
+    A pipe would be waited for, and a device such as /dev/zero never ends.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lgd.config.detector_source import kind_of, runs_code
 from lgd.config.schedule import Schedule
 from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, PositiveInt, Settings
 from lgd.errors import InputError
+from lgd.files import read_file
 
 BUILT_IN_DETECTORS: tuple[str, ...] = get_args(Detector.model_fields["name"].annotation)
 
@@ -130,8 +131,8 @@ def exported_detector(weights: str) -> Detector | None:
     if weights == NO_WEIGHTS or "://" in weights or not path.is_file():
         return None
     try:
-        found = Detector.model_validate(json.loads(path.read_text(encoding="utf-8"))["experiment"]["detector"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Detector.model_validate(json.loads(read_file(path))["experiment"]["detector"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not the description of a student ({' '.join(str(error).split())[:100]})") from None
     if not found.is_built_in and runs_code(found.source):
         raise InputError(f"{path} names {found.source}, which is code: say so with method.teacher.detector")

@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,9 @@ FIRST_STEPS = 5
 
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two writes of a running attempt's totals: at most this much of a killed attempt is not counted."""
+
+LARGEST = 1e15
+"""Of the numbers that are read of a file; none is greater."""
 
 HEARTBEAT_FILE = "meter.json"
 
@@ -286,8 +289,8 @@ def read_heartbeat(directory: Path, fingerprint: str = "") -> CostSoFar:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_file(path))
         if isinstance(found, dict):
             return found
     return {}
@@ -311,7 +314,8 @@ def _cost(found: Mapping[str, Any], fingerprint: str = "") -> CostSoFar:
             float(found.get("seconds", device_seconds)),
             (float(fewest), float(most)),
         )
-        if fingerprint in ("", found["fingerprint"]) and math.isfinite(spent.device_seconds + spent.joules):
+        numbers = (spent.device_seconds, spent.joules, spent.attempts, spent.seconds, *spent.held)
+        if fingerprint in ("", found["fingerprint"]) and all(0 <= x <= LARGEST for x in numbers):
             return spent
     return CostSoFar()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lgd.errors import InputError
-from lgd.files import atomic_write
+from lgd.files import atomic_write, read_file
 
 STUDENTS, TEACHERS = "detections.json.gz", "detections-teacher.json.gz"
 """Their files in a run's directory."""
@@ -30,6 +30,6 @@ def save_detections(detections: Detections, path: Path) -> None:
 def load_detections(path: Path) -> list[dict[str, Any]]:
     """What :func:`save_detections` wrote. Raises InputError, one line, where it is no such file."""
     try:
-        return list(json.loads(gzip.decompress(path.read_bytes())))
+        return list(json.loads(gzip.decompress(read_file(path))))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise InputError(f"{path}: holds no detections ({' '.join(str(error).split())})") from None

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, ValidationError
 
 from lgd.config.experiment import Experiment, Settings, explain
 from lgd.errors import InputError
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 
 SCHEMA = 3
 FILE = "record.json"
@@ -22,30 +22,39 @@ FINGERPRINT_VERSION = 2
 1: classes by module and name, as in records of schema 1 and 2. 2: by top-level package and name.
 """
 
-Curve = list[tuple[int, float]]
+Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+"""Sums and products of a few such numbers are finite, too."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A whole number that a float and a column of a table hold."""
+
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")]
+"""A name without control characters, which a terminal would act on; tables and figures show it in one line."""
+
+Curve = list[tuple[Count, float]]
 """(step, value) points; a step counts from 1."""
 
 
 class Scores(Settings):
     """COCO AP in percent, of boxes or of masks. None where a number is undefined: no such object in the split."""
 
-    AP: FiniteFloat | None
-    AP50: FiniteFloat | None
-    AP75: FiniteFloat | None
-    APs: FiniteFloat | None
-    APm: FiniteFloat | None
-    APl: FiniteFloat | None
-    mMR: FiniteFloat | None = None  # noqa: N815  the measure's name
+    AP: Number | None
+    AP50: Number | None
+    AP75: Number | None
+    APs: Number | None
+    APm: Number | None
+    APl: Number | None
+    mMR: Number | None = None  # noqa: N815  the measure's name
     """Log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class."""
-    VOC: FiniteFloat | None = None
+    VOC: Number | None = None
     """Pascal VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see lgd/evaluation/scoring.py)."""
-    per_class: dict[str, FiniteFloat | None] = Field(default_factory=dict)
+    per_class: dict[str, Number | None] = Field(default_factory=dict)
 
 
 class EvaluationPoint(Settings):
     """The scores after ``step`` training steps (see Record for their names)."""
 
-    step: int
+    step: Count
     student: Scores
     teacher: Scores | None = None
     student_mask: Scores | None = None
@@ -54,7 +63,7 @@ class EvaluationPoint(Settings):
     """How much the teacher's objects attend to their own label: 0 (to all labels of the image alike) to 1."""
     label_use: float | None = None
     """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
-    label_signal: dict[str, FiniteFloat] = Field(default_factory=dict)
+    label_signal: dict[str, Number] = Field(default_factory=dict)
     """How far the outputs of the teacher's modules do, in the order in which the labels pass them, the features last
     (the hearing test of docs/method.md)."""
 
@@ -68,19 +77,19 @@ class Pretraining(Settings):
     """Backbone of the teacher; its detector's label where that is no built-in one."""
     weights: str = ""
     """The file or model that was given as the teacher; "" for one that the suite trained."""
-    steps: int
-    AP: FiniteFloat | None
+    steps: Count
+    AP: Number | None
     """Box AP that the teacher reached, percent."""
-    device_seconds: dict[str, FiniteFloat]
+    device_seconds: dict[str, Number]
     """What its training cost, by phase (see lgd/results/cost_meter.py)."""
-    joules: dict[str, FiniteFloat] = Field(default_factory=dict)
+    joules: dict[str, Number] = Field(default_factory=dict)
     reused: bool
     """Whether the teacher was trained before this training began."""
-    shared_by: Annotated[int, Field(ge=1)] = 1
+    shared_by: Annotated[Count, Field(ge=1)] = 1
     """How many trainings have used it up to this one, this one included."""
     hours_known: bool = True
     """Whether ``device_seconds`` has the teacher's training; False for a given teacher whose hours nobody said."""
-    plain_AP: FiniteFloat | None = None  # noqa: N815  as AP
+    plain_AP: Number | None = None  # noqa: N815  as AP
     """Box AP of the plain student that the teacher had to beat; None where none was known."""
     gate: Literal["", "passed", "overruled"] = ""
     """Whether the teacher was good enough (lgd/training/teacher_gate.py): ``overruled``, it was not, and a student was
@@ -108,13 +117,13 @@ class Contention(Settings):
     Averages from the first step to the last, in CPU cores; of several machines those of the busiest.
     """
 
-    own_cores: FiniteFloat
+    own_cores: Number
     """Used by the training itself: its worker processes and their data loaders."""
-    other_cores: FiniteFloat
+    other_cores: Number
     """Used by other work on the machine, the sweep's own other trials included."""
-    cores: int
+    cores: Annotated[Count, Field(ge=1)]
     """That these processes may use."""
-    step_spread: FiniteFloat | None = None
+    step_spread: Number | None = None
     """Interquartile range of the step times over their median; None with fewer than four of them."""
 
     @property
@@ -131,16 +140,16 @@ class Record(Settings):
     """``diverged``: a loss became infinite or NaN. ``failed``: an error, named in ``reason``. ``stopped``: ended early
     by a sweep's scheduler; the scores are then those of the last evaluation."""
     reason: str = ""
-    grid: str = ""
-    preset: str = ""
-    arm: str = ""
+    grid: Text = ""
+    preset: Text = ""
+    arm: Text = ""
     experiment: Experiment
     fingerprint: str = ""
     """Hash of the model, optimiser and data as built; empty when the training failed before."""
     fingerprint_version: int = FINGERPRINT_VERSION
-    data: dict[str, str | int | float] = Field(default_factory=dict)
-    parameters: dict[str, int] = Field(default_factory=dict)
-    steps: int = 0
+    data: dict[str, str | Count | Number] = Field(default_factory=dict)
+    parameters: dict[str, Count] = Field(default_factory=dict)
+    steps: Count = 0
     student: Scores | None = None
     """Of boxes, as ``teacher``."""
     teacher: Scores | None = None
@@ -152,27 +161,27 @@ class Record(Settings):
     teacher_lead: Curve = Field(default_factory=list)
     """By how much the instructive features' detection loss was lower than the student's, as a part of it: running means
     (lgd/methods/teacher_watch.py). Below 0 the teacher is worse than its student."""
-    distilled: list[tuple[int, int]] = Field(default_factory=list)
+    distilled: list[tuple[Count, Count]] = Field(default_factory=list)
     """First and last step of each time that the student learnt from the distillation loss."""
     overrides: list[str] = Field(default_factory=list)
     """Settings that the command changed, as ``key=value``."""
-    seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    seconds: dict[str, Number] = Field(default_factory=dict)
     """Wall-clock seconds by phase."""
-    within_training: dict[str, FiniteFloat] = Field(default_factory=dict)
+    within_training: dict[str, Number] = Field(default_factory=dict)
     """Seconds of the phase ``training`` spent on ``data_wait`` and on ``first_steps``."""
-    device_seconds: dict[str, FiniteFloat] = Field(default_factory=dict)
-    joules: dict[str, FiniteFloat] = Field(default_factory=dict)
-    attempts: int = 1
+    device_seconds: dict[str, Number] = Field(default_factory=dict)
+    joules: dict[str, Number] = Field(default_factory=dict)
+    attempts: Count = 1
     """Starts of the training, restarts counted."""
-    step_ms: FiniteFloat | None = None
+    step_ms: Number | None = None
     """Median time of a step, milliseconds, without the first steps of an attempt."""
-    peak_memory_mib: dict[str, FiniteFloat] = Field(default_factory=dict)
+    peak_memory_mib: dict[str, Number] = Field(default_factory=dict)
     contention: Contention | None = None
-    devices: int = 1
+    devices: Count = 1
     """GPUs, or worker processes where there is none; the most that an attempt had."""
-    fewest_devices: int | None = None
+    fewest_devices: Count | None = None
     """The fewest that an attempt had, where their number changed (``--elastic``)."""
-    nodes: int = 1
+    nodes: Count = 1
     """Machines."""
     pretraining: Pretraining | None = None
     """Of a frozen teacher."""
@@ -237,7 +246,7 @@ def load(path: Path) -> Record:
     """Read a record. Raises InputError naming the file, and the line or the field that is wrong."""
     # Reading and checking at once takes half as long. What is of another version, or wrong, is read again.
     with suppress(OSError, ValidationError):
-        record = Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(read_file(path))
         if "schema_version" in record.model_fields_set:
             return record
     return _load_with_cause(path)
@@ -245,7 +254,9 @@ def load(path: Path) -> Record:
 
 def _load_with_cause(path: Path) -> Record:
     try:
-        raw = json.loads(path.read_bytes().decode("utf-8"))
+        raw = json.loads(read_file(path).decode("utf-8"))
+        # Half of a surrogate pair is text that cannot be written.
+        json.dumps(raw, ensure_ascii=False).encode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from lgd.config.arms import Grid
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
@@ -16,7 +16,7 @@ from lgd.config.presets import preset
 from lgd.config.settings import Positive, Settings
 from lgd.config.validation_error import explain
 from lgd.errors import InputError
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 
 SWEEP_FILE = "sweep.json"
 SCHEMA: Literal[1] = 1
@@ -32,6 +32,9 @@ GO_ON = "the sweep's own command goes on with it"
 
 DETECT = 0.5
 """Points of AP: a smaller difference is not asked for unless ``--detect`` says so."""
+
+MOST_SEEDS_LOOKED_AT = 200
+"""Of a sweep that looks at its result: the confidence of many more takes gigabytes to compute."""
 
 Objective = Literal["AP", "gpu_hours"]
 
@@ -106,6 +109,13 @@ class SweepSpec(Settings):
     code: CodeVersion | None = None
     ended: SweepEnd | None = None
 
+    @field_validator("looks")
+    @classmethod
+    def _rise(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(looks) != sorted(set(looks)) or (looks and looks[-1] > MOST_SEEDS_LOOKED_AT):
+            raise ValueError(f"numbers of seeds that rise, up to {MOST_SEEDS_LOOKED_AT}")
+        return looks
+
     @property
     def label(self) -> str:
         """Name of its results directory, where none is given."""
@@ -121,7 +131,7 @@ class SweepSpec(Settings):
         """The sweep in ``directory``. Raises InputError, one line that names the file and what is wrong with it."""
         path = directory / SWEEP_FILE
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = read_file(path).decode("utf-8")
             raw = json.loads(text)
         except OSError as error:
             raise InputError(f"{path}: no sweep to read ({error.strerror}); where there was one, {GO_ON}") from None

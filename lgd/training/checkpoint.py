@@ -129,7 +129,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def _all(directory: Path) -> list[Path]:
     """Oldest first."""
-    return sorted((directory / DIRECTORY).glob("step-*.pth"))
+    return sorted(x for x in (directory / DIRECTORY).glob("step-*.pth") if x.is_file())
 
 
 def _versions(found: Mapping[str, Any]) -> str:

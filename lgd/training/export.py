@@ -20,7 +20,7 @@ from lgd.config.experiment import Detector, Experiment, Settings, explain
 from lgd.detectors import build_detector
 from lgd.detectors.model_layout import PixelStatistics, pixel_statistics
 from lgd.errors import InputError
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 from lgd.methods.distiller import student_of
 from lgd.training.tensor_file import save_tensors
 
@@ -122,13 +122,13 @@ class TrainedStudent:
     def __init__(self, directory: Path, device: str | torch.device = "cpu", *, source: str | None = None) -> None:
         path = directory / DESCRIPTION_FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_file(path))
             self.description = StudentDescription.model_validate(raw)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         except ValidationError as error:
             raise InputError(f"{path}: {explain(error)}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not the description of a student ({error})") from None
         experiment = self.description.experiment
         settings = consented(experiment.detector, source, path)

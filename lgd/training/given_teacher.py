@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lgd.detectors.initial_weights import initial_weights, load_initial_weights
 from lgd.detectors.weight_sources import local_path
 from lgd.distributed import ranks
 from lgd.evaluation.evaluate import evaluate
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 from lgd.logs import quiet_libraries
 from lgd.results.record import Pretraining
 from lgd.training.device import move_to_device, process_settings, resolve_device
@@ -69,7 +70,12 @@ def given_teacher(experiment: Experiment, dataset: DataSet, place: Path) -> Pret
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Empty where there is none, or one that cannot be read: the AP is found again."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_file(path))
+        if isinstance(found, dict) and found.keys() >= {"AP", "device_seconds"}:
+            return found
+    return {}
 
 
 def _evaluated(experiment: Experiment, dataset: DataSet) -> dict[str, Any]:

@@ -196,6 +196,6 @@ def cut_log(path: Path, step: int) -> None:
         try:
             if json.loads(line)["iteration"] < step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_text(path, "".join(f"{line}\n" for line in kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lgd.config.experiment import Experiment
 from lgd.data.catalog import load_dataset
 from lgd.data.epochs import resolve_epochs
 from lgd.distributed import ranks
-from lgd.files import write_text
+from lgd.files import read_file, write_text
 from lgd.results.record import Pretraining, Record
 from lgd.storage import outputs
 from lgd.storage.lease import LeaseHeldError
@@ -168,7 +168,11 @@ def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
 def _users(home: Path, user: Path) -> int:
     """Note that ``user`` uses this teacher, once; how many do up to it."""
     path, name = home / USERS, outputs.shown(user.resolve())
-    users: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    users: list[str] = []
+    # One that cannot be read is begun anew.
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_file(path))
+        users = [str(x) for x in found] if isinstance(found, list) else []
     if name not in users:
         users.append(name)
         write_text(path, json.dumps(users, indent=1) + "\n")

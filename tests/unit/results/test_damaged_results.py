@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,73 @@ def test_a_command_ends_with_its_output_or_names_the_file(
     assert statuses[0] > 0
     assert sum(statuses[1:]) > 10 or name != SWEEP_FILE
     assert _files(sweep) == before
+
+
+def _with(name: str, value: Any) -> Callable[[Path], object]:
+    """A file whose top-level ``name`` is that value."""
+
+    def write(path: Path) -> None:
+        whole = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**whole, name: value}))
+
+    return write
+
+
+def _replaced_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    # A pipe would be waited for, and /dev/zero read until there is no memory.
+    "pipe": _replaced_by(os.mkfifo),
+    "device": _replaced_by(lambda x: x.symlink_to("/dev/zero")),
+    "link to itself": _replaced_by(lambda x: x.symlink_to(x)),
+    "directory": _replaced_by(Path.mkdir),
+    "half a surrogate pair": lambda x: x.write_bytes(x.read_bytes().replace(b'"components"', b'"\\ud800"')),
+    "another encoding": lambda x: x.write_text(x.read_text(), encoding="utf-16"),
+    "deep": lambda x: x.write_text("[" * 5000 + "]" * 5000),
+}
+BAD_RECORDS: dict[str, Callable[[Path], object]] = {
+    "steps": _with("steps", 10**30),
+    "devices": _with("devices", 10**400),
+    "seconds": _with("device_seconds", {"setup": 1e308, "training": 1e308}),
+    "escape": _with("arm", "\x1b[31mred"),
+}
+BAD_SWEEPS: dict[str, Callable[[Path], object]] = {
+    "looks that fall": _with("looks", [5, 3]),
+    "looks": _with("looks", [*range(2, 5000)]),
+    "seeds": _with("seeds", 10**30),
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD, *BAD_RECORDS, *BAD_SWEEPS])
+def test_bad_files_are_left_out_or_refused(kind: str, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record is left out with a line; without the sweep's description there is nothing to say but that."""
+    record = min(sweep.glob("trials/*/record.json"))
+    for path, kinds, command, expected in (
+        (record, BAD | BAD_RECORDS, _table, 1),
+        (sweep / SWEEP_FILE, BAD | BAD_SWEEPS, _status, 2),
+    ):
+        whole = path.read_bytes()
+        if kind not in kinds:
+            continue
+        kinds[kind](path)
+        try:
+            status, said = command(sweep), capsys.readouterr().err
+        finally:
+            path.rmdir() if path.is_dir() else path.unlink()
+            path.write_bytes(whole)
+        if kind == "link to itself" and path == record:
+            # As one that is not there.
+            assert (status, said) == (0, "")
+            continue
+        assert status == expected, said
+        assert str(path) in said
+        assert said.count("\n") == 1
 
 
 def test_a_record_is_read_or_named(sweep: Path) -> None:

@@ -59,6 +59,7 @@ def test_a_student_detects_from_its_two_files_alone(tmp_path: Path) -> None:
     [
         (lambda d: (d / DESCRIPTION_FILE).unlink(), "student.json: cannot be read .No such file"),
         (lambda d: (d / DESCRIPTION_FILE).write_text("{"), "student.json: not the description of a student"),
+        (lambda d: (d / DESCRIPTION_FILE).write_text("[" * 100_000), "student.json: not the description of a student"),
         (lambda d: (d / DESCRIPTION_FILE).write_text("{}"), "student.json: class_names: "),
         (lambda d: (d / WEIGHTS_FILE).unlink(), "student.pth: cannot be loaded .*No such file"),
         (lambda d: (d / WEIGHTS_FILE).write_bytes(b"PK"), "student.pth: cannot be loaded"),
