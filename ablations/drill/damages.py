@@ -132,7 +132,7 @@ class Study(Fault):
             (output / SWEEP_FILE).unlink()
         search = [x if x != "baseline,LGD" else "baseline" for x in drill.arguments]
         search += ["--search", "optuna", "--samples", "1"]
-        drill.told(drill.place.run(search), [0], r"^best trial: ")
+        drill.told(drill.place.run(search), [0], r"^best trial:")
         study = JOURNAL_FILE if drill.place.bucket else STUDY_FILE
         with drill.place.files() as output:
             damage(drill, output / study, self._kind)
@@ -144,7 +144,7 @@ class Study(Fault):
             with drill.place.files() as output:
                 (output / study).unlink()
             first = drill.place.run(more)
-        drill.told(first, [0], r"^best trial: ")
+        drill.told(first, [0], r"^best trial:")
         with drill.place.files() as output:
             records = sorted(path.parent.name for path in output.glob(f"trials/*/{FILE}"))
             drill.failures += check_cost(output, drill.attempts())
