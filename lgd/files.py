@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -47,15 +47,26 @@ def free_space(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file that somebody else may have made. Raises OSError for what is no regular file.
+def read_file(path: Path | str) -> bytes:
+    """The content of a file, as :func:`open_file` opens it."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """Open a file that somebody else may have made. Raises OSError for what is no regular file.
 
     A pipe would be waited for, and a device such as /dev/zero never ends.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeGuard
 
 __all__ = ["clip_box", "decode_run_lengths", "is_id", "is_number", "usable_segmentation"]
@@ -19,7 +18,7 @@ def is_id(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < _LARGEST  # type: ignore[arg-type]
+    return type(value) in (int, float) and abs(value) < _LARGEST  # type: ignore[arg-type]
 
 
 def clip_box(box: list[float], width: int, height: int) -> list[float] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 from lgd.errors import InputError
+from lgd.files import open_file, read_file
 from lgd.storage.object_path import AnyPath, ObjectPath, file_size
 from lgd.storage.outputs import is_url
 from lgd.storage.store import StorageError
@@ -46,7 +47,7 @@ def read_image(path: str | AnyPath, shrink: int = 1) -> Pixels:
     answer.
     """
     try:
-        data = image_path(path).read_bytes()
+        data = _content(image_path(path))
         with Image.open(io.BytesIO(data)) as image:
             plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
             if not plain:
@@ -68,6 +69,14 @@ def read_image(path: str | AnyPath, shrink: int = 1) -> Pixels:
         raise InputError(f"{path}: {_reason(error)}") from None
 
 
+def _content(path: AnyPath) -> bytes:
+    return read_file(path) if isinstance(path, Path) else path.read_bytes()
+
+
+def _opened(path: AnyPath) -> BinaryIO:
+    return open_file(path) if isinstance(path, Path) else path.open("rb")
+
+
 def image_path(path: str | AnyPath) -> AnyPath:
     """An image of a data set, by the name that detectron2 has of it."""
     if not isinstance(path, str):
@@ -81,7 +90,7 @@ def image_size(path: AnyPath, *, thorough: bool) -> tuple[int, int] | str:
     From the head of the file, and its end, which is missing where it was cut off; ``thorough`` decodes all of it.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with _opened(path) as file, Image.open(file) as image:
             width, height = image.size
             if _orientation(image) in _ROTATED:
                 width, height = height, width

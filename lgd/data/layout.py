@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lgd.errors import InputError
+from lgd.files import read_file
 from lgd.storage.object_path import AnyPath, local_file
 from lgd.storage.store import StorageError
 
@@ -100,7 +101,7 @@ class RawSplit:
 def read_bytes(path: AnyPath) -> bytes:
     """Raises InputError, one line."""
     try:
-        return local_file(path).read_bytes()
+        return read_file(local_file(path))
     except StorageError:
         raise
     except OSError as error:

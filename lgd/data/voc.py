@@ -16,6 +16,7 @@ from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
 from lgd.data.split import HINT, ValSplit, names_of_val, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.errors import InputError
+from lgd.files import read_file
 
 __all__ = ["find_voc_splits", "voc_files"]
 
@@ -142,7 +143,7 @@ class _AnnotationFile:
         self.objects: list[dict[str, Any]] = []
         self.trouble = ""
         try:
-            tree = ET.fromstring(self.path.read_bytes())
+            tree = ET.fromstring(read_file(self.path))
         except (ET.ParseError, LookupError, ValueError) as error:
             self.trouble = f"broken XML: {error}"
             return

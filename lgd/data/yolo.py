@@ -26,6 +26,10 @@ CLASSES_FILE = "classes.txt"
 """Beside the label files, written by labelling tools."""
 
 
+MOST_VALUES = 1_000_000
+"""Of a data.yaml."""
+
+
 def find_yolo_splits(
     directory: Path | str, problems: list[Problem] | None = None, split: ValSplit | None = None
 ) -> CocoLayout:
@@ -186,6 +190,18 @@ def _yaml_file(path: Path) -> Path:
     return others[0]
 
 
+def _is_larger(tree: Any, most: int) -> bool:
+    """Whether a value has more values in it than that. Aliases of aliases make many of few lines."""
+    waiting, seen = [tree], 0
+    while waiting and seen <= most:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, (list, tuple, dict)):
+            waiting += value.values() if isinstance(value, dict) else value
+            seen += len(value)
+    return seen > most
+
+
 def _parse_yaml(path: Path) -> dict[Any, Any]:
     try:
         found = yaml.safe_load(read_bytes(path))
@@ -195,6 +211,8 @@ def _parse_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"broken YAML in {path}{place}: {' '.join(str(error.problem).split())}") from None
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"broken YAML in {path}: {' '.join(str(error).split())[:200]}") from None
+    if _is_larger(found, MOST_VALUES):
+        raise InputError(f"{path}: more than {MOST_VALUES:,} values, aliases (*name) written out")
     if not isinstance(found, dict):
         raise InputError(f"{path}: the keys train, val and names are needed")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,52 @@ def _odgt(root: Path) -> tuple[str, Damage]:
     return f"crowdhuman:{root}", damage
 
 
+def _options(source: str, output: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        source=source, train_json=None, val_json=None, images=None, val_fraction=None, split_seed=None, resplit=False,
+        draw=0, verbose=False, output=output,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+@pytest.mark.parametrize(
+    ("write", "name", "expected"),
+    [
+        (_coco, "annotations/instances_train2017.json", 2),
+        (_coco, "train2017/000000000001.jpg", 1),
+        (_voc, "Annotations/a 1.xml", 2),
+        (_yolo, "data.yaml", 2),
+        (_yolo, "labels/train/a.txt", 1),
+        (_odgt, "annotation_train.odgt", 2),
+    ],
+)
+def test_what_is_no_file_is_not_waited_for(
+    write: Callable[[Path], tuple[str, Damage]], name: str, expected: int, make: Callable[[Path], None],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
+    source, _ = write(tmp_path / "data")
+    path = tmp_path / "data" / name
+    path.unlink()
+    make(path)
+    validate._layouts.clear()
+    assert exit_status(lambda: run(_options(source, tmp_path))) == expected
+    said = capsys.readouterr()
+    assert said.err.count("\n") == (expected == 2)
+    assert str(tmp_path / "data") in said.err + said.out
+
+
+def test_aliases_of_aliases_are_not_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "cache"))
+    source, _ = _yolo(tmp_path / "data")
+    lines = ["a0: &a0 [x, y]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+    (tmp_path / "data/data.yaml").write_text("\n".join([*lines, "names: *a11", "train: images/train"]))
+    assert exit_status(lambda: run(_options(source, tmp_path))) == 2
+    assert "more than 1,000,000 values" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [_coco, _voc, _yolo, _odgt])
 def test_the_check_ends_with_a_report_or_a_line(
@@ -98,10 +145,7 @@ def test_the_check_ends_with_a_report_or_a_line(
     monkeypatch.setattr("lgd.data.image_sizes.image_size", functools.cache(image_size))
     monkeypatch.setattr("os.fsync", lambda _: None)
     source, damage = write(tmp_path / "data")
-    options = argparse.Namespace(
-        source=source, train_json=None, val_json=None, images=None, val_fraction=None, split_seed=None, resplit=False,
-        draw=0, verbose=False, output=tmp_path,
-    )  # fmt: skip
+    options = _options(source, tmp_path)
     rng = random.Random(f"{write.__name__} 0")
     statuses = [0, 0, 0]
     for number in range(FILES):
