@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from lgd.detectors.conventions import TORCHVISION
 from lgd.errors import InputError
+from lgd.files import open_file
 
-__all__ = ["Format", "NamedTensors", "read_named", "read_weights"]
+__all__ = ["Format", "NamedTensors", "load_tensors", "read_named", "read_weights", "reason"]
 
 Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin", "timm"]
 
@@ -64,17 +66,16 @@ def _read(path: Path, source: str, name: Callable[[dict[str, Tensor], str], Name
     try:
         named = _named_tensors(_load(path), name)
     except Exception as error:  # the unpicklers, and whatever reads what they return, raise anything at a damaged file
-        raise InputError(
-            f"weights {source}: {path} is damaged or no checkpoint of weights ({_reason(error)})"
-        ) from None
+        raise InputError(f"weights {source}: {path} is damaged or no checkpoint of weights ({reason(error)})") from None
     if not named.tensors:
         raise InputError(f"weights {source}: {path} holds no weights by name")
     return named
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a file of weights cannot be read, in a line."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if said.startswith("Weights only load failed"):
+    if "weights_only" in said:
         # It goes on with the advice to load the file in the way that lets it run code.
         return "not a checkpoint of tensors and plain values alone"
     return said[:160]
@@ -96,13 +97,24 @@ def _named_tensors(content: Any, named: Callable[[dict[str, Tensor], str], Named
 def _load(path: Path) -> Any:
     """Nothing but tensors, arrays and plain values: a checkpoint from elsewhere runs no code."""
     if path.suffix == ".pkl":
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_tensors(path)
+
+
+def load_tensors(path: Path) -> Any:
+    """What :func:`torch.save` wrote, on the CPU: tensors and plain values alone, for other objects may run code.
+
+    Raises anything at a damaged file; :func:`reason` says why in a line.
+    """
+    # torch warns of what it refuses.
+    with open_file(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

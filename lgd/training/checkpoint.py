@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from lgd.config.experiment import Experiment, difference, parse
+from lgd.detectors.weight_files import load_tensors, reason
 from lgd.errors import InputError
 from lgd.results import provenance
 from lgd.results.record import FINGERPRINT_VERSION
@@ -25,6 +27,8 @@ from lgd.training.tensor_file import save_tensors
 
 FORMAT = 1
 DIRECTORY = "checkpoints"
+
+NAME = re.compile(r"step-\d+\.pth")
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
     for path in reversed(_all(directory)):
         try:
             _check_sums(path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = load_tensors(path)
             if found["format"] != FORMAT:
                 raise InputError(f"{path}: checkpoint format {found['format']!r} is not known: remove it to start anew")
             version = found.get("fingerprint_version", 1)
@@ -74,8 +78,7 @@ def latest(directory: Path, experiment: Experiment, fingerprint: str) -> tuple[i
         except InputError:
             raise
         except Exception as error:  # a damaged file: the one before may be intact
-            reason = " ".join(str(error).split())[:200]
-            _log.warning("%s cannot be read (%s): going back to the one before", path, reason)
+            _log.warning("%s cannot be read (%s): going back to the one before", path, reason(error))
     return None
 
 
@@ -129,7 +132,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def _all(directory: Path) -> list[Path]:
     """Oldest first."""
-    return sorted(x for x in (directory / DIRECTORY).glob("step-*.pth") if x.is_file())
+    return sorted(x for x in (directory / DIRECTORY).glob("step-*.pth") if NAME.fullmatch(x.name) and x.is_file())
 
 
 def _versions(found: Mapping[str, Any]) -> str:

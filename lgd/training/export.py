@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from lgd.config.detector_source import absolute_detector, check_named_again
 from lgd.config.experiment import Detector, Experiment, Settings, explain
 from lgd.detectors import build_detector
 from lgd.detectors.model_layout import PixelStatistics, pixel_statistics
+from lgd.detectors.weight_files import load_tensors, reason
 from lgd.errors import InputError
 from lgd.files import read_file, write_text
 from lgd.methods.distiller import student_of
@@ -28,15 +29,19 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "student.pth", "student.json"
 TEACHER_FILE = "teacher.pth"
 
 
+Side = Annotated[int, Field(gt=0, le=20_000)]
+"""Pixels; a larger image fits into no memory."""
+
+
 class Preprocessing(Settings):
     """Preprocessing of an image before the network. The detector itself subtracts the mean and divides by the std."""
 
     color_order: Literal["BGR", "RGB"] = "BGR"
     """Order of the channels that the plain detector takes, values 0 to 255; torchvision's take 0 to 1.
     :class:`TrainedStudent` takes BGR whatever the detector."""
-    min_size: int
+    min_size: Side
     """Shorter side after resizing, pixels."""
-    max_size: int
+    max_size: Side
     """Longest longer side after resizing, pixels."""
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
@@ -47,13 +52,19 @@ class StudentDescription(Settings):
     """``student.json``: with ``student.pth`` all that is needed to detect, without the data or the training's code."""
 
     format: Literal[1] = 1
-    class_names: tuple[str, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)]
     """By the index in a detection's ``pred_classes``."""
     category_ids: tuple[int, ...] = ()
     """Category ids of these classes in the data's annotations; empty: from 1, as in students of earlier versions."""
     preprocessing: Preprocessing
     experiment: Experiment
     """The training's whole configuration."""
+
+    @model_validator(mode="after")
+    def _one_id_a_class(self) -> Self:
+        if len(self.category_ids) not in (0, len(self.class_names)):
+            raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.class_names)} class_names")
+        return self
 
 
 def export_student(model: nn.Module, path: Path) -> None:
@@ -73,7 +84,7 @@ def export_teacher(model: nn.Module, path: Path) -> None:
 
 def load_student(detector: nn.Module, path: Path) -> None:
     """Load a file of :func:`export_student` into a plain detector; every key must match."""
-    detector.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    detector.load_state_dict(load_tensors(path)["model"])
 
 
 def describe_student(
@@ -132,12 +143,17 @@ class TrainedStudent:
             raise InputError(f"{path}: not the description of a student ({error})") from None
         experiment = self.description.experiment
         settings = consented(experiment.detector, source, path)
-        self.detector = build_detector(settings, len(self.description.class_names), experiment.data)
+        try:
+            self.detector = build_detector(settings, len(self.description.class_names), experiment.data)
+        except InputError:
+            raise
+        except Exception as error:  # of settings that nobody can build, such as a width that no memory holds
+            raise InputError(f"{path}: its detector cannot be built ({' '.join(str(error).split())[:200]})") from None
         weights = directory / WEIGHTS_FILE
         try:
             load_student(self.detector, weights)
         except Exception as error:  # missing, damaged, or of another detector
-            raise InputError(f"{weights}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+            raise InputError(f"{weights}: cannot be loaded ({reason(error)})") from None
         self.detector.to(device).eval()
 
     @property

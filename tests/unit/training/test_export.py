@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,21 @@ def test_a_student_detects_from_its_two_files_alone(tmp_path: Path) -> None:
     assert len(DatasetCatalog.get(dataset.val)) == len(loader)
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _described(directory: Path, key: list[str], value: object) -> None:
+    """Change one value of student.json."""
+    path = directory / DESCRIPTION_FILE
+    whole = described = json.loads(path.read_text())
+    for name in key[:-1]:
+        described = described[name]
+    described[key[-1]] = value
+    path.write_text(json.dumps(whole))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -63,6 +79,17 @@ def test_a_student_detects_from_its_two_files_alone(tmp_path: Path) -> None:
         (lambda d: (d / DESCRIPTION_FILE).write_text("{}"), "student.json: class_names: "),
         (lambda d: (d / WEIGHTS_FILE).unlink(), "student.pth: cannot be loaded .*No such file"),
         (lambda d: (d / WEIGHTS_FILE).write_bytes(b"PK"), "student.pth: cannot be loaded"),
+        (lambda d: _pipe(d / WEIGHTS_FILE), "student.pth: cannot be loaded .*not a regular file"),
+        (
+            lambda d: torch.save({"model": Path.touch}, d / WEIGHTS_FILE),
+            "student.pth: cannot be loaded .not a checkpoint of tensors and plain values alone",
+        ),
+        (
+            lambda d: _described(d, ["preprocessing", "min_size"], 10**9),
+            "preprocessing.min_size: must be 20000 or less",
+        ),
+        (lambda d: _described(d, ["preprocessing", "max_size"], 0), "preprocessing.max_size: must be above 0"),
+        (lambda d: _described(d, ["category_ids"], [1]), "student.json: 1 category_ids for 7 class_names"),
     ],
 )
 def test_a_damaged_student_is_one_line(damage, words: str, student: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -72,6 +99,17 @@ def test_a_damaged_student_is_one_line(damage, words: str, student: Path, tmp_pa
     with pytest.raises(InputError, match=words) as caught:
         TrainedStudent(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_a_student_whose_detector_cannot_be_built_is_one_line(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a width that fits into no memory."""
+
+    def build(*_: Any) -> None:
+        raise RuntimeError("can't allocate\nmemory")
+
+    monkeypatch.setattr("lgd.training.export.build_detector", build)
+    with pytest.raises(InputError, match=r"student.json: its detector cannot be built \(can't allocate memory\)$"):
+        TrainedStudent(student)
 
 
 def test_weights_of_another_detector_are_refused(student: Path, tmp_path: Path) -> None:
