@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lgd.errors import InputError
@@ -43,6 +44,8 @@ class Budget:
     option: str = "--max-time"
     """The option's text of ``max_time``."""
     begun: float = field(default_factory=lambda: time.monotonic())
+    other_reason: Callable[[], str] = lambda: ""
+    """Why else it has to end; "" while it need not."""
 
     def __post_init__(self) -> None:
         if self.max_gpu_hours is not None and not self.max_gpu_hours > 0:
@@ -59,7 +62,7 @@ class Budget:
             return f"--max-gpu-hours {self.max_gpu_hours:g} are used"
         if self._seconds is not None and time.monotonic() - self.begun >= self._seconds:
             return f"{self.option} {self.max_time} is over"
-        return ""
+        return self.other_reason()
 
 
 @dataclass(frozen=True)

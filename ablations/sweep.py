@@ -126,7 +126,11 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
         lock.acquire()
         remove_temporary_files(directory)
         # Ray has a handler of its own for SIGTERM, which ends the process without a word.
-        with cluster(checked, options, console) as resources, on_signal(interrupt, signal.SIGTERM):
+        with (
+            cluster(checked, options, console) as resources,
+            on_signal(interrupt, signal.SIGTERM),
+            _ray_watched(directory, budget, options, console),
+        ):
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
@@ -142,6 +146,23 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
             from ablations.outcome import finish
 
             return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)
+
+
+@contextlib.contextmanager
+def _ray_watched(directory: Path, budget: Budget, options: RunOptions, console: Console) -> Iterator[None]:
+    """Inside, a Ray that ends is a reason for the sweep to end, and it ends."""
+    from ablations.ray_watch import RayWatch, end_at_once, head_address, own_processes
+    from ablations.trial_config import STOP_FILE
+
+    def give_up(why: str) -> None:
+        say(console, f"{why}, and the sweep with it; go on with: {resume_command(directory, options.placement)}")
+        console.file.flush()
+        end_at_once(3)
+
+    processes = {} if options.address else own_processes()
+    with RayWatch(directory / STOP_FILE, give_up, processes=processes, address=head_address()) as watch:
+        budget.other_reason = lambda: watch.lost
+        yield
 
 
 def _trials_to_run(checked: Checked) -> list[Trial]:
