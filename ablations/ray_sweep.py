@@ -22,6 +22,7 @@ from ablations.remote_output import try_to_publish
 from ablations.study_place import StudyAwayError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
+from ablations.tune_patches import lost_workers_fail_alone
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
@@ -98,7 +99,7 @@ def run_sweep(
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    with ray_log(output / RAY_LOG):
+    with ray_log(output / RAY_LOG), lost_workers_fail_alone():
         return _run_sweep(trials, labels, output, resources, display, search, budget_exceeded, callbacks)
 
 

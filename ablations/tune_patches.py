@@ -1,0 +1,33 @@
+"""What Ray Tune does wrong, put right for the time of a sweep."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+
+@contextmanager
+def lost_workers_fail_alone() -> Iterator[None]:
+    """Inside, a trial whose worker Ray ends for want of memory fails alone.
+
+    Ray 2.60 reports that as OutOfMemoryError, which is no RayActorError, and Tune's manager of actors knows these alone
+    (``RayActorManager._actor_task_failed``): it raises, and with it ends the whole sweep.
+    """
+    # Looked up by name: it is no public module.
+    manager: Any = importlib.import_module("ray.air.execution._internal.actor_manager").RayActorManager
+    failed = manager._actor_task_failed
+
+    def task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+            exception = RayActorError(error_msg=str(exception))
+        failed(self, tracked_actor_task, exception)
+
+    manager._actor_task_failed = task_failed
+    try:
+        yield
+    finally:
+        manager._actor_task_failed = failed
