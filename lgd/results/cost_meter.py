@@ -273,9 +273,16 @@ class Heartbeat:
             described = {**self._before, "set-up": {"experiment": self._experiment, **asdict(spent)}}
         else:
             described = {"fingerprint": self._fingerprint, **asdict(spent)}
+        text = json.dumps(described) + "\n"
         # A full disk ends a training where it writes a checkpoint or the record, not here.
         with suppress(OSError):
-            write_text(self._path, json.dumps(described) + "\n")
+            try:
+                write_text(self._path, text)
+            except OSError:
+                # No room for another file, but the one that is there takes its own length.
+                with self._path.open("r+", encoding="utf-8") as file:
+                    file.write(text)
+                    file.truncate()
 
 
 def read_heartbeat(directory: Path, fingerprint: str = "") -> CostSoFar:

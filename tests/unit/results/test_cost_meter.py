@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgd.results import cost_meter
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
     CostMeter,
@@ -178,6 +180,20 @@ def test_attempts_that_were_killed_while_they_were_set_up_are_lost_work(tmp_path
     file.write_text(killed)
     with Heartbeat(CostMeter(2, clock), file.parent, "other settings") as other:
         assert other.previous_cost("this run") == CostSoFar(2 * 10, 0, 1, 10, (2, 2))
+
+
+def test_on_a_full_disk_the_cost_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Counter()
+    meter = CostMeter(1, clock)
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with meter.phase("training"), Heartbeat(meter, tmp_path, "settings") as heartbeat:
+        heartbeat.begin_training("this run")
+        monkeypatch.setattr(cost_meter, "write_text", no_room)
+        clock.value = 12
+    assert read_heartbeat(tmp_path, "this run").device_seconds == 12
 
 
 def test_a_set_up_that_fails_leaves_no_directory(tmp_path: Path) -> None:
