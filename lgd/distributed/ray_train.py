@@ -35,6 +35,7 @@ import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from lgd.distributed import notice, ranks  # noqa: E402
+from lgd.distributed.interface import use_interface_of_node  # noqa: E402
 from lgd.distributed.messages import LauncherEnd, Messages, OnProgress, WorkerEnd  # noqa: E402
 from lgd.distributed.ray_token import own_token  # noqa: E402
 from lgd.distributed.workers import Node as Node  # noqa: E402
@@ -146,7 +147,7 @@ def launch(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from lgd.distributed.input_errors import EndOnInputError, input_error
-    from lgd.distributed.sigterm import ListenForSigterm
+    from lgd.distributed.worker_callbacks import ListenForSigterm, UseInterfaceOfNode
 
     directory.mkdir(parents=True, exist_ok=True)
     messages = Messages()
@@ -169,7 +170,7 @@ def launch(
             name=f"{time.time_ns():x}",
             storage_path=str(directory / "ray"),
             failure_config=FailureConfig(max_failures=workers.restarts),
-            callbacks=[ListenForSigterm(), EndOnInputError()],  # type: ignore[list-item]
+            callbacks=[UseInterfaceOfNode(), ListenForSigterm(), EndOnInputError()],  # type: ignore[list-item]
         ),
     )
     # After Ray has started: it installs its own handler of SIGTERM.
@@ -301,6 +302,7 @@ class _TrainWorker:
         self, work: Work, config: Any, messages: Messages, backend: str, rank: int, world_size: int, address: str
     ) -> Any:
         with notice.listening():
+            use_interface_of_node()
             dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=world_size)
             # This process sees its own GPU only.
             result = _run(work, config, 0, messages)
