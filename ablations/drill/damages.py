@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ablations.drill.checks import Failure, check_cost
-from ablations.drill.commands import TRIALS
+from ablations.drill.commands import TRIALS, DrillError
 from ablations.drill.drill import Drill, Fault
 from ablations.drill.hooks import Point
 from ablations.optuna_search import JOURNAL_FILE, STUDY_FILE
@@ -57,6 +57,8 @@ class Checkpoint(Fault):
         drill.interrupt()
         with drill.place.files() as output:
             found = sorted(output.glob("trials/*/checkpoints/step-*.pth"), key=lambda path: path.name)
+            if not found:
+                raise DrillError("the interrupted trial left no checkpoint")
             damage(drill, found[-1], self._kind)
         resumed = drill.go_on()
         if self._kind != "missing":
