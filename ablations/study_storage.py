@@ -132,8 +132,8 @@ def find_study(place: str, name: str) -> optuna.Study | None:
 def _check_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"--study {path}: there is no directory {path.parent}")
-    if path.is_dir():
-        raise InputError(f"--study {path}: a file, and not a directory")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--study {path}: a file, and not a directory or a device")
     if path.exists():
         with path.open("rb") as file:
             if file.read(15) == b"SQLite format 3":
@@ -160,7 +160,7 @@ def cut_off_half_line(path: Path) -> None:
 def _is_entry(line: bytes) -> bool:
     try:
         return "op_code" in json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 
@@ -173,6 +173,8 @@ def _has_studies(place: str) -> bool:
             raise InputError(f"--study {place}: there is no directory {path.parent}")
         if not path.exists():
             return False
+        if not path.is_file():
+            raise InputError(f"--study {place}: a file, and not a directory or a device")
     engine = sql.create_engine(_with_password(place), **_engine_options(place))
     try:
         return sql.inspect(engine).has_table("studies")

@@ -93,10 +93,10 @@ def checked_address(address: str | None) -> str:
     """The dashboard's URL. Raises InputError for what is none."""
     if not address:
         raise InputError(f"say where the cluster is: --address http://HEAD:8265, or {ADDRESS_VARIABLE}")
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is no number, or half of an IPv6 address
         good = False
     if not good:
         raise InputError(f"--address {address}: the URL of the cluster's dashboard is needed, such as http://HEAD:8265")

@@ -58,6 +58,10 @@ def exit_status(command: Callable[[], int], interrupted: str = "interrupted") ->
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, ValueError) and "embedded null" in str(error):
+            # Of a path that a file names: Python raises it at any use.
+            print(f"error: a path with a NUL character in it ({error})", file=sys.stderr)
+            return WRONG_INPUT
         # Raised while a C extension was imported, an interrupt comes out as another error, such as an ImportError.
         if not _was_interrupted(error):
             raise

@@ -78,6 +78,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Replacing it would leave a file where a device such as /dev/null was.
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)

@@ -24,6 +24,7 @@ def test_durations() -> None:
         (InputError("no such thing"), 2, "error: no such thing"),
         (FileNotFoundError(2, "No such file", "x"), 2, "error: x: No such file"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("embedded null byte"), 2, "error: a path with a NUL character in it (embedded null byte)"),
     ],
 )
 def test_what_goes_wrong_is_a_line_and_a_status(

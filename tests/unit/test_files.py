@@ -1,12 +1,13 @@
-"""Atomic writing."""
+"""Atomic writing, and reading without waiting."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lgd.files import atomic_write, remove_temporary_files, write_text
+from lgd.files import atomic_write, read_file, remove_temporary_files, write_text
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
@@ -37,3 +38,16 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_temporary_files(tmp_path)
     assert not left.exists()
     assert sorted(x.name for x in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    """A pipe stands for the devices: as root, an output named /dev/null would take its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for act in (read_file, lambda x: write_text(x, "text")):
+        with pytest.raises(OSError, match="not a regular file"):
+            act(pipe)
+    assert pipe.is_fifo()
+    assert [x.name for x in tmp_path.iterdir()] == ["pipe"]
+    with pytest.raises(OSError, match="not a regular file"):
+        read_file(Path("/dev/zero"))

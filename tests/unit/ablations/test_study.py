@@ -95,6 +95,8 @@ def _write(path: Path, content: bytes) -> None:
         ("sqlite:///{here}/broken.db", "file is not a database"),
         ("{here}/none/study", "there is no directory {here}/none"),
         ("{here}", "a file, and not a directory"),
+        ("/dev/zero", "a file, and not a directory or a device"),
+        ("sqlite:////dev/zero", "a file, and not a directory or a device"),
         ("{here}/real.db", "name it sqlite:///{here}/real.db"),
         ("{here}/notes", "not Optuna's journal"),
         ("nothing://host/lgd", "no database that SQLAlchemy knows"),

@@ -34,6 +34,7 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--address", "head:8265", "--", "sweep", "list"], "--address head:8265: the URL of the cluster's dashboard"),
         (["--address", "ray://head:10001", "--", "sweep", "list"], "--address ray://head:10001: the URL of the"),
         (["--address", "http://head:x", "--", "sweep", "list"], "--address http://head:x: the URL of the"),
+        (["--address", "http://[::1", "--", "sweep", "list"], "--address http://[::1: the URL of the"),
         (["--address", URL], "say what to run: lgd submit --address URL -- sweep run"),
         (["--address", URL, "--"], "say what to run"),
         (["--address", URL, "--", "swep", "run"], "swep run: no command for a cluster; sweep, pays, train, data"),
