@@ -286,6 +286,8 @@ def _check_file(path: Path) -> None:
     """Raise InputError where the file of a study is damaged."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise InputError(f"{path}: not a study that can be read (not a regular file): remove it")
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
             state = str(connection.execute("pragma quick_check(1)").fetchone()[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
+from lgd.errors import InputError
 from lgd.results.record import Scores
 from lgd.training.run import failed_record
 
@@ -112,6 +114,13 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
                 and word.replace(".", "").isdigit()]  # fmt: skip
     assert "  search-021: python ablations/run.py --grid components --preset nano --arms LGD --set" in out.getvalue()
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
+
+
+def test_a_study_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """SQLite would wait, and could not be interrupted."""
+    os.mkfifo(tmp_path / "study.db")
+    with pytest.raises(InputError, match="study.db: not a study that can be read .not a regular file"):
+        Search(NANO, tmp_path).check_study()
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2])
