@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
@@ -33,18 +33,19 @@ GO_ON = "the sweep's own command goes on with it"
 DETECT = 0.5
 """Points of AP: a smaller difference is not asked for unless ``--detect`` says so."""
 
+MOST_SAMPLES = 10_000
+"""Of a search."""
+
 MOST_SEEDS_LOOKED_AT = 200
 """Of a sweep that looks at its result: the confidence of many more takes gigabytes to compute."""
-
-Objective = Literal["AP", "gpu_hours"]
 
 
 class SearchSpec(Settings):
     """The search around a sweep's base experiment."""
 
-    samples: PositiveInt
+    samples: Annotated[PositiveInt, Field(le=MOST_SAMPLES)]
     """Trials, all commands together."""
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Literal["AP"]] | tuple[Literal["AP"], Literal["gpu_hours"]]
     """``AP``, or ``AP`` and ``gpu_hours`` for the Pareto front of both."""
     early_stop: bool
     """Trials that fall behind in AP are ended (ASHA)."""

@@ -125,6 +125,8 @@ BAD_SWEEPS: dict[str, Callable[[Path], object]] = {
     "looks that fall": _with("looks", [5, 3]),
     "looks": _with("looks", [*range(2, 5000)]),
     "seeds": _with("seeds", 10**30),
+    "samples": _with("search", {"samples": 10**30, "objectives": ["AP"], "early_stop": False}),
+    "objectives": _with("search", {"samples": 3, "objectives": ["AP", "AP"], "early_stop": False}),
 }
 
 
