@@ -22,7 +22,7 @@ from ablations.remote_output import try_to_publish
 from ablations.study_place import StudyAwayError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
-from ablations.tune_patches import lost_workers_fail_alone
+from ablations.tune_patches import last_error, lost_workers_fail_alone
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
@@ -303,7 +303,7 @@ class SweepCallback(tune.Callback):
         if FILE in there:
             # It has recorded its own error, and the next worker only reports that.
             return
-        low = "low on memory" in str(trial.get_error())
+        low = "low on memory" in last_error(trial)
         step = last_checkpoint(there)
         if (step or 0) > self._gone_on_from.get(name, 0):
             # A long trial may outlive more nodes than RETRIES: only attempts that got nowhere are counted.
@@ -318,13 +318,13 @@ class SweepCallback(tune.Callback):
         name = trial_name(trial)
         if name in self._outcome.ended:
             return
-        error = trial.get_error()
+        error = last_error(trial)
         planned = self._trials[name]
         if error:
             with contextlib.suppress(OSError):
                 write_text(planned.directory / ERROR_FILE, f"{error}\n")
                 try_to_publish(planned.directory / ERROR_FILE)
-        lines = [line for line in str(error or "").splitlines() if line.strip()]
+        lines = [line for line in error.splitlines() if line.strip()]
         # The last line of a traceback says what was raised.
         reason = f"the worker died: {lines[-1].strip()}" if lines else "the worker died"
         self._end(name, self._failure(planned, reason[:500]))

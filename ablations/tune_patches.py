@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -31,3 +32,14 @@ def lost_workers_fail_alone() -> Iterator[None]:
         yield
     finally:
         manager._actor_task_failed = failed
+
+
+def last_error(trial: Any) -> str:
+    """What a trial failed with the last time; "" where nothing is known.
+
+    ``trial.get_error()`` reads the storage path, to which Tune copies the file of the errors only later.
+    """
+    file = getattr(trial, "error_file", None)
+    with suppress(OSError):
+        return Path(file or "").read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
+    return str(trial.get_error() or "")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from ablations.tune_patches import lost_workers_fail_alone
+from ablations.tune_patches import last_error, lost_workers_fail_alone
 
 
 def test_a_trial_out_of_memory_fails_alone() -> None:
@@ -28,3 +29,11 @@ def test_a_trial_out_of_memory_fails_alone() -> None:
     assert [name for name, _ in told] == ["actor", "task"]
     assert all(isinstance(x, RayActorError) and "low on memory" in str(x) for _, x in told)
     assert there._failed_actor_ids == {1}
+
+
+def test_the_last_error_is_read_where_tune_writes_it(tmp_path: Path) -> None:
+    trial = SimpleNamespace(error_file=str(tmp_path / "error.txt"), get_error=lambda: None)
+    assert last_error(trial) == ""
+    (tmp_path / "error.txt").write_text("Failure # 1 (at noon)\nlow on memory\nFailure # 2 (at one)\nkilled\n")
+    assert "killed" in last_error(trial)
+    assert "low on memory" not in last_error(trial)
