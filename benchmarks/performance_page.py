@@ -1,4 +1,4 @@
-"""Puts the tables of the newest committed measurements into docs/{performance,cost,method,load}.md, between markers.
+"""Puts the newest committed measurements into docs/{performance,cost,method,load,drill}.md, between markers.
 
 python benchmarks/performance_page.py
 """
@@ -26,7 +26,7 @@ PROG = "benchmarks/performance_page.py"
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, COST_PAGE, METHOD_PAGE = DOCS / "performance.md", DOCS / "cost.md", DOCS / "method.md"
-LOAD_PAGE = DOCS / "load.md"
+LOAD_PAGE, DRILL_PAGE = DOCS / "load.md", DOCS / "drill.md"
 
 NO_LOAD = "No measurement is committed yet."
 NO_SESSION = "No session on a GPU is committed yet."
@@ -35,14 +35,16 @@ WITHOUT_FAST_LOSSES = f"{OURS} without fast losses"
 
 METHOD_BLOCKS = {"label-signal": ("benchmarks.label_signal", "label-signal_*.csv")}
 
+DRILL_BLOCKS = {"drill": ("ablations.drill.command", "drill_*.csv")}
+
 BLOCKS = {
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),
     "changes": ("benchmarks.speed", "changes_tiny-retinanet-fp32_*.csv"),
     "waits": ("benchmarks.waits", "waits_nano-*.csv"),
     "roofline": ("benchmarks.roofline", "roofline_lgd_paper-retinanet-bf16_*.csv"),
 }
-"""By the name in the markers, here for docs/performance.md and above for docs/method.md: the command whose ``--table``
-prints the block, and the results it prints."""
+"""By the name in the markers, here for docs/performance.md and above for docs/method.md and docs/drill.md: the command
+whose ``--table`` prints the block, and the results it prints."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
@@ -58,7 +60,8 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     method = with_tables(METHOD_PAGE.read_text(encoding="utf-8"), METHOD_BLOCKS, METHOD_PAGE)
     write_text(METHOD_PAGE, method)
     write_text(LOAD_PAGE, with_load(LOAD_PAGE.read_text(encoding="utf-8")))
-    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}, {LOAD_PAGE}")
+    write_text(DRILL_PAGE, with_tables(DRILL_PAGE.read_text(encoding="utf-8"), DRILL_BLOCKS, DRILL_PAGE))
+    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}, {LOAD_PAGE}, {DRILL_PAGE}")
     return 0
 
 

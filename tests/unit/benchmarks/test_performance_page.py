@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.performance_page import (
     COST_PAGE,
+    DRILL_BLOCKS,
+    DRILL_PAGE,
     LOAD_PAGE,
     METHOD_BLOCKS,
     METHOD_PAGE,
@@ -28,6 +30,8 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert "### speed-retinanet" in page
     method = METHOD_PAGE.read_text(encoding="utf-8")
     assert with_tables(method, METHOD_BLOCKS, METHOD_PAGE) == method
+    drill = DRILL_PAGE.read_text(encoding="utf-8")
+    assert with_tables(drill, DRILL_BLOCKS, DRILL_PAGE) == drill
     load = LOAD_PAGE.read_text(encoding="utf-8")
     assert with_load(load) == load
     cost = COST_PAGE.read_text(encoding="utf-8")
