@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results.cost_meter import read_heartbeat
 from lgd.results.record import FILE, EvaluationPoint, Record, load
+from lgd.signals import keep_handlers
 from lgd.storage import outputs
 from lgd.training import checkpoint
 from lgd.training.progress import EVALUATIONS_FILE
@@ -99,7 +101,8 @@ def run_sweep(
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    with ray_log(output / RAY_LOG), lost_workers_fail_alone():
+    # Tune leaves a handler of its own for Ctrl-C behind.
+    with ray_log(output / RAY_LOG), lost_workers_fail_alone(), keep_handlers(signal.SIGINT):
         return _run_sweep(trials, labels, output, resources, display, search, budget_exceeded, callbacks)
 
 

@@ -29,7 +29,7 @@ from lgd.errors import InputError
 from lgd.files import remove_temporary_files
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
-from lgd.signals import exit_on_interrupt, interrupt, on_signal
+from lgd.signals import exit_on_interrupt, interrupt, keep_handlers, on_signal
 from lgd.storage.outputs import shown
 from lgd.storage.store import StorageError
 
@@ -94,7 +94,8 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
     interrupted.
     """
     try:
-        with on_signal(interrupt, signal.SIGTERM):
+        # What answers Ctrl-C meanwhile is not what answers it afterwards.
+        with keep_handlers(signal.SIGINT), on_signal(interrupt, signal.SIGTERM):
             return _run(spec, directory, options, budget, console)
     except KeyboardInterrupt:
         if not (directory / SWEEP_FILE).exists():

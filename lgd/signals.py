@@ -39,6 +39,20 @@ def on_signal(act: Callable[[], object], *signals: signal.Signals) -> Iterator[N
         restore()
 
 
+@contextmanager
+def keep_handlers(*signals: signal.Signals) -> Iterator[None]:
+    """After the block each of ``signals`` has the handler that it had before. Only in a process's main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def interrupt() -> NoReturn:
     """What Ctrl-C does, for another signal."""
     raise KeyboardInterrupt

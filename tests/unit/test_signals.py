@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lgd.signals import keep_handlers
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,3 +64,10 @@ def test_an_interrupt_after_the_imports_is_the_commands_own(tmp_path: Path) -> N
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "go on with --resume\n")
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with keep_handlers(signal.SIGINT):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) == before

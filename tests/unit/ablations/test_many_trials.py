@@ -23,6 +23,7 @@ from ablations.ray_trial import config_of, last_report
 from ablations.run import main
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import STOP_FILE, RecordLabels, trial_config
+from lgd import files
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial, plan
@@ -166,13 +167,13 @@ def test_status_reads_every_record_once(tmp_path: Path, monkeypatch: pytest.Monk
     for trial in trials_of(spec, tmp_path).trials:
         Record(status="finished", arm=trial.arm, experiment=trial.experiment).save(trial.directory)
     read: list[Path] = []
-    read_text = Path.read_bytes
+    read_file = files.read_file
 
     def reading(path: Path) -> bytes:
         read.append(path)
-        return read_text(path)
+        return read_file(path)
 
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr("lgd.results.record.read_file", reading)
     monkeypatch.setattr(damaged, "load", load)
     assert main(["--status", str(tmp_path)]) == 0
     assert sorted(x.parent.name for x in read if x.name == FILE) == sorted(
