@@ -154,6 +154,8 @@ def test_plots_warn_of_nothing_and_leave_the_sweeps_own_alone(count: int, tmp_pa
     (tmp_path / "pareto.png").write_bytes(b"the sweep's")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What an earlier test has left open may be collected meanwhile.
+        warnings.simplefilter("ignore", ResourceWarning)
         written = {path.name for path in draw(study, search.objectives, tmp_path)}
     assert "search_pareto.png" in written
     assert (tmp_path / "pareto.png").read_bytes() == b"the sweep's"
