@@ -103,7 +103,8 @@ def check_trace(output: Path, reference: Path) -> list[Failure]:
 def check_cost(output: Path, attempts: Sequence[Attempt], unpublished: float = 0.0) -> list[Failure]:
     """The device-seconds of each record are those that its attempts spent, by a clock of their own; lost work too.
 
-    unpublished: seconds of a killed attempt that nobody may know of besides. One that was no longer may not be counted.
+    unpublished: seconds of an attempt that was killed, or ended at once by Ctrl-C, that nobody may know of besides. One
+    that was killed and no longer may not be counted.
     """
     found = []
     for path in sorted(output.glob(f"trials/*/{FILE}")):
@@ -115,7 +116,7 @@ def check_cost(output: Path, attempts: Sequence[Attempt], unpublished: float = 0
         # Every trial holds one core, so a second is a device-second.
         spent, killed = math.fsum(x.seconds for x in own), sum(not x.ended for x in own)
         counted = math.fsum(record.device_seconds.values())
-        if abs(counted - spent) > allowance(spent, killed) + unpublished * killed:
+        if abs(counted - spent) > allowance(spent, killed) + unpublished * max(killed, len(own) - 1):
             found.append(
                 Failure(
                     "cost",

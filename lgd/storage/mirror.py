@@ -26,6 +26,7 @@ from lgd.storage.store import StorageError, Store
 VERSIONS_FILE = ".published.json"
 LOCK_FILE = ".published.lock"
 
+CHECKPOINTS = "checkpoints"
 LAST = ("record.json", "sweep.json")
 """Names of files that are published after all others."""
 
@@ -85,7 +86,7 @@ class Mirror:
                     del known[name]
 
     def publish(self, *, store: Store | None = None, remove: bool = True) -> None:
-        """Write what has changed here into the store, records last; then remove there what was removed here.
+        """Write what has changed here into the store, checkpoints after logs, records last; then remove what is gone here.
 
         store: the same one with another patience. Raises StorageError; what was not published yet stays for the next
         call.
@@ -209,8 +210,9 @@ def _files(directory: Path) -> Iterable[str]:
             yield path.relative_to(directory).as_posix()
 
 
-def _order(name: str) -> tuple[bool, str]:
-    return name.rpartition("/")[2] in LAST, name
+def _order(name: str) -> tuple[bool, bool, str]:
+    # A checkpoint after the logs of the steps up to it: whoever goes on from it elsewhere has those, too.
+    return name.rpartition("/")[2] in LAST, name.startswith(f"{CHECKPOINTS}/") or f"/{CHECKPOINTS}/" in name, name
 
 
 def _state(path: Path, version: str) -> _State:

@@ -130,6 +130,13 @@ def test_a_record_is_published_last(faults: Faults, tmp_path: Path) -> None:
     ]
 
 
+def test_a_checkpoint_is_published_after_the_logs_up_to_it(faults: Faults, tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path / "here", Store("s3://bucket/logs", 1))
+    _write(mirror.directory, record_json="{}", checkpoints__step="weights", metrics_json="losses")
+    mirror.publish()
+    assert [x.rpartition("/")[2] for x in faults.seen if x.startswith("PUT")] == ["metrics.json", "step", "record.json"]
+
+
 def test_a_running_training_is_published_whatever_the_store_does(faults: Faults, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "here", Store("s3://bucket/running", 10))
     asked: list[bool] = []
