@@ -86,7 +86,7 @@ class Mirror:
                     del known[name]
 
     def publish(self, *, store: Store | None = None, remove: bool = True) -> None:
-        """Write what has changed here into the store, checkpoints after logs, records last; then remove what is gone here.
+        """Write what has changed here into the store, checkpoints after logs, records last; remove what is gone here.
 
         store: the same one with another patience. Raises StorageError; what was not published yet stays for the next
         call.
