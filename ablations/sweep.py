@@ -30,6 +30,7 @@ from lgd.files import remove_temporary_files
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 from lgd.signals import exit_on_interrupt, interrupt, keep_handlers, on_signal
+from lgd.storage import outputs
 from lgd.storage.outputs import shown
 from lgd.storage.store import StorageError
 
@@ -126,6 +127,8 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         remove_temporary_files(directory)
+        # An earlier command may have left it, also where nothing is left to run.
+        outputs.remove(directory / outputs.STOP_FILE)
         # Ray has a handler of its own for SIGTERM, which ends the process without a word.
         with (
             cluster(checked, options, console) as resources,

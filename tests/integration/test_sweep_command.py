@@ -97,8 +97,11 @@ def test_a_grid_runs_to_its_table_and_resumes(finished: Finished) -> None:
     assert (output / "trials" / "lgd-seed0" / "student.pth").exists()
 
     assert "3 of 3 trials finished" in run("--status", str(output)).out
+    # As a command leaves it whose Ray ended.
+    (output / "stop").touch()
     again = run("--resume", str(output))
     assert "0 to run" in again.out
+    assert not (output / "stop").exists()
     assert "\n\n" not in again.err
 
 
