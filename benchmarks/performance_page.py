@@ -35,7 +35,10 @@ WITHOUT_FAST_LOSSES = f"{OURS} without fast losses"
 
 METHOD_BLOCKS = {"label-signal": ("benchmarks.label_signal", "label-signal_*.csv")}
 
-DRILL_BLOCKS = {"drill": ("ablations.drill.command", "drill_*.csv")}
+DRILL_BLOCKS = {
+    "drill": ("ablations.drill.command", "drill_*.csv"),
+    "drill-bucket": ("ablations.drill.command", "drill-bucket_*.csv"),
+}
 
 BLOCKS = {
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),

@@ -65,7 +65,8 @@ def page(rows: Sequence[Row]) -> str:
     if failures:
         text += ["What failed:", "", *failures, ""]
     last = rows[-1].source
-    text += [f"- {name}: {value}" for name, value in last.items() if name not in ("commit", "date")]
+    text += [f"- command: `{x}`" for x in dict.fromkeys(row.source.get("command", "") for row in rows)]
+    text += [f"- {name}: {value}" for name, value in last.items() if name not in ("command", "commit", "date")]
     commits = ", ".join(dict.fromkeys(row.source.get("commit", "")[:12] for row in rows))
     dates = sorted(row.source.get("date", "") for row in rows)
     return "\n".join([*text, f"- commit: {commits}", f"- date: {dates[0]} to {dates[-1]}"])
