@@ -18,7 +18,7 @@ from analysis.questions import asked
 from analysis.rates import rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.split_gains import imitation_sentences, split_table
-from analysis.stats import CONFIDENCE, paired_difference, verdict
+from analysis.stats import CONFIDENCE, verdict
 from analysis.studies import AP, Study
 from analysis.study_page import TEACHER_MEASURES
 from analysis.teachers import NEVER, never_ahead, teacher_notes
@@ -197,7 +197,7 @@ def _teachers(study: Study, arms: Sequence[str]) -> list[str]:
     lines = []
     for arm in arms:
         known = [x.teacher_beat_student for x in study.finished(arm).values() if x.teacher_beat_student is not None]
-        lead = paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))
+        lead = study.lead(arm)
         if not known:
             continue
         end = f", and ended {points(lead)} from it" if lead else ""

@@ -10,10 +10,10 @@ from statistics import fmean
 import numpy as np
 
 from analysis.crossing import cost_crossings, crossings
-from analysis.load import by_arm, teacher_ap
+from analysis.load import by_arm
 from analysis.questions import without_imitation
 from analysis.rates import Curve, length_curves, pairs
-from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.render import TextTable, difference_text, number
 from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, Study
 
@@ -67,8 +67,10 @@ def length_sentences(study: Study) -> list[str]:
         gain = paired_difference(arm.points[common[-1]], base.points[common[-1]]) if common else None
         if gain is not None:
             of_imitation = imitation(study, arm).get(common[-1])
-            part = f", of which imitation is {_text(of_imitation)}" if of_imitation else ""
-            lines.append(f"After {common[-1]:,.0f} steps {arm.name} is at {_text(gain)} AP from the {base.name}{part}.")
+            part = f", of which imitation is {difference_text(of_imitation)}" if of_imitation else ""
+            lines.append(
+                f"After {common[-1]:,.0f} steps {arm.name} is at {difference_text(gain)} AP from the {base.name}{part}."
+            )
     shown = {(base.name, arm.name) for base, arm in found}
     cross = (*crossings(study.records), *cost_crossings(study.records))
     return [*lines, *teacher_sentences(study), *(x.line for x in cross if (x.baseline, x.arm) in shown)]
@@ -78,10 +80,10 @@ def teacher_sentences(study: Study) -> list[str]:
     """How far each arm's teacher ends from its student, at the grid's own length and at the longest."""
     lines = []
     for _, arm in compared(study):
-        leads = {x: paired_difference(study.values(of, teacher_ap), study.values(of, AP)) for x, of in arm.arms.items()}
+        leads = {x: study.lead(of) for x, of in arm.arms.items()}
         known = [x for x, lead in sorted(leads.items()) if lead is not None]
         own = [x for x in known if arm.arms[x] == arm.name]
-        shown = [f"{_text(leads[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *known[-1:]])]
+        shown = [f"{difference_text(leads[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *known[-1:]])]
         if len(shown) > 1:
             lines.append(f"The teacher of {arm.name} ends at {' and '.join(shown)} from its student.")
     return lines
@@ -93,7 +95,9 @@ def equal_cost_sentences(study: Study) -> list[str]:
     for base, arm in compared(study):
         found = at_equal_cost(base, arm)
         own = [x for x in found if arm.arms[x] == arm.name]
-        shown = [f"{_text(found[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *list(found)[-1:]])]
+        shown = [
+            f"{difference_text(found[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *list(found)[-1:]])
+        ]
         if shown:
             lines.append(
                 f"{arm.name} over a {base.name} that cost as much, read between its lengths: {', '.join(shown)}."
@@ -108,7 +112,7 @@ def more_training(study: Study) -> list[str]:
         own = next((x for x, name in base.arms.items() if name == base.name), None)
         longer = [x for x in base.points if own is not None and x > own]
         shown = [
-            f"{_text(found)} after {x / own:g} times the steps"
+            f"{difference_text(found)} after {x / own:g} times the steps"
             for x in longer
             if own is not None and (found := paired_difference(base.points[x], base.points[own])) is not None
         ]
@@ -129,19 +133,15 @@ def lengths_table(study: Study) -> TextTable:
         at_cost = at_equal_cost(base, arm)
         for steps, row in rows.items():
             row += [
-                _text(paired_difference(arm.points.get(steps, {}), base.points[steps])),
-                _text(at_cost.get(steps)),
+                difference_text(paired_difference(arm.points.get(steps, {}), base.points[steps])),
+                difference_text(at_cost.get(steps)),
             ]
         if of_imitation := imitation(study, arm):
             header.append("of it imitation")
             for steps, row in rows.items():
-                row.append(_text(of_imitation.get(steps)))
+                row.append(difference_text(of_imitation.get(steps)))
     note = (
         "equal cost: over a baseline that cost as many device-hours; its AP between two lengths is taken to be linear"
         " in the logarithm of the hours."
     )
     return TextTable(study.grid.title, header, list(rows.values()), [note])
-
-
-def _text(found: Difference | None) -> str:
-    return MISSING if found is None else with_interval(found.mean, found.low, found.high)

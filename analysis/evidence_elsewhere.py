@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.evidence_curves import at_equal_cost, compared, imitation
-from analysis.load import changes, cost_seconds, teacher_ap
+from analysis.load import changes, cost_seconds
 from analysis.questions import asked
-from analysis.render import MISSING, TextTable, number, with_interval, with_unit
+from analysis.render import TextTable, difference_text, number, with_unit
 from analysis.stats import Difference, paired_difference, paired_ratio, verdict
 from analysis.studies import AP, Study
 from analysis.tuning_tables import SCHEDULE_LENGTH
@@ -65,7 +65,7 @@ def _by_verdict(study: Study) -> Iterator[Elsewhere]:
         if x.gain is not None:
             yield Elsewhere(
                 study.families[0].detector, study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
-                x.imitation, _lead(study, arm), x.margin, x.cost,
+                x.imitation, study.lead(arm), x.margin, x.cost,
             )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
                 cost = paired_ratio(study.values(name, cost_seconds), study.values(base.arms[steps], cost_seconds))
                 yield Elsewhere(
                     study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
-                    of_imitation.get(steps), _lead(study, name), at_cost.get(steps),
+                    of_imitation.get(steps), study.lead(name), at_cost.get(steps),
                     cost.value if cost else None,
                 )  # fmt: skip
 
@@ -93,7 +93,7 @@ def elsewhere_table(studies: Sequence[Study]) -> TextTable:
             x.arm.partition(" at ")[0],
             str(x.gain.n),
             number(x.baseline_ap),
-            *(_text(part) for part in (x.gain, x.imitation, x.lead, x.equal_cost)),
+            *(difference_text(part) for part in (x.gain, x.imitation, x.lead, x.equal_cost)),
             with_unit(x.cost, "x"),
         ]
         for study in studies
@@ -126,11 +126,3 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
         if any(values):
             lines.append(f"{what} {count(values)}.")
     return lines
-
-
-def _lead(study: Study, arm: str) -> Difference | None:
-    return paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))
-
-
-def _text(found: Difference | None) -> str:
-    return MISSING if found is None else with_interval(found.mean, found.low, found.high)

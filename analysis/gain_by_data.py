@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis.load import arm_of
 from analysis.rates import Curve, data_curves, pairs
-from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.render import TextTable, difference_text, number
 from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
 from lgd.config.method import title_of
 from lgd.results.record import Record
@@ -63,13 +63,9 @@ def data_table(records: Sequence[Record]) -> TextTable | None:
     for network in dict.fromkeys(row.network for row in found):
         of = [row for row in found if row.network == network]
         rows.append([f"baseline's AP, {network}", *(number(of[0].baseline.get(x)) for x in columns)])
-        rows += [[row.label, *(_text(row.gains.get(x)) for x in columns)] for row in of]
+        rows += [[row.label, *(difference_text(row.gains.get(x)) for x in columns)] for row in of]
     note = f"Gain in AP over the baseline on the same images, with its {CONFIDENCE:.0%} t interval, paired by seed."
     return TextTable("Gain by training images", ["", *(f"{x:,} images" for x in columns)], rows, [note])
-
-
-def _text(found: Difference | None) -> str:
-    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
 
 
 def data_sentences(records: Sequence[Record]) -> list[str]:
@@ -90,7 +86,7 @@ def data_sentences(records: Sequence[Record]) -> list[str]:
 
 def _of_row(row: Row) -> str:
     clear = [x for x, gain in sorted(row.gains.items()) if verdict(gain.low, gain.high) in ("more", "less")]
-    shown = "; ".join(f"{x:,} images {_text(row.gains[x])}" for x in clear)
+    shown = "; ".join(f"{x:,} images {difference_text(row.gains[x])}" for x in clear)
     return (
         f"{row.label}: beyond noise at {len(clear)} of {len(row.gains)} numbers of images"
         f"{' (' + shown + ')' if shown else ''}."

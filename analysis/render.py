@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from analysis.stats import CONFIDENCE
+from analysis.stats import CONFIDENCE, Difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -258,6 +258,11 @@ def with_interval(mean: float | None, low: float | None, high: float | None, dig
     if low is None or high is None:
         return signed(mean, digits)
     return f"{signed(mean, digits)} {interval(low, high, digits)}"
+
+
+def difference_text(found: Difference | None) -> str:
+    """``+2.1 [+0.8, +3.4]``; MISSING without one."""
+    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
 
 
 def with_unit(value: float | None, unit: str) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean
 from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score, teacher_ap
 from analysis.questions import without_imitation
-from analysis.render import MISSING, TextTable, number, with_interval
+from analysis.render import TextTable, difference_text, number
 from analysis.stats import CONFIDENCE, Difference, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead, teacher_notes
 from lgd.results.record import Record
@@ -65,7 +65,7 @@ def split_table(records: Sequence[Record]) -> TextTable | None:
             x.arm,
             str(x.gain.n if x.gain else 0),
             number(x.teacher) + (f" {NEVER}" if x.arm in never else ""),
-            *(_text(part) for part in (x.lead, x.gain, x.second_loss, x.imitation)),
+            *(difference_text(part) for part in (x.lead, x.gain, x.second_loss, x.imitation)),
         ]
         for x in found
     ]
@@ -79,10 +79,6 @@ def split_table(records: Sequence[Record]) -> TextTable | None:
     return TextTable("What each gain is made of", header, rows, notes)
 
 
-def _text(found: Difference | None) -> str:
-    return MISSING if found is None else with_interval(found.mean, found.low, found.high)
-
-
 def imitation_sentences(records: Sequence[Record]) -> list[str]:
     """In how many arms the teacher led and imitation gained, and in which, beyond noise."""
     found = [x for x in split_gains(records) if x.imitation is not None and x.lead is not None]
@@ -93,7 +89,7 @@ def imitation_sentences(records: Sequence[Record]) -> list[str]:
     lost = [x for x in found if x.imitation and x.imitation.high is not None and x.imitation.high < 0]
 
     def listed(arms: Sequence[SplitGain]) -> str:
-        return f" ({'; '.join(f'{x.arm} {_text(x.imitation)}' for x in arms)})" if arms else ""
+        return f" ({'; '.join(f'{x.arm} {difference_text(x.imitation)}' for x in arms)})" if arms else ""
 
     both = [x for x in gained if x in led]
     return [

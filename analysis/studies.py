@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.frame import frame, write_csv
 from analysis.frontier import on_gpu
-from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score
+from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score, teacher_ap
 from analysis.render import markdown
 from analysis.stats import Difference, paired_difference, paired_ratio, verdict
 from analysis.sweep_table import main_table, sweep_of
@@ -219,6 +219,10 @@ class Study:
     def mean(self, arm: str, value: Value) -> float | None:
         found = self.values(arm, value).values()
         return fmean(found) if found else None
+
+    def lead(self, arm: str) -> Difference | None:
+        """The AP of the arm's teacher over its own."""
+        return paired_difference(self.values(arm, teacher_ap), self.values(arm, AP))
 
     def difference(self, arm: str, other: str, value: Value = AP) -> Difference | None:
         """``arm`` less ``other``, paired by seed."""
