@@ -19,8 +19,8 @@ import psutil
 
 HEAD, RAYLET = "gcs_server", "raylet"
 
-PERIOD_S = 1.0
-"""Seconds between two looks."""
+PERIOD_S, PERIOD_ELSEWHERE_S = 1.0, 5.0
+"""Seconds between two looks: at processes of this machine, and at a head elsewhere, each a connection to it."""
 
 GRACE_S = 15.0
 """Seconds for the trials to write their checkpoints when the head of this machine's own Ray has ended."""
@@ -44,7 +44,7 @@ def head_address() -> str:
 
 
 class RayWatch:
-    """Inside the block, looks about once a second, in a thread, whether Ray is still there.
+    """Inside the block, looks again and again, in a thread, whether Ray is still there.
 
     stop_file: asks the trials to stop. processes: this machine's own, by name; without them the head at ``address`` is
     asked for. give_up: called with the reason where the block cannot end by itself.
@@ -59,11 +59,12 @@ class RayWatch:
         address: str,
         grace: float = GRACE_S,
         away: float = AWAY_S,
-        period: float = PERIOD_S,
+        period: float | None = None,
     ) -> None:
         self._stop_file, self._give_up = stop_file, give_up
         self._processes, self._address = dict(processes), address
-        self._grace, self._away, self._period = grace, away, period
+        self._grace, self._away = grace, away
+        self._period = (PERIOD_S if processes else PERIOD_ELSEWHERE_S) if period is None else period
         self._answered = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

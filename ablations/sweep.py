@@ -156,7 +156,6 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
 def _ray_watched(directory: Path, budget: Budget, options: RunOptions, console: Console) -> Iterator[None]:
     """Inside, a Ray that ends is a reason for the sweep to end, and it ends."""
     from ablations.ray_watch import RayWatch, end_at_once, head_address, own_processes
-    from ablations.trial_config import STOP_FILE
 
     def give_up(why: str) -> None:
         say(console, f"{why}, and the sweep with it; go on with: {resume_command(directory, options.placement)}")
@@ -164,7 +163,7 @@ def _ray_watched(directory: Path, budget: Budget, options: RunOptions, console: 
         end_at_once(3)
 
     processes = {} if options.address else own_processes()
-    with RayWatch(directory / STOP_FILE, give_up, processes=processes, address=head_address()) as watch:
+    with RayWatch(directory / outputs.STOP_FILE, give_up, processes=processes, address=head_address()) as watch:
         budget.other_reason = lambda: watch.lost
         yield
 

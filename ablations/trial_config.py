@@ -8,10 +8,8 @@ from typing import Any, TypedDict
 
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
+from lgd.storage.outputs import STOP_FILE as STOP_FILE
 from lgd.storage.outputs import shown
-
-STOP_FILE = "stop"
-"""In the results directory: trials that see it write a checkpoint and end, and none begins."""
 
 ERROR_FILE = "error.txt"
 """In a trial's directory: the traceback of what it failed with."""

@@ -212,7 +212,8 @@ def _files(directory: Path) -> Iterable[str]:
 
 def _order(name: str) -> tuple[bool, bool, str]:
     # A checkpoint after the logs of the steps up to it: whoever goes on from it elsewhere has those, too.
-    return name.rpartition("/")[2] in LAST, name.startswith(f"{CHECKPOINTS}/") or f"/{CHECKPOINTS}/" in name, name
+    *folders, file = name.split("/")
+    return file in LAST, CHECKPOINTS in folders, name
 
 
 def _state(path: Path, version: str) -> _State:

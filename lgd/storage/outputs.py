@@ -18,7 +18,7 @@ from lgd.cache import cache_root
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.lease import Lease
-from lgd.storage.mirror import Mirror
+from lgd.storage.mirror import CHECKPOINTS, Mirror
 from lgd.storage.store import Store
 
 URL_FILE = ".url"
@@ -31,9 +31,7 @@ RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|error\.txt|meter\
 """Names of the files of trainings that commands read which do not train."""
 
 STOP_FILE = "stop"
-"""Of a sweep, whose trials look for it."""
-
-CHECKPOINTS = "checkpoints/"
+"""In a sweep's results directory: trials that see it write a checkpoint and end, and none begins."""
 
 NEWEST = "meter.json"
 """Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
@@ -252,7 +250,7 @@ def fetch_training(directory: Path, *, checkpoints: bool = True) -> None:
     if mirror is not None:
         if checkpoints:
             # This machine's may be ahead of what it has published, unless the training has gone on elsewhere since.
-            mirror.remove_unpublished(CHECKPOINTS, unless_known=NEWEST)
+            mirror.remove_unpublished(f"{CHECKPOINTS}/", unless_known=NEWEST)
         mirror.fetch(without_version="" if checkpoints else NEWEST)
 
 
@@ -291,7 +289,7 @@ class Signal:
 
 
 def _without_checkpoints(name: str) -> bool:
-    return of_training(name) and not name.startswith(CHECKPOINTS)
+    return of_training(name) and not name.startswith(f"{CHECKPOINTS}/")
 
 
 def _is_own(name: str) -> bool:
