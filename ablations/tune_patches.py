@@ -37,9 +37,10 @@ def lost_workers_fail_alone() -> Iterator[None]:
 def last_error(trial: Any) -> str:
     """What a trial failed with the last time; "" where nothing is known.
 
-    ``trial.get_error()`` reads the storage path, to which Tune copies the file of the errors only later.
+    Not ``trial.get_error()``: it reads the storage path, to which Tune copies the file of the errors only later.
     """
-    file = getattr(trial, "error_file", None)
     with suppress(OSError):
-        return Path(file or "").read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
-    return str(trial.get_error() or "")
+        text = Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace")
+        # Each begins with a line that has its number and time.
+        return text.rpartition("Failure # ")[2].partition("\n")[2].strip()
+    return ""

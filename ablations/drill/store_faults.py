@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
+from ablations.drill.commands import Running
 from ablations.drill.drill import Drill, Fault
+from ablations.drill.hooks import Point
 from ablations.drill.s3_server import Faults
 from lgd.storage.store import PATIENCE_VARIABLE
 
@@ -31,6 +34,25 @@ class StoreFault(Fault):
         assert drill.place.bucket.faults is not None
         return drill.place.bucket.faults
 
+    def begin(
+        self,
+        drill: Drill,
+        point: Point,
+        kind: str,
+        requests: int = ALL,
+        only: str = "",
+        extra: Mapping[str, str] | None = None,
+    ) -> Running:
+        """Start the sweep, and from a moment in a trial on let that many requests meet a fault of that kind.
+
+        only: those whose path has this in it. extra: environment variables.
+        """
+        command = drill.start(drill.at(point), extra)
+        command.wait_for_moment()
+        self.faults(drill).inject(kind, requests, only)
+        command.go()
+        return command
+
 
 class Refusing(StoreFault):
     """The store answers 503 for a while: the sweep waits, and loses nothing."""
@@ -39,10 +61,7 @@ class Refusing(StoreFault):
     summary = f"the store answers 503 (slow down) to everything for {OUTAGE_S:.0f} s"
 
     def inject(self, drill: Drill) -> None:
-        command = drill.start(drill.at("step"))
-        command.wait_for_moment()
-        self.faults(drill).inject("503", ALL)
-        command.go()
+        command = self.begin(drill, "step", "503")
         time.sleep(OUTAGE_S)
         self.faults(drill).clear()
         drill.told(command.wait(), [0], r"^written:")
@@ -55,14 +74,9 @@ class Slow(StoreFault):
     summary = f"every answer of the store takes {SLOW_S:.1f} s"
 
     def inject(self, drill: Drill) -> None:
-        command = drill.start(drill.at("step"))
-        command.wait_for_moment()
-        faults = self.faults(drill)
-        faults.seconds = SLOW_S
-        faults.inject("slow", ALL)
-        command.go()
-        done = command.wait()
-        faults.clear()
+        self.faults(drill).seconds = SLOW_S
+        done = self.begin(drill, "step", "slow").wait()
+        self.faults(drill).clear()
         drill.told(done, [0], r"^written:")
 
 
@@ -73,13 +87,7 @@ class LostUpload(StoreFault):
     summary = "the connection is lost in a checkpoint's upload, five times"
 
     def inject(self, drill: Drill) -> None:
-        command = drill.start(drill.at("checkpoint"))
-        command.wait_for_moment()
-        faults = self.faults(drill)
-        faults.inject("drop", 5, "/checkpoints/")
-        command.go()
-        done = command.wait()
-        drill.told(done, [0], r"^written:")
+        drill.told(self.begin(drill, "checkpoint", "drop", 5, "/checkpoints/").wait(), [0], r"^written:")
 
 
 class Away(StoreFault):
@@ -93,11 +101,7 @@ class Away(StoreFault):
 
     def inject(self, drill: Drill) -> None:
         disk = drill.place.disk()
-        command = drill.start(drill.at("step"), {PATIENCE_VARIABLE: str(PATIENCE_S), **disk})
-        command.wait_for_moment()
-        self.faults(drill).inject("503", ALL)
-        command.go()
-        done = command.wait()
+        done = self.begin(drill, "step", "503", extra={PATIENCE_VARIABLE: str(PATIENCE_S), **disk}).wait()
         self.faults(drill).clear()
         drill.told(done, [3], rf"{drill.place.results}.*: no answer for {PATIENCE_S} s", "go on with: ")
         resumed = drill.place.start(["--resume", drill.place.results, "--cpus", "1"], None, disk).wait()

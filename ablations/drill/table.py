@@ -92,11 +92,14 @@ def read(path: Path) -> list[Row]:
     """The rows of a ``drill.csv``. Raises InputError, one line, where it is none."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [_row(values) for values in csv.DictReader(file)]
+            rows = [_row(values) for values in csv.DictReader(file)]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(f"{path}: not the table of a drill ({type(error).__name__}: {error})") from None
+    if not rows:
+        raise InputError(f"{path}: not the table of a drill (no row)")
+    return rows
 
 
 def _row(values: Mapping[str, str]) -> Row:

@@ -248,9 +248,11 @@ def test_a_drill_goes_on_where_it_was_interrupted(
 
     assert main([*command, "--resume", str(tmp_path), "--bucket", "s3://b/drill"]) == 2
     assert "its drills were not in a bucket" in capsys.readouterr().err
-    (tmp_path / "drill.csv").write_text("fault\nmoved\n")
-    assert main([*command, "--resume", str(tmp_path)]) == 2
-    assert "drill.csv: not the table of a drill" in capsys.readouterr().err
+    for content in ("", "fault\n", "fault\nmoved\n"):
+        (tmp_path / "drill.csv").write_text(content)
+        for arguments in ([*command, "--resume", str(tmp_path)], ["drill", "--table", str(tmp_path / "drill.csv")]):
+            assert main(arguments) == 2
+            assert "drill.csv: not the table of a drill" in capsys.readouterr().err
 
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,11 +197,13 @@ def test_a_store_that_is_away_at_the_end_leaves_a_sweep_to_go_on_with(
     )
 
 
-def test_a_record_that_the_driver_makes_is_published(cluster: Cluster) -> None:
+def test_a_record_that_the_driver_makes_is_published(cluster: Cluster, tmp_path: Path) -> None:
     trial, output = cluster.trial("baseline"), outputs.output_path(cluster.url)
     callback = SweepCallback(RecordLabels("components", "nano"), output, NoDisplay(), lambda _: "", Outcome())
     callback.expect([trial])
-    of_tune = type("T", (), {"config": {"trial": json.dumps({"name": trial.name})}, "get_error": lambda _: "killed"})()
+    errors = tmp_path / "error.txt"
+    errors.write_text("Failure # 1 (occurred at noon)\nkilled\n")
+    of_tune = SimpleNamespace(config={"trial": json.dumps({"name": trial.name})}, error_file=str(errors))
     callback.on_trial_error(1, [of_tune], of_tune)
     record = Record.model_validate_json(cluster.store.read("trials/baseline-seed0/record.json") or b"")
     assert (record.status, record.reason) == ("failed", "the worker died: killed")

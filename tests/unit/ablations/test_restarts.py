@@ -41,7 +41,10 @@ def test_a_restart_is_told_in_a_line(
     callback.expect([trial])
     tries = SimpleNamespace(num_failures=1)
     described = {"trial": json.dumps({"name": trial.name})}
-    of_tune = SimpleNamespace(config=described, get_error=lambda: error, run_metadata=tries)
+    # As Tune writes it.
+    errors = tmp_path / "error.txt"
+    errors.write_text(f"Failure # 1 (occurred at noon)\n{error}\n")
+    of_tune = SimpleNamespace(config=described, error_file=str(errors), run_metadata=tries)
     callback.on_trial_recover(1, [of_tune], of_tune)
     assert capsys.readouterr().out == f"  LGD, seed 0: {told} (see {tmp_path / 'ray.log'})\n"
     # It has its tries anew where it got on, and only there.
