@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,24 @@ class Called(NamedTuple):
     status: int
     out: str
     err: str
+
+
+@contextlib.contextmanager
+def training_under(cluster: Any, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """``lgd train`` on a fake cluster, in a process of its own: this one may be connected to one for other tests.
+
+    Its output can be read. Both end with the block.
+    """
+    process = subprocess.Popen(
+        training_command(*arguments, "--address", cluster.address), cwd=ROOT, env={**os.environ, **env},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        cluster.shutdown()
 
 
 @contextlib.contextmanager

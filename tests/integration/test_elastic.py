@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from lgd.storage.store import Store
 from lgd.training import checkpoint
 from tests.helpers import wait_until
 from tests.helpers_storage import BUCKET, Faults
-from tests.integration.commands import ROOT, size, training_command, training_settings
+from tests.integration.commands import size, training_settings, training_under
 
 GRACE_S = 10
 
@@ -73,6 +71,13 @@ def _drain(address: str, node: str) -> None:
     assert accepted, why
 
 
+def _patched_by(code: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``code`` in every Python process that is started from now on."""
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
 @pytest.mark.slow
 def test_a_drained_node_costs_no_step_and_the_others_go_on(
     tmp_path: Path, no_leftover_processes: None, monkeypatch: pytest.MonkeyPatch
@@ -85,35 +90,22 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
         *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
         *("--output", str(tmp_path / "run"), *training_settings("baseline", **changes)),
     ]
-    patches = tmp_path / "patches"
-    patches.mkdir()
-    (patches / "sitecustomize.py").write_text(SLOW_STEPS)
-    monkeypatch.setenv("PYTHONPATH", str(patches))
+    _patched_by(SLOW_STEPS, tmp_path / "patches", monkeypatch)
     # Another test of this process may have started a cluster of its own before, which needs none.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     # At first Ray Train may ask for as many workers as before.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
     losses = tmp_path / "run" / "metrics.json"
-    process = None
     with own_token():
         cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-        try:
-            going = cluster.add_node(**small, node_ip_address="127.0.0.2")
-            # A process of its own: this one may be connected to a cluster for other tests.
-            process = subprocess.Popen(
-                training_command(*arguments, "--address", cluster.address), cwd=ROOT, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+        going = cluster.add_node(**small, node_ip_address="127.0.0.2")
+        with training_under(cluster, *arguments) as process:
             wait_until(lambda: size(losses) > 0 or process.poll() is not None)
             _drain(cluster.address, going.node_id)
             wait_until(lambda: checkpoint.last_step(losses.parent) is not None or process.poll() is not None)
             assert process.poll() is None, "it ended without a checkpoint"
             said = process.communicate(timeout=300)[0]
-        finally:
-            if process is not None and process.poll() is None:
-                process.kill()
-            cluster.shutdown()
     assert process.returncode == 0, said
     record = load(losses.with_name("record.json"))
     # Without a restart to spare: being drained is no failure.
@@ -135,12 +127,8 @@ def test_a_node_that_joins_is_used_and_needs_no_disk_of_the_others(
         *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
         *("--output", f"{url}/run", *training_settings("baseline", **changes)),
     ]
-    patches = tmp_path / "patches"
-    patches.mkdir()
-    (patches / "sitecustomize.py").write_text(LOOK_OFTEN)
-    monkeypatch.setenv("PYTHONPATH", str(patches))
+    _patched_by(LOOK_OFTEN, tmp_path / "patches", monkeypatch)
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
-    process = None
 
     def disk(name: str) -> dict[str, str]:
         return {"LGD_CACHE": str(tmp_path / name)}
@@ -148,18 +136,10 @@ def test_a_node_that_joins_is_used_and_needs_no_disk_of_the_others(
     with own_token():
         head = {**small, "include_dashboard": False, "env_vars": disk("head")}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            process = subprocess.Popen(
-                training_command(*arguments, "--address", cluster.address), cwd=ROOT, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, env={**os.environ, **disk("command")},
-            )  # fmt: skip
+        with training_under(cluster, *arguments, **disk("command")) as process:
             wait_until(lambda: any("checkpoints/" in x for x in Store(url).entries()) or process.poll() is not None)
             cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("joined"))
             said = process.communicate(timeout=500)[0]
-        finally:
-            if process is not None and process.poll() is None:
-                process.kill()
-            cluster.shutdown()
     assert process.returncode == 0, said
     record = Record.model_validate_json(Store(f"{url}/run").read("record.json") or b"")
     assert (record.status, record.steps, record.fewest_devices, record.devices) == ("finished", 300, 1, 2)

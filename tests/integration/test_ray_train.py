@@ -24,7 +24,7 @@ from lgd.training import run as training
 from lgd.training.__main__ import main
 from tests.helpers import quick_experiment, unsaved, wait_until
 from tests.helpers_storage import BUCKET
-from tests.integration.commands import ROOT, size, training_command, training_settings
+from tests.integration.commands import ROOT, size, training_command, training_settings, training_under
 from tests.unit.distributed.test_ranks import ALIKE
 
 
@@ -67,7 +67,6 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
         *training_settings("lgd", **changes),
     ]
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
-    process = None
     # The cluster's processes, this one and the command's authenticate each other.
     with own_token(), pytest.MonkeyPatch.context() as patch:
         # A dead node is noticed after this; by default after 15 s.
@@ -75,23 +74,14 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
         patch.setenv("RAY_health_check_failure_threshold", "3")
         head = {**small, "include_dashboard": False, "env_vars": disk("head")}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            # Ray Train tells nodes apart by their address.
-            lost = cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("lost"))
-            process = subprocess.Popen(
-                training_command(*arguments, "--address", cluster.address),
-                cwd=ROOT, env={**os.environ, **disk("command")}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True,
-            )  # fmt: skip
+        # Ray Train tells nodes apart by their address.
+        lost = cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("lost"))
+        with training_under(cluster, *arguments, **disk("command")) as process:
             wait_until(lambda: _saved_and_more(url, tmp_path) or process.poll() is not None)
             assert process.poll() is None, process.communicate()[0]
             cluster.remove_node(lost, allow_graceful=False)
             cluster.add_node(**small, node_ip_address="127.0.0.3", env_vars=disk("added"))
             said = process.communicate(timeout=300)[0]
-        finally:
-            if process is not None and process.poll() is None:
-                process.kill()
-            cluster.shutdown()
     assert process.returncode == 0, said
     record = Record.model_validate_json(Store(url).read("record.json") or b"")
     assert [x for x in Store(url).entries() if "checkpoints/" in x or x.startswith("ray/")] == []

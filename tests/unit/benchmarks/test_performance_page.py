@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 
+from benchmarks.gpu_results import newest_session, targets
 from benchmarks.performance_page import (
     COST_PAGE,
+    DOCS,
     DRILL_BLOCKS,
     DRILL_PAGE,
     LOAD_PAGE,
     METHOD_BLOCKS,
     METHOD_PAGE,
     PAGE,
+    RESULTS,
     with_fast_losses,
     with_load,
     with_session,
@@ -36,6 +40,17 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert with_load(load) == load
     cost = COST_PAGE.read_text(encoding="utf-8")
     assert with_session(cost, COST_PAGE) == cost
+
+
+def test_the_readme_has_the_newest_sessions_numbers() -> None:
+    session = newest_session(RESULTS)
+    assert session is not None
+    frame = pd.read_csv(session / "speed-retinanet" / "speed.csv")
+    ms = frame.groupby(["arm", "side"])["median_ms"].median().groupby("arm").min()
+    saved = next(measured for what, measured, _ in targets(session) if "FGFI" in what)
+    text = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"RetinaNet's step takes {ms['baseline']:.0f} ms, with LGD {ms['LGD']:.0f} ms," in text
+    assert f"method-specific cost is {float(saved):.0%} below FGFI's" in text
 
 
 def test_an_old_table_is_replaced_and_a_missing_block_named() -> None:
