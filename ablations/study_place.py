@@ -11,13 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from lgd.errors import InputError
 from lgd.storage.outputs import checked_url, is_url
-from lgd.storage.store import EXTRAS
+from lgd.storage.store import SCHEMES
 
 PASSWORD_VARIABLE = "LGD_STUDY_PASSWORD"
 """Environment variable: the password of a study's database, of any kind."""
-
-STORES = (*EXTRAS, "file")
-"""Schemes of the URLs of stores; all others are databases'."""
 
 SECRETS = ("passw", "pwd")
 """What the names of options with a password have in them (password, passwd, sslpassword, ssl_key_password, PWD)."""
@@ -67,7 +64,7 @@ def study_place(text: str) -> str:
 
 def in_store(place: str) -> bool:
     """Whether the study lies in object storage."""
-    return is_url(place) and place.partition("://")[0] in STORES
+    return is_url(place) and place.partition("://")[0] in SCHEMES
 
 
 def _refuse_password(scheme: str, rest: str) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ torch.set_num_threads(1)
 
 # Ray runs its workers at niceness 15 where nothing is said; beside a busy pytest process they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+CTRL_C = signal.getsignal(signal.SIGINT)
+"""The handler before any test."""
 
 LONGEST_FIRST = (
     "test_faults", "test_drill", "test_optuna_search", "test_ray_train", "test_elastic", "test_gpu_session",
@@ -80,6 +84,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_answered_as_before() -> Iterator[None]:
+    """No test leaves a handler of Ctrl-C behind, as Ray Tune and Ray Train do: later tests of this process send it."""
+    yield
+    assert signal.getsignal(signal.SIGINT) == CTRL_C
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from lgd.distributed.ray_token import own_token  # noqa: E402
 from lgd.distributed.workers import Node as Node  # noqa: E402
 from lgd.distributed.workers import Workers as Workers  # noqa: E402
 from lgd.errors import InputError  # noqa: E402
-from lgd.signals import on_signal  # noqa: E402
+from lgd.signals import keep_handlers, on_signal  # noqa: E402
 
 POLL_INTERVAL_S = 1.0
 """Seconds between two looks of the launcher at the progress."""
@@ -173,8 +173,8 @@ def launch(
             callbacks=[UseInterfaceOfNode(), ListenForSigterm(), EndOnInputError()],  # type: ignore[list-item]
         ),
     )
-    # After Ray has started: it installs its own handler of SIGTERM.
-    with _polled(end), on_signal(end.stop.set, signal.SIGTERM):
+    # After Ray has started: it installs its own handler of SIGTERM. Ray Train leaves one of SIGINT behind.
+    with _polled(end), on_signal(end.stop.set, signal.SIGTERM), keep_handlers(signal.SIGINT):
         try:
             result = trainer.fit().return_value  # type: ignore[attr-defined]  # Ray types the older Result
         except SystemExit:

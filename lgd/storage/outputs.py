@@ -19,7 +19,7 @@ from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.lease import Lease
 from lgd.storage.mirror import CHECKPOINTS, Mirror
-from lgd.storage.store import Store
+from lgd.storage.store import SCHEMES, Store
 
 URL_FILE = ".url"
 """In a working directory: the URL that it stands for."""
@@ -73,6 +73,8 @@ def checked_url(url: str) -> str:
     found = _scheme.fullmatch(url.rstrip("/"))
     if not found or not found[2].strip("/"):
         raise InputError(f"{url}: a bucket and a name in it, such as s3://bucket/results")
+    if found[1] not in SCHEMES:
+        raise InputError(f"{found[1]}://...: no object storage that is known; these are {', '.join(SCHEMES)}")
     if any(x in url for x in "?#") or "@" in found[2].partition("/")[0]:
         # Of the URL its scheme alone: messages go to logs, where nobody looks for a secret.
         raise InputError(f"{found[1]}://...: without options and credentials, which belong into the environment")

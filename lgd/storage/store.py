@@ -276,6 +276,9 @@ _filesystems: dict[tuple[int, str, str | None], Any] = {}
 
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
+SCHEMES = (*EXTRAS, "file")
+"""Of the URLs of stores."""
+
 
 def filesystem(scheme: str) -> Any:
     """fsspec's file system for a URL's scheme. Raises StorageError, one line, where its package is missing."""
