@@ -40,6 +40,14 @@ class Bucket:
     def within(self, name: str) -> Self:
         return replace(self, url=f"{self.url}/{name}")
 
+    def moved(self) -> Self:
+        """Move everything there to another name."""
+        elsewhere = replace(self, url=f"{self.url}-elsewhere")
+        for name in self.store.entries():
+            elsewhere.store.write(name, self.store.read(name) or b"")
+        self.clear()
+        return elsewhere
+
     def clear(self) -> None:
         """Remove everything there."""
         self.store.remove(*self.store.entries())

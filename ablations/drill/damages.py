@@ -171,44 +171,54 @@ def _unreadable(path: Path) -> bool:
 
 
 class Moved(Fault):
-    """The results directory of an interrupted sweep is moved, and goes on there with one core."""
+    """The results of an interrupted sweep are moved, and it goes on there with one core."""
 
     name = "moved"
-    needs = "directory"
-    summary = "an interrupted sweep's directory is moved elsewhere and goes on there on one core"
+    summary = "an interrupted sweep's results are moved elsewhere, and it goes on there on one core"
 
     def inject(self, drill: Drill) -> None:
         drill.interrupt()
         place = drill.place
-        elsewhere = place.output.with_name(f"{place.output.name} elsewhere")
-        shutil.rmtree(elsewhere, ignore_errors=True)
-        place.output = place.output.rename(elsewhere)
+        if place.bucket:
+            place.bucket = place.bucket.moved()
+        else:
+            elsewhere = place.output.with_name(f"{place.output.name} elsewhere")
+            shutil.rmtree(elsewhere, ignore_errors=True)
+            place.output = place.output.rename(elsewhere)
         cores = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, {min(cores)})
             drill.go_on()
         finally:
             os.sched_setaffinity(0, cores)
+        if place.bucket:
+            drill.check()
+            place.bucket.clear()
 
 
 class FullDisk(Fault):
-    """The results directory's file system is full while a trial writes: with space again, the sweep goes on."""
+    """The disk that a sweep writes to is full while a trial writes: with space again, the sweep goes on.
 
-    needs = "directory"
+    It is the results directory's; of results in a bucket the one of the working directory, and the sweep goes on with
+    another disk.
+    """
 
     def __init__(self, point: Point) -> None:
         self._point = point
         self.name = f"disk-full-{point}"
-        self.summary = f"the disk of the results directory is full when a trial is at its {point}"
+        self.summary = f"the disk of the results (in a bucket LGD_CACHE's) is full when a trial is at its {point}"
 
     def missing(self) -> str:
         return "" if os.geteuid() == 0 and shutil.which("mount") else "only root may mount a small file system"
 
     def inject(self, drill: Drill) -> None:
-        with _small_disk(drill.output):
-            command = drill.start(drill.at(self._point, "last" if self._point == "step" else ""))
+        bucket = drill.place.bucket
+        disk = drill.place.control / "small-disk" if bucket else drill.output
+        with _small_disk(disk):
+            moment = drill.at(self._point, "last" if self._point == "step" else "")
+            command = drill.start(moment, {"LGD_CACHE": str(disk)} if bucket else None)
             command.wait_for_moment()
-            filler = drill.output / "filler"
+            filler = disk / "filler"
             with filler.open("wb") as file, contextlib.suppress(OSError):
                 while True:
                     file.write(b"\0" * 2**16)

@@ -147,13 +147,11 @@ class Fault(ABC):
 
     name: str
     summary: str
-    needs: Literal["", "directory", "server"] = ""
-    """It makes sense in a directory of this machine only; or in the S3 server that the drill starts."""
+    needs: Literal["", "server"] = ""
+    """It can be injected only into the S3 server that the drill starts."""
 
     def left_out(self, bucket: Bucket | None) -> str:
         """Why it cannot be injected into a sweep in ``bucket`` (None: in a directory), or ""."""
-        if self.needs == "directory" and bucket:
-            return "there is no such thing in a bucket"
         if self.needs == "server" and (bucket is None or bucket.faults is None):
             return "needs the drill's own S3 server: --bucket without a URL"
         return self.missing()

@@ -88,14 +88,25 @@ def test_faults_are_where_they_make_sense(bucket: Bucket, capsys: pytest.Capture
         assert "needs the drill's own S3 server" in fault.left_out(None)
         assert "needs the drill's own S3 server" in fault.left_out(theirs)
         assert fault.left_out(own) == ""
-    for name in ("moved", "disk-full-record"):
-        assert FAULTS[name].left_out(own) == "there is no such thing in a bucket"
-    assert FAULTS["study-db-missing"].left_out(own) == ""
-    assert FAULTS["moved"].left_out(None) == ""
-    assert main(["drill", "--faults", "moved", "--bucket", bucket.url]) == 2
-    assert capsys.readouterr().err == "error: --faults moved: there is no such thing in a bucket\n"
+    for name in ("moved", "study-db-missing"):
+        assert FAULTS[name].left_out(own) == FAULTS[name].left_out(None) == ""
+    assert main(["drill", "--faults", "store-503", "--bucket", bucket.url]) == 2
+    assert capsys.readouterr().err.startswith("error: --faults store-503: needs the drill's own S3 server")
     assert main(["drill", "--list", "--bucket", bucket.url]) == 0
     assert capsys.readouterr().out.count("[not here: needs the drill's own") == len(STORE)
+
+
+def test_results_are_moved_within_a_bucket(bucket: Bucket) -> None:
+    bucket.store.write("sweep.json", b"{}")
+    bucket.store.write("trials/x/record.json", b"1")
+    moved = bucket.moved()
+    assert bucket.store.entries() == {}
+    assert moved.url == f"{bucket.url}-elsewhere"
+    assert {name: moved.store.read(name) for name in moved.store.entries()} == {
+        "sweep.json": b"{}",
+        "trials/x/record.json": b"1",
+    }
+    moved.clear()
 
 
 def test_sweeps_that_passed_are_removed_from_the_bucket(
