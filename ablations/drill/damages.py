@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -218,14 +219,10 @@ class FullDisk(Fault):
             moment = drill.at(self._point, "last" if self._point == "step" else "")
             command = drill.start(moment, {"LGD_CACHE": str(disk)} if bucket else None)
             command.wait_for_moment()
-            filler = disk / "filler"
-            with filler.open("wb") as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(b"\0" * 2**16)
-            command.go()
-            done = command.wait()
+            with _filled(disk):
+                command.go()
+                done = command.wait()
             drill.told(done, [1, 2], r"cannot be written: No space left on device|: No space left on device$")
-            filler.unlink()
             drill.go_on()
             drill.check()
 
@@ -239,6 +236,33 @@ def _small_disk(directory: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextlib.contextmanager
+def _filled(disk: Path) -> Iterator[None]:
+    """Inside, the file system is full: what is removed there, a published checkpoint say, makes no space."""
+    ended = threading.Event()
+
+    def fill() -> None:
+        # Without a buffer, which would be written again when the file is closed.
+        with (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                with contextlib.suppress(OSError):
+                    while file.write(b"\0" * 2**16):
+                        pass
+                full.set()
+                if ended.wait(0.01):
+                    return
+
+    full, thread = threading.Event(), threading.Thread(target=fill, daemon=True)
+    thread.start()
+    full.wait(60)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        (disk / "filler").unlink()
 
 
 FILES: tuple[Fault, ...] = (

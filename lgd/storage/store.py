@@ -202,6 +202,9 @@ class Store:
             top = self._path("")
             try:
                 found = self._files.find(self._path(name), detail=True)
+                if must_exist and not found and not self._is_local:
+                    # Azure's tells nothing of a container that is not there.
+                    self._files.info(top.partition("/")[0])
             except FileNotFoundError:
                 if must_exist:
                     raise

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import optuna
@@ -18,6 +20,7 @@ from ablations.command import main
 from ablations.study_journal import StoreJournal
 from lgd.results.record import Record
 from lgd.storage.store import Store
+from tests.helpers_emulators import azure, google
 from tests.helpers_storage import BUCKET, Faults
 from tests.integration.commands import QUICK
 
@@ -54,6 +57,23 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_disk(faults: Faults, tmp_path: P
     assert {"sweep.json", "report.html", "table.md", "ray.log"} <= there.keys()
     assert f"--resume {url}" in (Store(url).read("report.html") or b"").decode()
     assert [x for x in there if "checkpoints/" in x or x in ("stop", "lock")] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("scheme", "emulator"), [("gs", google), ("az", azure)])
+def test_a_sweep_in_a_bucket_of_another_service(
+    scheme: str, emulator: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    url = f"{scheme}://{BUCKET}/{tmp_path.name}"
+    with emulator():
+        sweep = ["--grid", "components", "--arms", "baseline", *QUICK, "--cpus", "2", "--output", url]
+        first = _run(tmp_path / "one", *sweep, "--search", "optuna", "--samples", "1", "--study", f"{url}-study")
+        assert first.returncode == 0, first.stdout + first.stderr
+        second = _run(tmp_path / "two", "--resume", url, "--cpus", "2", "--samples", "2")
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert len(list(Store(f"{url}-study").entries())) > 2
+        records = [x for x in Store(url).entries("trials") if x.endswith("record.json")]
+        assert len(records) == 3
 
 
 @pytest.mark.nightly

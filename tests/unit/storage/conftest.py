@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lgd.storage.store import Store
+from tests.helpers_emulators import azure, google
 from tests.helpers_storage import BUCKET
 
+SERVERS = {"s3": "faults", "gs": "gs", "az": "az"}
+"""Fixtures, by scheme."""
 
-@pytest.fixture(params=["s3", "file", "memory"])
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[None]:
+    with google():
+        yield
+
+
+@pytest.fixture(scope="session")
+def az() -> Iterator[None]:
+    with azure():
+        yield
+
+
+@pytest.fixture(params=["s3", "file", "memory", *(pytest.param(x, marks=pytest.mark.nightly) for x in ("gs", "az"))])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty one of each kind."""
-    if request.param == "s3":
-        request.getfixturevalue("faults")
-    top = {"s3": f"s3://{BUCKET}", "file": f"file://{tmp_path}/store", "memory": "memory://bucket"}[request.param]
+    if request.param in SERVERS:
+        request.getfixturevalue(SERVERS[request.param])
+    top = f"file://{tmp_path}/store" if request.param == "file" else f"{request.param}://{BUCKET}"
     return Store(f"{top}/{tmp_path.name}", patience=10)
 
 

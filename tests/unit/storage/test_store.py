@@ -38,6 +38,15 @@ def test_objects_are_written_read_listed_and_removed(store: Store, tmp_path: Pat
         store.upload(tmp_path / "none", "c")
 
 
+def test_a_bucket_that_is_not_there_is_told(store: Store) -> None:
+    scheme = store.url.partition("://")[0]
+    if scheme in ("file", "memory"):
+        pytest.skip("has no buckets")
+    assert store.entries(must_exist=True) == {}
+    with pytest.raises(StorageError, match=f"^{scheme}://none/x: .*"):
+        Store(f"{scheme}://none/x", patience=1).entries(must_exist=True)
+
+
 def test_of_several_that_create_an_object_one_succeeds(store: Store) -> None:
     created: list[int] = []
 
