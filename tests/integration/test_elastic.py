@@ -60,7 +60,7 @@ patch_on_import({"lgd.training.trainer": slow, "lgd.distributed.ray_train": ofte
 """
 
 
-def _drain(address: str, node: str) -> None:
+def drain(address: str, node: str) -> None:
     """Tell Ray that a node will be taken away in GRACE_S, as an autoscaler does."""
     # No public function drains a node; the command needs the dashboard.
     raylet: Any = importlib.import_module("ray._raylet")
@@ -71,7 +71,7 @@ def _drain(address: str, node: str) -> None:
     assert accepted, why
 
 
-def _patched_by(code: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def patched_by(code: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run ``code`` in every Python process that is started from now on."""
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(code)
@@ -90,7 +90,7 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
         *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
         *("--output", str(tmp_path / "run"), *training_settings("baseline", **changes)),
     ]
-    _patched_by(SLOW_STEPS, tmp_path / "patches", monkeypatch)
+    patched_by(SLOW_STEPS, tmp_path / "patches", monkeypatch)
     # Another test of this process may have started a cluster of its own before, which needs none.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     # At first Ray Train may ask for as many workers as before.
@@ -102,7 +102,7 @@ def test_a_drained_node_costs_no_step_and_the_others_go_on(
         going = cluster.add_node(**small, node_ip_address="127.0.0.2")
         with training_under(cluster, *arguments) as process:
             wait_until(lambda: size(losses) > 0 or process.poll() is not None)
-            _drain(cluster.address, going.node_id)
+            drain(cluster.address, going.node_id)
             wait_until(lambda: checkpoint.last_step(losses.parent) is not None or process.poll() is not None)
             assert process.poll() is None, "it ended without a checkpoint"
             said = process.communicate(timeout=300)[0]
@@ -127,7 +127,7 @@ def test_a_node_that_joins_is_used_and_needs_no_disk_of_the_others(
         *("retinanet_r50_2x_ms", "--method", "baseline", "--elastic", "1:2", "--restarts", "0", "--yes"),
         *("--output", f"{url}/run", *training_settings("baseline", **changes)),
     ]
-    _patched_by(LOOK_OFTEN, tmp_path / "patches", monkeypatch)
+    patched_by(LOOK_OFTEN, tmp_path / "patches", monkeypatch)
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
 
     def disk(name: str) -> dict[str, str]:
