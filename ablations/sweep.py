@@ -144,7 +144,9 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
                 if following is None:
                     break
                 sweep, missing = following, missing_trials(following.trials)
-                resources = _resources(missing, options)
+                # Where all nodes have gone meanwhile, others may come, as in the middle of a round.
+                with contextlib.suppress(InputError):
+                    resources = _resources(missing, options)
                 why, took = train(sweep, missing, resources, None, budget, spent, console)
                 spent += took
             from ablations.outcome import finish

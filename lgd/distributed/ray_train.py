@@ -35,6 +35,7 @@ import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from lgd.distributed import notice, ranks  # noqa: E402
+from lgd.distributed.autoscaler import nodes_to_come  # noqa: E402
 from lgd.distributed.interface import use_interface_of_node  # noqa: E402
 from lgd.distributed.messages import LauncherEnd, Messages, OnProgress, WorkerEnd  # noqa: E402
 from lgd.distributed.ray_token import own_token  # noqa: E402
@@ -61,9 +62,10 @@ _to_launcher: WorkerEnd | None = None
 
 
 def nodes() -> list[Node]:
-    """The nodes of the cluster that Ray is connected to."""
+    """The nodes of the cluster that Ray is connected to, and those that its autoscaler may add."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(x.get("CPU", 0), x.get("GPU", 0)) for x in found]
+    there = [Node(x.get("CPU", 0), x.get("GPU", 0)) for x in found]
+    return there + nodes_to_come(there)
 
 
 @contextlib.contextmanager
