@@ -1,4 +1,5 @@
-# The environment of constraints.txt and this repository in /lgd, for Ray's nodes and for one machine:
+# The environment of constraints.txt, object storage's packages too, and this repository in /lgd, for Ray's nodes and
+# for one machine:
 #   docker build --build-arg COMMIT="$(git rev-parse HEAD)" -t registry.example/lgd .
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD/results:/lgd/results" registry.example/lgd lgd sweep run components
 FROM python:3.11-slim-bookworm
@@ -14,7 +15,7 @@ WORKDIR /lgd
 COPY constraints.txt pyproject.toml hatch_build.py README.md LICENSE ./
 COPY tools/setup_env.py tools/repack_detectron2.py tools/
 COPY lgd/__init__.py lgd/
-RUN PIP_NO_CACHE_DIR=1 python tools/setup_env.py
+RUN PIP_NO_CACHE_DIR=1 python tools/setup_env.py --storage
 
 # Login shells, with which older KubeRay starts Ray, set PATH anew.
 ENV PATH=/lgd/.venv/bin:$PATH NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -1,7 +1,8 @@
-"""Make .venv and install the project with its pinned dependencies into it: `python tools/setup_env.py [--dev]`.
+"""Make .venv and install the project with its pinned dependencies into it: `python tools/setup_env.py`.
 
-A set-up that is up to date ends at once; an interrupted one is redone. Standard library only, and no syntax
-newer than Python 3.6, so that an old Python gets one clear line too.
+`--dev` adds the tests' tools, `--storage` what object storage needs. A set-up that is up to date ends at once; an
+interrupted one is redone. Standard library only, and no syntax newer than Python 3.6, so that an old Python gets one
+clear line too.
 """
 
 import argparse
@@ -39,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A change to one of these makes the environment out of date.
 INPUTS = ("constraints.txt", "pyproject.toml", "hatch_build.py", "tools/repack_detectron2.py", "tools/setup_env.py")
 HEARTBEAT_SECONDS = 30.0
+# Extras of the project that may be asked for, and what they are called.
+EXTRAS = {"dev": "its development tools", "storage": "the packages for object storage"}
 
 # Stale or foreign paths that would leak into the new environment, and pip options that point out of it.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "PIP_PREFIX", "PIP_TARGET", "PIP_ROOT")
@@ -109,9 +112,9 @@ def venv_python_name(venv: Path) -> str:
 
 
 def is_current(stamp: dict[str, object], wanted: dict[str, object]) -> bool:
-    """Whether a finished set-up covers the wanted one; the dev extra on top does no harm."""
+    """Whether a finished set-up covers the wanted one; an extra on top does no harm."""
     same = all(stamp.get(key) == wanted[key] for key in ("inputs", "python", "root"))
-    return same and (bool(stamp.get("dev")) or not wanted["dev"])
+    return same and all(bool(stamp.get(extra)) or not wanted[extra] for extra in EXTRAS)
 
 
 def clean_environment() -> dict[str, str]:
@@ -218,20 +221,23 @@ def prepare_venv(layout: Layout, stamp: dict[str, object]) -> None:
     run_step(layout, f"making .venv with Python {python_name()}", [sys.executable, "-m", "venv", str(layout.venv)])
 
 
-def set_up(root: Path, dev: bool) -> None:
-    """Bring .venv up to date."""
+def set_up(root: Path, dev: bool, storage: bool = False) -> None:
+    """Bring .venv up to date. Extras that it has been set up with are kept."""
     layout = Layout(root)
     wanted: dict[str, object] = {
         "inputs": layout.inputs_hash(),
         "python": python_name(),
         "root": str(root),
         "dev": dev,
+        "storage": storage,
     }
     stamp = layout.read_stamp()
     if layout.python.exists() and is_current(stamp, wanted):
         return
     began = time.monotonic()
-    dev = wanted["dev"] = dev or bool(stamp.get("dev"))
+    wanted.update((extra, bool(wanted[extra] or stamp.get(extra))) for extra in EXTRAS)
+    extras = [extra for extra in EXTRAS if wanted[extra]]
+    named = f"[{','.join(extras)}]" if extras else ""
     prepare_venv(layout, stamp)
     layout.stamp.unlink(missing_ok=True)
     layout.unfinished.touch()
@@ -254,8 +260,8 @@ def set_up(root: Path, dev: bool) -> None:
         )
         run_step(
             layout,
-            f"installing the project{' with its development tools' if dev else ''} (a minute or two)",
-            [*install, "--no-build-isolation", "--use-pep517", "--editable", f"{root}{'[dev]' if dev else ''}"],
+            " with ".join(["installing the project", *(EXTRAS[x] for x in extras)]) + " (a minute or two)",
+            [*install, "--no-build-isolation", "--use-pep517", "--editable", f"{root}{named}"],
         )
         run_step(
             layout,
@@ -264,7 +270,7 @@ def set_up(root: Path, dev: bool) -> None:
         )
     except SetupError:
         # pip leaves whole packages when it fails by itself, so the next try may go on from here.
-        layout.write_stamp({"root": str(root), "dev": bool(stamp.get("dev"))})
+        layout.write_stamp({"root": str(root), **{extra: bool(stamp.get(extra)) for extra in EXTRAS}})
         layout.unfinished.unlink(missing_ok=True)
         raise
     layout.write_stamp(wanted)
@@ -276,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Set up this checkout; the exit status is 1 for a failure that has been explained in one line."""
     parser = argparse.ArgumentParser(description="Make .venv and install the project into it.")
     parser.add_argument("--dev", action="store_true", help="with the tools that the tests need")
+    parser.add_argument("--storage", action="store_true", help="with what s3://, gs:// and az:// URLs need")
     options = parser.parse_args(arguments)
     try:
         with Path(__file__).open() as lock:  # two set-ups at once would write over each other
@@ -284,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
             except BlockingIOError:
                 say("waiting for another set-up of this checkout to end")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            set_up(ROOT, options.dev)
+            set_up(ROOT, options.dev, options.storage)
     except (SetupError, OSError) as error:
         print(f"set-up: error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,10 +67,10 @@ def test_the_image_has_no_results_environments_or_caches() -> None:
 def test_the_set_up_finds_its_inputs(environment_layer: Path) -> None:
     """The same file decides in the image and in a checkout whether an environment is up to date."""
     commands = [x for name, x in INSTRUCTIONS if name == "RUN" and "setup_env" in x]
-    assert commands == ["PIP_NO_CACHE_DIR=1 python tools/setup_env.py"]
+    assert commands == ["PIP_NO_CACHE_DIR=1 python tools/setup_env.py --storage"]
     script = environment_layer / "tools" / "setup_env.py"
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
-    assert "--dev" in done.stdout
+    assert "--storage" in done.stdout
     spec = importlib.util.spec_from_file_location("copied_setup_env", script)
     assert spec is not None
     assert spec.loader is not None
@@ -87,6 +88,12 @@ def test_the_python_of_the_image_is_the_pinned_one() -> None:
     assert "Python 3.11" in (ROOT / "constraints.txt").read_text().splitlines()[0]
 
 
+def test_the_packages_of_object_storage_are_pinned() -> None:
+    pinned = {x.partition("==")[0] for x in (ROOT / "constraints.txt").read_text().splitlines()[1:]}
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["storage"]
+    assert {"adlfs", "gcsfs", "s3fs"} == set(extra) <= pinned
+
+
 def test_the_project_builds_from_what_is_copied(environment_layer: Path, tmp_path: Path) -> None:
     """The build of the editable install, as pip asks for it; its wheel puts /lgd on the path."""
     code = "import hatchling.build, sys; print(hatchling.build.build_editable(sys.argv[1]))"
@@ -97,7 +104,12 @@ def test_the_project_builds_from_what_is_copied(environment_layer: Path, tmp_pat
     assert (out / done.stdout.split()[-1]).exists()
 
 
-IMPORTS = ["python", "-c", "import lgd, torch, detectron2, ray; print(lgd.__file__)"]
+IMPORTS = ["python", "-c", "import lgd, torch, detectron2, ray, s3fs, gcsfs, adlfs; print(lgd.__file__)"]
+
+INSTALLED = ["python", "-m", "pip", "freeze", "--exclude-editable"]
+
+NOT_PINNED = ("cuda-", "detectron2 @", "nvidia-", "triton==")
+"""What torch pins itself, and what the repository makes."""
 
 Run = Callable[[list[str]], str]
 """Runs a command in what was built, and returns what it printed."""
@@ -110,6 +122,9 @@ def test_what_is_built_has_the_environment(environment_layer: Path, tmp_path_fac
     with _image() if _has_docker() else _directory(environment_layer, tmp_path_factory.mktemp("bin")) as run:
         assert "lgd sweep" in run(command)
         assert run(IMPORTS).strip().endswith("/lgd/__init__.py")
+        # Nothing is what was newest on the day.
+        pinned = (ROOT / "constraints.txt").read_text().splitlines()
+        assert [x for x in run(INSTALLED).splitlines() if x not in pinned and not x.startswith(NOT_PINNED)] == []
 
 
 def _has_docker() -> bool:

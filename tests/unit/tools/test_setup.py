@@ -187,9 +187,12 @@ class Steps:
     def __init__(self, fail_at: str = "") -> None:
         self.fail_at = fail_at
         self.titles: list[str] = []
+        self.installed: list[str] = []
 
     def __call__(self, layout: setup_env.Layout, title: str, command: list[str]) -> None:
         self.titles.append(title)
+        if "--editable" in command:
+            self.installed.append(command[-1].removeprefix(str(layout.root)))
         if self.fail_at and self.fail_at in title:
             raise setup_env.SetupError(f"{title} failed")
         if "venv" in command:
@@ -260,6 +263,15 @@ def test_development_tools_are_added_to_the_same_venv(checkout: Path, steps: Ste
     setup_env.set_up(checkout, dev=True)
     assert steps.count("making .venv") == 1
     assert steps.count("development tools") == 1
+
+
+def test_object_storage_is_asked_for_by_itself_and_then_kept(checkout: Path, steps: Steps) -> None:
+    setup_env.set_up(checkout, dev=False)
+    setup_env.set_up(checkout, dev=False, storage=True)
+    setup_env.set_up(checkout, dev=False)  # nothing to do
+    setup_env.set_up(checkout, dev=True)
+    assert steps.installed == ["", "[storage]", "[dev,storage]"]
+    assert steps.count("making .venv") == 1
 
 
 def test_failed_setup_is_taken_up_again(checkout: Path, steps: Steps) -> None:
