@@ -8,11 +8,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,30 +76,44 @@ def _conditional_upload() -> Any:
     return answer
 
 
+class Azurite:
+    """Azure's store on this machine; what it holds lies in ``directory``, so that it may be stopped and started."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self.port = _free_port()
+        options = ["--blobPort", str(self.port), "--location", str(directory), "--skipApiVersionCheck", "--silent"]
+        self._command = [program, *options]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        _wait_for(self.port)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
 @contextmanager
-def azure() -> Iterator[None]:
+def azure() -> Iterator[Azurite]:
     """Inside, this process and those that it starts take Azurite, with the container BUCKET, for Azure's."""
     pytest.importorskip("adlfs")
-    if (azurite := shutil.which("azurite-blob")) is None:
+    if (program := shutil.which("azurite-blob")) is None:
         pytest.skip("no azurite-blob on the path")
-    port = _free_port()
-    options = ["--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
-    process = subprocess.Popen([azurite, *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        with pytest.MonkeyPatch.context() as patch:
-            endpoint = f"http://127.0.0.1:{port}/{AZURITE_ACCOUNT}"
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        server = Azurite(program, Path(directory))
+        try:
+            endpoint = f"http://127.0.0.1:{server.port}/{AZURITE_ACCOUNT}"
             patch.setenv(
                 "AZURE_STORAGE_CONNECTION_STRING",
                 f"DefaultEndpointsProtocol=http;AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY};"
                 f"BlobEndpoint={endpoint};",
             )
             storage.filesystem("az").mkdir(BUCKET)
-            yield
+            yield server
             storage._filesystems.clear()
-    finally:
-        process.terminate()
-        process.wait(20)
+        finally:
+            server.stop()
 
 
 def _wait_for(port: int) -> None:

@@ -46,9 +46,14 @@ PERMANENT = (
 )  # fmt: skip
 """Answers that another try does not change."""
 
-UNREACHABLE = re.compile(r"HTTPClientError|ConnectionError|ClientError|TimeoutError|HttpRequestError|HttpError")
+UNREACHABLE = re.compile(
+    "HTTPClientError|ConnectionError|ClientError|TimeoutError|ServiceRequestError|ServiceResponseError"
+)
 """Names of the classes that a lost or slow connection comes as, where it is no OSError: botocore's, aiohttp's,
-gcsfs's, azure's."""
+requests', azure-core's."""
+
+STATUS = {"HttpError": "code", "HttpResponseError": "status_code"}
+"""By the class that an answer of Google's or Azure's comes as: its attribute with the HTTP status."""
 
 _log = logging.getLogger(__name__)
 
@@ -316,12 +321,22 @@ def seconds_of_patience() -> float:
     return environment.number(PATIENCE_VARIABLE, PATIENCE, "seconds")
 
 
-def _may_pass(error: Exception) -> bool:
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may help: for a server that is busy or not reached, not for what it refuses."""
     if isinstance(error, PERMANENT) or (isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ENOSPC)):
         return False
     if isinstance(error, OSError):
+        # gcsfs's word for 403.
+        return not str(error).startswith("Forbidden")
+    names = [x.__name__ for x in type(error).__mro__]
+    for name, attribute in STATUS.items():
+        if name in names:
+            status = getattr(error, attribute, None)
+            return status is None or int(status) >= 500 or int(status) in (408, 429)
+    if any(UNREACHABLE.fullmatch(name) for name in names):
         return True
-    return any(UNREACHABLE.fullmatch(x.__name__) for x in type(error).__mro__)
+    # adlfs wraps some of them.
+    return error.__cause__ is not None and _may_pass(error.__cause__)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_disk(faults: Faults, tmp_path: P
 @pytest.mark.nightly
 @pytest.mark.parametrize(("scheme", "emulator"), [("gs", google), ("az", azure)])
 def test_a_sweep_in_a_bucket_of_another_service(
-    scheme: str, emulator: Callable[[], AbstractContextManager[None]], tmp_path: Path
+    scheme: str, emulator: Callable[[], AbstractContextManager[object]], tmp_path: Path
 ) -> None:
     url = f"{scheme}://{BUCKET}/{tmp_path.name}"
     with emulator():

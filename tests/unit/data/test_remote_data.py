@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,8 +238,10 @@ def test_an_image_that_goes_during_training_is_one_line(
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line_that_names_the_url(
-    source: str, complaint: str, prefix: str, tmp_path: Path
+    source: str, complaint: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Installed or not.
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     _upload(write_coco(tmp_path / "data"), prefix)
     with pytest.raises(InputError) as error:
         _find(source.format(there=prefix))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lgd.storage.store import Store
-from tests.helpers_emulators import azure, google
+from tests.helpers_emulators import Azurite, azure, google
 from tests.helpers_storage import BUCKET
 
 SERVERS = {"s3": "faults", "gs": "gs", "az": "az"}
@@ -22,9 +22,9 @@ def gs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def az() -> Iterator[None]:
-    with azure():
-        yield
+def az() -> Iterator[Azurite]:
+    with azure() as server:
+        yield server
 
 
 @pytest.fixture(params=["s3", "file", "memory", *(pytest.param(x, marks=pytest.mark.nightly) for x in ("gs", "az"))])

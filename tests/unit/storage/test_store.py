@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from lgd.errors import InputError
 from lgd.storage import store as storage
 from lgd.storage.store import PATIENCE_VARIABLE, StorageError, Store
+from tests.helpers_emulators import Azurite
 from tests.helpers_storage import BUCKET, Faults
 
 
@@ -109,10 +112,56 @@ def test_a_store_that_stays_away_is_one_line_with_its_url(faults: Faults) -> Non
         ("nothing://bucket/a", "nothing://: no file system of fsspec's"),
     ],
 )
-def test_what_another_try_does_not_change_is_said_at_once(faults: Faults, url: str, complaint: str) -> None:
+def test_what_another_try_does_not_change_is_said_at_once(
+    faults: Faults, url: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Installed or not.
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(InputError, match=complaint) as error:
         Store(url, patience=60).write("x", b"1")
     assert "\n" not in str(error.value)
+
+
+def _error(name: str, base: type[Exception] = Exception, **fields: object) -> Exception:
+    """Of a class of that name, as a package raises it that is not among the tests'."""
+    return type(name, (base,), fields)()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (_error("HttpError", code=503), True),
+        (_error("HttpError", code="429"), True),
+        (_error("HttpError", code=400), False),
+        (_error("HttpResponseError", status_code=500), True),
+        (_error("HttpResponseError", status_code=403), False),
+        (_error("ClientAuthenticationError", type(_error("HttpResponseError")), status_code=401), False),
+        (_error("ServiceRequestTimeoutError", type(_error("ServiceRequestError"))), True),
+        (_error("ServiceResponseError"), True),
+        (OSError("Forbidden: https://storage"), False),
+        (OSError("[Errno 5] An error occurred (SlowDown)"), True),
+        (RuntimeError("of the caller"), False),
+    ],
+)
+def test_what_google_and_azure_answer_is_tried_again_where_it_may_pass(error: Exception, passes: bool) -> None:
+    wrapped = RuntimeError("Failed to upload block")
+    wrapped.__cause__ = error
+    assert (storage._may_pass(error), storage._may_pass(wrapped)) == (passes, passes)
+
+
+@pytest.mark.nightly
+def test_azures_that_is_away_is_waited_for(az: Azurite, tmp_path: Path) -> None:
+    store = Store(f"az://{BUCKET}/{tmp_path.name}", patience=120)
+    store.write("x", b"1")
+    az.stop()
+    with pytest.raises(StorageError, match="no answer for 1 s"):
+        store.with_patience(1).read("x")
+    back = threading.Timer(20, az.start)
+    back.start()
+    begun = time.monotonic()
+    assert store.read("x") == b"1"
+    assert time.monotonic() - begun > 10
+    back.join()
 
 
 def test_a_forked_process_has_connections_of_its_own(faults: Faults) -> None:
