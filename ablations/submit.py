@@ -27,9 +27,9 @@ Run a command of lgd with this working tree on a running Ray cluster, and follow
 Exit status: the command's own; 2 wrong input, 130 stopped."""
 
 EXAMPLES = (
-    "--address http://HEAD:8265 -- sweep run main --preset paper --output /shared/main",
+    "--address http://HEAD:8265 -- sweep run main --preset paper --output s3://BUCKET/main",
     "--address http://HEAD:8265 -- train retinanet_r50_2x_ms --method lgd --workers 8 --output /shared/r50",
-    "--address http://HEAD:8265 --no-wait -- sweep resume /shared/main",
+    "--address http://HEAD:8265 --no-wait -- sweep resume s3://BUCKET/main",
 )
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -129,7 +129,8 @@ def checked_command(command: Sequence[str], directory: Path) -> list[str]:
 def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> None:
     if name in WRITES_RESULTS and options.__dict__.get("output", "") is None and not _only_prints(options):
         raise InputError(
-            "say --output: an absolute path on storage that all nodes share; the job's own directory is removed later"
+            "say --output: s3://BUCKET/NAME, or an absolute path on a disk that all nodes share; "
+            "the job's own directory is removed later"
         )
     study = options.__dict__.get("study")
     if study and study_place(study) != study.rstrip("/"):
@@ -140,7 +141,9 @@ def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> Non
         relative = isinstance(value, Path) and not value.is_absolute() and ":/" not in str(value)
         # What is sent is there under its relative path.
         if relative and (option == "output" or not (directory / value).exists()):
-            raise InputError(f"{value}: on the cluster an absolute path is needed, on storage that all nodes share")
+            raise InputError(
+                f"{value}: on the cluster a URL is needed, or an absolute path on a disk that all nodes share"
+            )
 
 
 def _only_prints(options: argparse.Namespace) -> bool:

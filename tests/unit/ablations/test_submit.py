@@ -40,9 +40,9 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--address", URL, "--", "swep", "run"], "swep run: no command for a cluster; sweep, pays, train, data"),
         (["--address", URL, "--", "submit"], "submit: no command for a cluster"),
         (["--address", URL, "--", "sweep", "run", "components", "--sedes", "3"], "unrecognized arguments: --sedes"),
-        (["--address", URL, "--", "sweep", "run", "components"], "say --output: an absolute path on storage that all"),
-        (["--address", URL, "--", "train", "finetune", "--output", "here"], "here: on the cluster an absolute path"),
-        (["--address", URL, "--", "sweep", "resume", "results/x"], "results/x: on the cluster an absolute path"),
+        (["--address", URL, "--", "sweep", "run", "components"], "say --output: s3://BUCKET/NAME, or an absolute path"),
+        (["--address", URL, "--", "train", "finetune", "--output", "here"], "here: on the cluster a URL is needed"),
+        (["--address", URL, "--", "sweep", "resume", "results/x"], "results/x: on the cluster a URL is needed, or an"),
         # Port 1: nobody listens.
         (["--address", "http://127.0.0.1:1", "--", "sweep", "list"], "no Ray dashboard answers at http://127.0.0.1:1"),
     ],
