@@ -135,6 +135,9 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
             on_signal(interrupt, signal.SIGTERM),
             _ray_watched(directory, budget, options, console),
         ):
+            if options.address and not resources.gpus and not options.yes:
+                # Its nodes are known only now; those with GPUs may be ones that an autoscaler is to add.
+                check_cpu_time(_trials_to_run(checked), resources.max_concurrent, console)
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablations import needs
+from ablations import needs, sweep
 from ablations.checks import Problems, _built, build_arms, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
+from ablations.limits import Budget, Placement
 from ablations.needs import check_disk, check_memory
 from ablations.plan import describe, trials_of
 from ablations.ray_log import ray_log
@@ -28,6 +30,7 @@ from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.methods.label_guided import teacher
 from lgd.results.record import Record
+from lgd.results.sweep_spec import SweepSpec
 from lgd.training import build, estimate
 from lgd.training.build import DryBuilt
 from lgd.training.disk_space import FilesSize
@@ -94,6 +97,34 @@ def test_days_on_the_cpu_are_asked_about(
         check_cpu_time(paper, 1, console)
         assert "about 22.2 hours on this machine's CPU" in out.getvalue()
     assert out.getvalue().startswith("no GPU for the trials: measuring how long the CPU will take\n")
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(0.0, True), (1.0, False)])
+def test_days_on_a_clusters_cpus_are_asked_about(
+    gpus: float, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster whose nodes with GPUs are still to come would train on the CPUs of its head."""
+
+    def refuse(*_: object) -> None:
+        raise InputError("days")
+
+    monkeypatch.setattr(sweep, "cluster", lambda *_: contextlib.nullcontext(Resources(1, gpus, 2)))
+    monkeypatch.setattr(sweep, "_ray_watched", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(sweep, "check_cpu_time", refuse)
+    monkeypatch.setattr(sweep, "train", lambda *_: ("the budget is over", 0.0))
+    monkeypatch.setattr("ablations.outcome.finish", lambda *_: 3)
+    spec, console = SweepSpec(grid="components", preset="nano", overrides=(), arms=("baseline",), seeds=1), Console()
+
+    def run(yes: bool) -> int:
+        placement = Placement(address="head:6379")
+        return sweep._run(spec, tmp_path, sweep.RunOptions(placement=placement, yes=yes), Budget(), console)
+
+    assert run(yes=True) == 3
+    if asked:
+        with pytest.raises(InputError, match="days"):
+            run(yes=False)
+    else:
+        assert run(yes=False) == 3
 
 
 def test_absurdly_many_images_get_a_line_at_once(tmp_path: Path) -> None:
