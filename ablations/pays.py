@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ablations import sweep_command
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
-from lgd.config.detector_source import add_detector_arguments, detector_overrides
+from lgd.config.detector_options import add_detector_arguments, detector_overrides
 from lgd.config.experiment import split_assignment
 from lgd.errors import InputError
 from lgd.storage.outputs import fetch_records, output_option
@@ -110,7 +110,7 @@ def described(options: argparse.Namespace) -> tuple[SweepSpec, Path]:
         raise InputError("say on which data: --data SOURCE (docs/data.md), or --train-json, --val-json and --images")
     preset = options.preset or ("finetune" if _has_gpu() else "tiny")
     arms = ["baseline", *arms_of(options.methods)]
-    overrides = [*detector_overrides(options, options.overrides), *split_overrides(options)]
+    overrides = [*detector_overrides(options, options.overrides, preset), *split_overrides(options)]
     for assignment in overrides:
         if split_assignment(assignment)[0] == "method.name":
             raise InputError(f"--set {assignment}: say --methods")

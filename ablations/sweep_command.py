@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
-from lgd.config.detector_source import add_detector_arguments, check_named_again, detector_overrides
+from lgd.config.detector_options import add_detector_arguments, detector_overrides
+from lgd.config.detector_source import check_named_again
 from lgd.errors import InputError
 from lgd.storage.outputs import fetch_records, input_option, output_option
 
@@ -85,13 +86,12 @@ def run(subcommand: str, options: argparse.Namespace) -> int:
     """Do what the options of a subcommand say."""
     if "train_json" in options:
         options.data = source_of(options, options.data)
-        split = split_overrides(options)
-        if split and subcommand == "resume":
-            raise InputError("--val-fraction: resuming takes the sweep's own split")
-        if split:
+        if split := split_overrides(options):
+            if subcommand == "resume":
+                raise InputError("--val-fraction: resuming takes the sweep's own split")
             options.overrides = [*options.overrides, *split]
     if "detector_set" in options and subcommand != "resume":
-        options.overrides = detector_overrides(options, options.overrides)
+        options.overrides = detector_overrides(options, options.overrides, options.preset)
     return SUBCOMMANDS[subcommand][1](options)
 
 

@@ -1,9 +1,7 @@
-"""The names of detectors, as ``--detector`` and ``detector.source`` take them, and the options that name one."""
+"""The names of detectors, as ``--detector`` and ``detector.source`` take them."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,39 +61,6 @@ def portable_detector(source: str) -> str:
     if kind_of(source) not in ("yaml", "lazy") or source.startswith(ZOO):
         return source
     return "/".join(Path(source).parts[-2:])
-
-
-def add_detector_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The options that :func:`detector_overrides` reads."""
-    parser.add_argument(
-        "--detector", metavar="SPEC",
-        help="train this detector: a detectron2 config (.yaml, .py, or zoo:NAME), torchvision:NAME, or"
-        " package.module:function (docs/own-detector.md)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--detector-set", action="append", default=[], metavar="KEY=VALUE",
-        help="change a key of its config, or an argument of its function; may be given several times",
-    )  # fmt: skip
-
-
-def detector_overrides(options: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
-    """The settings, as key=value, that --detector and --detector-set give, followed by ``overrides`` (of --set).
-
-    Raises InputError, one line, where they contradict each other.
-    """
-    if options.detector is None:
-        if options.detector_set:
-            raise InputError(f"--detector-set {options.detector_set[0]} needs --detector")
-        return list(overrides)
-    for assignment in overrides:
-        key = assignment.partition("=")[0].strip()
-        if key == "detector.source" or (key == "detector.overrides" and options.detector_set):
-            flag = "--detector" if key == "detector.source" else "--detector-set"
-            raise InputError(f"--set {assignment} contradicts {flag}: leave one of them out")
-    given = [f"detector.source={absolute_detector(options.detector)}"]
-    if options.detector_set:
-        given.append(f"detector.overrides={json.dumps(options.detector_set)}")
-    return [*given, *overrides]
 
 
 def check_named_again(sources: Sequence[str], named: str | None, where: object) -> None:

@@ -15,7 +15,7 @@ from lgd.config.experiment import (
     Schedule,
     settings,
 )
-from lgd.config.paper import BackboneName, DataName, ScaleName, ScheduleName, Training
+from lgd.config.paper import BackboneName, DataName, DetectorName, ScaleName, ScheduleName, Training
 from lgd.errors import InputError
 
 Preset = Literal["nano", "tiny", "small", "paper", "finetune"]
@@ -223,6 +223,29 @@ def at_preset(name: str, training: Training) -> Experiment:
     )
 
 
+BUILT_IN_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
+
+
+def built_in_settings(detector: DetectorName, preset: str) -> dict[str, Any]:
+    """What a preset's detector and its method change when that is another built-in one.
+
+    A teacher in an R-CNN has no context object and its appearance is detached, as in the paper's code; on a CPU its
+    heads are small.
+    """
+    wanted = paper_recipes.define(detector, "r50", "2x", "ms")
+    if not wanted.detector.is_rcnn:
+        return {"detector.name": detector}
+    small = {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")} if preset in CPU_PRESETS else {}
+    rate = {"schedule.lr_per_16": NANO_RCNN_LR} if preset == "nano" else {}
+    return {"detector.name": detector, **_teacher_settings(wanted), **small, **rate}
+
+
+def _teacher_settings(wanted: Experiment) -> dict[str, Any]:
+    """Those of the paper's LGD that depend on the detector."""
+    same = ("method.context", "method.detach_appearance")
+    return {key: value for key, value in settings(wanted).items() if key in same}
+
+
 def _learning_rate(size: Preset, wanted: Experiment, backbone: Backbone) -> float:
     """For 16 images, at a preset other than ``paper``. wanted: the paper's training."""
     if size == "small":
@@ -239,8 +262,7 @@ FGFI_STARTS: dict[Preset, int] = {"nano": 20, "tiny": 20, "small": 200, "paper":
 def _method_settings(name: str, training: Training, wanted: Experiment) -> dict[str, Any]:
     """Settings of a training's method at a preset. wanted: the paper's training of that detector with LGD."""
     if training.method == "lgd":
-        same = ("method.context", "method.detach_appearance")
-        return {"method.name": "lgd", **{key: value for key, value in settings(wanted).items() if key in same}}
+        return {"method.name": "lgd", **_teacher_settings(wanted)}
     if training.method != "fgfi":
         return {"method.name": training.method}
     size: Preset = name  # type: ignore[assignment]

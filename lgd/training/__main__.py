@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
-from lgd.config.detector_source import add_detector_arguments, detector_overrides
+from lgd.config.detector_options import add_detector_arguments, detector_overrides
 from lgd.config.experiment import Experiment
 from lgd.config.grids import check_overrides
 from lgd.config.method import BUILT_IN, import_named
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.method is None and not options.show:
         raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)
-    options.overrides = detector_overrides(options, options.overrides) + split_overrides(options)
+    options.overrides = detector_overrides(options, options.overrides, options.experiment) + split_overrides(options)
     import_named(options.overrides, options.method)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)

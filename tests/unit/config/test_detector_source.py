@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 
 from lgd.config.detector_source import (
     absolute_detector,
-    add_detector_arguments,
     check_named_again,
-    detector_overrides,
     kind_of,
     portable_detector,
     runs_code,
@@ -88,36 +85,6 @@ def test_another_source_starts_from_its_own_settings() -> None:
 def test_settings_that_would_do_nothing_are_refused(settings: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         preset("tiny").override(settings)
-
-
-def _options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_detector_arguments(parser)
-    return parser.parse_args(arguments)
-
-
-def test_options_become_settings() -> None:
-    options = _options(
-        "--detector", ZOO, "--detector-set", "MODEL.FPN.OUT_CHANNELS=32", "--detector-set", "A=[[8], [9]]"
-    )
-    given = detector_overrides(options, ["seed=1"])
-    experiment = preset("tiny").override(given)
-    assert experiment.detector.overrides == ("MODEL.FPN.OUT_CHANNELS=32", "A=[[8], [9]]")
-    assert experiment.seed == 1
-    assert detector_overrides(_options(), ["seed=1"]) == ["seed=1"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "overrides", "words"),
-    [
-        (["--detector-set", "a=1"], [], "needs --detector"),
-        (["--detector", ZOO], ["detector.source=torchvision:x"], "contradicts --detector:"),
-        (["--detector", ZOO, "--detector-set", "a=1"], ["detector.overrides=[b=1]"], "contradicts --detector-set"),
-    ],
-)
-def test_options_that_contradict_are_refused(arguments: list[str], overrides: list[str], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        detector_overrides(_options(*arguments), overrides)
 
 
 def test_code_runs_only_where_the_command_names_it(tmp_path: Path) -> None:
