@@ -1,7 +1,8 @@
 """A worker's notice that it will have to go: its node is drained, or the process got SIGTERM.
 
-A training asks for it between steps (:func:`asked`), writes a checkpoint, and goes on for as long as it can; after
-SIGTERM the process leaves. Nothing here knows Ray: who starts the workers says how a drained node is recognised.
+A training asks for it between steps and in evaluations (:func:`asked`), writes a checkpoint, and goes on for as long as
+it can; after SIGTERM the process leaves. Nothing here knows Ray: who starts the workers says how a drained node is
+recognised.
 """
 
 from __future__ import annotations

@@ -46,9 +46,11 @@ def files_size(experiment: Experiment, model: nn.Module, optimizer: torch.optim.
     student = sum(_size(x) for x in student_of(model).state_dict().values())
     teacher: Any = model.teacher if experiment.method.keeps_teacher else None
     results = student + (sum(_size(x) for x in teacher.state_dict().values()) if teacher is not None else 0)
-    every = experiment.checkpoint.resolved_every(experiment.schedule.steps)
-    kept = min(experiment.checkpoint.keep, (experiment.schedule.steps - 1) // every) if every else 0
-    # One is written at a stop whatever ``every`` is.
+    steps = experiment.schedule.steps
+    every = experiment.checkpoint.resolved_every(steps)
+    before_evaluations = len(experiment.evaluation.resolved_steps(steps)) - 1
+    kept = min(experiment.checkpoint.keep, (steps - 1) // every + before_evaluations) if every else 0
+    # One is written at a stop whatever ``every`` is, or before the last evaluation.
     return FilesSize((kept + 1) * one, results + LOGS)
 
 

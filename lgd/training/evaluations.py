@@ -32,14 +32,16 @@ class Evaluations:
         """Go on from the points that a checkpoint holds, as JSON."""
         self.points = [EvaluationPoint.model_validate_json(x) for x in points]
 
-    def evaluate(self, step: int, after_image: Callable[[], None] = lambda: None) -> bool:
-        """Evaluate after ``step`` steps; False, and nothing is done, where that has been done before.
+    def has(self, step: int) -> bool:
+        """Whether the last evaluation was after ``step`` steps."""
+        return self.last is not None and self.last.step == step
+
+    def evaluate(self, step: int, after_image: Callable[[], None] = lambda: None) -> None:
+        """Evaluate after ``step`` steps.
 
         All workers must call it. The main process writes EVALUATIONS_FILE. after_image: see
         :func:`lgd.evaluation.evaluate.evaluate`.
         """
-        if self.last is not None and self.last.step == step:
-            return False
         model, experiment = self._built.model, self._experiment
         how: dict[str, Any] = {
             "dataset": self._built.dataset,
@@ -71,4 +73,3 @@ class Evaluations:
         if ranks.is_main_process():
             lines = [x.model_dump_json() + "\n" for x in self.points]
             write_text(self._directory / EVALUATIONS_FILE, "".join(lines))
-        return True

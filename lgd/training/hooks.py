@@ -142,6 +142,26 @@ class SaveAndStop(HookBase):
         return found[0][0], [x[1] for x in found]
 
 
+class EvaluatePeriodically(HookBase):
+    """Call ``evaluate`` every ``every`` steps but after the last one, which detectron2's EvalHook does too.
+
+    Also before the first step, where the training goes on from a checkpoint that was written before an evaluation.
+    """
+
+    def __init__(self, evaluate: Callable[[int], None], every: int) -> None:
+        self._evaluate, self._every = evaluate, every
+
+    def before_train(self) -> None:
+        self._evaluate_after(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        self._evaluate_after(self.trainer.iter + 1)
+
+    def _evaluate_after(self, step: int) -> None:
+        if 0 < step < self.trainer.max_iter and step % self._every == 0:
+            self._evaluate(step)
+
+
 class WritePeriodically(PeriodicWriter):
     """detectron2's, but for a training that stops to go on: its logs then get no line that one in one go has not."""
 

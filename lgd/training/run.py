@@ -42,10 +42,18 @@ from lgd.training import checkpoint, writers
 from lgd.training.build import Built, build
 from lgd.training.device import process_settings, resolve_device
 from lgd.training.disk_space import check_disk_space, files_size
-from lgd.training.evaluate_and_report import evaluate_and_report, evaluate_last, progress_fields
+from lgd.training.evaluate_and_report import evaluate_and_report, progress_fields
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
-from lgd.training.hooks import ReportProgress, RestoreHistory, SaveAndStop, StepTimes, WritePeriodically, curves
+from lgd.training.hooks import (
+    EvaluatePeriodically,
+    ReportProgress,
+    RestoreHistory,
+    SaveAndStop,
+    StepTimes,
+    WritePeriodically,
+    curves,
+)
 from lgd.training.own_shares import check_norms
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
@@ -84,8 +92,8 @@ def run(
     teacher: the frozen teacher that ``experiment.teacher`` describes (see :func:`lgd.training.teacher.
     train_with_teacher`, which trains it first). grid, preset, arm, overrides: for the record. on_progress: called about
     once a second, and after each evaluation. should_stop: called after each step (with several workers after every few:
-    :class:`lgd.training.hooks.SaveAndStop`); True writes a checkpoint and raises Stopped. share: the part of its device
-    that each worker holds.
+    :class:`lgd.training.hooks.SaveAndStop`) and, by one worker, after each image of an evaluation; True writes a
+    checkpoint and raises Stopped. share: the part of its device that each worker holds.
 
     A loss that becomes infinite or NaN ends the training with a record that says so. Any other error is raised (see
     :func:`failed_record` for its record); a full disk as DiskFullError, which says what is safe.
@@ -173,7 +181,7 @@ def _attempt(
             heartbeat.begin_training(built.fingerprint)
         result = _train(state, on_progress, should_stop)
         if not result.diverged:
-            evaluate_last(state, result.trainer, on_progress, should_stop)
+            evaluate_and_report(state, result.trainer, experiment.schedule.steps, on_progress, should_stop)
             if ranks.is_main_process():
                 export_student(built.model, directory / "student.pth")
                 if experiment.method.keeps_teacher:
@@ -278,7 +286,7 @@ def _hooks(
         hooks.LRScheduler(built.optimizer, built.scheduler),
         WritePeriodically(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: progress_fields(state)),
-        hooks.EvalHook(every, lambda: evaluate_and_report(state, trainer.iter + 1, on_progress), eval_after_train=False)
+        EvaluatePeriodically(lambda step: evaluate_and_report(state, trainer, step, on_progress, should_stop), every)
         if every
         else None,
         SaveAndStop(

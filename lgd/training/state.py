@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class TrainingState:
     """Everything that changes while ``experiment`` trains in ``directory``.
 
     commit: of the code, as it was at the start. start: the step to go on from, and ``losses`` those up to it.
+    saved_step: of the newest checkpoint.
     """
 
     built: Built
@@ -47,6 +49,8 @@ class TrainingState:
     writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     start: int = 0
     losses: dict[str, Any] = field(default_factory=dict)
+    saved_step: int = 0
+    _saved_at: float = field(default_factory=time.perf_counter)
     _scaler: dict[str, Any] = field(default_factory=dict)
     _random: list[Any] | None = None
 
@@ -54,6 +58,10 @@ class TrainingState:
     def watch(self) -> TeacherWatch | None:
         """Whether the teacher is better than the student, for a method whose teacher can be compared with it."""
         return self.built.model.watch if isinstance(self.built.model, Distiller) else None
+
+    def seconds_since_checkpoint(self) -> float:
+        """Seconds since the last checkpoint was begun; before the first, since the training was built."""
+        return time.perf_counter() - self._saved_at
 
     def restore(self, spent: CostSoFar) -> None:
         """Load the newest checkpoint in the directory, where there is one.
@@ -78,6 +86,7 @@ class TrainingState:
                 self.meter.add_lost_work(spent)
             return
         self.start, state = found
+        self.saved_step = self.start
         self._load(state)
         saved = state["meter"]
         if ranks.is_main_process():
@@ -125,6 +134,7 @@ class TrainingState:
     def save(self, trainer: Trainer, step: int) -> None:
         """Write a checkpoint after ``step`` steps. All workers must call it; the main process writes, in a thread."""
         built = self.built
+        self.saved_step, self._saved_at = step, time.perf_counter()
         with self.meter.phase("checkpoint"):
             ranks.broadcast_buffers(built.model)
             random_states = _by_share(ranks.all_gather(trainer.own_shares.random_states()))

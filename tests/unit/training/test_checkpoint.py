@@ -21,9 +21,13 @@ from lgd.training.state import TrainingState
 from tests.conftest import once_per_run
 from tests.helpers import quick_experiment, unsaved, wait_until
 
+IMAGES = 6
+"""Of an evaluation."""
+
 # A frozen backbone, accumulation, a distillation that begins, evaluations: what a resumed run must find again.
 CHANGES: dict[str, Any] = {
     "schedule.steps": 12,
+    "data.shapes_val": IMAGES,
     "schedule.frozen": 0.25,
     "schedule.distill_from": 0.75,
     "evaluation.every": 4,
@@ -33,10 +37,12 @@ CHANGES: dict[str, Any] = {
 
 
 class _Stop:
-    """Says stop when asked for the ``at``-th time, which is after step ``at`` of an attempt."""
+    """Says stop after step ``at`` of an attempt. evaluations: how many come before that, after each image of which it
+    is asked too.
+    """
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int, evaluations: int = 0) -> None:
+        self.left = at + evaluations * IMAGES
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -109,7 +115,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> No
 def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     experiment = quick_experiment(**{**CHANGES, "checkpoint.keep": 3})
     with pytest.raises(training.Stopped):
-        training.run(experiment, tmp_path, should_stop=_Stop(9))
+        training.run(experiment, tmp_path, should_stop=_Stop(9, evaluations=2))
     assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == [f"step-{step:08}.pth" for step in (6, 8, 9)]
 
 
@@ -119,7 +125,7 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(
 ) -> None:
     experiment = quick_experiment(**{**CHANGES, "checkpoint.keep": 3})
     with pytest.raises(training.Stopped):
-        training.run(experiment, tmp_path, should_stop=_Stop(9))
+        training.run(experiment, tmp_path, should_stop=_Stop(9, evaluations=2))
     newest = tmp_path / "checkpoints" / "step-00000009.pth"
     content = bytearray(newest.read_bytes())
     # In the middle lie weights, which torch.load would take as they are.
@@ -170,7 +176,7 @@ def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path, whole:
     """The momentum is a checkpoint's, and lies in memory as the parameters do."""
     after = {"contiguous": "channels_last", "channels_last": "contiguous"}[before]
     with pytest.raises(training.Stopped):
-        training.run(quick_experiment(**CHANGES, memory_format=before), tmp_path, should_stop=_Stop(6))
+        training.run(quick_experiment(**CHANGES, memory_format=before), tmp_path, should_stop=_Stop(6, evaluations=1))
     gone_on = training.run(quick_experiment(**CHANGES, memory_format=after), tmp_path)
     for name, curve in whole.losses.items():
         assert [v for _, v in gone_on.losses[name]] == pytest.approx([v for _, v in curve], rel=0.02), name

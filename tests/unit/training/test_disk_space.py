@@ -32,7 +32,11 @@ def _free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_what_a_training_writes_is_known_before(tmp_path: Path) -> None:
     experiment = quick_experiment(**{"checkpoint.every": 1, "checkpoint.keep": 2})
     built = build(experiment)
-    needed = files_size(experiment, built.model, built.optimizer).total
+    files = files_size(experiment, built.model, built.optimizer)
+    needed = files.total
+    # One before the evaluation in the middle, and the last one.
+    rare = experiment.override({"checkpoint.every": 50, "evaluation.every": 3})
+    assert files_size(rare, built.model, built.optimizer).checkpoints * 3 == files.checkpoints * 2
     with pytest.raises(Stopped):
         run(experiment, tmp_path, should_stop=iter([False, False, True]).__next__)
     written = checkpoint.size(tmp_path)
