@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.integration.test_elastic import drain, patched_by
 pytestmark = [pytest.mark.nightly, pytest.mark.usefixtures("no_leftover_processes")]
 
 SMALL: dict[str, Any] = {"object_store_memory": 150 * 2**20}
+
+RAY_START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
 
 STEPS = 200
 
@@ -95,35 +98,46 @@ def test_one_of_two_workers_gets_sigterm(which: int, tmp_path: Path, monkeypatch
     assert record.device_seconds["lost"] < 10
 
 
-def test_a_drained_node_under_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial writes a checkpoint while its node is still there, and goes on from it on another one."""
+@pytest.mark.parametrize("by", ["drain", "SIGTERM"])
+def test_a_node_that_goes_under_a_sweep(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial writes a checkpoint while its node is still there, and goes on from it on another one.
+
+    An autoscaler drains the node; or ``ray start --block``, which holds it, gets SIGTERM, as in a pod.
+    """
     from ray.cluster_utils import Cluster
 
     output = tmp_path / "sweep"
     changes = training_settings("baseline", **SETTINGS)
     patched_by(SLOW_FIRST_STEPS, tmp_path / "patches", monkeypatch)
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    with own_token():
+    trial = output / "trials" / "baseline-seed0"
+    with own_token(), ExitStack() as stack:
         head = {**SMALL, "num_cpus": 0, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        going = cluster.add_node(**SMALL, num_cpus=1)
+        stack.callback(cluster.shutdown)
+        if by == "drain":
+            added = cluster.add_node(**SMALL, num_cpus=1)
+        else:
+            started = subprocess.Popen(
+                [*RAY_START, "--address", cluster.address, "--num-cpus", "1", "--object-store-memory", str(150 * 2**20)]
+            )
+            stack.callback(started.kill)
         command = [
             *(sys.executable, str(ROOT / "ablations" / "run.py"), "--grid", "components", "--preset", "nano"),
             *("--arms", "baseline", "--output", str(output), "--address", cluster.address, *changes),
         ]
+        if by != "drain":
+            # It is to have joined.
+            time.sleep(10)
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        trial = output / "trials" / "baseline-seed0"
-        try:
-            wait_until(lambda: size(trial / "metrics.json") > 0 or process.poll() is not None)
-            drain(cluster.address, going.node_id)
-            wait_until(lambda: checkpoint.last_step(trial) is not None or process.poll() is not None)
-            assert process.poll() is None, process.communicate()[0]
-            cluster.remove_node(going, allow_graceful=False)
-            cluster.add_node(**SMALL, num_cpus=1)
-            said = process.communicate(timeout=400)[0]
-        finally:
-            process.kill()
-            cluster.shutdown()
+        stack.callback(process.kill)
+        wait_until(lambda: size(trial / "metrics.json") > 0 or process.poll() is not None)
+        drain(cluster.address, added.node_id) if by == "drain" else started.terminate()
+        wait_until(lambda: checkpoint.last_step(trial) is not None or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
+        cluster.remove_node(added, allow_graceful=False) if by == "drain" else started.wait(60)
+        cluster.add_node(**SMALL, num_cpus=1)
+        said = process.communicate(timeout=400)[0]
     assert process.returncode == 0, said
     record = load(trial / "record.json")
     _check_whole(record, trial)
