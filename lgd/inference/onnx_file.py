@@ -93,7 +93,7 @@ def _check_packages() -> None:
         try:
             __import__(name)
         except ImportError:
-            raise InputError(f"the package {name} is missing: pip install 'lgd-suite[export]'") from None
+            raise InputError(f"the package {name} is missing: pip install '.[export]'") from None
 
 
 def _export(network: Inference, image: Tensor, path: Path, *, any_size: bool) -> None:
