@@ -60,10 +60,13 @@ def _curves(
     records: Iterable[Record],
     number: Callable[[Experiment], float],
     without: Callable[[Experiment], Experiment],
+    *,
+    single: bool = False,
 ) -> list[Curve]:
     """Those with two points or more, baselines first, in the order of their first records.
 
-    without: the experiment with that number at its default.
+    without: the experiment with that number at its default. single: also arms with one point, beside another arm in
+    their setting with more.
     """
     found: dict[tuple[str, Experiment], Curve] = {}
     for record in records:
@@ -84,7 +87,11 @@ def _curves(
         curve.on_gpu = record.hardware.get("gpu", "none") != "none"
     for curve in found.values():
         curve.points = dict(sorted(curve.points.items()))
-    return sorted((x for x in found.values() if len(x.points) > 1), key=lambda x: not x.is_baseline)
+    several = [x for x in found.values() if len(x.points) > 1]
+    if single:
+        settings_of_several = [x.setting for x in several]
+        several = [x for x in found.values() if x.setting in settings_of_several]
+    return sorted(several, key=lambda x: not x.is_baseline)
 
 
 def rate_curves(records: Iterable[Record]) -> list[Curve]:
@@ -102,6 +109,7 @@ def length_curves(records: Iterable[Record]) -> list[Curve]:
         records,
         lambda experiment: experiment.schedule.steps,
         lambda experiment: _with_schedule(experiment, steps=Schedule().steps),
+        single=True,
     )
 
 

@@ -167,6 +167,22 @@ def test_tables_and_figures_of_both_grids(make_record: MakeRecord) -> None:
     assert "LGD overtakes baseline at 849 steps" in " ".join(title.split())
 
 
+def test_an_arm_of_one_length_has_its_row_beside_a_baseline_of_several(make_record: MakeRecord) -> None:
+    records = [x for x in _records(make_record, "schedule.steps", LENGTHS) if x.arm in ("LGD", "baseline")]
+    longer = [x for x in _records(make_record, "schedule.steps", LENGTHS) if x.arm == "baseline at 1200"]
+    runs = [
+        run._replace(record=run.record.model_copy(update={"grid": "schedule-length"}))
+        for run in _runs([*records, *longer])
+    ]
+    frame, text = build("schedule-length", runs)
+    assert list(zip(frame["arm"], frame["steps"], strict=True)) == [("baseline", 600), ("baseline", 1200), ("LGD", 600)]
+    assert text.rows[-1][-1].startswith("-2.0 [")
+    assert (crossings([*records, *longer]), cost_crossings([*records, *longer])) == ([], [])
+    assert schedule_lengths(runs) is None
+    # Without any arm of several there is no curve.
+    assert length_curves(records) == []
+
+
 def test_curves_need_common_seeds(make_record: MakeRecord) -> None:
     records = _records(make_record, "schedule.steps", LENGTHS)
     base, lgd = length_curves(records)
