@@ -38,6 +38,9 @@ def test_a_built_in_detector_comes_with_what_belongs_to_it(name: str, size: str)
     assert (experiment.detector.name, experiment.seed) == (name, 1)
     # The paper's teacher in an R-CNN.
     assert (experiment.method.context, experiment.method.detach_appearance) == (not rcnn, rcnn)
+    rates = {"nano": (0.1, 0.08), "tiny": (0.03, 0.015)}
+    if size in rates:
+        assert experiment.schedule.lr_per_16 == rates[size][rcnn]
     # With the paper's 512 regions an image its heads take most of a step on a CPU.
     assert experiment.detector.regions == (64 if rcnn and size in ("nano", "tiny") else 512)
 
