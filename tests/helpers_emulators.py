@@ -5,6 +5,7 @@ They are not among the project's packages: ``pip install gcsfs gcp-storage-emula
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import socket
 import subprocess
@@ -56,9 +57,8 @@ def google() -> Iterator[None]:
 
 def _conditional_upload() -> Any:
     """The emulator's answer to an upload, but for ``ifGenerationMatch=0``, which it does not know."""
-    from gcp_storage_emulator.exceptions import NotFound
-    from gcp_storage_emulator.handlers import objects
-
+    objects: Any = importlib.import_module("gcp_storage_emulator.handlers.objects")
+    missing = importlib.import_module("gcp_storage_emulator.exceptions").NotFound
     upload, lock = objects._multipart_upload, threading.Lock()
 
     def answer(request: Any, response: Any, kept: Any) -> Any:
@@ -66,7 +66,7 @@ def _conditional_upload() -> Any:
             if request.query.get("ifGenerationMatch") == ["0"]:
                 try:
                     kept.get_file_obj(request.params["bucket_name"], request.data["meta"]["name"])
-                except NotFound:
+                except missing:
                     pass
                 else:
                     response.status = HTTPStatus.PRECONDITION_FAILED
