@@ -15,8 +15,8 @@ def add_detector_arguments(parser: argparse.ArgumentParser | argparse._ArgumentG
     """The options that :func:`detector_overrides` reads."""
     parser.add_argument(
         "--detector", metavar="SPEC",
-        help=f"train this detector: {', '.join(BUILT_IN_DETECTORS)}, a detectron2 config (.yaml, .py, or zoo:NAME),"
-        " torchvision:NAME, or package.module:function (docs/own-detector.md)",
+        help="train this detector: fcos or the like, a detectron2 config (.yaml, .py, or zoo:NAME), torchvision:NAME,"
+        " or package.module:function (docs/own-detector.md)",
     )  # fmt: skip
     parser.add_argument(
         "--detector-set", action="append", default=[], metavar="KEY=VALUE",
