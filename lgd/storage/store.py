@@ -207,8 +207,8 @@ class Store:
             top = self._path("")
             try:
                 found = self._files.find(self._path(name), detail=True)
-                if must_exist and not found and not self._is_local:
-                    # Azure's tells nothing of a container that is not there.
+                if must_exist and not found and self.url.startswith(("az://", "abfs://")):
+                    # Azure's tells nothing of a container that is not there; the others do, and may refuse to be asked.
                     self._files.info(top.partition("/")[0])
             except FileNotFoundError:
                 if must_exist:
