@@ -43,10 +43,14 @@ def steps_for_equal_time(
         if len(there) < len(records):
             continue
         # Here, not at the top: they load pandas and SciPy, and few grids have such arms.
+        from analysis.costs import on_like_hardware
         from analysis.load import by_seed, cost_seconds, finished, training_device_seconds
         from analysis.stats import paired_ratio
 
-        budget, own_cost = (finished(there, trials[0].arm) for trials in trained)
+        runs = [finished(there, trials[0].arm) for trials in trained]
+        # Seconds of unlike hardware do not compare; where there is nothing else, they are the best guess.
+        alike = on_like_hardware(*runs)
+        budget, own_cost = alike if all(alike) else runs
         before = by_seed(own_cost, _of_teacher) if arm.pays_for_teacher else {}
         left = {seed: seconds - before.get(seed, 0.0) for seed, seconds in by_seed(budget, cost_seconds).items()}
         ratio = paired_ratio(left, by_seed(own_cost, training_device_seconds))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.contention import OTHER_LOAD, step_spread_note
+from analysis.costs import cost_ratio
 from analysis.frame import row_dicts
 from analysis.image_intervals import Intervals
 from analysis.load import (
@@ -37,7 +38,7 @@ from analysis.render import (
     with_interval,
     with_unit,
 )
-from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.stats import CONFIDENCE, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead
 from lgd.results.record import Record
 
@@ -112,7 +113,7 @@ def _arm_row(
 ) -> dict[str, Any]:
     ap = by_seed(runs, score("AP"))
     difference = None if is_reference else paired_difference(ap, by_seed(reference, score("AP")))
-    cost = paired_ratio(by_seed(runs, training_device_seconds), by_seed(reference, training_device_seconds))
+    cost = cost_ratio(runs, reference, training_device_seconds)
     image_low, image_high = images.get(arm, (None, None))
     return {
         "arm": arm,
@@ -264,7 +265,10 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     machines = list(dict.fromkeys(filter(None, (machine(r.hardware) for r in records))))
     lines = [f"Hardware: {' / '.join(machines) or 'unknown'}."]
     if len({machine(r.hardware) for r in records if r.status == "finished"}) > 1:
-        lines.append("The finished trials ran on different hardware: their seconds and costs do not compare.")
+        lines.append(
+            "The finished trials ran on different hardware, whose seconds do not compare: costs are of the seeds that"
+            " both arms trained on like hardware."
+        )
     versions = (
         ", ".join(f"{name} {r.versions.get(name, 'unknown')}" for name in ("torch", "detectron2")) for r in records
     )

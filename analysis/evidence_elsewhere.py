@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.evidence_curves import at_equal_cost, compared, imitation
-from analysis.load import changes, cost_seconds
+from analysis.load import changes
 from analysis.questions import asked
 from analysis.render import TextTable, difference_text, number, with_unit
-from analysis.stats import Difference, paired_difference, paired_ratio, verdict
+from analysis.stats import Difference, paired_difference, verdict
 from analysis.studies import AP, Study
 from analysis.tuning_tables import SCHEDULE_LENGTH
 from analysis.verdict import verdicts
@@ -75,7 +75,7 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
         for steps, name in sorted(arm.arms.items()):
             gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
             if gain is not None:
-                cost = paired_ratio(study.values(name, cost_seconds), study.values(base.arms[steps], cost_seconds))
+                cost = study.cost(name, base.arms[steps])
                 yield Elsewhere(
                     study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
                     of_imitation.get(steps), study.lead(name), at_cost.get(steps),

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.contention import contention_notes
+from analysis.costs import cost_ratio, extra_cost
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
 from analysis.load import (
@@ -28,7 +29,7 @@ from analysis.load import (
 )
 from analysis.paper_scores import gain_columns
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
-from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.stats import CONFIDENCE, paired_difference
 from analysis.variants import differing_keys
 from lgd.config.experiment import Experiment, Method, settings
 from lgd.results.record import Record
@@ -172,8 +173,8 @@ def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:
     ap, hours = by_seed(arm.records, AP), by_seed(arm.records, gpu_hours)
     theirs: Mapping[int, Record] = baseline.records if baseline else {}
     gain = paired_difference(ap, by_seed(theirs, AP))
-    extra = paired_difference(hours, by_seed(theirs, gpu_hours))
-    cost = paired_ratio(by_seed(arm.records, training_device_seconds), by_seed(theirs, training_device_seconds))
+    extra = extra_cost(arm.records, theirs, gpu_hours)
+    cost = cost_ratio(arm.records, theirs, training_device_seconds)
     return {
         "arm": arm.name,
         "mark": arm.label,

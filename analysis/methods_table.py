@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pandas as pd
 
+from analysis.costs import cost_ratio
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import nearest_preset
 from analysis.load import Run, by_seed, check_data, finished, gpu_hours, score
 from analysis.render import MISSING, TextTable, number, with_interval
-from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.stats import CONFIDENCE, paired_difference
 from analysis.variants import Variant, variants
 from lgd.config.arms import Arm, Grid
 from lgd.config.grids import grid
@@ -66,7 +67,7 @@ def _row(own: Grid, arm: Arm, by_arm: Mapping[str, Mapping[int, Record]]) -> dic
     theirs, compared = by_arm.get(reference, {}), arm.name != reference
     ap, hours = by_seed(mine, score("AP")), by_seed(mine, gpu_hours)
     gain = paired_difference(ap, by_seed(theirs, score("AP"))) if compared else None
-    ratio = paired_ratio(hours, by_seed(theirs, gpu_hours))
+    ratio = cost_ratio(mine, theirs, gpu_hours)
     method = method_class(str(arm.changes["method.name"]))
     last = next(iter(mine.values()), None)
     is_whole = arm.name in (method.title, at_equal_cost(method.title))

@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.costs import cost_ratio
 from analysis.frame import frame, write_csv
 from analysis.frontier import on_gpu
 from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score, teacher_ap
 from analysis.render import markdown
-from analysis.stats import Difference, paired_difference, paired_ratio, verdict
+from analysis.stats import Difference, Ratio, paired_difference, verdict
 from analysis.sweep_table import main_table, sweep_of
 from lgd.config.arms import Arm, Grid
 from lgd.config.detector import NO_WEIGHTS
@@ -216,6 +217,10 @@ class Study:
         """By seed."""
         return by_seed(self.finished(arm), value)
 
+    def cost(self, arm: str, other: str, value: Value = cost_seconds) -> Ratio | None:
+        """Of the seeds that both trained on like hardware."""
+        return cost_ratio(self.finished(arm), self.finished(other), value)
+
     def mean(self, arm: str, value: Value) -> float | None:
         found = self.values(arm, value).values()
         return fmean(found) if found else None
@@ -309,7 +314,7 @@ def _pairs(family: Family) -> Iterator[tuple[str, str, str]]:
 def _row(study: Study, family: Family, arm: str, other: str, kind: str) -> dict[str, Any]:
     gain = study.difference(arm, other)
     seeds = gain.seeds if gain else ()
-    cost = paired_ratio(study.values(arm, cost_seconds), study.values(other, cost_seconds))
+    cost = study.cost(arm, other)
     return {
         "study": study.name,
         "data": study.data,

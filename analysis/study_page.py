@@ -20,7 +20,7 @@ from analysis.plots.arms import arms_figure
 from analysis.plots.scores import curves
 from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
-from analysis.stats import Difference, paired_difference, paired_ratio
+from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, NOTES, Family, Study, Value
 from analysis.sweep_page import draw_sweep, sweep_page
 from analysis.sweep_table import sweep_of
@@ -171,7 +171,7 @@ def _details(study: Study, family: Family) -> TextTable:
     rows = []
     for arm in (x.name for x in family.arms):
         is_baseline = arm == family.baseline
-        ratio = paired_ratio(study.values(arm, whole_cost), study.values(family.baseline, whole_cost))
+        ratio = study.cost(arm, family.baseline, whole_cost)
         gains = [study.difference(arm, family.baseline, score(x)) for x in ("AP50", "AP75")]
         to_lgd = None if is_baseline or arm == family.lgd else study.difference(arm, family.lgd)
         teacher = paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from analysis.load import by_seed, cost_seconds, finished, score
+from analysis.costs import cost_ratio, extra_cost
+from analysis.load import by_seed, finished, score
 from analysis.power import seeds_for, seeds_for_width
 from analysis.questions import Asked, Question
-from analysis.stats import Difference, paired_difference, paired_ratio
+from analysis.stats import Difference, paired_difference
 from lgd.results.record import Record
 
 FLOOR, CEILING = 5.0, 95.0
@@ -35,7 +36,7 @@ class Verdict:
     trained.
 
     cost: device-seconds of the arm's training, its frozen teacher's included, over the reference's. extra_hours: the
-    mean difference of the two, device-hours.
+    mean difference of the two, device-hours. Both of the seeds that ran on like hardware; None without one.
     """
 
     question: Question
@@ -98,9 +99,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         return paired_difference(values(one, score("AP")), values(other, score("AP")), confidence)
 
     arm, reference = question.arm, question.reference
-    cost = paired_ratio(values(arm, cost_seconds), values(reference, cost_seconds))
-    extra = paired_difference(values(arm, cost_seconds), values(reference, cost_seconds))
-    longer = paired_ratio(values(question.equal_cost, cost_seconds), values(arm, cost_seconds))
+    cost, extra = cost_ratio(runs[arm], runs[reference]), extra_cost(runs[arm], runs[reference])
+    longer = cost_ratio(runs.get(question.equal_cost, {}), runs[arm])
     gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
     both = [x for name in (arm, reference) for x in runs[name].values()]
     answer = _answer(gain, margin, cost.value if cost else None, asked.detect)

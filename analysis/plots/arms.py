@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from analysis.costs import cost_ratio
 from analysis.load import arm_of, by_arm, by_seed, finished, is_reproduction, score, training_device_seconds
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, save
 from analysis.render import MISSING, with_interval
 from analysis.shown import arms_shown, seeds_shown
-from analysis.stats import CONFIDENCE, paired_difference, paired_ratio
+from analysis.stats import CONFIDENCE, paired_difference
 from lgd.results.record import Record
 
 NAME_WIDTH = 22
@@ -143,15 +144,17 @@ def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refe
     name = textwrap.shorten(reference, 22, placeholder="…")
     # A long name needs a line of its own in a panel as narrow.
     axes.set_xlabel(f"device-seconds of training /{' ' if len(name) < NARROW else chr(10)}{name}'s")
-    seconds = _by_seed(records, (*arms, reference), training_device_seconds)
+    records_of = by_arm(records)
+    runs = {arm: finished(records_of.get(arm, ()), arm) for arm in (*arms, reference)}
     beside = axes.get_yaxis_transform()
     largest = 1.0
     for row, arm in enumerate(arms):
-        ratio = paired_ratio(seconds[arm], seconds[reference])
+        ratio = cost_ratio(runs[arm], runs[reference], training_device_seconds)
         if ratio is None:
             axes.text(0.03, row, MISSING, transform=beside, va="center", color=GREY)
             continue
-        each = _ratios(seconds[arm], seconds[reference], ratio.seeds)
+        own, theirs = (by_seed(runs[x], training_device_seconds) for x in (arm, reference))
+        each = _ratios(own, theirs, ratio.seeds)
         largest = max(largest, ratio.value, *each)
         axes.barh(row, ratio.value, height=0.55, color="0.75" if arm == reference else ORANGE, zorder=2)
         if len(each) > 1 and arm != reference:

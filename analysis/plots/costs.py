@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.costs import cost_ratio
 from analysis.frame import row_dicts
 from analysis.frontier import frontier, hours_name, on_gpu
 from analysis.grid_runs import reference_of
@@ -30,7 +31,6 @@ from analysis.plots.style import (
 )
 from analysis.render import with_mark, with_unit
 from analysis.shown import arms_shown, best_rows
-from analysis.stats import paired_ratio
 
 PARTS = {
     "teacher's pre-training": (PURPLE, "//"),
@@ -113,7 +113,7 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
         for width, (colour, hatch) in zip(parts, PARTS.values(), strict=True):
             axes.barh(height, width, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white")
             start += width
-        ratio = paired_ratio(seconds[arm], seconds[references[arm]])
+        ratio = cost_ratio(runs_of[arm], runs_of[references[arm]], training_device_seconds)
         text = with_unit(ratio.value if ratio else None, "x") + (
             ", and the teacher's" if before and layout == WIDE else ""
         )

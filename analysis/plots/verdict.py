@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.costs import cost_ratio
 from analysis.grid_runs import reference_of
-from analysis.load import Run, by_arm, by_seed, cost_seconds, finished, score
+from analysis.load import Run, by_arm, by_seed, finished, score
 from analysis.plots.style import (
     BLACK,
     BLUE,
@@ -24,7 +25,7 @@ from analysis.plots.style import (
     shorten,
 )
 from analysis.render import with_interval, with_unit
-from analysis.stats import CONFIDENCE, Difference, paired_difference, paired_ratio, verdict
+from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
 
 MOST_ARMS = 16
 """Arms of the figure: of more, those with the largest gains."""
@@ -89,7 +90,7 @@ def _points(runs: Sequence[Run]) -> list[_Point]:
         first = records_of[arm][0]
         own, base = runs_of[arm], runs_of.get(reference_of(first), {})
         gain = paired_difference(by_seed(own, score("AP")), by_seed(base, score("AP")))
-        cost = paired_ratio(by_seed(own, cost_seconds), by_seed(base, cost_seconds))
+        cost = cost_ratio(own, base)
         if reference_of(first) != arm and gain is not None and cost is not None:
             steps = {x.experiment.schedule.steps for x in base.values()}
             longer = first.experiment.method.name == "baseline" and first.experiment.schedule.steps > max(steps)

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from lgd.cache import cache_root
 from lgd.data.shapes.annotations import coco_annotations
 from lgd.data.shapes.draw import draw
+from lgd.data.shapes.processor import avx512_features, draw_in_process
 from lgd.data.shapes.spec import CATEGORIES, GENERATOR_VERSION, SPLITS, ShapesSpec
 from lgd.errors import InputError
 
@@ -30,11 +32,20 @@ MANY_IMAGES = 2000
 _log = logging.getLogger(__name__)
 
 
-def _write_split(spec: ShapesSpec, split: str, directory: Path) -> None:
+def write_splits(spec: ShapesSpec, directory: Path, *, wanted: Callable[[], bool] = lambda: True) -> None:
+    """Draw the set into an empty directory. wanted: asked before each image; the rest is left out when it says no."""
+    (directory / "annotations").mkdir()
+    for split in SPLITS:
+        _write_split(spec, split, directory, wanted)
+
+
+def _write_split(spec: ShapesSpec, split: str, directory: Path, wanted: Callable[[], bool]) -> None:
     (directory / split).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(getattr(spec, split)):
+        if not wanted():
+            return
         image = draw(spec, split, index)
         name = f"{index:06d}.jpg"
         Image.fromarray(image.pixels).save(directory / split / name, quality=_JPEG_QUALITY, subsampling=0)
@@ -74,9 +85,11 @@ def _generate(spec: ShapesSpec, target: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         aside.chmod(0o755)
-        (aside / "annotations").mkdir()
-        for split in SPLITS:
-            _write_split(spec, split, aside)
+        disabled = avx512_features()
+        if disabled:
+            draw_in_process(spec, aside, disabled)
+        else:
+            write_splits(spec, aside)
         try:
             aside.rename(target)
         except OSError:
@@ -96,7 +109,8 @@ def make(spec: ShapesSpec, root: Path | None = None) -> Path:
 
     Raises InputError when the cache cannot be written or somebody has removed files from the set.
     """
-    identity = json.dumps({"version": GENERATOR_VERSION, **asdict(spec)}, sort_keys=True)
+    # The second number is not in the data: sets of before it were drawn with AVX-512 where there is any.
+    identity = json.dumps({"version": f"{GENERATOR_VERSION}.1", **asdict(spec)}, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     parent = (root.absolute() if root is not None else cache_root()) / "data"
     target = parent / f"shapes-{digest}"

@@ -12,7 +12,7 @@ from lgd.errors import InputError
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-# Part of the directory's name: raise it whenever a pixel or an annotation changes.
+# In the annotations, and so in the data's fingerprint: raise it whenever a pixel or an annotation changes.
 GENERATOR_VERSION = "1"
 
 CATEGORIES: tuple[tuple[str, str], ...] = (

@@ -32,9 +32,9 @@ def _steps(output: Path, known: dict[str, int] | None = None, seeds: int = 2) ->
     return steps_for_equal_time(grid(EVIDENCE, "nano"), NANO, seeds, [], output, known or {})
 
 
-def _save(trial: Trial, seconds: float, status: str = "finished") -> None:
+def _save(trial: Trial, seconds: float, status: str = "finished", cpu: str = "") -> None:
     raw = {
-        "status": status, "arm": trial.arm, "experiment": trial.experiment,
+        "status": status, "arm": trial.arm, "experiment": trial.experiment, "hardware": {"cpu": cpu},
         "device_seconds": {"training": seconds, "evaluation": 1000.0},
     }  # fmt: skip
     Record.model_validate(raw).save(trial.directory)
@@ -52,6 +52,17 @@ def test_steps_are_the_ratio_of_all_seeds_and_stay(trials: dict[tuple[str, int],
     # Another seed waits, what is known does not.
     assert _steps(tmp_path, seeds=3) == {}
     assert _steps(tmp_path, {LONGER: 1000}, seeds=3) == {LONGER: 1000}
+
+
+@pytest.mark.parametrize(("alike", "ratio"), [(True, 2.0), (False, 1.5)])
+def test_seeds_on_unlike_hardware_count_where_there_is_nothing_else(
+    trials: dict[tuple[str, int], Trial], tmp_path: Path, alike: bool, ratio: float
+) -> None:
+    _save(trials[BASELINE, 0], 10.0, cpu="slow")
+    _save(trials[LGD, 0], 20.0, cpu="slow" if alike else "fast")
+    _save(trials[BASELINE, 1], 10.0, cpu="slow")
+    _save(trials[LGD, 1], 10.0, cpu="fast")
+    assert _steps(tmp_path) == {LONGER: round(NANO.schedule.steps * ratio)}
 
 
 def test_a_training_without_a_result_does_not_count(trials: dict[tuple[str, int], Trial], tmp_path: Path) -> None:

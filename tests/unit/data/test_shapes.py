@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from lgd.cache import cache_root
-from lgd.data.shapes import CATEGORIES, SCENES, ShapesSpec, generate, make
+from lgd.data.shapes import CATEGORIES, SCENES, ShapesSpec, generate, make, processor
+from lgd.data.shapes.__main__ import main as draw_set
 from lgd.data.shapes.annotations import coco_annotations, mask_to_polygons
 from lgd.data.shapes.draw import draw
 from lgd.data.shapes.spec import SyntheticImage
@@ -58,6 +63,35 @@ def test_equal_specs_give_equal_bytes(made: Path, tmp_path: Path) -> None:
     assert again.name == made.name
     assert digests(again) == digests(made)
     assert len(digests(made)) == 40 + 12 + 2
+
+
+def test_a_process_without_avx512_draws_the_same(made: Path, tmp_path: Path) -> None:
+    disabled = processor.avx512_features()
+    code = (
+        "import sys; from pathlib import Path; from lgd.data.shapes import ShapesSpec, make, processor;"
+        "assert not processor.avx512_features(); make(ShapesSpec(40, 12, 96, 3), Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, processor.DISABLE: ",".join(disabled)}
+    subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, check=True)
+    assert digests(tmp_path / "data" / made.name) == digests(made)
+
+
+def test_a_numpy_that_cannot_do_without_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)lgd\.data\.shapes ended with 1: .*X86_V2.*baseline"):
+        processor.draw_in_process(ShapesSpec(2, 1, 64), tmp_path, ["X86_V2"])
+
+
+def test_a_full_disk_in_another_process_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        processor.draw_in_process(ShapesSpec(2, 1, 64), tmp_path / "missing", [])
+
+
+def test_drawing_ends_with_the_process_that_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([10, 10, 10, 1, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    spec = json.dumps(dataclasses.asdict(ShapesSpec(5, 1, 64)))
+    assert draw_set(spec, str(tmp_path)) == 0
+    assert len(list(tmp_path.glob("*/*.jpg"))) == 2
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(made: Path, tmp_path: Path) -> None:
@@ -263,6 +297,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return real(spec, split, index)
 
     spec = ShapesSpec(3, 3, 64)
+    monkeypatch.setattr(generate, "avx512_features", list)
     monkeypatch.setattr(generate, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(spec, tmp_path)

@@ -1,0 +1,39 @@
+"""What an arm cost beside another: of trainings on like hardware alone, since other seconds do not compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from analysis.load import by_seed, cost_seconds
+from analysis.stats import Difference, Ratio, paired_difference, paired_ratio
+from lgd.results.record import Record
+
+Runs = Mapping[int, Record]
+"""By seed."""
+
+
+def hardware_of(record: Record) -> tuple[str, ...]:
+    """What decides how long a step takes: the GPU's name and memory, or the processor and its cores."""
+    gpu = record.hardware.get("gpu", "none")
+    if gpu != "none":
+        # "8 x NAME, MEMORY": how many a node has does not change what one of them takes.
+        return (gpu.partition(" x ")[2] or gpu,)
+    return record.hardware.get("cpu", ""), record.hardware.get("cores", "")
+
+
+def on_like_hardware(runs: Runs, others: Runs) -> tuple[dict[int, Record], dict[int, Record]]:
+    """Of both, the runs whose seed was trained on like hardware twice."""
+    seeds = [x for x in runs if x in others and hardware_of(runs[x]) == hardware_of(others[x])]
+    return {x: runs[x] for x in seeds}, {x: others[x] for x in seeds}
+
+
+def cost_ratio(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> Ratio | None:
+    """Cost of the arm over the reference's, over the seeds trained on like hardware; None where there is none."""
+    ours, theirs = on_like_hardware(arm, reference)
+    return paired_ratio(by_seed(ours, read), by_seed(theirs, read))
+
+
+def extra_cost(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> Difference | None:
+    """Cost of the arm less the reference's, paired by seed as :func:`cost_ratio` pairs them; what ``read`` gives."""
+    ours, theirs = on_like_hardware(arm, reference)
+    return paired_difference(by_seed(ours, read), by_seed(theirs, read))

@@ -1,0 +1,82 @@
+"""Costs are compared between trainings on like hardware alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.arms import arms_table
+from analysis.costs import cost_ratio, extra_cost, hardware_of, on_like_hardware
+from analysis.load import cost_seconds
+from analysis.questions import asked
+from analysis.verdict import verdicts
+from lgd.results.record import Record
+
+from .conftest import MakeRecord
+
+SLOW = {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"}
+FAST = {**SLOW, "cpu": "Another processor"}
+
+
+@pytest.fixture
+def mixed(make_record: MakeRecord) -> list[Record]:
+    """The third seed of LGD ran on a processor twice as fast as its baseline's; the fourth of both did."""
+    baselines = [make_record("baseline", seed, 20.0, 100.0, hardware=SLOW) for seed in range(3)]
+    arm = [make_record("LGD", seed, 21.0, 200.0, hardware=SLOW) for seed in range(2)]
+    return [
+        *baselines,
+        make_record("baseline", 3, 20.0, 50.0, hardware=FAST),
+        *arm,
+        make_record("LGD", 2, 21.0, 100.0, hardware=FAST),
+        make_record("LGD", 3, 21.0, 100.0, hardware=FAST),
+    ]
+
+
+def _runs(records: list[Record], arm: str) -> dict[int, Record]:
+    return {x.experiment.seed: x for x in records if x.arm == arm}
+
+
+def test_a_seed_on_unlike_hardware_is_left_out(mixed: list[Record]) -> None:
+    arm, baseline = _runs(mixed, "LGD"), _runs(mixed, "baseline")
+    ratio, extra = cost_ratio(arm, baseline), extra_cost(arm, baseline)
+    assert ratio is not None
+    assert extra is not None
+    assert ratio.seeds == extra.seeds == (0, 1, 3)
+    assert ratio.value == pytest.approx(2.0)
+    assert extra.mean == pytest.approx((100 + 100 + 50) / 3)
+
+
+def test_the_table_and_the_verdict_leave_it_out(mixed: list[Record], tmp_path: Path) -> None:
+    table = arms_table(mixed, ["baseline", "LGD"], "baseline")
+    assert table["training_cost"].tolist() == pytest.approx([1.0, 2.0])
+    (verdict,) = verdicts(mixed, asked(tmp_path, mixed))
+    assert verdict.cost == pytest.approx(2.0)
+    assert verdict.gain is not None
+    assert verdict.gain.seeds == (0, 1, 2, 3)
+
+
+def test_no_seed_on_like_hardware(make_record: MakeRecord) -> None:
+    arm, baseline = ({0: make_record("LGD", 0, 20.0, hardware=x)} for x in (SLOW, FAST))
+    assert on_like_hardware(arm, baseline) == ({}, {})
+    assert cost_ratio(arm, baseline, cost_seconds) is None
+    assert extra_cost(arm, baseline) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"memory_gib": "16", "host": "another"}, True),
+        ({"cores": "64"}, False),
+        ({"gpu": "1 x H100, 80 GiB"}, False),
+    ],
+)
+def test_what_decides_on_a_cpu(make_record: MakeRecord, changes: dict[str, str], alike: bool) -> None:
+    one, other = (make_record("LGD", 0, 20.0, hardware={**SLOW, **x}) for x in ({}, changes))
+    assert (hardware_of(one) == hardware_of(other)) is alike
+
+
+def test_how_many_gpus_a_node_has_does_not_matter(make_record: MakeRecord) -> None:
+    nodes = [{**SLOW, "gpu": "1 x H100, 80 GiB"}, {**FAST, "cores": "64", "gpu": "8 x H100, 80 GiB"}]
+    one, other = (make_record("LGD", 0, 20.0, hardware=x) for x in nodes)
+    assert hardware_of(one) == hardware_of(other)
