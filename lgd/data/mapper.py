@@ -165,8 +165,9 @@ def _paint_ignored(pixels: torch.Tensor, sample: Sample) -> torch.Tensor:
     ignored, labelled = torch.zeros(2, *pixels.shape[1:], dtype=torch.bool)
     for annotation in sample["annotations"]:
         x, y, w, h = annotation["bbox"]
-        rows = slice(round(y * scale[0]), round((y + h) * scale[0]))
-        columns = slice(round(x * scale[1]), round((x + w) * scale[1]))
+        # Boxes may begin a little outside, where a negative index would count from the other side.
+        rows = slice(max(0, round(y * scale[0])), max(0, round((y + h) * scale[0])))
+        columns = slice(max(0, round(x * scale[1])), max(0, round((x + w) * scale[1])))
         (ignored if annotation.get("iscrowd", 0) else labelled)[rows, columns] = True
     hidden = ignored & ~labelled
     if not hidden.any():

@@ -40,6 +40,11 @@ def build(settings: Detector, num_classes: int, data: Data | None = None) -> nn.
     return detector
 
 
+def is_turned_to_rgb(detector: nn.Module) -> bool:
+    """Whether images, which are BGR here, are turned to RGB by a hook before the detector's forward."""
+    return _to_rgb in detector._forward_pre_hooks.values()
+
+
 def initial_weights(settings: Detector) -> str:
     """The weights that training starts from, "none" without: for a detector from elsewhere those that it names itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -204,7 +205,12 @@ def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scor
 
 
 def _scores(dataset: DataSet, totals: dict[str, float | None], per_class: list[float | None]) -> Scores:
-    return Scores(**totals, per_class=dict(zip(dataset.class_names, per_class, strict=True)))
+    repeated = {name for name, times in Counter(dataset.class_names).items() if times > 1}
+    names = [
+        f"{name} ({category})" if name in repeated else name
+        for name, category in zip(dataset.class_names, dataset.layout.category_ids, strict=True)
+    ]
+    return Scores(**totals, per_class=dict(zip(names, per_class, strict=True)))
 
 
 def check_masks(dataset: DataSet) -> None:

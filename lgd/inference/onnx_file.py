@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lgd.config.detector_source import kind_of
+from lgd.detectors.from_elsewhere import is_turned_to_rgb
 from lgd.errors import InputError
 from lgd.files import atomic_write
 from lgd.logs import quiet_libraries
@@ -43,6 +44,8 @@ class Inference(nn.Module):
         super().__init__()
         self.detector = student.detector
         self.is_torchvision = kind_of(student.description.experiment.detector.source) == "torchvision"
+        # A hook before the detector's forward turns the channels round; its inference is called without.
+        self.takes_rgb = is_turned_to_rgb(self.detector)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         detector = cast(Any, self.detector)
@@ -54,7 +57,8 @@ class Inference(nn.Module):
             return (*outputs, found["masks"][real, 0]) if "masks" in found else tuple(outputs)
         if hasattr(detector, "roi_heads"):
             # Masks as they come out of the head: pasting them into the image does not survive the exporter.
-            (found,) = detector.inference([{"image": image}], do_postprocess=False)
+            taken = image.flip(0) if self.takes_rgb else image
+            (found,) = detector.inference([{"image": taken}], do_postprocess=False)
         else:
             found = detector([{"image": image}])[0]["instances"]
         outputs = [found.pred_boxes.tensor, found.scores, found.pred_classes]
@@ -70,6 +74,7 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
     """
     _check_packages()
     network = Inference(student).eval()
+    _check_same_as_detector(network, student, image)
     # Another size, to see whether the trace depends on the first one's.
     other = image.transpose(1, 2).contiguous() if image.shape[1] != image.shape[2] else image[:, : image.shape[1] // 2]
     with atomic_write(path) as temporary:
@@ -94,6 +99,21 @@ def _check_packages() -> None:
             __import__(name)
         except ImportError:
             raise InputError(f"the package {name} is missing: pip install '.[export]'") from None
+
+
+def _check_same_as_detector(network: Inference, student: TrainedStudent, image: Tensor) -> None:
+    """Raise InputError where the network to be exported finds other objects than the detector as it is used here."""
+    with torch.no_grad():
+        found = student.detector([{"image": image, "height": image.shape[1], "width": image.shape[2]}])[0]["instances"]
+        theirs = network(image)[:3]
+    ours = found.pred_boxes.tensor, found.scores, found.pred_classes
+    shared = same_objects(ours, theirs)
+    for count, dim, whose in ((len(ours[0]), 1, "detector's"), (len(theirs[0]), 0, "export's")):
+        if int(shared.any(dim=dim).sum()) < AGREEING * count:
+            raise InputError(
+                f"what would be exported does not compute what the detector does: only {int(shared.any(dim=dim).sum())}"
+                f" of the {whose} {count} objects are also found by the other"
+            )
 
 
 def _export(network: Inference, image: Tensor, path: Path, *, any_size: bool) -> None:

@@ -34,6 +34,7 @@ from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.storage.store import StorageError
+from lgd.training.alone import alone_in
 from lgd.training.command_output import PrintProgress, print_result, print_settings, summary
 from lgd.training.progress import Stopped
 from lgd.training.resume import existing_record
@@ -171,10 +172,11 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _storage(directory: Path, options: argparse.Namespace) -> Iterator[None]:
-    """Inside, this command alone trains to the URL that ``directory`` stands for; what it writes is published."""
+    """Inside, this command alone trains to ``directory``; where that stands for a URL, what it writes is published."""
     store = store_of(directory)
     if store is None:
-        yield
+        with alone_in(directory):
+            yield
         return
     if options.teachers is None:
         options.teachers = output_path(f"{store.url.rpartition('/')[0]}/teachers")

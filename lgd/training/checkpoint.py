@@ -36,7 +36,10 @@ _log = logging.getLogger(__name__)
 def save(
     directory: Path, step: int, experiment: Experiment, fingerprint: str, commit: str, state: dict[str, Any]
 ) -> Path:
-    """Write the state after ``step`` steps, and remove old checkpoints down to ``experiment.checkpoint.keep``."""
+    """Write the state after ``step`` steps, and remove old checkpoints down to ``experiment.checkpoint.keep``.
+
+    Later ones are removed, too: a training goes on from the last that can be read, so these cannot.
+    """
     path = directory / DIRECTORY / f"step-{step:08}.pth"
     head = {
         "format": FORMAT,
@@ -48,8 +51,11 @@ def save(
         "commit": commit,
     }
     save_tensors({**head, "state": state}, path)
-    for old in _all(directory)[: -experiment.checkpoint.keep]:
-        old.unlink(missing_ok=True)
+    found = _all(directory)
+    kept = [x for x in found if _step_of(x) <= step][-experiment.checkpoint.keep :]
+    for other in found:
+        if other not in kept:
+            other.unlink(missing_ok=True)
     return path
 
 
@@ -93,7 +99,7 @@ def _check_sums(path: Path) -> None:
 def last_step(directory: Path) -> int | None:
     """Steps done at the newest checkpoint, by its name; None where there is none."""
     found = _all(directory)
-    return int(found[-1].stem.removeprefix("step-")) if found else None
+    return _step_of(found[-1]) if found else None
 
 
 def size(directory: Path) -> int:
@@ -128,6 +134,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _all(directory: Path) -> list[Path]:

@@ -41,17 +41,18 @@ def key_of(experiment: Experiment, dataset: DataSet) -> str:
     return f"given-{digest.hexdigest()[:16]}"
 
 
-def given_teacher(experiment: Experiment, dataset: DataSet, place: Path) -> Pretraining:
+def given_teacher(experiment: Experiment, dataset: DataSet, place: Path, *, share: float = 1.0) -> Pretraining:
     """What is known of the teacher that ``experiment`` is given. place: its directory, in which its AP is kept.
 
-    Its AP is None where its classes are not the data's. All workers must call it.
+    share: the part of its device that each worker holds. Its AP is None where its classes are not the data's. All
+    workers must call it.
     """
     path, method = place / EVALUATED, experiment.given_teacher
     assert method is not None
     found = ranks.run_on_all_ranks(lambda: _read(path), first_only=True)
     reused = bool(found)
     if not found:
-        found = _evaluated(experiment, dataset)
+        found = _evaluated(experiment, dataset, share)
         if ranks.is_main_process():
             place.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(found) + "\n")
@@ -78,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _evaluated(experiment: Experiment, dataset: DataSet) -> dict[str, Any]:
+def _evaluated(experiment: Experiment, dataset: DataSet, share: float) -> dict[str, Any]:
     """AP of the teacher, and device-seconds of the evaluation."""
     started, method = time.perf_counter(), experiment.given_teacher
     assert method is not None
@@ -95,4 +96,4 @@ def _evaluated(experiment: Experiment, dataset: DataSet) -> dict[str, Any]:
             model = move_to_device(detector, experiment.model_copy(update={"compile": False}), device)
             score = evaluate(model.eval(), dataset, experiment.data).box.AP
     seconds = time.perf_counter() - started
-    return {"AP": score, "device_seconds": round(seconds * ranks.world_size(), 3)}
+    return {"AP": score, "device_seconds": round(seconds * ranks.world_size() * share, 3)}

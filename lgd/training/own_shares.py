@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
@@ -38,7 +39,7 @@ class OwnShares:
         """Give each share random numbers that follow from ``seed`` and from the step to start from."""
         self._random = []
         for share in shares.own():
-            seed_everything(seed + 1_000_003 * (share + 1000 * start))
+            seed_everything(_share_seed(seed, share, start))
             if self.several:
                 self._random.append(checkpoint.random_state())
 
@@ -96,6 +97,13 @@ class OwnShares:
         with EventStorage(get_event_storage().iter):
             yield
         _restore_buffers(self._model, before)
+
+
+def _share_seed(seed: int, share: int, start: int) -> int:
+    """At most 32 bits, as numpy's generator takes them."""
+    if start == 0:
+        return (seed + 1_000_003 * share) % 2**32
+    return int(np.random.SeedSequence([seed, share, start]).generate_state(1)[0])
 
 
 def check_norms(model: nn.Module) -> None:

@@ -60,7 +60,7 @@ def train_with_teacher(
     if experiment.teacher is not None:
         teacher = _teacher_for(experiment.teacher, teachers, user=directory, **rest)
     elif experiment.given_teacher is not None:
-        teacher = _given_teacher(experiment, teachers, user=directory)
+        teacher = _given_teacher(experiment, teachers, user=directory, share=share)
     if teacher is not None:
         plain = ranks.run_on_all_ranks(lambda: _plain(experiment, directory), first_only=True)
         # On every worker, each of which raises where the teacher is not good enough.
@@ -98,12 +98,12 @@ def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: 
     return TrainedTeacher(cost(record, reused=before, shared_by=shared_by), place / "student.pth")
 
 
-def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path) -> TrainedTeacher:
+def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path, share: float) -> TrainedTeacher:
     """The trained detector that ``experiment`` is given as its teacher. user: directory of its user."""
     dataset = ranks.run_on_all_ranks(lambda: load_dataset(experiment.data))
     place = teachers / ranks.run_on_all_ranks(lambda: key_of(experiment, dataset))
     with _lock(place):
-        found = given_teacher(experiment, dataset, place)
+        found = given_teacher(experiment, dataset, place, share=share)
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
     return TrainedTeacher(found.model_copy(update={"shared_by": shared_by}), None)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import DATA_SET_KEYS, Data, Experiment
 from lgd.config.frozen_teacher import FrozenTeacherMethod
+from lgd.config.settings import keys_without_effect_on_result
 from lgd.errors import InputError
 from lgd.results.record import FILE, Pretraining, Record, load
 
@@ -43,8 +45,8 @@ def check_teacher(experiment: Experiment, teacher: Pretraining, plain: float | N
 def plain_students_ap(experiment: Experiment, data: str, directory: Path) -> float | None:
     """Box AP of the plain student: of the last finished baseline beside ``directory``; None where there is none.
 
-    data: fingerprint of the data set. It is one of the same detector on the same data; those with the same schedule
-    come first.
+    data: fingerprint of the data set. It is one of the same detector on the same images, used the same way; those with
+    the same schedule come first.
     """
     known = [x for x in _baselines(directory.parent) if _is_plain_student(x, experiment, data)]
     if not known:
@@ -63,4 +65,15 @@ def _baselines(directory: Path) -> Iterator[Record]:
 
 
 def _is_plain_student(record: Record, experiment: Experiment, data: str) -> bool:
-    return record.experiment.detector == experiment.detector and record.data.get("fingerprint", data) == data
+    there = record.experiment
+    return (
+        there.detector == experiment.detector
+        and there.precision == experiment.precision
+        and _use(there.data) == _use(experiment.data)
+        and record.data.get("fingerprint", data) == data
+    )
+
+
+def _use(data: Data) -> dict[str, Any]:
+    """How many of the images are used, and their sizes; not which they are, which the fingerprint tells."""
+    return data.model_dump(exclude={*DATA_SET_KEYS, *keys_without_effect_on_result(Data)})

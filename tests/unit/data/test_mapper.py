@@ -240,6 +240,19 @@ def test_masks_of_data_that_had_to_be_cleaned(mixed: DataSet) -> None:
     assert all(bool(seen[image].gt_masks.tensor.any()) for image in (1, 2))
 
 
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_boxes_that_begin_outside_the_image_are_painted_as_far_as_they_are_inside(is_ignored: bool) -> None:
+    """The checks leave up to a pixel. A labelled person there is not painted over with the region around it."""
+    annotations = [{"bbox": [-1, -1, 32, 41], "iscrowd": int(is_ignored)}]
+    if not is_ignored:
+        annotations.append({"bbox": [0, 0, 40, 60], "iscrowd": 1})
+    sample: Any = {"height": 60, "width": 40, "annotations": annotations}
+    painted = mapper._paint_ignored(torch.full((3, 60, 40), 200, dtype=torch.uint8), sample)
+    inside = torch.zeros(60, 40, dtype=torch.bool)
+    inside[:40, :31] = True
+    assert torch.equal(painted[0] == 200, ~inside if is_ignored else inside)
+
+
 def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
     """But not where they overlap somebody who is labelled, and not in the cache."""
     root = tmp_path / "people"

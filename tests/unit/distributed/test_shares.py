@@ -125,6 +125,27 @@ def test_a_mean_that_was_not_counted_is_asked_for_again() -> None:
     assert detector.values == [2.0]
 
 
+@pytest.mark.parametrize(("before", "after"), [(SHARES, 2), (1, SHARES)])
+def test_a_training_goes_on_with_another_number_of_shares(tmp_path: Path, before: int, after: int) -> None:
+    """At a later step than random numbers of 32 bits could be counted to."""
+    experiment, asked = _experiment(**{"schedule.steps": 8}), itertools.count(1)
+    with shares.split_into(before), suppress(Stopped):
+        training.run(experiment, tmp_path, should_stop=lambda: next(asked) == 6)
+    with shares.split_into(after):
+        record = training.run(experiment, tmp_path)
+    assert (record.status, record.attempts, record.steps) == ("finished", 2, 8)
+
+
+def test_shares_have_random_numbers_of_their_own_from_every_step_on() -> None:
+    drawn = []
+    with shares.split_into(SHARES):
+        own = OwnShares(torch.nn.Linear(1, 1))
+        for start in (0, 4, 5, 100, 180_000):
+            own.seed(7, start)
+            drawn += [int(x["numpy"][1][0]) for x in own.random_states()]
+    assert len(set(drawn)) == 5 * SHARES
+
+
 class _Detector(torch.nn.Module):
     """Divides by the running mean of a number, as detectron2's dense detectors do."""
 

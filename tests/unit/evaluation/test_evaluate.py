@@ -7,6 +7,7 @@ import socket
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lgd.config.experiment import Data, Evaluation
 from lgd.data.catalog import resolve
 from lgd.data.dataset import DataSet
 from lgd.errors import InputError
-from lgd.evaluation.evaluate import Evaluated, evaluate, score
+from lgd.evaluation.evaluate import Evaluated, _scores, evaluate, score
 from lgd.results.detections import STUDENTS, load_detections
 from tests.helpers_data import SMALL_SHAPES, person_box, write_coco, write_crowdhuman, write_voc
 
@@ -117,6 +118,14 @@ def test_voc_has_its_own_ap_beside_cocos(tmp_path: Path) -> None:
     assert abs(box.VOC - box.AP50) < 5
     assert 20 < box.VOC < 100
     assert box.mMR is None
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    """Some tools export a category and its parent under one name."""
+    dataset: Any = SimpleNamespace(class_names=["car", "car", "bus"], layout=SimpleNamespace(category_ids=(0, 1, 7)))
+    totals: dict[str, float | None] = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 46.7)
+    found = _scores(dataset, totals, [80.0, 10.0, 50.0])
+    assert found.per_class == {"car (0)": 80.0, "car (1)": 10.0, "bus": 50.0}
 
 
 def test_detections_are_kept_and_score_the_same(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 
 from ablations.command import main as lgd
 from lgd.config.experiment import Experiment
-from lgd.detectors import build_detector
+from lgd.detectors import build_detector, from_elsewhere
 from lgd.errors import InputError
+from lgd.inference import onnx_file
 from lgd.inference.export import main
 from lgd.inference.onnx_file import export_onnx, same_objects
 from lgd.inference.weights_file import export_torchvision
@@ -66,22 +67,35 @@ def test_onnx_computes_what_the_detector_does(name: str, tmp_path: Path) -> None
     assert [x.name for x in session.get_outputs()[3:]] == (["masks"] if name == "mask_rcnn" else [])
 
 
+def test_onnx_of_a_detector_that_takes_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file takes BGR all the same; one with the channels the wrong way round is not written."""
+    pytest.importorskip("onnxruntime")
+    experiment = Experiment(detector=tiny_settings("faster_rcnn")).override({"data.test_size": 96})
+    student = write_student(tmp_path, experiment)
+    student.detector.register_forward_pre_hook(from_elsewhere._to_rgb)
+    path = tmp_path / "model.onnx"
+    export_onnx(student, path, student.resized(PIXELS))
+    path.unlink()
+    monkeypatch.setattr(onnx_file, "is_turned_to_rgb", lambda _: False)
+    with pytest.raises(InputError, match=r"does not compute what the detector does: only \d+ of the"):
+        export_onnx(student, path, student.resized(PIXELS))
+    assert not path.exists()
+
+
 def _input(image: Any) -> Any:
     return image.transpose(2, 0, 1).astype(np.float32)
 
 
 class _Odd(nn.Module):
-    """Scores that depend on what a trace does not see; operator: used on a matrix besides."""
+    """Scores that are others while it is traced; operator: used on a matrix besides."""
 
     def __init__(self, detector: nn.Module, operator: Callable[[torch.Tensor], torch.Tensor] = torch.sum) -> None:
         super().__init__()
         self.detector, self.operator = detector, operator
-        self.calls = 0
 
     def forward(self, batch: Any) -> Any:
-        self.calls += 1
         found = self.detector(batch)
-        found[0]["instances"].scores = found[0]["instances"].scores + self.calls
+        found[0]["instances"].scores = found[0]["instances"].scores + float(torch.jit.is_tracing())
         found[0]["instances"].scores += self.operator(batch[0]["image"][0, :4, :4]).sum() * 0
         return found
 

@@ -179,7 +179,9 @@ def test_another_memory_format_goes_on_alike(before: str, tmp_path: Path, whole:
         training.run(quick_experiment(**CHANGES, memory_format=before), tmp_path, should_stop=_Stop(6, evaluations=1))
     gone_on = training.run(quick_experiment(**CHANGES, memory_format=after), tmp_path)
     for name, curve in whole.losses.items():
-        assert [v for _, v in gone_on.losses[name]] == pytest.approx([v for _, v in curve], rel=0.02), name
+        # The formats round differently, and how much of that there is after a few steps depends on the processor. A
+        # momentum that lay otherwise would be off by twice as much.
+        assert [v for _, v in gone_on.losses[name]] == pytest.approx([v for _, v in curve], rel=0.05), name
 
 
 RUN = """
@@ -245,3 +247,18 @@ def test_random_states_come_back() -> None:
     drawn = random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist()  # noqa: NPY002
     checkpoint.set_random_state(state)
     assert drawn == (random.random(), np.random.rand(3).tolist(), torch.rand(3).tolist())  # noqa: NPY002
+
+
+def test_a_new_checkpoint_replaces_later_ones_that_cannot_be_read(tmp_path: Path) -> None:
+    """They would take its place otherwise, and a training that is killed again would lose everything again."""
+    experiment = quick_experiment(**{"checkpoint.keep": 2})
+    for step in (50, 100):
+        damaged = checkpoint.save(tmp_path, step, experiment, "f", "c", {})
+        damaged.write_bytes(damaged.read_bytes()[:-50])
+    assert checkpoint.latest(tmp_path, experiment, "f") is None
+    for step, kept in ((20, [20]), (40, [20, 40]), (60, [40, 60])):
+        checkpoint.save(tmp_path, step, experiment, "f", "c", {})
+        names = sorted(x.name for x in (tmp_path / checkpoint.DIRECTORY).iterdir())
+        assert names == [f"step-{x:08}.pth" for x in kept]
+    assert checkpoint.latest(tmp_path, experiment, "f") == (60, {})
+    assert checkpoint.last_step(tmp_path) == 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lgd.config.experiment import Experiment
 from lgd.config.frozen_teacher import exported_detector
 from lgd.errors import InputError
 from lgd.results.record import Pretraining, Record, Scores
+from lgd.training import given_teacher
 from lgd.training.build import dry_build
 from lgd.training.run import run
 from lgd.training.teacher import train_with_teacher
@@ -73,6 +75,9 @@ def test_the_plain_student_is_the_last_baseline_of_the_same_detector_and_data(tm
     assert plain_students_ap(PKD, "d", there) == 30.0
     _save(tmp_path / "first", baseline, 10.0, finished="2026-01-01")
     _save(tmp_path / "second", baseline.override({"seed": 1}), 11.0, finished="2026-01-02")
+    _save(tmp_path / "fewer", baseline.override({"data.train_fraction": 0.25}), 4.0, finished="2026-01-09")
+    _save(tmp_path / "coarser", baseline.override({"precision": "bf16"}), 5.0, finished="2026-01-09")
+    _save(tmp_path / "loaders", baseline.override({"data.workers": 2}), 11.0, finished="2026-01-02")
     _save(tmp_path / "wider", baseline.override({"detector.channels": 32}), 50.0, finished="2026-01-09")
     _save(tmp_path / "elsewhere", baseline, 60.0, finished="2026-01-09", data={"fingerprint": "other"})
     _save(tmp_path / "failed", baseline, 70.0, finished="2026-01-09", status="failed")
@@ -82,7 +87,9 @@ def test_the_plain_student_is_the_last_baseline_of_the_same_detector_and_data(tm
     assert plain_students_ap(PKD, "d", there) == 11.0
 
 
-def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(tmp_path: Path) -> None:
+def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file is another training's student, of another backbone, which its description tells."""
     heavier = quick_experiment(method__name="baseline", detector__backbone__name="resnet34")
     run(heavier, tmp_path / "teacher")
@@ -105,6 +112,12 @@ def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(tmp_path: Path
     assert (second.pretraining.shared_by, second.pretraining.hours_known) == (2, True)
     assert second.pretraining.device_seconds["training"] == 7200
     assert second.pretraining.device_seconds["evaluation"] == first.pretraining.device_seconds["evaluation"]
+    # Two trainings on one device: each pays for the half that it holds.
+    times = iter([100.0, 160.0])
+    monkeypatch.setattr(given_teacher, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    half = train_with_teacher(asked, tmp_path / "halves" / "a", share=0.5)
+    assert half.pretraining is not None
+    assert half.pretraining.device_seconds == {"evaluation": 30.0}
     # Trained to another student than with a teacher of its own.
     assert first.fingerprint != dry_build(asked.override({"method.teacher.weights": "none"}))
 

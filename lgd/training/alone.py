@@ -1,0 +1,41 @@
+"""One command at a time trains to a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lgd.errors import InputError
+
+LOCK = "lock"
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Inside, no other command trains to ``directory``, which is made.
+
+    Leaves nothing where nothing else was written. A directory that cannot be written to is not locked: what trains
+    there says so. Raises InputError where another command is at work.
+    """
+    lock, is_new = FileLock(directory / LOCK, timeout=0), not directory.exists()
+    # Also of a directory with a finished training that may only be read.
+    with suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{directory}: another training is at work there; wait for it, or choose another --output"
+            ) from None
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            if [*directory.iterdir()] == [directory / LOCK]:
+                (directory / LOCK).unlink()
+                if is_new:
+                    directory.rmdir()
+            lock.release()
