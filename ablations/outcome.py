@@ -26,6 +26,9 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     begun = begun_trials(directory) if left else {}
     not_run = [unfinished(trial, begun) for trial in left]
     not_run += [*sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
+    if why != INTERRUPTED and not not_run and sweep.spec.seeds == max(sweep.spec.looks, default=sweep.spec.seeds):
+        # A budget that the last trial used up left nothing out.
+        why = ""
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
     searched = search.records() if search else []

@@ -80,6 +80,7 @@ def describe(
     extra = extra or ExtraArms()
     chosen = with_extra_arms(grid(name, size), extra, preset(size))
     names = _arm_names(chosen, arms, grid(name, size))
+    _check_extra(extra, chosen, grid(name, size), names)
     check_overrides(
         overrides,
         [arm for arm in chosen.arms if arm.name in names],
@@ -112,6 +113,22 @@ def describe(
         looks=tuple(looks),
         search=search,
     )
+
+
+def _check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str]) -> None:
+    """Raise InputError where the arms asked for beside the grid's ``own`` would be left out without a word."""
+    added = {arm.name for arm in chosen.arms[len(own.arms) :]}
+    asked = [*(["--equal-cost"] if extra.equal_cost else []), *(["--a-a"] if extra.again else [])]
+    if not asked or added & set(names):
+        return
+    if any(arm.time_budget_from and arm.name in names for arm in own.arms):
+        return
+    why = (
+        "--arms needs the baseline and the arm that it is for"
+        if added
+        else f"grid {own.name} has no arm that it is for"
+    )
+    raise InputError(f"{' and '.join(asked)}: {why}")
 
 
 def _detect(detect: float | None) -> float:
@@ -194,6 +211,11 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
             "looks": there.looks or spec.looks, "detect": there.detect if spec.detect == DETECT else spec.detect,
         }
     )  # fmt: skip
+    if merged.looks and merged.seeds not in merged.looks:
+        raise InputError(
+            f"{directory}: its result is looked at after {_numbers(merged.looks)} seeds, and {merged.seeds} are none of"
+            " these: intervals hold for looks that were planned; choose another --output"
+        )
     order = [arm.name for arm in merged.whole_grid.arms]
     return merged.model_copy(update={"arms": tuple(x for x in order if x in there.arms or x in spec.arms)})
 

@@ -70,6 +70,11 @@ def parser() -> Parser:
 
 def subcommand_of(options: argparse.Namespace) -> str:
     """The subcommand that the options are meant for. Raises InputError for options that another one has."""
+    if sum(map(bool, (options.list, options.status, options.resume))) > 1:
+        raise InputError("--list, --status and --resume are commands of their own: give one of them")
+    if (options.status or options.resume) and (options.grid or options.search):
+        given = "--grid" if options.grid else "--search"
+        raise InputError(f"--resume and --status take the sweep as it is: leave out {given}")
     if options.list:
         return "list"
     directory = options.status or options.resume

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from analysis.grid_runs import reference_of
 from analysis.load import arm_of, identity, score, seed_of
 from analysis.stats import CONFIDENCE
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Experiment, difference
+from lgd.errors import InputError
 from lgd.results.record import Record
 
 Floats = NDArray[np.float64]
@@ -64,6 +65,7 @@ def methods(records: Iterable[Record]) -> list[Method]:
     """
     aps: dict[tuple[str, Experiment, str], dict[int, float]] = {}
     arms: dict[tuple[str, Experiment, str], str] = {}
+    trained: dict[tuple[str, Experiment, str], Experiment] = {}
     for record in records:
         ap = score("AP")(record)
         if record.status != "finished" or ap is None:
@@ -71,6 +73,12 @@ def methods(records: Iterable[Record]) -> list[Method]:
         experiment = identity(record.experiment)
         setting = experiment.model_copy(update={"method": Experiment().method})
         key = (record.preset, setting, arm_of(record))
+        whole = trained.setdefault(key, experiment)
+        if whole != experiment:
+            raise InputError(
+                f"{arm_of(record)!r} on {setting.data.source} are different trainings: {difference(whole, experiment)};"
+                " give directories that have one of them"
+            )
         aps.setdefault(key, {})[seed_of(record)] = ap
         arms[key] = reference_of(record)
     found: dict[str, list[Task]] = {}

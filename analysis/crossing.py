@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.rates import BySeed, Curve, length_curves, pairs
+from analysis.rates import BySeed, Curve, length_curves, on_like_hardware, pairs
 from analysis.stats import CONFIDENCE
 from lgd.results.record import Record
 
@@ -89,7 +89,8 @@ def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
 
     AP between two lengths is taken to be linear in the logarithm of the hours.
     """
-    costs = [{x: fmean(curve.costs[x]) for x in curve.points if curve.costs.get(x)} for curve in (base, arm)]
+    base, arm = on_like_hardware(base, arm)
+    costs = [{x: fmean(curve.costs[x].values()) for x in curve.points if curve.costs.get(x)} for curve in (base, arm)]
     if any(len(of) < 2 or of.keys() != curve.points.keys() for of, curve in zip(costs, (base, arm), strict=True)):
         return None
     seeds = _common_seeds([of_value for curve in (base, arm) for of_value in curve.points.values()])

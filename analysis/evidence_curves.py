@@ -12,7 +12,7 @@ import numpy as np
 from analysis.crossing import cost_crossings, crossings
 from analysis.load import by_arm
 from analysis.questions import without_imitation
-from analysis.rates import Curve, length_curves, pairs
+from analysis.rates import Curve, length_curves, on_like_hardware, pairs
 from analysis.render import TextTable, difference_text, number
 from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, Study
@@ -24,14 +24,15 @@ def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
     The baseline's AP between two of its lengths is taken to be linear in the logarithm of the hours, seed by seed;
     lengths of the arm that cost less, or more, than all of the baseline's are left out.
     """
-    hours = {x: fmean(base.costs[x]) for x in base.points if base.costs.get(x)}
+    base, arm = on_like_hardware(base, arm)
+    hours = {x: fmean(base.costs[x].values()) for x in base.points if base.costs.get(x)}
     if len(hours) < 2 or hours.keys() != base.points.keys():
         return {}
     seeds = set.intersection(*(set(x) for x in base.points.values()))
     places = sorted(hours, key=lambda x: hours[x])
     found = {}
     for steps, of_arm in arm.points.items():
-        cost = fmean(arm.costs[steps]) if arm.costs.get(steps) else 0.0
+        cost = fmean(arm.costs[steps].values()) if arm.costs.get(steps) else 0.0
         if not hours[places[0]] <= cost <= hours[places[-1]]:
             continue
         logs = np.log([hours[x] for x in places])

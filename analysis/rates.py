@@ -6,11 +6,12 @@ changes no result, are points of one curve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from analysis.costs import hardware_of
 from analysis.load import arm_of, cost_seconds, identity, score, seed_of
 from analysis.stats import paired_difference, verdict
 from lgd.config.experiment import Experiment, Schedule, settings
@@ -34,8 +35,10 @@ class Curve:
     points: dict[float, BySeed] = field(default_factory=dict)
     arms: dict[float, str] = field(default_factory=dict)
     """The name of the arm at each value."""
-    costs: dict[float, list[float]] = field(default_factory=dict)
+    costs: dict[float, BySeed] = field(default_factory=dict)
     """Device-hours of the trainings at each value, a frozen teacher's included, of those that say."""
+    machines: dict[int, set[tuple[str, ...]]] = field(default_factory=dict)
+    """By seed, the hardware that its trainings ran on."""
     on_gpu: bool = False
 
     @property
@@ -54,6 +57,18 @@ class Curve:
     def edge(self) -> str:
         """``lowest`` or ``highest`` where the best value is the first or last of those tried; "" where it is not."""
         return {min(self.points): "lowest", max(self.points): "highest"}.get(self.best, "")
+
+
+def on_like_hardware(base: Curve, arm: Curve) -> tuple[Curve, Curve]:
+    """Both, of the seeds alone whose trainings all ran on like hardware: other device-hours do not compare."""
+    seeds = {x for x in base.machines if len(base.machines[x] | arm.machines.get(x, set())) == 1}
+
+    def chosen(values: Mapping[float, BySeed]) -> dict[float, BySeed]:
+        left = {at: {s: x for s, x in of.items() if s in seeds} for at, of in values.items()}
+        return {at: of for at, of in left.items() if of}
+
+    one, other = (replace(x, points=chosen(x.points), costs=chosen(x.costs)) for x in (base, arm))
+    return one, other
 
 
 def _curves(
@@ -83,7 +98,8 @@ def _curves(
         curve.arms.setdefault(number(whole), name)
         cost = cost_seconds(record)
         if cost:
-            curve.costs.setdefault(number(whole), []).append(cost / 3600)
+            curve.costs.setdefault(number(whole), {})[record.experiment.seed] = cost / 3600
+        curve.machines.setdefault(record.experiment.seed, set()).add(hardware_of(record))
         curve.on_gpu = record.hardware.get("gpu", "none") != "none"
     for curve in found.values():
         curve.points = dict(sorted(curve.points.items()))

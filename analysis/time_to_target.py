@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
 
+from analysis.costs import on_like_hardware
 from analysis.frame import row_dicts, typed_frame
 from analysis.frontier import data_set, hours_name, on_gpu
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, pretraining_hours, score, seed_of, training_device_seconds
+from analysis.load import Run, arm_of, identity, pretraining_hours, score, seed_of, training_device_seconds
 from analysis.render import MISSING, TextTable, number, with_unit
+from lgd.config.experiment import Experiment
 from lgd.results.record import Record
 
 COLUMNS = ("arm", "data", "device", "target", "seeds", "reached", "hours", "ratio")
@@ -71,10 +73,28 @@ def time_to_target(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for (_, data), arms in groups.items():
         for arm, records in sorted(arms.items(), key=lambda x: x[0] != reference_of(x[1][0])):
-            baseline = arms.get(reference_of(records[0]))
-            if baseline:
-                rows.append(_row(arm, data, records, baseline))
+            for own in _trainings(records):
+                baseline = _baseline(own[0], _trainings(arms.get(reference_of(own[0]), ())))
+                if baseline:
+                    rows.append(_row(arm, data, own, baseline))
     return typed_frame(rows, COLUMNS)
+
+
+def _trainings(records: Iterable[Record]) -> list[list[Record]]:
+    """An arm's records by what was trained: several sweeps may have given it other settings."""
+    found: dict[Experiment, list[Record]] = {}
+    for record in records:
+        found.setdefault(identity(record.experiment), []).append(record)
+    return list(found.values())
+
+
+def _baseline(record: Record, trained: Sequence[Sequence[Record]]) -> Sequence[Record]:
+    """That of the trainings that a record is compared with: of several, the one of the same settings but the method."""
+
+    def setting(of: Record) -> Experiment:
+        return identity(of.experiment).model_copy(update={"method": Experiment().method})
+
+    return next((x for x in trained if len(trained) == 1 or setting(x[0]) == setting(record)), ())
 
 
 def _row(arm: str, data: str, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
@@ -82,7 +102,11 @@ def _row(arm: str, data: str, records: Sequence[Record], baseline: Sequence[Reco
     common = [record for record in records if seed_of(record) in targets]
     hours = [hours_until(targets[seed_of(record)], points(record)) for record in common]
     middle = median(hours) if hours else math.inf
-    theirs = median(hours_until(targets[seed_of(record)], points(record)) for record in baseline)
+    pairs = on_like_hardware({seed_of(x): x for x in common}, {seed_of(x): x for x in baseline})
+    ours, theirs = (
+        median([hours_until(targets[seed], points(record)) for seed, record in side.items()] or [math.inf])
+        for side in pairs
+    )
     return {
         "arm": arm,
         "data": data,
@@ -91,7 +115,7 @@ def _row(arm: str, data: str, records: Sequence[Record], baseline: Sequence[Reco
         "seeds": len(common),
         "reached": sum(map(math.isfinite, hours)),
         "hours": middle if math.isfinite(middle) else None,
-        "ratio": middle / theirs if math.isfinite(middle) and 0 < theirs < math.inf else None,
+        "ratio": ours / theirs if math.isfinite(ours) and 0 < theirs < math.inf else None,
     }
 
 

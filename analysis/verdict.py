@@ -60,6 +60,8 @@ class Verdict:
     """The arm over itself without imitation."""
     again: Difference | None = None
     """The reference with other seeds over the reference."""
+    lengths_known: bool = False
+    """Whether baselines of other lengths were trained beside: the table of lengths says what the same cost buys."""
     obstacles: tuple[str, ...] = ()
     """Why the comparison cannot be trusted, a clause each."""
     remarks: tuple[str, ...] = ()
@@ -104,7 +106,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
     both = [x for name in (arm, reference) for x in runs[name].values()]
     answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
-    obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference)], list[str]()
+    unequal = _unequal_cost(question, answer, gain, margin, longer.value if longer else None)
+    obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal], list[str]()
     teacher = _teacher(runs[arm].values(), arm)
     if teacher:
         # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
@@ -116,7 +119,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         difference(question.equal_cost, reference), longer.value if longer else None,
         difference(question.bigger, reference), margin,
         difference(question.without_imitation, reference), difference(arm, question.without_imitation),
-        difference(question.again, reference), tuple(obstacles), tuple(remarks),
+        difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), tuple(remarks),
         None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.detect),
     )  # fmt: skip
 
@@ -147,6 +150,21 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
     return "unknown"
 
 
+def _unequal_cost(
+    question: Question, answer: Answer, gain: Difference | None, margin: Difference | None, ratio: float | None
+) -> list[str]:
+    """A clause where the longer training cost so much less, or more, than the arm that this may be why one is ahead.
+
+    ratio: its cost over the arm's. An answer that is there although it favours the other side stands.
+    """
+    if margin is None or ratio is None or abs(ratio - 1) <= SAME_COST:
+        return []
+    loses = answer == "not worth it" and _decisive(gain, margin, answer) is margin
+    if not (loses if ratio > 1 else answer == "worth it"):
+        return []
+    return [f"the longer training of {question.reference} cost {ratio:.2f}x what {question.arm} did, not the same"]
+
+
 def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> list[str]:
     means = [fmean(x.values()) for name in (arm, reference) if (x := values(name, score("AP")))]
     if len(means) == 2 and max(means) < FLOOR:
@@ -154,6 +172,14 @@ def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> l
     if len(means) == 2 and min(means) > CEILING:
         return [f"both are above AP {CEILING:g}, where nothing is left to gain: take harder data"]
     return []
+
+
+def _has_longer(records: Iterable[Record], reference: Mapping[int, Record]) -> bool:
+    steps = max((x.experiment.schedule.steps for x in reference.values()), default=0)
+    return any(
+        x.status == "finished" and x.experiment.method.name == "baseline" and x.experiment.schedule.steps > steps > 0
+        for x in records
+    )
 
 
 def _teacher(runs: Iterable[Record], arm: str) -> str:

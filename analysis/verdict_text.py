@@ -55,6 +55,9 @@ def conclusion(verdict: Verdict) -> str:
         return f"{arm}: no verdict, for it and its baseline have no finished seed in common yet."
     if verdict.answer == "worth it":
         return f"{arm} is worth it here.{remarks}"
+    if verdict.answer == "gain" and verdict.lengths_known:
+        lengths = "what the same cost buys in longer training is in the table of lengths"
+        return f"{arm} gains at equal steps; {lengths}.{remarks}"
     if verdict.answer == "gain":
         return (
             f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
@@ -196,10 +199,13 @@ def next_command(found: Sequence[Verdict], directory: Path) -> str:
         if any(x.answer == "unknown" for x in found):
             if spec.looks and spec.seeds < spec.looks[-1]:
                 return f"python ablations/run.py --resume {place}"
+            if spec.looks:
+                # All planned looks were taken: one more would not be paid for.
+                return ""
             more = max((x.more_seeds or 0) for x in found)
             seeds = max(spec.seeds + more, FEW_SEEDS)
             return command_of(spec.model_copy(update={"seeds": seeds, "looks": ()}), place)
-        if any(x.answer == "gain" for x in found):
+        if any(x.answer == "gain" and not x.lengths_known for x in found):
             extra = spec.extra.model_copy(update={"equal_cost": ("longer",)})
             return command_of(spec.model_copy(update={"extra": extra}), place)
     except InputError:

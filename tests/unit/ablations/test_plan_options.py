@@ -83,6 +83,24 @@ def test_what_a_directory_lacks(
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--resume", "/results", "--grid", "main"], "take the sweep as it is: leave out --grid"),
+        (["--status", "/results", "--search", "optuna"], "take the sweep as it is: leave out --search"),
+        (["--status", "/results", "--resume", "/others"], "are commands of their own: give one of them"),
+        (["--list", "--resume", "/others"], "are commands of their own: give one of them"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(
+    options: list[str], words: str, begun: list[tuple[str, SweepSpec]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door.main(options) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(words)
+    assert begun == []
+
+
+@pytest.mark.parametrize(
     ("option", "flag"),
     [(["--seeds", "3"], "seeds"), (["--early-stop"], "early-stop"), (["--set", "seed=1"], "set")],
 )

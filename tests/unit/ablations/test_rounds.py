@@ -102,6 +102,8 @@ def test_looks_are_fixed_beforehand(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="looks at its result after 3, 5, 7 seeds, not after 3, 5"):
         merge(describe("components", "nano", looks=(3, 5)), tmp_path)
     assert merge(describe("components", "nano"), tmp_path).looks == (3, 5, 7)
+    with pytest.raises(InputError, match="is looked at after 3, 5, 7 seeds, and 13 are none of these"):
+        merge(describe("components", "nano", seeds=13), tmp_path)
     extra = ExtraArms(equal_cost=("longer",))
     assert merge(describe("components", "nano", extra=extra), tmp_path).extra == extra
     describe("components", "nano", detect=0.2).write(tmp_path)
@@ -113,6 +115,11 @@ def test_arms_bring_what_belongs_to_them() -> None:
     assert describe("components", "nano", arms="baseline", extra=extra).arms == (
         "baseline", "baseline again", "bigger baseline",
     )  # fmt: skip
+    # What would be left out is said.
+    with pytest.raises(InputError, match="--equal-cost and --a-a: --arms needs the baseline and the arm"):
+        describe("components", "nano", arms="LGD", extra=extra)
+    with pytest.raises(InputError, match="--equal-cost: grid noise-floor has no arm that it is for"):
+        describe("noise-floor", "nano", extra=ExtraArms(equal_cost=("longer",)))
     with pytest.raises(InputError, match="--detect -1: points of AP, above 0"):
         describe("components", "nano", detect=-1.0)
 

@@ -27,6 +27,7 @@ from analysis.paper_tables import build
 from analysis.plots.hours import ap_against_hours, performance_profile
 from analysis.plots.style import STYLE
 from analysis.time_to_target import hours_until, points, time_to_target
+from lgd.errors import InputError
 from lgd.results.record import EvaluationPoint, Pretraining, Record
 
 from .conftest import MakeRecord
@@ -135,6 +136,35 @@ def test_a_teachers_training_counts(make_record: MakeRecord) -> None:
     )
     record = _curve(make_record, "FGFI", 0, (10.0, 40.0), 3600.0, pretraining=teacher)
     assert points(record)[0] == pytest.approx((2.5, 10.0))
+
+
+def test_settings_of_an_arm_are_kept_apart(make_record: MakeRecord) -> None:
+    def weaker(record: Record) -> Record:
+        return record.model_copy(update={"experiment": record.experiment.override({"method.distill_weight": 0.3})})
+
+    records = [
+        *(_curve(make_record, "baseline", seed, (10.0, 30.0), 3600.0) for seed in range(3)),
+        *(_curve(make_record, "LGD", seed, (10.0, 20.0), 3600.0) for seed in range(3)),
+        *(weaker(_curve(make_record, "LGD", seed, (10.0, 50.0), 3600.0)) for seed in range(2)),
+    ]
+    frame = time_to_target([Run(x, Path("/r")) for x in records])
+    assert [(row.arm, row.seeds, row.reached) for row in frame.itertuples()] == [
+        ("baseline", 3, 3), ("LGD", 3, 0), ("LGD", 2, 2),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"'LGD' on shapes are different trainings: method\.distill_weight"):
+        methods(records)
+
+
+def test_hours_of_unlike_hardware_are_not_compared(make_record: MakeRecord) -> None:
+    fast = {"cpu": "Another processor", "cores": "2", "gpu": "none"}
+    records = [
+        *(_curve(make_record, "baseline", seed, (10.0, 30.0), 3600.0) for seed in range(3)),
+        _curve(make_record, "LGD", 0, (10.0, 30.0), 7200.0),
+        *(_curve(make_record, "LGD", seed, (10.0, 30.0), 360.0, hardware=fast) for seed in (1, 2)),
+    ]
+    frame = time_to_target([Run(x, Path("/r")) for x in records]).set_index("arm")
+    assert frame.loc["LGD", "reached"] == 3
+    assert frame.loc["LGD", "ratio"] == pytest.approx(2.0)
 
 
 def test_each_seed_has_its_baselines_target(make_record: MakeRecord) -> None:

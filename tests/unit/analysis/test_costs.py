@@ -8,9 +8,13 @@ import pytest
 
 from analysis.arms import arms_table
 from analysis.costs import cost_ratio, extra_cost, hardware_of, on_like_hardware
+from analysis.crossing import cost_crossing
+from analysis.evidence_curves import at_equal_cost
 from analysis.load import cost_seconds
 from analysis.questions import asked
+from analysis.rates import Curve
 from analysis.verdict import verdicts
+from lgd.config.experiment import Experiment
 from lgd.results.record import Record
 
 from .conftest import MakeRecord
@@ -80,3 +84,22 @@ def test_how_many_gpus_a_node_has_does_not_matter(make_record: MakeRecord) -> No
     nodes = [{**SLOW, "gpu": "1 x H100, 80 GiB"}, {**FAST, "cores": "64", "gpu": "8 x H100, 80 GiB"}]
     one, other = (make_record("LGD", 0, 20.0, hardware=x) for x in nodes)
     assert hardware_of(one) == hardware_of(other)
+
+
+def test_curves_over_hours_are_of_the_seeds_on_like_hardware() -> None:
+    def curve(name: str, hours: float, machines: dict[int, set[tuple[str, ...]]]) -> Curve:
+        points = {80.0: {0: 10.0, 1: 12.0}, 160.0: {0: 20.0, 1: 22.0}}
+        costs = {steps: dict.fromkeys(of, hours * steps) for steps, of in points.items()}
+        return Curve(name, Experiment(), name.lower(), points=points, costs=costs, machines=machines)
+
+    slow, fast = ("slow", "2"), ("fast", "2")
+    base = curve("baseline", 1.0, {0: {slow}, 1: {slow}})
+    arm = curve("LGD", 1.0, {0: {slow}, 1: {slow, fast}})
+    assert {x: d.seeds for x, d in at_equal_cost(base, curve("LGD", 1.0, base.machines)).items()} == {
+        80.0: (0, 1), 160.0: (0, 1),
+    }  # fmt: skip
+    assert {x: d.seeds for x, d in at_equal_cost(base, arm).items()} == {80.0: (0,), 160.0: (0,)}
+    found = cost_crossing(base, arm)
+    assert found is not None
+    assert found.seeds == 1
+    assert at_equal_cost(base, curve("LGD", 1.0, {0: {fast}, 1: {fast}})) == {}

@@ -91,6 +91,36 @@ def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: Make
 
 
 @pytest.mark.parametrize(
+    ("longer", "seconds", "words"),
+    [
+        # The one that trained less is behind, the one that trained more is ahead: that may be all there is to it.
+        (30.7, 95.0, "cannot be said: the longer training of baseline cost 0.50x what LGD did, not the same."),
+        (32.0, 380.0, "cannot be said: the longer training of baseline cost 2.00x what LGD did, not the same."),
+        # Although it trained less it is ahead, and the other way round.
+        (32.0, 95.0, "LGD is not worth it here: longer training is the better use of that cost."),
+        (30.7, 380.0, "LGD is worth it here."),
+    ],
+)
+def test_longer_training_has_to_cost_the_same(
+    longer: float, seconds: float, words: str, make_record: MakeRecord, directory: Path
+) -> None:
+    records = [
+        *_arm(make_record, "baseline", 30.0),
+        *_arm(make_record, "LGD", 31.2, 190.0),
+        *_arm(make_record, LONGER, longer, seconds, method__name="baseline", schedule__steps=1100),
+    ]
+    assert sentence(_one(records, directory)).endswith(words)
+
+
+def test_a_table_of_lengths_says_what_the_same_cost_buys(make_record: MakeRecord, directory: Path) -> None:
+    double = _arm(make_record, "baseline at 2x steps", 33.0, 200.0, method__name="baseline", schedule__steps=1100)
+    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *double]
+    (verdict,) = (x for x in verdicts(records, asked(directory, records)) if x.question.arm == "LGD")
+    assert sentence(verdict).endswith("what the same cost buys in longer training is in the table of lengths.")
+    assert next_command([verdict], directory) == ""
+
+
+@pytest.mark.parametrize(
     ("lgd", "longer", "words"),
     [
         (29.0, None, "LGD is not worth it here: it loses AP."),
