@@ -17,10 +17,12 @@ LOCK = "lock"
 def alone_in(directory: Path) -> Iterator[None]:
     """Inside, no other command trains to ``directory``, which is made.
 
-    Leaves nothing where nothing else was written. A directory that cannot be written to is not locked: what trains
-    there says so. Raises InputError where another command is at work.
+    Leaves nothing of its own. A directory that cannot be written to is not locked: what trains there says so. Raises
+    InputError where another command is at work.
     """
-    lock, is_new = FileLock(directory / LOCK, timeout=0), not directory.exists()
+    path = directory / LOCK
+    lock, was_there = FileLock(path, timeout=0), path.exists()
+    made = [x for x in (directory, *directory.parents) if not x.exists()]
     # Also of a directory with a finished training that may only be read.
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
@@ -34,8 +36,10 @@ def alone_in(directory: Path) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            if [*directory.iterdir()] == [directory / LOCK]:
-                (directory / LOCK).unlink()
-                if is_new:
-                    directory.rmdir()
+            if not was_there:
+                path.unlink(missing_ok=True)
             lock.release()
+        # Not those that something was written to.
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()

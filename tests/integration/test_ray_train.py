@@ -41,7 +41,8 @@ def _check_losses(record: Record, alone: Record) -> None:
         early = sum(step <= 12 for step, _ in curve)
         assert early
         assert ours[:early] == pytest.approx(theirs[:early], rel=2e-3), name
-        assert ours == pytest.approx(theirs, rel=0.05), name
+        # How much of the rounding there is by then depends on the processor.
+        assert ours == pytest.approx(theirs, rel=0.1), name
 
 
 @pytest.mark.slow

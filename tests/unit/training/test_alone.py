@@ -12,20 +12,20 @@ from lgd.training.alone import LOCK, alone_in
 
 
 def test_a_second_command_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory = tmp_path / "here"
+    directory = tmp_path / "not" / "yet" / "here"
     with alone_in(directory):
         assert main(["retinanet_r50_1x_ss", "--method", "baseline", "--output", str(directory)]) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert said.startswith(f"error: {directory}: another training is at work there; wait for it")
         assert [x.name for x in directory.iterdir()] == [LOCK]
-    assert not directory.exists()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_was_written_stays_and_the_next_command_may_work(tmp_path: Path) -> None:
     for name in ("first", "second"):
         with alone_in(tmp_path):
             (tmp_path / name).touch()
-    assert {"first", "second"} <= {x.name for x in tmp_path.iterdir()}
+    assert {"first", "second"} == {x.name for x in tmp_path.iterdir()}
 
 
 def test_an_empty_directory_stays_as_it_was(tmp_path: Path) -> None:
