@@ -314,7 +314,7 @@ def test_finetune_starts_from_a_detector_of_other_classes_and_trains_for_epochs(
     trained = build_detector(described.detector, 80).state_dict()
     torch.save({"model": trained}, tmp_path / "trained.pth")
     given = ["finetune", "--method=lgd", *small, f"--set=detector.weights={tmp_path / 'trained.pth'}"]
-    # oneDNN's bfloat16 gradient of a 3 x 3 kernel on a map of one pixel holds what was in its memory, on processors with
+    # oneDNN's bfloat16 gradient of a 3 x 3 kernel on a map of one pixel holds what was in its memory, where there is
     # AVX-512: NaN after a training that diverged.
     given += ["--batch=2", "--set=schedule.epochs=0.8", "--set=schedule.warmup_steps=auto", "--set=precision=fp32"]
     assert main([*given, "--output", str(tmp_path / "out")]) == 0
