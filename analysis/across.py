@@ -18,7 +18,6 @@ from analysis.grid_runs import reference_of
 from analysis.load import arm_of, identity, score, seed_of
 from analysis.stats import CONFIDENCE
 from lgd.config.experiment import Experiment, difference
-from lgd.errors import InputError
 from lgd.results.record import Record
 
 Floats = NDArray[np.float64]
@@ -58,14 +57,14 @@ class Method:
 
 
 def methods(records: Iterable[Record]) -> list[Method]:
-    """Those with two tasks or more, in the order of their first records.
+    """Those with two tasks or more, in the order of their first records; not arms that :func:`mixed` names.
 
     A task is a baseline with its preset, data and other settings, which the method shares. What an arm is called after
     its baseline's prefix ("RetinaNet LGD" beside "RetinaNet baseline") names its method.
     """
     aps: dict[tuple[str, Experiment, str], dict[int, float]] = {}
     arms: dict[tuple[str, Experiment, str], str] = {}
-    trained: dict[tuple[str, Experiment, str], Experiment] = {}
+    trained: dict[tuple[str, Experiment, str], list[Experiment]] = {}
     for record in records:
         ap = score("AP")(record)
         if record.status != "finished" or ap is None:
@@ -73,12 +72,7 @@ def methods(records: Iterable[Record]) -> list[Method]:
         experiment = identity(record.experiment)
         setting = experiment.model_copy(update={"method": Experiment().method})
         key = (record.preset, setting, arm_of(record))
-        whole = trained.setdefault(key, experiment)
-        if whole != experiment:
-            raise InputError(
-                f"{arm_of(record)!r} on {setting.data.source} are different trainings: {difference(whole, experiment)};"
-                " give directories that have one of them"
-            )
+        trained.setdefault(key, []).append(experiment)
         aps.setdefault(key, {})[seed_of(record)] = ap
         arms[key] = reference_of(record)
     found: dict[str, list[Task]] = {}
@@ -86,7 +80,7 @@ def methods(records: Iterable[Record]) -> list[Method]:
         reference = arms[preset, setting, arm]
         base = aps.get((preset, setting, reference), {}) if arm != reference else {}
         seeds = sorted(of_arm.keys() & base.keys())
-        if seeds:
+        if seeds and len(set(trained[preset, setting, arm])) == 1:
             task = Task(
                 f"{reference} on {setting.data.source}",
                 np.array([of_arm[x] for x in seeds]),
@@ -94,6 +88,22 @@ def methods(records: Iterable[Record]) -> list[Method]:
             )
             found.setdefault(short_name(arm, reference), []).append(task)
     return [Method(name, tuple(tasks)) for name, tasks in found.items() if len(tasks) > 1]
+
+
+def mixed(records: Iterable[Record]) -> str:
+    """A line on the first arm that was trained with two settings of its method beside one baseline; "" without one.
+
+    Which of the two to compare would be a guess.
+    """
+    trained: dict[tuple[str, Experiment, str], Experiment] = {}
+    for record in records:
+        experiment, arm = identity(record.experiment), arm_of(record)
+        key = (record.preset, experiment.model_copy(update={"method": Experiment().method}), arm)
+        if record.status == "finished" and trained.setdefault(key, experiment) != experiment:
+            return (
+                f"{arm!r} on {experiment.data.source} are different trainings: {difference(trained[key], experiment)}"
+            )
+    return ""
 
 
 def short_name(arm: str, reference: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.across import Interval, gains, methods, probability
+from analysis.across import Interval, gains, methods, mixed, probability
 from analysis.frame import row_dicts
 from analysis.load import Run
 from analysis.render import TextTable, with_interval
 from analysis.stats import CONFIDENCE
+from lgd.errors import InputError
 
 _ENDS = ("", "_low", "_high")
 
@@ -20,7 +21,9 @@ COLUMNS = ("method", "tasks", "runs", *(f"{x}{end}" for x in ("gain", "improveme
 def across_table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a method that was trained on several tasks. Columns: ``method``, ``tasks``, ``runs``; ``gain``, the
     interquartile mean of the runs' gains, points of AP, and ``improvement``, the probability of improvement (0 to 1),
-    each with ``_low`` and ``_high``."""
+    each with ``_low`` and ``_high``. Raises InputError for an arm with two settings, one of which would be a guess."""
+    if line := mixed(run.record for run in runs):
+        raise InputError(f"{line}; give directories that have one of them")
     rows = [
         (x.name, len(x.tasks), x.runs, *_ends(gains(x)), *_ends(probability(x)))
         for x in methods(run.record for run in runs)

@@ -61,7 +61,7 @@ class Verdict:
     again: Difference | None = None
     """The reference with other seeds over the reference."""
     lengths_known: bool = False
-    """Whether baselines of other lengths were trained beside: the table of lengths says what the same cost buys."""
+    """Whether the grid ``schedule-length`` has longer baselines: its table of lengths says what the same cost buys."""
     obstacles: tuple[str, ...] = ()
     """Why the comparison cannot be trusted, a clause each."""
     remarks: tuple[str, ...] = ()
@@ -106,7 +106,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
     both = [x for name in (arm, reference) for x in runs[name].values()]
     answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
-    unequal = _unequal_cost(question, answer, gain, margin, longer.value if longer else None)
+    alone = _answer(gain, None, None, asked.detect)
+    unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer.value if longer else None)
     obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal], list[str]()
     teacher = _teacher(runs[arm].values(), arm)
     if teacher:
@@ -150,17 +151,15 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
     return "unknown"
 
 
-def _unequal_cost(
-    question: Question, answer: Answer, gain: Difference | None, margin: Difference | None, ratio: float | None
-) -> list[str]:
+def _unequal_cost(question: Question, answer: Answer, margin: Difference | None, ratio: float | None) -> list[str]:
     """A clause where the longer training cost so much less, or more, than the arm that this may be why one is ahead.
 
-    ratio: its cost over the arm's. An answer that is there although it favours the other side stands.
+    answer: one that the plain reference alone would not give. ratio: the longer training's cost over the arm's. An
+    answer that is there although the costs favour the other side stands.
     """
     if margin is None or ratio is None or abs(ratio - 1) <= SAME_COST:
         return []
-    loses = answer == "not worth it" and _decisive(gain, margin, answer) is margin
-    if not (loses if ratio > 1 else answer == "worth it"):
+    if answer != ("not worth it" if ratio > 1 else "worth it"):
         return []
     return [f"the longer training of {question.reference} cost {ratio:.2f}x what {question.arm} did, not the same"]
 
@@ -177,7 +176,10 @@ def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> l
 def _has_longer(records: Iterable[Record], reference: Mapping[int, Record]) -> bool:
     steps = max((x.experiment.schedule.steps for x in reference.values()), default=0)
     return any(
-        x.status == "finished" and x.experiment.method.name == "baseline" and x.experiment.schedule.steps > steps > 0
+        x.grid == "schedule-length"
+        and x.status == "finished"
+        and x.experiment.method.name == "baseline"
+        and x.experiment.schedule.steps > steps > 0
         for x in records
     )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lgd.data.shapes.spec import ShapesSpec
+from lgd.errors import InputError
 
 DISABLE = "NPY_DISABLE_CPU_FEATURES"
 """Environment variable of numpy: what it shall not use, by name."""
@@ -35,7 +36,10 @@ def avx512_features() -> list[str]:
 
 
 def draw_in_process(spec: ShapesSpec, directory: Path, disabled: list[str]) -> None:
-    """Draw the set into ``directory`` in a process whose numpy does without ``disabled``; raises OSError as that."""
+    """Draw the set into ``directory`` in a process whose numpy does without ``disabled``.
+
+    Raises OSError as that process does, and InputError, one line, where it ends otherwise.
+    """
     # As this process finds its packages. Ctrl-C reaches this process alone, which then ends the other.
     path = os.pathsep.join(x for x in sys.path if x)
     before = os.environ.get(DISABLE, "").replace(",", " ").split()
@@ -48,4 +52,5 @@ def draw_in_process(spec: ShapesSpec, directory: Path, disabled: list[str]) -> N
         number = int(done.stdout)
         raise OSError(number, os.strerror(number))
     if done.returncode:
-        raise RuntimeError(f"{MODULE} ended with {done.returncode}: {done.stderr.strip()}")
+        said = done.stderr.strip().splitlines()
+        raise InputError(f"drawing the default data ended with {done.returncode}: {said[-1] if said else 'no word'}")

@@ -151,8 +151,13 @@ def test_settings_of_an_arm_are_kept_apart(make_record: MakeRecord) -> None:
     assert [(row.arm, row.seeds, row.reached) for row in frame.itertuples()] == [
         ("baseline", 3, 3), ("LGD", 3, 0), ("LGD", 2, 2),
     ]  # fmt: skip
+    runs = [Run(x, Path("/r")) for x in records]
     with pytest.raises(InputError, match=r"'LGD' on shapes are different trainings: method\.distill_weight"):
-        methods(records)
+        build("across", runs)
+    # A report of all that there is goes on without them: with these on a second data set, too.
+    there = [x.model_copy(update={"experiment": x.experiment.override({"data.source": "voc:/d"})}) for x in records]
+    assert methods([*records, *there]) == []
+    assert [x.name for x in methods([*records[:6], *there[:6]])] == ["LGD"]
 
 
 def test_hours_of_unlike_hardware_are_not_compared(make_record: MakeRecord) -> None:

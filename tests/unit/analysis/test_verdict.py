@@ -112,9 +112,22 @@ def test_longer_training_has_to_cost_the_same(
     assert sentence(_one(records, directory)).endswith(words)
 
 
+def test_an_arm_that_loses_loses_whatever_longer_training_cost(make_record: MakeRecord, directory: Path) -> None:
+    records = [
+        *_arm(make_record, "baseline", 30.0),
+        *_arm(make_record, "LGD", 28.0, 190.0),
+        *_arm(make_record, LONGER, 32.0, 380.0, method__name="baseline", schedule__steps=1100),
+    ]
+    verdict = _one(records, directory)
+    assert (verdict.answer, verdict.obstacles) == ("not worth it", ())
+
+
 def test_a_table_of_lengths_says_what_the_same_cost_buys(make_record: MakeRecord, directory: Path) -> None:
     double = _arm(make_record, "baseline at 2x steps", 33.0, 200.0, method__name="baseline", schedule__steps=1100)
     records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *double]
+    (verdict,) = (x for x in verdicts(records, asked(directory, records)) if x.question.arm == "LGD")
+    assert "was not measured (--equal-cost)" in sentence(verdict)
+    records = [x.model_copy(update={"grid": "schedule-length"}) for x in records]
     (verdict,) = (x for x in verdicts(records, asked(directory, records)) if x.question.arm == "LGD")
     assert sentence(verdict).endswith("what the same cost buys in longer training is in the table of lengths.")
     assert next_command([verdict], directory) == ""
