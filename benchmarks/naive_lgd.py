@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.timer_spec import OPTIMIZATIONS
 from lgd.detectors.fast_losses import use_detectron2_losses
+from lgd.kernels.usable import turn_off
 from lgd.methods.distiller import Distiller, student_of
 from lgd.methods.feature_capture import Features
 from lgd.methods.label_guided.teacher import ImplicitTeacher
@@ -28,6 +29,9 @@ from lgd.methods.objects import NO_CLASS, Objects
 def without_optimizations(model: nn.Module, names: Collection[str] = OPTIMIZATIONS) -> nn.Module:
     """``model`` with these OPTIMIZATIONS turned off; its parameters stay. Changes ``model`` itself."""
     student: Any = student_of(model)
+    if "Triton kernels" in names:
+        # Of the whole process, which times this model alone.
+        turn_off()
     if "fast losses" in names:
         use_detectron2_losses(student)
     if isinstance(model, Distiller):

@@ -14,9 +14,12 @@ ASPECT = 4 / 3
 """Longer side of a synthetic image to its shorter one: that of most of COCO's."""
 
 
-OPTIMIZATIONS = ("joint head", "cached targets", "fast losses", "vectorised teacher", "fused SGD")
+OPTIMIZATIONS = ("joint head", "cached targets", "fast losses", "vectorised teacher", "fused SGD", "Triton kernels")
 """Optimizations that make the project's step faster than a naive one (see naive_lgd.py), besides the memory format
 and the precision, which are settings."""
+
+ON_A_GPU = ("Triton kernels",)
+"""Of these, those that change nothing on a CPU."""
 
 
 NAIVE, OURS = "naive", "ours"

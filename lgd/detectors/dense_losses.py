@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from lgd import device_waits
+from lgd.kernels.usable import usable
 
 LOG_PERIOD = 20
 """Steps between two logged numbers of positives on a GPU, each of which is waited for."""
@@ -37,8 +38,18 @@ def classification_loss(logits: Sequence[Tensor], labels_BR: Tensor, alpha: floa
     """Sum of the focal loss over levels, each (B, r, K); labels as :class:`FocalLoss` takes them."""
     total: Any = 0.0
     for logits_BrK, labels_Br in zip(logits, labels_BR.split([x.shape[1] for x in logits], dim=1), strict=True):
-        total = total + FocalLoss.apply(logits_BrK, labels_Br, alpha, gamma)
+        total = total + _focal_loss(logits_BrK, labels_Br, alpha, gamma)
     return total
+
+
+def _focal_loss(logits_BrK: Tensor, labels_Br: Tensor, alpha: float, gamma: float) -> Tensor:
+    if logits_BrK.is_contiguous() and usable(logits_BrK):
+        # Lazy: Triton is not installed everywhere.
+        from lgd.kernels.focal_loss import focal_loss
+
+        return focal_loss(logits_BrK, labels_Br, alpha, gamma)
+    found: Tensor = FocalLoss.apply(logits_BrK, labels_Br, alpha, gamma)
+    return found
 
 
 def decode_positive(transform: Any, deltas_BR4: Tensor, anchors_R4: Tensor, positive_BR: Tensor) -> Tensor:

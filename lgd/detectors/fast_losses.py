@@ -1,4 +1,4 @@
-"""Label assignment and losses that do not wait for the device, in place of detectron2's."""
+"""Label assignment and losses that do not wait for the device, and ResNets with fewer passes, for detectron2's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
-from lgd.detectors import fcos_fast, rcnn_fast, retinanet_fast
+from lgd.detectors import fcos_fast, rcnn_fast, resnet_fast, retinanet_fast
 
 
 def use_fast_losses(detector: nn.Module) -> nn.Module:
-    """Replace methods of detectron2's own RetinaNet, FCOS and R-CNNs by equal ones; returns ``detector``.
+    """Replace methods of detectron2's own RetinaNet, FCOS, R-CNNs and ResNets by equal ones; returns ``detector``.
 
     The class, the parameters and their names stay. Any other detector, and a subclass, stays as it is. ATSS and POTO
     (lgd/detectors) need no replacement.
@@ -26,6 +26,7 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
         fcos_fast.use(target)
     elif type(detector) is GeneralizedRCNN:
         rcnn_fast.use(target)
+    resnet_fast.use(detector)
     return detector
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lgd.config.components import Start
 from lgd.methods.init import init_he
-from lgd.methods.norms import instance_norm, square_sum
+from lgd.methods.norms import instance_norm_distance
 
 
 class DistillationDistance(nn.Module):
@@ -48,7 +48,6 @@ class DistillationDistance(nn.Module):
         """
         total, elements = torch.zeros((), device=next(iter(student.values())).device), 0
         for name, features in student.items():
-            difference = instance_norm(self.adapter(features)) - instance_norm(teacher_features[name].detach())
-            total = total + square_sum(difference)
-            elements += difference.numel()
+            total = total + instance_norm_distance(self.adapter(features), teacher_features[name])
+            elements += features.numel()
         return total / elements

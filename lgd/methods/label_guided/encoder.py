@@ -129,9 +129,10 @@ class AppearanceEncoder(nn.Module):
 
     def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
         """Return (B, N, C); an object whose region is empty gets the zero vector."""
-        projected = group_norm(self.conv(features_BChw)).relu()
-        # A sum over a whole level exceeds fp16's range.
+        projected = group_norm(self.conv(features_BChw), relu=True)
+        # A sum over a whole level exceeds fp16's range. Regions are 0 or 1, and a product adds up in float32.
+        dtype = torch.bfloat16 if projected.dtype is torch.bfloat16 else torch.float32
         with torch.autocast(projected.device.type, enabled=False):
-            total = regions_BNP.float() @ projected.float().flatten(2).transpose(1, 2)
+            total = (regions_BNP.to(dtype) @ projected.to(dtype).flatten(2).transpose(1, 2)).float()
             mean = total / regions_BNP.sum(-1, keepdim=True).clamp(min=1)
         return mean.to(projected.dtype)

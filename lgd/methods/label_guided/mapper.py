@@ -46,7 +46,5 @@ class KnowledgeMapper(nn.Module):
         features = features.relu()
         last = len(self.refine) - 1
         for i, conv in enumerate(self.refine):
-            features = group_norm(conv(features))
-            if i < last:
-                features = features.relu()
+            features = group_norm(conv(features), relu=i < last)
         return features
