@@ -1,7 +1,6 @@
 """Faster and Mask R-CNN's losses as detectron2 computes them, with fewer waits for the device.
 
-A pass waits for two sets of numbers, Mask R-CNN's for three: how many anchors and regions there are to draw from
-(rcnn_sampling.py), and how many of the regions are pooled from each level, for the box head and for the mask head.
+A pass waits once, for how many anchors and regions there are to draw from (rcnn_sampling.py).
 
 Shape suffixes: B images, R anchors of all levels, M regions of the batch, K classes.
 """
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import cross_entropy
+from detectron2.layers import ROIAlign, cross_entropy
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
@@ -25,6 +24,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
+from lgd import device_waits
 from lgd.detectors.batched import cache_anchors
 from lgd.detectors.dense_losses import logs_now, masked_sum
 from lgd.detectors.rcnn_masks import forward_mask, mask_head_forward
@@ -36,6 +36,7 @@ from lgd.detectors.rcnn_sampling import (
     rpn_forward,
 )
 from lgd.detectors.retinanet_fast import box_deltas
+from lgd.detectors.roi_pooling import pool_regions
 
 
 def use(detector: GeneralizedRCNN) -> None:
@@ -149,7 +150,10 @@ def _log(sums: dict[str, Tensor], over: int | Tensor) -> None:
 
 
 def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-    """What the pooler's own forward returns, (M, C, h, w), with one wait for the regions of all levels."""
+    """What the pooler's own forward returns, (M, C, h, w), without a wait for how many regions each level has.
+
+    Poolers of another kind than RoIAlign's, as they are in detectron2's configs, wait once for all levels.
+    """
     counts = [len(boxes) for boxes in box_lists]
     if not sum(counts):
         return type(pooler).forward(pooler, x, box_lists)
@@ -160,9 +164,20 @@ def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     levels_M = assign_boxes_to_levels(
         box_lists, pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
     )
+    if device_waits.reading_waits(levels_M) and _is_standard(pooler):
+        scales = [x.spatial_scale for x in pooler.level_poolers]
+        return pool_regions(x, regions_M5.float(), levels_M, scales, pooler.output_size[0])
     levels = torch.arange(len(pooler.level_poolers), device=levels_M.device)
     here_LM = levels_M == levels[:, None]
     output = x[0].new_zeros(len(regions_M5), x[0].shape[1], *pooler.output_size)
     for level, indices in enumerate(indices_of_true(here_LM, here_LM.sum(1).tolist())):
         output.index_put_((indices,), pooler.level_poolers[level](x[level], regions_M5[indices]))
     return output
+
+
+def _is_standard(pooler: Any) -> bool:
+    """Whether every level is pooled by ROIAlignV2 with as many samples as a region's cells ask for."""
+    height, width = pooler.output_size
+    return height == width and all(
+        type(x) is ROIAlign and x.aligned and x.sampling_ratio == 0 for x in pooler.level_poolers
+    )

@@ -1,7 +1,7 @@
 """The RPN's proposals of all images at once: detectron2's ``find_top_rpn_proposals``, without a wait for each image.
 
-torchvision's NMS returns as many boxes as it keeps, a number that the host has to wait for. Here what a level's boxes
-suppress is a matrix, and the greedy choice is repeated on the device until it no longer changes.
+torchvision's NMS returns as many boxes as it keeps, a number that the host has to wait for. On a GPU the boxes of all
+images and levels go through one kernel (lgd/kernels/greedy_nms.py).
 
 Shape suffixes: B images, P boxes of an image (all levels), p of one level, K proposals of an image.
 """
@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import nms
 
-from lgd.detectors.batched import MAX_PAIRS, batched_iou
-
-ROUNDS = 16
-"""Rounds of :class:`MatrixNMS` between two checks of whether it is final, each of which waits for the device."""
+from lgd.kernels.usable import usable
 
 
 class Candidates(NamedTuple):
@@ -93,72 +92,61 @@ def _clip(boxes_BP4: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack(clipped)
 
 
-class GreedyNMS:
-    """torchvision's NMS, image by image: the fastest where reading a number waits for nothing."""
-
-    def __init__(self, candidates: Candidates, threshold: float, limit: int) -> None:
-        self._candidates = candidates
-        levels_P = torch.cat([torch.full((n,), level) for level, n in enumerate(candidates.sizes)])
-        chosen = []
-        for boxes_P4, logits_P, valid_P in zip(candidates.boxes, candidates.logits, candidates.valid, strict=True):
-            (kept,) = torch.where(valid_P)
-            chosen.append(kept[batched_nms(boxes_P4[kept], logits_P[kept], levels_P.to(kept)[kept], threshold)][:limit])
-        self._index_BK = pad_sequence(chosen, batch_first=True)
-        self._counts_B = torch.tensor([len(x) for x in chosen], device=self._index_BK.device)
-
-    def advance(self) -> tuple[Proposals, Tensor]:
-        """The proposals, and True in a tensor: they are final."""
-        proposals = _take(self._candidates, self._index_BK, self._counts_B)
-        return proposals, torch.ones((), dtype=torch.bool, device=self._counts_B.device)
+def choose_by_image(candidates: Candidates, threshold: float, limit: int) -> Proposals:
+    """The proposals by detectron2's NMS, image by image: the fastest where reading a number waits for nothing."""
+    levels_P = torch.cat([torch.full((n,), level) for level, n in enumerate(candidates.sizes)])
+    chosen = []
+    for boxes_P4, logits_P, valid_P in zip(candidates.boxes, candidates.logits, candidates.valid, strict=True):
+        (kept,) = torch.where(valid_P)
+        chosen.append(kept[batched_nms(boxes_P4[kept], logits_P[kept], levels_P.to(kept)[kept], threshold)][:limit])
+    index_BK = pad_sequence(chosen, batch_first=True)
+    return _take(candidates, index_BK, torch.tensor([len(x) for x in chosen], device=index_BK.device))
 
 
-class MatrixNMS:
-    """The same choice of boxes by matrix operations on the device, without a wait.
+def choose_at_once(candidates: Candidates, threshold: float, limit: int) -> Proposals:
+    """The same proposals, of all images and levels at once and without a wait for the device.
 
-    A box is kept if no kept box of its level with a higher score overlaps it by more than ``threshold`` (IoU). Starting
-    from all boxes, each round applies this rule to every box at once; after n rounds the choice among the first n boxes
-    of a level is the greedy one, and a choice that a round does not change is it, too. A few rounds are enough in
-    practice (tests/unit/detectors/test_rcnn_proposals.py).
-
-    Overlaps are those of torchvision's ``batched_nms`` to the bit: it shifts the boxes of each level by a multiple of
-    the largest coordinate, which rounds them.
+    Overlaps are those of torchvision's ``batched_nms``: it shifts the boxes of each level by a multiple of the largest
+    coordinate, which rounds them.
     """
-
-    def __init__(self, candidates: Candidates, threshold: float, limit: int) -> None:
-        self._candidates, self._limit = candidates, limit
-        self._kept = list(candidates.valid.split(candidates.sizes, dim=1))
-        farthest_B11 = candidates.boxes.where(candidates.valid[..., None], 0).amax((1, 2), keepdim=True)
-        self._suppressors = [
-            _suppressors(boxes_Bp4 + level * (farthest_B11 + 1), valid_Bp, threshold)
-            for level, (boxes_Bp4, valid_Bp) in enumerate(
-                zip(candidates.boxes.split(candidates.sizes, dim=1), self._kept, strict=True)
-            )
-        ]
-        self._valid = self._kept
-
-    def advance(self) -> tuple[Proposals, Tensor]:
-        """The proposals after ``ROUNDS`` more rounds, and whether they are final: (), bool, on the device."""
-        settled = []
-        for level, (suppressors_Bpp, valid_Bp) in enumerate(zip(self._suppressors, self._valid, strict=True)):
-            kept_Bp = before_Bp = self._kept[level]
-            for _ in range(ROUNDS):
-                before_Bp = kept_Bp
-                kept_Bp = valid_Bp & ~(suppressors_Bpp & kept_Bp[:, None]).any(2)
-            self._kept[level] = kept_Bp
-            settled.append((kept_Bp == before_Bp).all())
-        kept_BP = torch.cat(self._kept, dim=1)
-        by_score = self._candidates.logits.masked_fill(~kept_BP, -torch.inf).sort(dim=1, descending=True, stable=True)
-        counts_B = kept_BP.sum(1).clamp(max=self._limit)
-        return _take(self._candidates, by_score.indices[:, : self._limit], counts_B), torch.stack(settled).all()
+    farthest_B11 = candidates.boxes.where(candidates.valid[..., None], 0).amax((1, 2), keepdim=True)
+    levels, longest = len(candidates.sizes), max(candidates.sizes)
+    boxes, valid = [], []
+    for level, (boxes_Bp4, valid_Bp) in enumerate(
+        zip(
+            candidates.boxes.split(candidates.sizes, dim=1),
+            candidates.valid.split(candidates.sizes, dim=1),
+            strict=True,
+        )
+    ):
+        padding = longest - valid_Bp.shape[1]
+        boxes.append(F.pad(boxes_Bp4 + level * (farthest_B11 + 1), (0, 0, 0, padding)))
+        valid.append(F.pad(valid_Bp, (0, padding)))
+    kept_Gp = greedy_nms(torch.cat(boxes), torch.cat(valid), threshold)
+    parts = zip(kept_Gp.chunk(levels), candidates.sizes, strict=True)
+    kept_BP = torch.cat([kept_Bp[:, :size] for kept_Bp, size in parts], dim=1)
+    by_score = candidates.logits.masked_fill(~kept_BP, -torch.inf).sort(dim=1, descending=True, stable=True)
+    counts_B = kept_BP.sum(1).clamp(max=limit)
+    return _take(candidates, by_score.indices[:, :limit], counts_B)
 
 
-def _suppressors(boxes_Bp4: Tensor, valid_Bp: Tensor, threshold: float) -> Tensor:
-    """Whether box j overlaps box i by more than ``threshold`` and has a higher score: (B, i, j), bool."""
-    parts = max(1, MAX_PAIRS // max(1, boxes_Bp4.shape[1] ** 2))
-    found = []
-    for boxes, valid in zip(boxes_Bp4.split(parts), valid_Bp.split(parts), strict=True):
-        found.append((batched_iou(boxes, boxes, valid) > threshold).tril(-1))
-    return torch.cat(found)
+@torch.library.custom_op("lgd::greedy_nms", mutates_args=())
+def greedy_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """As :func:`lgd.kernels.greedy_nms.greedy_nms`; where that cannot be used, by torchvision's NMS, group by group.
+
+    An operator of its own, so that benchmarks/wait_counter.py can count it.
+    """
+    if usable(boxes):
+        # Lazy: Triton is not installed everywhere.
+        from lgd.kernels.greedy_nms import greedy_nms as kernel
+
+        return kernel(boxes, valid, threshold)
+    kept = torch.zeros_like(valid)
+    for boxes_N4, valid_N, kept_N in zip(boxes, valid, kept, strict=True):
+        (places,) = torch.where(valid_N)
+        # By place, as they are by score already.
+        kept_N[places[nms(boxes_N4[places], -places.float(), threshold)]] = True
+    return kept
 
 
 def _take(candidates: Candidates, index_BK: Tensor, counts_B: Tensor) -> Proposals:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lgd import device_waits
 from lgd.detectors.batched import batched_iou, in_parts, match_anchors, pad_objects
 from lgd.detectors.rcnn_masks import RegionMasks
-from lgd.detectors.rcnn_proposals import Candidates, GreedyNMS, MatrixNMS, Proposals, find_candidates
+from lgd.detectors.rcnn_proposals import Candidates, Proposals, choose_at_once, choose_by_image, find_candidates
 
 OBJECT_LOGIT = math.log((1 - 1e-10) / (1 - (1 - 1e-10)))
 """Objectness that detectron2 gives to an object that is appended to the proposals."""
@@ -160,24 +160,19 @@ def _propose(
 ) -> tuple[Proposals, Regions | None, list[list[int]]]:
     """Proposals, the heads' regions, and numbers of each image, read at once: of proposals, of positive and of negative
     anchors, of positive and of negative regions."""
-    kind: type[MatrixNMS] | type[GreedyNMS] = MatrixNMS if device_waits.reading_waits(labels_BR) else GreedyNMS
-    nms = kind(candidates, rpn.nms_thresh, rpn.post_nms_topk[True])
-    anchor_counts_2B = count_labels(labels_BR, 0)
-    while True:
-        proposals, is_final = nms.advance()
-        counts = [proposals.counts[None], anchor_counts_2B]
-        regions: Regions | None = None
-        if heads is not None:
-            regions = heads.assign_regions(proposals.boxes, proposals.logits, proposals.valid, targets)
-            counts.append(count_labels(regions.classes, heads.num_classes))
-        flags = torch.stack([is_final, candidates.finite])
-        # The one wait of the pass before regions are pooled, unless the NMS needs more rounds.
-        final, finite, *numbers = torch.cat([flags, torch.cat(counts).flatten()]).tolist()
-        if not finite:
-            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-        if final:
-            images = len(labels_BR)
-            return proposals, regions, [numbers[i : i + images] for i in range(0, len(numbers), images)]
+    choose = choose_at_once if device_waits.reading_waits(labels_BR) else choose_by_image
+    proposals = choose(candidates, rpn.nms_thresh, rpn.post_nms_topk[True])
+    counts = [proposals.counts[None], count_labels(labels_BR, 0)]
+    regions: Regions | None = None
+    if heads is not None:
+        regions = heads.assign_regions(proposals.boxes, proposals.logits, proposals.valid, targets)
+        counts.append(count_labels(regions.classes, heads.num_classes))
+    # The one wait of the pass before regions are pooled.
+    finite, *numbers = torch.cat([candidates.finite[None], torch.cat(counts).flatten()]).tolist()
+    if not finite:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+    images = len(labels_BR)
+    return proposals, regions, [numbers[i : i + images] for i in range(0, len(numbers), images)]
 
 
 @torch.no_grad()

@@ -13,9 +13,7 @@ BLOCK = 2048
 """Elements that one program computes."""
 
 
-def affine(
-    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, relu: bool = False
-) -> Tensor:
+def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x * scale + shift + residual``, its negative values zero with ``relu``; computed in float32, in ``x``'s type.
 
     x, residual: (B, C, h, w), channels_last, of one type. scale, shift: (C,) float32, which get no gradient.
@@ -26,9 +24,7 @@ def affine(
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         y = torch.empty_like(x)
         has_residual = residual is not None
         _affine_kernel[_grid(x)](

@@ -78,9 +78,7 @@ def _terms(logits, labels, numel, alpha, gamma, K: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _loss_kernel(
-    logits, labels, sums, numel, alpha, gamma, K: tl.constexpr, BLOCK: tl.constexpr, SQUARE: tl.constexpr
-):
+def _loss_kernel(logits, labels, sums, numel, alpha, gamma, K: tl.constexpr, BLOCK: tl.constexpr, SQUARE: tl.constexpr):
     _, _, _, weight, _, penalty = _terms(logits, labels, numel, alpha, gamma, K, BLOCK, SQUARE)
     tl.store(sums + tl.program_id(0), tl.sum(weight * penalty, axis=0))
 

@@ -75,9 +75,7 @@ class _Distance(torch.autograd.Function):
         x, y, x_mean, x_scale, y_mean, y_scale, means = ctx.saved_tensors
         grid, sizes = _launch(x)
         dx = torch.empty_like(x)
-        _distance_gradient_kernel[grid](
-            x, y, x_mean, x_scale, y_mean, y_scale, means, grads[0], dx, len(x), **sizes
-        )
+        _distance_gradient_kernel[grid](x, y, x_mean, x_scale, y_mean, y_scale, means, grads[0], dx, len(x), **sizes)
         return dx, None, None
 
 
@@ -250,9 +248,7 @@ def _gradient_kernel(
 
 
 @triton.jit
-def _normed_pair(
-    x, y, x_mean, x_scale, y_mean, y_scale, P, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def _normed_pair(x, y, x_mean, x_scale, y_mean, y_scale, P, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     """The normed x and its difference from the normed y, zero outside."""
     offsets, inside, channel = _tile(P, C, ROWS, BLOCK_C)
     a = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)

@@ -2,7 +2,7 @@
 
 Given half precision, torch's own kernels would keep mean and deviation in it, which shifts a whole map by up to half a
 percent. A float32 copy of the map would be exact, and is what float16 gets; in bfloat16, whose range is float32's, only
-the statistics are float32, and no copy is made. On a GPU Triton kernels do so in every precision (lgd/kernels/norms.py).
+the statistics are float32, and no copy is made. On a GPU lgd/kernels/norms.py does so in every precision.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
 from lgd.data.epochs import resolve_epochs
-from lgd.detectors import build_detector
+from lgd.detectors import biased_convolutions, build_detector
 from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.initial_weights import check_initial_weights, initial_weights, load_initial_weights
 from lgd.detectors.model_layout import bottom_up_of, description, predicts_masks
@@ -269,7 +269,7 @@ def build_model(
         once=lambda own, make: shared.once((*cast(Any, own), *key), make),
         pretrained=teacher.parent if teacher else None,
     )
-    return cast(nn.Module, experiment.method.build(parts))
+    return biased_convolutions.use(cast(nn.Module, experiment.method.build(parts)))
 
 
 def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | None, pretrained: bool) -> nn.Module:
@@ -284,4 +284,4 @@ def _frozen_detector(experiment: Experiment, num_classes: int, trained: Path | N
         with quiet_libraries():
             load_initial_weights(detector, settings)
     # Its head may be read too: pooling regions is the student's work.
-    return use_fast_losses(detector)
+    return biased_convolutions.use(use_fast_losses(detector))

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 ROOMS = (
     "lgd.errors", "lgd.files", "lgd.cache", "lgd.environment", "lgd.signals", "lgd.logs", "lgd.cli", "lgd.device_waits",
-    "lgd.storage", "lgd.config", "lgd.results", "lgd.distributed", "lgd.data", "lgd.kernels", "lgd.detectors", "lgd.methods",
-    "lgd.evaluation", "lgd.training", "lgd.train", "lgd.inference", "analysis", "benchmarks", "ablations",
+    "lgd.storage", "lgd.config", "lgd.results", "lgd.distributed", "lgd.data", "lgd.kernels", "lgd.detectors",
+    "lgd.methods", "lgd.evaluation", "lgd.training", "lgd.train", "lgd.inference", "analysis", "benchmarks",
+    "ablations",
 )  # fmt: skip
 """From the bottom up: each imports only itself and those before it."""
 

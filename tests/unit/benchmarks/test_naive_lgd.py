@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from benchmarks.naive_lgd import NaiveTeacher, default_sgd, without_optimizations
 from benchmarks.timer_spec import OPTIMIZATIONS
 from lgd.config.presets import NANO
+from lgd.kernels import usable as kernels
 from lgd.training.build import build_model
 from lgd.training.device import move_to_device
 from lgd.training.optimizer import build_optimizer
@@ -75,7 +76,8 @@ def test_it_has_detectron2s_own_losses() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZATIONS)
-def test_one_optimization_can_be_turned_off(name: str) -> None:
+def test_one_optimization_can_be_turned_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_turned_off", False)
     model: Any = without_optimizations(build_model(SMALL, CLASSES), [name])
     kept_on = {
         "joint head": model.joint_head,
@@ -83,5 +85,6 @@ def test_one_optimization_can_be_turned_off(name: str) -> None:
         "fast losses": "losses" in vars(model.student),
         "vectorised teacher": not isinstance(model.teacher, NaiveTeacher),
         "fused SGD": True,
+        "Triton kernels": not kernels._turned_off,
     }
     assert [x for x, on in kept_on.items() if not on] == ([] if name == "fused SGD" else [name])

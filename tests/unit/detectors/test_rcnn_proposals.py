@@ -1,8 +1,7 @@
-"""R-CNN's proposals by matrix operations against detectron2's, bit for bit."""
+"""R-CNN's proposals of all images at once against detectron2's, bit for bit."""
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from benchmarks.wait_counter import WaitCounter, as_on_gpu
-from lgd.detectors.rcnn_proposals import ROUNDS, Candidates, GreedyNMS, MatrixNMS, find_candidates
+from lgd.detectors.rcnn_proposals import Candidates, Proposals, choose_at_once, choose_by_image, find_candidates
 
 SIZES = [(160, 96), (128, 128), (64, 200)]
 """Height and width of each image."""
@@ -44,11 +43,7 @@ def _candidates(boxes: list[Tensor], logits: list[Tensor]) -> Candidates:
     return find_candidates(_rpn(boxes), [], logits, [], SIZES[: len(logits[0])])
 
 
-def _proposals(nms: GreedyNMS | MatrixNMS, sizes: list[tuple[int, int]]) -> list[Instances]:
-    final = False
-    while not final:
-        proposals, is_final = nms.advance()
-        final = bool(is_final)
+def _instances(proposals: Proposals, sizes: list[tuple[int, int]]) -> list[Instances]:
     assert proposals.valid.sum(1).tolist() == proposals.counts.tolist()
     return proposals.instances(sizes, proposals.counts.tolist())
 
@@ -60,9 +55,9 @@ def test_both_ways_choose_what_detectron2_chooses(seed: int, images: int) -> Non
     sizes = SIZES[:images]
     with as_on_gpu():
         theirs = find_top_rpn_proposals([x.clone() for x in boxes], logits, sizes, 0.7, 300, 120, 0.0, training=True)
-    for kind in (MatrixNMS, GreedyNMS):
+    for choose in (choose_at_once, choose_by_image):
         with as_on_gpu():
-            ours = _proposals(kind(_candidates(boxes, logits), 0.7, 120), sizes)
+            ours = _instances(choose(_candidates(boxes, logits), 0.7, 120), sizes)
         for mine, expected in zip(ours, theirs, strict=True):
             assert mine.image_size == expected.image_size
             assert 20 < len(expected) <= 120
@@ -74,33 +69,12 @@ def test_an_image_whose_boxes_have_no_area_has_no_proposals() -> None:
     boxes, logits = _predictions(0, 2)
     for level in boxes:
         level[1] = -5.0
-    found = _proposals(MatrixNMS(_candidates(boxes, logits), 0.7, 120), SIZES[:2])
+    found = _instances(choose_at_once(_candidates(boxes, logits), 0.7, 120), SIZES[:2])
     assert [len(x) > 0 for x in found] == [True, False]
 
 
-def test_a_chain_longer_than_the_rounds_is_followed_to_its_end() -> None:
-    """Each box overlaps the next one only, so that every other box is kept, which n rounds find for n boxes."""
-    number = 101
-    x = torch.arange(number) * 1.0
-    boxes_14 = torch.stack([x, torch.zeros(number), x + 10, torch.full((number,), 10.0)], dim=-1)[None]
-    scores = torch.linspace(1, 0, number)[None]
-    assert 9 / 11 > 0.7 > 8 / 12
-    nms = MatrixNMS(_candidates_of_one_level(boxes_14, scores), 0.7, number)
-    rounds = 1
-    while not nms.advance()[1]:
-        rounds += 1
-    assert rounds == math.ceil(number / ROUNDS)
-    (found,) = nms.advance()[0].instances([(200, 200)], [51])
-    assert torch.equal(found.proposal_boxes.tensor, boxes_14[0, ::2])
-
-
-def _candidates_of_one_level(boxes_BP4: Tensor, logits_BP: Tensor) -> Candidates:
-    valid = torch.ones_like(logits_BP, dtype=torch.bool)
-    return Candidates(boxes_BP4, logits_BP, valid, (logits_BP.shape[1],), torch.ones((), dtype=torch.bool))
-
-
-def test_the_matrix_is_not_waited_for() -> None:
+def test_that_of_all_images_is_not_waited_for() -> None:
     boxes, logits = _predictions(1, 3)
     with WaitCounter() as counter:
-        MatrixNMS(_candidates(boxes, logits), 0.7, 120).advance()
+        choose_at_once(_candidates(boxes, logits), 0.7, 120)
     assert not counter.waits

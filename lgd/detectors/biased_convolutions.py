@@ -1,0 +1,83 @@
+"""Convolutions with a bias, and the ReLU after them, with fewer passes over the feature maps.
+
+On a GPU torch adds the bias to a convolution's result in a pass of its own, which takes half as long as the convolution
+of 256 channels itself, and ReLU is another one. Here both are one (lgd/kernels/bias.py). On the CPU, and where Triton
+does not work, the modules compute as they are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import detectron2.layers
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgd.kernels.usable import channels_last, usable
+
+
+def use(model: nn.Module) -> nn.Module:
+    """Replace the forward pass of plain convolutions with a bias and of sequences of them; returns ``model``."""
+    for module in model.modules():
+        target: Any = module
+        if "forward" in vars(module):
+            continue
+        if _is_plain(module):
+            target.forward = partial(_convolution, module)
+        elif type(module) is nn.Sequential and any(_is_plain(x) for x in module):
+            target.forward = partial(_sequence, module)
+    return model
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether it is a convolution with a bias, and at most a ReLU after it."""
+    if type(module) is detectron2.layers.Conv2d:
+        if module.norm is not None or not (module.activation is None or _is_relu(module.activation)):
+            return False
+    elif type(module) is not nn.Conv2d:
+        return False
+    return module.bias is not None and module.padding_mode == "zeros"
+
+
+def _is_relu(activation: Any) -> bool:
+    return activation is F.relu or type(activation) is nn.ReLU
+
+
+def _convolution(conv: Any, x: Tensor) -> Tensor:
+    if not usable(x):
+        found: Tensor = type(conv).forward(conv, x)
+        return found
+    return _convolve(conv, x, relu=getattr(conv, "activation", None) is not None)
+
+
+def _sequence(modules: nn.Sequential, x: Tensor) -> Tensor:
+    if not usable(x):
+        found: Tensor = nn.Sequential.forward(modules, x)
+        return found
+    rest = list(modules)
+    while rest:
+        module = rest.pop(0)
+        if rest and _is_plain(module) and type(rest[0]) is nn.ReLU and not (_has_hooks(module) or _has_hooks(rest[0])):
+            x = _convolve(module, x, relu=True)
+            rest.pop(0)
+        else:
+            x = module(x)
+    return x
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _convolve(conv: Any, x: Tensor, *, relu: bool) -> Tensor:
+    out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if channels_last(out):
+        # Lazy: Triton is not installed everywhere.
+        from lgd.kernels.bias import add_bias_
+
+        return add_bias_(out, conv.bias, relu=relu)
+    out = out + conv.bias.to(out.dtype)[:, None, None]
+    return F.relu_(out) if relu else out
