@@ -164,10 +164,6 @@ def test_what_is_compiled_of_each_method() -> None:
         assert found == ["FPN", "RetinaNetHead", *more]
 
 
-ADDED_WAITS = {("faster_rcnn", "ban"): 1, ("faster_rcnn", "dml"): 2}
-"""R-CNN's regions are pooled once more for each head that reads another detector's, with one wait."""
-
-
 @pytest.mark.parametrize(
     ("detector", "method"), [x for x in CASES if x.values[1] not in ("baseline", "lgd", "labelenc_stage1")]
 )
@@ -175,7 +171,7 @@ def test_no_method_adds_a_wait_for_the_device(detector: str, method: str, waits:
     experiment = _experiment(detector, method)
     step = _waits(experiment)
     passes = len(getattr(_model(experiment), "detectors", (None,)))
-    assert step == passes * waits[detector] + ADDED_WAITS.get((detector, method), 0)
+    assert step == passes * waits[detector]
 
 
 @pytest.fixture(scope="module")
