@@ -7,6 +7,7 @@ does not work, the modules compute as they are.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -45,20 +46,21 @@ def _is_relu(activation: Any) -> bool:
 
 
 def _convolution(conv: Any, x: Tensor) -> Tensor:
-    if not usable(x):
+    if not _is_large(conv, x):
         found: Tensor = type(conv).forward(conv, x)
         return found
     return _convolve(conv, x, relu=getattr(conv, "activation", None) is not None)
 
 
 def _sequence(modules: nn.Sequential, x: Tensor) -> Tensor:
-    if not usable(x):
+    if not usable(x, any_size=True):
         found: Tensor = nn.Sequential.forward(modules, x)
         return found
     rest = list(modules)
     while rest:
         module = rest.pop(0)
-        if rest and _is_plain(module) and type(rest[0]) is nn.ReLU and not (_has_hooks(module) or _has_hooks(rest[0])):
+        both = bool(rest) and _is_plain(module) and type(rest[0]) is nn.ReLU
+        if both and not (has_hooks(module) or has_hooks(rest[0])) and _is_large(module, x):
             x = _convolve(module, x, relu=True)
             rest.pop(0)
         else:
@@ -66,7 +68,14 @@ def _sequence(modules: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_large(conv: Any, x: Tensor) -> bool:
+    """Whether the kernels can be used and what ``conv`` makes of ``x``, about, is large enough for them."""
+    elements = x.numel() // conv.in_channels // math.prod(conv.stride) * conv.out_channels
+    return x.dim() == 4 and usable(x, elements=elements)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook waits for the module to be called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

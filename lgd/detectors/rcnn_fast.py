@@ -36,7 +36,7 @@ from lgd.detectors.rcnn_sampling import (
     rpn_forward,
 )
 from lgd.detectors.retinanet_fast import box_deltas
-from lgd.detectors.roi_pooling import pool_regions
+from lgd.detectors.roi_pooling import pool_regions, pools_without_waits
 
 
 def use(detector: GeneralizedRCNN) -> None:
@@ -152,7 +152,7 @@ def _log(sums: dict[str, Tensor], over: int | Tensor) -> None:
 def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     """What the pooler's own forward returns, (M, C, h, w), without a wait for how many regions each level has.
 
-    Poolers of another kind than RoIAlign's, as they are in detectron2's configs, wait once for all levels.
+    Poolers of another kind than detectron2's configs have, and GPUs without Triton, wait once for all levels.
     """
     counts = [len(boxes) for boxes in box_lists]
     if not sum(counts):
@@ -164,7 +164,7 @@ def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     levels_M = assign_boxes_to_levels(
         box_lists, pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
     )
-    if device_waits.reading_waits(levels_M) and _is_standard(pooler):
+    if device_waits.reading_waits(levels_M) and _is_standard(pooler) and pools_without_waits(x):
         scales = [x.spatial_scale for x in pooler.level_poolers]
         return pool_regions(x, regions_M5.float(), levels_M, scales, pooler.output_size[0])
     levels = torch.arange(len(pooler.level_poolers), device=levels_M.device)

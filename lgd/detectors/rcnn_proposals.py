@@ -3,7 +3,7 @@
 torchvision's NMS returns as many boxes as it keeps, a number that the host has to wait for. On a GPU the boxes of all
 images and levels go through one kernel (lgd/kernels/greedy_nms.py).
 
-Shape suffixes: B images, P boxes of an image (all levels), p of one level, K proposals of an image.
+Shape suffixes: B images, L levels, P boxes of an image (all levels), p of one level, K proposals of an image.
 """
 
 from __future__ import annotations
@@ -110,21 +110,15 @@ def choose_at_once(candidates: Candidates, threshold: float, limit: int) -> Prop
     coordinate, which rounds them.
     """
     farthest_B11 = candidates.boxes.where(candidates.valid[..., None], 0).amax((1, 2), keepdim=True)
-    levels, longest = len(candidates.sizes), max(candidates.sizes)
+    longest = max(candidates.sizes)
     boxes, valid = [], []
-    for level, (boxes_Bp4, valid_Bp) in enumerate(
-        zip(
-            candidates.boxes.split(candidates.sizes, dim=1),
-            candidates.valid.split(candidates.sizes, dim=1),
-            strict=True,
-        )
-    ):
+    of_levels = (x.split(candidates.sizes, dim=1) for x in (candidates.boxes, candidates.valid))
+    for level, (boxes_Bp4, valid_Bp) in enumerate(zip(*of_levels, strict=True)):
         padding = longest - valid_Bp.shape[1]
         boxes.append(F.pad(boxes_Bp4 + level * (farthest_B11 + 1), (0, 0, 0, padding)))
         valid.append(F.pad(valid_Bp, (0, padding)))
-    kept_Gp = greedy_nms(torch.cat(boxes), torch.cat(valid), threshold)
-    parts = zip(kept_Gp.chunk(levels), candidates.sizes, strict=True)
-    kept_BP = torch.cat([kept_Bp[:, :size] for kept_Bp, size in parts], dim=1)
+    kept = greedy_nms(torch.stack(boxes, dim=1), torch.stack(valid, dim=1), threshold).unbind(1)
+    kept_BP = torch.cat([kept_Bp[:, :size] for kept_Bp, size in zip(kept, candidates.sizes, strict=True)], dim=1)
     by_score = candidates.logits.masked_fill(~kept_BP, -torch.inf).sort(dim=1, descending=True, stable=True)
     counts_B = kept_BP.sum(1).clamp(max=limit)
     return _take(candidates, by_score.indices[:, :limit], counts_B)
@@ -132,20 +126,22 @@ def choose_at_once(candidates: Candidates, threshold: float, limit: int) -> Prop
 
 @torch.library.custom_op("lgd::greedy_nms", mutates_args=())
 def greedy_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """As :func:`lgd.kernels.greedy_nms.greedy_nms`; where that cannot be used, by torchvision's NMS, group by group.
+    """Which boxes are kept: (B, L, p), bool. boxes: (B, L, p, 4), those of L levels far apart, each level's by score.
 
-    An operator of its own, so that benchmarks/wait_counter.py can count it.
+    By the kernel of lgd/kernels/greedy_nms.py; where that cannot be used, by torchvision's NMS, image by image. An
+    operator of its own, so that benchmarks/wait_counter.py can count it.
     """
-    if usable(boxes):
+    if usable(boxes, any_size=True):
         # Lazy: Triton is not installed everywhere.
         from lgd.kernels.greedy_nms import greedy_nms as kernel
 
-        return kernel(boxes, valid, threshold)
+        return kernel(boxes.flatten(0, 1), valid.flatten(0, 1), threshold).view_as(valid)
     kept = torch.zeros_like(valid)
-    for boxes_N4, valid_N, kept_N in zip(boxes, valid, kept, strict=True):
-        (places,) = torch.where(valid_N)
-        # By place, as they are by score already.
-        kept_N[places[nms(boxes_N4[places], -places.float(), threshold)]] = True
+    for boxes_Lp4, valid_Lp, kept_Lp in zip(boxes, valid, kept, strict=True):
+        level, place = torch.where(valid_Lp)
+        # By place, as a level's boxes are by score already.
+        chosen = nms(boxes_Lp4[level, place], -place.float(), threshold)
+        kept_Lp[level[chosen], place[chosen]] = True
     return kept
 
 

@@ -16,7 +16,8 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
 
-from lgd.kernels.usable import channels_last, triton_works
+from lgd.detectors.biased_convolutions import has_hooks
+from lgd.kernels.usable import channels_last, usable
 
 CHAINS = {BasicStem: ("conv1",), BasicBlock: ("conv1", "conv2"), BottleneckBlock: ("conv1", "conv2", "conv3")}
 """The convolutions of detectron2's own blocks, in order, a ReLU after each."""
@@ -59,7 +60,8 @@ class _Affines:
 
 def _forward(block: Any, affines: _Affines, x: Tensor) -> Tensor:
     """A stem's or residual block's forward pass."""
-    if not x.is_cuda or torch.compiler.is_compiling() or not triton_works():
+    hooked = any(has_hooks(x) or has_hooks(x.norm) for x in block.children())
+    if hooked or not usable(x, any_size=True):
         found: Tensor = type(block).forward(block, x)
         return found
     *chain, last = CHAINS[type(block)]

@@ -18,6 +18,11 @@ from torchvision.ops import roi_align
 from lgd.kernels.usable import channels_last
 
 
+def pools_without_waits(maps: Sequence[Tensor]) -> bool:
+    """Whether :func:`pool_regions` waits for nothing: with the kernels, and wherever there is no GPU to wait for."""
+    return channels_last(*maps, any_size=True) or not maps[0].is_cuda
+
+
 def pool_regions(
     maps: Sequence[Tensor], regions_M5: Tensor, levels_M: Tensor, scales: Sequence[float], size: int
 ) -> Tensor:
@@ -49,7 +54,7 @@ class _PoolRegions(torch.autograd.Function):
 @torch.library.custom_op("lgd::pool_regions", mutates_args=())
 def _pool(maps: list[Tensor], regions: Tensor, levels: Tensor, scales: list[float], size: int) -> Tensor:
     """Pooled regions (M, S, S, C)."""
-    if channels_last(*maps):
+    if channels_last(*maps, any_size=True):
         # Lazy: Triton is not installed everywhere.
         from lgd.kernels.roi_align import pool
 
@@ -68,7 +73,7 @@ def _pool_backward(
 ) -> list[Tensor]:
     """Gradients of the maps, of the gradient's type, from that of the pooled regions. shapes: four numbers a map."""
     sizes = [shapes[i : i + 4] for i in range(0, len(shapes), 4)]
-    if channels_last(gradient.permute(0, 3, 1, 2)):
+    if channels_last(gradient.permute(0, 3, 1, 2), any_size=True):
         from lgd.kernels.roi_align import pool_backward
 
         return [x.to(gradient.dtype) for x in pool_backward(gradient, sizes, regions, levels, scales)]

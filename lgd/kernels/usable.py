@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,9 +15,20 @@ from torch import Tensor
 VARIABLE = "LGD_TRITON"
 """Environment variable: 0 turns the kernels off."""
 
+DEVICE = "cuda"
+"""Type of the device that the kernels compute on; tests use Triton's interpreter on the CPU."""
+
 _turned_off = False
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+MIN_ELEMENTS = 12 * 2**20
+"""Elements of the smallest tensor that a kernel saves time on: P4 of 16 images of side 800 has 13.7 million.
+
+A kernel is launched from Python, which takes the host longer than an operator of torch. Of 16 images of side 800 on one
+H100, LGD's step waited for the host when all maps went through the kernels (docs/performance.md).
+"""
 
 
 def turn_off() -> None:
@@ -24,22 +37,38 @@ def turn_off() -> None:
     _turned_off = True
 
 
-def usable(*tensors: Tensor) -> bool:
+@contextmanager
+def turned_off() -> Iterator[None]:
+    """Inside the block, use torch's operators, which call every module: for what hooks have to see."""
+    global _turned_off
+    before, _turned_off = _turned_off, True
+    try:
+        yield
+    finally:
+        _turned_off = before
+
+
+def usable(*tensors: Tensor, elements: int | None = None, any_size: bool = False) -> bool:
     """Whether the kernels compute on these tensors: all on a GPU on which Triton works, in a floating type of theirs.
 
-    Not while torch.compile traces, which makes kernels of its own.
+    The largest has at least ``MIN_ELEMENTS`` elements, or what becomes of them has as many ``elements``, unless
+    ``any_size`` is right. Not while torch traces: torch.compile makes kernels of its own.
     """
     return (
-        all(x.is_cuda and x.dtype in DTYPES and x.numel() > 0 for x in tensors)
+        all(x.device.type == DEVICE and x.dtype in DTYPES and x.numel() > 0 for x in tensors)
+        and (any_size or (max(x.numel() for x in tensors) if elements is None else elements) >= MIN_ELEMENTS)
         and not _turned_off
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and triton_works()
     )
 
 
-def channels_last(*tensors: Tensor) -> bool:
+def channels_last(*tensors: Tensor, any_size: bool = False) -> bool:
     """Whether :func:`usable`, and maps (B, C, h, w) whose channels lie next to each other."""
-    return all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors) and usable(*tensors)
+    return all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors) and usable(
+        *tensors, any_size=any_size
+    )
 
 
 @functools.cache
@@ -51,7 +80,7 @@ def triton_works() -> bool:
         # Lazy: Triton is not everywhere, and takes half a second to import.
         from lgd.kernels.affine import affine
 
-        one = torch.ones(1, 1, 1, 1, device="cuda")
+        one = torch.ones(1, 1, 1, 1, device=DEVICE)
         affine(one, one.flatten(), one.flatten())
     # Whatever it is, from a missing compiler to an unknown GPU, training goes on without.
     except Exception as error:

@@ -7,26 +7,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("interpreted.py")
+HERE = Path(__file__).parent
 
-ROOT = SCRIPT.parents[3]
+ROOT = HERE.parents[2]
 
 
-def _differences(device: str, **environment: str) -> dict[str, float]:
+def _run(script: str, *arguments: str, **environment: str) -> Any:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), device],
+        [sys.executable, str(HERE / script), *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def _check(found: dict[str, float]) -> None:
@@ -36,12 +36,22 @@ def _check(found: dict[str, float]) -> None:
 
 def test_they_are_torchs_operators_in_triton_s_interpreter() -> None:
     pytest.importorskip("triton")
-    found = _differences("cpu", TRITON_INTERPRET="1")
+    found = _run("interpreted.py", "cpu", TRITON_INTERPRET="1")
     assert len(found) == (4 + 2) * 13 + 2
     _check(found)
+
+
+def test_a_step_with_them_has_the_same_losses_and_gradients() -> None:
+    pytest.importorskip("triton")
+    found = _run("interpreted_step.py", TRITON_INTERPRET="1")
+    assert {detector: x for detector, x in found["differences"].items() if not x < 1e-5} == {}
+    assert len(found["differences"]) == 2
+    kernels = "affine affine_backward add_bias bias_backward loss part_statistics merge apply slopes gradient"
+    more = "difference distance_gradient nms pool pool_backward"
+    assert found["launched"] == sorted(f"_{x}_kernel" for x in f"{kernels} {more}".split())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_they_are_torchs_operators_on_a_gpu() -> None:
-    _check(_differences("cuda"))
+    _check(_run("interpreted.py", "cuda"))
