@@ -71,6 +71,15 @@ def plan(*, data: str = "shapes", compiles: bool = True) -> list[Measurement]:
              f"{OUTPUT}/breakdown"),
             60,
         ),
+        Measurement(
+            "changes",
+            "what the Triton kernels give in LGD's step",
+            ("benchmarks/speed.py", "--preset", "paper", "--objects", "8.7", "--precision", "bf16", "--changes",
+             "Triton kernels", "--rounds", "2", "--steps", "5", "--drop", "1", "--output", f"{OUTPUT}/speed.csv"),
+            ("benchmarks/speed.py", "--preset", "nano", "--batch", "1", "--side", "64", "--changes", "Triton kernels",
+             "--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv", *_set(TOY_DETECTOR)),
+            80,
+        ),
         *([_speed("retinanet", "what torch.compile adds", 8.7, 180, compiled=True)] if compiles else []),
         _trainings("RetinaNet", ("RetinaNet baseline", "RetinaNet LGD"), "LGD's gain at the small preset", 420),
         Measurement(

@@ -11,6 +11,9 @@ from typing import Any
 from lgd.errors import InputError
 from lgd.files import write_text
 
+NOTE = "note.md"
+"""In a session's directory: what has to be known of its numbers, written by hand."""
+
 COLUMNS = ("measurement", "status", "seconds", "estimate_s", "figures", "device", "command")
 
 
@@ -130,6 +133,9 @@ def page(directory: Path) -> str:
         f"- {first['gpu'] if first['gpu'] != 'none' else first['cpu']}, driver {first['driver']}; Python"
         f" {first['python']}, torch {first['torch']}, commit {first['git_commit'][:12]}; {first['started']}."
     )
+    note = directory / NOTE
+    if note.is_file():
+        lines.append(note.read_text(encoding="utf-8").rstrip())
     return "\n".join([*lines, ""])
 
 
@@ -185,7 +191,12 @@ def _measured(frame: Any, of: str) -> float | None:
     return float(1 - extra / (row["FGFI"] - row["baseline"] + row["FGFI's teacher in training"]))
 
 
-def newest_session(results: Path) -> Path | None:
-    """The newest committed session that was measured on a GPU; None without one."""
+def sessions(results: Path) -> list[Path]:
+    """The committed sessions that were measured on a GPU, the newest first."""
     found = [x.parent for x in results.glob("gpu-session_*/session.json") if not json.loads(x.read_text())["dry"]]
-    return max(found, key=lambda x: x.name.rsplit("_", 1)[-1], default=None)
+    return sorted(found, key=lambda x: x.name.rsplit("_", 1)[-1], reverse=True)
+
+
+def newest_session(results: Path) -> Path | None:
+    """The newest of :func:`sessions` whose numbers need no note; None without one."""
+    return next((x for x in sessions(results) if not (x / NOTE).is_file()), None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load_table, speed_table
-from benchmarks.gpu_results import newest_session
+from benchmarks.gpu_results import newest_session, sessions
 from benchmarks.gpu_results import page as session_page
 from benchmarks.timer_spec import OURS
 from lgd.cli import Parser, exit_status
@@ -71,13 +71,13 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
 def with_session(page: str, path: Path, *, details: bool = False) -> str:
     """``page`` with what the newest committed session on a GPU measured, or that there is none.
 
-    details: also the tables of its measurements.
+    details: all sessions, the newest first, with the tables of their measurements; else the newest without a note.
     """
-    session = newest_session(RESULTS)
-    if session is None:
-        return _with_block(page, "gpu", NO_SESSION, path)
-    parts = [session_page(session), *(_details(session) if details else [])]
-    return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts), path)
+    newest = newest_session(RESULTS)
+    parts = [session_page(newest)] if newest else []
+    if details:
+        parts = [x for one in sessions(RESULTS) for x in (f"### {one.name}\n\n{session_page(one)}", *_details(one))]
+    return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts) or NO_SESSION, path)
 
 
 def with_load(page: str) -> str:
@@ -129,7 +129,7 @@ def with_fast_losses(page: str) -> str:
 def _details(session: Path) -> list[str]:
     """A heading and the table of each measurement that has one."""
     return [
-        f"### {table.parent.name}\n\n{table.read_text(encoding='utf-8')}"
+        f"#### {table.parent.name}\n\n{table.read_text(encoding='utf-8')}"
         for name in ("speed", "breakdown")
         for table in sorted(session.glob(f"*/{name}.md"))
     ]

@@ -35,7 +35,7 @@ with exit_on_interrupt():
         write_results,
     )
     from benchmarks.timer_process import TimerProcess
-    from benchmarks.timer_spec import NAIVE, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
+    from benchmarks.timer_spec import NAIVE, ON_A_GPU, OPTIMIZATIONS, OURS, Stage, StepTimes, SyntheticImages, TimerSpec
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 PROG = "benchmarks/speed.py"
 
 DESCRIPTION = "Compare the speed of a training step with that of a naive implementation (docs/performance.md)."
+
+ALL = "all"
+"""Value of ``--changes`` without one."""
 
 BUILT_AT_ONCE = 5
 """Networks built at the same time on a GPU: most of it is work of one core each, then one forward pass."""
@@ -80,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add_timing_arguments(parser, rounds=6)
     add = parser.add_argument
-    add("--changes", nargs="?", const=",".join(OPTIMIZATIONS), default="", metavar="A,B",
+    add("--changes", nargs="?", const=ALL, default="", metavar="A,B",
         help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
     add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
     add("--compile", action="store_true", help="instead, on a GPU: the fastest form, and the same with compile=true")
@@ -116,9 +119,11 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
     # Lazy: loads torch.
     from lgd.training.device import resolve_device
 
+    on_gpu = resolve_device(experiment).type == "cuda"
     if options.changes:
-        return changes(experiment, options.changes.split(","))
-    if options.forms or resolve_device(experiment).type == "cuda":
+        named = () if options.changes == ALL else options.changes.split(",")
+        return changes(experiment, named, on_gpu=on_gpu)
+    if options.forms or on_gpu:
         return forms(experiment, compiled=options.compile)
     return arms(experiment)
 
@@ -135,18 +140,22 @@ def arms(experiment: Experiment) -> list[Row]:
     return found
 
 
-def changes(experiment: Experiment, names: Sequence[str] = OPTIMIZATIONS) -> list[Row]:
-    """LGD, naive and ours, and ours without one optimization at a time. Raises InputError for an unknown one."""
+def changes(experiment: Experiment, names: Sequence[str] = (), *, on_gpu: bool = False) -> list[Row]:
+    """LGD, naive and ours, and ours without one optimization at a time: without names, each that has an effect here.
+
+    Raises InputError for an unknown one.
+    """
     for name in names:
         if name not in OPTIMIZATIONS:
             raise InputError(f"--changes {name}: choose from {', '.join(OPTIMIZATIONS)}")
     lgd = experiment.override({"method.name": "lgd"})
     contiguous = lgd.override({"memory_format": "contiguous"})
+    effective = names or [x for x in OPTIMIZATIONS if on_gpu or x not in ON_A_GPU]
     return [
         Row("LGD", NAIVE, contiguous, OPTIMIZATIONS),
         Row("LGD", OURS, lgd),
-        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in names),
-        *([Row("LGD", f"{OURS} without channels_last", contiguous)] if len(names) == len(OPTIMIZATIONS) else []),
+        *(Row("LGD", f"{OURS} without {x}", lgd, (x,)) for x in effective),
+        *([] if names else [Row("LGD", f"{OURS} without channels_last", contiguous)]),
     ]
 
 

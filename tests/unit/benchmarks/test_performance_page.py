@@ -31,7 +31,9 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert with_session(with_fast_losses(with_tables(page)), PAGE, details=True) == page
     for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
         assert re.search(rf"^\| {detector} +\| +\d+ \| +\d+ \| [\d.]+x \[", page, flags=re.MULTILINE)
-    assert "### speed-retinanet" in page
+    assert "#### speed-retinanet" in page
+    assert page.index("### gpu-session_h100_2026-11-27") < page.index("### gpu-session_h100_2026-11-26")
+    assert "norms of the rows *ours*" in page
     method = METHOD_PAGE.read_text(encoding="utf-8")
     assert with_tables(method, METHOD_BLOCKS, METHOD_PAGE) == method
     drill = DRILL_PAGE.read_text(encoding="utf-8")
