@@ -71,15 +71,7 @@ def plan(*, data: str = "shapes", compiles: bool = True) -> list[Measurement]:
              f"{OUTPUT}/breakdown"),
             60,
         ),
-        Measurement(
-            "changes",
-            "what the Triton kernels give in LGD's step",
-            ("benchmarks/speed.py", "--preset", "paper", "--objects", "8.7", "--precision", "bf16", "--changes",
-             "Triton kernels", "--rounds", "2", "--steps", "5", "--drop", "1", "--output", f"{OUTPUT}/speed.csv"),
-            ("benchmarks/speed.py", "--preset", "nano", "--batch", "1", "--side", "64", "--changes", "Triton kernels",
-             "--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv", *_set(TOY_DETECTOR)),
-            80,
-        ),
+        _kernels(),
         *([_speed("retinanet", "what torch.compile adds", 8.7, 180, compiled=True)] if compiles else []),
         _trainings("RetinaNet", ("RetinaNet baseline", "RetinaNet LGD"), "LGD's gain at the small preset", 420),
         Measurement(
@@ -148,6 +140,18 @@ def _speed(
     )
     name = f"speed-{detector.replace('_', '-')}" + (f"-{side}" if side else "") + ("-compiled" if compiled else "")
     return Measurement(name, decides, command, dry, seconds)
+
+
+def _kernels() -> Measurement:
+    return Measurement(
+        "changes",
+        "what the Triton kernels give in LGD's step",
+        ("benchmarks/speed.py", "--preset", "paper", "--objects", "8.7", "--precision", "bf16", "--changes",
+         "Triton kernels", "--rounds", "2", "--steps", "5", "--drop", "1", "--output", f"{OUTPUT}/speed.csv"),
+        ("benchmarks/speed.py", "--preset", "nano", "--batch", "1", "--side", "64", "--changes", "Triton kernels",
+         "--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv", *_set(TOY_DETECTOR)),
+        80,
+    )  # fmt: skip
 
 
 def _trainings(name: str, arms: Sequence[str], decides: str, seconds: int) -> Measurement:

@@ -7,7 +7,6 @@ kernels ran.
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -84,4 +83,4 @@ def _step(model: Any, detector: str) -> tuple[dict[str, Tensor], Tensor]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
