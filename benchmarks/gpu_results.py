@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ COLUMNS = ("measurement", "status", "seconds", "estimate_s", "figures", "device"
 def figures(name: str, directory: Path) -> str:
     """The most important numbers of what a measurement wrote, in one line; empty where it wrote none."""
     readers = {"gpu-tests": _tests, "loader": _training, "ray-train": _training, "two-trials": _sweep}
+    readers["changes"] = partial(_speed, by="side")
     by_kind = {"train": _sweep, "speed": _speed}
     reader = readers.get(name) or by_kind.get(name.partition("-")[0])
     try:
@@ -54,12 +56,12 @@ def _sweep(directory: Path) -> str:
     return ", ".join(f"{arm_of(x)} seed {seed_of(x)} AP {'n/a' if ap is None else f'{ap:.1f}'}" for x, ap in scores)
 
 
-def _speed(directory: Path) -> str:
+def _speed(directory: Path, by: str = "arm") -> str:
     import pandas as pd
 
     frame = pd.read_csv(directory / "speed.csv")
-    medians = frame.groupby("arm")["median_ms"].min()
-    return ", ".join(f"{arm} {ms:.0f} ms" for arm, ms in medians.items())
+    medians = frame.groupby(by)["median_ms"].min()
+    return ", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())
 
 
 def provenance_columns(*, dry: bool, commit: str) -> dict[str, str]:

@@ -154,6 +154,8 @@ def test_targets_are_of_the_fastest_form(tmp_path: Path) -> None:
     assert found["Faster R-CNN + LGD ms"] == ["not measured", ""]
     assert figures("speed-retinanet", tmp_path / "speed-retinanet").startswith("FGFI 250 ms")
     assert figures("speed-retinanet", tmp_path / "nothing") == ""
+    _speeds(tmp_path / "changes", [("LGD", "ours", 100, 1), ("LGD", "ours without Triton kernels", 150, 1)])
+    assert figures("changes", tmp_path / "changes") == "ours 100 ms, ours without Triton kernels 150 ms"
 
 
 def test_failed_tests_are_named(tmp_path: Path) -> None:
