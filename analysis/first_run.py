@@ -33,8 +33,9 @@ def first_run(results: Path) -> TextTable | None:
     """
     import pandas as pd
 
-    # Names end with the date.
-    found = sorted(results.glob(SPEED), key=lambda path: path.parents[1].name.rpartition("_")[2])
+    # Names end with the date. What needs a note is no forecast.
+    sound = (x for x in results.glob(SPEED) if not (x.parents[1] / "note.md").is_file())
+    found = sorted(sound, key=lambda path: path.parents[1].name.rpartition("_")[2])
     if not found:
         return None
     frame = pd.read_csv(found[-1])

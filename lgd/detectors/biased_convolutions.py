@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 import detectron2.layers
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from lgd.kernels.usable import channels_last, usable
 
@@ -45,21 +47,22 @@ def _is_relu(activation: Any) -> bool:
     return activation is F.relu or type(activation) is nn.ReLU
 
 
-def _convolution(conv: Any, x: Tensor) -> Tensor:
-    if not _is_large(conv, x):
-        found: Tensor = type(conv).forward(conv, x)
-        return found
-    return _convolve(conv, x, relu=getattr(conv, "activation", None) is not None)
+def _convolution(conv: Any, *arguments: Any, **named: Any) -> Any:
+    x = arguments[0] if len(arguments) == 1 and not named else None
+    activation = getattr(conv, "activation", None)
+    if not isinstance(x, Tensor) or not _is_large(conv, x) or not _is_plain(conv) or _is_hooked(activation):
+        return type(conv).forward(conv, *arguments, **named)
+    return _convolve(conv, x, relu=activation is not None)
 
 
-def _sequence(modules: nn.Sequential, x: Tensor) -> Tensor:
-    if not usable(x, any_size=True):
-        found: Tensor = nn.Sequential.forward(modules, x)
-        return found
+def _sequence(modules: nn.Sequential, *arguments: Any, **named: Any) -> Any:
+    x = arguments[0] if len(arguments) == 1 and not named else None
+    if not isinstance(x, Tensor) or not usable(x, any_size=True):
+        return nn.Sequential.forward(modules, *arguments, **named)
     rest = list(modules)
     while rest:
         module = rest.pop(0)
-        both = bool(rest) and _is_plain(module) and type(rest[0]) is nn.ReLU
+        both = bool(rest) and _is_ours(module) and type(rest[0]) is nn.ReLU
         if both and not (has_hooks(module) or has_hooks(rest[0])) and _is_large(module, x):
             x = _convolve(module, x, relu=True)
             rest.pop(0)
@@ -68,17 +71,27 @@ def _sequence(modules: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
+def _is_ours(module: Any) -> bool:
+    """Whether it is a plain convolution whose forward pass is that of this module."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _convolution and _is_plain(module)
+
+
 def _is_large(conv: Any, x: Tensor) -> bool:
     """Whether the kernels can be used and what ``conv`` makes of ``x``, about, is large enough for them."""
     elements = x.numel() // conv.in_channels // math.prod(conv.stride) * conv.out_channels
-    return x.dim() == 4 and usable(x, elements=elements)
+    is_map = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return is_map and usable(x, elements=elements)
+
+
+def _is_hooked(activation: Any) -> bool:
+    return isinstance(activation, nn.Module) and has_hooks(activation)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook waits for the module to be called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Whether a hook, its own or one of all modules, waits for the module to be called."""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or _has_any_global_hook()
 
 
 def _convolve(conv: Any, x: Tensor, *, relu: bool) -> Tensor:

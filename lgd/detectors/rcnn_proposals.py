@@ -21,6 +21,9 @@ from torchvision.ops import nms
 
 from lgd.kernels.usable import usable
 
+MOST_BOXES = 2**14
+"""Boxes of a level that the kernel is used for: it holds them all at once."""
+
 
 class Candidates(NamedTuple):
     """The boxes of every level with the highest scores, clipped to their images."""
@@ -131,7 +134,7 @@ def greedy_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     By the kernel of lgd/kernels/greedy_nms.py; where that cannot be used, by torchvision's NMS, image by image. An
     operator of its own, so that benchmarks/wait_counter.py can count it.
     """
-    if usable(boxes, any_size=True):
+    if boxes.shape[2] <= MOST_BOXES and usable(boxes, any_size=True):
         # Lazy: Triton is not installed everywhere.
         from lgd.kernels.greedy_nms import greedy_nms as kernel
 
@@ -143,6 +146,11 @@ def greedy_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
         chosen = nms(boxes_Lp4[level, place], -place.float(), threshold)
         kept_Lp[level[chosen], place[chosen]] = True
     return kept
+
+
+@greedy_nms.register_fake
+def _(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
 def _take(candidates: Candidates, index_BK: Tensor, counts_B: Tensor) -> Proposals:

@@ -42,26 +42,37 @@ def _is_foldable(convolution: Any) -> bool:
 
 
 class _Affines:
-    """Scale and shift of each frozen norm, computed again only when one of its buffers has changed."""
+    """Scale and shift of each frozen norm, computed again only when one of its buffers has changed.
+
+    A change through ``buffer.data`` is not seen.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Any, tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[str, tuple[list[Tensor], list[int], tuple[Tensor, Tensor]]] = {}
 
     def of(self, name: str, norm: Any) -> tuple[Tensor, Tensor]:
-        buffers = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        key = [(x.data_ptr(), x._version, x.device, x.dtype) for x in buffers]
-        if name not in self._kept or self._kept[name][0] != key:
+        buffers = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        if any(x.is_inference() for x in buffers):
+            # They count no changes.
+            return _affine_of(norm)
+        versions = [x._version for x in buffers]
+        kept = self._kept.get(name)
+        if kept is None or versions != kept[1] or any(x is not y for x, y in zip(buffers, kept[0], strict=True)):
             # A tensor of inference mode could not be kept for a later backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                scale = (norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()).contiguous()
-                self._kept[name] = (key, (scale, norm.bias.float() - norm.running_mean.float() * scale))
-        return self._kept[name][1]
+            with torch.inference_mode(False):
+                kept = self._kept[name] = (buffers, versions, _affine_of(norm))
+        return kept[2]
+
+
+@torch.no_grad()
+def _affine_of(norm: Any) -> tuple[Tensor, Tensor]:
+    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+    return scale, norm.bias.float() - norm.running_mean.float() * scale
 
 
 def _forward(block: Any, affines: _Affines, x: Tensor) -> Tensor:
     """A stem's or residual block's forward pass."""
-    hooked = any(has_hooks(x) or has_hooks(x.norm) for x in block.children())
-    if hooked or not usable(x, any_size=True):
+    if not usable(x, any_size=True) or not all(_is_as_built(part) for part in block.children()):
         found: Tensor = type(block).forward(block, x)
         return found
     *chain, last = CHAINS[type(block)]
@@ -72,6 +83,13 @@ def _forward(block: Any, affines: _Affines, x: Tensor) -> Tensor:
         return F.max_pool2d(_convolve(block, affines, last, out, relu=True), kernel_size=3, stride=2, padding=1)
     residual = x if block.shortcut is None else _convolve(block, affines, "shortcut", x)
     return _convolve(block, affines, last, out, residual, relu=True)
+
+
+def _is_as_built(convolution: Any) -> bool:
+    """Whether nobody has replaced it or its norm since, or waits for them to be called."""
+    if not _is_foldable(convolution) or "forward" in vars(convolution) or "forward" in vars(convolution.norm):
+        return False
+    return not (has_hooks(convolution) or has_hooks(convolution.norm))
 
 
 def _convolve(
@@ -89,5 +107,5 @@ def _convolve(
         return affine(out, *affines.of(name, conv.norm), residual, relu=relu)
     out = conv.norm(out)
     if residual is not None:
-        out = out + residual
+        out += residual
     return F.relu_(out) if relu else out

@@ -13,14 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torchvision.ops import roi_align
 
 from lgd.kernels.usable import channels_last
 
 
 def pools_without_waits(maps: Sequence[Tensor]) -> bool:
-    """Whether :func:`pool_regions` waits for nothing: with the kernels, and wherever there is no GPU to wait for."""
-    return channels_last(*maps, any_size=True) or not maps[0].is_cuda
+    """Whether :func:`pool_regions` waits for nothing: with the kernels, and wherever there is no GPU to wait for.
+
+    The kernels' sums are in no fixed order, which torch can be told to refuse.
+    """
+    if not maps[0].is_cuda:
+        return True
+    return channels_last(*maps, any_size=True) and not torch.are_deterministic_algorithms_enabled()
 
 
 def pool_regions(
@@ -42,9 +48,10 @@ class _PoolRegions(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(regions_M5, levels_M)
         ctx.scales, ctx.shapes, ctx.dtype = scales, [x.shape for x in maps], maps[0].dtype
-        return _pool(list(maps), regions_M5, levels_M, scales, size).permute(0, 3, 1, 2)
+        return _pool(list(maps), regions_M5, levels_M, scales, size).permute(0, 3, 1, 2).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         gradient = grads[0].permute(0, 2, 3, 1).contiguous()
         shapes = [number for shape in ctx.shapes for number in shape]
@@ -67,6 +74,11 @@ def _pool(maps: list[Tensor], regions: Tensor, levels: Tensor, scales: list[floa
     return pooled.permute(0, 2, 3, 1).contiguous()
 
 
+@_pool.register_fake
+def _(maps: list[Tensor], regions: Tensor, levels: Tensor, scales: list[float], size: int) -> Tensor:
+    return maps[0].new_empty(len(regions), size, size, maps[0].shape[1])
+
+
 @torch.library.custom_op("lgd::pool_regions_backward", mutates_args=())
 def _pool_backward(
     gradient: Tensor, shapes: list[int], regions: Tensor, levels: Tensor, scales: list[float]
@@ -86,3 +98,8 @@ def _pool_backward(
         )
         found.append(dx.to(gradient.dtype))
     return found
+
+
+@_pool_backward.register_fake
+def _(gradient: Tensor, shapes: list[int], regions: Tensor, levels: Tensor, scales: list[float]) -> list[Tensor]:
+    return [gradient.new_empty(shapes[i : i + 4]) for i in range(0, len(shapes), 4)]

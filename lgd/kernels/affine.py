@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 2048
 """Elements that one program computes."""
@@ -36,6 +37,7 @@ class _Affine(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
         scale, *rest = ctx.saved_tensors
         g = grads[0].contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 2048
 """Elements that a program of the forward pass computes."""
@@ -36,6 +37,7 @@ class _AddBias(torch.autograd.Function):
         return x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         g = grads[0].contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(g) if ctx.relu else g

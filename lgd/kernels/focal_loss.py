@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 2048
 """Scores that one program computes."""
@@ -39,6 +40,7 @@ class _FocalLoss(torch.autograd.Function):
         return sums.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits, labels = ctx.saved_tensors
         gradient = torch.empty_like(logits)

@@ -17,7 +17,9 @@ def greedy_nms(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """
     kept = valid.clone()
     groups, number = valid.shape
-    _nms_kernel[(groups,)](boxes.contiguous(), kept, number, threshold, BLOCK=triton.next_power_of_2(number))
+    block = triton.next_power_of_2(number)
+    warps = 4 if block <= 4096 else 16
+    _nms_kernel[(groups,)](boxes.contiguous(), kept, number, threshold, BLOCK=block, num_warps=warps)
     return kept
 
 

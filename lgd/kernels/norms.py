@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ELEMENTS = 8192
 """Elements of a map that one program holds, about."""
@@ -45,6 +46,7 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         x, mean, scale = ctx.saved_tensors
         g = grads[0].contiguous(memory_format=torch.channels_last)
@@ -71,6 +73,7 @@ class _Distance(torch.autograd.Function):
         return sums[0].sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, y, x_mean, x_scale, y_mean, y_scale, means = ctx.saved_tensors
         grid, sizes = _launch(x)

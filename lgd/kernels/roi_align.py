@@ -20,10 +20,11 @@ from torch import Tensor
 def pool(maps: Sequence[Tensor], regions: Tensor, levels: Tensor, scales: Sequence[float], size: int) -> Tensor:
     """Pooled regions (M, S, S, C), of the maps' type, as torchvision's with ``aligned`` and ``sampling_ratio=0``.
 
-    levels: (M,) long, the map that each region is pooled from. scales: cells of each map to a pixel.
+    levels: (M,) long, the map that each region is pooled from, zero where there is none. scales: cells of each map to a
+    pixel.
     """
     channels = maps[0].shape[1]
-    pooled = maps[0].new_empty(len(regions), size, size, channels)
+    pooled = maps[0].new_zeros(len(regions), size, size, channels)
     block = triton.next_power_of_2(channels)
     for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
         _pool_kernel[(len(regions), size * size)](

@@ -55,13 +55,18 @@ def usable(*tensors: Tensor, elements: int | None = None, any_size: bool = False
     ``any_size`` is right. Not while torch traces: torch.compile makes kernels of its own.
     """
     return (
-        all(x.device.type == DEVICE and x.dtype in DTYPES and x.numel() > 0 for x in tensors)
+        all(_is_here(x) and x.dtype in DTYPES and x.numel() > 0 for x in tensors)
         and (any_size or (max(x.numel() for x in tensors) if elements is None else elements) >= MIN_ELEMENTS)
         and not _turned_off
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and triton_works()
     )
+
+
+def _is_here(x: Tensor) -> bool:
+    """Whether it is on the device that kernels are launched on: of several GPUs, on the current one."""
+    return x.device.type == DEVICE and (DEVICE == "cpu" or x.get_device() == torch.cuda.current_device())
 
 
 def channels_last(*tensors: Tensor, any_size: bool = False) -> bool:
@@ -82,6 +87,8 @@ def triton_works() -> bool:
 
         one = torch.ones(1, 1, 1, 1, device=DEVICE)
         affine(one, one.flatten(), one.flatten())
+    except torch.OutOfMemoryError:
+        raise
     # Whatever it is, from a missing compiler to an unknown GPU, training goes on without.
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")

@@ -130,8 +130,8 @@ class AppearanceEncoder(nn.Module):
     def forward(self, features_BChw: Tensor, regions_BNP: Tensor) -> Tensor:
         """Return (B, N, C); an object whose region is empty gets the zero vector."""
         projected = group_norm(self.conv(features_BChw), relu=True)
-        # A sum over a whole level exceeds fp16's range. Regions are 0 or 1, and a product adds up in float32.
-        dtype = torch.bfloat16 if projected.dtype is torch.bfloat16 else torch.float32
+        # A sum over a whole level exceeds fp16's range. Regions are 0 or 1, which bfloat16 holds.
+        dtype = torch.bfloat16 if projected.dtype is torch.bfloat16 and projected.is_cuda else torch.float32
         with torch.autocast(projected.device.type, enabled=False):
             total = (regions_BNP.to(dtype) @ projected.to(dtype).flatten(2).transpose(1, 2)).float()
             mean = total / regions_BNP.sum(-1, keepdim=True).clamp(min=1)
