@@ -152,8 +152,8 @@ def _log(sums: dict[str, Tensor], over: int | Tensor) -> None:
 def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     """What the pooler's own forward returns, (M, C, h, w), without a wait for how many regions each level has.
 
-    Poolers of another kind than detectron2's configs have, maps that are not channels_last, and GPUs without Triton wait
-    once for all levels.
+    Poolers of another kind than detectron2's configs have, maps that are not channels_last and GPUs without Triton
+    wait once for all levels.
     """
     counts = [len(boxes) for boxes in box_lists]
     if not sum(counts):
