@@ -13,7 +13,7 @@ from ablations.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.experiment import Experiment, split_assignment
-from lgd.config.extra_arms import ExtraArms, with_extra_arms
+from lgd.config.extra_arms import ExtraArms, is_bigger, questioned, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
 from lgd.config.method import import_named
 from lgd.config.presets import preset
@@ -119,6 +119,11 @@ def _check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[st
     """Raise InputError where the arms asked for beside the grid's ``own`` would be left out without a word."""
     added = {arm.name for arm in chosen.arms[len(own.arms) :]}
     asked = [*(["--equal-cost"] if extra.equal_cost else []), *(["--a-a"] if extra.again else [])]
+    if "bigger" in extra.equal_cost and questioned(own) and not any(is_bigger(arm.name) for arm in chosen.arms):
+        raise InputError(
+            "a bigger baseline: no larger backbone is known that starts from weights as this preset's does; without it,"
+            " leave out --bigger, or say --equal-cost longer"
+        )
     if not asked or added & set(names):
         return
     if any(arm.time_budget_from and arm.name in names for arm in own.arms):

@@ -58,7 +58,7 @@ def _added(grid: Grid, extra: ExtraArms, base: Experiment) -> Iterator[Arm]:
         larger = bigger(base, reference) if "bigger" in extra.equal_cost else {}
         if larger:
             big = replace(
-                reference, name=f"bigger {reference.name}", changes={**reference.changes, **larger},
+                reference, name=BIGGER + reference.name, changes={**reference.changes, **larger},
                 question=f"on {larger['detector.backbone.name']}", reference=reference.name, training=None,
                 on_request=arm.on_request,
             )  # fmt: skip
@@ -88,6 +88,10 @@ def questioned(grid: Grid) -> list[Arm]:
     ]
 
 
+BIGGER = "bigger "
+"""What the name of a baseline on a larger backbone begins with."""
+
+
 def again(name: str) -> str:
     """The name of a baseline's second training."""
     return f"{name} again"
@@ -95,6 +99,10 @@ def again(name: str) -> str:
 
 def is_again(name: str) -> bool:
     return name.endswith(again(""))
+
+
+def is_bigger(name: str) -> bool:
+    return name.startswith(BIGGER)
 
 
 def bigger(base: Experiment, arm: Arm) -> dict[str, Any]:

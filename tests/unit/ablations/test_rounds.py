@@ -116,10 +116,12 @@ def test_arms_bring_what_belongs_to_them() -> None:
         "baseline", "baseline again", "bigger baseline",
     )  # fmt: skip
     # What would be left out is said.
+    with pytest.raises(InputError, match="a bigger baseline: no larger backbone is known"):
+        describe("components", "finetune", extra=ExtraArms(equal_cost=("longer", "bigger")), data="shapes")
     with pytest.raises(InputError, match="--equal-cost and --a-a: --arms needs the baseline and the arm"):
         describe("components", "nano", arms="LGD", extra=extra)
     with pytest.raises(InputError, match="--equal-cost: grid noise-floor has no arm that it is for"):
-        describe("noise-floor", "nano", extra=ExtraArms(equal_cost=("longer",)))
+        describe("noise-floor", "nano", extra=ExtraArms(equal_cost=("longer", "bigger")))
     with pytest.raises(InputError, match="--detect -1: points of AP, above 0"):
         describe("components", "nano", detect=-1.0)
 
