@@ -13,6 +13,9 @@ GPUS = 8
 SEEDS = 3
 """Of each arm: what ``lgd pays`` begins with."""
 
+NOTE = "note.md"
+"""In a session's directory: what has to be known of its numbers, written by hand."""
+
 SPEED = "gpu-session_*/speed-retinanet/speed.csv"
 """Step times of RetinaNet R-50 at the paper's size, in a directory of results (benchmarks/gpu_session.py)."""
 
@@ -34,7 +37,7 @@ def first_run(results: Path) -> TextTable | None:
     import pandas as pd
 
     # Names end with the date. What needs a note is no forecast.
-    sound = (x for x in results.glob(SPEED) if not (x.parents[1] / "note.md").is_file())
+    sound = (x for x in results.glob(SPEED) if not (x.parents[1] / NOTE).is_file())
     found = sorted(sound, key=lambda path: path.parents[1].name.rpartition("_")[2])
     if not found:
         return None

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.first_run import NOTE
 from lgd.errors import InputError
 from lgd.files import write_text
-
-NOTE = "note.md"
-"""In a session's directory: what has to be known of its numbers, written by hand."""
 
 SAME_LOSS = 0.05
 """Largest relative difference of two losses that may be half precision's."""
@@ -23,8 +21,13 @@ COLUMNS = ("measurement", "status", "seconds", "estimate_s", "figures", "device"
 
 def figures(name: str, directory: Path) -> str:
     """The most important numbers of what a measurement wrote, in one line; empty where it wrote none."""
-    readers = {"gpu-tests": _tests, "loader": _training, "ray-train": _training, "two-trials": _sweep}
-    readers["changes"] = partial(_speed, by="side")
+    readers: dict[str, Callable[[Path], str]] = {
+        "gpu-tests": _tests,
+        "loader": _training,
+        "ray-train": _training,
+        "two-trials": _sweep,
+        "changes": partial(_speed, by="side"),
+    }
     by_kind = {"train": _sweep, "speed": _speed}
     reader = readers.get(name) or by_kind.get(name.partition("-")[0])
     try:

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from benchmarks.timer_spec import SyntheticImages
-from lgd.kernels.usable import turned_off
 from lgd.methods.distiller import Batch
 
 
@@ -65,10 +64,10 @@ def calibrate_frozen_norms(model: nn.Module, batch: Batch) -> None:
             module.running_mean.copy_(inputs[0].float().mean(dim=(0, 2, 3)))
             module.running_var.copy_(inputs[0].float().var(dim=(0, 2, 3)))
 
-    # A global hook, since FGFI's frozen teacher is no registered submodule. It sees only modules that are called.
+    # A global hook, since FGFI's frozen teacher is no registered submodule; blocks with kernels then call their norms.
     handle = register_module_forward_pre_hook(set_statistics)
     try:
-        with EventStorage(), turned_off():
+        with EventStorage():
             model.train()
             model(batch)
     finally:

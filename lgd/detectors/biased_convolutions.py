@@ -1,8 +1,7 @@
 """Convolutions with a bias, and the ReLU after them, with fewer passes over the feature maps.
 
-On a GPU torch adds the bias to a convolution's result in a pass of its own, which takes half as long as the convolution
-of 256 channels itself, and ReLU is another one. Here both are one (lgd/kernels/bias.py). On the CPU, and where Triton
-does not work, the modules compute as they are.
+On a GPU torch adds the bias to a convolution's result in a pass of its own, and ReLU is another one. Here both are one
+(lgd/kernels/bias.py). On the CPU, and where Triton does not work, the modules compute as they are.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class _PoolRegions(torch.autograd.Function):
         ctx: Any, regions_M5: Tensor, levels_M: Tensor, scales: list[float], size: int, *maps: Tensor
     ) -> Tensor:
         ctx.save_for_backward(regions_M5, levels_M)
-        ctx.scales, ctx.shapes, ctx.dtype = scales, [x.shape for x in maps], maps[0].dtype
+        ctx.scales, ctx.shapes = scales, [x.shape for x in maps]
         return _pool(list(maps), regions_M5, levels_M, scales, size).permute(0, 3, 1, 2).contiguous()
 
     @staticmethod

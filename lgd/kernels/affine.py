@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 2048
-"""Elements that one program computes."""
+from lgd.kernels.elements import BLOCK, places, relu
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -25,15 +24,15 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = No
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, with_relu: bool) -> Tensor:
         y = torch.empty_like(x)
         has_residual = residual is not None
         _affine_kernel[_grid(x)](
             *(x, x if residual is None else residual, scale, shift, y, x.numel()),
-            C=x.shape[1], BLOCK=BLOCK, RESIDUAL=has_residual, RELU=relu,
+            C=x.shape[1], BLOCK=BLOCK, RESIDUAL=has_residual, RELU=with_relu,
         )  # fmt: skip
-        ctx.save_for_backward(scale, *([y] if relu else []))
-        ctx.has_residual, ctx.relu = has_residual, relu
+        ctx.save_for_backward(scale, *([y] if with_relu else []))
+        ctx.has_residual, ctx.relu = has_residual, with_relu
         return y
 
     @staticmethod
@@ -60,17 +59,13 @@ def _affine_kernel(
     x, residual, scale, shift, y, numel,
     C: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
-    inside = offsets < numel
-    channel = ((first % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
+    offsets, inside, channel = places(numel, C, BLOCK)
     found = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     found = found * tl.load(scale + channel) + tl.load(shift + channel)
     if RESIDUAL:
         found += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
     if RELU:
-        # As torch's, it lets NaN through.
-        found = tl.where(found < 0, 0.0, found)
+        found = relu(found)
     tl.store(y + offsets, found.to(y.dtype.element_ty), mask=inside)
 
 
@@ -79,10 +74,7 @@ def _affine_backward_kernel(
     g, y, scale, dx, dresidual, numel,
     C: tl.constexpr, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
-    inside = offsets < numel
-    channel = ((first % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
+    offsets, inside, channel = places(numel, C, BLOCK)
     found = tl.load(g + offsets, mask=inside, other=0.0).to(tl.float32)
     if RELU:
         found = tl.where(tl.load(y + offsets, mask=inside, other=0.0).to(tl.float32) > 0, found, 0.0)

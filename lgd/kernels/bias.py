@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 2048
-"""Elements that a program of the forward pass computes."""
+from lgd.kernels.elements import BLOCK, places, relu
 
 ELEMENTS, TILES = 4096, 8
 """Elements that a program of the backward pass holds, about, and how many times as many it adds up."""
@@ -28,12 +27,14 @@ def add_bias_(x: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
 
 class _AddBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        _add_bias_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, bias, x.numel(), C=x.shape[1], BLOCK=BLOCK, RELU=relu)
+    def forward(ctx: Any, x: Tensor, bias: Tensor, with_relu: bool) -> Tensor:
+        _add_bias_kernel[(triton.cdiv(x.numel(), BLOCK),)](
+            x, bias, x.numel(), C=x.shape[1], BLOCK=BLOCK, RELU=with_relu
+        )
         ctx.mark_dirty(x)
-        if relu:
+        if with_relu:
             ctx.save_for_backward(x)
-        ctx.relu, ctx.dtype = relu, bias.dtype
+        ctx.relu, ctx.dtype = with_relu, bias.dtype
         return x
 
     @staticmethod
@@ -58,14 +59,10 @@ class _AddBias(torch.autograd.Function):
 
 @triton.jit
 def _add_bias_kernel(x, bias, numel, C: tl.constexpr, BLOCK: tl.constexpr, RELU: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
-    inside = offsets < numel
-    channel = ((first % C).to(tl.int32) + tl.arange(0, BLOCK)) % C
+    offsets, inside, channel = places(numel, C, BLOCK)
     found = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) + tl.load(bias + channel).to(tl.float32)
     if RELU:
-        # As torch's, it lets NaN through.
-        found = tl.where(found < 0, 0.0, found)
+        found = relu(found)
     tl.store(x + offsets, found.to(x.dtype.element_ty), mask=inside)
 
 

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lgd.kernels.elements import relu
+
 ELEMENTS = 8192
 """Elements of a map that one program holds, about."""
 
@@ -36,13 +38,13 @@ def normalized_square_distance(x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, group: bool, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, eps: float, group: bool, with_relu: bool) -> Tensor:
         mean, scale = _statistics(x, eps, group)
         y = torch.empty_like(x)
         grid, sizes = _launch(x)
-        _apply_kernel[grid](x, mean, scale, y, **sizes, GROUP=group, RELU=relu)
+        _apply_kernel[grid](x, mean, scale, y, **sizes, GROUP=group, RELU=with_relu)
         ctx.save_for_backward(x, mean, scale)
-        ctx.group, ctx.relu = group, relu
+        ctx.group, ctx.relu = group, with_relu
         return y
 
     @staticmethod
@@ -128,6 +130,15 @@ def _of_image(pointer, channel, C: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _normed(x, mean, scale, P, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr):
+    """Of a program's cells: offsets, which are inside, channels, and the normed values, zero outside."""
+    offsets, inside, channel = _tile(P, C, ROWS, BLOCK_C)
+    values = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    values = (values - _of_image(mean, channel, C, GROUP)) * _of_image(scale, channel, C, GROUP)
+    return offsets, inside, channel, tl.where(inside, values, 0.0)
+
+
+@triton.jit
 def _store_sum(values, pointer, channel, C: tl.constexpr, GROUP: tl.constexpr):
     """Write a program's sum over its cells, and over the channels with GROUP, into (B, parts, W)."""
     part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -199,11 +210,9 @@ def _apply_kernel(
     x, mean, scale, y, P, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
     GROUP: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    offsets, inside, channel = _tile(P, C, ROWS, BLOCK_C)
-    values = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    values = (values - _of_image(mean, channel, C, GROUP)) * _of_image(scale, channel, C, GROUP)
+    offsets, inside, _, values = _normed(x, mean, scale, P, C, ROWS, BLOCK_C, GROUP)
     if RELU:
-        values = tl.where(values < 0, 0.0, values)
+        values = relu(values)
     tl.store(y + offsets, values.to(y.dtype.element_ty), mask=inside)
 
 
@@ -213,13 +222,11 @@ def _gradient_and_normed(
     GROUP: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """The upstream gradient before the ReLU, and the normed values, zero outside."""
-    offsets, inside, channel = _tile(P, C, ROWS, BLOCK_C)
+    offsets, inside, channel, values = _normed(x, mean, scale, P, C, ROWS, BLOCK_C, GROUP)
     gradient = tl.load(g + offsets, mask=inside, other=0.0).to(tl.float32)
-    values = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    values = (values - _of_image(mean, channel, C, GROUP)) * _of_image(scale, channel, C, GROUP)
     if RELU:
         gradient = tl.where(values > 0, gradient, 0.0)
-    return offsets, inside, channel, gradient, tl.where(inside, values, 0.0)
+    return offsets, inside, channel, gradient, values
 
 
 @triton.jit
@@ -253,12 +260,9 @@ def _gradient_kernel(
 @triton.jit
 def _normed_pair(x, y, x_mean, x_scale, y_mean, y_scale, P, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
     """The normed x and its difference from the normed y, zero outside."""
-    offsets, inside, channel = _tile(P, C, ROWS, BLOCK_C)
-    a = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(y + offsets, mask=inside, other=0.0).to(tl.float32)
-    a = (a - _of_image(x_mean, channel, C, False)) * _of_image(x_scale, channel, C, False)
-    b = (b - _of_image(y_mean, channel, C, False)) * _of_image(y_scale, channel, C, False)
-    return offsets, inside, channel, tl.where(inside, a, 0.0), tl.where(inside, a - b, 0.0)
+    offsets, inside, channel, a = _normed(x, x_mean, x_scale, P, C, ROWS, BLOCK_C, False)
+    _, _, _, b = _normed(y, y_mean, y_scale, P, C, ROWS, BLOCK_C, False)
+    return offsets, inside, channel, a, a - b
 
 
 @triton.jit

@@ -82,6 +82,15 @@ def _between(at, cells):
 
 
 @triton.jit
+def _corners(x, image, above, below, left, right, down, across, W, H, C: tl.constexpr):
+    """Of the four cells around a sample: where their channels begin in ``x``, and their weights."""
+    upper, lower = x + (image * H + above) * W * C, x + (image * H + below) * W * C
+    places = upper + left * C, upper + right * C, lower + left * C, lower + right * C
+    weights = (1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across
+    return places, weights
+
+
+@triton.jit
 def _pool_kernel(
     x, regions, levels, pooled, level, scale, H, W, C: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -95,12 +104,9 @@ def _pool_kernel(
             for column in range(columns):
                 left, right, across, outside_x = _between(x0 + (column + 0.5) * cell_width / columns, W)
                 if outside_x + outside_y == 0:
-                    upper, lower = x + (image * H + above) * W * C, x + (image * H + below) * W * C
-                    a = tl.load(upper + left * C + channel, mask=inside, other=0.0).to(tl.float32)
-                    b = tl.load(upper + right * C + channel, mask=inside, other=0.0).to(tl.float32)
-                    c = tl.load(lower + left * C + channel, mask=inside, other=0.0).to(tl.float32)
-                    d = tl.load(lower + right * C + channel, mask=inside, other=0.0).to(tl.float32)
-                    total += (1 - down) * ((1 - across) * a + across * b) + down * ((1 - across) * c + across * d)
+                    at, weights = _corners(x, image, above, below, left, right, down, across, W, H, C)
+                    for i in tl.static_range(4):
+                        total += weights[i] * tl.load(at[i] + channel, mask=inside, other=0.0).to(tl.float32)
         mean = total / tl.maximum(rows * columns, 1)
         place = (tl.program_id(0).to(tl.int64) * SIZE * SIZE + tl.program_id(1)) * C
         tl.store(pooled + place + channel, mean.to(pooled.dtype.element_ty), mask=inside)
@@ -122,8 +128,6 @@ def _pool_backward_kernel(
             for column in range(columns):
                 left, right, across, outside_x = _between(x0 + (column + 0.5) * cell_width / columns, W)
                 if outside_x + outside_y == 0:
-                    upper, lower = dx + (image * H + above) * W * C, dx + (image * H + below) * W * C
-                    tl.atomic_add(upper + left * C + channel, (1 - down) * (1 - across) * g, mask=inside, sem="relaxed")
-                    tl.atomic_add(upper + right * C + channel, (1 - down) * across * g, mask=inside, sem="relaxed")
-                    tl.atomic_add(lower + left * C + channel, down * (1 - across) * g, mask=inside, sem="relaxed")
-                    tl.atomic_add(lower + right * C + channel, down * across * g, mask=inside, sem="relaxed")
+                    at, weights = _corners(dx, image, above, below, left, right, down, across, W, H, C)
+                    for i in tl.static_range(4):
+                        tl.atomic_add(at[i] + channel, weights[i] * g, mask=inside, sem="relaxed")

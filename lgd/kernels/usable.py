@@ -6,11 +6,11 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from lgd.errors import InputError
 
 VARIABLE = "LGD_TRITON"
 """Environment variable: 0 turns the kernels off."""
@@ -26,8 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MIN_ELEMENTS = 12 * 2**20
 """Elements of the smallest tensor that a kernel saves time on: P4 of 16 images of side 800 has 13.7 million.
 
-A kernel is launched from Python, which takes the host longer than an operator of torch. Of 16 images of side 800 on one
-H100, LGD's step waited for the host when all maps went through the kernels (docs/performance.md).
+A kernel is launched from Python, which takes the host longer than an operator of torch. When maps of every size went
+through kernels, LGD's step seems to have waited for the host (docs/performance.md, 27 November).
 """
 
 
@@ -35,17 +35,6 @@ def turn_off() -> None:
     """Use torch's operators in this process from now on, to compare with."""
     global _turned_off
     _turned_off = True
-
-
-@contextmanager
-def turned_off() -> Iterator[None]:
-    """Inside the block, use torch's operators, which call every module: for what hooks have to see."""
-    global _turned_off
-    before, _turned_off = _turned_off, True
-    try:
-        yield
-    finally:
-        _turned_off = before
 
 
 def usable(*tensors: Tensor, elements: int | None = None, any_size: bool = False) -> bool:
@@ -78,8 +67,14 @@ def channels_last(*tensors: Tensor, any_size: bool = False) -> bool:
 
 @functools.cache
 def triton_works() -> bool:
-    """Whether Triton is installed and compiles here, which takes a C compiler; says once what is missing."""
-    if os.environ.get(VARIABLE, "1") == "0" or importlib.util.find_spec("triton") is None:
+    """Whether Triton is installed and compiles here, which takes a C compiler; says once what is missing.
+
+    Raises InputError where ``LGD_TRITON`` is neither 0 nor 1.
+    """
+    value = os.environ.get(VARIABLE, "1")
+    if value not in ("0", "1"):
+        raise InputError(f"{VARIABLE}={value}: 0 or 1")
+    if value == "0" or importlib.util.find_spec("triton") is None:
         return False
     try:
         # Lazy: Triton is not everywhere, and takes half a second to import.

@@ -18,7 +18,15 @@ from lgd.training.device import move_to_device
 from lgd.training.optimizer import build_optimizer
 from tests.helpers import CLASSES, batch
 
+pytestmark = pytest.mark.usefixtures("kernels_stay_on")
+
 SMALL = NANO.override({"detector.backbone.width": 8, "detector.channels": 16, "detector.head_convs": 1})
+
+
+@pytest.fixture
+def kernels_stay_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In other tests of this process."""
+    monkeypatch.setattr(kernels, "_turned_off", False)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +84,7 @@ def test_it_has_detectron2s_own_losses() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZATIONS)
-def test_one_optimization_can_be_turned_off(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_turned_off", False)
+def test_one_optimization_can_be_turned_off(name: str) -> None:
     model: Any = without_optimizations(build_model(SMALL, CLASSES), [name])
     kept_on = {
         "joint head": model.joint_head,
