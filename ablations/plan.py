@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from ablations.equal_time import steps_for_equal_time, with_steps
 from ablations.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
+from lgd.config.detector_source import code_among
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, is_bigger, questioned, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
@@ -363,6 +365,14 @@ def detector_sources(spec: SweepSpec) -> list[str]:
 def method_names(spec: SweepSpec) -> list[str]:
     """The methods that a sweep's settings name."""
     return [str(value) for key, value in map(split_assignment, spec.overrides) if key == "method.name"]
+
+
+def code_options(spec: SweepSpec) -> str:
+    """The options that name the Python code of a sweep's settings again, as a command that goes on with it has to."""
+    detectors = ",".join(code_among(detector_sources(spec)))
+    methods = [x for x in method_names(spec)[-1:] if ":" in x]
+    said = [("--detector", detectors)] if detectors else []
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in [*said, *(("--method", x) for x in methods)])
 
 
 def search_note(spec: SweepSpec, arms: str | None) -> str:

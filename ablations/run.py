@@ -58,6 +58,9 @@ def parser() -> Parser:
         "--dry-run", action="store_true", dest="plan", help="print what would run and what it will cost, and check it"
     )
     which.add_argument("--resume", type=output_option, metavar="DIR", help="run what a results directory still lacks")
+    which.add_argument(
+        "--method", metavar="NAME", help="with --resume: the sweep's own method again, where that is Python code"
+    )
     which.add_argument("--status", type=input_option, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
@@ -75,6 +78,8 @@ def subcommand_of(options: argparse.Namespace) -> str:
     if (options.status or options.resume) and (options.grid or options.search):
         given = "--grid" if options.grid else "--search"
         raise InputError(f"--resume and --status take the sweep as it is: leave out {given}")
+    if options.method and not options.resume:
+        raise InputError(f"--method {options.method} is for --resume: name a sweep's method by --set method.name=NAME")
     if options.list:
         return "list"
     directory = options.status or options.resume

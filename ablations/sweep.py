@@ -20,7 +20,7 @@ from ablations.cpu_time import check_cpu_time
 from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
-from ablations.plan import Sweep, trials_of
+from ablations.plan import Sweep, code_options, trials_of
 from ablations.remote_output import at_work
 from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
@@ -82,10 +82,10 @@ def locked(directory: Path) -> Iterator[FileLock]:
         lock.release(force=True)
 
 
-def resume_command(directory: Path, placement: Placement | None = None) -> str:
+def resume_command(directory: Path, spec: SweepSpec, placement: Placement | None = None) -> str:
     """The command that goes on with a sweep."""
     options = placement.options if placement else ""
-    return f"python ablations/run.py --resume {shlex.quote(shown(directory))}{options}"
+    return f"python ablations/run.py --resume {shlex.quote(shown(directory))}{code_options(spec)}{options}"
 
 
 def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
@@ -101,13 +101,13 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
     except KeyboardInterrupt:
         if not (directory / SWEEP_FILE).exists():
             raise
-        say(console, f"{INTERRUPTED}; go on with: {resume_command(directory, options.placement)}")
+        say(console, f"{INTERRUPTED}; go on with: {resume_command(directory, spec, options.placement)}")
         return 130
     except StorageError as error:
         # Before there is a sweep to go on with, it is the user's input that is wrong.
         if not (directory / SWEEP_FILE).exists():
             raise
-        say(console, f"{error}; go on with: {resume_command(directory, options.placement)}")
+        say(console, f"{error}; go on with: {resume_command(directory, spec, options.placement)}")
         return 3
 
 
@@ -133,7 +133,7 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
         with (
             cluster(checked, options, console) as resources,
             on_signal(interrupt, signal.SIGTERM),
-            _ray_watched(directory, budget, options, console),
+            _ray_watched(spec, directory, budget, options, console),
         ):
             if options.address and not resources.gpus and not options.yes:
                 # Its nodes are known only now; those with GPUs may be ones that an autoscaler is to add.
@@ -154,16 +154,18 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
                 spent += took
             from ablations.outcome import finish
 
-            return finish(sweep, checked.search, why, resume_command(directory, options.placement), console)
+            return finish(sweep, checked.search, why, resume_command(directory, spec, options.placement), console)
 
 
 @contextlib.contextmanager
-def _ray_watched(directory: Path, budget: Budget, options: RunOptions, console: Console) -> Iterator[None]:
+def _ray_watched(
+    spec: SweepSpec, directory: Path, budget: Budget, options: RunOptions, console: Console
+) -> Iterator[None]:
     """Inside, a Ray that ends is a reason for the sweep to end, and it ends."""
     from ablations.ray_watch import RayWatch, end_at_once, head_address, own_processes
 
     def give_up(why: str) -> None:
-        say(console, f"{why}, and the sweep with it; go on with: {resume_command(directory, options.placement)}")
+        say(console, f"{why}, and the sweep with it; go on with: {resume_command(directory, spec, options.placement)}")
         console.file.flush()
         end_at_once(3)
 
@@ -196,7 +198,7 @@ def dry_run(
         from ablations.dry_run import show_plan
 
         show_plan(sweep, checked, resources, cost, verbose, console)
-    show_damaged(sweep.damaged, resume_command(directory), console)
+    show_damaged(sweep.damaged, resume_command(directory, spec), console)
     say(console, "ready")
     return 0
 

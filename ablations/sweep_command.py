@@ -204,7 +204,7 @@ def _add_cost(group: argparse._ArgumentGroup) -> None:
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
     """Options of a sweep that goes on."""
     parser.add_argument("--data", metavar="SOURCE", help="where its data lies now, if elsewhere")
-    parser.add_argument("--detector", metavar="SPEC", help="the sweep's own detector again, where that is Python code")
+    parser.add_argument("--detector", metavar="SPEC", help="its own detectors (A,B) again, where they are Python code")
     parser.add_argument("--method", metavar="NAME", help="the sweep's own method again, where that is Python code")
     add_data_arguments(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="trials of its search, all commands together")
@@ -373,7 +373,7 @@ def _status(options: argparse.Namespace) -> int:
     fetch_records(options.directory, must_exist=True)
     records: dict[str, Record] = {}
     sweep = trials_of(read_sweep(options.directory), options.directory, records)
-    show_status(sweep, records, resume_command(options.directory), Console())
+    show_status(sweep, records, resume_command(options.directory, sweep.spec), Console())
     return 0
 
 

@@ -67,12 +67,23 @@ def check_named_again(sources: Sequence[str], named: str | None, where: object) 
     """Raise InputError where a results directory names a detector that runs code and the command does not.
 
     Code is run only where the command's own options name it: a results directory may come from elsewhere, so what it
-    says must not be enough. sources: those that the directory ``where`` names. named: what --detector says.
+    says must not be enough. sources: those that the directory ``where`` names: a student's, and a teacher's where that
+    is another. named: what --detector says, several with commas between them.
     """
-    for source in dict.fromkeys(sources):
-        if named is not None and absolute_detector(named) != source:
-            raise InputError(f"--detector {named}: {where} holds trainings of {source}")
-        if named is None and runs_code(source):
-            raise InputError(
-                f"{where} names the detector {source}, which is Python code: say --detector {source} to run it"
-            )
+    several = named is not None and "," in named and named not in sources and not Path(named).exists()
+    given = [] if named is None else [absolute_detector(x) for x in (named.split(",") if several else [named])]
+    for detector in given:
+        if sources and detector not in sources:
+            raise InputError(f"--detector {named}: {where} holds trainings of {', '.join(dict.fromkeys(sources))}")
+    if any(runs_code(source) and source not in given for source in sources):
+        code = code_among(sources)
+        what = "the detector" if len(code) == 1 else "the detectors"
+        raise InputError(
+            f"{where} names {what} {' and '.join(code)}, which {'is' if len(code) == 1 else 'are'} Python code:"
+            f" say --detector {','.join(code)} to run {'it' if len(code) == 1 else 'them'}"
+        )
+
+
+def code_among(sources: Sequence[str]) -> list[str]:
+    """Those of the detectors that run code, once each."""
+    return [x for x in dict.fromkeys(sources) if runs_code(x)]

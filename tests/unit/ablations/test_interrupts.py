@@ -36,4 +36,4 @@ def test_a_signal_is_answered_with_the_command_that_goes_on(
     before = signal.getsignal(number)
     assert sweep.run(*arguments) == 130
     assert signal.getsignal(number) == before
-    assert capsys.readouterr().out == f"interrupted; go on with: {sweep.resume_command(tmp_path)}\n"
+    assert capsys.readouterr().out == f"interrupted; go on with: {sweep.resume_command(tmp_path, SPEC)}\n"

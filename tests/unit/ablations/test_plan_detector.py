@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from ablations.plan import describe, detector_note, detector_sources, search_base, search_spec, trials_of
+from ablations.plan import (
+    describe,
+    detector_note,
+    detector_sources,
+    method_names,
+    search_base,
+    search_spec,
+    trials_of,
+)
 from ablations.run import parser, subcommand_of
+from ablations.sweep import resume_command
 from ablations.sweep_command import old_sweep
+from lgd.config.detector_source import check_named_again
+from lgd.config.method import check_method_named_again
 from lgd.errors import InputError
+from lgd.results.sweep_spec import SweepSpec
 
 ZOO = "zoo:COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 GIVEN = [f"detector.source={ZOO}", 'detector.overrides=["MODEL.FPN.OUT_CHANNELS=32"]']
@@ -55,3 +68,20 @@ def test_a_resumed_sweep_runs_code_only_where_it_is_named(tmp_path: Path) -> Non
         old_sweep(directory, parser().parse_args([*resume, "--detector", "other.py"]))
     with pytest.raises(InputError, match="leave out --detector-set"):
         subcommand_of(parser().parse_args([*resume, "--detector-set", "a=1"]))
+
+
+def test_the_command_that_goes_on_names_the_code_again(tmp_path: Path) -> None:
+    """A student's detector, another of its teacher, and a method, all of them Python code."""
+    path = tmp_path / "a config.py"
+    sets = [f"detector.source={path}", "method.name=own:Method", "method.teacher.detector=teachers:large"]
+    spec = SweepSpec(grid="components", preset="nano", overrides=tuple(sets), arms=("LGD",), seeds=1)
+    script, *arguments = shlex.split(resume_command(tmp_path / "sweep", spec).removeprefix("python "))
+    assert script == "ablations/run.py"
+    options = parser().parse_args(arguments)
+    assert subcommand_of(options) == "resume"
+    check_named_again(detector_sources(spec), options.detector, "sweep")
+    check_method_named_again(method_names(spec), options.method, "sweep")
+    plain = SweepSpec(grid="components", preset="nano", overrides=(), arms=("LGD",), seeds=1)
+    assert resume_command(tmp_path, plain) == f"python ablations/run.py --resume {tmp_path}"
+    with pytest.raises(InputError, match="--method own:Method is for --resume: .* --set method.name=NAME"):
+        subcommand_of(parser().parse_args(["--grid", "components", "--method", "own:Method"]))

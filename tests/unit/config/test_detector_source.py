@@ -96,6 +96,14 @@ def test_code_runs_only_where_the_command_names_it(tmp_path: Path) -> None:
     for named, words in ((None, "results names the detector .*config.py, which is Python"), ("a.b:d", "trainings of")):
         with pytest.raises(InputError, match=words):
             check_named_again([path], named, "results")
+    both = ["a.b:c", ZOO, "teachers:large"]
+    check_named_again(both, "a.b:c,teachers:large", "results")
+    for named in (None, "a.b:c", ZOO):
+        with pytest.raises(InputError, match=r"a\.b:c and teachers:large.*say --detector a\.b:c,teachers:large to run"):
+            check_named_again(both, named, "results")
+    comma = tmp_path / "a,b.py"
+    comma.touch()
+    check_named_again([str(comma)], str(comma), "results")
 
 
 def test_settings_are_read_as_they_are_written(capsys: pytest.CaptureFixture[Any]) -> None:
