@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .PHONY: ruff format mypy pytest
 
 demo: setup ## set up, then train and compare the components on the default data
-	@$(VENV) ablations/run.py --grid components $(ARGS)
+	@$(VENV) ablations/run.py --grid components --equal-cost $(ARGS)
 
 test: ruff format mypy pytest ## set up, then run every check and the tests (not those marked gpu)
 

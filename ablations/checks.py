@@ -186,13 +186,13 @@ def build_arms(sweep: Sweep, missing: Sequence[Trial], problems: Problems) -> di
     with exit_on_interrupt():
         # Here, not at the top: it loads torch and detectron2.
         from lgd.training.build import inspect_training
-        from lgd.training.shared_work import SharedWork
+        from lgd.training.shared_work import BuildCache
 
     found: dict[str, DryBuilt] = {}
     names: dict[str, str] = {}
     to_train = {trial.arm for trial in missing}
     searched = [trial for trial in missing if not trial.arm]
-    shared = SharedWork()
+    shared = BuildCache()
     for trial in [*sweep.one_seed(), *searched]:
         noted = partial(problems.noted, trial.arm)
         with noted():

@@ -34,6 +34,7 @@ BENCHMARKS = {
     "breakdown": ("benchmarks.breakdown", "where a step's time goes"),
     "roofline": ("benchmarks.roofline", "how far a step is from what the hardware can do"),
     "gpu-session": ("benchmarks.gpu_session", "all that only a GPU can answer, within the minutes there are"),
+    "demo": ("benchmarks.demo", "what make demo takes from nothing, set-up and run"),
     "waits": ("benchmarks.waits", "what a step launches and waits for, without a GPU"),
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
     "label-signal": ("benchmarks.label_signal", "how long LGD's teacher tells its labels apart"),

@@ -149,7 +149,8 @@ class SweepDisplay:
         self._done += 1
         colour = {"finished": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}[record.status]
         line = Text(f"[{self._done}/{self._total}] ")
-        line.append(self._label(name), style="bold").append(": ").append(outcome(record), style=colour)
+        label = f"{self._label(name)} ({record.ours})" if record.ours else self._label(name)
+        line.append(label, style="bold").append(": ").append(outcome(record), style=colour)
         traceback = self._trials[name].directory / ERROR_FILE
         if record.status == "failed" and traceback.exists():
             line.append(f" (see {_relative(traceback)})")

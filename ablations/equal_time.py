@@ -44,10 +44,11 @@ def steps_for_equal_time(
             continue
         # Here, not at the top: they load pandas and SciPy, and few grids have such arms.
         from analysis.costs import on_like_hardware
+        from analysis.grid_runs import shown_names
         from analysis.load import by_seed, cost_seconds, finished, training_device_seconds
         from analysis.stats import paired_ratio
 
-        runs = [finished(there, trials[0].arm) for trials in trained]
+        runs = [finished(there, shown_names([trials[0].arm], there)[0]) for trials in trained]
         # Seconds of unlike hardware do not compare; where there is nothing else, they are the best guess.
         alike = on_like_hardware(*runs)
         budget, own_cost = alike if all(alike) else runs

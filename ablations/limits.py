@@ -13,6 +13,9 @@ from lgd.errors import InputError
 INTERRUPTED = "interrupted"
 """Why a sweep ended early, after Ctrl-C."""
 
+TERMINATED = "SIGTERM came"
+"""Why it ended early, after SIGTERM."""
+
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

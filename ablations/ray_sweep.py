@@ -36,7 +36,7 @@ from lgd.training import checkpoint
 from lgd.training.progress import EVALUATIONS_FILE
 from lgd.training.resume import existing_record
 from lgd.training.run import failed_record
-from lgd.training.teacher import home
+from lgd.training.teacher import teacher_directory
 
 # Read by Ray Tune when it is imported, so set before it is. What it says is printed by display.py instead.
 QUIET = {
@@ -204,7 +204,7 @@ def _teacher_trials(trials: Sequence[Trial], output: Path, display: Display) -> 
     found: dict[Path, Trial] = {}
     for trial in trials:
         if trial.experiment.teacher is not None:
-            place = home(trial.experiment.teacher, output / TEACHERS)
+            place = teacher_directory(trial.experiment.teacher, output / TEACHERS)
             if existing_record(place, trial.experiment.teacher) is None:
                 found[place] = Trial(TEACHER, trial.experiment.teacher, place)
     for teacher in found.values():
@@ -253,7 +253,7 @@ class SweepCallback(tune.Callback):
         left = []
         for trial in trials:
             teacher = trial.experiment.teacher
-            path = home(teacher, self._output / TEACHERS) / FILE if teacher else None
+            path = teacher_directory(teacher, self._output / TEACHERS) / FILE if teacher else None
             record = load(path) if path is not None and path.exists() else None
             if record is None or record.status == "finished":
                 left.append(trial)
@@ -268,7 +268,7 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         # Also while no trial runs.
-        self.stopper.look(trials, to_end=self.to_end())
+        self.stopper.update(trials, to_end=self.to_end())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = config_of(trial.config)

@@ -21,6 +21,7 @@ from lgd.results.record import FILE, Record, load
 from lgd.storage import outputs
 from lgd.storage.store import StorageError
 from lgd.training.progress import Progress, Stopped
+from lgd.training.resume import remove_resume_files
 from lgd.training.run import error_reason, failed_record
 from lgd.training.teacher import train_teacher, train_with_teacher
 from lgd.training.worker import Job, experiment_for_worker, train_in_trial
@@ -63,7 +64,10 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
     if (directory / FILE).exists():
         # An earlier attempt ended with an error, and the worker after it; or a search asks for what it had before.
         outputs.publish_where_missing(directory, FILE)
-        return last_report(load(directory / FILE))
+        record = load(directory / FILE)
+        # After it is published: until then, another node has only them to go on from.
+        remove_resume_files(directory, record)
+        return last_report(record)
     # What the driver's command named, this worker may load.
     import_method(trial["experiment"]["method"]["name"])
     experiment = parse(trial["experiment"])
@@ -92,6 +96,7 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
         if (directory / FILE).exists() and (record := load(directory / FILE)).status == "finished":
             # What failed came after it: the training is not to be repeated for that.
             outputs.publish_where_missing(directory, FILE)
+            remove_resume_files(directory, record)
             return last_report(record)
         record = failed_record(experiment, error_reason(error), started=started, directory=directory, **trial["labels"])
         if _save_failure(record, directory):
@@ -137,7 +142,7 @@ def _train(experiment: Experiment, trial: TrialConfig, place: Place, on_progress
     labels, gpus = trial["labels"], trial["gpus"]
     if trial["workers"] > 1:
         workers = Workers(trial["workers"], gpus, trial["cpus"])
-        job = Job(experiment, trial["directory"], trial["teachers"], workers, labels, trial["stop"])
+        job = Job(experiment, trial["directory"], trial["teachers"], workers, labels, trial["stop"], trial["lease"])
         return train_in_trial(job, on_progress)
     experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
     options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stopped, "share": gpus or 1.0, **labels}

@@ -35,10 +35,11 @@ def at_work(directory: Path, console: Console) -> Iterator[None]:
         say(console, f"{outputs.shown(directory)}: another sweep has taken over, since this one did not answer")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with outputs.held(directory, on_wait=wait, on_lost=lost):
+    with outputs.held(directory, on_wait=wait, on_lost=lost) as lease:
         outputs.fetch_records(directory)
         outputs.publish_records(directory)
-        with outputs.publishing_own(directory):
+        # What the other sweep has written by then stays.
+        with outputs.publishing_own(directory, every=lease.check if lease else lambda: None):
             yield
 
 
@@ -55,16 +56,17 @@ def place_of(trial: TrialConfig) -> Iterator[Place]:
     """Inside, the trial trains; of a sweep whose results directory is a URL, what it writes is published.
 
     Where it has several workers they do that, each on the disk of its node (lgd/training/node_disks.py), and here is
-    only what is known of it. Raises StorageError where the store does not answer.
+    only what is known of it. Raises StorageError where the store does not answer, and where another sweep has taken
+    over: the trial is stopped then, and no longer published.
     """
     directory, teachers = outputs.output_path(trial["directory"]), outputs.output_path(trial["teachers"])
-    stop = outputs.Signal(trial["stop"])
-    stop.look()
+    stop = outputs.Signal(trial["stop"], trial["lease"])
+    stop.refresh()
     if trial["workers"] > 1:
         outputs.fetch_notes(directory)
         yield Place(directory, teachers, stop.is_there)
         return
-    with outputs.working_in(directory, every=stop.look):
+    with outputs.working_in(directory, every=stop.refresh):
         yield Place(directory, teachers, stop.is_there)
 
 

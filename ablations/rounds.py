@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
@@ -13,10 +14,18 @@ from ablations.plan import Sweep, trials_of
 from lgd.cli import format_duration
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
-from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT
+from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT, SweepSpec
+
+if TYPE_CHECKING:
+    from analysis.verdict import Verdict
 
 FIRST_LOOK, STEP, MOST_SEEDS = 3, 2, 15
-"""Seeds before the first look, added at each, and at most, unless the command says otherwise."""
+"""Seeds before the first look, between planned looks, and at most, unless the command says otherwise."""
+
+LEAST_CHANCE = 0.05
+"""Planned looks at which the chance of an answer is smaller are skipped: it saves rounds, more of them the wider seeds
+spread, and costs hardly a seed (tests/unit/analysis/test_until_decided.py). Going straight to the seeds of 80% power
+would train many more: a clear difference is often told by fewer."""
 
 
 class Next(NamedTuple):
@@ -64,14 +73,34 @@ def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -
     if needed:
         seconds = predicted_seconds(records, needed, max_concurrent)
         say(console, f"{needed} more seeds of every arm take about {format_duration(seconds)}, by what these took")
-    seconds = predicted_seconds(records, to_come[0] - spec.seeds, max_concurrent)
-    if budget.left() < seconds:
+    wanted = next_look(found, spec)
+    times = {n: predicted_seconds(records, n - spec.seeds, max_concurrent) for n in to_come if n <= wanted}
+    affordable = [n for n, seconds in times.items() if seconds <= budget.left()]
+    if not affordable:
         return Next(
             None,
-            f"the next {to_come[0] - spec.seeds} seeds of every arm take about {format_duration(seconds)}, and"
-            f" {format_duration(max(budget.left(), 0.0))} is left of {budget.option} {budget.max_time}",
+            f"the next {to_come[0] - spec.seeds} seeds of every arm take about {format_duration(times[to_come[0]])},"
+            f" and {format_duration(max(budget.left(), 0.0))} is left of {budget.option} {budget.max_time}",
         )
-    return Next(trials_of(spec.model_copy(update={"seeds": to_come[0]}), sweep.directory))
+    seeds = affordable[-1]
+    if seeds > to_come[0]:
+        say(console, f"next look after {seeds} seeds: before, an answer has a chance below {LEAST_CHANCE:.0%}")
+    return Next(trials_of(spec.model_copy(update={"seeds": seeds}), sweep.directory))
+
+
+def next_look(found: Sequence[Verdict], spec: SweepSpec) -> int:
+    """Seeds of the first planned look at which every open verdict may be decided, as seeds spread; else of the last.
+
+    All planned looks are paid for by wider intervals, so those that are skipped make no error likelier.
+    """
+    from analysis.verdict import chance_to_decide
+
+    still_open = [x for x in found if not x.decided]
+    to_come = [n for n in spec.looks if n > spec.seeds]
+    for n in to_come:
+        if all(chance_to_decide(x, n - spec.seeds) >= LEAST_CHANCE for x in still_open):
+            return n
+    return to_come[-1]
 
 
 def predicted_seconds(records: list[Record], seeds: int, max_concurrent: int) -> float:

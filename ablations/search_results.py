@@ -104,7 +104,10 @@ def _trials_table(
     starred = {names.of(t.params) for t in best}
     records = sorted(ended, key=_rank)
     early = any(record.status == "stopped" for record in records)
-    table = Table(title="trials of the search, best first", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    # Additions of ours are the sweep's settings, which every trial has.
+    ours = "".join(f" ({x})" for x in dict.fromkeys(record.ours for record in records) if x)
+    title = f"trials of the search, best first{ours}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     heads = ("trial", "AP", "hours", *(["ended"] if early else []), "distill", "instr.", "lr", "off", "variant")
     for head in heads:
         table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")

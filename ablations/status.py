@@ -22,13 +22,14 @@ def show_status(sweep: Sweep, records: Mapping[str, Record], resume: str, consol
     """A line a trial, and how many are finished. records: by name of a trial. resume: the command that goes on."""
     finished, begun = 0, begun_trials(sweep.directory)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("trial", "state"):
-        table.add_column(head)
+    # A trial's name, that of its directory, is one word.
+    table.add_column("trial", no_wrap=True)
+    table.add_column("state")
     for trial in sweep.trials:
         record = records.get(trial.name)
         if record is not None:
             finished += record.status == "finished"
-            table.add_row(trial.name, outcome(record))
+            table.add_row(trial.name, f"{outcome(record)} ({record.ours})" if record.ours else outcome(record))
         else:
             at = f"begun, no record: {unfinished(trial, begun)}" if trial.name in begun else "not begun"
             table.add_row(trial.name, at)

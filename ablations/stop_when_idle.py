@@ -21,7 +21,7 @@ class StopWhenIdle(tune.Stopper):
     def __init__(self) -> None:
         self._idle = False
 
-    def look(self, trials: Iterable[Any], *, to_end: bool) -> None:
+    def update(self, trials: Iterable[Any], *, to_end: bool) -> None:
         """Called after each of Tune's steps. trials: all that Tune knows. to_end: whether the sweep is to end."""
         self._idle = to_end and all(trial.status != Trial.RUNNING for trial in trials)
 

@@ -259,14 +259,14 @@ def heartbeats(storage: BaseStorage, trial_ids: Callable[[], Iterable[int]]) -> 
         return
     ended = threading.Event()
 
-    def beat() -> None:
+    def record_heartbeats() -> None:
         while not ended.wait(HEARTBEAT):
             for number in trial_ids():
                 # A database that is away for longer than GRACE lets others take them for dead.
                 with contextlib.suppress(*AWAY):
                     storage.record_heartbeat(number)
 
-    thread = threading.Thread(target=beat, name="heartbeats", daemon=True)
+    thread = threading.Thread(target=record_heartbeats, name="heartbeats", daemon=True)
     thread.start()
     try:
         yield

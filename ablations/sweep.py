@@ -19,7 +19,8 @@ from ablations.checks import Checked, check, code_version, missing_trials, prepa
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
-from ablations.limits import INTERRUPTED, Budget, CostOptions, Placement
+from ablations.finished_trials import remove_finished_resume_files
+from ablations.limits import INTERRUPTED, TERMINATED, Budget, CostOptions, Placement
 from ablations.plan import Sweep, code_options, trials_of
 from ablations.remote_output import at_work
 from ablations.rounds import after
@@ -127,6 +128,7 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         remove_temporary_files(directory)
+        remove_finished_resume_files(directory)
         # An earlier command may have left it, also where nothing is left to run.
         outputs.remove(directory / outputs.STOP_FILE)
         # Ray has a handler of its own for SIGTERM, which ends the process without a word.
@@ -268,7 +270,7 @@ def train(
     terminated = threading.Event()
 
     def exceeded(device_seconds: float) -> str:
-        return "SIGTERM came" if terminated.is_set() else budget.exceeded(spent + device_seconds)
+        return TERMINATED if terminated.is_set() else budget.exceeded(spent + device_seconds)
 
     labels = RecordLabels(spec.grid, spec.preset, spec.overrides)
     try:
@@ -281,7 +283,9 @@ def train(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED, 0.0
     _learn(missing, resources)
-    return ended.why, ended.spent
+    # It may have come after the last look at the budget: no further round is to begin.
+    why = ended.why or (TERMINATED if terminated.is_set() else "")
+    return why, ended.spent
 
 
 def _learn(trials: Sequence[Trial], resources: Resources) -> None:

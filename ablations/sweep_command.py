@@ -133,7 +133,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--detect", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)")
     group.add_argument(
         "--until-decided", action="store_true",
-        help="add seeds until the interval excludes zero, or a difference that matters",
+        help="add seeds, by the spread measured, until an interval excludes zero, or a difference that matters",
     )  # fmt: skip
     group.add_argument("--max-seeds", type=int, metavar="N", help="with --until-decided: at most (default: 15)")
 

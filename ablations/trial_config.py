@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.storage.outputs import STOP_FILE as STOP_FILE
-from lgd.storage.outputs import shown
+from lgd.storage.outputs import lease_number, shown
 
 ERROR_FILE = "error.txt"
 """In a trial's directory: the traceback of what it failed with."""
@@ -34,6 +34,7 @@ class TrialConfig(TypedDict):
     """name: as Ray Tune knows the trial. labels: of its record. stop: the path of the stop file.
 
     directory, teachers and stop are URLs where the sweep's results directory is one: a worker may see another disk.
+    lease: number of the lease that the sweep holds there; 0 for a directory.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TrialConfig(TypedDict):
     directory: str
     teachers: str
     stop: str
+    lease: int
     cpus: int
     gpus: float
     workers: int
@@ -56,6 +58,7 @@ def trial_config(trial: Trial, labels: RecordLabels, output: Path, resources: Re
         "directory": shown(trial.directory),
         "teachers": shown(output / TEACHERS),
         "stop": shown(output / STOP_FILE),
+        "lease": lease_number(output),
         "cpus": resources.cpus,
         "gpus": resources.gpus,
         "workers": resources.workers,

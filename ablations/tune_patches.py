@@ -10,6 +10,8 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from lgd.methods.feature_capture import patched_method
+
 
 @contextmanager
 def lost_workers_fail_alone() -> Iterator[None]:
@@ -27,11 +29,8 @@ def lost_workers_fail_alone() -> Iterator[None]:
             exception = RayActorError(error_msg=str(exception))
         failed(self, tracked_actor_task, exception)
 
-    manager._actor_task_failed = task_failed
-    try:
+    with patched_method(manager, "_actor_task_failed", task_failed):
         yield
-    finally:
-        manager._actor_task_failed = failed
 
 
 def last_error(trial: Any) -> str:

@@ -44,7 +44,7 @@ from lgd.results.record import Record
 
 MEMORY = "peak_memory_mib"
 
-MINOR = ("host MiB", "other load", "AP75", "train s", "over images")
+MINOR = ("host MiB", "other load", "AP75", "train s", "over images", "GPU MiB", "AP50", "teacher AP")
 """Columns that a narrow terminal leaves out, in this order."""
 
 

@@ -20,8 +20,12 @@ def training_command(directory: Path, place: str) -> str:
 
 
 def command_of(spec: SweepSpec, place: str) -> str:
-    """The command that trains ``spec`` into ``place``. Raises InputError for a grid that is not known here."""
-    parts = [f"--grid {spec.grid} --preset {spec.preset}"]
+    """The command that trains ``spec`` into ``place``, which is as a shell reads it.
+
+    A file's texts are quoted: whoever copies the command runs nothing else. Raises InputError for a grid that is not
+    known here.
+    """
+    parts = [f"--grid {shlex.quote(spec.grid)} --preset {shlex.quote(spec.preset)}"]
     parts += _looks(spec) if spec.looks else [f"--seeds {spec.seeds}"]
     if spec.search:
         parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")

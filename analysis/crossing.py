@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.rates import BySeed, Curve, length_curves, on_like_hardware, pairs
-from analysis.stats import CONFIDENCE
+from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
 from lgd.results.record import Record
 
 RESAMPLES = 2000
+
+FAR = 2.5
+"""Neighbouring lengths, or costs, that differ by a larger factor are named where a crossing is read between them. Those
+of the grid ``schedule-length`` differ by 2."""
 
 Floats = NDArray[np.float64]
 
@@ -35,28 +40,70 @@ class Crossing:
     at: float | None
     low: float | None
     high: float | None
-    longest: float
+    places: tuple[float, ...]
+    """The lengths, or costs, at which both were compared, rising."""
+    last: Difference
+    """The arm less its baseline at the last of them, of every seed that both have there."""
     seeds: int
+    """Those that both have at all places."""
     unit: str = "steps"
+
+    @property
+    def longest(self) -> float:
+        return self.places[-1]
 
     @property
     def line(self) -> str:
         """For a table's notes."""
-        behind = self.arm if self.ahead == self.baseline else self.baseline
         seeds = f"{self.seeds} seed{'s' * (self.seeds != 1)}"
-        compared = "" if self.unit == "steps" else "At equal cost "
+        equal_cost = "" if self.unit == "steps" else "At equal cost "
+        compared = self._compared()
         if self.at is None:
+            details = "; ".join(x for x in (self._interval_without_crossing(), compared) if x)
+            if self.last.n != self.seeds:
+                seeds += f", {self.last.n} at {self._end}"
             return (
-                f"{compared}{self.arm} and {self.baseline}: no crossing up to {self._shown(self.longest)} {self.unit};"
-                f" {self.ahead} is ahead ({seeds})."
+                f"{equal_cost}{self.arm} and {self.baseline}: no crossing up to {self._shown(self.longest)} {self.unit}"
+                f"{f' ({details})' if details else ''}; {self._lead()} ({seeds})."
             )
+        behind = self.arm if self.ahead == self.baseline else self.baseline
         interval = ""
         if self.low is not None and self.high is not None:
             interval = f" [{self._shown(self.low)}, {self._shown(self.high)}]"
         return (
-            f"{compared}{behind} overtakes {self.ahead} at {self._shown(self.at)} {self.unit}{interval}"
-            f" ({seeds}, bootstrap over them)."
+            f"{equal_cost}{behind} overtakes {self.ahead} at {self._shown(self.at)} {self.unit}{interval}"
+            f"{f', interpolated between {compared}' if compared else ''} ({seeds}, bootstrap over them)."
         )
+
+    def _interval_without_crossing(self) -> str:
+        """The interval where the mean does not cross, but resamples do; "" where too few of them do."""
+        if self.low is None or self.high is None or not math.isfinite(self.low):
+            return ""
+        ends = [f"{self._shown(x)} {self.unit}" if math.isfinite(x) else "none" for x in (self.low, self.high)]
+        return f"{CONFIDENCE:.0%} interval: {' to '.join(ends)}"
+
+    def _lead(self) -> str:
+        """Who is ahead at the last place, by the interval of the difference there: the mean alone tells nothing."""
+        ahead = {"more": self.arm, "less": self.baseline}.get(verdict(self.last.low, self.last.high))
+        return f"{ahead} is ahead at {self._end}" if ahead else f"neither is ahead beyond noise at {self._end}"
+
+    @property
+    def _end(self) -> str:
+        return "the last length" if self.unit == "steps" else "that cost"
+
+    def _compared(self) -> str:
+        """The two places that a crossing is read from, where there are no others or they lie far apart; else ""."""
+        at = self.low if self.at is None else self.at
+        pair = self.places
+        if len(pair) > 2:
+            if at is None or not math.isfinite(at):
+                return ""
+            i = min(max(bisect_left(self.places, at), 1), len(self.places) - 1)
+            pair = self.places[i - 1 : i + 1]
+            if pair[1] <= FAR * pair[0]:
+                return ""
+        text = " and ".join(map(self._shown, pair))
+        return f"lengths {text}" if self.unit == "steps" else f"costs {text} {self.unit}"
 
     def _shown(self, at: float) -> str:
         if not math.isfinite(at):
@@ -81,7 +128,8 @@ def crossing(base: Curve, arm: Curve) -> Crossing | None:
     if len(lengths) < 2 or not seeds:
         return None
     differences = np.array([[arm.points[x][seed] - base.points[x][seed] for x in lengths] for seed in seeds])
-    return _crossing(base, arm, differences, np.array(lengths, dtype=float), "steps")
+    last = paired_difference(arm.points[lengths[-1]], base.points[lengths[-1]])
+    return _crossing(base, arm, differences, np.array(lengths, dtype=float), last)
 
 
 def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
@@ -104,19 +152,23 @@ def cost_crossing(base: Curve, arm: Curve) -> Crossing | None:
         return np.interp(np.log(at), np.log(hours), aps)
 
     differences = np.array([read(arm, costs[1], seed) - read(base, costs[0], seed) for seed in seeds])
-    return _crossing(base, arm, differences, at, "GPU-h" if arm.on_gpu else "CPU-h")
+    last = paired_difference(dict(enumerate(differences[:, -1].tolist())), dict.fromkeys(range(len(seeds)), 0.0))
+    return _crossing(base, arm, differences, at, last, "GPU-h" if arm.on_gpu else "CPU-h")
 
 
 def _common_seeds(points: Sequence[BySeed]) -> list[int]:
     return sorted(set.intersection(*(set(x) for x in points))) if points else []
 
 
-def _crossing(base: Curve, arm: Curve, differences: Floats, at: Floats, unit: str) -> Crossing:
+def _crossing(
+    base: Curve, arm: Curve, differences: Floats, at: Floats, last: Difference | None, unit: str = "steps"
+) -> Crossing:
     """The crossing of differences (S, L), arm less baseline, by seed and place ``at`` (L).
 
     Between two places the difference is taken to be linear in their logarithm. Seeds are drawn anew with replacement,
     the same for all places.
     """
+    assert last is not None, "there are common seeds"
     mean = differences.mean(axis=0)
     found = float(first_change(mean[None], np.log(at))[0])
     low = high = None
@@ -127,7 +179,7 @@ def _crossing(base: Curve, arm: Curve, differences: Floats, at: Floats, unit: st
         low, high = (float(x) for x in np.quantile(resampled, [tail, 1 - tail], method="inverted_cdf"))
     return Crossing(
         arm.name, base.name, arm.name if mean[0] > 0 else base.name, found if math.isfinite(found) else None, low, high,
-        float(at[-1]), len(differences), unit,
+        tuple(at.tolist()), last, len(differences), unit,
     )  # fmt: skip
 
 

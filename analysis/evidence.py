@@ -105,7 +105,8 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
 
     table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
     ``notes-default.md`` (those of the default preset) beside the studies: Markdown in which ``gain(STUDY, ARM, OTHER)``
-    stands for a difference with its interval; STUDY begins the directory's name.
+    stands for a difference with its interval, ``of_setting(STUDY, ARM, "imitation")`` (or ``lead``, ``equal_cost``) for
+    that of the first table; STUDY begins the directory's name.
     """
     from analysis.evidence_answers import answers
     from analysis.evidence_older import count, older
@@ -145,7 +146,7 @@ def _reading(studies: Sequence[Study], table: pd.DataFrame, name: str) -> str:
     notes = studies[0].directory.parent / name
     if not notes.exists():
         return ""
-    text = render_text(notes.read_text(encoding="utf-8"), str(notes), **_lookups(table))
+    text = render_text(notes.read_text(encoding="utf-8"), str(notes), **_lookups(studies, table))
     return "\n".join(f"#{line}" if line.startswith("## ") else line for line in text.splitlines())
 
 
@@ -195,10 +196,11 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
     return [*written, readme_file]
 
 
-def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:
+def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     """Functions that notes may call."""
+    from analysis.evidence_elsewhere import rows as by_setting
     from analysis.frame import row_dicts
-    from analysis.render import with_interval, with_unit
+    from analysis.render import difference_text, with_interval, with_unit
 
     rows = row_dicts(table)
 
@@ -215,7 +217,14 @@ def _lookups(table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     def cost(study: str, arm: str, other: str = "baseline") -> str:
         return with_unit(find(study, arm, other)["cost"], "x")
 
-    return {"gain": gain, "cost": cost}
+    def of_setting(study: str, arm: str, part: str) -> str:
+        """part: ``imitation``, ``lead`` or ``equal_cost`` of :class:`analysis.evidence_elsewhere.Elsewhere`."""
+        for x in (x for of in studies if of.name.startswith(study) for x in by_setting(of)):
+            if x.arm == arm:
+                return difference_text(getattr(x, part))
+        raise InputError(f"notes: {study} has no arm {arm!r} beside its baseline")
+
+    return {"gain": gain, "cost": cost, "of_setting": of_setting}
 
 
 def _relative(path: Path, output: Path) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.evidence_curves import equal_cost_sentences, length_sentences, lengths_table, more_training
-from analysis.evidence_elsewhere import elsewhere_sentences, elsewhere_table, other_settings
+from analysis.evidence_elsewhere import elsewhere_sentences, other_settings, settings_table
 from analysis.frame import row_dicts
 from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
 from analysis.methods_table import methods_table
 from analysis.questions import asked
-from analysis.rates import rate_notes
+from analysis.rates import pairs, rate_curves, rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.split_gains import imitation_sentences, split_table
 from analysis.stats import CONFIDENCE, verdict
@@ -44,7 +44,7 @@ METHOD_GROUPS = {
 }
 """By the verdict on their gains."""
 
-EQUAL_STEPS, EQUAL_COST = "At equal steps", "At equal cost"
+EQUAL_COST = "At equal cost"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Answers:
     conclusions: Sequence[str] = ()
     points: Sequence[Point] = ()
     tables: Sequence[tuple[Study, TextTable]] = ()
+    settings: TextTable | None = None
+    """Of every detector and data set: what each arm gained, for what cost, and why."""
     components: Study | None = None
     brief: Sequence[str] = ()
     """For the README: what each arm gains, at equal steps and at equal cost, and the conclusion."""
@@ -101,7 +103,6 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     others = other_settings(studies, DEFAULT)
     if others:
         found.append(Point("Other detectors and data", others[-1], elsewhere_sentences(others)))
-        tables += [(others[-1], x) for x in [elsewhere_table(others)] if x.rows]
     if rates is not None:
         found.append(Point("Learning rates", rates, _of_rates(rates)))
     if methods is not None:
@@ -118,6 +119,7 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
         conclusions,
         [x for x in found if x.sentences],
         tables,
+        settings_table([x for x in (lengths or components,) if x is not None] + others),
         components,
         brief,
     )
@@ -165,15 +167,9 @@ def _seeds(n: int) -> str:
 def _of_components(
     study: Study, told: Sequence[Verdict], rows: Sequence[Mapping[str, Any]], lengths: Study | None
 ) -> list[Point]:
-    steps, cost, split = list[str](), list[str](), list[str]()
+    cost, split = list[str](), list[str]()
     for x in told:
         arm, base = x.question.arm, x.question.reference
-        if x.gain is not None:
-            base_ap = study.mean(base, AP)
-            steps.append(
-                f"{arm}: {points(x.gain)} over the {base}'s {number(base_ap)}, {_seeds(x.gain.n)}, for"
-                f" {with_unit(x.cost, 'x')} its training cost."
-            )
         if x.equal_cost is not None and x.margin is not None:
             cost.append(
                 f"The {base} trained for as much as {arm} cost gains {points(x.equal_cost)} over itself; {arm} over"
@@ -184,7 +180,6 @@ def _of_components(
         cost = equal_cost_sentences(lengths) if lengths else ["Not measured: --equal-cost adds the arms for it."]
         split += more_training(lengths) if lengths else []
     return [
-        Point(EQUAL_STEPS, study, steps),
         Point(EQUAL_COST, study, cost),
         Point("More training, second loss, imitation", study, split),
         Point("The teacher", study, _teachers(study, [x.question.arm for x in told])),
@@ -260,8 +255,11 @@ def _teacher_ap(study: Study, arm: str) -> str:
 
 def _of_rates(study: Study) -> list[str]:
     """Where arms are best, and the verdict with each at its best."""
-    noted = rate_notes(study.records)
-    same = [] if any("differ" in x for x in noted) else ["No arm is best at another rate than its baseline."]
+    noted, found = rate_notes(study.records), pairs(rate_curves(study.records))
+    same = []
+    if found and not any("differ" in x for x in noted):
+        names = " and ".join(dict.fromkeys(x.name for pair in found for x in pair))
+        same = [f"Of {len(found[0][0].points)} rates {names} are best at the same one, {found[0][0].best:g}."]
     return [*same, *noted, *(" ".join(x).strip() for x in summary(study.records, study.directory).verdicts)]
 
 

@@ -5,14 +5,12 @@ An arm *without imitation* is no line of its own there: it tells what of another
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import numpy as np
 
 from analysis.crossing import cost_crossings, crossings
 from analysis.load import by_arm
 from analysis.questions import without_imitation
-from analysis.rates import Curve, length_curves, on_like_hardware, pairs
+from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
 from analysis.render import TextTable, difference_text, number
 from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, Study
@@ -21,24 +19,21 @@ from analysis.studies import AP, Study
 def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
     """The arm over a baseline that cost as many device-hours, by the arm's steps.
 
-    The baseline's AP between two of its lengths is taken to be linear in the logarithm of the hours, seed by seed;
-    lengths of the arm that cost less, or more, than all of the baseline's are left out.
+    What the arm costs more is measured where both were trained for the same steps on like hardware
+    (:func:`analysis.rates.equal_cost_steps`); the baseline's AP between two of its lengths is taken to be linear in the
+    logarithm of the steps, seed by seed. Lengths whose cost lies outside all of the baseline's are left out.
     """
-    base, arm = on_like_hardware(base, arm)
-    hours = {x: fmean(base.costs[x].values()) for x in base.points if base.costs.get(x)}
-    if len(hours) < 2 or hours.keys() != base.points.keys():
-        return {}
-    seeds = set.intersection(*(set(x) for x in base.points.values()))
-    places = sorted(hours, key=lambda x: hours[x])
     found = {}
-    for steps, of_arm in arm.points.items():
-        cost = fmean(arm.costs[steps].values()) if arm.costs.get(steps) else 0.0
-        if not hours[places[0]] <= cost <= hours[places[-1]]:
+    for steps, equal in equal_cost_steps(base, arm).items():
+        shorter, longer = [x for x in base.points if x <= equal], [x for x in base.points if x >= equal]
+        if not shorter or not longer:
             continue
-        logs = np.log([hours[x] for x in places])
-        there = {seed: float(np.interp(np.log(cost), logs, [base.points[x][seed] for x in places])) for seed in seeds}
-        difference = paired_difference(of_arm, there)
-        if difference is not None:
+        ends = (max(shorter), min(longer))
+        one, other = (base.points[x] for x in ends)
+        there = {
+            s: float(np.interp(np.log(equal), np.log(ends), (one[s], other[s]))) for s in one.keys() & other.keys()
+        }
+        if difference := paired_difference(arm.points[steps], there):
             found[steps] = difference
     return found
 
@@ -61,33 +56,10 @@ def imitation(study: Study, arm: Curve) -> dict[float, Difference]:
 
 
 def length_sentences(study: Study) -> list[str]:
-    """What the longest common training says, and where arms cross at equal steps and at equal cost."""
-    lines, found = [], compared(study)
-    for base, arm in found:
-        common = [x for x in arm.points if x in base.points]
-        gain = paired_difference(arm.points[common[-1]], base.points[common[-1]]) if common else None
-        if gain is not None:
-            of_imitation = imitation(study, arm).get(common[-1])
-            part = f", of which imitation is {difference_text(of_imitation)}" if of_imitation else ""
-            lines.append(
-                f"After {common[-1]:,.0f} steps {arm.name} is at {difference_text(gain)} AP from the {base.name}{part}."
-            )
-    shown = {(base.name, arm.name) for base, arm in found}
+    """Where arms cross their baselines, at equal steps and at equal cost."""
+    shown = {(base.name, arm.name) for base, arm in compared(study)}
     cross = (*crossings(study.records), *cost_crossings(study.records))
-    return [*lines, *teacher_sentences(study), *(x.line for x in cross if (x.baseline, x.arm) in shown)]
-
-
-def teacher_sentences(study: Study) -> list[str]:
-    """How far each arm's teacher ends from its student, at the grid's own length and at the longest."""
-    lines = []
-    for _, arm in compared(study):
-        leads = {x: study.lead(of) for x, of in arm.arms.items()}
-        known = [x for x, lead in sorted(leads.items()) if lead is not None]
-        own = [x for x in known if arm.arms[x] == arm.name]
-        shown = [f"{difference_text(leads[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *known[-1:]])]
-        if len(shown) > 1:
-            lines.append(f"The teacher of {arm.name} ends at {' and '.join(shown)} from its student.")
-    return lines
+    return [x.line for x in cross if (x.baseline, x.arm) in shown]
 
 
 def equal_cost_sentences(study: Study) -> list[str]:
@@ -142,7 +114,7 @@ def lengths_table(study: Study) -> TextTable:
             for steps, row in rows.items():
                 row.append(difference_text(of_imitation.get(steps)))
     note = (
-        "equal cost: over a baseline that cost as many device-hours; its AP between two lengths is taken to be linear"
-        " in the logarithm of the hours."
+        "equal cost: over a baseline of as many more steps as the arm costs more at the same steps; its AP between two"
+        " lengths is taken to be linear in their logarithm."
     )
     return TextTable(study.grid.title, header, list(rows.values()), [note])

@@ -1,4 +1,4 @@
-"""The default preset's comparison on other detectors and other data, for the evidence page.
+"""The default preset's comparison, its own and on other detectors and data: the table that opens the evidence page.
 
 Studies of the grids ``components`` and ``schedule-length`` in which only what belongs to the detector, the data or the
 schedule was changed.
@@ -83,27 +83,46 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
                 )  # fmt: skip
 
 
-def elsewhere_table(studies: Sequence[Study]) -> TextTable:
-    """A row an arm and setting. Empty without studies."""
+def settings_table(studies: Sequence[Study]) -> TextTable:
+    """A row for each detector, data set, arm, and the shortest and longest training of it from the preset's on."""
     texts = [
         [
             x.detector,
             x.data,
-            f"{x.steps:,}",
             x.arm.partition(" at ")[0],
+            f"{x.steps:,}",
             str(x.gain.n),
             number(x.baseline_ap),
-            *(difference_text(part) for part in (x.gain, x.imitation, x.lead, x.equal_cost)),
+            difference_text(x.gain),
             with_unit(x.cost, "x"),
+            *(_of_seeds(part, x.gain.n) for part in (x.equal_cost, x.imitation, x.lead)),
         ]
         for study in studies
-        for x in rows(study)
+        for x in _ends(study)
     ]
     header = [
-        *("detector", "data", "steps", "arm", "seeds", "baseline's AP", "gain", "of it imitation"),
-        *("teacher's lead", "at equal cost", "cost"),
+        *("detector", "data", "arm", "steps", "seeds", "baseline's AP", "gain", "cost", "gain at equal cost"),
+        *("of the gain, imitation", "teacher's lead"),
     ]
-    return TextTable("Other detectors and data", header, texts)
+    return TextTable("", header, texts)
+
+
+def _ends(study: Study) -> list[Elsewhere]:
+    """Each arm's row at the preset's own steps, or else the fewest, and at the most."""
+    found: dict[str, list[Elsewhere]] = {}
+    for x in rows(study):
+        found.setdefault(x.arm.partition(" at ")[0], []).append(x)
+    kept = []
+    for of_arm in found.values():
+        own = next((x for x in of_arm if " at " not in x.arm), of_arm[0])
+        kept += [own] if own is of_arm[-1] else [own, of_arm[-1]]
+    return kept
+
+
+def _of_seeds(found: Difference | None, expected: int) -> str:
+    """With the number of seeds where that is another than the row's."""
+    fewer = found is not None and found.n != expected
+    return f"{difference_text(found)} ({found.n} seeds)" if found and fewer else difference_text(found)
 
 
 def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:

@@ -77,6 +77,7 @@ def _score_columns(columns: _Columns, records: Sequence[Record]) -> None:
         columns.add(f"mask_{name}", "Float64", [score_of(r.student_mask, name) for r in records])
     columns.add("teacher_AP", "Float64", [teacher_ap(r) for r in records])
     columns.add("teacher_mask_AP", "Float64", [score_of(r.teacher_mask, "AP") for r in records])
+    columns.add("teacher_beat_student", "boolean", [r.teacher_beat_student for r in records])
     columns.add_group("AP", "Float64", [r.student.per_class if r.student else {} for r in records])
     columns.add_group("mask_AP", "Float64", [r.student_mask.per_class if r.student_mask else {} for r in records])
     columns.add_group("loss", "Float64", [{k: c[-1][1] for k, c in r.losses.items() if c} for r in records])

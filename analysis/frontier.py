@@ -234,6 +234,7 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
             *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
         ],
         left=2 if several else 1,
+        minor=(f"for {hours} more", "on the front"),
     )
 
 

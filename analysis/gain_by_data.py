@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis.load import arm_of
 from analysis.rates import Curve, data_curves, pairs
-from analysis.render import TextTable, difference_text, number
+from analysis.render import TextTable, difference_text, number, with_mark
 from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
 from lgd.config.method import title_of
 from lgd.results.record import Record
@@ -30,6 +30,7 @@ class Row:
 def gains_by_data(records: Sequence[Record]) -> list[Row]:
     """A row for each method and backbone that was trained on several parts of the images, as its baseline was."""
     images = {arm_of(x): x.data.get("train_images") for x in records}
+    ours = {arm_of(x): x.ours for x in records}
     found = []
     for base, arm in pairs(data_curves(records)):
         whole = images[base.arms[max(base.points)]]
@@ -42,7 +43,7 @@ def gains_by_data(records: Sequence[Record]) -> list[Row]:
             if x in base.points and (gain := paired_difference(arm.points[x], base.points[x])) is not None
         }
         baseline = {count[x]: base.mean(x) for x in base.points}
-        found.append(Row(title_of(arm.method), _network(arm), gains, baseline))
+        found.append(Row(with_mark(title_of(arm.method), ours[arm.name]), _network(arm), gains, baseline))
     return found
 
 

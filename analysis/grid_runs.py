@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import get_args
 
@@ -121,6 +121,14 @@ def _planned(table: str, setting: Setting) -> dict[Experiment, str]:
     return found
 
 
+def mark_of(setting: Setting | None, runs: RunsBySeed) -> str | None:
+    """What marks the cells of ``runs`` in a table of the paper: their setting, and additions of ours; None without."""
+    if setting is None or not runs:
+        return None
+    ours = dict.fromkeys(run.record.ours for run in runs.values() if run.record.ours)
+    return "; ".join([setting.label, *ours])
+
+
 def records_of(runs: Mapping[int, Run]) -> dict[int, Record]:
     return {seed: run.record for seed, run in runs.items()}
 
@@ -142,7 +150,38 @@ def nearest_preset(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def reference_of(record: Record) -> str:
     """The arm that a record's arm is compared with in its grid; "baseline" for one outside a grid."""
-    return references(record.grid, record.preset).get(arm_of(record), "baseline")
+    return references(record.grid, record.preset).get(record.arm, "baseline")
+
+
+def shown_names(arms: Iterable[str], records: Iterable[Record]) -> list[str]:
+    """The arms of a grid or a sweep, in their order, by the names that :func:`analysis.load.arm_of` gives ``records``.
+
+    An arm that was trained both with and without an addition of ours comes twice.
+    """
+    found = _by_grids_name(records)
+    return [name for arm in arms for name in found.get(arm, [arm])]
+
+
+def _by_grids_name(records: Iterable[Record]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        found.setdefault(record.arm, {})[arm_of(record)] = None
+    return {arm: list(names) for arm, names in found.items()}
+
+
+def as_shown(own: Grid, records: Iterable[Record]) -> Grid:
+    """``own``, its arms named as :func:`shown_names` does. References are baselines, which have no additions."""
+    names = _by_grids_name(records)
+
+    def first(arm: str) -> str:
+        return names.get(arm, [arm])[0]
+
+    arms = [
+        replace(arm, name=shown, time_budget_from=first(arm.time_budget_from), steps_from=first(arm.steps_from))
+        for arm in own.arms
+        for shown in names.get(arm.name, [arm.name])
+    ]
+    return replace(own, arms=tuple(arms))
 
 
 @cache

@@ -173,8 +173,11 @@ def seed_of(record: Record) -> int:
 
 
 def arm_of(record: Record) -> str:
-    """The arm's name; the method's for a run outside a grid."""
-    return record.arm or record.experiment.method.label
+    """The arm's name, with the additions of ours that the command switched on; the method's for a run outside a grid.
+
+    Not the grid's name for it (``record.arm``), which :func:`analysis.grid_runs.as_shown` turns into this one.
+    """
+    return record.shown_arm
 
 
 def by_arm(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.costs import cost_ratio
 from analysis.frame import row_dicts, typed_frame
-from analysis.grid_runs import nearest_preset
-from analysis.load import Run, by_seed, check_data, finished, gpu_hours, score
+from analysis.grid_runs import as_shown, nearest_preset
+from analysis.load import Run, arm_of, by_seed, check_data, finished, gpu_hours, score
 from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats import CONFIDENCE, paired_difference
 from analysis.variants import Variant, variants
@@ -31,6 +31,9 @@ COLUMNS = (
 
 UNKNOWN = "not known"
 
+MINOR = ("teacher", "by its authors", "inherited", "teacher's hours")
+"""Columns that a narrow terminal leaves out, in this order."""
+
 
 def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
     """A row an arm, in the grid's order, of the preset nearest to the paper's. Columns:
@@ -49,12 +52,12 @@ def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
     - ``skipped``, ``ended`` (text): why an arm is not trained, or why none of its runs finished.
     """
     kept, _ = nearest_preset(runs) if runs else ([], [])
-    own, rows = grid(name), list[dict[str, Any]]()
+    own, rows = as_shown(grid(name), [run.record for run in kept]), list[dict[str, Any]]()
     for variant in variants(kept) or [Variant("", ())]:
         records = [run.record for run in variant.runs]
         check_data(records)
         by_arm = {arm.name: finished(records, variant.name(arm.name)) for arm in own.arms}
-        ended = {record.arm: f"{record.status}: {record.reason}" for record in records}
+        ended = {arm_of(record): f"{record.status}: {record.reason}" for record in records}
         rows += [
             _row(own, arm, by_arm) | {"arm": variant.name(arm.name), "ended": ended.get(variant.name(arm.name))}
             for arm in own.arms
@@ -137,7 +140,7 @@ def methods_text(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> TextTab
         *("method", "seeds", "AP", "gain", "hours", "with teacher", "cost", "teacher", "teacher's AP"),
         *("teacher's hours", "inherited", "by its authors"),
     ]
-    return TextTable(grid(name).title, header, rows, _notes(runs, name, frame))
+    return TextTable(grid(name).title, header, rows, _notes(runs, name, frame), minor=MINOR)
 
 
 def _inherits(what: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import row_dicts, typed_frame
-from analysis.grid_runs import records_of, runs_of_grid
+from analysis.grid_runs import mark_of, records_of, runs_of_grid
 from analysis.load import Run, by_seed, score
 from analysis.render import TextTable, marks_note, number, with_mark
 from analysis.stats import CONFIDENCE, t_quantile
@@ -35,7 +35,7 @@ def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
             rows.append(
                 {
                     "arm": arm,
-                    "mark": setting.label,
+                    "mark": mark_of(setting, seeds),
                     "seeds": len(values),
                     "AP": fmean(values),
                     "sd": sd,

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import row_dicts, typed_frame
-from analysis.grid_runs import GridRuns, on_same_data, records_of, runs_of_grid
+from analysis.grid_runs import GridRuns, mark_of, on_same_data, records_of, runs_of_grid
 from analysis.load import Run, by_seed, gpu_hours, pretraining_hours
 from analysis.paper_scores import skipped_notes
 from analysis.render import MISSING, TextTable, marks_note, with_mark, with_unit
@@ -47,7 +47,7 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for arm, training in found.trainings:
         setting = found.setting(arm.name)
-        seeds = len(found.runs_of(arm.name, setting))
+        ours = found.runs_of(arm.name, setting)
         for quantity in _quantities(found, arm, training, reported):
             scale = known.devices or 1 if quantity.unit == "h" else 1
             theirs = None if quantity.reported is None else quantity.reported * scale
@@ -60,8 +60,8 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
                     "unit": quantity.unit,
                     "reported": theirs,
                     "measured": quantity.measured,
-                    "seeds": seeds,
-                    "mark": setting.label if setting and quantity.measured is not None else None,
+                    "seeds": len(ours),
+                    "mark": mark_of(setting, ours) if quantity.measured is not None else None,
                     "skipped": arm.skipped or None,
                 }
             )

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import row_dicts, typed_frame
-from analysis.grid_runs import GridRuns, on_same_data, records_of, runs_of_grid
+from analysis.grid_runs import GridRuns, mark_of, on_same_data, records_of, runs_of_grid
 from analysis.image_intervals import MatchedDetections
 from analysis.load import Run, by_seed, measured
 from analysis.render import (
@@ -90,7 +90,7 @@ def _row(
         "reproduced": mean,
         "difference": mean - reported if mean is not None and reported is not None and in_paper_setting else None,
         "seeds": len(values),
-        "mark": setting.label if setting and values else None,
+        "mark": mark_of(setting, ours) if values else None,
         "reported_gain": None if is_baseline or reported is None or of_baseline is None else reported - of_baseline,
         **gain_columns(gain),
         "pairs": gain.n if gain else None,
@@ -145,6 +145,7 @@ def comparison_text(table: str, frame: pd.DataFrame) -> TextTable:
         rows=rows,
         notes=_notes(table, frame),
         left=3 if several else 2,
+        minor=("over images", "seeds", "ours - paper"),
     )
 
 

@@ -11,9 +11,9 @@ from analysis.across_table import across_table, across_text
 from analysis.arms import arms_table, arms_text
 from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.gain_by_data import data_table
-from analysis.grid_runs import nearest_preset
+from analysis.grid_runs import as_shown, nearest_preset
 from analysis.image_intervals import over_images
-from analysis.load import Run
+from analysis.load import Run, arm_of
 from analysis.methods_table import methods_table, methods_text
 from analysis.noise_floor import noise_floor, noise_floor_text
 from analysis.paper_costs import costs, costs_text
@@ -92,12 +92,13 @@ def _when(name: str, runs: Sequence[Run]) -> tuple[pd.DataFrame, TextTable]:
 def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, TextTable]:
     """A grid's arms of the preset nearest to the paper's; of several settings, each with its own reference."""
     kept, others = nearest_preset(runs) if runs else ([], [])
+    own = as_shown(own, [run.record for run in kept])
     frames, texts = [], list[TextTable]()
     for variant in variants(kept) or [Variant("", ())]:
         arms, reference = [variant.name(arm.name) for arm in own.arms], variant.name(own.reference)
         if variant.label:
             # What was not trained in one of several settings is no row of its own.
-            there = {run.record.arm for run in variant.runs}
+            there = {arm_of(run.record) for run in variant.runs}
             arms = [arm for arm in arms if arm in there]
         records = [run.record for run in variant.runs]
         images = over_images(variant.runs, arms, reference, resamples)
@@ -120,7 +121,7 @@ def _stacked(texts: Sequence[TextTable], own: Grid) -> TextTable:
         for row in text.rows
     ]
     notes = list(dict.fromkeys(note for text in texts for note in text.notes))
-    return TextTable(texts[0].title, header, rows, notes, texts[0].left)
+    return TextTable(texts[0].title, header, rows, notes, texts[0].left, texts[0].minor)
 
 
 def _plain_header(text: TextTable, own: Grid) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.grid_runs import reference_of
+from analysis.grid_runs import as_shown, reference_of
 from analysis.load import arm_of, by_arm, identity
 from analysis.rates import Curve, pairs, rate_curves
 from analysis.sequential import confidence_at_each_look
@@ -75,6 +75,7 @@ def asked(directory: Path, records: Sequence[Record]) -> Asked:
 def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
     names = {arm_of(x) for x in records}
     if grid is not None:
+        grid = as_shown(grid, records)
         of = {arm.name: grid.references[arm.name] for arm in grid.arms}
         chosen = [arm.name for arm in questioned(grid) if arm.name in names]
         budgets = {arm.name: (arm.time_budget_from, arm.steps_from) for arm in grid.arms if arm.time_budget_from}

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.costs import hardware_of
 from analysis.load import arm_of, cost_seconds, identity, score, seed_of
-from analysis.stats import paired_difference, verdict
+from analysis.stats import paired_difference, paired_ratio, verdict
 from lgd.config.experiment import Experiment, Schedule, settings
 from lgd.config.method import make
 from lgd.results.record import Record
@@ -37,8 +37,8 @@ class Curve:
     """The name of the arm at each value."""
     costs: dict[float, BySeed] = field(default_factory=dict)
     """Device-hours of the trainings at each value, a frozen teacher's included, of those that say."""
-    machines: dict[int, set[tuple[str, ...]]] = field(default_factory=dict)
-    """By seed, the hardware that its trainings ran on."""
+    machines: dict[float, dict[int, tuple[str, ...]]] = field(default_factory=dict)
+    """The hardware of the trainings at each value, by seed."""
     on_gpu: bool = False
 
     @property
@@ -61,7 +61,11 @@ class Curve:
 
 def on_like_hardware(base: Curve, arm: Curve) -> tuple[Curve, Curve]:
     """Both, of the seeds alone whose trainings all ran on like hardware: other device-hours do not compare."""
-    seeds = {x for x in base.machines if len(base.machines[x] | arm.machines.get(x, set())) == 1}
+    used: dict[int, set[tuple[str, ...]]] = {}
+    for by_seed in (*base.machines.values(), *arm.machines.values()):
+        for seed, machine in by_seed.items():
+            used.setdefault(seed, set()).add(machine)
+    seeds = {seed for seed, machines in used.items() if len(machines) == 1}
 
     def chosen(values: Mapping[float, BySeed]) -> dict[float, BySeed]:
         left = {at: {s: x for s, x in of.items() if s in seeds} for at, of in values.items()}
@@ -69,6 +73,22 @@ def on_like_hardware(base: Curve, arm: Curve) -> tuple[Curve, Curve]:
 
     one, other = (replace(x, points=chosen(x.points), costs=chosen(x.costs)) for x in (base, arm))
     return one, other
+
+
+def equal_cost_steps(base: Curve, arm: Curve) -> dict[float, float]:
+    """The steps that the baseline trains for what the arm costs, by the arm's; both are curves over steps.
+
+    The arm's device-hours over the baseline's at the same steps, of the seeds that trained both on like hardware, times
+    these steps: a baseline's device-hours are proportional to its steps. Lengths without such a seed are left out.
+    """
+    found = {}
+    for steps in arm.points.keys() & base.points.keys():
+        ours, theirs = arm.machines.get(steps, {}), base.machines.get(steps, {})
+        alike = {seed for seed, machine in ours.items() if machine == theirs.get(seed)}
+        costs = [{s: x for s, x in of.costs.get(steps, {}).items() if s in alike} for of in (arm, base)]
+        if ratio := paired_ratio(*costs):
+            found[steps] = steps * ratio.value
+    return dict(sorted(found.items()))
 
 
 def _curves(
@@ -99,7 +119,7 @@ def _curves(
         cost = cost_seconds(record)
         if cost:
             curve.costs.setdefault(number(whole), {})[record.experiment.seed] = cost / 3600
-        curve.machines.setdefault(record.experiment.seed, set()).add(hardware_of(record))
+        curve.machines.setdefault(number(whole), {})[record.experiment.seed] = hardware_of(record)
         curve.on_gpu = record.hardware.get("gpu", "none") != "none"
     for curve in found.values():
         curve.points = dict(sorted(curve.points.items()))

@@ -162,13 +162,14 @@ def _one_line(text: str) -> str:
 # ----------------------------------------------------------------------------------------------- terminal
 
 LONGEST_WORD = 10
-"""Characters of a word that a narrow terminal does not break."""
+"""Characters of a word that a narrow terminal does not break. A number is never broken."""
 
 
 def print_table(table: TextTable, console: Console) -> None:
     """A table and its notes for the terminal. Words, and a column of intervals, are wrapped where it is narrow.
 
-    Where that is not enough, columns are left out, the table's ``minor`` ones from the first on, and a line says which.
+    Where that is not enough, columns are left out, the table's ``minor`` ones from the first on, then the others from
+    the last on, and a line says which.
     """
     from rich import box
     from rich.table import Table
@@ -194,9 +195,10 @@ def print_table(table: TextTable, console: Console) -> None:
 
 
 def _left_out(table: TextTable, width: int) -> list[str]:
-    """The minor columns that must go for the table to fit."""
+    """The columns that must go for the table to fit."""
     left_out: list[str] = []
-    for name in [x for x in table.minor if x in table.header]:
+    others = [x for x in reversed(table.header[table.left :]) if x not in table.minor]
+    for name in [*(x for x in table.minor if x in table.header), *others]:
         # A space stands between two columns.
         widths = [_least_width(table, i) + 1 for i, other in enumerate(table.header) if other not in left_out]
         if sum(widths) - 1 <= width:
@@ -220,20 +222,30 @@ def _widths(table: TextTable, shown: Sequence[int], width: int) -> list[int]:
 
 def _wraps(table: TextTable, i: int) -> bool:
     """Whether the cells of a column may have several lines."""
-    return i < table.left or any(" " in row[i] for row in table.rows) or table.header[i].startswith("difference")
+    cells = [row[i] for row in table.rows]
+    is_long = any(len(word) > LONGEST_WORD and not _is_number(word) for cell in cells for word in cell.split())
+    return i < table.left or any(" " in x for x in cells) or is_long or table.header[i].startswith("difference")
+
+
+def _is_number(word: str) -> bool:
+    """Whether a cell's word is a number, with what stands around it: ``[-8.1,``, ``1.88x``, ``1,280``."""
+    return bool(re.fullmatch(r"[\[(]?[+-]?[\d.,]*\d(e[+-]?\d+)?[x%]?[\]),]*", word))
 
 
 def _least_width(table: TextTable, i: int) -> int:
-    """Characters that a column takes at least: of its longest word; where it wraps, no more than LONGEST_WORD.
+    """Characters that a column takes at least: of its longest word; where it wraps, no more than LONGEST_WORD of one
+    that is no number.
 
     A mean and its interval take two lines: the interval is broken between its ends.
     """
     cells = [table.header[i], *(row[i] for row in table.rows)]
-    longest = max((len(word) for cell in cells for word in cell.split()), default=0)
+    words = [word for cell in cells for word in cell.split()]
+    longest = max(map(len, words), default=0)
     if not _wraps(table, i):
         return longest
+    of_numbers = max((len(word) for word in words if _is_number(word)), default=0)
     of_intervals = max((len(" ".join(cell.split()[:2])) for cell in cells[1:] if "[" in cell), default=0)
-    return max(min(longest, LONGEST_WORD), of_intervals)
+    return max(min(longest, LONGEST_WORD), of_numbers, of_intervals)
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -249,8 +261,10 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 1) -> str:
-    """``[+0.8, +3.4]``."""
-    return MISSING if low is None or high is None else f"[{signed(low, digits)}, {signed(high, digits)}]"
+    """``[+0.8, +3.4]``; an end that rounds to zero keeps its sign, which says whether the interval holds zero."""
+    if low is None or high is None:
+        return MISSING
+    return f"[{low or 0.0:+.{digits}f}, {high or 0.0:+.{digits}f}]"
 
 
 def with_interval(mean: float | None, low: float | None, high: float | None, digits: int = 1) -> str:

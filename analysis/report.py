@@ -19,7 +19,7 @@ from lgd.errors import InputError
 from lgd.files import write_text
 
 
-class Shown(NamedTuple):
+class WrittenReport(NamedTuple):
     """What a terminal shows of a results directory. written: paths."""
 
     table: TextTable
@@ -27,7 +27,7 @@ class Shown(NamedTuple):
     written: list[Path]
 
 
-def write_report(directory: Path, damaged: list[str] | None = None) -> Shown:
+def write_report(directory: Path, damaged: list[str] | None = None) -> WrittenReport:
     """Write everything that a results directory shows: CSV, table, figures and ``report.html``.
 
     Returns what a terminal shows. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
@@ -40,7 +40,7 @@ def write_report(directory: Path, damaged: list[str] | None = None) -> Shown:
     written = [*write_outputs(directory, sweep, runs), write_page(directory, sweep, runs, damaged or ())]
     records = [run.record for run in runs]
     few = sweep._replace(arms=arms_shown(records, sweep.arms, sweep.reference))
-    return Shown(main_table(runs, few), summary(records, directory), written)
+    return WrittenReport(main_table(runs, few), summary(records, directory), written)
 
 
 def write_outputs(directory: Path, sweep: Sweep, runs: Sequence[Run] | None = None) -> list[Path]:

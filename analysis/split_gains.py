@@ -76,7 +76,7 @@ def split_table(records: Sequence[Record]) -> TextTable | None:
         *teacher_notes(records, [x.arm for x in found]),
     ]
     header = ["arm", "seeds", "teacher's AP", "lead", "gain", "second loss", "imitation"]
-    return TextTable("What each gain is made of", header, rows, notes)
+    return TextTable("What each gain is made of", header, rows, notes, minor=("seeds", "teacher's AP", "lead"))
 
 
 def imitation_sentences(records: Sequence[Record]) -> list[str]:

@@ -17,10 +17,12 @@ import pandas as pd
 from analysis.costs import cost_ratio
 from analysis.frame import frame, write_csv
 from analysis.frontier import on_gpu
+from analysis.grid_runs import as_shown
 from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score, teacher_ap
 from analysis.render import markdown
 from analysis.stats import Difference, Ratio, paired_difference, verdict
 from analysis.sweep_table import main_table, sweep_of
+from analysis.teachers import arms_never_ahead
 from lgd.config.arms import Arm, Grid
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.extra_arms import is_again
@@ -209,6 +211,11 @@ class Study:
     def _finished(self) -> dict[str, dict[int, Record]]:
         return {arm: finished(self.records, arm) for arm in {arm_of(record) for record in self.records}}
 
+    @cached_property
+    def never_ahead(self) -> list[str]:
+        """The arms whose teacher was never better than its student."""
+        return arms_never_ahead(self.records)
+
     def finished(self, arm: str) -> dict[int, Record]:
         """By seed; none for an arm that was not trained."""
         return self._finished.get(arm, {})
@@ -250,9 +257,8 @@ def _load_study(directory: Path) -> Study:
     name = spec.grid if spec is not None and described else counts.most_common(1)[0][0]
     ours = tuple(run for run in runs if run.record.grid == name)
     size = ours[0].record.preset
-    if spec is not None and described:
-        return Study(directory, ours, spec.model_copy(update={"preset": size}).whole_grid)
-    return Study(directory, ours, grid(name, size))
+    own = spec.model_copy(update={"preset": size}).whole_grid if spec is not None and described else grid(name, size)
+    return Study(directory, ours, as_shown(own, [run.record for run in ours]))
 
 
 def _as_of_today(runs: Sequence[Run]) -> list[Run]:
@@ -272,6 +278,7 @@ COLUMNS = {
     **dict.fromkeys(("study", "data", "device", "detector", "arm", "other", "kind", "verdict"), "string"),
     **dict.fromkeys(("steps", "pairs"), "Int64"),
     **dict.fromkeys(("AP", "other_AP", "gain", "gain_low", "gain_high", "cost"), "Float64"),
+    "never_ahead": "boolean",
 }
 
 
@@ -286,7 +293,8 @@ def comparisons(studies: Iterable[Study]) -> pd.DataFrame:
     - ``AP``, ``other_AP``: percent, means over the seeds that both finished;
     - ``gain``, ``gain_low``, ``gain_high``: arm less other, points, over ``pairs`` seeds; ``verdict``: see
       :func:`analysis.stats.verdict`;
-    - ``cost``: device-seconds of the training, its frozen teacher's included, over the other's, over the same seeds.
+    - ``cost``: device-seconds of the training, its frozen teacher's included, over the other's, over the same seeds;
+    - ``never_ahead``: whether the arm has a teacher that was never better than its student.
     """
     rows = [
         _row(study, family, arm, other, kind)
@@ -332,6 +340,7 @@ def _row(study: Study, family: Family, arm: str, other: str, kind: str) -> dict[
         "pairs": gain.n if gain else 0,
         "verdict": verdict(gain.low, gain.high) if gain else "",
         "cost": cost and cost.value,
+        "never_ahead": arm in study.never_ahead,
     }
 
 

@@ -72,7 +72,7 @@ def study_page(study: Study, comparisons: pd.DataFrame) -> str:
 def _command(study: Study) -> str:
     """With the preset's name of today."""
     written = SweepSpec.read(study.directory).preset if (study.directory / SWEEP_FILE).exists() else study.preset
-    command = training_command(study.directory, f"results/{study.name}")
+    command = training_command(study.directory, shlex.quote(f"results/{study.name}"))
     return command.replace(f"--preset {written} ", f"--preset {study.preset} ", 1)
 
 

@@ -58,7 +58,7 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
         "sweep.md.j2",
         study=study,
         first=records[0],
-        command=training_command(study.directory, f"results/{study.name}"),
+        command=training_command(study.directory, shlex.quote(f"results/{study.name}")),
         said=[markdown_text(" ".join(x).strip()) for x in said.verdicts],
         notes=list(map(markdown_text, said.notes)),
         table=table,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from analysis.arms import arms_text
+from analysis.grid_runs import PRESETS, shown_names
 from analysis.image_intervals import over_images
-from analysis.load import Run, arm_of
+from analysis.load import Run, arm_of, changes
 from analysis.paper_tables import ARMS_TABLES, build
 from analysis.rates import rate_notes, weight_notes
 from analysis.render import TextTable
 from analysis.teachers import arms_with_teacher, teacher_notes
 from analysis.tuning_tables import LEARNING_RATE
-from lgd.config.grids import NAMES, grid
+from lgd.config.experiment import split_assignment
+from lgd.config.grids import NAMES, TABLES, grid
+from lgd.config.presets import BUILT_IN_DETECTORS, built_in_settings
+from lgd.config.schedule import PAPER_BATCH
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE, SweepSpec
@@ -43,11 +48,51 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
         images = over_images(runs, sweep.arms, sweep.reference)
         table = arms_text([run.record for run in runs], sweep.arms, sweep.reference, title, images)
     # Of a grid over the rates the table says so itself.
-    rates = [] if sweep.grid == LEARNING_RATE else rate_notes(run.record for run in runs)
     records = [run.record for run in runs]
+    rates = [] if sweep.grid == LEARNING_RATE else rate_notes(records)
+    if sweep.grid in NAMES and sweep.grid != LEARNING_RATE and not is_search:
+        rates += one_rate_note(records, sweep.grid)
     weights = weight_notes(records)
     teachers = teacher_notes(records, arms_with_teacher(records))
     return replace(table, notes=[*table.notes, *rates, *weights, *teachers, *sweep.not_run])
+
+
+def one_rate_note(records: Iterable[Record], name: str) -> list[str]:
+    """Where all arms of the grid ``name`` were trained at one learning rate, how to see whether that is fair.
+
+    Nothing of the paper's own tables at its preset: their rates are the paper's.
+    """
+    ours = [record for record in records if record.status == "finished"]
+    schedules = [record.experiment.schedule for record in ours]
+    rates = {f"{x.resolved_lr * PAPER_BATCH / x.batch:g}" for x in schedules}
+    presets = {record.preset for record in ours}
+    if len(rates) != 1 or len(presets) != 1 or not presets <= set(PRESETS) or (name in TABLES and "paper" in presets):
+        return []
+    (rate,), (size,) = rates, presets
+    overrides = list(dict.fromkeys(x for record in ours for x in changes(record)))
+    return [
+        f"one learning rate ({rate} for {PAPER_BATCH} images); whether each arm is at its best there:"
+        f" lgd sweep run {LEARNING_RATE} --preset {size}{_options(overrides, size)}"
+    ]
+
+
+def _options(overrides: Sequence[str], size: str) -> str:
+    """The options of a command that give these settings: its ``--detector`` where that says the same."""
+    try:
+        values = dict(map(split_assignment, overrides))
+    except InputError:
+        # A record may hold anything as its overrides.
+        return ""
+    options = []
+    if "detector.source" in values:
+        options.append(f"--detector {shlex.quote(str(values.pop('detector.source')))}")
+    named = values.get("detector.name")
+    built_in = next((built_in_settings(x, size) for x in BUILT_IN_DETECTORS if x == named), {})
+    if built_in and all(values.get(key) == value for key, value in built_in.items()):
+        options.append(f"--detector {named}")
+        values = {key: value for key, value in values.items() if key not in built_in}
+    options += [f"--set {shlex.quote(x)}" for x in overrides if split_assignment(x)[0] in values]
+    return "".join(f" {x}" for x in options)
 
 
 def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
@@ -62,7 +107,7 @@ def sweep_of(directory: Path, records: Sequence[Record]) -> Sweep:
             raise InputError(f"{directory}: no trials/*/record.json in it")
         return Sweep(names, names[0])
     spec = SweepSpec.read(directory)
-    arms = list(spec.arms)
+    arms = shown_names(spec.arms, records)
     if spec.search:
         arms += sorted({arm_of(r) for r in records if arm_of(r).startswith(SEARCHED)})
     ended = spec.ended

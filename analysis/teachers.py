@@ -58,6 +58,8 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
     if not arms:
         return None
     rows, records_of = [], by_arm(records)
+    told_by_loss = [x for x in records if x.teacher_beat_student is not None and not x.teacher_was_scored]
+    by_loss = " (in its detection loss, where none has its AP)" if told_by_loss else ""
     for arm in arms:
         runs = finished(records_of[arm], arm)
         own, of_teacher = by_seed(runs, score("AP")), by_seed(runs, teacher_ap)
@@ -82,7 +84,7 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
         rows=rows,
         notes=[
             "lead: the teacher's AP over its student's in the end. ever ahead: seeds in which the teacher was better at"
-            " any time while training. own label: how much an object attends to its own label, 0 (to all alike) to 1."
+            f" any evaluation{by_loss}. own label: how much an object attends to its own label, 0 (to all alike) to 1."
             " label use: how far the teacher's features follow the objects' classes, 0 to 1.",
             *teacher_notes(records, arms),
         ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import textwrap
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from analysis.render import markdown, markdown_text, number, signed, with_interval, with_unit
 from analysis.stats import CONFIDENCE
@@ -13,11 +14,22 @@ from lgd.errors import InputError
 
 
 def environment(*, html: bool = False) -> Environment:
-    """html: escape what is put in."""
-    found = Environment(
-        loader=PackageLoader("analysis", "templates"), autoescape=html, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+    """The package's own templates. html: escape what is put in."""
+    return _with_names(
+        Environment(
+            loader=PackageLoader("analysis", "templates"), autoescape=html, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )
     )  # fmt: skip
+
+
+def _of_text() -> Environment:
+    """For text from a file: its expressions reach no attribute that leads to Python, change nothing, load nothing."""
+    return _with_names(ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True))
+
+
+def _with_names(found: Environment) -> Environment:
+    """``found`` with the filters and functions that templates use."""
     found.filters |= {"number": number, "signed": signed, "unit": with_unit, "pipe_table": _pipe_table}
     found.filters |= {"text": markdown_text, "wrap": _wrap}
     found.globals |= {"with_interval": with_interval, "confidence": f"{CONFIDENCE:.0%}", "confidence_level": CONFIDENCE}
@@ -42,9 +54,11 @@ def render(template: str, **values: object) -> str:
 def render_text(text: str, name: str, **values: object) -> str:
     """Markdown with Jinja expressions in it. Raises InputError, naming ``name``, for what cannot be rendered."""
     try:
-        return environment().from_string(text).render(values).strip()
-    except TemplateError as error:
-        raise InputError(f"{name}: {error}") from None
+        return _of_text().from_string(text).render(values).strip()
+    except InputError:
+        raise
+    except Exception as error:  # an expression can raise anything: {{ 1 / 0 }}
+        raise InputError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def tidy(text: str) -> str:

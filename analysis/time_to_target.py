@@ -145,4 +145,5 @@ def time_to_target_text(frame: pd.DataFrame) -> TextTable:
             " target late.",
         ],
         left=2 if several else 1,
+        minor=("target AP",),
     )

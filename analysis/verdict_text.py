@@ -22,7 +22,8 @@ from lgd.results.sweep_spec import SweepSpec
 PLAIN = "the baseline"
 
 MOST_VERDICTS = 4
-"""Verdicts listed at most; of more, one sentence says how many came out which way; the table has their numbers."""
+"""Verdicts listed at most; of more, it is said how many came out which way, and what the largest gains are; the table
+has the others' numbers."""
 
 
 def sentence(verdict: Verdict) -> str:
@@ -122,13 +123,14 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
         )
     if asked.looks:
         lines.append(
-            f"Looked at after {', '.join(map(str, asked.looks))} seeds: each interval is one of"
-            f" {asked.confidence:.1%}, so that all looks hold together with {CONFIDENCE:.0%}."
+            f"Looks planned after {', '.join(map(str, asked.looks))} seeds: each interval is one of"
+            f" {asked.confidence:.1%}, so that a difference's intervals at all looks hold together with"
+            f" {CONFIDENCE:.0%}."
         )
     return [x for x in lines if x]
 
 
-class Said(NamedTuple):
+class VerdictText(NamedTuple):
     """A verdict in words."""
 
     numbers: str
@@ -138,7 +140,7 @@ class Said(NamedTuple):
 class Summary(NamedTuple):
     """What a directory says: its verdicts, notes on them, and the command to run next."""
 
-    verdicts: list[Said]
+    verdicts: list[VerdictText]
     notes: list[str]
     next: str
 
@@ -158,14 +160,14 @@ def summary(records: Sequence[Record], directory: Path) -> Summary:
     noted = [line for verdict in found for line in notes(verdict, there)]
     subjects = {short_name(x.question.arm, x.question.reference) for x in found}
     noted += across_lines(records, subjects) if len(found) > 1 else []
-    said = [Said(numbers(x), conclusion(x)) for x in found]
+    said = [VerdictText(numbers(x), conclusion(x)) for x in found]
     if len(said) > MOST_VERDICTS:
-        said = [Said("", overall(found))]
+        said = [VerdictText("", overall(found))]
     return Summary(said, list(dict.fromkeys(noted)), next_command(found, directory))
 
 
 def overall(found: Sequence[Verdict]) -> str:
-    """How many of the arms are worth it, and which."""
+    """How many of the arms are worth it, which, and the largest gains."""
     words = {
         "worth it": "worth it here",
         "not worth it": "not worth it",
@@ -177,7 +179,27 @@ def overall(found: Sequence[Verdict]) -> str:
         names = [x.question.arm for x in found if x.answer == answer]
         if names:
             parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {text} ({', '.join(names)})")
-    return f"Of {len(found)} arms, {'; '.join(parts)}."
+    return f"Of {len(found)} arms, {'; '.join(parts)}. {largest(found)}".rstrip()
+
+
+def largest(found: Sequence[Verdict]) -> str:
+    """The largest gains over the baseline and over that of equal cost; "" where no comparison can be trusted.
+
+    Their intervals are those of one arm, which do not pay for the choice, and say so.
+    """
+    fair = [x for x in found if not x.obstacles]
+    over = {"over the baseline": [(x.gain, x) for x in fair if x.gain]}
+    over["over the baseline at equal cost"] = [(x.margin, x) for x in fair if x.margin]
+    parts, most = [], 0
+    for reference, gains in over.items():
+        if gains:
+            gain, of = max(gains, key=lambda x: x[0].mean)
+            which = f"largest of {len(gains)} gains" if len(gains) > 1 else "only gain"
+            parts.append(f"the {which} {reference} is {points(gain)} ({of.question.arm})")
+            most = max(most, len(gains))
+    text = ", ".join(parts)
+    chosen = "; picking the largest overstates it" if most > 1 else ""
+    return f"{text[:1].upper()}{text[1:]}{chosen}." if parts else ""
 
 
 def next_command(found: Sequence[Verdict], directory: Path) -> str:
@@ -195,7 +217,7 @@ def next_command(found: Sequence[Verdict], directory: Path) -> str:
                     update={"grid": grid, "arms": tuple(_usual(grid, spec.preset)), "seeds": max(spec.seeds, 3),
                             "looks": (), "steps": {}, "extra": type(spec.extra)()}
                 )  # fmt: skip
-                return "" if spec.grid == grid else command_of(other, f"results/{other.label}")
+                return "" if spec.grid == grid else command_of(other, shlex.quote(f"results/{other.label}"))
         if any(x.answer == "unknown" for x in found):
             if spec.looks and spec.seeds < spec.looks[-1]:
                 return f"python ablations/run.py --resume {place}"

@@ -1,9 +1,9 @@
-"""Whether LGD's teacher goes on hearing its labels while it trains, with few classes and with many.
+"""Whether the features of LGD's teacher still depend on the labels as it trains, with few classes and with many.
 
 The first steps of a preset's training are made on the shapes data, whose objects get other classes: their shape,
 quarter of the image and size, mapped to the number of classes that is asked for. Measured is, by step, how far the
-output of each of the teacher's modules changes when every class is replaced by the next (docs/method.md, "Hearing
-test").
+output of each of the teacher's modules changes when every class is replaced by the next (docs/method.md, "Label
+signal").
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROG = "benchmarks/label_signal.py"
 
-DESCRIPTION = "Measure how long LGD's teacher tells the classes of its labels apart (docs/method.md, 'Hearing test')."
+DESCRIPTION = "Measure how long LGD's teacher tells the classes of its labels apart (docs/method.md, 'Label signal')."
 
 EXAMPLES = (
     "--classes 3,7,31,80 --steps 60 --variants LGD,centred",

@@ -162,10 +162,8 @@ def evaluations(experiment: Experiment) -> int:
 
 def inferences(experiment: Experiment) -> int:
     """How often a training runs on the validation split: twice an evaluation if the teacher's features are scored."""
-    steps, evaluation = experiment.schedule.steps, experiment.evaluation
-    at = evaluation.resolved_steps(steps)
-    both = sum(evaluation.scores_teacher(step, steps) for step in at) if experiment.method.has_teacher_ap else 0
-    return len(at) + both
+    both = experiment.method.has_teacher_ap and experiment.evaluation.scores_teacher
+    return evaluations(experiment) * (2 if both else 1)
 
 
 def checkpoints(experiment: Experiment) -> int:

@@ -151,9 +151,14 @@ def with_tables(page: str, blocks: Mapping[str, tuple[str, str]] = BLOCKS, path:
     return page
 
 
+def begin_marker(name: str) -> str:
+    """The line above a block: its name, and the command that writes it."""
+    return f"<!-- {name}:begin: python {PROG} -->"
+
+
 def _with_block(page: str, name: str, text: str, path: Path) -> str:
     """``page`` with ``text`` between the block's markers. Raises InputError, naming ``path``, without the markers."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    begin, end = f"{begin_marker(name)}\n", f"<!-- {name}:end -->"
     before, opened, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not opened or not closed:

@@ -173,7 +173,7 @@ def _seconds(experiment: Experiment, found: Measurement, training: float) -> dic
 
 
 def _teacher_row(teacher: Experiment, trial: Trial, resources: Resources, measurements: MeasurementFile) -> Row | None:
-    home = teacher_training.home(teacher, teachers_directory(trial))
+    home = teacher_training.teacher_directory(teacher, teachers_directory(trial))
     if finished_record(home) is not None:
         return Row(home.name, TEACHER, {})
     return _row(home.name, TEACHER, teacher, resources, measurements)

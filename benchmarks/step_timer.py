@@ -34,7 +34,8 @@ from lgd.evaluation.evaluate import evaluate
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import Batch, Distiller, student_of
 from lgd.methods.phases import FreezeBackbone
-from lgd.results.cost_meter import FIRST_STEPS, peak_memory_mib, reset_peak_memory
+from lgd.results.cost_meter import FIRST_STEPS
+from lgd.results.peak_memory import peak_memory_mib, reset_peak_memory
 from lgd.training.build import build, build_model
 from lgd.training.device import move_to_device, resolve_device
 from lgd.training.optimizer import build_optimizer

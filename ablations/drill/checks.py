@@ -155,21 +155,21 @@ def check_left(
     return found
 
 
-def check_told(said: str, status: int, statuses: Iterable[int], pattern: str, *, needs: str = "") -> list[Failure]:
+def check_message(said: str, status: int, statuses: Iterable[int], pattern: str, *, needs: str = "") -> list[Failure]:
     """The command ended with one of ``statuses``, without a traceback, and one line matches ``pattern``.
 
     needs: what some line contains besides: the next command.
     """
     found = []
     if status not in statuses:
-        found.append(Failure("told", f"exit status {status}, not {' or '.join(map(str, statuses))}: {_tail(said)}"))
+        found.append(Failure("message", f"exit status {status}, not {' or '.join(map(str, statuses))}: {_tail(said)}"))
     if "Traceback (most recent call last)" in said or "*** SIG" in said:
-        found.append(Failure("told", f"a traceback: {_tail(said)}"))
+        found.append(Failure("message", f"a traceback: {_tail(said)}"))
     lines = [x for x in said.splitlines() if re.search(pattern, x)]
     if not lines:
-        found.append(Failure("told", f"no line like {pattern!r}: {_tail(said)}"))
+        found.append(Failure("message", f"no line like {pattern!r}: {_tail(said)}"))
     if needs and needs not in said:
-        found.append(Failure("told", f"no next command ({needs}): {_tail(said)}"))
+        found.append(Failure("message", f"no next command ({needs}): {_tail(said)}"))
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 import psutil
 
 from ablations.drill.checks import Failure
-from ablations.drill.commands import ROOT, DrillError, Workplace
+from ablations.drill.commands import ROOT, DrillError, Sandbox
 from ablations.drill.drill import Drill, Fault
 
 MEMORY_LEFT = 4.5 * 2**30
@@ -31,7 +31,7 @@ MEMORY_HELD = 6 * 2**30
 class Nodes:
     """A cluster of a head without cores and a node that trains, each of processes of its own. Use as a context."""
 
-    def __init__(self, place: Workplace) -> None:
+    def __init__(self, place: Sandbox) -> None:
         self._place = place
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -83,7 +83,7 @@ class NodeLoss(Fault):
             nodes.ask("lose")
             nodes.ask("add")
             command.go()
-            drill.told(command.wait(), [0], r"its worker died; it goes on|its worker died; it begins again")
+            drill.check_message(command.wait(), [0], r"its worker died; it goes on|its worker died; it begins again")
             groups = nodes.ask("groups")
             if groups != "0":
                 drill.failures.append(Failure("nothing left", f"{groups} placement groups"))
@@ -106,7 +106,7 @@ class OutOfMemory(Fault):
         monitor = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
         moment = drill.at("step", act="hold memory", amount=int(MEMORY_HELD))
         done = drill.start(moment, monitor).wait()
-        drill.told(done, [0], r"Ray ended its worker since memory ran low; it ")
+        drill.check_message(done, [0], r"Ray ended its worker since memory ran low; it ")
 
 
 CLUSTER: tuple[Fault, ...] = (NodeLoss(), OutOfMemory())

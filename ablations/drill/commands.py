@@ -47,7 +47,7 @@ LONGEST_COMMAND_S = 600.0
 LONGEST_END_S = 60.0
 """Seconds that the processes of a command may take to end after it."""
 
-GO_ON = re.compile(r"go on with: (python .*)")
+NEXT_COMMAND = re.compile(r"go on with: (python .*)")
 """How a command ends that tells which one goes on."""
 
 
@@ -64,8 +64,8 @@ class Done:
 
     @property
     def next_command(self) -> list[str] | None:
-        """The arguments, after ``python FILE``, of the command that goes on, as it told."""
-        found = GO_ON.search(self.said)
+        """The arguments, after ``python FILE``, of the command that goes on, as it says."""
+        found = NEXT_COMMAND.search(self.said)
         return shlex.split(found[1])[2:] if found else None
 
     def line(self, pattern: str) -> str:
@@ -130,7 +130,7 @@ class Running:
         return " | ".join(self._said().splitlines()[-3:])[-400:]
 
 
-class Workplace:
+class Sandbox:
     """A results directory, and what the commands that work on it share. Use as a context manager.
 
     output: the results directory. It may be anywhere; sockets and temporary files lie in the system's own temporary
@@ -147,7 +147,7 @@ class Workplace:
         (self.control / "site" / "sitecustomize.py").write_text(hooks.SITECUSTOMIZE, encoding="utf-8")
         self._number = 0
 
-    def __enter__(self) -> Workplace:
+    def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:

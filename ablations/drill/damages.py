@@ -66,7 +66,7 @@ class Checkpoint(Fault):
             with drill.place.files() as output:
                 log = (output / "ray.log").read_text(encoding="utf-8", errors="replace")
             if "going back to the one before" not in resumed.said + log + _worker_logs(drill):
-                drill.failures.append(Failure("told", f"nothing was said of {found[-1].name}"))
+                drill.failures.append(Failure("message", f"nothing was said of {found[-1].name}"))
 
 
 def _worker_logs(drill: Drill) -> str:
@@ -91,10 +91,10 @@ class DamagedRecord(Fault):
         resume = ["--resume", drill.place.results, "--cpus", "1"]
         if self._kind != "missing":
             again = "--retrain-damaged"
-            drill.told(drill.place.run(resume), [1], rf"^left out: .*{trial}/{FILE}", needs=again)
+            drill.check_message(drill.place.run(resume), [1], rf"^left out: .*{trial}/{FILE}", needs=again)
             resume.append(again)
             drill.allowed.append("record.damaged.json")
-        drill.told(drill.place.run(resume), [0], r"^\[2/2\]")
+        drill.check_message(drill.place.run(resume), [0], r"^\[2/2\]")
 
 
 class DamagedSweep(Fault):
@@ -112,10 +112,10 @@ class DamagedSweep(Fault):
             shutil.rmtree(output / "trials" / trial)
             damage(drill, output / SWEEP_FILE, self._kind)
         resumed = drill.place.run(["--resume", drill.place.results, "--cpus", "1"])
-        drill.told(resumed, [2], rf"^error: .*/{SWEEP_FILE}: ", needs="the sweep's own command")
+        drill.check_message(resumed, [2], rf"^error: .*/{SWEEP_FILE}: ", needs="the sweep's own command")
         with drill.place.files() as output:
             (output / SWEEP_FILE).unlink(missing_ok=True)
-        drill.told(drill.place.run(drill.arguments), [0], r"^\[2/2\]")
+        drill.check_message(drill.place.run(drill.arguments), [0], r"^\[2/2\]")
 
 
 class Study(Fault):
@@ -135,7 +135,7 @@ class Study(Fault):
             (output / SWEEP_FILE).unlink()
         search = [x if x != "baseline,LGD" else "baseline" for x in drill.arguments]
         search += ["--search", "optuna", "--samples", "1"]
-        drill.told(drill.place.run(search), [0], r"^best trial:")
+        drill.check_message(drill.place.run(search), [0], r"^best trial:")
         study = JOURNAL_FILE if drill.place.bucket else STUDY_FILE
         with drill.place.files() as output:
             damage(drill, output / study, self._kind)
@@ -143,11 +143,11 @@ class Study(Fault):
         more = ["--resume", drill.place.results, "--cpus", "1", "--samples", "2"]
         first = drill.place.run(more)
         if damaged:
-            drill.told(first, [2], rf"^error: .*/{study}: ", needs="remove it")
+            drill.check_message(first, [2], rf"^error: .*/{study}: ", needs="remove it")
             with drill.place.files() as output:
                 (output / study).unlink()
             first = drill.place.run(more)
-        drill.told(first, [0], r"^best trial:")
+        drill.check_message(first, [0], r"^best trial:")
         with drill.place.files() as output:
             records = sorted(path.parent.name for path in output.glob(f"trials/*/{FILE}"))
             drill.failures += check_cost(output, drill.attempts())
@@ -222,7 +222,9 @@ class FullDisk(Fault):
             with _filled(disk):
                 command.go()
                 done = command.wait()
-            drill.told(done, [1, 2], r": No space left on device( \(.* MiB free\))?$|written: No space left on device")
+            drill.check_message(
+                done, [1, 2], r": No space left on device( \(.* MiB free\))?$|written: No space left on device"
+            )
             drill.go_on()
             drill.check()
 

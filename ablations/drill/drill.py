@@ -19,12 +19,12 @@ from ablations.drill.checks import (
     Failure,
     check_cost,
     check_left,
+    check_message,
     check_records,
     check_steps,
-    check_told,
     check_trace,
 )
-from ablations.drill.commands import EVALUATE, EVERY, STEPS, SWEEP, TRIALS, Done, DrillError, Running, Workplace
+from ablations.drill.commands import EVALUATE, EVERY, STEPS, SWEEP, TRIALS, Done, DrillError, Running, Sandbox
 from ablations.drill.hooks import Act, Moment, Point
 from lgd.errors import InputError
 
@@ -47,7 +47,7 @@ class Drill:
     reference: the results directory of the undisturbed sweep. allowed: names of files that the fault leaves.
     """
 
-    place: Workplace
+    place: Sandbox
     reference: Path
     rng: random.Random
     moment: str = ""
@@ -80,7 +80,7 @@ class Drill:
         return self.note(Moment(point, trial, step, act, amount))
 
     def note(self, moment: Moment) -> Moment:
-        """The moment is the drill's, and is told in its result."""
+        """Make the moment the one that the result names."""
         self.moment = str(moment)
         return moment
 
@@ -88,17 +88,17 @@ class Drill:
         """Start the sweep. extra: environment variables."""
         return self.place.start(self.arguments, moment, extra)
 
-    def told(self, done: Done, statuses: Sequence[int], pattern: str, needs: str = "") -> None:
+    def check_message(self, done: Done, statuses: Sequence[int], pattern: str, needs: str = "") -> None:
         """Check what a command said, and how it ended."""
-        self.failures += check_told(done.said, done.status, statuses, pattern, needs=needs)
+        self.failures += check_message(done.said, done.status, statuses, pattern, needs=needs)
 
     def go_on(self, done: Done | None = None) -> Done:
         """Run the command that ``done`` told to go on with, or ``--resume``: it must finish all trials."""
         told = done.next_command if done else None
         if done and told is None:
-            self.failures.append(Failure("told", "no command to go on with"))
+            self.failures.append(Failure("message", "no command to go on with"))
         resumed = self.place.run(told or ["--resume", self.place.results, "--cpus", "1"])
-        self.told(resumed, [0], r"^written:")
+        self.check_message(resumed, [0], r"^written:")
         return resumed
 
     def copy_reference(self) -> None:
@@ -119,7 +119,7 @@ class Drill:
             # The trial looks there as often as it publishes; by then it would have come to its end.
             time.sleep(2 * UNPUBLISHED_S)
         command.go()
-        self.told(command.wait(), [3], r"SIGTERM came after \d of 2 trials; go on with: python ")
+        self.check_message(command.wait(), [3], r"SIGTERM came after \d of 2 trials; go on with: python ")
 
     def attempts(self) -> list[hooks.Attempt]:
         """All attempts at the trials so far, by the drill's own clock."""
@@ -162,7 +162,7 @@ class Fault(ABC):
 
     @abstractmethod
     def inject(self, drill: Drill) -> None:
-        """Run the sweep, inject the fault, check what was told, and go on until all trials are finished."""
+        """Run the sweep, inject the fault, check the messages, and go on until all trials are finished."""
 
 
 ATTEMPTS_FILE = "attempts.json"
@@ -188,9 +188,9 @@ def run_reference(directory: Path, bucket: Bucket | None = None) -> Path:
     if (directory / ATTEMPTS_FILE).exists():
         return output
     _remove(output, bucket)
-    with Workplace(output, bucket) as place:
+    with Sandbox(output, bucket) as place:
         drill = Drill(place, output, random.Random(0))
-        drill.told(place.run(drill.arguments), [0], r"^written:")
+        drill.check_message(place.run(drill.arguments), [0], r"^written:")
         if not drill.failures:
             drill.check()
         if drill.failures:
@@ -211,7 +211,7 @@ def run_drill(
     """Inject ``fault`` once, at moments that ``seed`` and ``repeat`` give, into a sweep in ``output`` or ``bucket``."""
     begun = time.monotonic()
     _remove(output, bucket)
-    with Workplace(output, bucket) as place:
+    with Sandbox(output, bucket) as place:
         drill = Drill(place, reference, random.Random(f"{fault.name} {repeat} {seed}"))
         try:
             fault.inject(drill)

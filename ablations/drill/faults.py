@@ -53,9 +53,9 @@ class Signal(Fault):
         command.go()
         done = command.wait()
         if self._number == signal.SIGTERM and self._times == 1:
-            drill.told(done, [3, 0], r"SIGTERM came after \d of 2 trials; go on with: |^written:")
+            drill.check_message(done, [3, 0], r"SIGTERM came after \d of 2 trials; go on with: |^written:")
         else:
-            drill.told(done, [130], r"interrupted.*go on with: |SIGTERM came.*go on with: ")
+            drill.check_message(done, [130], r"interrupted.*go on with: |SIGTERM came.*go on with: ")
         drill.go_on(done if done.status else None)
 
 
@@ -76,11 +76,11 @@ class StartUp(Fault):
         command.send(self._number)
         done = command.wait()
         if self._number == signal.SIGINT:
-            drill.told(done, [130], r"^interrupted|interrupted.*go on with")
+            drill.check_message(done, [130], r"^interrupted|interrupted.*go on with")
         if drill.place.exists("sweep.json"):
             drill.go_on()
         else:
-            drill.told(drill.place.run(drill.arguments), [0], r"^written:")
+            drill.check_message(drill.place.run(drill.arguments), [0], r"^written:")
 
 
 class KillWorker(Fault):
@@ -95,7 +95,7 @@ class KillWorker(Fault):
         moment = drill.at(self._point, self._when)
         command = drill.start(moment)
         psutil.Process(command.wait_for_moment()).kill()
-        drill.told(command.wait(), [0], r"its worker died; it (goes on from|begins again)")
+        drill.check_message(command.wait(), [0], r"its worker died; it (goes on from|begins again)")
 
 
 class KillDriver(Fault):
@@ -115,7 +115,7 @@ class KillDriver(Fault):
         # The next command may come at once, or when all processes of the one before have ended.
         if drill.rng.random() < 0.5:
             drill.place.left_processes()
-        drill.told(drill.place.run(["--status", drill.place.results]), [0], r"\d of 2 trials finished")
+        drill.check_message(drill.place.run(["--status", drill.place.results]), [0], r"\d of 2 trials finished")
         drill.go_on()
 
 
@@ -140,7 +140,7 @@ class KillRay(Fault):
             raise DrillError(f"the command has no process {self._process}")
         command.go()
         done = command.wait()
-        drill.told(done, [1, 3], r"Ray.*go on with: ")
+        drill.check_message(done, [1, 3], r"Ray.*go on with: ")
         drill.go_on(done)
 
 
@@ -153,10 +153,10 @@ class NotANumber(Fault):
     def inject(self, drill: Drill) -> None:
         moment = drill.at("step", act="nan")
         done = drill.start(moment).wait()
-        drill.told(done, [1], r"diverged: ")
+        drill.check_message(done, [1], r"diverged: ")
         again = drill.place.run(["--resume", drill.place.results, "--cpus", "1"])
         # What diverged would diverge again, so it counts as trained.
-        drill.told(again, [1], r", 0 to run")
+        drill.check_message(again, [1], r", 0 to run")
         with drill.place.files() as output:
             (output / "trials" / moment.trial / FILE).unlink()
         for path in (drill.place.control / "spent").glob(f"{moment.trial}@*"):
@@ -177,7 +177,7 @@ class Clock(Fault):
         command = drill.start(drill.at("step"), {CLOCK: str(self._seconds)})
         command.wait_for_moment()
         command.go()
-        drill.told(command.wait(), [0], r"^written:")
+        drill.check_message(command.wait(), [0], r"^written:")
 
 
 class TwoCommands(Fault):
@@ -190,9 +190,9 @@ class TwoCommands(Fault):
         command = drill.start(drill.at("step"))
         command.wait_for_moment()
         second = drill.place.run(drill.arguments)
-        drill.told(second, [2], r"^error: .* is at work there; wait for it, or choose another --output")
+        drill.check_message(second, [2], r"^error: .* is at work there; wait for it, or choose another --output")
         command.go()
-        drill.told(command.wait(), [0], r"^written:")
+        drill.check_message(command.wait(), [0], r"^written:")
 
 
 RUNNING: tuple[Fault, ...] = (

@@ -64,7 +64,7 @@ class Refusing(StoreFault):
         command = self.begin(drill, "step", "503")
         time.sleep(OUTAGE_S)
         self.faults(drill).clear()
-        drill.told(command.wait(), [0], r"^written:")
+        drill.check_message(command.wait(), [0], r"^written:")
 
 
 class Slow(StoreFault):
@@ -77,7 +77,7 @@ class Slow(StoreFault):
         self.faults(drill).seconds = SLOW_S
         done = self.begin(drill, "step", "slow").wait()
         self.faults(drill).clear()
-        drill.told(done, [0], r"^written:")
+        drill.check_message(done, [0], r"^written:")
 
 
 class LostUpload(StoreFault):
@@ -87,7 +87,7 @@ class LostUpload(StoreFault):
     summary = "the connection is lost in a checkpoint's upload, five times"
 
     def inject(self, drill: Drill) -> None:
-        drill.told(self.begin(drill, "checkpoint", "drop", 5, "/checkpoints/").wait(), [0], r"^written:")
+        drill.check_message(self.begin(drill, "checkpoint", "drop", 5, "/checkpoints/").wait(), [0], r"^written:")
 
 
 class Away(StoreFault):
@@ -103,9 +103,9 @@ class Away(StoreFault):
         disk = drill.place.disk()
         done = self.begin(drill, "step", "503", extra={PATIENCE_VARIABLE: str(PATIENCE_S), **disk}).wait()
         self.faults(drill).clear()
-        drill.told(done, [3], rf"{drill.place.results}.*: no answer for {PATIENCE_S} s", "go on with: ")
+        drill.check_message(done, [3], rf"{drill.place.results}.*: no answer for {PATIENCE_S} s", "go on with: ")
         resumed = drill.place.start(["--resume", drill.place.results, "--cpus", "1"], None, disk).wait()
-        drill.told(resumed, [0], r"^written:")
+        drill.check_message(resumed, [0], r"^written:")
 
 
 STORE: tuple[Fault, ...] = (Refusing(), Slow(), LostUpload(), Away())

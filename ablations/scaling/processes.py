@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Taken:
+class ResourceUsage:
     """What a command took. cpu: seconds of its process and of those that it waited for. memory: MiB, at most."""
 
     cpu: float
@@ -43,11 +43,11 @@ class CommandFailedError(Exception):
     """A measured command did not do what it was to do; one line."""
 
 
-def take(
+def run_measured(
     arguments: Sequence[str],
     environment: Mapping[str, str] | None = None,
     on_poll: Callable[[psutil.Process], None] = lambda _: None,
-) -> Taken:
+) -> ResourceUsage:
     """Run ``python`` with these arguments. on_poll: called every POLL_S with the running process.
 
     CPU seconds, since another process's work makes the clock's longer. Raises CommandFailedError unless it ends with 0.
@@ -76,17 +76,17 @@ def take(
             said.seek(0)
             last = [line for line in said.read().splitlines() if line.strip()][-1:]
             raise CommandFailedError(f"{' '.join(arguments[:6])} ... ended with {process.returncode}: {' '.join(last)}")
-        return Taken(usage.ru_utime + usage.ru_stime, wall, memory)
+        return ResourceUsage(usage.ru_utime + usage.ru_stime, wall, memory)
 
 
-class Held(NamedTuple):
+class DirectorySize(NamedTuple):
     """What a directory holds: megabytes, files."""
 
     megabytes: float
     files: int
 
 
-def held(directory: Path) -> Held:
+def directory_size(directory: Path) -> DirectorySize:
     """All below ``directory``, links and sockets not."""
     size = files = 0
     for place, _, names in os.walk(directory):
@@ -98,7 +98,7 @@ def held(directory: Path) -> Held:
             except OSError:
                 # Removed meanwhile.
                 continue
-    return Held(size / 1e6, files)
+    return DirectorySize(size / 1e6, files)
 
 
 def read_commands(part: str, size: int, directory: Path, table: str) -> Iterator[Row]:
@@ -108,7 +108,7 @@ def read_commands(part: str, size: int, directory: Path, table: str) -> Iterator
         ("table", ["analysis/tables.py", str(directory), "--table", table]),
         ("report", ["-m", "analysis", str(directory)]),
     ):
-        taken = take(arguments)
+        taken = run_measured(arguments)
         yield Row(part, size, quantity, "s", taken.cpu)
         if quantity == "report":
             yield Row(part, size, "report's memory", "MiB", taken.memory)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations.scaling.processes import ROOT, Row, held, read_commands
+from ablations.scaling.processes import ROOT, Row, directory_size, read_commands
 from lgd.errors import InputError
 from lgd.results.record import FILE
-from lgd.results.sweep_spec import SWEEP_FILE
+from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 COMMITTED = ROOT / "benchmarks" / "results"
 
@@ -35,19 +35,18 @@ def real_sweep(given: Path | None) -> Path:
 
 def measure_records(sizes: Sequence[int], sweep: Path, directory: Path) -> Iterator[Row]:
     """What the commands that read records take, at each of ``sizes``, rising. sweep: whose records are varied."""
-    spec = json.loads((sweep / SWEEP_FILE).read_text(encoding="utf-8"))
-    first = {arm: _first_of(sweep, arm) for arm in spec["arms"]}
+    spec = SweepSpec.read(sweep)
+    first = {arm: _first_of(sweep, arm) for arm in spec.arms}
     arms, there = [arm for arm in first if first[arm]], 0
     for size in sizes:
         for i in range(there, size):
             # Seed by seed, as a sweep is run.
             _write(first[arms[i % len(arms)]], i // len(arms), directory / "trials")
         there = size
-        described = {key: value for key, value in spec.items() if key not in ("ended", "looks", "code")}
-        described |= {"arms": arms, "seeds": -(-size // len(arms))}
-        (directory / SWEEP_FILE).write_text(json.dumps(described, indent=1), encoding="utf-8")
-        yield Row("records", size, "records", "MB", held(directory / "trials").megabytes)
-        yield from read_commands("records", size, directory, spec["grid"])
+        varied = {"arms": tuple(arms), "seeds": -(-size // len(arms)), "looks": (), "code": None, "ended": None}
+        spec.model_copy(update=varied).write(directory)
+        yield Row("records", size, "records", "MB", directory_size(directory / "trials").megabytes)
+        yield from read_commands("records", size, directory, spec.grid)
 
 
 def _first_of(sweep: Path, arm: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ablations.scaling.processes import Row, read_commands, take
+from ablations.scaling.processes import Row, read_commands, run_measured
 
 SHOW = "from ablations.scaling.study import show; show({!r})"
 
@@ -48,7 +48,11 @@ def measure_study(sizes: Sequence[int], directory: Path) -> Iterator[Row]:
                 yield Row("study", i + 1, "all proposals", "s", sum(asked))
                 yield Row("study", i + 1, STUDY_FILE, "MB", (directory / STUDY_FILE).stat().st_size / 1e6)
                 yield Row(
-                    "study", i + 1, "table and plots of the search", "s", take(["-c", SHOW.format(str(directory))]).cpu
+                    "study",
+                    i + 1,
+                    "table and plots of the search",
+                    "s",
+                    run_measured(["-c", SHOW.format(str(directory))]).cpu,
                 )
                 yield from read_commands("study", i + 1, directory, "components")
 

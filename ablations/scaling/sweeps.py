@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from ablations.scaling.processes import ROOT, CommandFailedError, Row, held, read_commands, take
+from ablations.scaling.processes import ROOT, CommandFailedError, Row, directory_size, read_commands, run_measured
 from ablations.scaling.stub_training import SITECUSTOMIZE
 from lgd.results.record import FILE
 
@@ -46,7 +46,7 @@ def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> Itera
         (place / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
         path = os.pathsep.join(filter(None, [str(place / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]))
         sets = [x for setting in (f"schedule.steps={steps}", *SETTINGS) for x in ("--set", setting)]
-        taken = take(
+        taken = run_measured(
             [
                 "ablations/run.py", "--grid", "components", "--preset", "nano", "--arms", ",".join(ARMS),
                 "--seeds", str(trials // len(ARMS)), "--cpus", str(max(1, _cores() // cores)), "--yes", *sets,
@@ -57,13 +57,13 @@ def measure_sweep(trials: int, steps: int, cores: int, directory: Path) -> Itera
             },
             watch,
         )  # fmt: skip
-        temporary = held(place)
+        temporary = directory_size(place)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     ended = sorted(path.stat().st_mtime for path in output.glob(f"trials/*/{FILE}"))
     if len(ended) != trials:
         raise CommandFailedError(f"{len(ended)} of {trials} trials have a record")
-    results = held(output)
+    results = directory_size(output)
 
     def row(quantity: str, unit: str, value: float) -> Row:
         return Row("sweep", trials, quantity, unit, value)

@@ -13,6 +13,13 @@ from matplotlib.lines import Line2D
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, new_figure, save
 from analysis.render import with_interval, with_unit
 from analysis.stats import CONFIDENCE
+from analysis.teachers import NEVER
+
+NEVER_AHEAD = (
+    f"{NEVER} The teacher was never better than its student:\n"
+    "the arm says nothing for or against the method at full length."
+)
+"""Two lines: the legend is beside it."""
 
 WIDEST = 15.0
 """Most points of AP to either side: an interval that goes on beyond ends in an arrow."""
@@ -57,11 +64,15 @@ def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> lis
             for verdict, text in (("more", "more AP, beyond noise"), ("less", "less"), ("noise", "noise"))
         ]
         figure.legend(handles=keys, loc="outside lower right", ncols=3, frameon=False, fontsize=8)
+        if any(row["never_ahead"] for row in rows):
+            figure.supxlabel(NEVER_AHEAD, x=0.01, ha="left", fontsize=7.5)
         return save(figure, path_stem)
 
 
 def label(row: Mapping[str, Any]) -> str:
-    return f"{row['arm']}, against a baseline trained as long" if row["kind"] == "equal time" else str(row["arm"])
+    """The arm, with the mark that tables give one whose teacher was never better than its student."""
+    arm = f"{row['arm']} {NEVER}" if row["never_ahead"] else str(row["arm"])
+    return f"{arm}, against a baseline trained as long" if row["kind"] == "equal time" else arm
 
 
 def _reach(rows: Sequence[Mapping[str, Any]]) -> float:

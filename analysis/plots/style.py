@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,12 @@ def interval_bar(axes: Axes, height: float, value: float, low: float | None, hig
 
 
 def shorten(text: str, width: int) -> str:
-    return textwrap.shorten(text, width, placeholder="…") or "(no name)"
+    """A name of at most ``width`` characters, which keeps the mark of what is ours (``Record.shown_arm``)."""
+    marked = "(ours: " in text and len(text) > width
+    if marked:
+        text = re.sub(r" \(ours: [^)]*\)", "", text)
+    mark = " (ours)" if marked else ""
+    return (textwrap.shorten(text, width - len(mark), placeholder="…") or "(no name)") + mark
 
 
 def set_title(figure: Figure, text: str, runs: Sequence[Run], layout: Layout) -> None:

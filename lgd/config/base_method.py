@@ -96,7 +96,7 @@ class Method(Settings):
         return False
 
     def phases(self, schedule: Schedule) -> Phases:
-        """When it begins and ends, and until when the bottom-up network rests. Default: all the time, never."""
+        """When it begins and ends, and until when the bottom-up network is frozen. Default: all the time, never."""
         return Phases()
 
     def refusal(self, student: Detector, schedule: Schedule) -> str:

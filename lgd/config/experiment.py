@@ -16,8 +16,8 @@ from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.config.method import (
     UnloadedMethod,
     choose,
+    current_key,
     default_method,
-    key_of_today,
     known_methods,
     may_be_loaded,
     method_class,
@@ -107,10 +107,6 @@ DATA_SET_KEYS = ("source", "val_fraction", "split_seed", "resplit")
 """Settings of :class:`Data` that name the data set; its own fingerprint tells more."""
 
 
-TEACHER_EVALUATIONS = 10
-"""Most evaluations of a training in which the teacher is scored too unless it is asked for in all."""
-
-
 class Evaluation(Settings):
     """When and how the validation split is scored."""
 
@@ -118,7 +114,7 @@ class Evaluation(Settings):
     """Steps between evaluations while training; 0: at the end only; auto: a fifth of all steps, rounded up."""
     teacher: bool | Literal["auto"] = "auto"
     """Evaluate the instructive features too: teacher AP, and whether they follow the labels, for which the teacher runs
-    twice. For a method that has such features. auto: in ten evaluations at most, evenly spread, the last among them."""
+    twice. For a method that has such features. auto: true."""
     scorer: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     """The library that computes COCO's AP; auto: hotcoco, whose numbers are pycocotools' own, where it is installed."""
     keep_detections: bool = False
@@ -137,13 +133,10 @@ class Evaluation(Settings):
         every = self.resolved_every(steps)
         return [*(range(every, steps, every) if every else ()), steps]
 
-    def scores_teacher(self, step: int, steps: int) -> bool:
-        """Whether the evaluation after ``step`` of ``steps`` scores the instructive features too, if there are any."""
-        if self.teacher != "auto":
-            return self.teacher
-        every = self.resolved_every(steps)
-        stride = -(-len(self.resolved_steps(steps)) // TEACHER_EVALUATIONS)
-        return step >= steps or not every or step // every % stride == 0
+    @property
+    def scores_teacher(self) -> bool:
+        """Whether evaluations score the instructive features too, if there are any."""
+        return self.teacher is not False
 
 
 class Checkpoints(Settings):
@@ -271,7 +264,7 @@ class Experiment(Settings):
 
     def has_setting(self, key: str) -> bool:
         """Whether there is a setting of this dotted key, or of the one that took its place."""
-        part, leaf = _place(self.model_dump(mode="json"), key_of_today(key))
+        part, leaf = _place(self.model_dump(mode="json"), current_key(key))
         return part is not None and leaf in part
 
     def applicable(self, assignments: Iterable[str]) -> list[str]:
@@ -282,7 +275,7 @@ class Experiment(Settings):
         assignments = list(assignments)
         named = [value for key, value in map(split_assignment, assignments) if key == "method.name"]
         found = self.override({"method.name": named[-1]}) if named else self
-        return [x for x in assignments if not _of_other_method(key_of_today(split_assignment(x)[0]), found)]
+        return [x for x in assignments if not _of_other_method(current_key(split_assignment(x)[0]), found)]
 
 
 NEUTRAL_KEYS = keys_without_effect_on_result(Experiment)
@@ -319,7 +312,7 @@ _TEACHER_BACKBONE = "method.teacher.backbone"
 def _pairs(assignments: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Assignments in the order in which they are made, by the keys of today."""
     pairs = list(assignments.items() if isinstance(assignments, Mapping) else map(split_assignment, assignments))
-    pairs = [(key_of_today(key), value) for key, value in pairs]
+    pairs = [(current_key(key), value) for key, value in pairs]
     # The teacher's backbone follows from the student's where only a part of it is set.
     return sorted(pairs, key=lambda pair: pair[0].startswith(_TEACHER_BACKBONE))
 

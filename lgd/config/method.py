@@ -24,7 +24,7 @@ __all__ = [
     "default_method",
     "import_method",
     "import_named",
-    "key_of_today",
+    "current_key",
     "known_methods",
     "make",
     "may_be_loaded",
@@ -158,7 +158,7 @@ def choose(described: object) -> object:
     """Check of a method's description: an instance of the class that its ``name`` stands for."""
     if not isinstance(described, Mapping):
         return described
-    described = _of_today({"name": DEFAULT, **described})
+    described = _in_current_form({"name": DEFAULT, **described})
     name = described["name"]
     if not isinstance(name, str):
         raise ValueError("name: must be text")
@@ -201,7 +201,7 @@ _OF_TEACHER = ("backbone", "steps", "seed")
 """Settings of FGFI that describe its teacher; they were ``method.fgfi.backbone`` and the like."""
 
 
-def key_of_today(key: str) -> str:
+def current_key(key: str) -> str:
     """A dotted setting as it is called now: FGFI's were in a group ``method.fgfi`` of every experiment."""
     prefix = f"method.{_FGFI}."
     if not key.startswith(prefix):
@@ -210,7 +210,7 @@ def key_of_today(key: str) -> str:
     return f"method.teacher.{rest}" if rest.partition(".")[0] in _OF_TEACHER else f"method.{rest}"
 
 
-def _of_today(described: dict[str, Any]) -> dict[str, Any]:
+def _in_current_form(described: dict[str, Any]) -> dict[str, Any]:
     """A description of a method as older records hold it: every method's settings side by side, FGFI's in a group."""
     if _FGFI not in described:
         return described

@@ -12,7 +12,7 @@ class Phases:
 
     frozen_until: before it the student's bottom-up backbone gets no update.
     distill_from, distill_until: outside [from, until) the student does not learn from the distance: LGD's trains its
-    adapter only, FGFI's rests.
+    adapter only, FGFI's is not computed.
     """
 
     frozen_until: int = 0

@@ -57,8 +57,8 @@ class Schedule(Settings):
     """How long the bottom-up backbone gets no update, fraction of ``steps``."""
     distill_from: float | Literal["auto"] = 30 / 180
     """When the distillation loss starts to reach the student (before, its adapter alone), fraction of ``steps``. auto:
-    while the instructive features have had the lower detection loss for some time (lgd/methods/teacher_watch.py; LGD
-    only)."""
+    after the warm-up, while the instructive features have had the lower detection loss for some time
+    (lgd/methods/teacher_watch.py; LGD only)."""
     distill_until: Fraction = 1.0
     """When it stops to, fraction of ``steps``."""
 
@@ -136,5 +136,6 @@ class Schedule(Settings):
         frozen_until = round(self.frozen * self.steps)
         distill_until = None if self.distill_until == 1 else round(self.distill_until * self.steps)
         if self.distill_from == "auto":
-            return WatchedPhases(frozen_until, distill_until=distill_until)
+            # Losses of the warm-up tell little: a teacher that is ahead in them may be far behind a little later.
+            return WatchedPhases(frozen_until, self.resolved_warmup_steps, distill_until)
         return Phases(frozen_until, round(self.distill_from * self.steps), distill_until)

@@ -21,7 +21,7 @@ from lgd.config.detector_source import kind_of
 from lgd.config.experiment import Detector
 from lgd.detectors.model_layout import bottom_up_path
 from lgd.detectors.weight_files import read_named
-from lgd.detectors.weight_sources import WeightSource, find_weights, local_path, probe
+from lgd.detectors.weight_sources import WeightSource, find_weights, local_path, probe, without_query
 from lgd.detectors.weights import LoadReport
 from lgd.errors import InputError
 
@@ -55,7 +55,7 @@ def load_own_weights(detector: nn.Module, settings: Detector, source: str) -> Lo
     """
     if source == "none":
         return LoadReport(source)
-    tensors, report = _match(detector, settings, source, local_path(_without_query(source)))
+    tensors, report = _match(detector, settings, source, local_path(without_query(source)))
     detector.load_state_dict(tensors, strict=False)
     log.info("%s", report)
     if report.initial:
@@ -67,15 +67,11 @@ def check_own_weights(detector: nn.Module, settings: Detector, source: str) -> W
     """The result that :func:`load_own_weights` would have, without downloading and without a change to ``detector``."""
     if source == "none":
         return None
-    weights = find_weights(_without_query(source))
+    # What detectron2's ``?matching_heuristics=True`` asks for is done here anyway.
+    weights = find_weights(without_query(source))
     if weights.is_cached:
-        _match(detector, settings, source, weights.path)
+        _match(detector, settings, source, local_path(weights.source))
     return probe(weights)
-
-
-def _without_query(source: str) -> str:
-    """detectron2's ``?matching_heuristics=True`` says what is done here anyway."""
-    return source.partition("?")[0]
 
 
 def _match(detector: nn.Module, settings: Detector, source: str, path: Path) -> tuple[dict[str, Tensor], LoadReport]:

@@ -2,8 +2,9 @@
 
 A source is one of
 - ``none``;
-- ``detectron2://...`` (also ``catalog://...``, ``https://...``), kept where detectron2 keeps it: ``$FVCORE_CACHE``, or
+- ``detectron2://...`` (also ``catalog://...``), kept where detectron2 keeps it: ``$FVCORE_CACHE``, or
   ``~/.torch/iopath_cache``;
+- ``https://...``, kept there too, those of another host than detectron2's under the host's name;
 - ``torchvision://resnet50`` (its IMAGENET1K_V1 weights, the ones torchvision's own detectors start from) or
   ``torchvision://ResNet50_Weights.IMAGENET1K_V2``, kept in torch hub's ``checkpoints``;
 - ``torchvision://FILE.pth``, a local file of torchvision's weights;
@@ -11,14 +12,14 @@ A source is one of
   package that is installed; see lgd/detectors/timm_weights.py;
 - a local file; see lgd/detectors/weight_files.py for the formats.
 
-``#sha256=HEX`` at the end, as pip takes it, has the file checked. Where the name itself has a part of the digest, as
-torchvision's do, what is downloaded is checked against that.
+``#sha256=HEX`` at the end, as pip takes it, has the file checked each time. What is downloaded is checked against the
+part of the digest in its name, where it has one as torchvision's do, and against its first use on this machine
+(lgd/detectors/weight_digests.py).
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import re
 import socket
@@ -43,9 +44,10 @@ from lgd.config.experiment import Experiment
 from lgd.detectors.conventions import TORCHVISION
 from lgd.detectors.from_elsewhere import initial_weights
 from lgd.detectors.timm_weights import locate_in_timm, locate_package
+from lgd.detectors.weight_digests import check_digest, expected, pinned
 from lgd.errors import InputError
 
-__all__ = ["WeightSource", "find_weights", "local_path", "probe", "required_weights"]
+__all__ = ["WeightSource", "digests", "find_weights", "local_path", "probe", "required_weights", "without_query"]
 
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds that a connection may be silent before a download counts as failed."""
@@ -53,9 +55,7 @@ DOWNLOAD_TIMEOUT = 30.0
 PROBE_TIMEOUT = 5.0
 """The same for a look whether there is something to download."""
 
-_DIGEST = re.compile(r"#sha256=([0-9a-fA-F]{64})$")
-
-_DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
+_DETECTRON2_HOST = "https://dl.fbaipublicfiles.com/"
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def find_weights(source: str) -> WeightSource:
 
     Raises InputError, one line, for a source that does not exist, ``none`` included.
     """
-    url, path = _locate(_DIGEST.sub("", source))
+    url, path = _locate(source.rpartition("#")[0] if pinned(source) else source)
     try:
         is_file = path.is_file()
         size = path.stat().st_size if is_file else None
@@ -102,10 +102,26 @@ def required_weights(*experiments: Experiment) -> list[WeightSource]:
 
     Raises InputError, one line, for a source that does not exist.
     """
-    each = [x.detector for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
-    each += [x.given_teacher.teacher_detector(x.detector) for x in experiments if x.given_teacher is not None]
-    sources = dict.fromkeys(initial_weights(x).partition("?")[0] for x in each)
-    return [find_weights(source) for source in sources if source != "none"]
+    each = [x for experiment in experiments for x in (experiment, experiment.teacher) if x is not None]
+    return [find_weights(source) for source in dict.fromkeys(y for x in each for y in _sources(x))]
+
+
+def _sources(experiment: Experiment) -> list[str]:
+    """The weights that this training reads: its detector's, and those of a teacher that it is given."""
+    given = experiment.given_teacher
+    each = [experiment.detector, *([] if given is None else [given.teacher_detector(experiment.detector)])]
+    return [source for x in each if (source := without_query(initial_weights(x))) != "none"]
+
+
+def digests(experiment: Experiment) -> dict[str, str]:
+    """SHA-256 of each file of weights that this training reads, by its source; the files are on this machine."""
+    found = [find_weights(source) for source in _sources(experiment)]
+    return {x.source: check_digest(x.source, x.path, downloaded=bool(x.url)) for x in found}
+
+
+def without_query(source: str) -> str:
+    """Without what detectron2's own checkpointer reads (``?matching_heuristics=True``); a digest at the end stays."""
+    return re.sub(r"\?[^#]*", "", source)
 
 
 def probe(weights: WeightSource, timeout: float = PROBE_TIMEOUT) -> WeightSource:
@@ -142,31 +158,18 @@ def _content_length(url: str, timeout: float) -> int | None:
 def local_path(source: str) -> Path:
     """The file that ``source`` names, downloaded where it has to be.
 
-    Raises InputError with one line: which file, where to get it, where to put it; or that it is another file than
-    ``#sha256=`` says.
+    Raises InputError with one line: which file, where to get it, where to put it; or that it is another file than it
+    should be (lgd/detectors/weight_digests.py).
     """
     weights = find_weights(source)
     if not weights.is_cached:
         _download(weights)
-    _check_digest(weights)
+    check_digest(source, weights.path, downloaded=bool(weights.url))
     return weights.path
-
-
-def _check_digest(weights: WeightSource) -> None:
-    wanted = _DIGEST.search(weights.source)
-    if wanted is None:
-        return
-    with weights.path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted[1].lower():
-        raise InputError(f"weights {weights.source}: {weights.path} is another file, its SHA-256 is {found}")
 
 
 def _download(weights: WeightSource) -> None:
     log.info("downloading %s to %s", weights.url, weights.path)
-    # torch hub's files have the beginning of their SHA-256 in their names.
-    digest = re.search(r"-([0-9a-f]{8,})\.", weights.path.name) if weights.source.startswith(TORCHVISION) else None
-    wanted = _DIGEST.search(weights.source)
     try:
         weights.path.parent.mkdir(parents=True, exist_ok=True)
         with _socket_timeout(DOWNLOAD_TIMEOUT):
@@ -174,7 +177,7 @@ def _download(weights: WeightSource) -> None:
             torch.hub.download_url_to_file(
                 weights.url,
                 str(weights.path),
-                hash_prefix=wanted[1].lower() if wanted else digest[1] if digest else None,
+                hash_prefix=expected(weights.source, weights.path) or None,
                 progress=sys.stderr.isatty(),
             )
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
@@ -203,7 +206,7 @@ def _locate(source: str) -> tuple[str, Path]:
         return locate_in_timm(source)
     url = source
     if source.startswith("detectron2://"):
-        url = _DETECTRON2_URL + source.removeprefix("detectron2://")
+        url = f"{_DETECTRON2_HOST}detectron2/{source.removeprefix('detectron2://')}"
     elif source.startswith("catalog://"):
         try:
             url = ModelCatalog.get(source.removeprefix("catalog://"))
@@ -219,14 +222,22 @@ def _locate(source: str) -> tuple[str, Path]:
 
 
 def _url_path(url: str, source: str) -> Path:
-    """The layout of detectron2's own cache, so that either finds what the other has."""
+    """Of detectron2's host, the layout of its own cache, so that either finds what the other has.
+
+    That layout leaves the host out; of another one, a file of the same path must not be taken for detectron2's.
+    """
     try:
-        parts = Path(urlparse(url).path.lstrip("/")).parts
+        found = urlparse(url)
+        host = f"{found.hostname}:{found.port}" if found.port else found.hostname or ""
     except ValueError as error:
         raise InputError(f"weights {source}: no URL ({error})") from None
-    if not parts or ".." in parts:
+    parts = Path(found.path.lstrip("/")).parts
+    if not host or not parts or ".." in (host, *parts):
         raise InputError(f"weights {source}: the URL names no file")
-    return Path(get_cache_dir(), *parts)
+    if found.fragment:
+        # A digest that was mistyped would else not be looked at.
+        raise InputError(f"weights {source}: after the # sha256= and 64 hexadecimal digits are expected")
+    return Path(get_cache_dir(), *([] if url.startswith(_DETECTRON2_HOST) else [found.scheme, host]), *parts)
 
 
 def _torchvision_url(name: str, source: str) -> str:

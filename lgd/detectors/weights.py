@@ -99,7 +99,7 @@ def check_weights(detector: nn.Module, source: str, *, whole: bool = False) -> W
         return None
     weights = find_weights(source)
     if weights.is_cached:
-        _match(detector, source, weights.path, whole)
+        _match(detector, source, local_path(source), whole)
     return probe(weights)
 
 

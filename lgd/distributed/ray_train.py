@@ -84,7 +84,8 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
     if address:
         try:
             _reach(address)
-            ray.init(address=address, **quiet)
+            with _sigterm_answered_as_before():
+                ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {address!r} ({' '.join(str(error).split())[:200]})") from None
         with _until_shutdown():
@@ -97,12 +98,31 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[None]:
         # Only settings and records go through the object store; its default size is a third of the memory.
         local: dict[str, Any] = {"include_dashboard": False, "dashboard_host": "127.0.0.1"}
         try:
-            ray.init(address="local", num_cpus=cpus or cores(), object_store_memory=200 * 2**20, **local, **quiet)
+            with _sigterm_answered_as_before():
+                ray.init(address="local", num_cpus=cpus or cores(), object_store_memory=200 * 2**20, **local, **quiet)
         except Exception as error:  # whichever of its processes was not there in time
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"Ray did not start on this machine ({reason}): try again when it is less busy") from None
         with _until_shutdown():
             yield
+
+
+@contextlib.contextmanager
+def _sigterm_answered_as_before() -> Iterator[None]:
+    """Inside, Ray installs no handler of SIGTERM where this process has one.
+
+    Ray's own are there from the first seconds of ``ray.init`` on, and end the process without a word.
+    """
+    utils = importlib.import_module("ray._private.utils")
+    install = getattr(utils, "set_sigterm_handler", None)
+    if install is None or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+        yield
+        return
+    utils.set_sigterm_handler = lambda _: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ and gradients are then those of MAX workers, and a process needs the memory of o
 What a loss divides by may be a mean over all shares (:func:`mean_over_shares`). With one share a process that is one
 all-reduce in the forward pass. Where some process has several, the mean is needed before all shares were seen: each
 process computes the losses of its shares without gradients first, counting (:func:`counting`), and then again
-(:func:`turn`).
+(:func:`computing_share`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
     "is_counting",
     "mean_over_shares",
     "once_a_step",
-    "one_each",
+    "one_share_per_process",
     "own",
     "split_into",
-    "turn",
+    "computing_share",
 ]
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def own() -> range:
     return range(int(comm.get_rank()), count(), int(comm.get_world_size()))
 
 
-def one_each() -> bool:
+def one_share_per_process() -> bool:
     """Whether every process has one share."""
     return count() == comm.get_world_size()
 
@@ -130,14 +130,14 @@ def counting() -> Iterator[Counted]:
 
 
 @contextmanager
-def turn(counts: Counted | None, *, first: bool) -> Iterator[None]:
+def computing_share(counts: Counted | None, *, first: bool) -> Iterator[None]:
     """Inside is the forward pass of one share, where some process has several.
 
     counts: the means, None where none are known.
     first: whether it is the process's first share of this part of the step.
     """
     before = _current.mode, _current.counts
-    _current.mode, _current.counts = "turn", counts
+    _current.mode, _current.counts = "computing", counts
     if counts is not None:
         counts.position = counts.result_position = 0
         counts.first = first
@@ -158,7 +158,7 @@ def mean_over_shares(value: Tensor) -> Tensor:
             counts.totals[counts.position] = counts.totals[counts.position] + total
         counts.position += 1
         return value.detach()
-    if _current.mode == "turn":
+    if _current.mode == "computing":
         if counts is None or counts.position == len(counts.totals):
             raise NotCountedError
         counts.position += 1
@@ -178,7 +178,7 @@ def once_a_step(update: Callable[[], T], meanwhile: T) -> T:
     counts = _current.counts
     if _current.mode == "counting":
         return meanwhile
-    if _current.mode != "turn" or counts is None:
+    if _current.mode != "computing" or counts is None:
         return update()
     if counts.first:
         counts.results.append(update())

@@ -14,6 +14,7 @@ attempt counts by its own, ``lost`` work included. GPU-hours are device-seconds 
 kept: ``data_wait``, the time that steps waited for the data loader, and ``first_steps``, the first FIRST_STEPS steps of
 every attempt, in which memory is allocated and kernels are chosen or compiled. Both are left out of the time of a step.
 *Joules* are the increase of NVML's energy counters, summed over the devices; joules / device-seconds is the mean power.
+Of ``lost`` work those of the main worker's device are known, and the others' up to the last checkpoint that was begun.
 *Peak memory*, in MiB, is the largest over devices and attempts: ``device`` is what torch had allocated on a GPU,
 ``host`` the resident set size of the process.
 
@@ -25,13 +26,9 @@ This module does not import torch: reading what a training cost must not take th
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
 import math
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +37,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lgd.errors import InputError
 from lgd.files import read_file, write_text
+from lgd.results.peak_memory import initialized_cuda, peak_memory_mib
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +87,7 @@ class CostSoFar:
         """The part that came after the checkpoint whose :meth:`CostMeter.state` is ``saved``: the lost work."""
         return CostSoFar(
             max(0.0, self.device_seconds - math.fsum(saved["device_seconds"].values())),
-            max(0.0, self.joules - math.fsum(saved["joules"].values())),
+            max(0.0, self.joules - math.fsum([*saved["joules"].values(), *saved.get("joules_of_others", {}).values()])),
             self.attempts,
             max(0.0, self.seconds - math.fsum(saved["seconds"].values())),
             self.held,
@@ -115,6 +114,8 @@ class CostMeter:
         self.device_seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.within_training: dict[str, float] = {"data_wait": 0.0, "first_steps": 0.0}
         self.joules: dict[str, float] = {}
+        self.joules_of_others: dict[str, float] = {}
+        """Of the training's other workers, up to the last checkpoint; of the main process's meter alone."""
         self.peaks: dict[str, float] = {}
         self._clock, self._energy = clock, energy
         self._stack: list[Phase] = []
@@ -142,7 +143,7 @@ class CostMeter:
         return self.cost_so_far().device_seconds
 
     def cost_so_far(self) -> CostSoFar:
-        """Device-seconds, joules of this process and attempts up to now. May be called from any thread."""
+        """All up to now, but the joules of other workers up to the last checkpoint. May be called from any thread."""
         joules = self._energy() if self._energy else 0.0
         with self._lock:
             running, gained = 0.0, 0.0
@@ -150,7 +151,7 @@ class CostMeter:
                 running, gained = self._clock() - self._since, joules - self._joules_since
             return CostSoFar(
                 math.fsum(self.device_seconds.values()) + running * self.devices,
-                math.fsum(self.joules.values()) + max(0.0, gained),
+                math.fsum([*self.joules.values(), *self.joules_of_others.values(), max(0.0, gained)]),
                 self.attempts,
                 math.fsum(self.seconds.values()) + running,
                 self.held,
@@ -165,6 +166,7 @@ class CostMeter:
             "device_seconds": dict(self.device_seconds),
             "within_training": dict(self.within_training),
             "joules": dict(self.joules),
+            "joules_of_others": dict(self.joules_of_others),
             "peaks": dict(self.peaks),
             "attempts": self.attempts,
             "held": list(self.held),
@@ -177,6 +179,8 @@ class CostMeter:
             (self.device_seconds, state["device_seconds"]),
             (self.within_training, state["within_training"]),
             (self.joules, state["joules"]),
+            # Earlier checkpoints have the sum over all workers as the joules.
+            (self.joules_of_others, state.get("joules_of_others", {})),
         ):
             for name, value in theirs.items():
                 mine[name] = mine.get(name, 0.0) + value
@@ -200,7 +204,7 @@ class CostMeter:
 
     def _settle(self) -> None:
         # Kernels that are still queued on the GPU belong to the phase that launched them.
-        cuda = _initialized_cuda()
+        cuda = initialized_cuda()
         if cuda is not None:
             cuda.synchronize()
         joules = self._energy() if self._energy else 0.0
@@ -219,7 +223,8 @@ class Heartbeat:
     """While the block runs, a thread writes what the training cost so far to ``directory``/meter.json every second.
 
     Enter it before anything is built: the directory is made where it is missing, and removed again where the set-up
-    fails. Until :meth:`begin_training` the file keeps what it says of earlier attempts, with this one's set-up beside.
+    refuses the input. A set-up that ends with another error has a cost. Until :meth:`begin_training` the file keeps
+    what it says of earlier attempts, with this one's set-up beside.
 
     experiment: the settings, as text, so that the set-up of another training is not taken for this one's.
     """
@@ -230,6 +235,7 @@ class Heartbeat:
         self._fingerprint: str | None = None
         self._before: dict[str, Any] = {}
         self._made: list[Path] = []
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -237,9 +243,12 @@ class Heartbeat:
         """What earlier attempts at the training of this fingerprint cost; zero where there were none."""
         return _cost(self._before, fingerprint) + _set_up_cost(self._before, self._experiment)
 
-    def begin_training(self, fingerprint: str) -> None:
-        """The meter's total holds from now on what earlier attempts cost."""
-        self._fingerprint = fingerprint
+    def begin_training(self, fingerprint: str, add_earlier_cost: Callable[[], None] = lambda: None) -> None:
+        """The meter's total holds from now on what earlier attempts cost, which ``add_earlier_cost`` adds to it."""
+        # The file has it once: beside what the meter holds, or in it.
+        with self._lock:
+            add_earlier_cost()
+            self._fingerprint = fingerprint
         self._write()
 
     def __enter__(self) -> Heartbeat:
@@ -251,10 +260,10 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._fingerprint is None and self._made:
+        if self._fingerprint is None and self._made and kind is not None and issubclass(kind, InputError):
             with suppress(OSError):
                 self._path.unlink()
                 for made in self._made:
@@ -267,13 +276,16 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        spent = self._meter.cost_so_far()
-        if self._fingerprint is None:
-            spent += _set_up_cost(self._before, self._experiment)
-            described = {**self._before, "set-up": {"experiment": self._experiment, **asdict(spent)}}
-        else:
-            described = {"fingerprint": self._fingerprint, **asdict(spent)}
-        text = json.dumps(described) + "\n"
+        with self._lock:
+            spent = self._meter.cost_so_far()
+            if self._fingerprint is None:
+                spent += _set_up_cost(self._before, self._experiment)
+                described = {**self._before, "set-up": {"experiment": self._experiment, **asdict(spent)}}
+            else:
+                described = {"fingerprint": self._fingerprint, **asdict(spent)}
+            self._write_text(json.dumps(described) + "\n")
+
+    def _write_text(self, text: str) -> None:
         # A full disk ends a training where it writes a checkpoint or the record, not here.
         with suppress(OSError):
             try:
@@ -345,46 +357,6 @@ def gpu_energy(device: torch.device, share: float = 1.0) -> Callable[[], float] 
     except Exception:  # no NVML, no permission, a GPU without this counter: the record then has no joules
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3 * share
-
-
-def reset_peak_memory() -> None:
-    """Reset the peaks, so that a process which runs several trainings reports each one's own."""
-    # What an earlier training has freed still belongs to the process: give it back to the system, or each training in
-    # a process would start, and so end, higher than the one before.
-    gc.collect()
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    cuda = _initialized_cuda()
-    if cuda is not None:
-        cuda.reset_peak_memory_stats()
-    # Where this is not Linux, or not allowed, the host's peak is that of the process so far.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_mib() -> dict[str, float]:
-    """Largest memory since the last reset, MiB: ``host`` (resident) and, with a GPU, ``device`` (allocated)."""
-    peaks = {"host": _host_peak_mib()}
-    cuda = _initialized_cuda()
-    if cuda is not None:
-        peaks["device"] = cuda.max_memory_allocated() / 2**20
-    return peaks
-
-
-def _initialized_cuda() -> Any:
-    """``torch.cuda`` where this process uses a GPU, else None."""
-    torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)
-    return cuda if cuda is not None and cuda.is_available() and cuda.is_initialized() else None
-
-
-def _host_peak_mib() -> float:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def _largest(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:

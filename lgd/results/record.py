@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, computed_field
 
+from lgd.config.base_method import Method
 from lgd.config.experiment import Experiment, Settings, explain
 from lgd.errors import InputError
 from lgd.files import read_file, write_text
@@ -30,6 +32,15 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")]
 """A name without control characters, which a terminal would act on; tables and figures show it in one line."""
+
+
+def _left_unread(value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError("must be true, false or null")
+
+
+LeftUnread = Annotated[None, BeforeValidator(_left_unread)]
+"""What a file says beside what it follows from."""
 
 Curve = list[tuple[Count, float]]
 """(step, value) points; a step counts from 1."""
@@ -65,7 +76,7 @@ class EvaluationPoint(Settings):
     """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
     label_signal: dict[str, Number] = Field(default_factory=dict)
     """How far the outputs of the teacher's modules do, in the order in which the labels pass them, the features last
-    (the hearing test of docs/method.md)."""
+    (docs/method.md, "Label signal")."""
 
 
 class Pretraining(Settings):
@@ -148,6 +159,8 @@ class Record(Settings):
     """Hash of the model, optimiser and data as built; empty when the training failed before."""
     fingerprint_version: int = FINGERPRINT_VERSION
     data: dict[str, str | Count | Number] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file of pretrained weights that was read, by its source."""
     parameters: dict[str, Count] = Field(default_factory=dict)
     steps: Count = 0
     student: Scores | None = None
@@ -191,11 +204,31 @@ class Record(Settings):
     started: str = ""
     """UTC, ISO 8601, as ``finished``."""
     finished: str = ""
+    told_of_teacher: LeftUnread = Field(default=None, validation_alias="teacher_beat_student", exclude=True, repr=False)
+    """``teacher_beat_student`` in the file, which has it for other programs."""
 
     @property
     def name(self) -> str:
-        return f"{self.arm or self.experiment.method.label} seed {self.experiment.seed}"
+        return f"{self.shown_arm} seed {self.experiment.seed}"
 
+    @property
+    def shown_arm(self) -> str:
+        """The arm's name in tables and figures, with :attr:`ours`; the method's for a run outside a grid."""
+        name, mark = self.arm or self.experiment.method.label, self.ours
+        if not mark or "(ours: " in name:
+            return name
+        return name.replace("(ours)", f"({mark})") if "(ours)" in name else f"{name} ({mark})"
+
+    @property
+    def ours(self) -> str:
+        """What is no part of the published method, where the command's own settings switch any of it on; else "".
+
+        ``ours: residual teacher``. An arm of a grid that is about an addition has a name that says so.
+        """
+        added = self.experiment.method.additions
+        return f"ours: {', '.join(added)}" if added and _adds(self.experiment.method, tuple(self.overrides)) else ""
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def teacher_beat_student(self) -> bool | None:
         """Whether the teacher was ever better than its student, in box AP at an evaluation.
@@ -203,11 +236,19 @@ class Record(Settings):
         Where no evaluation has a teacher's AP, in its detection loss. None where the method has no such teacher, or
         neither was measured.
         """
-        pairs = [(x.teacher.AP, x.student.AP) for x in self.evaluations if x.teacher is not None]
-        known = [(of_teacher, own) for of_teacher, own in pairs if of_teacher is not None and own is not None]
-        if known:
-            return any(of_teacher > own for of_teacher, own in known)
+        if self.teacher_was_scored:
+            return any(of_teacher > own for of_teacher, own in self._aps_of_both)
         return any(lead > 0 for _, lead in self.teacher_lead) if self.teacher_lead else None
+
+    @property
+    def teacher_was_scored(self) -> bool:
+        """Whether any evaluation has the AP of teacher and student."""
+        return bool(self._aps_of_both)
+
+    @property
+    def _aps_of_both(self) -> list[tuple[float, float]]:
+        pairs = [(x.teacher.AP, x.student.AP) for x in self.evaluations if x.teacher is not None]
+        return [(of_teacher, own) for of_teacher, own in pairs if of_teacher is not None and own is not None]
 
     @property
     def gpu_hours(self) -> float:
@@ -240,6 +281,14 @@ class Record(Settings):
         path = directory / FILE
         write_text(path, self.model_dump_json(indent=1) + "\n")
         return path
+
+
+@lru_cache(maxsize=1024)
+def _adds(method: Method, overrides: tuple[str, ...]) -> bool:
+    """Whether any of the settings ``key=value`` switches on one of the method's additions."""
+    keys = (x.partition("=")[0].strip().partition("method.")[2] for x in overrides)
+    defaults = {key: field.default for key in keys if (field := type(method).model_fields.get(key)) is not None}
+    return method.model_copy(update=defaults).additions != method.additions
 
 
 def load(path: Path) -> Record:

@@ -27,7 +27,7 @@ SEARCHED = "search-"
 STUDY = "lgd"
 """Name of a search's study, where none is given."""
 
-GO_ON = "the sweep's own command goes on with it"
+RECOVERY = "the sweep's own command goes on with it"
 """What writes a sweep.json again that is damaged or missing."""
 
 DETECT = 0.5
@@ -104,8 +104,8 @@ class SweepSpec(Settings):
     detect: Positive = DETECT
     """The smallest difference that matters, points of AP."""
     looks: tuple[PositiveInt, ...] = ()
-    """Numbers of seeds, rising, after each of which the sweep looks whether it is decided; () for one that has a fixed
-    number of seeds. Intervals are widened for the looks (analysis/sequential.py)."""
+    """Numbers of seeds, rising, after which the sweep may look whether it is decided; () for one with a fixed number
+    of seeds. Intervals are widened for all of them, taken or not (analysis/sequential.py)."""
     search: SearchSpec | None = None
     code: CodeVersion | None = None
     ended: SweepEnd | None = None
@@ -135,9 +135,9 @@ class SweepSpec(Settings):
             text = read_file(path).decode("utf-8")
             raw = json.loads(text)
         except OSError as error:
-            raise InputError(f"{path}: no sweep to read ({error.strerror}); where there was one, {GO_ON}") from None
+            raise InputError(f"{path}: no sweep to read ({error.strerror}); where there was one, {RECOVERY}") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not a sweep's description ({error}): remove it, and {GO_ON}") from None
+            raise InputError(f"{path}: not a sweep's description ({error}): remove it, and {RECOVERY}") from None
         if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA:
             raise InputError(f"{path}: written by another version of this suite")
         try:

@@ -38,6 +38,16 @@ class LeaseHeldError(InputError):
     """Another process is at work there."""
 
 
+class LeaseLostError(StorageError):
+    """Another process has taken over what this one, or the one that started it, was at work on."""
+
+
+def check_newest(store: Store, number: int) -> None:
+    """Raise LeaseLostError where the lease of this number on ``store`` is no longer the newest."""
+    if _numbers(store)[-1:] != [number]:
+        raise LeaseLostError(f"{store.url}: another command has taken over")
+
+
 @dataclass
 class Lease:
     """The lease on ``store``; a context manager that gives it back.
@@ -55,15 +65,17 @@ class Lease:
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def acquire(self, *, on_wait: Callable[[str], None] = lambda _: None) -> Self:
+    def acquire(
+        self, *, on_wait: Callable[[str], None] = lambda _: None, should_stop: Callable[[], bool] = lambda: False
+    ) -> Self:
         """Take the lease. on_wait: told who holds it, where that has to be watched first.
 
-        Raises LeaseHeldError where its holder renews it.
+        Raises LeaseHeldError where its holder renews it, or ``should_stop`` ends the watching.
         """
         number, held = self._last()
         if held is not None and not _may_be_taken(held):
             on_wait(_holder(held))
-            number, held = self._watch(number, held)
+            number, held = self._watch(number, held, should_stop)
         mine = number + 1
         if not self.store.create(self._name(mine), self._content()):
             # Somebody was faster, or the answer to what this process has written was lost.
@@ -71,7 +83,7 @@ class Lease:
             if there is None or there.get("token") != self._token:
                 raise LeaseHeldError(f"{self.store.url}: {_holder(there or {})} has begun to work there just now")
         self._number = mine
-        self.store.remove(*(self._name(n) for n in self._numbers() if n < mine))
+        self.store.remove(*(self._name(n) for n in _numbers(self.store) if n < mine))
         self._thread = threading.Thread(target=self._renew, name="renew lease", daemon=True)
         self._thread.start()
         return self
@@ -92,6 +104,16 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    @property
+    def number(self) -> int:
+        """Those that are taken later have greater ones."""
+        return self._number
+
+    def check(self) -> None:
+        """Raise LeaseLostError where another process has taken it over, as far as is known since the last renewal."""
+        if self.lost:
+            raise LeaseLostError(f"{self.store.url}: another command has taken over")
+
     # ------------------------------------------------------------------------------------------------------
 
     def _name(self, number: int) -> str:
@@ -101,11 +123,6 @@ class Lease:
         described = {**_this_process(), "token": self._token, "renewed": time.time(), "released": released}
         return json.dumps(described, indent=1).encode()
 
-    def _numbers(self, store: Store | None = None) -> list[int]:
-        entries = (store or self.store).entries(FOLDER)
-        names = [name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in entries]
-        return sorted(int(x) for x in names if x.isdigit())
-
     def _read(self, number: int) -> dict[str, Any] | None:
         data = self.store.read(self._name(number))
         try:
@@ -114,10 +131,12 @@ class Lease:
             return {}
 
     def _last(self) -> tuple[int, dict[str, Any] | None]:
-        numbers = self._numbers()
+        numbers = _numbers(self.store)
         return (numbers[-1], self._read(numbers[-1])) if numbers else (0, None)
 
-    def _watch(self, number: int, held: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    def _watch(
+        self, number: int, held: dict[str, Any], should_stop: Callable[[], bool]
+    ) -> tuple[int, dict[str, Any] | None]:
         """The last lease once it may be taken. Raises LeaseHeldError when it is renewed instead."""
         begun = time.monotonic()
         while time.monotonic() - begun < self.lasts:
@@ -129,6 +148,8 @@ class Lease:
                 raise LeaseHeldError(
                     f"{self.store.url}: {_holder(now[1])} is at work there; wait for it, or choose another --output"
                 )
+            if should_stop():
+                raise LeaseHeldError(f"{self.store.url}: {_holder(held)} may be at work there")
         return number, held
 
     def _renew(self) -> None:
@@ -136,11 +157,16 @@ class Lease:
         while not self._ended.wait(self.lasts / RENEWALS):
             # One that does not answer now may do so the next time.
             with suppress(StorageError):
-                if self._numbers(store)[-1:] != [self._number]:
+                if _numbers(store)[-1:] != [self._number]:
                     self.lost = True
                     self.on_lost()
                     return
                 store.write(self._name(self._number), self._content())
+
+
+def _numbers(store: Store) -> list[int]:
+    names = [name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in store.entries(FOLDER)]
+    return sorted(int(x) for x in names if x.isdigit())
 
 
 def _may_be_taken(held: dict[str, Any]) -> bool:

@@ -133,8 +133,9 @@ class Mirror:
     def published(self, *, every: Callable[[], None] = lambda: None, interval: float | None = None) -> Iterator[None]:
         """Publish, in a thread, what changes while the block runs, and the rest at its end, whatever ends it.
 
-        every: called beside it, again and again. The store may be away for a while: what it lacks is published as soon
-        as it answers. Raises StorageError where it does not at the end.
+        every: called before it, again and again; nothing is published where it raises StorageError. The store may be
+        away for a while: what it lacks is published as soon as it answers. Raises StorageError where it does not at the
+        end.
         """
         interval = INTERVAL if interval is None else interval
         ended = threading.Event()
@@ -160,6 +161,7 @@ class Mirror:
             ended.set()
             thread.join()
             try:
+                every()
                 self.publish()
             except StorageError as error:
                 raise StorageError(f"{error}; what was not published is in {self.directory}") from None

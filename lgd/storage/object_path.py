@@ -87,7 +87,7 @@ class ObjectPath:
         return self.find() is not None
 
     def is_dir(self) -> bool:
-        return self._look() == "directory"
+        return self._stat() == "directory"
 
     def listed(self) -> dict[str, Entry]:
         """The objects below, by their names relative to this."""
@@ -149,11 +149,11 @@ class ObjectPath:
             if ("listing", parent) in _known:
                 found: Entry | None = _known["listing", parent][1].get(self.url[len(parent) + 1 :])
                 return found
-        looked = self._look()
-        return looked if isinstance(looked, Entry) else None
+        info = self._stat()
+        return info if isinstance(info, Entry) else None
 
-    def _look(self) -> Entry | str | None:
-        return _ask("entry", self.url, lambda: Store(self.url).look())
+    def _stat(self) -> Entry | str | None:
+        return _ask("entry", self.url, lambda: Store(self.url).stat())
 
 
 AnyPath = Path | ObjectPath

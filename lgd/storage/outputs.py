@@ -11,13 +11,14 @@ import contextlib
 import hashlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lgd.cache import cache_root
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.storage.lease import Lease
+from lgd.storage.lease import Lease, LeaseLostError, check_newest
 from lgd.storage.mirror import CHECKPOINTS, Mirror
 from lgd.storage.store import SCHEMES, Store
 
@@ -36,6 +37,9 @@ STOP_FILE = "stop"
 NEWEST = "meter.json"
 """Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
 on elsewhere since this machine's checkpoints were published or fetched."""
+
+LEASE_CHECK_S = 5.0
+"""Seconds between two looks whether another process has taken over the lease under which a worker was started."""
 
 _scheme = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 
@@ -222,17 +226,33 @@ def held(
     *,
     on_wait: Callable[[str], None] = lambda _: None,
     on_lost: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Lease | None]:
     """Inside, no process on any machine but this one is at work on what ``directory`` stands for.
 
     Raises LeaseHeldError where another one is. None, and no more than that, for a directory of this machine alone.
+    on_wait, should_stop: as :meth:`Lease.acquire` takes them.
     """
     store = store_of(directory)
     if store is None:
         yield None
         return
-    with Lease(store, on_lost=on_lost).acquire(on_wait=on_wait) as lease:
-        yield lease
+    with Lease(store, on_lost=on_lost).acquire(on_wait=on_wait, should_stop=should_stop) as lease:
+        _leases[store.url] = lease.number
+        try:
+            yield lease
+        finally:
+            del _leases[store.url]
+
+
+_leases: dict[str, int] = {}
+"""Numbers of the leases that this process holds, by URL."""
+
+
+def lease_number(directory: Path) -> int:
+    """Number of the lease that this process holds on what ``directory`` stands for; 0 where it holds none."""
+    store = store_of(directory)
+    return 0 if store is None else _leases.get(store.url, 0)
 
 
 @contextlib.contextmanager
@@ -265,26 +285,45 @@ def published(directory: Path, *, every: Callable[[], None] = lambda: None) -> I
 
 
 @contextlib.contextmanager
-def publishing_own(directory: Path) -> Iterator[None]:
-    """Inside, what a sweep writes besides its trainings is published now and then, and at the end."""
+def publishing_own(directory: Path, *, every: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, what a sweep writes besides its trainings is published now and then, and at the end.
+
+    every: called before; nothing is published where it raises StorageError.
+    """
     mirror = mirror_of(directory, _is_own)
-    with contextlib.nullcontext() if mirror is None else mirror.published():
+    with contextlib.nullcontext() if mirror is None else mirror.published(every=every):
         yield
 
 
 class Signal:
-    """A file that asks for something as soon as it is there. place: its path or URL; "" for none."""
+    """A file that asks for something as soon as it is there. place: its path or URL; "" for none.
 
-    def __init__(self, place: str) -> None:
+    lease: number of the lease on the URL's parent under which this process works, 0 for none; that another process
+    has taken that over asks for the same.
+    """
+
+    def __init__(self, place: str, lease: int = 0) -> None:
         parent, _, self._name = place.rpartition("/")
         self._path = Path(place) if place and not is_url(place) else None
         self._store = Store(parent) if is_url(place) else None
         self._seen = False
+        self._lease, self._lost, self._checked = lease, False, -LEASE_CHECK_S
 
-    def look(self) -> None:
-        """Ask the store, where it is a URL: to be called now and then. Raises StorageError."""
-        if self._store is not None and not self._seen:
-            self._seen = self._store.exists(self._name)
+    def refresh(self) -> None:
+        """Ask the store, where it is a URL: to be called now and then. Raises StorageError.
+
+        Raises LeaseLostError where another process has taken over the lease, which is asked for every LEASE_CHECK_S.
+        """
+        if self._store is None:
+            return
+        if self._lease and (self._lost or time.monotonic() - self._checked >= LEASE_CHECK_S):
+            self._checked = time.monotonic()
+            try:
+                check_newest(self._store, self._lease)
+            except LeaseLostError:
+                self._seen = self._lost = True
+                raise
+        self._seen = self._seen or self._store.exists(self._name)
 
     def is_there(self) -> bool:
         return self._seen or (self._path is not None and self._path.exists())

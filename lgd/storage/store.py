@@ -182,20 +182,20 @@ class Store:
 
     def entry(self, name: str) -> Entry | None:
         """One object; None where there is no such object."""
-        found = self.look(name)
+        found = self.stat(name)
         return found if isinstance(found, Entry) else None
 
-    def look(self, name: str = "") -> Entry | Literal["directory"] | None:
+    def stat(self, name: str = "") -> Entry | Literal["directory"] | None:
         """What lies under ``name``: an object, or others below it, which are not listed for that; None for neither."""
 
-        def look() -> Entry | Literal["directory"] | None:
+        def stat() -> Entry | Literal["directory"] | None:
             try:
                 info = self._files.info(self._path(name))
             except FileNotFoundError:
                 return None
             return Entry(_version(info), int(info["size"])) if info["type"] == "file" else "directory"
 
-        return self._tried(look, name)
+        return self._tried(stat, name)
 
     def entries(self, name: str = "", *, must_exist: bool = False) -> dict[str, Entry]:
         """All objects under ``name``, by their names relative to this store.

@@ -34,10 +34,10 @@ from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.storage.store import StorageError
-from lgd.training.alone import alone_in
+from lgd.training.alone import training_lock
 from lgd.training.command_output import PrintProgress, print_result, print_settings, summary
 from lgd.training.progress import Stopped
-from lgd.training.resume import existing_record
+from lgd.training.resume import existing_record, remove_resume_files
 
 if TYPE_CHECKING:
     from lgd.distributed.workers import Node, Workers
@@ -166,6 +166,7 @@ def _run(options: argparse.Namespace) -> int:
                 _check_time_without_gpu(experiment)
             record = _train(experiment, directory, chosen.name, options)
         else:
+            remove_resume_files(directory, record)
             print(f"{label}: trained already, on {record.finished}")
     return print_result(record, chosen, directory)
 
@@ -175,7 +176,7 @@ def _storage(directory: Path, options: argparse.Namespace) -> Iterator[None]:
     """Inside, this command alone trains to ``directory``; where that stands for a URL, what it writes is published."""
     store = store_of(directory)
     if store is None:
-        with alone_in(directory):
+        with training_lock(directory):
             yield
         return
     if options.teachers is None:
@@ -288,6 +289,7 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
             why = " ".join(error_reason(error).split())
             print(f"warning: the training was {record.status}; what failed came after it: {why}", file=sys.stderr)
             outputs.publish_where_missing(directory, FILE)
+            remove_resume_files(directory, record)
             return record
         record = failed_record(experiment, error_reason(error), directory=directory, **names)
         try:

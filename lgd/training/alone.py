@@ -14,7 +14,7 @@ LOCK = "lock"
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def training_lock(directory: Path) -> Iterator[None]:
     """Inside, no other command trains to ``directory``, which is made.
 
     Leaves nothing of its own. A directory that cannot be written to is not locked: what trains there says so. Raises

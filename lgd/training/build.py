@@ -22,7 +22,7 @@ from lgd.detectors import biased_convolutions, build_detector
 from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.initial_weights import check_initial_weights, initial_weights, load_initial_weights
 from lgd.detectors.model_layout import bottom_up_of, description, predicts_masks
-from lgd.detectors.weight_sources import find_weights, probe
+from lgd.detectors.weight_sources import digests, find_weights, probe, without_query
 from lgd.evaluation.evaluate import check_masks
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
@@ -34,7 +34,7 @@ from lgd.training.disk_space import FilesSize, check_disk_space, files_size
 from lgd.training.export import load_student
 from lgd.training.memory_need import step_memory
 from lgd.training.optimizer import build_optimizer, lr_factor
-from lgd.training.shared_work import NoSharing, SharedWork
+from lgd.training.shared_work import BuildCache, NoCache
 from lgd.training.uninitialized import Uninitialized
 
 
@@ -48,6 +48,8 @@ class Built:
     dataset: DataSet
     device: torch.device
     fingerprint: str
+    weights: dict[str, str]
+    """SHA-256 of each file of pretrained weights, by its source."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def inspect_training(
     *,
     to_train: bool = False,
     noted: Noted = nullcontext,
-    shared: SharedWork | None = None,
+    shared: BuildCache | None = None,
 ) -> DryBuilt | None:
     """Build ``experiment`` on the CPU, without its parameters' values; None where ``noted`` kept why it cannot be.
 
@@ -94,7 +96,7 @@ def inspect_training(
     and fit, objects in both splits, masks; and the same of its frozen teacher. Each check is made inside ``noted()``.
     shared: with what other builds made already.
     """
-    shared = shared or SharedWork()
+    shared = shared or BuildCache()
     if to_train:
         with noted():
             writers.check(experiment)
@@ -134,7 +136,7 @@ def _check_frozen_part(experiment: Experiment, student: nn.Module) -> None:
         bottom_up_of(student, experiment.detector)
 
 
-def _build_or_none(experiment: Experiment, shared: SharedWork, noted: Noted) -> Built | None:
+def _build_or_none(experiment: Experiment, shared: BuildCache, noted: Noted) -> Built | None:
     found: list[Built] = []
     with noted(), Uninitialized():
         found.append(build(experiment, pretrained=False, device=torch.device("cpu"), shared=shared))
@@ -154,13 +156,13 @@ def _given_detector(settings: Detector, built: Built) -> nn.Module:
         return build_detector(settings, len(built.dataset.class_names))
 
 
-def _check_initial_weights(settings: Detector, detector: nn.Module | None, shared: SharedWork) -> None:
+def _check_initial_weights(settings: Detector, detector: nn.Module | None, shared: BuildCache) -> None:
     """Raise InputError where they cannot be had; and, with the ``detector`` there is, where they do not fit it."""
     source = initial_weights(settings)
     if source == "none":
         return
     # What follows a ? is for detectron2's own checkpointer.
-    weights = shared.once(("source", source), lambda: probe(find_weights(source.partition("?")[0])))
+    weights = shared.once(("source", source), lambda: probe(find_weights(without_query(source))))
     if detector is not None and weights.is_cached:
         key = ("weights", settings.model_dump_json())
         shared.once(key, lambda: check_initial_weights(detector, settings))
@@ -189,7 +191,7 @@ def build(
     pretrained: bool = True,
     teacher: Path | None = None,
     device: torch.device | None = None,
-    shared: SharedWork | None = None,
+    shared: BuildCache | None = None,
 ) -> Built:
     """Build data, model and optimiser (see :func:`build_model` for ``pretrained`` and ``teacher``).
 
@@ -215,7 +217,8 @@ def build(
         seed=experiment.seed,
         **_of_teacher(experiment),
     )
-    return Built(model, optimizer, scheduler, dataset, device, found)
+    files = digests(experiment) if pretrained else {}
+    return Built(model, optimizer, scheduler, dataset, device, found, files)
 
 
 def _pipeline(data: Data) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def build_model(
     *,
     pretrained: bool = True,
     teacher: Path | None = None,
-    shared: SharedWork | None = None,
+    shared: BuildCache | None = None,
 ) -> nn.Module:
     """The student, in a Distiller when the method has a teacher. Equal seeds give equal students whatever the method.
 
@@ -239,7 +242,7 @@ def build_model(
     teacher's training; without it a frozen teacher has random weights. shared: where equal networks of several models
     are to be one; for dry builds only.
     """
-    shared = shared or NoSharing()
+    shared = shared or NoCache()
     sizes = () if experiment.detector.is_built_in else (experiment.data.test_size, experiment.data.max_size)
     key = (num_classes, experiment.compile, experiment.memory_format, *sizes)
 

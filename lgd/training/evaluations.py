@@ -53,7 +53,7 @@ class Evaluations:
         }
         ranks.broadcast_buffers(model)
         teacher = None
-        if experiment.method.has_teacher_ap and experiment.evaluation.scores_teacher(step, experiment.schedule.steps):
+        if experiment.method.has_teacher_ap and experiment.evaluation.scores_teacher:
             assert isinstance(model, Distiller)
             student, teacher = evaluate_both(model, **how)
         else:

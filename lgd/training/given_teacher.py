@@ -15,7 +15,7 @@ from lgd.config.experiment import Experiment
 from lgd.data.dataset import DataSet
 from lgd.detectors import build_detector
 from lgd.detectors.initial_weights import initial_weights, load_initial_weights
-from lgd.detectors.weight_sources import local_path
+from lgd.detectors.weight_sources import local_path, without_query
 from lgd.distributed import ranks
 from lgd.evaluation.evaluate import evaluate
 from lgd.files import read_file, write_text
@@ -33,7 +33,7 @@ def key_of(experiment: Experiment, dataset: DataSet) -> str:
     assert method is not None
     settings = method.teacher_detector(experiment.detector)
     digest = hashlib.sha256()
-    with local_path(initial_weights(settings).partition("?")[0]).open("rb") as file:
+    with local_path(without_query(initial_weights(settings))).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     data = experiment.data.model_dump(mode="json", include={"test_size", "max_size"})

@@ -118,7 +118,7 @@ class SaveAndStop(HookBase):
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
         self._since += 1
-        stop, notices = self._agreed() if last or self._since >= self._next else (False, [""])
+        stop, notices = self._agree_on_stop() if last or self._since >= self._next else (False, [""])
         if stop or any(notices) or (self._every and done % self._every == 0 and not last):
             self._save(done)
         if any(notices):
@@ -132,7 +132,7 @@ class SaveAndStop(HookBase):
         if stop:
             raise Stopped(done)
 
-    def _agreed(self) -> tuple[bool, list[str]]:
+    def _agree_on_stop(self) -> tuple[bool, list[str]]:
         """Whether to stop, and each worker's notice; the next time that they are asked for."""
         now = time.perf_counter()
         steps = int(AGREE_S * self._since / max(now - self._begun, 1e-9))

@@ -33,7 +33,7 @@ class OwnShares:
     @property
     def several(self) -> bool:
         """Whether some process has more than one share: then all of them count."""
-        return not shares.one_each()
+        return not shares.one_share_per_process()
 
     def seed(self, seed: int, start: int) -> None:
         """Give each share random numbers that follow from ``seed`` and from the step to start from."""
@@ -72,7 +72,7 @@ class OwnShares:
         self._needs_counting = bool(counts.totals)
 
     @contextmanager
-    def turn(self, i: int) -> Iterator[None]:
+    def computing_share(self, i: int) -> Iterator[None]:
         """Inside, forward and backward pass of the ``i``-th of this process's shares are computed."""
         if not self.several:
             yield
@@ -81,7 +81,7 @@ class OwnShares:
         # Running statistics are those of the first share: the main process's are kept (ranks.broadcast_buffers).
         before = None if i == 0 and self._counted is not None else _copied_buffers(self._model)
         try:
-            with shares.turn(self._counted, first=i == 0):
+            with shares.computing_share(self._counted, first=i == 0):
                 yield
         except shares.NotCountedError:
             _restore_buffers(self._model, before or ())

@@ -5,13 +5,17 @@ Not in lgd/results, because a record whose data was moved is recognised by the d
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from lgd.config.experiment import Data, Experiment, difference
 from lgd.errors import InputError
+from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import FILE, Record, load
 from lgd.results.sweep_spec import SWEEP_FILE
+from lgd.storage import outputs
+from lgd.storage.mirror import CHECKPOINTS
 
 
 def existing_record(directory: Path, experiment: Experiment) -> Record | None:
@@ -36,6 +40,21 @@ def existing_record(directory: Path, experiment: Experiment) -> Record | None:
     if different:
         raise InputError(f"{path} holds another experiment: {different}; choose another --output or remove it")
     return None if record.status == "failed" else record
+
+
+def remove_resume_files(directory: Path, record: Record) -> None:
+    """Remove checkpoints and costs so far of the training that has this record, here and in a store; a failed one's
+    stay, since it goes on from them.
+
+    A training does so itself, unless its process is killed just after it has saved the record. For who has the
+    directory to itself. What cannot be removed stays for the next command.
+    """
+    if record.status == "failed":
+        return
+    with suppress(OSError):
+        outputs.remove_tree(directory / CHECKPOINTS)
+    with suppress(OSError):
+        outputs.remove(directory / HEARTBEAT_FILE)
 
 
 @cache

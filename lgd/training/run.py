@@ -35,8 +35,8 @@ from lgd.results.cost_meter import (
     Heartbeat,
     gpu_energy,
     read_heartbeat,
-    reset_peak_memory,
 )
+from lgd.results.peak_memory import reset_peak_memory
 from lgd.results.record import Pretraining, Record
 from lgd.training import checkpoint, writers
 from lgd.training.build import Built, build
@@ -176,9 +176,11 @@ def _attempt(
         spent = ranks.broadcast(heartbeat.previous_cost(built.fingerprint))
         state = _initial_state(built, experiment, directory, commit, meter)
         stack.enter_context(state.writer)
-        state.restore(spent)
+        state.restore()
         if ranks.is_main_process():
-            heartbeat.begin_training(built.fingerprint)
+            heartbeat.begin_training(built.fingerprint, lambda: state.add_earlier_cost(spent))
+        else:
+            state.add_earlier_cost(spent)
         result = _train(state, on_progress, should_stop)
         if not result.diverged:
             evaluate_and_report(state, result.trainer, experiment.schedule.steps, on_progress, should_stop)
@@ -211,7 +213,8 @@ def _build(experiment: Experiment, teacher: TrainedTeacher | None, directory: Pa
     except OSError as error:
         raise InputError(f"{directory} cannot be made ({error.strerror})") from None
     if ranks.is_main_process():
-        remove_temporary_files(directory)
+        for place in (directory, directory / checkpoint.DIRECTORY):
+            remove_temporary_files(place)
     return built
 
 
@@ -270,7 +273,7 @@ def _hooks(
     event_writers = ranks.run_on_all_ranks(
         # Without a step left they would write their last line again.
         lambda: (
-            writers.writers(experiment, state.directory, state.start)
+            writers.writers(experiment, state.directory, state.start, goes_on=state.meter.attempts > 1)
             if ranks.is_main_process() and state.start < schedule.steps
             else []
         )
@@ -311,6 +314,7 @@ def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
         "experiment": state.experiment,
         "fingerprint": state.built.fingerprint,
         "data": state.built.dataset.summary(),
+        "weights": state.built.weights,
         "parameters": {"student": _count(student), "teacher": _count(model) - _count(student)},
         "student": last.student if last else None,
         "teacher": last.teacher if last else None,

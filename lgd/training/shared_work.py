@@ -13,7 +13,7 @@ MOST_KEPT = 8
 """Results that are kept, the last used: networks of several hundred MB are among them."""
 
 
-class SharedWork:
+class BuildCache:
     """Results by what they follow from. The networks among them are to be looked at, not to be trained."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class SharedWork:
         return result
 
 
-class NoSharing(SharedWork):
+class NoCache(BuildCache):
     """Does everything anew: a training needs networks of its own."""
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class TrainingState:
     losses: dict[str, Any] = field(default_factory=dict)
     saved_step: int = 0
     _saved_at: float = field(default_factory=time.perf_counter)
+    _saved_cost: dict[str, Any] | None = None
+    _others_joules: dict[str, float] = field(default_factory=dict)
     _scaler: dict[str, Any] = field(default_factory=dict)
     _random: list[Any] | None = None
 
@@ -63,11 +65,10 @@ class TrainingState:
         """Seconds since the last checkpoint was begun; before the first, since the training was built."""
         return time.perf_counter() - self._saved_at
 
-    def restore(self, spent: CostSoFar) -> None:
-        """Load the newest checkpoint in the directory, where there is one.
+    def restore(self) -> None:
+        """Load the newest checkpoint in the directory, where there is one, but for the costs in it.
 
-        spent: what earlier attempts cost. Raises InputError when the checkpoint is another training's, or when the
-        workers do not see the same one.
+        Raises InputError when the checkpoint is another training's, or when the workers do not see the same one.
         """
         fingerprint = self.built.fingerprint
         found = ranks.run_on_all_ranks(
@@ -82,21 +83,27 @@ class TrainingState:
             if ranks.is_main_process():
                 for left in (log, self.directory / EVALUATIONS_FILE):
                     left.unlink(missing_ok=True)
-            if spent.attempts:
-                self.meter.add_lost_work(spent)
             return
         self.start, state = found
         self.saved_step = self.start
         self._load(state)
-        saved = state["meter"]
+        self._saved_cost = state["meter"]
         if ranks.is_main_process():
             cut_log(log, self.start)
-        else:
-            # Joules are summed over the workers; the main process restores the sum of the earlier attempts.
-            saved = {**saved, "joules": {}}
-        self.meter.restore(saved)
+
+    def add_earlier_cost(self, spent: CostSoFar) -> None:
+        """Add to the meter what earlier attempts cost, which is ``spent``: as the checkpoint says, the rest as lost."""
+        saved = self._saved_cost
+        lost = spent.since_checkpoint(saved) if saved else spent
+        if not ranks.is_main_process():
+            # Joules are summed over the workers: those of earlier attempts count in the main process.
+            saved = saved and {**saved, "joules": {}, "joules_of_others": {}}
+            lost = replace(lost, joules=0.0)
+        if saved:
+            self.meter.restore(saved)
         if spent.attempts:
-            self.meter.add_lost_work(spent.since_checkpoint(saved))
+            self.meter.add_lost_work(lost)
+        self._others_joules = dict(self.meter.joules_of_others)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         built = self.built
@@ -143,6 +150,7 @@ class TrainingState:
             watch = self.watch.state() if self.watch else {}
             if not ranks.is_main_process():
                 return
+            self.meter.joules_of_others = self._joules_of_others(totals)
             running = [running_state(x) for x in trained_detectors(built.model)]
             state = {
                 "model": built.model.state_dict(),
@@ -155,7 +163,7 @@ class TrainingState:
                 "evaluations": [x.model_dump_json() for x in self.evaluations.points],
                 "losses": loss_history(trainer.storage),
                 "per_step": self.times.per_step,
-                "meter": {**totals[0], "joules": _merge(sum, [x["joules"] for x in totals])},
+                "meter": {**totals[0], "joules_of_others": self.meter.joules_of_others},
                 "cpu": cpu,
                 "watch": watch,
             }
@@ -165,7 +173,7 @@ class TrainingState:
         """The costs of all workers together, as fields of a Record. All workers must call it."""
         states = ranks.all_gather(self.meter.state())
         cpu = ranks.all_gather((platform.node(), self.cpu.state()))
-        main = states[0]
+        main, others = states[0], self._joules_of_others(states)
         fewest, most = main["held"]
         return {
             # A part of a device is one device.
@@ -174,12 +182,16 @@ class TrainingState:
             "seconds": _rounded(main["seconds"]),
             "device_seconds": _rounded(main["device_seconds"]),
             "within_training": _rounded(main["within_training"]),
-            "joules": _rounded(_merge(sum, [x["joules"] for x in states])),
+            "joules": _rounded(_merge(sum, [main["joules"], others])),
             "peak_memory_mib": _rounded(_merge(max, [x["peaks"] for x in states])),
             "attempts": main["attempts"],
             "step_ms": self.times.median_ms(),
             "contention": contention(cpu, self.times.per_step),
         }
+
+    def _joules_of_others(self, totals: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Joules of all workers but the main one, in this attempt and those before. totals: each worker's."""
+        return _merge(sum, [self._others_joules, *(x["joules"] for x in totals[1:])])
 
 
 def _by_share(of_workers: Sequence[Sequence[Any]]) -> list[Any]:

@@ -23,16 +23,16 @@ from lgd.storage.lease import LeaseHeldError
 from lgd.training import node_disks
 from lgd.training.build import dry_build
 from lgd.training.given_teacher import given_teacher, key_of
-from lgd.training.progress import Progress
-from lgd.training.resume import existing_record
+from lgd.training.progress import Progress, Stopped
+from lgd.training.resume import existing_record, remove_resume_files
 from lgd.training.run import TrainedTeacher, run
 from lgd.training.teacher_gate import check_teacher, plain_students_ap
 
 USERS = "users.json"
 """In a teacher's directory: the directories of the trainings that have used it."""
 
-LOCK_POLL = 30.0
-"""Seconds that a worker waits for a teacher's lock at a time."""
+LOCK_POLL = 1.0
+"""Seconds that a worker waits for a teacher's lock at a time; in between it is asked whether to stop."""
 
 
 def train_with_teacher(
@@ -60,7 +60,7 @@ def train_with_teacher(
     if experiment.teacher is not None:
         teacher = _teacher_for(experiment.teacher, teachers, user=directory, **rest)
     elif experiment.given_teacher is not None:
-        teacher = _given_teacher(experiment, teachers, user=directory, share=share)
+        teacher = _given_teacher(experiment, teachers, user=directory, share=share, should_stop=should_stop)
     if teacher is not None:
         plain = ranks.run_on_all_ranks(lambda: _plain(experiment, directory), first_only=True)
         # On every worker, each of which raises where the teacher is not good enough.
@@ -68,7 +68,7 @@ def train_with_teacher(
     return run(experiment, directory, teacher=teacher, **names, **rest)
 
 
-def home(experiment: Experiment, teachers: Path) -> Path:
+def teacher_directory(experiment: Experiment, teachers: Path) -> Path:
     """The directory of the teacher that ``experiment`` describes, named by its fingerprint."""
     return teachers / dry_build(experiment)
 
@@ -78,31 +78,34 @@ def train_teacher(experiment: Experiment, place: Path, **rest: Any) -> Record:
 
     rest: arguments of :func:`lgd.training.run.run`. Of several processes that need the same teacher one trains it and
     the others wait. An interrupted training goes on from its checkpoint; one that diverged is not repeated.
-    Raises Stopped also where another process has taken over the lease on the directory.
+    Raises Stopped also while it waits, and where another process has taken over the lease on the directory.
     """
     should_stop: Callable[[], bool] = rest.pop("should_stop", lambda: False)
-    with _lock(place) as lost:
-        found = ranks.run_on_all_ranks(lambda: existing_record(place, experiment), first_only=True)
+    with _lock(place, should_stop) as lost:
+        found = ranks.run_on_all_ranks(lambda: _result(place, experiment), first_only=True)
         return found or run(experiment, place, should_stop=lambda: lost() or should_stop(), **rest)
 
 
 def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: Any) -> TrainedTeacher:
     """The teacher that ``experiment`` describes, trained now unless it was before. user: directory of its user."""
-    place = ranks.run_on_all_ranks(lambda: home(experiment, teachers))
+    place = ranks.run_on_all_ranks(lambda: teacher_directory(experiment, teachers))
     before = ranks.run_on_all_ranks(lambda: _trained_before(place, experiment), first_only=True)
+    should_stop = rest["should_stop"]
     record = train_teacher(experiment, place, arm="teacher", **rest)
     if record.status != "finished":
         raise RuntimeError(f"the teacher's training {record.status}: {record.reason} (see {outputs.shown(place)})")
-    with _lock(place):
+    with _lock(place, should_stop):
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
     return TrainedTeacher(cost(record, reused=before, shared_by=shared_by), place / "student.pth")
 
 
-def _given_teacher(experiment: Experiment, teachers: Path, *, user: Path, share: float) -> TrainedTeacher:
+def _given_teacher(
+    experiment: Experiment, teachers: Path, *, user: Path, share: float, should_stop: Callable[[], bool]
+) -> TrainedTeacher:
     """The trained detector that ``experiment`` is given as its teacher. user: directory of its user."""
     dataset = ranks.run_on_all_ranks(lambda: load_dataset(experiment.data))
     place = teachers / ranks.run_on_all_ranks(lambda: key_of(experiment, dataset))
-    with _lock(place):
+    with _lock(place, should_stop):
         found = given_teacher(experiment, dataset, place, share=share)
         shared_by = ranks.run_on_all_ranks(lambda: _users(place, user), first_only=True)
     return TrainedTeacher(found.model_copy(update={"shared_by": shared_by}), None)
@@ -114,23 +117,25 @@ def _plain(experiment: Experiment, directory: Path) -> float | None:
 
 
 @contextmanager
-def _lock(place: Path) -> Iterator[Callable[[], bool]]:
+def _lock(place: Path, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], bool]]:
     """Hold the lock of a teacher's directory. Of the workers of one training the main process holds it.
 
     Where the directory stands for a part of a store, also the lease there; what is written in it is published. Yields
-    what tells, in the main process, whether another process has taken over the lease.
+    what tells, in the main process, whether another process has taken over the lease. Raises Stopped where the main
+    process ``should_stop`` while it waits.
     """
     place.mkdir(parents=True, exist_ok=True)
     lost = threading.Event()
     with ExitStack() as held:
         # In a loop: a single collective would time out on the other workers while a teacher is trained elsewhere.
-        while not ranks.run_on_all_ranks(lambda: _acquired(place, held, lost.set), first_only=True):
-            pass
+        while not ranks.run_on_all_ranks(lambda: _acquired(place, held, lost.set, should_stop), first_only=True):
+            if ranks.run_on_all_ranks(should_stop, first_only=True):
+                raise Stopped(0)
         with node_disks.working_in(place):
             yield lost.is_set
 
 
-def _acquired(place: Path, held: ExitStack, on_lost: Callable[[], None]) -> bool:
+def _acquired(place: Path, held: ExitStack, on_lost: Callable[[], None], should_stop: Callable[[], bool]) -> bool:
     """Whether the lock was free; ``held`` gives it back."""
     lock = FileLock(place / "lock")
     try:
@@ -139,11 +144,19 @@ def _acquired(place: Path, held: ExitStack, on_lost: Callable[[], None]) -> bool
         return False
     held.callback(lock.release)
     try:
-        held.enter_context(outputs.held(place, on_lost=on_lost))
+        held.enter_context(outputs.held(place, on_lost=on_lost, should_stop=should_stop))
     except LeaseHeldError:
         held.close()
         return False
     return True
+
+
+def _result(place: Path, experiment: Experiment) -> Record | None:
+    """The record of the teacher in ``place``, whose lock this process holds; None where it is to be trained."""
+    record = existing_record(place, experiment)
+    if record is not None:
+        remove_resume_files(place, record)
+    return record
 
 
 def _trained_before(place: Path, experiment: Experiment) -> bool:

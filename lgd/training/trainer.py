@@ -91,7 +91,7 @@ class Trainer(SimpleTrainer):
 
     def _one_share(self, i: int, batch: Any, parts: float, last: bool) -> dict[str, torch.Tensor]:
         """Losses of this process's ``i``-th share; adds its gradients. last: workers then exchange them."""
-        with self.own_shares.turn(i), self._sync_gradients(last):
+        with self.own_shares.computing_share(i), self._sync_gradients(last):
             losses = self._forward(batch, self.model)
             total: Any = sum(losses.values())
             self.scaler.scale(total / parts).backward()

@@ -17,7 +17,7 @@ from lgd.results.record import Record
 from lgd.storage import outputs
 from lgd.training import node_disks
 from lgd.training.progress import Progress, Stopped
-from lgd.training.resume import existing_record
+from lgd.training.resume import existing_record, remove_resume_files
 from lgd.training.teacher import train_with_teacher
 
 
@@ -35,6 +35,8 @@ class Job:
     """grid, preset, arm and overrides, for the record."""
     stop: str = ""
     """The training stops when this file appears, or when the launcher asks for it."""
+    lease: int = 0
+    """Number of the lease on what ``stop`` lies in; the training stops when another process has taken that over."""
 
 
 def train_on_workers(
@@ -83,9 +85,9 @@ def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
 
 def _train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
     experiment = experiment_for_worker(job.experiment, job.workers.cpus, job.workers.gpus, gpu)
-    directory, stop = outputs.output_path(job.directory), outputs.Signal(job.stop)
+    directory, stop = outputs.output_path(job.directory), outputs.Signal(job.stop, job.lease)
     try:
-        with node_disks.working_in(directory, every=stop.look):
+        with node_disks.working_in(directory, every=stop.refresh):
             # A worker may have died when the training was finished and its record saved.
             saved = ranks.run_on_all_ranks(lambda: _finished(directory, experiment), first_only=True)
             return saved or train_with_teacher(
@@ -111,7 +113,10 @@ def _record(result: Record | InputError | Stopped) -> Record:
 def _finished(directory: Path, experiment: Experiment) -> Record | None:
     """The record of this training in ``directory``, if it is finished."""
     record = existing_record(directory, experiment)
-    return record if record and record.status == "finished" else None
+    if record is None or record.status != "finished":
+        return None
+    remove_resume_files(directory, record)
+    return record
 
 
 def experiment_for_worker(experiment: Experiment, cpus: int, gpus: float, gpu: int = 0) -> Experiment:

@@ -26,16 +26,18 @@ PROJECT = "lgd"
 """Name of the project (MLflow: experiment) that runs are logged to, unless the environment names one."""
 
 
-def writers(experiment: Experiment, directory: Path, start: int) -> list[EventWriter]:
+def writers(experiment: Experiment, directory: Path, start: int, *, goes_on: bool) -> list[EventWriter]:
     """The writers of a training in ``directory`` that begins with step ``start``.
 
-    Raises InputError as check(), and for a service that refuses the login.
+    goes_on: whether it was begun by an earlier attempt. Raises InputError as check(), and for a service that refuses
+    the login.
     """
     made: list[EventWriter] = [
         JSONWriter(str(directory / "metrics.json")),
-        TensorboardXWriter(str(directory / "tensorboard"), purge_step=start or None),
+        # Also at step 0: an attempt that was killed before its first checkpoint has logged steps too.
+        TensorboardXWriter(str(directory / "tensorboard"), purge_step=start),
     ]
-    return made + [_opened(name, experiment, directory) for name in experiment.log]
+    return made + [_opened(name, experiment, directory, goes_on) for name in experiment.log]
 
 
 class _ServiceWriter(EventWriter):
@@ -68,8 +70,9 @@ class _ServiceWriter(EventWriter):
 class WandbWriter(_ServiceWriter):
     """Logs to Weights & Biases: one run a training; a resumed training continues its run."""
 
-    def __init__(self, experiment: Experiment, directory: Path) -> None:
+    def __init__(self, experiment: Experiment, directory: Path, goes_on: bool) -> None:
         super().__init__()
+        # Of a run that goes on, W&B itself leaves out the steps that it has.
         self._run: Any = package("wandb").init(
             project=PROJECT,
             id=_identity(directory),
@@ -87,15 +90,19 @@ class WandbWriter(_ServiceWriter):
 
 
 class MlflowWriter(_ServiceWriter):
-    """Logs to MLflow: one run a training; a resumed training continues its run."""
+    """Logs to MLflow: one run a training; a resumed training continues its run, without the steps that this has."""
 
-    def __init__(self, experiment: Experiment, directory: Path) -> None:
+    def __init__(self, experiment: Experiment, directory: Path, goes_on: bool) -> None:
         super().__init__()
+        self._last_steps: dict[str, int] = {}
         self._client: Any = package("mlflow").tracking.MlflowClient()
         found = self._client.get_experiment_by_name(PROJECT)
         home = found.experiment_id if found else self._client.create_experiment(PROJECT)
         identity = _identity(directory)
-        earlier = self._client.search_runs([home], f"tags.`lgd.run` = '{identity}'", max_results=1)
+        # Another training's run where this one begins: what it has logged is not this training's.
+        query = f"tags.`lgd.run` = '{identity}'"
+        earlier = self._client.search_runs([home], query, max_results=1) if goes_on else []
+        self._continues = bool(earlier)
         if earlier:
             self._run: str = earlier[0].info.run_id
             return
@@ -107,7 +114,17 @@ class MlflowWriter(_ServiceWriter):
         for name, value in values.items():
             # MLflow allows no other characters.
             allowed = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
-            self._client.log_metric(self._run, allowed, value, step=step)
+            if step > self._last_step(allowed):
+                self._client.log_metric(self._run, allowed, value, step=step)
+
+    def _last_step(self, name: str) -> int:
+        """The last step that earlier attempts have logged of a metric; -1 where they have none."""
+        if not self._continues:
+            return -1
+        if name not in self._last_steps:
+            points = self._client.get_metric_history(self._run, name)
+            self._last_steps[name] = max((point.step for point in points), default=-1)
+        return self._last_steps[name]
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
@@ -116,9 +133,9 @@ class MlflowWriter(_ServiceWriter):
 _SERVICES: dict[str, Any] = {"wandb": WandbWriter, "mlflow": MlflowWriter}
 
 
-def _opened(name: str, experiment: Experiment, directory: Path) -> EventWriter:
+def _opened(name: str, experiment: Experiment, directory: Path, goes_on: bool) -> EventWriter:
     try:
-        writer: EventWriter = _SERVICES[name](experiment, directory)
+        writer: EventWriter = _SERVICES[name](experiment, directory, goes_on)
     except InputError:
         raise
     except Exception as error:  # no key, no answer, or a setting of its own that it refuses

@@ -25,12 +25,12 @@ from ablations.drill.checks import (
     allowance,
     check_cost,
     check_left,
+    check_message,
     check_records,
     check_steps,
-    check_told,
     check_trace,
 )
-from ablations.drill.commands import SWEEP, TRIALS, Workplace
+from ablations.drill.commands import SWEEP, TRIALS, Sandbox
 from ablations.drill.drill import Fault, Result, run_drill, run_reference
 from ablations.drill.hooks import Attempt, Moment, attempts
 from ablations.drill.registry import FAULTS
@@ -156,8 +156,8 @@ def test_a_killed_attempt_may_lack_one_heartbeat() -> None:
         ("SIGTERM came", 3, "no next command"),
     ],
 )
-def test_what_was_told_is_checked(said: str, status: int, evidence: str) -> None:
-    found = check_told(said, status, [3], "^SIGTERM came", needs="go on with: ")
+def test_a_message_is_checked(said: str, status: int, evidence: str) -> None:
+    found = check_message(said, status, [3], "^SIGTERM came", needs="go on with: ")
     assert evidence in " ".join(x.evidence for x in found)
     assert bool(found) == bool(evidence)
 
@@ -172,7 +172,7 @@ def test_the_hooks_fit_the_code_that_they_patch() -> None:
         "print(record.status, sum(record.device_seconds.values()))\n"
     )
     assert {importlib.import_module(name).__name__ for name in hooks.PATCHES} == set(hooks.PATCHES)
-    with Workplace(Path("unused")) as place:
+    with Sandbox(Path("unused")) as place:
         Moment("step", "trial", 3, "nan").write(place.control)
         done = subprocess.run(
             [sys.executable, "-c", code, str(place.control)],
@@ -187,7 +187,7 @@ def test_the_hooks_fit_the_code_that_they_patch() -> None:
 
 
 def test_processes_of_a_command_are_found_and_ended(tmp_path: Path) -> None:
-    with Workplace(tmp_path) as place:
+    with Sandbox(tmp_path) as place:
         sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=place.environment)
         assert [x.pid for x in place.processes()] == [sleeper.pid]
     assert sleeper.wait(10) == -9
@@ -278,5 +278,5 @@ def test_a_quick_fault_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_undisturbed_sweep_that_fails_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablations.drill.drill.SWEEP", ("--grid", "nothing"))
-    with pytest.raises(InputError, match="the undisturbed sweep fails already: told: exit status 2"):
+    with pytest.raises(InputError, match="the undisturbed sweep fails already: message: exit status 2"):
         run_reference(tmp_path)

@@ -1,4 +1,8 @@
-"""The structure of the code: who imports whom, how long things are, and what stays light."""
+"""The structure of the code: who imports whom, how long things are, and what stays light.
+
+Imports by name at run time are not seen here: ``lgd/config/method.py`` loads the methods' settings classes from
+``lgd/methods``, which lies above it.
+"""
 
 from __future__ import annotations
 

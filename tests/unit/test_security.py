@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.templating import render_text
 from lgd.detectors.weight_files import read_weights
 from lgd.detectors.weight_sources import local_path
 from lgd.errors import InputError
@@ -44,6 +45,8 @@ def test_files_are_read_without_running_code() -> None:
             unsafe |= name == "torch.load" and keywords.get("weights_only") != "True"
             unsafe |= name == "yaml.load" and "Safe" not in keywords.get("Loader", "")
             unsafe |= name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False"
+            # Of a template that comes from a file; analysis/templating.py renders it in a sandbox.
+            unsafe |= name.endswith((".from_string", "jinja2.Template")) and path != ROOT / "analysis/templating.py"
             # The members of an archive may be called ../../x.
             unsafe |= name.endswith((".extractall", ".extract"))
             unsafe |= keywords.get("shell") == "True"
@@ -121,6 +124,42 @@ def test_what_is_downloaded_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
     assert local_path(f"{path}#sha256={right.upper()}") == path
     with pytest.raises(InputError, match=f"is another file, its SHA-256 is {right}"):
         local_path(f"{url}#sha256={wrong}")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "lipsum.__globals__['os'].system('touch {}')",
+        "cycler.__init__.__globals__.os.system('touch {}')",
+        "(gain | attr('__globals__'))['Path']('{}').touch()",
+        "gain.__globals__.Path('{}').touch()",
+        "gain.__code__.co_filename",
+        "''.__class__.__mro__[1].__subclasses__()",
+        "'%s' | format(self.__init__.__globals__)",
+        "'{{0.__globals__}}'.format(gain)",
+        "rows.append(1)",
+    ],
+)
+def test_a_text_with_expressions_reaches_nothing_but_its_names(expression: str, tmp_path: Path) -> None:
+    """As notes.md beside a study's directory, which somebody else may have written."""
+    touched, rows = tmp_path / "touched", [0]
+
+    def gain() -> str:
+        return "+1.0"
+
+    with pytest.raises(InputError, match="notes.md: ") as caught:
+        render_text(f"{{{{ {expression.format(touched)} }}}}", "notes.md", gain=gain, rows=rows)
+    assert "\n" not in str(caught.value)
+    assert not touched.exists()
+    assert rows == [0]
+    assert render_text("It is {{ gain() }} by {{ rows[0] | number }}.", "notes.md", gain=gain, rows=rows)
+
+
+@pytest.mark.parametrize("expression", ["1 / 0", "gain(1)", "'a' | float / 'b'", "range(10 ** 9)", "{% include 'x' %}"])
+def test_a_text_that_cannot_be_rendered_is_named(expression: str) -> None:
+    text = expression if expression.startswith("{%") else f"{{{{ {expression} }}}}"
+    with pytest.raises(InputError, match="^notes.md: ."):
+        render_text(text, "notes.md", gain=lambda: "")
 
 
 def test_a_checkpoint_of_plain_values_is_read(tmp_path: Path) -> None:

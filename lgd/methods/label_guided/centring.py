@@ -3,7 +3,7 @@
 A training step's gradient has one part that is the same for all objects ("there is an object here") and one that
 differs by class. The first is the larger, and it moves every weight matrix along the mean of its inputs. Normalised
 afterwards, the differences between classes shrink by as much as the shared part grows: within ten steps hardly anything
-is left of them (docs/method.md, "Hearing test"). With the mean over the objects subtracted before each normalisation,
+is left of them (docs/method.md, "Label signal"). With the mean over the objects subtracted before each normalisation,
 the shared part cannot grow in these layers, and the biases of the layers that follow can still say what it said.
 """
 

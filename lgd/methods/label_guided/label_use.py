@@ -1,5 +1,5 @@
 """Whether the teacher uses the labels: how far its features follow them, at which of its modules their signal is lost
-(the hearing test of docs/method.md), and where each object's attention goes."""
+(docs/method.md, "Label signal"), and where each object's attention goes."""
 
 from __future__ import annotations
 

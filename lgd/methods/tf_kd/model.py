@@ -23,8 +23,8 @@ CLASSIFICATION = "loss_cls"
 class TeacherFree(TrainingModel):
     """The detector's losses, with 1 - alpha of its classification loss, and ``loss_distill``.
 
-    ``loss_distill`` is alpha * multiplier * :func:`made_divergence`. InputError where the detector is no R-CNN with a
-    softmax.
+    ``loss_distill`` is alpha * multiplier * :func:`virtual_teacher_divergence`. InputError where the detector is no
+    R-CNN with a softmax.
     """
 
     def __init__(
@@ -52,13 +52,15 @@ class TeacherFree(TrainingModel):
         regions = scores.regions
         if regions is None:
             raise RuntimeError("the detector classified no regions")
-        made = made_divergence(regions.logits, regions.classes, self.temperature, self.correct)
+        made = virtual_teacher_divergence(regions.logits, regions.classes, self.temperature, self.correct)
         losses[CLASSIFICATION] = (1 - self.alpha) * losses[CLASSIFICATION]
         losses["loss_distill"] = self.alpha * self.multiplier * made
         return losses
 
 
-def made_divergence(logits: Tensor, classes: Tensor, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
+def virtual_teacher_divergence(
+    logits: Tensor, classes: Tensor, temperature: float = 20.0, correct: float = 0.99
+) -> Tensor:
     """KL divergence from softmax(logits / T) to softmax(u / T), the mean over the regions (scalar, float32).
 
     u has ``correct`` on a region's true class and the rest in equal parts on the others. logits: (R, K + 1); classes:

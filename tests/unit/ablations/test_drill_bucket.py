@@ -15,7 +15,7 @@ import pytest
 from ablations.command import main
 from ablations.drill.bucket import Bucket, opened
 from ablations.drill.checks import check_cost
-from ablations.drill.commands import Workplace
+from ablations.drill.commands import Sandbox
 from ablations.drill.drill import Drill, Fault, Result, write_attempts
 from ablations.drill.hooks import Attempt
 from ablations.drill.registry import FAULTS
@@ -40,7 +40,7 @@ def test_what_is_changed_in_the_copy_is_changed_in_the_bucket(bucket: Bucket, tm
         (reference / name).parent.mkdir(parents=True, exist_ok=True)
         (reference / name).write_text(name)
     write_attempts(reference, [Attempt("a", 1.0, True)])
-    with Workplace(tmp_path / "out", bucket) as place:
+    with Sandbox(tmp_path / "out", bucket) as place:
         drill = Drill(place, reference, random.Random(0))
         assert drill.arguments[-2:] == ["--output", bucket.url]
         drill.copy_reference()
@@ -155,7 +155,7 @@ def test_a_record_is_damaged_in_the_bucket(bucket: Bucket, tmp_path: Path) -> No
     from ablations.drill.damages import damage
 
     bucket.store.write(f"trials/a/{FILE}", json.dumps({"a": "b" * 200}).encode())
-    with Workplace(tmp_path / "out", bucket) as place:
+    with Sandbox(tmp_path / "out", bucket) as place:
         drill = Drill(place, tmp_path, random.Random(0))
         with place.files() as output:
             damage(drill, output / "trials" / "a" / FILE, "corrupted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from rich.console import Console
 
 from ablations import sweep
 from ablations.limits import Budget
+from ablations.plan import trials_of
+from ablations.ray_sweep import Outcome
+from lgd.distributed.resources import Resources
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 SPEC = SweepSpec(grid="components", preset="nano", overrides=(), arms=("baseline",), seeds=1)
@@ -37,3 +41,21 @@ def test_a_signal_is_answered_with_the_command_that_goes_on(
     assert sweep.run(*arguments) == 130
     assert signal.getsignal(number) == before
     assert capsys.readouterr().out == f"interrupted; go on with: {sweep.resume_command(tmp_path, SPEC)}\n"
+
+
+def test_sigterm_after_the_last_look_at_the_budget_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Tune no longer asks then: without a reason a further round of seeds would begin."""
+
+    def run_sweep(*_: Any, budget_exceeded: Callable[[float], str], **__: Any) -> Outcome:
+        assert budget_exceeded(0.0) == ""
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Outcome(spent=3.0)
+
+    monkeypatch.setattr("ablations.ray_sweep.run_sweep", run_sweep)
+    monkeypatch.setattr(sweep, "_learn", lambda *_: None)
+    planned = trials_of(SPEC, tmp_path)
+    resources = Resources(cpus=1, gpus=0.0, max_concurrent=1)
+    found = sweep.train(planned, planned.trials, resources, None, Budget(), 0.0, Console(width=400))
+    assert found == ("SIGTERM came", 3.0)

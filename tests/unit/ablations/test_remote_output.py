@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +29,12 @@ from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record
+from lgd.signals import on_signal
 from lgd.storage import outputs
 from lgd.storage.store import PATIENCE_VARIABLE, StorageError, Store
 from lgd.training.hooks import SaveAndStop
-from tests.helpers import quick_experiment
+from lgd.training.progress import Stopped
+from tests.helpers import quick_experiment, wait_until
 from tests.helpers_storage import BUCKET, Faults
 from tests.integration.commands import OVERRIDES, without_figures
 
@@ -177,6 +181,24 @@ def test_a_training_that_was_finished_is_not_failed_by_what_comes_after(
     assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{x}" for x in (FILE, "student.pth")}
 
 
+def test_a_worker_that_finds_its_record_removes_what_it_was_trained_from(cluster: Cluster) -> None:
+    """The one before died after it had saved the record, and before that, and what it had removed, was published."""
+    trial = cluster.trial("baseline")
+    cluster.on_node("node 1")
+    there = outputs.output_path(f"{cluster.url}/trials/baseline-seed0")
+    (there / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/step-00000004.pth", "meter.json"):
+        (there / name).write_text("{}")
+    mirror = outputs.mirror_of(there)
+    assert mirror is not None
+    mirror.publish()
+    Record(status="finished", experiment=trial.experiment, finished="now").save(there)
+    for name in ("checkpoints/step-00000004.pth", "meter.json"):
+        (there / name).unlink()
+    assert Record.model_validate_json(cluster.train(trial, "node 1")["record"]).status == "finished"
+    assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{FILE}"}
+
+
 def test_a_store_that_is_away_at_the_end_leaves_a_sweep_to_go_on_with(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +246,48 @@ def test_one_sweep_at_a_time_is_at_work_in_a_bucket(
         cluster.on_node("driver")
     assert "looking whether process" in capsys.readouterr().out
     assert cluster.store.read("ray.log") == b"begun"
+
+
+def test_a_trial_whose_sweep_was_taken_over_is_stopped_and_publishes_nothing_more(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver may be dead, or cut off from it: what the other command's trial has published must stay."""
+    monkeypatch.setattr(outputs, "LEASE_CHECK_S", 0.0)
+    there = "trials/baseline-seed0"
+
+    def train(experiment: Experiment, config: Any, place: Place, _: Any) -> Record:
+        (place.directory / "metrics.json").write_text("ours")
+        wait_until(lambda: cluster.store.exists(f"{there}/metrics.json"), 20)
+        assert not place.stopped()
+        cluster.store.write("lease/000002.json", b"{}")
+        cluster.store.write(f"{there}/metrics.json", b"theirs")
+        wait_until(place.stopped, 20)
+        (place.directory / "metrics.json").write_text("ours, later")
+        raise Stopped(3)
+
+    monkeypatch.setattr("ablations.ray_trial._train", train)
+    with at_work(outputs.output_path(cluster.url), Console(width=200)):
+        report = cluster.train(cluster.trial("baseline"), "node 1")
+    assert report["unpublished"].startswith(f"{cluster.url}: another command has taken over; what was not published is")
+    assert cluster.store.read(f"{there}/metrics.json") == b"theirs"
+
+
+def test_a_sweep_that_was_taken_over_publishes_nothing_more(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the wish to stop, which would end the other command's trials."""
+    monkeypatch.setattr("lgd.storage.lease.LASTS", 0.4)
+    output, told = outputs.output_path(cluster.url), threading.Event()
+
+    def work() -> None:
+        with on_signal(told.set, signal.SIGTERM), at_work(output, Console(width=200)):
+            cluster.store.write("lease/000002.json", b"{}")
+            wait_until(told.is_set, 20)
+            (output / "stop").touch()
+
+    with pytest.raises(StorageError, match=f"^{cluster.url}: another command has taken over; what was not published"):
+        work()
+    assert "stop" not in cluster.store.entries()
 
 
 def test_a_searchs_study_is_in_the_bucket(cluster: Cluster) -> None:

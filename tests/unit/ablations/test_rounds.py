@@ -37,6 +37,7 @@ def _sweep(directory: Path, gains: tuple[float, ...], looks: tuple[int, ...] = (
     """A sweep whose trials of the first round, and their equal-cost baseline's, have ended."""
     extra = ExtraArms(equal_cost=("longer",))
     spec = describe("components", "nano", arms="baseline,LGD", extra=extra, looks=looks)
+    spec.write(directory)
     for trial in trials_of(spec, directory).trials:
         gain = gains[trial.experiment.seed] if trial.arm == "LGD" else 0.0
         _save(trial, 30 + gain, 20.0 if trial.arm == "LGD" else 10.0)
@@ -44,7 +45,7 @@ def _sweep(directory: Path, gains: tuple[float, ...], looks: tuple[int, ...] = (
 
 
 def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(tmp_path: Path) -> None:
-    spec = _sweep(tmp_path, (1.0, -1.0, 0.5))
+    spec = _sweep(tmp_path, (0.5, 0.7, 0.9))
     first = trials_of(spec.model_copy(update={"steps": {}}), tmp_path)
     first.trials = [trial for trial in first.trials if not trial.arm.startswith("baseline at")]
     equal = after(first, Budget(), 2, QUIET).sweep
@@ -60,13 +61,30 @@ def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(
     assert {trial.experiment.seed for trial in more.trials} == set(range(5))
 
 
+def test_looks_that_cannot_decide_are_skipped_as_far_as_the_budget_goes(tmp_path: Path) -> None:
+    """With ten times the spread of the sweep above five seeds tell nothing."""
+    sweep = trials_of(_sweep(tmp_path, (5.7, -4.3, 0.7)), tmp_path)
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, 30.2, 20.0)
+    out = io.StringIO()
+    found = after(sweep, Budget(), 2, Console(file=out, width=200)).sweep
+    assert found is not None
+    assert (found.spec.seeds, found.spec.looks) == (7, (3, 5, 7))
+    assert "next look after 7 seeds: before, an answer has a chance below 5%" in out.getvalue()
+    # Two more seeds take 50 seconds, four 100.
+    found = after(sweep, Budget(max_time="90s", option="--budget"), 2, QUIET).sweep
+    assert found is not None
+    assert found.spec.seeds == 5
+    assert "the next 2 seeds of every arm" in after(sweep, Budget(max_time="40s", option="--budget"), 2, QUIET).why
+
+
 def test_a_sweep_that_is_decided_ends(tmp_path: Path) -> None:
     spec = _sweep(tmp_path, (-5.0, -5.1, -4.9))
     sweep = trials_of(spec, tmp_path)
     for trial in sweep.trials:
         if trial.arm.startswith("baseline at"):
             _save(trial, 31.0 + trial.experiment.seed / 10, 20.0)
-    spec.write(tmp_path)
     assert after(sweep, Budget(), 2, QUIET) == (None, "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from analysis.crossing import cost_crossing
 from analysis.evidence_curves import at_equal_cost
 from analysis.load import cost_seconds
 from analysis.questions import asked
-from analysis.rates import Curve
+from analysis.rates import Curve, equal_cost_steps
 from analysis.verdict import verdicts
 from lgd.config.experiment import Experiment
 from lgd.results.record import Record
@@ -87,19 +88,24 @@ def test_how_many_gpus_a_node_has_does_not_matter(make_record: MakeRecord) -> No
 
 
 def test_curves_over_hours_are_of_the_seeds_on_like_hardware() -> None:
-    def curve(name: str, hours: float, machines: dict[int, set[tuple[str, ...]]]) -> Curve:
+    def curve(name: str, hours: float, machines: dict[int, tuple[str, ...]]) -> Curve:
+        """machines: the last training's by seed; the shorter one of each seed ran on the slow one."""
         points = {80.0: {0: 10.0, 1: 12.0}, 160.0: {0: 20.0, 1: 22.0}}
         costs = {steps: dict.fromkeys(of, hours * steps) for steps, of in points.items()}
-        return Curve(name, Experiment(), name.lower(), points=points, costs=costs, machines=machines)
+        used = {80.0: dict.fromkeys(points[80.0], slow), 160.0: machines}
+        return Curve(name, Experiment(), name.lower(), points=points, costs=costs, machines=used)
 
     slow, fast = ("slow", "2"), ("fast", "2")
-    base = curve("baseline", 1.0, {0: {slow}, 1: {slow}})
-    arm = curve("LGD", 1.0, {0: {slow}, 1: {slow, fast}})
-    assert {x: d.seeds for x, d in at_equal_cost(base, curve("LGD", 1.0, base.machines)).items()} == {
-        80.0: (0, 1), 160.0: (0, 1),
-    }  # fmt: skip
-    assert {x: d.seeds for x, d in at_equal_cost(base, arm).items()} == {80.0: (0,), 160.0: (0,)}
+    base = curve("baseline", 1.0, {0: slow, 1: slow})
+    arm = curve("LGD", 1.0, {0: slow, 1: fast})
     found = cost_crossing(base, arm)
     assert found is not None
     assert found.seeds == 1
-    assert at_equal_cost(base, curve("LGD", 1.0, {0: {fast}, 1: {fast}})) == {}
+    # What an arm costs more is read where a seed's two trainings are alike; AP is every seed's.
+    arm.costs = {80.0: {0: 80.0, 1: 80.0}, 160.0: {0: 240.0, 1: 100.0}}
+    base.points[320.0] = {0: 30.0, 1: 32.0}
+    assert equal_cost_steps(base, arm) == {80.0: 80.0, 160.0: 240.0}
+    equal = at_equal_cost(base, arm)
+    assert {x: d.seeds for x, d in equal.items()} == {80.0: (0, 1), 160.0: (0, 1)}
+    assert equal[160.0].mean == pytest.approx(-10 * math.log2(1.5))
+    assert equal_cost_steps(base, curve("LGD", 1.0, {0: fast, 1: fast})).keys() == {80.0}

@@ -216,7 +216,7 @@ def test_the_page_shows_gains_with_intervals_and_costs(results: Make) -> None:
     assert "compared with its own baseline 3 times, on shapes" in text
     assert f"It is {_difference(place, 'FCOS LGD at weight 0.3', 'FCOS baseline')}." in text
     assert "[evidence-nano](" in text
-    assert "which no GPU has run here yet" in text
+    assert "at which nothing has been trained here yet" in text
 
 
 def test_a_seed_says_nothing_on_the_page(results: Make) -> None:

@@ -100,8 +100,11 @@ def test_looking_again_and_again_errs_no_more_than_once_in_twenty() -> None:
     assert naive.mean() > 0.12
 
 
-def test_the_rule_that_ends_a_sweep_is_seldom_wrong() -> None:
-    """It ends above zero or below what matters: each is wrong in at most one of forty, wherever it is wrong."""
+def test_one_difference_is_seldom_wrong() -> None:
+    """It ends above zero or below what matters: each is wrong in at most one of forty, wherever it is wrong.
+
+    A sweep's rule has two differences: test_until_decided.py.
+    """
     confidence, detect = confidence_at_each_look(LOOKS), 1.0
     for truth, wrong in ((0.0, 1), (detect, -1)):
         answer = np.zeros(SWEEPS)

@@ -99,15 +99,88 @@ def test_the_crossing_by_hand(make_record: MakeRecord) -> None:
     assert 600 < found.low < 600 * 2**0.5 < found.high < 1200
     assert (found.ahead, found.seeds) == ("baseline", 3)
     assert found.line.startswith("LGD overtakes baseline at 849 steps [")
+    assert found.line.endswith("] (3 seeds, bootstrap over them).")
 
 
 def test_no_crossing_says_up_to_where(make_record: MakeRecord) -> None:
     records = _records(make_record, "schedule.steps", {300: (20.0, 16.0), 600: (25.0, 23.0), 1200: (30.0, 29.0)})
     (found,) = crossings(records)
     assert found.at is None
-    assert found.line == "LGD and baseline: no crossing up to 1,200 steps; baseline is ahead (3 seeds)."
+    # -1 with a standard deviation of 0.6 over three seeds.
+    nobody = "neither is ahead beyond noise at the last length"
+    assert found.line == f"LGD and baseline: no crossing up to 1,200 steps; {nobody} (3 seeds)."
     one = [record for record in records if record.experiment.seed == 0]
     assert crossings(one)[0].low is None
+    # A single seed has no noise to compare its difference with.
+    assert crossings(one)[0].line.endswith(f"{nobody} (1 seed).")
+
+
+def _differing(make: MakeRecord, differences: dict[int, tuple[float, ...]]) -> list[Record]:
+    """By length, what LGD has more than the baseline, a seed each; nine seconds a step."""
+    records = []
+    for steps, of_seeds in differences.items():
+        for seed, difference in enumerate(of_seeds):
+            for arm, ap in (("baseline", 20.0), ("LGD", 20.0 + difference)):
+                record = make(arm, seed, ap, 9.0 * steps)
+                records.append(
+                    record.model_copy(update={"experiment": record.experiment.override({"schedule.steps": steps})})
+                )
+    return records
+
+
+def test_an_interval_may_hold_a_crossing_that_the_mean_does_not(make_record: MakeRecord) -> None:
+    """Two of three seeds cross. 8 of the 27 ways to draw three leave out the third, and go from -2 to 0.5; others do
+    not cross: the interval's lower end is where the 8 do, and it has no upper end."""
+    records = _differing(make_record, {160: (-2.0, -2.0, -2.0), 1280: (0.5, 0.5, -1.2)})
+    (found,) = crossings(records)
+    assert (found.at, found.high) == (None, np.inf)
+    assert found.low == pytest.approx(160 * 8**0.8)
+    assert found.line == (
+        "LGD and baseline: no crossing up to 1,280 steps (95% interval: 844 steps to none; lengths 160 and 1,280);"
+        " neither is ahead beyond noise at the last length (3 seeds)."
+    )
+    (found,) = cost_crossings(records)
+    assert found.low == pytest.approx(0.4 * 8**0.8)
+    assert found.line == (
+        "At equal cost LGD and baseline: no crossing up to 3.2 CPU-h (95% interval: 2.11 CPU-h to none; costs 0.4 and"
+        " 3.2 CPU-h); neither is ahead beyond noise at that cost (3 seeds)."
+    )
+
+
+@pytest.mark.parametrize(("sign", "ahead"), [(1, "LGD"), (-1, "baseline")])
+def test_ahead_is_who_is_so_beyond_noise_at_the_last_length(sign: int, ahead: str, make_record: MakeRecord) -> None:
+    """1 with a standard deviation of 0.1 over three seeds: the interval is 0.25 wide to either side."""
+    last = (sign * 0.9, sign * 1.0, sign * 1.1)
+    records = _differing(make_record, {300: (sign * 5.0,) * 3, 600: last})
+    (found,), (at_cost,) = crossings(records), cost_crossings(records)
+    assert found.last.low == pytest.approx(sign * 1.0 - 0.248, abs=0.001)
+    assert found.line == (
+        f"LGD and baseline: no crossing up to 600 steps (lengths 300 and 600); {ahead} is ahead at the last length"
+        " (3 seeds)."
+    )
+    assert at_cost.line.endswith(f"(costs 0.75 and 1.5 CPU-h); {ahead} is ahead at that cost (3 seeds).")
+    # Of the last length every seed counts, those too that were not trained for all lengths.
+    (found,) = crossings([x for x in records if x.experiment.schedule.steps == 600 or x.experiment.seed])
+    assert found.line.endswith(f"{ahead} is ahead at the last length (2 seeds, 3 at the last length).")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "between"),
+    [
+        ({160: -1.0, 320: -1.0, 1280: 3.0}, ", interpolated between lengths 320 and 1,280"),
+        ({160: -1.0, 320: 3.0, 1280: 3.0}, ""),
+        ({160: -1.0, 320: 3.0}, ", interpolated between lengths 160 and 320"),
+    ],
+)
+def test_lengths_far_apart_are_named_where_curves_cross_between_them(
+    lengths: dict[int, float], between: str, make_record: MakeRecord
+) -> None:
+    (found,) = crossings(_differing(make_record, {steps: (of,) * 2 for steps, of in lengths.items()}))
+    # From -1 to 3: a quarter of the way, in the logarithm.
+    at = 320 * 4**0.25 if lengths.get(320) == -1.0 else 160 * 2**0.25
+    assert found.at == pytest.approx(at)
+    shown = f"LGD overtakes baseline at {at:.0f} steps [{at:.0f}, {at:.0f}]"
+    assert found.line == f"{shown}{between} (2 seeds, bootstrap over them)."
 
 
 def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ablations.plan import describe
 from analysis.questions import asked
 from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import next_command, notes, sentence, summary
+from analysis.verdict_text import largest, next_command, notes, overall, sentence, summary
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
 from lgd.results.record import EvaluationPoint, Record, Scores
 
@@ -246,16 +247,46 @@ def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tm
     assert "the best of 5 arms" in summary(records, tmp_path).notes[0]
 
 
-def test_many_verdicts_are_one_sentence(make_record: MakeRecord, tmp_path: Path) -> None:
+MANY = (("LGD", 31.0), ("FGFI", 29.0), ("PKD", 29.5), ("CWD", 32.0), ("MGD", 30.0))
+
+
+def test_many_verdicts_are_counts_and_the_largest_gain(make_record: MakeRecord, tmp_path: Path) -> None:
     describe("pays", "nano", seeds=5).write(tmp_path)
     records = _arm(make_record, "baseline", 30.0)
-    for arm, ap in (("LGD", 31.0), ("FGFI", 29.0), ("PKD", 29.5), ("CWD", 32.0), ("MGD", 30.0)):
+    for arm, ap in MANY:
         records += _arm(make_record, arm, ap, 190.0)
     (line,) = summary(records, tmp_path).verdicts
     assert line.conclusion == (
         "Of 5 arms, 3 are not worth it (FGFI, PKD, MGD); 2 are gaining, with nothing known of longer training at the"
-        " same cost (LGD, CWD)."
+        " same cost (LGD, CWD). The largest of 5 gains over the baseline is +2.0 AP [+1.8, +2.2] (CWD); picking the"
+        " largest overstates it."
     )
+
+
+def test_of_many_verdicts_the_largest_margin_at_equal_cost_is_told(make_record: MakeRecord, tmp_path: Path) -> None:
+    """It may be another arm's than the largest gain, and of fewer arms; those whose comparison is not fair are none."""
+    describe("pays", "nano", seeds=5, extra=ExtraArms(equal_cost=("longer",))).write(tmp_path)
+    records = _arm(make_record, "baseline", 30.0)
+    for arm, ap in MANY:
+        records += _arm(make_record, arm, ap, 190.0)
+    for arm, ap in (("LGD", 30.4), ("CWD", 31.7)):
+        longer = f"baseline at the cost of {arm}"
+        records += _arm(make_record, longer, ap, 190.0, method__name="baseline", schedule__steps=1100)
+    found = verdicts(records, asked(tmp_path, records))
+    assert largest(found) == (
+        "The largest of 5 gains over the baseline is +2.0 AP [+1.8, +2.2] (CWD), the largest of 2 gains over the"
+        " baseline at equal cost is +0.6 AP [+0.6, +0.6] (LGD); picking the largest overstates it."
+    )
+    assert overall(found).endswith(f"). {largest(found)}")
+    obstructed = [
+        replace(x, obstacles=("they were trained at unequal learning rates",)) if x.question.arm == "CWD" else x
+        for x in found
+    ]
+    assert largest(obstructed) == (
+        "The largest of 4 gains over the baseline is +1.0 AP [+0.8, +1.2] (LGD), the only gain over the baseline at"
+        " equal cost is +0.6 AP [+0.6, +0.6] (LGD); picking the largest overstates it."
+    )
+    assert largest([replace(x, obstacles=("of no use",)) for x in found]) == ""
 
 
 def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Path) -> None:
@@ -269,7 +300,7 @@ def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Pa
     assert looked.gain.low is not None
     assert once.gain.low is not None
     assert looked.gain.low < once.gain.low
-    assert "Looked at after 3, 5, 7 seeds" in summary(records, directory).notes[0]
+    assert "Looks planned after 3, 5, 7 seeds" in summary(records, directory).notes[0]
 
 
 def test_each_arm_at_its_best_rate(make_record: MakeRecord, directory: Path) -> None:

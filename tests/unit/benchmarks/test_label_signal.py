@@ -1,4 +1,4 @@
-"""The hearing test's command: a row for each stage, and its table."""
+"""The command that measures the label signal: a row for each stage, and its table."""
 
 from __future__ import annotations
 

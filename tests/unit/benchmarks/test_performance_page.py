@@ -18,6 +18,7 @@ from benchmarks.performance_page import (
     METHOD_PAGE,
     PAGE,
     RESULTS,
+    begin_marker,
     with_fast_losses,
     with_load,
     with_session,
@@ -59,4 +60,4 @@ def test_an_old_table_is_replaced_and_a_missing_block_named() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_tables(page.replace("| baseline        | naive  |", "| baseline        | old    |")) == page
     with pytest.raises(InputError, match="roofline:begin"):
-        with_tables(page.replace("<!-- roofline:begin -->", ""))
+        with_tables(page.replace(begin_marker("roofline"), ""))

@@ -26,7 +26,7 @@ from lgd.distributed.resources import Resources
 from lgd.results import provenance
 from lgd.results.record import Record
 from lgd.training.run import failed_record
-from lgd.training.teacher import home
+from lgd.training.teacher import teacher_directory
 from tests.helpers import quick_experiment
 
 ONE = Resources(1, 0.0, 1)
@@ -173,7 +173,7 @@ def test_a_prediction_adds_up_by_hand(tmp_path: Path) -> None:
     # Of two seeds, the teacher is trained for the first alone; one that is there costs nothing.
     two = trials_in(tmp_path, 2, schedule__frozen=0.25, schedule__distill_from=0.5, evaluation__teacher=True)
     assert [row.arm for row in predict(two, ONE, measurements).rows].count("teacher") == 1
-    there = home(fgfi.teacher, tmp_path / "teachers")
+    there = teacher_directory(fgfi.teacher, tmp_path / "teachers")
     record = failed_record(fgfi.teacher, "x").model_copy(update={"status": "finished"})
     record.save(there)
     assert "teacher" not in [row.arm for row in predict(two, ONE, measurements).rows]

@@ -237,17 +237,7 @@ def test_the_finetune_preset_starts_from_a_detector_and_counts_in_epochs() -> No
     assert whole.model_copy(update={"steps": PAPER.schedule.steps}) == PAPER.schedule
 
 
-def test_the_teacher_is_scored_in_ten_evaluations_at_most_unless_asked_for_in_all() -> None:
-    def scored(steps: int, **changes: Any) -> list[int]:
-        evaluation = Evaluation(**changes)
-        at = evaluation.resolved_steps(steps)
-        assert at[-1] == steps
-        return [step for step in at if evaluation.scores_teacher(step, steps)]
-
-    assert scored(500, every=100) == [100, 200, 300, 400, 500]
-    assert scored(500) == [500]
-    assert scored(500, every=45)[-2:] == [450, 500]
-    for every in range(1, 60):
-        assert len(scored(500, every=every)) <= 10
-        assert len(scored(500, every=every, teacher=True)) == -(-500 // every)
-        assert scored(500, every=every, teacher=False) == []
+def test_the_teacher_is_scored_in_every_evaluation_unless_it_is_not_asked_for() -> None:
+    assert Evaluation().scores_teacher
+    assert Evaluation(teacher=True).scores_teacher
+    assert not Evaluation(teacher=False).scores_teacher

@@ -35,7 +35,7 @@ from lgd.detectors.weight_sources import find_weights
 from lgd.errors import InputError
 from lgd.training import run as training
 from lgd.training.build import inspect_training
-from lgd.training.shared_work import SharedWork
+from lgd.training.shared_work import BuildCache
 
 PRESETS = PAPER_TABLES_AT
 CASES = [(name, size) for name in NAMES for size in get_args(Preset) if name in PRESET_FREE or size in PAPER_TABLES_AT]
@@ -73,7 +73,7 @@ def test_arms_of_a_nano_grid_build_different_things(name: str, tmp_path: Path) -
     assert len(prints) == len(trials)
 
 
-SHARED = SharedWork()
+SHARED = BuildCache()
 """Grids repeat each other's networks."""
 
 

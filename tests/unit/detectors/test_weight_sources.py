@@ -66,7 +66,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "https://download.pytorch.org/models/swin_t-704ceda3.pth",
             "torch/hub/checkpoints/swin_t-704ceda3.pth",
         ),
-        ("https://example.org/a/b.pth", "https://example.org/a/b.pth", "fvcore/a/b.pth"),
+        ("https://example.org/a/b.pth", "https://example.org/a/b.pth", "fvcore/https/example.org/a/b.pth"),
     ],
 )
 def test_without_a_network_the_error_says_what_to_put_where(offline: Path, source: str, url: str, file: str) -> None:
@@ -77,7 +77,8 @@ def test_without_a_network_the_error_says_what_to_put_where(offline: Path, sourc
     # Put there, it is found.
     (offline / file).parent.mkdir(parents=True, exist_ok=True)
     (offline / file).touch()
-    assert local_path(source) == offline / file
+    found = find_weights(source)
+    assert (found.is_cached, found.path) == (True, offline / file)
 
 
 def test_detectron2_finds_files_in_the_same_place(offline: Path) -> None:
@@ -143,9 +144,8 @@ def detector() -> nn.Module:
 @pytest.mark.parametrize("name", ["kept.pth", "get-only.pth", "moved.pth"])
 def test_a_file_that_the_server_has_is_announced_with_its_size(name: str, server: str, cache: Path) -> None:
     found = probe(find_weights(f"{server}/{name}"))
-    assert found == WeightSource(
-        f"{server}/{name}", f"{server}/{name}", cache / "fvcore" / name, is_cached=False, size=len(CONTENT)
-    )
+    kept = cache / "fvcore/http" / server.removeprefix("http://") / name
+    assert found == WeightSource(f"{server}/{name}", f"{server}/{name}", kept, is_cached=False, size=len(CONTENT))
     assert str(found).startswith(f"weights {server}/{name}: to be downloaded (0 MiB) from {server}/{name} to ")
     assert not found.path.exists()
 
@@ -178,7 +178,13 @@ def test_a_download_whose_hash_is_wrong_is_refused(server: str, monkeypatch: pyt
     assert not find_weights("torchvision://resnet50").is_cached
 
 
-@pytest.mark.parametrize("url", ["https://example.org", "https://example.org/../../x.pth", "https://[::1/x.pth"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org", "https://example.org/../../x.pth", "https://[::1/x.pth", "https:///x.pth",
+        "https://../x.pth", "https://example.org:x/y.pth",
+    ],
+)  # fmt: skip
 def test_urls_without_a_file_of_their_own(url: str) -> None:
     assert f"weights {url}: " in _refused(find_weights, url)
 

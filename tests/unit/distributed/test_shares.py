@@ -112,7 +112,7 @@ def test_a_mean_that_was_not_counted_is_asked_for_again() -> None:
         own.seed(0, 0)
         own._needs_counting = False
         own.count([1.0, 3.0], detector)
-        with pytest.raises(shares.NotCountedError), own.turn(0):
+        with pytest.raises(shares.NotCountedError), own.computing_share(0):
             detector(1.0)
         assert detector.values == []
         from detectron2.utils.events import EventStorage
@@ -120,7 +120,7 @@ def test_a_mean_that_was_not_counted_is_asked_for_again() -> None:
         with EventStorage():
             own.count([1.0, 3.0], detector, again=True)
         for i, batch in enumerate((1.0, 3.0)):
-            with own.turn(i):
+            with own.computing_share(i):
                 assert detector(batch) == 2.0
     assert detector.values == [2.0]
 

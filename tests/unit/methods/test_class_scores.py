@@ -29,7 +29,7 @@ from lgd.methods.class_scores import (
 )
 from lgd.methods.dml.model import MutualLearning
 from lgd.methods.feature_capture import capture_features
-from lgd.methods.tf_kd.model import TeacherFree, made_divergence
+from lgd.methods.tf_kd.model import TeacherFree, virtual_teacher_divergence
 from tests.helpers import CLASSES, DETECTORS, detector_batch, one_thread, tiny_settings
 
 DENSE = ("retinanet", "fcos", "atss", "poto")
@@ -251,7 +251,7 @@ def test_made_divergence_by_hand() -> None:
         made[label] = 0.99
         p, q = F.softmax(made / 2, dim=0), F.softmax(z / 2, dim=0)
         wanted = wanted + (p * (p / q).log()).sum() / 5
-    torch.testing.assert_close(made_divergence(logits, classes, 2.0), wanted)
+    torch.testing.assert_close(virtual_teacher_divergence(logits, classes, 2.0), wanted)
 
 
 @pytest.mark.parametrize("name", RCNN)
@@ -261,7 +261,7 @@ def test_tf_kd_takes_its_part_of_the_classification_loss(name: str) -> None:
     torch.manual_seed(5)
     losses = model(detector_batch(name, [3, 0]))
     assert scores.regions is not None
-    made = made_divergence(scores.regions.logits, scores.regions.classes, 5.0)
+    made = virtual_teacher_divergence(scores.regions.logits, scores.regions.classes, 5.0)
     torch.testing.assert_close(losses["loss_distill"], 0.2 * 10 * made)
     torch.testing.assert_close(losses["loss_cls"], 0.8 * plain["loss_cls"])
     assert all(losses[k].item() == v.item() for k, v in plain.items() if k != "loss_cls")

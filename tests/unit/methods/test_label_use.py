@@ -123,7 +123,7 @@ def test_label_use_follows_the_classes_and_leaves_attention_alone() -> None:
     assert seen.attention.totals()[1] == (3 + 2) * len(SIZES)
     total, count = seen.labels.totals()
     assert 0.3 < (total / count) ** 0.5 < 1.5
-    # A teacher that is deaf to the classes, and no other part of it.
+    # A teacher whose features do not depend on the classes, and no other part of it.
     assert teacher.label_encoder is not None
     with torch.no_grad():
         for first in (teacher.label_encoder.stn_in.layers[0], teacher.label_encoder.conv1):
@@ -247,7 +247,7 @@ def test_the_labels_signal_is_measured_stage_by_stage(variant: str) -> None:
             one, other = (teacher.relation_adapter.key_value(x)[:, 16:] for x in pair)
         total, count = seen.signal["values"].totals()
         assert total == pytest.approx((one - other).square().sum().item(), rel=1e-4)
-    # Deaf from one module on: the stages before it still hear.
+    # No label signal from one module on: the stages before it still have one.
     adapter = teacher.relation_adapter
     if variant == "appearance_queries":
         nn.init.zeros_(adapter.key_value.weight)

@@ -118,7 +118,7 @@ def test_the_distance_reaches_the_student_only_while_the_teacher_is_ahead() -> N
 
 def test_the_setting_and_the_record(tmp_path: Path) -> None:
     auto = Schedule(steps=100, warmup_steps=5, distill_from="auto", frozen=0.1, distill_until=0.8)
-    assert auto.phases == WatchedPhases(10, distill_until=80)
+    assert auto.phases == WatchedPhases(10, 5, 80)
     for wrong in ("often", 1.5, True):
         with pytest.raises(InputError, match="must be auto or a number from 0 to 1"):
             quick_experiment(schedule__distill_from=wrong)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgd.errors import InputError
 from lgd.results import cost_meter
 from lgd.results.cost_meter import (
     HEARTBEAT_FILE,
@@ -19,10 +20,9 @@ from lgd.results.cost_meter import (
     CostSoFar,
     Heartbeat,
     gpu_energy,
-    peak_memory_mib,
     read_heartbeat,
-    reset_peak_memory,
 )
+from lgd.results.peak_memory import peak_memory_mib, reset_peak_memory
 from lgd.results.record import load
 from lgd.training import run as training
 from tests.helpers import quick_experiment
@@ -196,15 +196,15 @@ def test_on_a_full_disk_the_cost_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert read_heartbeat(tmp_path, "this run").device_seconds == 12
 
 
-def test_a_set_up_that_fails_leaves_no_directory(tmp_path: Path) -> None:
+def test_a_set_up_that_refuses_its_input_leaves_no_directory(tmp_path: Path) -> None:
     new = tmp_path / "new" / "trial"
-    with pytest.raises(ValueError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
+    with pytest.raises(InputError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
         assert read_heartbeat(new).attempts == 1
-        raise ValueError("no such data")
+        raise InputError("no such data")
     assert not new.parent.exists()
     new.mkdir(parents=True)
-    with pytest.raises(ValueError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
-        raise ValueError("no such data")
+    with pytest.raises(InputError, match="no such data"), Heartbeat(CostMeter(), new, "settings"):
+        raise InputError("no such data")
     assert read_heartbeat(new).attempts == 1
 
 

@@ -84,6 +84,13 @@ def test_what_is_not_renewed_is_taken_over_and_its_holder_is_told(store: Store) 
     assert b"elsewhere" in (store.read("lease/000009.json") or b"")
 
 
+def test_who_watches_a_lease_may_be_told_to_stop(store: Store) -> None:
+    _of_elsewhere(store, 3)
+    with pytest.raises(LeaseHeldError, match="may be at work there"):
+        Lease(store, lasts=4.0).acquire(should_stop=lambda: True)
+    assert set(store.entries("lease")) == {"lease/000003.json"}
+
+
 def test_a_lost_answer_to_the_own_lease_is_no_refusal(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store("s3://bucket/lost-answer", patience=10)
     create = Store.create

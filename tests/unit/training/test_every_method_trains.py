@@ -16,7 +16,7 @@ from lgd.detectors import build_detector
 from lgd.results.cost_meter import PHASES
 from lgd.training.build import build_model
 from lgd.training.export import TrainedStudent
-from lgd.training.teacher import home, train_teacher, train_with_teacher
+from lgd.training.teacher import teacher_directory, train_teacher, train_with_teacher
 from tests.helpers import detector_batch, quick_experiment
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_a_training_pays_for_its_teacher_and_leaves_a_stock_detector(
 ) -> None:
     experiment = _experiment(detector, method)
     if experiment.teacher is not None:
-        train_teacher(experiment.teacher, home(experiment.teacher, teachers), arm="teacher")
+        train_teacher(experiment.teacher, teacher_directory(experiment.teacher, teachers), arm="teacher")
     started = time.perf_counter()
     record = train_with_teacher(experiment, tmp_path / "run", teachers=teachers)
     wall = time.perf_counter() - started

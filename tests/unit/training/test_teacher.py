@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.results.record import load
+from lgd.training import teacher as teachers_training
 from lgd.training.build import build
 from lgd.training.progress import Stopped
 from lgd.training.run import run
-from lgd.training.teacher import train_with_teacher
+from lgd.training.teacher import train_teacher, train_with_teacher
 from tests.helpers import quick_experiment
 
 FGFI: dict[str, Any] = {
@@ -102,6 +104,24 @@ def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
     (home,) = (tmp_path / "teachers").iterdir()
     assert load(home / "record.json").attempts == 2
     assert record.attempts == 1
+
+
+def test_a_stop_is_answered_while_another_process_trains_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers_training, "LOCK_POLL", 0.05)
+    acquire, tries = teachers_training._acquired, iter(range(20))
+
+    def limited(*arguments: Any) -> bool:
+        assert next(tries, None) is not None, "it does not ask whether to stop"
+        return acquire(*arguments)
+
+    monkeypatch.setattr(teachers_training, "_acquired", limited)
+    asked = iter([False, False, True])
+    with FileLock(tmp_path / "lock", is_singleton=False), pytest.raises(Stopped) as stopped:
+        train_teacher(_quick(), tmp_path, should_stop=lambda: next(asked))
+    assert stopped.value.step == 0
+    assert list(asked) == []
 
 
 def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> None:

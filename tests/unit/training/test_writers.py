@@ -10,9 +10,40 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lgd.config.experiment import Experiment
 from lgd.errors import InputError
+from lgd.training import checkpoint
 from lgd.training import run as training
 from tests.helpers import quick_experiment
+
+
+def _kill(experiment: Experiment, directory: Path, step: int) -> None:
+    """Train until an attempt ends after ``step`` without a checkpoint of its own, as a killed one does."""
+    calls = iter(range(step))
+    with pytest.raises(StopIteration):
+        training.run(experiment, directory, should_stop=lambda: next(calls) < 0)
+
+
+@pytest.mark.parametrize(("step", "begins_at"), [(2, 0), (5, 3)])
+def test_a_killed_trainings_steps_are_logged_once(
+    step: int, begins_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first checkpoint, and after it: the steps since are done again."""
+    service = _Service("mlflow")
+    monkeypatch.setitem(sys.modules, "mlflow", service)
+    experiment = quick_experiment(**{"log": ["mlflow"], "checkpoint.every": 3, "method.name": "baseline"})
+    _kill(experiment, tmp_path, step)
+    assert (checkpoint.last_step(tmp_path) or 0) == begins_at
+    record = training.run(experiment, tmp_path)
+    assert record.attempts == 2
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("total_loss")] == list(range(6))
+    assert [at for at, values in service.points if "total_loss" in values] == list(range(6))
+    assert service.runs == ["r1"]
+    # Another training in the directory: its steps are not those that were logged before.
+    (tmp_path / "record.json").unlink()
+    training.run(experiment, tmp_path)
+    assert service.runs == ["r1", "r2"]
 
 
 def test_tensorboard_shows_every_loss_once_after_a_resume(tmp_path: Path) -> None:
@@ -34,6 +65,7 @@ class _Service(ModuleType):
         self.begun: dict[str, Any] = {}
         self.points: list[tuple[int, dict[str, float]]] = []
         self.ended = 0
+        self.runs: list[str] = []
         self.tracking = SimpleNamespace(MlflowClient=lambda: self)
 
     def init(self, **given: Any) -> _Service:
@@ -54,17 +86,22 @@ class _Service(ModuleType):
 
     def search_runs(self, homes: list[str], matching: str, max_results: int) -> list[Any]:
         assert "lgd.run" in matching
-        return [SimpleNamespace(info=SimpleNamespace(run_id="r"))] if self.ended else []
+        return [SimpleNamespace(info=SimpleNamespace(run_id=self.runs[-1]))] if self.runs else []
 
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
         self.begun |= {"name": run_name, "config": {}}
-        return SimpleNamespace(info=SimpleNamespace(run_id="r"))
+        self.runs.append(f"r{len(self.runs) + 1}")
+        return SimpleNamespace(info=SimpleNamespace(run_id=self.runs[-1]))
 
     def log_param(self, run: str, name: str, value: Any) -> None:
         self.begun["config"][name] = value
 
     def log_metric(self, run: str, name: str, value: float, step: int) -> None:
         self.points.append((step, {name: value}))
+
+    def get_metric_history(self, run: str, name: str) -> list[Any]:
+        assert run == self.runs[-1]
+        return [SimpleNamespace(step=step) for step, values in self.points if name in values]
 
     def set_terminated(self, run: str) -> None:
         self.ended += 1
