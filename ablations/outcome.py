@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from rich.console import Console
 
 from ablations.begun_trials import begun_trials
@@ -50,7 +53,25 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
         done = len(sweep.trials) - len(left)
         say(console, f"{why} after {done} of {len(sweep.trials)} trials; go on with: {resume}")
         return 130 if why == INTERRUPTED else 3
+    not_trained = {t.name for t in left}
+    statuses: Counter[str] = Counter(load(t.directory / FILE).status for t in sweep.trials if t.name not in not_trained)
+    _show_unsuccessful(statuses, len(sweep.trials), len(not_run), resume, console)
     if any(record.status == "failed" for record in searched):
         return 1
-    all_finished = not left and all(load(t.directory / FILE).status == "finished" for t in sweep.trials)
+    all_finished = statuses["finished"] == len(sweep.trials)
     return 0 if all_finished and not sweep.deferred and not damaged else 1
+
+
+def _show_unsuccessful(statuses: Mapping[str, int], trials: int, not_run: int, resume: str, console: Console) -> None:
+    """Print how many trials failed, were not run and diverged, and the command that trains them."""
+    failed, diverged = statuses.get("failed", 0), statuses.get("diverged", 0)
+    again = [f"{failed} of {trials} trials failed"] if failed else []
+    again += [f"{not_run} of {trials} trials not run"] if not_run else []
+    if again:
+        say(console, f"{', '.join(again)}; go on with: {resume}")
+    if diverged:
+        say(
+            console,
+            f"{diverged} of {trials} trials diverged, and would again: to train one of them all the same, remove its"
+            f" {FILE} and go on with: {resume}",
+        )

@@ -27,7 +27,7 @@ from ablations.rounds import after
 from ablations.status import searched_trials, show_damaged
 from lgd.config.grids import Trial
 from lgd.errors import InputError
-from lgd.files import remove_temporary_files
+from lgd.files import DiskFullError, remove_temporary_files
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 from lgd.signals import exit_on_interrupt, interrupt, keep_handlers, on_signal
@@ -92,24 +92,30 @@ def resume_command(directory: Path, spec: SweepSpec, placement: Placement | None
 def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
     """Run what the sweep still lacks; show and write its tables.
 
-    Exit status: 0 all trials finished, 1 some failed or diverged, 3 budget spent, or its store did not answer, 130
-    interrupted.
+    Exit status: 0 all trials finished, 1 some failed or diverged, 2 the disk is full, 3 budget spent, or its store did
+    not answer, 130 interrupted.
     """
     try:
         # What answers Ctrl-C meanwhile is not what answers it afterwards.
         with keep_handlers(signal.SIGINT), on_signal(interrupt, signal.SIGTERM):
             return _run(spec, directory, options, budget, console)
-    except KeyboardInterrupt:
-        if not (directory / SWEEP_FILE).exists():
-            raise
-        say(console, f"{INTERRUPTED}; go on with: {resume_command(directory, spec, options.placement)}")
-        return 130
-    except StorageError as error:
+    except (KeyboardInterrupt, OSError) as error:
+        why, status = _cause(error, directory)
         # Before there is a sweep to go on with, it is the user's input that is wrong.
-        if not (directory / SWEEP_FILE).exists():
+        if not why or not (directory / SWEEP_FILE).exists():
             raise
-        say(console, f"{error}; go on with: {resume_command(directory, spec, options.placement)}")
-        return 3
+        say(console, f"{why}; go on with: {resume_command(directory, spec, options.placement)}")
+        return status
+
+
+def _cause(error: KeyboardInterrupt | OSError, directory: Path) -> tuple[str, int]:
+    """What ends a sweep that can go on, and the exit status; "" for what is none of that."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, 130
+    if isinstance(error, StorageError):
+        return str(error), 3
+    full = error if isinstance(error, DiskFullError) else DiskFullError.of(error, directory)
+    return (str(full), 2) if full else ("", 0)
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,15 +20,20 @@ from analysis.image_intervals import data_of
 from analysis.load import Run, arm_of
 from lgd.data.images import read_image
 from lgd.errors import InputError
-from lgd.files import write_text
-from lgd.results.detections import STUDENTS, load_detections
+from lgd.files import read_file, write_text
+from lgd.results.detections import STUDENTS, is_detection, load_detections
 
 CACHE = "examples.json"
+
+REMEDY = "remove it, and it is made again"
 
 IMAGES = 3
 
 WIDTH = 360
 """Pixels of a drawn image."""
+
+EDGE = 4
+"""Pixels that a drawn box may be outside: so far that its line is not seen."""
 
 HIT = 0.5
 """IoU from which on a detection of the right class is a hit, the best first, each object once."""
@@ -56,7 +62,7 @@ def examples(runs: Sequence[Run]) -> list[Example]:
 
     The images are chosen by their place in the annotation file, not by what was detected on them, and as many
     detections are drawn of each as it has objects, those of the highest scores. An empty list where there is no such
-    pair; raises InputError where the data is not to be had here.
+    pair; raises InputError where the data is not to be had here, and for detections that are not of these images.
     """
     pair = _pair(runs)
     if pair is None:
@@ -71,7 +77,7 @@ def examples(runs: Sequence[Run]) -> list[Example]:
     shown = [x for x in sorted(truth["images"], key=lambda x: x["id"]) if x["id"] in objects]
     chosen = [shown[(2 * i + 1) * len(shown) // (2 * IMAGES)] for i in range(min(IMAGES, len(shown)))]
     titles = {x["id"]: str(x["name"]) for x in truth["categories"]}
-    detected = [_detections(run, [x["id"] for x in chosen]) for run in (base, ours)]
+    detected = [_detections(run, [x["id"] for x in chosen], titles) for run in (base, ours)]
     names = ("ground truth", arm_of(base.record), arm_of(ours.record))
     found = []
     for image in chosen:
@@ -106,23 +112,57 @@ def _pair(runs: Sequence[Run]) -> tuple[Run, Run] | None:
     return None
 
 
-def _detections(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
-    """By image. Kept ones, those of an earlier call, or made now."""
+def _detections(run: Run, images: Sequence[int], categories: Collection[int]) -> dict[int, Boxes]:
+    """By image. Kept ones, those of an earlier call, or made now. Raises InputError for such of other categories."""
     kept = run.directory / STUDENTS
     if kept.exists():
         found = load_detections(kept)
-        return {image: [x for x in found if x["image_id"] == image] for image in images}
+        return _checked({image: [x for x in found if x["image_id"] == image] for image in images}, categories, kept)
     cache = run.directory / CACHE
     key = {"fingerprint": run.record.fingerprint, "finished": run.record.finished, "images": list(images)}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        earlier = json.loads(cache.read_text(encoding="utf-8"))
-        if earlier["of"] == key:
-            return {int(image): boxes for image, boxes in earlier["detections"].items()}
+    earlier = _cached(cache, key)
+    if earlier is not None:
+        return _checked(earlier, categories, cache)
     made = _detect(run, images)
     # A read-only directory costs the time again, no more.
     with suppress(OSError):
         write_text(cache, json.dumps({"of": key, "detections": made}) + "\n")
     return made
+
+
+def _cached(cache: Path, key: Mapping[str, Any]) -> dict[int, Boxes] | None:
+    """What an earlier call left; None where that is nothing, or of another training or other images.
+
+    Raises InputError for a file that does not have what it should.
+    """
+    try:
+        earlier = json.loads(read_file(cache))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{cache}: cannot be read ({' '.join(str(error).split())}): {REMEDY}") from None
+    if not isinstance(earlier, dict):
+        raise InputError(f"{cache}: an object is needed: {REMEDY}")
+    if earlier.get("of") != key:
+        return None
+    found = earlier.get("detections")
+    if not isinstance(found, dict) or found.keys() != {str(x) for x in key["images"]}:
+        raise InputError(f"{cache}: detections of images {', '.join(map(str, key['images']))} are needed: {REMEDY}")
+    for image, boxes in found.items():
+        # Under their image they do not name it again.
+        if not isinstance(boxes, list) or not all(
+            isinstance(x, dict) and is_detection({**x, "image_id": 0}) for x in boxes
+        ):
+            raise InputError(f"{cache}: image {image}: a list of bbox, category_id and score is needed: {REMEDY}")
+    return {int(image): boxes for image, boxes in found.items()}
+
+
+def _checked(found: dict[int, Boxes], categories: Collection[int], path: Path) -> dict[int, Boxes]:
+    """The same. Raises InputError, naming ``path``, for a category that the data does not have."""
+    unknown = sorted({x["category_id"] for boxes in found.values() for x in boxes} - {*categories})
+    if unknown:
+        raise InputError(f"{path}: has detections of category {unknown[0]}, which the data does not have")
+    return found
 
 
 def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
@@ -131,6 +171,7 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
 
     from lgd.data.loaders import val_loader
     from lgd.detectors import build_detector
+    from lgd.detectors.weight_files import reason
     from lgd.training.export import consented, load_student
 
     settings = run.record.experiment
@@ -139,8 +180,8 @@ def _detect(run: Run, images: Sequence[int]) -> dict[int, Boxes]:
     student = build_detector(detector, len(dataset.class_names), settings.data).eval()
     try:
         load_student(student, run.directory / "student.pth")
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{run.directory / 'student.pth'}: cannot be read ({type(error).__name__})") from None
+    except Exception as error:  # of a file that is missing, damaged or another detector's: anything
+        raise InputError(f"{run.directory / 'student.pth'}: cannot be loaded ({reason(error)})") from None
     loader: Any = val_loader(
         dataset, min_size=settings.data.test_size, max_size=settings.data.max_size, workers=0, with_labels=False
     )
@@ -192,14 +233,18 @@ def _draw(pixels: Image.Image, boxes: Boxes, titles: Mapping[int, str], hits: Se
     marks: Sequence[bool | None] = [None] * len(boxes) if hits is None else hits
     for box, hit in zip(boxes, marks, strict=True):
         x, y, w, h = (value * scale for value in box["bbox"])
+        # What a file says may be far outside, or upside down.
+        left, right = sorted(min(max(value, -EDGE), WIDTH + EDGE) for value in (x, x + w))
+        top, bottom = sorted(min(max(value, -EDGE), canvas.height + EDGE) for value in (y, y + h))
         colour, text = TRUTH, titles[box["category_id"]]
         if hit is not None:
             colour = RIGHT if hit else WRONG
             text = f"{'hit' if hit else 'miss'} {text} {box['score']:.2f}"
-        _rectangle(draw, (x, y, x + w, y + h), colour, dashed=hit is False)
-        left, top, right, bottom = draw.textbbox((x + 2, max(y - 13, 0)), text, font=font)
-        draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
-        draw.text((x + 2, max(y - 13, 0)), text, fill="white", font=font)
+        _rectangle(draw, (left, top, right, bottom), colour, dashed=hit is False)
+        corner = left + 2, max(top - 13, 0)
+        x0, y0, x1, y1 = draw.textbbox(corner, text, font=font)
+        draw.rectangle((x0 - 2, y0 - 1, x1 + 2, y1 + 1), fill=colour)
+        draw.text(corner, text, fill="white", font=font)
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -14,7 +14,7 @@ from typing import Any
 from analysis.costs import hardware_of
 from analysis.load import arm_of, cost_seconds, identity, score, seed_of
 from analysis.stats import paired_difference, paired_ratio, verdict
-from lgd.config.experiment import Experiment, Schedule, settings
+from lgd.config.experiment import Experiment, Schedule
 from lgd.config.method import make
 from lgd.results.record import Record
 
@@ -161,10 +161,16 @@ def data_curves(records: Iterable[Record]) -> list[Curve]:
 def weight_curves(records: Iterable[Record]) -> list[Curve]:
     """AP against the factor of the distillation loss, of methods that have one."""
     return _curves(
-        (x for x in records if x.experiment.has_setting(WEIGHT)),
-        lambda experiment: settings(experiment.method)["distill_weight"],
+        (x for x in records if _weight(x.experiment) is not None),
+        lambda experiment: _weight(experiment) or 0.0,
         lambda experiment: experiment.override({WEIGHT: 1.0}),
     )
+
+
+def _weight(experiment: Experiment) -> float | None:
+    """A method that is not loaded here has its settings as the record says them, whatever they are."""
+    found = experiment.method.model_dump().get("distill_weight")
+    return found if type(found) in (int, float) else None
 
 
 def baseline_of(curve: Curve, records: Iterable[Record]) -> BySeed:

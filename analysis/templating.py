@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -13,6 +14,7 @@ from analysis.stats import CONFIDENCE
 from lgd.errors import InputError
 
 
+@cache
 def environment(*, html: bool = False) -> Environment:
     """The package's own templates. html: escape what is put in."""
     return _with_names(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from lgd.errors import InputError
 from lgd.files import TEMPORARY
 from lgd.results.cost_meter import HEARTBEAT_PERIOD
 from lgd.results.record import FILE, Record, load
+from lgd.storage.outputs import STOP_FILE
 
 COST_TOLERANCE = 0.02
 """Of the device-seconds that were really spent."""
@@ -67,8 +68,12 @@ def check_records(output: Path, reference: Path) -> list[Failure]:
     return found
 
 
-def check_steps(output: Path, reference: Path) -> list[Failure]:
-    """No step was done or counted twice or left out, as records, logs and evaluations say."""
+def check_steps(output: Path, reference: Path, like: Mapping[str, str] | None = None) -> list[Failure]:
+    """No step was done or counted twice or left out, as records, logs and evaluations say.
+
+    like: by name of each trial that is checked, the trial of the reference that it is to be like; by default all of
+    the reference's, each like its own.
+    """
 
     def steps(directory: Path) -> dict[str, Any]:
         record = _record(directory)
@@ -79,11 +84,11 @@ def check_steps(output: Path, reference: Path) -> list[Failure]:
             "evaluations.jsonl": [x.get("step") for x in _lines(directory / "evaluations.jsonl")],
         }
 
-    return _compare("steps", output, reference, steps)
+    return _compare("steps", output, reference, steps, like)
 
 
-def check_trace(output: Path, reference: Path) -> list[Failure]:
-    """Losses, scores and the student's weights are those of the undisturbed run, bit for bit."""
+def check_trace(output: Path, reference: Path, like: Mapping[str, str] | None = None) -> list[Failure]:
+    """Losses, scores and the student's weights are those of the undisturbed run, bit for bit. like: as check_steps."""
 
     def trace(directory: Path) -> dict[str, Any]:
         record = _record(directory)
@@ -97,7 +102,7 @@ def check_trace(output: Path, reference: Path) -> list[Failure]:
             found[f"{name} in the record"] = getattr(record, name) if record else None
         return found
 
-    return _compare("trace", output, reference, trace)
+    return _compare("trace", output, reference, trace, like)
 
 
 def check_cost(output: Path, attempts: Sequence[Attempt], unpublished: float = 0.0) -> list[Failure]:
@@ -136,14 +141,20 @@ def allowance(spent: float, killed: int) -> float:
 
 
 def check_left(
-    output: Path, reference: Path, temporary: Path, processes: Sequence[str], allowed: Sequence[str] = ()
+    output: Path,
+    reference: Path,
+    temporary: Path,
+    processes: Sequence[str],
+    allowed: Sequence[str] = (),
+    like: Mapping[str, str] | None = None,
 ) -> list[Failure]:
     """No process, temporary file, checkpoint or lock is left, and no file that an undisturbed sweep does not leave.
 
-    processes: those that are left. allowed: names of files that the resuming is to leave.
+    processes: those that are left. allowed: names of files that the resuming is to leave. like: as check_steps, of a
+    sweep that has files of its own besides its trials.
     """
     found = [Failure("nothing left", f"a process: {line}") for line in processes]
-    extra = _files(output) - _files(reference)
+    extra = _files(output) - (_files(reference) if like is None else _expected(output, reference, like))
     found += [Failure("nothing left", str(x)) for x in sorted(extra) if x.name not in allowed]
     strays = sorted(x.name for x in temporary.iterdir() if not CACHES.fullmatch(x.name))
     found += [Failure("nothing left", f"in the temporary directory: {name}") for name in strays]
@@ -173,13 +184,21 @@ def check_message(said: str, status: int, statuses: Iterable[int], pattern: str,
     return found
 
 
-def _compare(check: str, output: Path, reference: Path, describe: Callable[[Path], dict[str, Any]]) -> list[Failure]:
+def _compare(
+    check: str,
+    output: Path,
+    reference: Path,
+    describe: Callable[[Path], dict[str, Any]],
+    like: Mapping[str, str] | None,
+) -> list[Failure]:
     """Failures where what ``describe`` finds in a trial's directory differs from the reference's."""
     found = []
-    for path in sorted(reference.glob("trials/*")):
-        theirs, ours = describe(path), describe(output / "trials" / path.name)
+    if like is None:
+        like = {path.name: path.name for path in sorted(reference.glob("trials/*"))}
+    for trial, other in like.items():
+        theirs, ours = describe(reference / "trials" / other), describe(output / "trials" / trial)
         found += [
-            Failure(check, f"{path.name}: {name} differ: {_difference(ours[name], theirs[name])}")
+            Failure(check, f"{trial}: {name} differ: {_difference(ours[name], theirs[name])}")
             for name in theirs
             if ours[name] != theirs[name]
         ]
@@ -242,6 +261,19 @@ def _files(output: Path) -> set[Path]:
     return {
         x for x in names if TEMPORARY.fullmatch(x.name) or (x.parts[0] != "tune" and not CHANGING.fullmatch(x.name))
     }
+
+
+def _expected(output: Path, reference: Path, like: Mapping[str, str]) -> set[Path]:
+    """The files that may be there: of each trial those of the one that it is like, of the sweep itself what it has."""
+    trials, names = Path("trials"), _files(reference)
+    found = {
+        trials / trial / name.relative_to(trials / other)
+        for trial, other in like.items()
+        for name in names
+        if name.is_relative_to(trials / other)
+    }
+    own = {x for x in _files(output) if x.parts[0] != "trials" and x.name != STOP_FILE}
+    return found | {x for x in own if not TEMPORARY.fullmatch(x.name)}
 
 
 def _tail(said: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ablations.drill.checks import Failure, check_cost
+from ablations.drill.checks import Failure
 from ablations.drill.commands import TRIALS, DrillError
 from ablations.drill.drill import Drill, Fault
 from ablations.drill.hooks import Point
@@ -148,14 +148,7 @@ class Study(Fault):
                 (output / study).unlink()
             first = drill.place.run(more)
         drill.check_message(first, [0], r"^best trial:")
-        with drill.place.files() as output:
-            records = sorted(path.parent.name for path in output.glob(f"trials/*/{FILE}"))
-            drill.failures += check_cost(output, drill.attempts())
-        if len([x for x in records if x.startswith("search-")]) != 2:
-            drill.failures.append(Failure("one record", f"records of {records} for 2 samples"))
-        drill.failures += [Failure("nothing left", f"a process: {line}") for line in drill.place.left_processes()]
-        # There is no undisturbed search to compare the rest with.
-        drill.checked = True
+        drill.check_search(samples=2)
 
 
 def _unreadable(path: Path) -> bool:
@@ -222,10 +215,8 @@ class FullDisk(Fault):
             with _filled(disk):
                 command.go()
                 done = command.wait()
-            drill.check_message(
-                done, [1, 2], r": No space left on device( \(.* MiB free\))?$|written: No space left on device"
-            )
-            drill.go_on()
+            drill.check_message(done, [1, 2], r": No space left on device", "go on with: ")
+            drill.go_on(done)
             drill.check()
 
 

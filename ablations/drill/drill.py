@@ -27,6 +27,8 @@ from ablations.drill.checks import (
 from ablations.drill.commands import EVALUATE, EVERY, STEPS, SWEEP, TRIALS, Done, DrillError, Running, Sandbox
 from ablations.drill.hooks import Act, Moment, Point
 from lgd.errors import InputError
+from lgd.results.record import FILE, load
+from lgd.results.sweep_spec import SEARCHED
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,32 @@ class Drill:
                 *check_cost(output, self.attempts(), UNPUBLISHED_S if bucket else 0.0),
                 *check_left(output, reference, self.place.temporary, left, self.allowed),
             ]
+        if bucket:
+            self.failures += bucket.check_lease()
+
+    def check_search(self, samples: int) -> None:
+        """Check what holds after a fault of a search beside the reference's first trial, in place of :meth:`check`.
+
+        There is no undisturbed search: its samples' files, and the steps of those that finished, are compared with the
+        reference's second trial, and nothing that depends on what was sampled.
+        """
+        self.checked = True
+        bucket, left = self.place.bucket, self.place.left_processes()
+        with self.place.files() as output:
+            records = {x.parent.name: load(x) for x in sorted(output.glob(f"trials/{SEARCHED}*/{FILE}"))}
+            if len(records) != samples:
+                self.failures.append(Failure("one record", f"records of {sorted(records)} for {samples} samples"))
+            own = {TRIALS[0]: TRIALS[0]}
+            finished = {name: TRIALS[1] for name, record in records.items() if record.status == "finished"}
+            self.failures += [
+                *check_steps(output, self.reference, {**own, **finished}),
+                *check_trace(output, self.reference, own),
+                *check_cost(output, self.attempts()),
+                *check_left(
+                    output, self.reference, self.place.temporary, left, self.allowed,
+                    {**own, **dict.fromkeys(records, TRIALS[1])},
+                ),
+            ]  # fmt: skip
         if bucket:
             self.failures += bucket.check_lease()
 

@@ -71,12 +71,16 @@ class StartUp(Fault):
         command = drill.start()
         wait = drill.rng.uniform(0.5, 8.0)
         drill.moment = f"{wait:.1f} s after the command's start"
-        begun = time.monotonic()
-        command.wait_for(lambda: time.monotonic() - begun > wait, "the moment")
+        started = time.monotonic()
+        command.wait_for(lambda: time.monotonic() - started > wait, "the moment")
         command.send(self._number)
         done = command.wait()
+        begun = bool(done.said.strip()) or drill.place.exists("sweep.json")
         if self._number == signal.SIGINT:
             drill.check_message(done, [130], r"^interrupted|interrupted.*go on with")
+        elif begun or done.status != -signal.SIGTERM:
+            # Otherwise it still imported its modules: it had begun nothing, and had no handler to say so.
+            drill.check_message(done, [130, 3], r"^interrupted|(interrupted|SIGTERM came).*go on with: ")
         if drill.place.exists("sweep.json"):
             drill.go_on()
         else:
@@ -153,7 +157,7 @@ class NotANumber(Fault):
     def inject(self, drill: Drill) -> None:
         moment = drill.at("step", act="nan")
         done = drill.start(moment).wait()
-        drill.check_message(done, [1], r"diverged: ")
+        drill.check_message(done, [1], r"diverged: ", f"remove its {FILE} and go on with: ")
         again = drill.place.run(["--resume", drill.place.results, "--cpus", "1"])
         # What diverged would diverge again, so it counts as trained.
         drill.check_message(again, [1], r", 0 to run")

@@ -89,7 +89,8 @@ def import_method(name: str) -> type[Method]:
     """
     path = BUILT_IN.get(name) or _entry_points().get(name) or name
     module, colon, attribute = path.partition(":")
-    if not colon:
+    # A line break would end up in messages.
+    if not colon or not path.isprintable():
         known = known_methods()
         close = get_close_matches(name, known, n=1)
         raise InputError(

@@ -34,14 +34,15 @@ def load_detections(path: Path) -> list[dict[str, Any]]:
     """What :func:`save_detections` wrote. Raises InputError, one line, where it is no such file."""
     try:
         found = json.loads(gzip.decompress(read_file(path)))
-        if not isinstance(found, list) or not all(map(_is_detection, found)):
+        if not isinstance(found, list) or not all(map(is_detection, found)):
             raise ValueError("a list of image_id, category_id, bbox and score is needed")
         return found
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise InputError(f"{path}: holds no detections ({' '.join(str(error).split())})") from None
 
 
-def _is_detection(value: Any) -> bool:
+def is_detection(value: Any) -> bool:
+    """Whether a JSON value is one of :data:`Detections`."""
     if not isinstance(value, dict):
         return False
     box = value.get("bbox")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from ablations.limits import Budget
 from ablations.plan import trials_of
 from ablations.ray_sweep import Outcome
 from lgd.distributed.resources import Resources
+from lgd.files import DiskFullError
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 SPEC = SweepSpec(grid="components", preset="nano", overrides=(), arms=("baseline",), seeds=1)
@@ -59,3 +62,30 @@ def test_sigterm_after_the_last_look_at_the_budget_ends_the_sweep(
     resources = Resources(cpus=1, gpus=0.0, max_concurrent=1)
     found = sweep.train(planned, planned.trials, resources, None, Budget(), 0.0, Console(width=400))
     assert found == ("SIGTERM came", 3.0)
+
+
+def test_a_full_disk_is_answered_with_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full: list[OSError] = [
+        OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "table.md")),
+        DiskFullError(errno.ENOSPC, "No space left on device (0.0 MiB free)", str(tmp_path / "table.md")),
+    ]
+
+    def run(error: OSError) -> int:
+        def fail(*_: Any) -> int:
+            raise error
+
+        monkeypatch.setattr(sweep, "_run", fail)
+        return sweep.run(SPEC, tmp_path, sweep.RunOptions(), Budget(), Console(width=400))
+
+    # Before there is a sweep, it is an error like another.
+    with pytest.raises(OSError, match="No space left"):
+        run(full[0])
+    (tmp_path / SWEEP_FILE).touch()
+    message = rf"{tmp_path}/table.md cannot be written: No space left on device \(.* MiB free\); go on with: "
+    for error in full:
+        assert run(error) == 2
+        assert re.fullmatch(f"{message}{re.escape(sweep.resume_command(tmp_path, SPEC))}\n", capsys.readouterr().out)
+    with pytest.raises(PermissionError):
+        run(PermissionError(errno.EACCES, "Permission denied", "table.md"))

@@ -253,6 +253,8 @@ def test_a_trial_whose_sweep_was_taken_over_is_stopped_and_publishes_nothing_mor
 ) -> None:
     """Its driver may be dead, or cut off from it: what the other command's trial has published must stay."""
     monkeypatch.setattr(outputs, "LEASE_CHECK_S", 0.0)
+    # The driver itself does not see it meanwhile.
+    monkeypatch.setattr("lgd.storage.lease.LASTS", 600.0)
     there = "trials/baseline-seed0"
 
     def train(experiment: Experiment, config: Any, place: Place, _: Any) -> Record:
@@ -272,9 +274,7 @@ def test_a_trial_whose_sweep_was_taken_over_is_stopped_and_publishes_nothing_mor
     assert cluster.store.read(f"{there}/metrics.json") == b"theirs"
 
 
-def test_a_sweep_that_was_taken_over_publishes_nothing_more(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_that_was_taken_over_publishes_nothing_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the wish to stop, which would end the other command's trials."""
     monkeypatch.setattr("lgd.storage.lease.LASTS", 0.4)
     output, told = outputs.output_path(cluster.url), threading.Event()

@@ -281,7 +281,7 @@ def test_a_gpu_study_of_part_of_the_arms(results: Make) -> None:
     # One seed decides nothing.
     assert "**Helped: more AP than what it is compared with.**\n\nNone." in text
     assert "one seed in common or none" in text
-    assert "no GPU has run" not in _page(place)
+    assert "nothing has been trained here yet" not in _page(place)
 
 
 def test_a_study_without_baselines_compares_with_lgd_alone(results: Make) -> None:

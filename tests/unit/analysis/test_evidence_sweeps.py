@@ -161,6 +161,11 @@ def test_each_variant_is_compared_with_the_arm_it_is_nearest_to(table: pd.DataFr
         "LGD residual (ours)": "LGD", "own-label start (ours)": "LGD",
         **{f"ours without {x}": "LGD residual (ours)" for x in ("imitation", "encoder", "adapter", "mapper")},
     }  # fmt: skip
+    never = {
+        arm: bool(_row(table, arm, kind)["never_ahead"]) for arm, kind in (("LGD", "equal time"), (LONGER, "longer"))
+    }
+    assert never == {"LGD": True, LONGER: False}
+    assert not _row(table, "LGD residual (ours)", "equal time")["never_ahead"]
     assert _row(table, "LGD residual (ours)", "equal time")["gain"] == pytest.approx(-2.0)
     assert _row(table, LONGER, "longer")["gain"] == pytest.approx(4.0)
 

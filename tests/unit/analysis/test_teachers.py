@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
 
 from analysis.arms import arms_text
+from analysis.frame import frame, read_csv, write_csv
 from analysis.load import Run
+from analysis.plots.gain_against_cost import gain_against_cost, label
 from analysis.plots.style import STYLE
 from analysis.plots.teachers import label_signal
 from analysis.sweep_table import Sweep, main_table
@@ -66,6 +71,48 @@ def test_the_table_of_teachers(records: list[Record]) -> None:
         ["LGD residual (ours)", "2", "21.0", "18.5", "-2.5", "1 of 2", "0.50", "0.20"],
     ]
     assert teachers_text([x for x in records if x.arm == "baseline"]) is None
+    assert "in which the teacher was better at any evaluation. own label" in text.notes[0]
+    # Its detection loss decides where no evaluation has its AP, and is read more often.
+    unscored = [x.model_copy(update={"evaluations": [], "teacher_lead": [(1, 0.5), (2, -0.5)]}) for x in records]
+    text = teachers_text([x for x in unscored if x.arm == "LGD"])
+    assert text is not None
+    assert text.rows[0][5] == "2 of 2"
+    assert "at any evaluation (in its detection loss, where none has its AP)." in text.notes[0]
+
+
+def test_records_as_csv_say_which_teachers_led(records: list[Record], tmp_path: Path) -> None:
+    write_csv(frame(records), tmp_path / "records.csv")
+    with (tmp_path / "records.csv").open(newline="") as file:
+        told = [(row["arm"], row["seed"], row["teacher_beat_student"]) for row in csv.DictReader(file)]
+    assert told == [
+        *(("baseline", seed, "") for seed in "01"),
+        *(("LGD", seed, "False") for seed in "01"),
+        ("LGD residual (ours)", "0", "True"),
+        ("LGD residual (ours)", "1", "False"),
+    ]
+    again = read_csv(tmp_path / "records.csv")["teacher_beat_student"]
+    assert again.astype(object).where(again.notna(), None).tolist() == [None, None, False, False, True, False]
+
+
+def test_the_figure_of_gains_marks_a_teacher_that_never_led(tmp_path: Path) -> None:
+    common = {
+        "data": "shapes", "steps": 160, "gain": 1.0, "gain_low": -1.0, "gain_high": 3.0, "verdict": "noise", "cost": 2.0
+    }  # fmt: skip
+    rows = [
+        {**common, "arm": "LGD", "kind": "baseline", "never_ahead": True},
+        {**common, "arm": "LGD", "kind": "equal time", "never_ahead": True},
+        {**common, "arm": "baseline at the cost of LGD", "kind": "longer", "never_ahead": False},
+    ]
+    assert list(map(label, rows)) == [
+        "LGD †", "LGD †, against a baseline trained as long", "baseline at the cost of LGD"
+    ]  # fmt: skip
+
+    def texts(shown: list[dict[str, Any]]) -> str:
+        _, svg = gain_against_cost(shown, tmp_path / "figure")
+        return " ".join("".join(x.itertext()) for x in ET.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
+
+    assert "† The teacher was never better than its student" in texts(rows)
+    assert "†" not in texts(rows[2:])
 
 
 def test_the_figure_of_the_labels_signal(records: list[Record]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from lgd.config.experiment import Experiment, settings, split_assignment
-from lgd.config.presets import NANO
+from lgd.config.experiment import settings, split_assignment
+from lgd.config.paper_recipes import named
 from lgd.errors import InputError
+from lgd.training.__main__ import main
 from tests.damage import damaged_bytes
 
 LINES = 1000
+
+EXPERIMENT = "retinanet_r50_2x_ms"
 
 VALUES = (
     "", "1", "0", "-1", "1.5", "1e-3", "1e400", "nan", ".inf", "true", "null", "auto", "none", "[]", "[1]", "[1, [2]]",
@@ -30,20 +34,30 @@ def _line(rng: random.Random, keys: list[str]) -> str:
     return damaged_bytes(rng, line.encode()).decode(errors="replace") if kind > 0.7 else line
 
 
-def test_a_line_changes_the_experiment_or_is_named() -> None:
+def test_the_command_takes_a_line_or_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 0 and the experiment, or 2 and one line; nothing is written either way."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "LGD_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "FVCORE_CACHE", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
     rng = random.Random(0)
-    keys, changed = list(settings(NANO)), 0
+    keys, changed = list(settings(named(EXPERIMENT).experiment)), 0
     for _ in range(LINES):
         line = _line(rng, keys)
-        try:
-            assert isinstance(NANO.override([line]), Experiment)
-        except InputError as error:
-            said = str(error)
-            assert len(said.splitlines()) == 1, line
-            assert _names(said, line), (line, said)
-        else:
+        status = main([EXPERIMENT, "--show", f"--set={line}"])
+        printed = capsys.readouterr()
+        said = printed.err.splitlines()
+        if status == 0:
             changed += 1
+            assert printed.out.splitlines()[-1].startswith("seed="), line
+            assert all(x.startswith("warning: ") for x in said), (line, said)
+        else:
+            assert (status, printed.out, len(said)) == (2, "", 1), (line, said)
+            assert said[0].startswith("error: "), (line, said)
+            assert _names(said[0], line), (line, said)
     assert LINES / 40 < changed < LINES / 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_brackets_that_are_too_deep_are_named() -> None:
@@ -52,7 +66,9 @@ def test_brackets_that_are_too_deep_are_named() -> None:
 
 
 def _names(said: str, line: str) -> bool:
-    """Whether the message has the whole line, its key, or the setting that the value does not fit."""
+    """Whether the message has the whole line, its key or its value, or the setting that the value does not fit."""
+    if repr(line.partition("=")[2]) in said:
+        return True
     try:
         key, _ = split_assignment(line)
     except InputError:

@@ -39,6 +39,7 @@ def test_a_failure_names_its_reason_in_one_line() -> None:
         (lambda t: t.replace('"schema_version": 3', '"schema_version": 99'), "schema 99 is not known"),
         (lambda t: json.dumps({**json.loads(t), "status": "fine"}), "record.json: status: .*fine"),
         (lambda t: json.dumps({**json.loads(t), "extra": 1}), "record.json: extra"),
+        (lambda t: json.dumps({**json.loads(t), "teacher_beat_student": "yes"}), "record.json: teacher_beat_student"),
     ],
 )
 def test_broken_records_are_refused_with_the_place(tmp_path: Path, damage, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -136,3 +137,19 @@ def test_whether_the_teacher_ever_beat_its_student() -> None:
     assert record((10, None), lead=(-0.5, 0.1)).teacher_beat_student is True
     assert record((10, None), lead=(-0.5, -0.1)).teacher_beat_student is False
     assert record((10, None)).teacher_beat_student is None
+
+
+@pytest.mark.parametrize(("lead", "told"), [([(1, 0.5)], True), ([(1, -0.5)], False), ([], None)])
+def test_the_file_says_whether_the_teacher_beat_its_student(
+    lead: list[tuple[int, float]], told: bool | None, tmp_path: Path
+) -> None:
+    """For other programs: here it follows from the evaluations, so that a record without it is the same one."""
+    record = _record().model_copy(update={"teacher_lead": lead})
+    path = record.save(tmp_path)
+    written = json.loads(path.read_text())
+    assert written.pop("teacher_beat_student") is told
+    path.write_text(json.dumps(written))
+    assert load(path) == record
+    path.write_text(json.dumps({**written, "teacher_beat_student": not told}))
+    assert load(path) == record
+    assert load(path).teacher_beat_student is told

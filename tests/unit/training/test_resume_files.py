@@ -8,6 +8,7 @@ import pytest
 
 from ablations.finished_trials import remove_finished_resume_files
 from lgd.config.experiment import Experiment
+from lgd.config.presets import named_experiment
 from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import FILE, Record
 from lgd.storage import outputs
@@ -80,7 +81,7 @@ def test_of_a_sweep_in_a_bucket_also_there(faults: Faults, tmp_path: Path, monke
 def test_the_next_command_of_a_single_training_removes_them(tmp_path: Path) -> None:
     train = ["retinanet_r50_2x_ms", "--method", "baseline", "--data", "shapes", "--yes", "--output", str(tmp_path)]
     options = command.parser().parse_args(train)
-    experiment = command._changed(command.named_experiment(train[0]).experiment, options)
+    experiment = command._changed(named_experiment(train[0]).experiment, options)
     _leave(tmp_path, experiment=experiment)
     assert command.main(train) == 0
     assert _files(tmp_path) == {FILE}
