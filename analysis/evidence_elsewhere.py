@@ -6,6 +6,7 @@ schedule was changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
         [
             x.detector,
             x.data,
-            x.arm.partition(" at ")[0],
+            _without_length(x.arm),
             f"{x.steps:,}",
             str(x.gain.n),
             number(x.baseline_ap),
@@ -111,12 +112,17 @@ def _ends(study: Study) -> list[Elsewhere]:
     """Each arm's row at the preset's own steps, or else the fewest, and at the most."""
     found: dict[str, list[Elsewhere]] = {}
     for x in rows(study):
-        found.setdefault(x.arm.partition(" at ")[0], []).append(x)
+        found.setdefault(_without_length(x.arm), []).append(x)
     kept = []
     for of_arm in found.values():
-        own = next((x for x in of_arm if " at " not in x.arm), of_arm[0])
+        own = next((x for x in of_arm if _without_length(x.arm) == x.arm), of_arm[0])
         kept += [own] if own is of_arm[-1] else [own, of_arm[-1]]
     return kept
+
+
+def _without_length(arm: str) -> str:
+    """The arm's name at the grid's own length."""
+    return re.sub(r" at [\d.]+x steps", "", arm)
 
 
 def _of_seeds(found: Difference | None, expected: int) -> str:

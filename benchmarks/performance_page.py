@@ -80,12 +80,18 @@ def with_session(page: str, path: Path, *, details: bool = False) -> str:
     return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts) or NO_SESSION, path)
 
 
-def with_load(page: str) -> str:
-    """``page`` with the newest measurement of each part of ``lgd bench load``, one after the other."""
+def newest_load() -> dict[str, Path]:
+    """The newest measurement of each part of ``lgd bench load``, by part."""
     newest: dict[str, Path] = {}
     # Names end with the date.
     for path in sorted(RESULTS.glob("load_*.csv"), key=lambda path: (path.stem.rsplit("_", 1)[-1], path.stem)):
         newest[path.stem.split("_")[1]] = path
+    return newest
+
+
+def with_load(page: str) -> str:
+    """``page`` with the newest measurement of each part of ``lgd bench load``, one after the other."""
+    newest = newest_load()
     if not newest:
         return _with_block(page, "load", NO_LOAD, LOAD_PAGE)
     text = "\n\n".join(load_table.markdown(load_table.read(path)).strip() for path in newest.values())

@@ -3,6 +3,7 @@
 # two minutes before, Ray gets SIGTERM, and trainings write a checkpoint (docs/cluster.md). Instead of `ray start`:
 #   deploy/ec2_spot_node.sh --address HEAD:6379
 metadata=http://169.254.169.254/latest
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}" # with the cluster's token, in ~/.ray/auth_token or RAY_AUTH_TOKEN
 
 announced() { # whether Amazon has said when it takes this instance: before that, the page is not there
     local token

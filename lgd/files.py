@@ -10,8 +10,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,7 +54,7 @@ def read_file(path: Path | str) -> bytes:
         return file.read()
 
 
-def open_file(path: Path | str) -> BinaryIO:
+def open_file(path: Path | str) -> BufferedReader:
     """Open a file that somebody else may have made. Raises OSError for what is no regular file.
 
     A pipe would be waited for, and a device such as /dev/zero never ends.

@@ -38,9 +38,10 @@ def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> lis
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[5, 2])
         heights, labels, height = [], [], 0
         for data, steps in groups:
-            left.text(0.0, height, f"{data}, {steps} steps", transform=left.get_yaxis_transform(), ha="right",
-                      va="center", fontsize=8, fontweight="bold")  # fmt: skip
-            for row in (x for x in ordered if (x["data"], x["steps"]) == (data, steps)):
+            of_group = [x for x in ordered if (x["data"], x["steps"]) == (data, steps)]
+            left.text(0.0, height, _heading(of_group), transform=left.get_yaxis_transform(), ha="right", va="center",
+                      fontsize=8, fontweight="bold")  # fmt: skip
+            for row in of_group:
                 height += 1
                 _gain(left, height, row, widest)
                 _cost(right, height, row)
@@ -67,6 +68,13 @@ def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> lis
         if any(row["never_ahead"] for row in rows):
             figure.supxlabel(NEVER_AHEAD, x=0.01, ha="left", fontsize=7.5)
         return save(figure, path_stem)
+
+
+def _heading(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Detectors, data, steps and seeds of the rows, which have data and steps in common."""
+    detectors = " and ".join(dict.fromkeys(row["detector"] for row in rows))
+    seeds = " to ".join(str(x) for x in sorted({min(row["pairs"] for row in rows), max(row["pairs"] for row in rows)}))
+    return f"{detectors}, {rows[0]['data']}, {rows[0]['steps']} steps, {seeds} seeds"
 
 
 def label(row: Mapping[str, Any]) -> str:

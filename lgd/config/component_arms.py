@@ -42,6 +42,7 @@ _ADDITIONS = (
     Arm("own-label start (ours)", {"method.own_label_start": True}, "objects attend to their own label at first"),
     Arm("residual teacher (ours)", {"method.residual": True}, "the teacher starts as good as its student"),
     Arm("centred labels (ours)", {"method.centred_labels": True}, "the teacher goes on telling classes apart"),
+    Arm("teacher-led imitation (ours)", {"schedule.distill_from": "auto"}, "it imitates while the teacher is ahead"),
 )
 
 _OURS_WITHOUT = tuple(

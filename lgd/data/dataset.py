@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lgd.data.crowdhuman import PERSON
-from lgd.data.layout import CLEANED, CocoLayout, Counts
+from lgd.data.layout import CLEANED, CocoLayout, Counts, dropped_note
 from lgd.errors import InputError
 from lgd.storage.object_path import FETCHED, AnyPath
 
@@ -69,11 +69,15 @@ class DataSet:
 def check_objects(dataset: DataSet) -> None:
     """Raise InputError, one line, when a split has no object: nothing to train on, or AP would not be defined."""
     layout, counts = dataset.layout, dataset.counts
-    for name, path, split, dropped, purpose in (
-        ("train", layout.train_json, counts.train, layout.dropped[0], "to train on"),
-        ("val", layout.val_json, counts.val, layout.dropped[1], "to evaluate on, and AP would not be defined"),
+    for i, (name, path, split, purpose) in enumerate(
+        (
+            ("train", layout.train_json, counts.train, "to train on"),
+            ("val", layout.val_json, counts.val, "to evaluate on, and AP would not be defined"),
+        )
     ):
         if split.objects == 0:
             # A file that was written into the cache tells nobody which data it is.
-            where = f"data {dataset.source}: {name}" if path.parent.name.startswith((CLEANED, FETCHED)) else str(path)
-            raise InputError(f"{where} has no object {purpose}" + (f"; dropped: {dropped}" if dropped else ""))
+            is_ours = path.parent.name.startswith((CLEANED, FETCHED))
+            where = f"data {dataset.source}: {name} ({layout.sources[i]})" if is_ours else str(path)
+            note = dropped_note(layout.dropped[i], layout.first_dropped[i])
+            raise InputError(f"{where} has no object {purpose}{note}")

@@ -11,7 +11,17 @@ from lgd.files import read_file
 from lgd.storage.object_path import AnyPath, local_file
 from lgd.storage.store import StorageError
 
-__all__ = ["CLEANED", "CocoLayout", "Counts", "Outcome", "Problem", "RawSplit", "SplitCounts", "read_bytes"]
+__all__ = [
+    "CLEANED",
+    "CocoLayout",
+    "Counts",
+    "Outcome",
+    "Problem",
+    "RawSplit",
+    "SplitCounts",
+    "dropped_note",
+    "read_bytes",
+]
 
 CLEANED = "cleaned-"
 """Begins the directories in the cache with COCO files that were written from other layouts, or without faults."""
@@ -56,8 +66,12 @@ class CocoLayout:
     counts: Counts
     fingerprint: str
     """Hex digest of the annotation files' bytes and of the images' names and sizes; the directory does not matter."""
+    sources: tuple[str, str]
+    """The files of train and of val that messages name: those that were read, wherever the result lies."""
     dropped: tuple[str, str]
     """Descriptions of the entries dropped from train and from val; empty where none was."""
+    first_dropped: tuple[str, str]
+    """Where the first of them was, and what was wrong with it."""
 
 
 Outcome = Literal["dropped", "fixed", "noted"]
@@ -75,6 +89,21 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         # A name in the file may hold line breaks.
         return " ".join(f"{self.outcome:<8}{self.kind:<20}{self.where}: {self.what}".splitlines())
+
+    @property
+    def short(self) -> str:
+        """Where and what, for the end of a message."""
+        text = " ".join(f"{self.where}: {self.what}".split())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+LONGEST = 300
+"""Characters of a problem at the end of a message: a file may hold anything."""
+
+
+def dropped_note(dropped: str, first: str) -> str:
+    """The end of a message about a split that has too little left; "" where nothing was dropped."""
+    return f"; dropped: {dropped}; the first: {first}" if dropped else ""
 
 
 @dataclass

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lgd.cache import cache_root
-from lgd.data.layout import CLEANED, CocoLayout, Counts, Problem, RawSplit, read_bytes
+from lgd.data.layout import CLEANED, CocoLayout, Counts, Problem, RawSplit, dropped_note, read_bytes
 from lgd.data.split import ValSplit, split_raw
-from lgd.data.validate_split import ValidatedSplit, validate_split
+from lgd.data.validate_split import ValidatedSplit, first_dropped, validate_split
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.object_path import AnyPath, file_state, local_file
@@ -61,8 +61,7 @@ def validated_layout(
     splits = validate_split(raw[0], problems), validate_split(raw[1], problems)
     for source, validated in zip(raw, splits, strict=True):
         if not validated.contents["images"]:
-            dropped = f"; dropped: {validated.dropped}" if validated.dropped else ""
-            raise InputError(f"{source.path}: no image is left{dropped}")
+            raise InputError(f"{source.path}: no image is left{dropped_note(validated.dropped, validated.first)}")
         if validated.dropped and problems is None:
             _log.warning("%s: dropped %s", source.path, validated.dropped)
     if problems is not None:
@@ -84,7 +83,9 @@ def validated_layout(
         category_ids=tuple(number for number, _ in raw[0].categories),
         counts=Counts(splits[0].counts, splits[1].counts),
         fingerprint=fingerprint,
+        sources=(str(raw[0].path), str(raw[1].path)),
         dropped=(splits[0].dropped, splits[1].dropped),
+        first_dropped=(splits[0].first, splits[1].first),
     )
     _layouts[key] = layout
     return layout
@@ -143,7 +144,10 @@ def _check_same_categories(train: RawSplit, val: RawSplit) -> None:
     if ours == theirs:
         return
     number = min(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    # A class that one file alone has is missing where that file cannot be read.
+    unread = first_dropped(train) or first_dropped(val)
     raise InputError(
         f"train and val have different categories: id {number} is {ours.get(number, 'missing')!r} in"
         f" {train.path} and {theirs.get(number, 'missing')!r} in {val.path}"
+        f"{f'; dropped: {unread}' if unread else ''}"
     )

@@ -10,26 +10,32 @@ from lgd.data.image_sizes import ImageSizes
 from lgd.data.layout import Outcome, Problem, RawSplit, SplitCounts
 from lgd.storage.object_path import file_size
 
-__all__ = ["ValidatedSplit", "validate_split"]
+__all__ = ["ValidatedSplit", "first_dropped", "validate_split"]
 
 
 class ValidatedSplit(NamedTuple):
     """A split that can be trained on.
 
-    contents: of a COCO file. image_sizes: name and bytes of each image file. dropped: in words. unchanged: the split
-    was read from a COCO file that can be used as it is.
+    contents: of a COCO file. image_sizes: name and bytes of each image file. dropped: in words. first: where the first
+    of them was, and why. unchanged: the split was read from a COCO file that can be used as it is.
     """
 
     contents: dict[str, Any]
     counts: SplitCounts
     image_sizes: list[tuple[str, int]]
     dropped: str
+    first: str
     unchanged: bool
 
 
 def validate_split(raw: RawSplit, problems: list[Problem] | None) -> ValidatedSplit:
     """problems: is filled where it is not None; then every image is decoded too, which takes longer."""
     return _SplitValidator(raw, problems).run()
+
+
+def first_dropped(raw: RawSplit) -> str:
+    """Where a reader dropped something first, and why; "" where it read all."""
+    return next((x.short for x in raw.problems if x.outcome == "dropped"), "")
 
 
 class _Entry(NamedTuple):
@@ -55,6 +61,7 @@ class _SplitValidator:
         if problems is not None:
             problems += raw.problems
         self.dropped = Counter(x.kind for x in raw.problems if x.outcome == "dropped")
+        self.first = first_dropped(raw)
         self.changed = not (raw.is_coco and raw.is_whole)
         self.images: dict[int, dict[str, Any]] = {}
         self.dropped_images: set[int] = set()
@@ -81,7 +88,7 @@ class _SplitValidator:
         }
         counts = SplitCounts(len(self.images), len(annotations) - crowds, crowds, len(self.images) - len(with_objects))
         dropped = ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
-        return ValidatedSplit(contents, counts, self.image_sizes, dropped, not self.changed)
+        return ValidatedSplit(contents, counts, self.image_sizes, dropped, self.first, not self.changed)
 
     def location(self, entry: _Entry) -> str:
         """The position of an entry in its file, for messages."""
@@ -97,6 +104,7 @@ class _SplitValidator:
             self.changed = True
         if outcome == "dropped":
             self.dropped[kind] += 1
+            self.first = self.first or Problem(outcome, kind, self.location(entry), what).short
         if self.problems is not None:
             self.problems.append(Problem(outcome, kind, self.location(entry), what))
 

@@ -92,7 +92,7 @@ def test_curves_over_hours_are_of_the_seeds_on_like_hardware() -> None:
         """machines: the last training's by seed; the shorter one of each seed ran on the slow one."""
         points = {80.0: {0: 10.0, 1: 12.0}, 160.0: {0: 20.0, 1: 22.0}}
         costs = {steps: dict.fromkeys(of, hours * steps) for steps, of in points.items()}
-        used = {80.0: dict.fromkeys(points[80.0], slow), 160.0: machines}
+        used: dict[float, dict[int, tuple[str, ...]]] = {80.0: {0: slow, 1: slow}, 160.0: machines}
         return Curve(name, Experiment(), name.lower(), points=points, costs=costs, machines=used)
 
     slow, fast = ("slow", "2"), ("fast", "2")

@@ -96,7 +96,8 @@ def test_records_as_csv_say_which_teachers_led(records: list[Record], tmp_path: 
 
 def test_the_figure_of_gains_marks_a_teacher_that_never_led(tmp_path: Path) -> None:
     common = {
-        "data": "shapes", "steps": 160, "gain": 1.0, "gain_low": -1.0, "gain_high": 3.0, "verdict": "noise", "cost": 2.0
+        "detector": "RetinaNet", "data": "shapes", "steps": 160, "pairs": 3,
+        "gain": 1.0, "gain_low": -1.0, "gain_high": 3.0, "verdict": "noise", "cost": 2.0,
     }  # fmt: skip
     rows = [
         {**common, "arm": "LGD", "kind": "baseline", "never_ahead": True},
@@ -113,6 +114,8 @@ def test_the_figure_of_gains_marks_a_teacher_that_never_led(tmp_path: Path) -> N
 
     assert "† The teacher was never better than its student" in texts(rows)
     assert "†" not in texts(rows[2:])
+    assert "RetinaNet, shapes, 160 steps, 3 seeds" in texts(rows)
+    assert "160 steps, 3 to 5 seeds" in texts([rows[0], {**rows[1], "pairs": 5}, *rows[2:]])
 
 
 def test_the_figure_of_the_labels_signal(records: list[Record]) -> None:

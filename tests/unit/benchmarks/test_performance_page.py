@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 
+from benchmarks import load_table
 from benchmarks.gpu_results import newest_session, targets
 from benchmarks.performance_page import (
     COST_PAGE,
@@ -19,6 +20,7 @@ from benchmarks.performance_page import (
     PAGE,
     RESULTS,
     begin_marker,
+    newest_load,
     with_fast_losses,
     with_load,
     with_session,
@@ -43,6 +45,16 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert with_load(load) == load
     cost = COST_PAGE.read_text(encoding="utf-8")
     assert with_session(cost, COST_PAGE) == cost
+
+
+def test_the_load_page_shows_every_curve() -> None:
+    """A measurement at one size has none."""
+    page, found = LOAD_PAGE.read_text(encoding="utf-8"), newest_load()
+    figures = {part: path.with_suffix(".png") for part, path in found.items()}
+    shown = {part for part, figure in figures.items() if f"](../benchmarks/results/{figure.name})" in page}
+    assert shown == {part for part, path in found.items() if load_table.read(path)["size"].nunique() > 1}
+    assert all(figure.is_file() for figure in figures.values())
+    assert page.count("](../benchmarks/results/load_") == len(shown) > 0
 
 
 def test_the_readme_has_the_newest_sessions_numbers() -> None:

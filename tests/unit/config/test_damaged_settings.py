@@ -67,7 +67,8 @@ def test_brackets_that_are_too_deep_are_named() -> None:
 
 def _names(said: str, line: str) -> bool:
     """Whether the message has the whole line, its key or its value, or the setting that the value does not fit."""
-    if repr(line.partition("=")[2]) in said:
+    value = line.partition("=")[2]
+    if value and repr(value) in said:
         return True
     try:
         key, _ = split_assignment(line)

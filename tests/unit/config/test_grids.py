@@ -265,8 +265,11 @@ def test_components_at_a_cpus_presets_are_eight_arms_that_answer(tmp_path: Path)
         assert {arm.name for arm in chosen.arms if not arm.on_request} == set(ANSWERING_ARMS)
     assert len(ANSWERING_ARMS) == 8
     assert not any(arm.on_request for arm in grid("components", "small").arms)
-    found = {t.arm: t.experiment.method for t in plan(COMPONENTS, PAPER, 1, [], tmp_path)}
-    assert all(("ours" in name) is bool(method.additions) for name, method in found.items())
+    planned = {t.arm: t.experiment for t in plan(COMPONENTS, PAPER, 1, [], tmp_path)}
+    found = {name: experiment.method for name, experiment in planned.items()}
+    led = {name for name, experiment in planned.items() if experiment.schedule.distill_from == "auto"}
+    assert led == {"teacher-led imitation (ours)"}
+    assert all(("ours" in name) is (bool(method.additions) or name in led) for name, method in found.items())
     assert {method.model_dump()["init"] for name, method in found.items() if name != "baseline"} == {"reference"}
     ours = found["LGD residual (ours)"].model_dump()
     for name, off in (("encoder", {"encoder"}), ("adapter", {"adapter", "own_label_start"}), ("mapper", {"mapper"})):

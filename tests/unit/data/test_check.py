@@ -56,7 +56,9 @@ def test_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["check", f"coco-json:{tmp_path}"]) == 2
     shown, said = capsys.readouterr()
     assert shown.count("dropped other size") == 3
-    assert said == f"error: {path}: no image is left; dropped: 4 of dropped image, 3 other size\n"
+    first = f"{path}: image 100: '000000000100.jpg' has 40x48 pixels, annotated are 1x48"
+    said_of_all = "no image is left; dropped: 4 of dropped image, 3 other size"
+    assert said == f"error: {path}: {said_of_all}; the first: {first}\n"
     path.write_text("{")
     assert main(["check", f"coco-json:{tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: broken JSON in {path}, line 1 column 2")

@@ -17,6 +17,7 @@ STAND_INS = {
     # It ends as Ray does when it has left the cluster.
     "ray": """
 trap 'echo "ray got TERM" >> "$NOTES/calls"; exit 15' TERM
+echo "$RAY_AUTH_MODE" >> "$NOTES/auth"
 echo "ray $*" >> "$NOTES/calls"
 while [ ! -e "$NOTES/over" ]; do sleep 0.02; done
 exit 7""",
@@ -38,8 +39,9 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     told = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(tmp_path), "POLL_SECONDS": "0.02"}
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     with subprocess.Popen(
-        [str(SCRIPT), "--address", "head:6379"], env={**os.environ, **told}, stderr=subprocess.DEVNULL, text=True
+        [str(SCRIPT), "--address", "head:6379"], env={**here, **told}, stderr=subprocess.DEVNULL, text=True
     ) as started:
         yield started
         (tmp_path / "over").touch()
@@ -59,6 +61,8 @@ def lines(path: Path) -> list[str]:
 def test_ray_gets_sigterm_when_the_instance_is_to_be_taken(process: subprocess.Popen[str], tmp_path: Path) -> None:
     wait_for(lambda: len(lines(tmp_path / "asked")) >= 6 and bool(lines(tmp_path / "calls")))
     assert lines(tmp_path / "calls") == ["ray start --block --address head:6379"]
+    # Without it whoever reaches the node's ports runs code there.
+    assert lines(tmp_path / "auth") == ["token"]
     (tmp_path / "notice").write_text('{"action": "terminate", "time": "2026-11-26T22:02:00Z"}')
     assert process.wait(timeout=30) == 15
     assert lines(tmp_path / "calls")[1:] == ["ray got TERM"]

@@ -108,6 +108,14 @@ def test_what_the_operator_checks_beyond_the_schema(job: Any) -> None:
             assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
+@pytest.mark.parametrize("options", [(), OPTIONS])
+def test_its_dashboard_is_reached_from_inside_the_cluster_alone(options: tuple[str, ...]) -> None:
+    """KubeRay binds it to 0.0.0.0 in the head's pod, so that its own submitter reaches it."""
+    cluster = read(*options)["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
 def test_its_command_is_one_of_lgd_and_leaves_its_results_in_a_bucket(job: Any) -> None:
     program, *command = shlex.split(job["spec"]["entrypoint"])
     assert program == "lgd"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from lgd.config.experiment import Experiment, parse
+from lgd.config.paper import DETECTORS as TITLES
 from lgd.distributed import shares
 from lgd.results.record import Record, load
 from lgd.training import run as training
@@ -59,6 +60,20 @@ def on_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return root
 
     return once_per_run(tmp_path_factory, "on_four", make)
+
+
+def test_the_page_says_what_is_compared() -> None:
+    page = " ".join((Path(__file__).parents[3] / "docs/drill.md").read_text(encoding="utf-8").split())
+    said = page[page.index("test_four_workers.py") : page.index("test_two_hosts.py")]
+    whole, _, drawn = said.partition("takes each batch whole.")
+    assert TITLES.keys() == set(DETECTORS)
+    assert {x for x, title in TITLES.items() if title in drawn} == set(DRAW)
+    assert {x for x, title in TITLES.items() if title in whole} == set(DETECTORS) - set(DRAW)
+    for words in (
+        f"{ALIKE['detector.backbone.norm']} norms", f"over {STEPS} steps", f"the same {WORKERS} shares",
+        f"within {FIRST:.0e}".replace("e-0", "e-"), f"within {LATER:.0%}".replace("%", " %"),
+    ):  # fmt: skip
+        assert words in said
 
 
 def _check(record: Record, alone: Record) -> None:
