@@ -173,9 +173,11 @@ def test_variants_differ_in_nothing_but_the_method() -> None:
     }  # fmt: skip
 
 
-def test_all_methods_are_those_that_the_detector_can_be_trained_with(fake: type[FakeProcess], tmp_path: Path) -> None:
+def test_all_methods_are_those_that_the_detector_can_be_trained_with(
+    fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("pkd", "cwd", "mgd", "fgd", "labelenc", "labelenc teacher", "ban", "dml"):
-        MS.setdefault(name, 130.0)
+        monkeypatch.setitem(MS, name, 130.0)
     path = tmp_path / "x.csv"
     assert cost.main([*QUICK, "--methods", "all", "--rounds", "1", "--output", str(path)]) == 0
     frame = read(path)
