@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.crossing import cost_crossings, crossings
+from analysis.crossing import crossings
 from analysis.load import by_arm
 from analysis.questions import without_imitation
 from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
@@ -56,10 +56,9 @@ def imitation(study: Study, arm: Curve) -> dict[float, Difference]:
 
 
 def length_sentences(study: Study) -> list[str]:
-    """Where arms cross their baselines, at equal steps and at equal cost."""
+    """Where arms cross their baselines, at equal steps."""
     shown = {(base.name, arm.name) for base, arm in compared(study)}
-    cross = (*crossings(study.records), *cost_crossings(study.records))
-    return [x.line for x in cross if (x.baseline, x.arm) in shown]
+    return [x.line for x in crossings(study.records) if (x.baseline, x.arm) in shown]
 
 
 def equal_cost_sentences(study: Study) -> list[str]:

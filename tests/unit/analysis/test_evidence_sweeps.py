@@ -285,7 +285,7 @@ def test_the_evidence_page_opens_with_the_default_preset(
         _cells(text, "ours without mapper")[3], "-3.0 [-3.0, -3.0] (LGD residual (ours))"
     ]  # fmt: skip
     assert "Older studies" not in text
-    assert len(text.splitlines()) <= 115
+    assert len(text.splitlines()) <= 105
     assert max(len(x) for x in text.splitlines() if not x.startswith(("|", "!", "- †", "- equal"))) <= 132
 
 
