@@ -41,6 +41,7 @@ DRILL_BLOCKS = {
 }
 
 BLOCKS = {
+    "demo": ("benchmarks.demo", "demo_*.csv"),
     "speed": ("benchmarks.speed", "speed_tiny-retinanet-fp32_*.csv"),
     "changes": ("benchmarks.speed", "changes_tiny-retinanet-fp32_*.csv"),
     "waits": ("benchmarks.waits", "waits_nano-*.csv"),
