@@ -29,12 +29,17 @@ def schedule_length(baseline: Arm, *arms: Arm) -> Grid:
     """Each arm at each length, compared with the baseline of the same length.
 
     Milestones, frozen phase and start of the distillation are fractions of the steps, so each length has its own decay.
+    A baseline of twice the greatest length, on request, is what the longest arms are held against at equal cost.
     """
+    keys = (STEPS, "evaluation.every")  # As many evaluations as at the preset's length.
+    longest = at_each((baseline,), "steps", (2 * LENGTH_FACTORS[-1],), keys)
     return Grid(
         name="schedule-length",
         title="Lengths of training: who is ahead, and from how many steps on?",
-        # As many evaluations as at the preset's length.
-        arms=at_each((baseline, *arms), "steps", LENGTH_FACTORS, (STEPS, "evaluation.every")),
+        arms=(
+            *at_each((baseline, *arms), "steps", LENGTH_FACTORS, keys),
+            *(replace(arm, on_request=True, question="what the longest cost buys the baseline") for arm in longest),
+        ),
         reference="",
     )
 

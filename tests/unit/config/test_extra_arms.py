@@ -72,7 +72,7 @@ def test_factors_are_of_what_the_command_says(name: str, key: str, factors: tupl
     start = settings(base)[key]
     for overrides, value in (([], start), ([f"{key}={start * 3}"], start * 3)):
         found: dict[str, list[float]] = {}
-        for arm in own.arms:
+        for arm in (x for x in own.arms if not x.on_request):
             experiment = experiment_of(arm, base, overrides)
             found.setdefault(arm.name.split(" at ")[0], []).append(settings(experiment)[key])
             assert own.references[arm.name].startswith("baseline")
@@ -88,6 +88,14 @@ def test_a_longer_training_is_evaluated_as_often_and_decays_in_its_own_time() ->
     assert (long.schedule.steps, long.evaluation.every) == (4 * base.schedule.steps, 4 * int(base.evaluation.every))
     assert long.schedule.milestones == base.schedule.milestones
     assert grid("schedule-length", "nano").references["LGD at 4x steps"] == "baseline at 4x steps"
+
+
+def test_the_longest_arms_have_a_baseline_of_their_cost_on_request() -> None:
+    (arm,) = (x for x in grid("schedule-length", "nano").arms if x.on_request)
+    assert arm.name == "baseline at 16x steps"
+    assert arm.reference == "baseline"
+    base = preset("nano")
+    assert experiment_of(arm, base, []).schedule.steps == 2 * LENGTH_FACTORS[-1] * base.schedule.steps
 
 
 def test_a_rate_that_is_set_itself_is_scaled_too() -> None:
