@@ -14,6 +14,10 @@ RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LENGTH_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Steps of the grid ``schedule-length``, as multiples of the preset's."""
 
+EQUAL_COST_FACTORS = (16.0, 18.0)
+"""Steps of its baselines on request: what the arms of the greatest length cost, 18 for an R-CNN, whose arms cost more
+than twice its baseline."""
+
 
 def learning_rate(baseline: Arm, *arms: Arm) -> Grid:
     """Each arm at each learning rate, compared with the baseline at the same rate."""
@@ -29,10 +33,10 @@ def schedule_length(baseline: Arm, *arms: Arm) -> Grid:
     """Each arm at each length, compared with the baseline of the same length.
 
     Milestones, frozen phase and start of the distillation are fractions of the steps, so each length has its own decay.
-    A baseline of twice the greatest length, on request, is what the longest arms are held against at equal cost.
+    Longer baselines, on request, are what the longest arms are held against at equal cost.
     """
     keys = (STEPS, "evaluation.every")  # As many evaluations as at the preset's length.
-    longest = at_each((baseline,), "steps", (2 * LENGTH_FACTORS[-1],), keys)
+    longest = at_each((baseline,), "steps", EQUAL_COST_FACTORS, keys)
     return Grid(
         name="schedule-length",
         title="Lengths of training: who is ahead, and from how many steps on?",

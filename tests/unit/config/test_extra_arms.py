@@ -12,7 +12,7 @@ from lgd.config.grids import experiment_of, grid, plan
 from lgd.config.methods_grid import TUNING_SEEDS, WEIGHT_FACTORS, methods_grid
 from lgd.config.pays_grid import pays_grid
 from lgd.config.presets import preset
-from lgd.config.tuning_grids import LENGTH_FACTORS, RATE_FACTORS
+from lgd.config.tuning_grids import EQUAL_COST_FACTORS, LENGTH_FACTORS, RATE_FACTORS
 
 
 def test_equal_cost_and_the_baseline_twice_join_any_grid() -> None:
@@ -90,12 +90,14 @@ def test_a_longer_training_is_evaluated_as_often_and_decays_in_its_own_time() ->
     assert grid("schedule-length", "nano").references["LGD at 4x steps"] == "baseline at 4x steps"
 
 
-def test_the_longest_arms_have_a_baseline_of_their_cost_on_request() -> None:
-    (arm,) = (x for x in grid("schedule-length", "nano").arms if x.on_request)
-    assert arm.name == "baseline at 16x steps"
-    assert arm.reference == "baseline"
+def test_the_longest_arms_have_baselines_of_their_cost_on_request() -> None:
+    arms = [x for x in grid("schedule-length", "nano").arms if x.on_request]
+    assert [arm.name for arm in arms] == ["baseline at 16x steps", "baseline at 18x steps"]
+    assert {arm.reference for arm in arms} == {"baseline"}
     base = preset("nano")
-    assert experiment_of(arm, base, []).schedule.steps == 2 * LENGTH_FACTORS[-1] * base.schedule.steps
+    steps = [experiment_of(arm, base, []).schedule.steps for arm in arms]
+    assert steps == [factor * base.schedule.steps for factor in EQUAL_COST_FACTORS]
+    assert min(EQUAL_COST_FACTORS) >= 2 * max(LENGTH_FACTORS)
 
 
 def test_a_rate_that_is_set_itself_is_scaled_too() -> None:
