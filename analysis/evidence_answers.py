@@ -73,9 +73,17 @@ class Answers:
 
 
 def newest(studies: Sequence[Study], grid: str) -> Study | None:
-    """The last study of a grid at the default preset, one with nothing changed before others; None without."""
+    """The last study of a grid at the default preset; None without.
+
+    One with nothing changed comes before others, and one from the preset's first seed on before one that repeats it.
+    """
     found = [study for study in studies if study.preset == DEFAULT and study.grid.name == grid]
-    return max(found, key=lambda x: (not any(map(changes, x.records)), x.last), default=None)
+    return max(found, key=lambda x: (not any(map(changes, x.records)), not _repeats(x), x.last), default=None)
+
+
+def _repeats(study: Study) -> bool:
+    """Whether it begins at another seed than the preset does."""
+    return any(override.startswith("seed=") for record in study.records for override in record.overrides)
 
 
 def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:

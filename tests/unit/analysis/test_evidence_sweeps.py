@@ -354,12 +354,16 @@ def test_the_newest_unchanged_study_of_the_default_preset_answers(studies: dict[
         run._replace(record=run.record.model_copy(update={"finished": "2024-01-01T00:00:00+00:00"}))
         for run in study.runs
     ), study.grid)  # fmt: skip
-    changed = Study(study.directory.with_name("changed"), tuple(
-        run._replace(record=run.record.model_copy(
-            update={"finished": "2026-01-01T00:00:00+00:00", "overrides": ("schedule.batch=4",)}
-        ))
-        for run in study.runs
-    ), study.grid)  # fmt: skip
-    assert newest([older, study, changed], "components") is study
+    changed, repeated = (
+        Study(study.directory.with_name(name), tuple(
+            run._replace(record=run.record.model_copy(
+                update={"finished": "2026-01-01T00:00:00+00:00", "overrides": (override,)}
+            ))
+            for run in study.runs
+        ), study.grid)
+        for name, override in (("changed", "schedule.batch=4"), ("repeated", "seed=5"))
+    )  # fmt: skip
+    assert newest([older, study, changed, repeated], "components") is study
+    assert newest([changed, repeated], "components") is repeated
     assert newest([study], "methods") is None
     assert answers([], comparisons([])) is None
