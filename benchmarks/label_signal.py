@@ -122,20 +122,11 @@ def measured(experiment: Experiment, at: Sequence[int]) -> Iterator[tuple[int, d
 
 
 def _changes(model: Any, batch: list[dict[str, Any]]) -> dict[str, float]:
-    import torch
+    from lgd.evaluation.label_signal import measure_teacher
 
-    from lgd.methods.label_guided.label_use import INSTRUCTIVE, measure_label_use
-
-    model.eval()
-    with torch.no_grad(), measure_label_use(model.teacher) as meters, model.teacher_inference():
-        for image in batch:
-            model([image])
-    model.train()
-    totals = meters.totals()
-    attention = totals.pop("attention", None)
-    totals[INSTRUCTIVE] = totals.pop("label_use")
-    found = {name: (total / count) ** 0.5 for name, (total, count) in totals.items()}
-    return found if attention is None else {**found, "attention": attention[0] / attention[1]}
+    found = measure_teacher(model, [[image] for image in batch])
+    attention = found["attention"]
+    return found["label_signal"] if attention is None else {**found["label_signal"], "attention": attention}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.load import Run, arm_of
 from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
+from lgd.results.record import Record
 
 LEAST = 1e-4
 """Where the log scale ends: what is below has no labels left in it."""
@@ -21,14 +22,14 @@ def label_signal(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
 
     Of the first arm that measured it. None where none did, twice or more.
     """
-    measured = [run.record for run in runs if sum(bool(x.label_signal) for x in run.record.evaluations) > 1]
+    measured = [run.record for run in runs if len(_points(run.record)) > 1]
     if not measured:
         return None
     arm = arm_of(measured[0])
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for point in (x for record in measured if arm_of(record) == arm for x in record.evaluations):
-        for stage, value in point.label_signal.items():
-            found[stage][point.step].append(max(value, LEAST))
+    for step, signal in (x for record in measured if arm_of(record) == arm for x in _points(record)):
+        for stage, value in signal.items():
+            found[stage][step].append(max(value, LEAST))
     figure = new_figure(layout.width, 3.4)
     axes = figure.subplots()
     for i, (stage, values) in enumerate(found.items()):
@@ -46,3 +47,8 @@ def label_signal(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=layout.columns)
     set_title(figure, f"{shorten(arm, 40)}: what is left of the labels when each is exchanged", runs, layout)
     return figure
+
+
+def _points(record: Record) -> list[tuple[int, dict[str, float]]]:
+    """The signal by step: before the first evaluation on a few images, then on all."""
+    return [*record.label_signal, *((x.step, x.label_signal) for x in record.evaluations if x.label_signal)]

@@ -116,7 +116,7 @@ class _Scoring(NamedTuple):
         if comm.is_main_process():
             try:
                 outcome = [
-                    self._score(part, found)._replace(**_of_all_workers(totals))
+                    self._score(part, found)._replace(**measured_values(totals))
                     for part, found, totals in zip(parts, detections, measured, strict=True)
                 ]
             except Exception as error:
@@ -164,7 +164,7 @@ def _detect(
     ]
 
 
-def _of_all_workers(measured: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
+def measured_values(measured: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, Any]:
     """Fields of Evaluated from each worker's sums and counts (:class:`TeacherMeters`)."""
     means: dict[str, float] = {}
     for name in measured[0]:

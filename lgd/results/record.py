@@ -171,6 +171,8 @@ class Record(Settings):
     teacher_mask: Scores | None = None
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
     losses: dict[str, Curve] = Field(default_factory=dict)
+    label_signal: list[tuple[Count, dict[str, Number]]] = Field(default_factory=list)
+    """By step, before the first evaluation: as EvaluationPoint's, on the first validation images."""
     teacher_lead: Curve = Field(default_factory=list)
     """By how much the instructive features' detection loss was lower than the student's, as a part of it: running means
     (lgd/methods/teacher_watch.py). Below 0 the teacher is worse than its student."""

@@ -48,6 +48,12 @@ def evaluate_and_report(
         on_progress({"step": step, "steps": steps, "loss": math.nan, "eta": math.nan, **progress_fields(state)})
 
 
+def measure_label_signal(state: TrainingState, step: int) -> None:
+    """Measure the teacher's label signal after ``step`` steps, at the cost of an evaluation."""
+    with state.meter.phase("evaluation"):
+        state.evaluations.measure_label_signal(step)
+
+
 def _is_worth_saving(state: TrainingState) -> bool:
     """Whether to save before an evaluation. All workers come to the same answer.
 

@@ -10,6 +10,7 @@ from lgd.config.experiment import Experiment
 from lgd.detectors.model_layout import predicts_masks
 from lgd.distributed import ranks
 from lgd.evaluation.evaluate import evaluate, evaluate_both
+from lgd.evaluation.label_signal import Batch, label_signal, signal_images
 from lgd.files import write_text
 from lgd.methods.distiller import Distiller, student_of
 from lgd.results.record import EvaluationPoint
@@ -18,19 +19,25 @@ from lgd.training.progress import EVALUATIONS_FILE
 
 
 class Evaluations:
-    """Evaluates the model of a training in ``directory``. ``points``: the scores so far, by step."""
+    """Evaluates the model of a training in ``directory``.
+
+    points: the scores so far, by step. label_signal: of a few images, by step (:class:`lgd.results.record.Record`).
+    """
 
     def __init__(self, built: Built, experiment: Experiment, directory: Path) -> None:
         self._built, self._experiment, self._directory = built, experiment, directory
         self.points: list[EvaluationPoint] = []
+        self.label_signal: list[tuple[int, dict[str, float]]] = []
+        self._few_images: list[Batch] = []
 
     @property
     def last(self) -> EvaluationPoint | None:
         return self.points[-1] if self.points else None
 
-    def restore(self, points: Iterable[str]) -> None:
-        """Go on from the points that a checkpoint holds, as JSON."""
+    def restore(self, points: Iterable[str], label_signal: Iterable[tuple[int, dict[str, float]]]) -> None:
+        """Go on from what a checkpoint holds: the points as JSON, and the label signal."""
         self.points = [EvaluationPoint.model_validate_json(x) for x in points]
+        self.label_signal = [(step, dict(found)) for step, found in label_signal]
 
     def has(self, step: int) -> bool:
         """Whether the last evaluation was after ``step`` steps."""
@@ -73,3 +80,15 @@ class Evaluations:
         if ranks.is_main_process():
             lines = [x.model_dump_json() + "\n" for x in self.points]
             write_text(self._directory / EVALUATIONS_FILE, "".join(lines))
+
+    def measures_label_signal(self) -> bool:
+        """Whether there is a teacher whose label signal can be measured."""
+        method, evaluation = self._experiment.method, self._experiment.evaluation
+        return method.has_teacher_ap and evaluation.scores_teacher and isinstance(self._built.model, Distiller)
+
+    def measure_label_signal(self, step: int) -> None:
+        """Measure it after ``step`` steps, on a few images. The main process alone: nothing is exchanged."""
+        assert isinstance(self._built.model, Distiller)
+        self._few_images = self._few_images or signal_images(self._built.dataset, self._experiment.data)
+        if found := label_signal(self._built.model, self._few_images):
+            self.label_signal.append((step, found))

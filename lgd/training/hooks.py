@@ -162,6 +162,26 @@ class EvaluatePeriodically(HookBase):
             self._evaluate(step)
 
 
+class MeasureLabelSignal(HookBase):
+    """Call ``measure`` before the first step, and after 5, 10, 20, 40, ... steps, as long as they are fewer than
+    ``before``: label signals are lost in the first of a training's steps, and evaluations come too late to show it."""
+
+    FIRST = 5
+
+    def __init__(self, measure: Callable[[int], None], before: int) -> None:
+        self._measure, self._before = measure, before
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:
+            self._measure(0)
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        doublings, rest = divmod(step, self.FIRST)
+        if rest == 0 and step < self._before and doublings & (doublings - 1) == 0:
+            self._measure(step)
+
+
 class WritePeriodically(PeriodicWriter):
     """detectron2's, but for a training that stops to go on: its logs then get no line that one in one go has not."""
 

@@ -42,11 +42,12 @@ from lgd.training import checkpoint, writers
 from lgd.training.build import Built, build
 from lgd.training.device import process_settings, resolve_device
 from lgd.training.disk_space import check_disk_space, files_size
-from lgd.training.evaluate_and_report import evaluate_and_report, progress_fields
+from lgd.training.evaluate_and_report import evaluate_and_report, measure_label_signal, progress_fields
 from lgd.training.evaluations import Evaluations
 from lgd.training.export import TEACHER_FILE, describe_student, export_student, export_teacher
 from lgd.training.hooks import (
     EvaluatePeriodically,
+    MeasureLabelSignal,
     ReportProgress,
     RestoreHistory,
     SaveAndStop,
@@ -289,6 +290,9 @@ def _hooks(
         hooks.LRScheduler(built.optimizer, built.scheduler),
         WritePeriodically(event_writers, period=period) if event_writers else None,
         ReportProgress(on_progress, lambda: progress_fields(state)),
+        MeasureLabelSignal(lambda step: measure_label_signal(state, step), every or schedule.steps)
+        if ranks.is_main_process() and state.evaluations.measures_label_signal()
+        else None,
         EvaluatePeriodically(lambda step: evaluate_and_report(state, trainer, step, on_progress, should_stop), every)
         if every
         else None,
@@ -321,6 +325,7 @@ def _fields(state: TrainingState, result: _TrainResult) -> dict[str, Any]:
         "student_mask": last.student_mask if last else None,
         "teacher_mask": last.teacher_mask if last else None,
         "evaluations": state.evaluations.points,
+        "label_signal": state.evaluations.label_signal,
         "teacher_lead": state.watch.curve() if state.watch else [],
         "distilled": _distilled(state, result.steps),
         **state.totals(),

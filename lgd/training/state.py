@@ -118,7 +118,7 @@ class TrainingState:
         match_state_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
         self._scaler, self._random, self.losses = state["scaler"], state["random"], state["losses"]
-        self.evaluations.restore(state["evaluations"])
+        self.evaluations.restore(state["evaluations"], state.get("label_signal", []))
         if self.watch is not None and state.get("watch"):
             self.watch.restore(state["watch"], built.device)
         self.times.per_step = list(state["per_step"])
@@ -161,6 +161,7 @@ class TrainingState:
                 "scaler": trainer.scaler.state_dict(),
                 "random": random_states,
                 "evaluations": [x.model_dump_json() for x in self.evaluations.points],
+                "label_signal": self.evaluations.label_signal,
                 "losses": loss_history(trainer.storage),
                 "per_step": self.times.per_step,
                 "meter": {**totals[0], "joules_of_others": self.meter.joules_of_others},

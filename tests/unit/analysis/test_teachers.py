@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 from analysis.arms import arms_text
@@ -125,3 +126,11 @@ def test_the_figure_of_the_labels_signal(records: list[Record]) -> None:
         assert label_signal(runs[:2]) is None
     assert figure is not None
     assert [line.get_label() for line in figure.axes[0].lines] == ["label embedding", "instructive"]
+    # What was measured before the first evaluation comes first.
+    early = [(0, {"label embedding": 0.99}), (5, {"label embedding": 0.97})]
+    runs = [Run(record.model_copy(update={"label_signal": early}), Path("/r")) for record in records[2:4]]
+    with mpl.rc_context(STYLE):
+        figure = label_signal(runs)
+    assert figure is not None
+    steps = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
+    assert steps == [[0, 5, 300, 600], [300, 600]]

@@ -211,6 +211,11 @@ def test_a_training_records_it(tmp_path: Path) -> None:
     ):
         record = training.run(quick.override(changes), tmp_path / "-".join(changes))
         assert record.evaluations
+        # The next of its steps would be the fifth, after the first evaluation.
+        assert [step for step, _ in record.label_signal] == ([0] if reads else [])
+        for _, early in record.label_signal:
+            assert list(early) == [*signal, "instructive features"]
+            assert all(0 < x < 1.5 for x in early.values())
         for point in record.evaluations:
             assert (point.attention is not None) is attends
             assert point.attention is None or -1 < point.attention < 1
