@@ -103,6 +103,8 @@ def run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, c
         why, status = _cause(error, directory)
         # Before there is a sweep to go on with, it is the user's input that is wrong.
         if not why or not (directory / SWEEP_FILE).exists():
+            if full := _disk_full(error, directory):
+                raise full.with_note("no trial was begun: make space there and give the same command again") from None
             raise
         say(console, f"{why}; go on with: {resume_command(directory, spec, options.placement)}")
         return status
@@ -114,8 +116,15 @@ def _cause(error: KeyboardInterrupt | OSError, directory: Path) -> tuple[str, in
         return INTERRUPTED, 130
     if isinstance(error, StorageError):
         return str(error), 3
-    full = error if isinstance(error, DiskFullError) else DiskFullError.of(error, directory)
+    full = _disk_full(error, directory)
     return (str(full), 2) if full else ("", 0)
+
+
+def _disk_full(error: BaseException, directory: Path) -> DiskFullError | None:
+    """The error as what it is where a full disk caused it."""
+    if isinstance(error, OSError) and not isinstance(error, DiskFullError):
+        return DiskFullError.of(error, directory)
+    return error if isinstance(error, DiskFullError) else None
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:

@@ -12,20 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from ablations.drill.bucket import Bucket
 from ablations.drill.checks import Failure
 from ablations.drill.commands import TRIALS, DrillError
 from ablations.drill.drill import Drill, Fault
-from ablations.drill.hooks import Point
+from ablations.drill.hooks import Moment, Point
 from ablations.optuna_search import JOURNAL_FILE, STUDY_FILE
 from ablations.study_storage import damaged_line
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE
+from lgd.training.progress import EVALUATIONS_FILE
 
 Damage = Literal["corrupted", "truncated", "missing"]
 DAMAGES: tuple[Damage, ...] = ("corrupted", "truncated", "missing")
 
 BLOCK = 64
 """Bytes that are overwritten in a corrupted file."""
+
+WRITTEN = (
+    SWEEP_FILE, EVALUATIONS_FILE, "student.pth", "student.json", "records.csv", "table.md", "gains.png", "report.html",
+)  # fmt: skip
+"""Files of a sweep that no other fault is about. The first heartbeat is none of them: what was spent before it, tenths
+of a second, a full disk cannot keep."""
 
 DISK = 160
 """MiB of the file system that is filled."""
@@ -220,6 +228,35 @@ class FullDisk(Fault):
             drill.check()
 
 
+class FullDiskAtFile(FullDisk):
+    """The disk is full when one of the sweep's files is written, by the command itself or by a trial."""
+
+    name = "disk-full-write"
+
+    def __init__(self) -> None:
+        self.summary = f"the disk of the results is full when one of {len(WRITTEN)} kinds of file is written"
+
+    def left_out(self, bucket: Bucket | None) -> str:
+        return "what is full there is a disk" if bucket else self.missing()
+
+    def inject(self, drill: Drill) -> None:
+        with _small_disk(drill.output):
+            command = drill.start(drill.note(Moment("write", drill.rng.choice(WRITTEN))))
+            command.wait_for_moment()
+            with _filled(drill.output):
+                command.go()
+                done = command.wait()
+            begun = drill.place.exists(SWEEP_FILE)
+            drill.check_message(
+                done, [1, 2], r"No space left on device", "go on with: " if begun else "give the same command again"
+            )
+            if begun:
+                drill.go_on(done)
+            else:
+                drill.check_message(drill.place.run(drill.arguments), [0], r"^written:")
+            drill.check()
+
+
 @contextlib.contextmanager
 def _small_disk(directory: Path) -> Iterator[None]:
     """Inside, ``directory`` is a file system in memory of DISK MiB."""
@@ -265,4 +302,5 @@ FILES: tuple[Fault, ...] = (
     *(Study(kind) for kind in DAMAGES),
     Moved(),
     *(FullDisk(point) for point in ("checkpoint", "record", "step")),
+    FullDiskAtFile(),
 )

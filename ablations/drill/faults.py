@@ -10,7 +10,7 @@ import psutil
 
 from ablations.drill.commands import DrillError
 from ablations.drill.drill import Drill, Fault
-from ablations.drill.hooks import CLOCK, Point
+from ablations.drill.hooks import CLOCK, Moment, Point
 from lgd.results.record import FILE
 
 NAMES = {signal.SIGTERM: "sigterm", signal.SIGINT: "ctrl-c"}
@@ -36,27 +36,46 @@ WHEN = {
 
 
 class Signal(Fault):
-    """A signal to the command, once or twice, while a trial is at some point."""
+    """A signal to the command while a trial is at some point."""
 
-    def __init__(self, number: signal.Signals, point: Point, when: str = "", times: int = 1) -> None:
-        self._number, self._point, self._when, self._times = number, point, when, times
-        place = PLACES[point, when]
-        self.name = f"{NAMES[number]}{'-twice' if times > 1 else ''}-{place}"
-        self.summary = f"{number.name}{' twice' if times > 1 else ''} to the command {WHEN[place]}"
+    times = 1
+
+    def __init__(self, number: signal.Signals, point: Point, when: str = "") -> None:
+        self._number, self._point, self._when = number, point, when
+        self.name = f"{NAMES[number]}-{PLACES[point, when]}"
+        self.summary = f"{number.name} to the command {WHEN[PLACES[point, when]]}"
 
     def inject(self, drill: Drill) -> None:
-        command = drill.start(drill.at(self._point, self._when))
+        self.send(drill, drill.at(self._point, self._when))
+
+    def send(self, drill: Drill, moment: Moment) -> None:
+        """Send the signals at ``moment``, check what is said, and go on."""
+        command = drill.start(moment)
         command.wait_for_moment()
-        for _ in range(self._times):
+        for _ in range(self.times):
             command.send(self._number)
             time.sleep(drill.rng.uniform(0.0, 0.5))
         command.go()
         done = command.wait()
-        if self._number == signal.SIGTERM and self._times == 1:
+        if self._number == signal.SIGTERM and self.times == 1:
             drill.check_message(done, [3, 0], r"SIGTERM came after \d of 2 trials; go on with: |^written:")
         else:
             drill.check_message(done, [130], r"interrupted.*go on with: |SIGTERM came.*go on with: ")
         drill.go_on(done if done.status else None)
+
+
+class SignalTwice(Signal):
+    """The same twice, at any of the points: in each repeat another."""
+
+    times = 2
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number, "step")
+        self.name = f"{NAMES[number]}-twice"
+        self.summary = f"{number.name} twice to the command while a trial is at any of these points"
+
+    def inject(self, drill: Drill) -> None:
+        self.send(drill, drill.at(*drill.rng.choice(list(PLACES))))
 
 
 class StartUp(Fault):
@@ -205,12 +224,14 @@ RUNNING: tuple[Fault, ...] = (
     KillWorker("evaluation"),
     KillWorker("checkpoint"),
     KillWorker("evaluation", "final"),
+    KillDriver("set-up"),
     KillDriver("step"),
+    KillDriver("evaluation"),
     KillDriver("checkpoint"),
     KillDriver("evaluation", "final"),
     *(StartUp(number) for number in NAMES),
     *(Signal(number, point, when) for number in NAMES for point, when in PLACES),
-    *(Signal(number, "step", times=2) for number in NAMES),
+    *(SignalTwice(number) for number in NAMES),
     KillRay("gcs_server", "ray-head"),
     KillRay("raylet", "raylet"),
     NotANumber(),

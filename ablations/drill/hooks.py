@@ -29,10 +29,10 @@ CLOCK = "LGD_DRILL_CLOCK"
 
 SITECUSTOMIZE = "from ablations.drill import hooks\n\nhooks.install()\n"
 
-Point = Literal["set-up", "step", "evaluation", "checkpoint", "record"]
+Point = Literal["set-up", "step", "evaluation", "checkpoint", "record", "write"]
 """``set-up``: before model and data are built; ``step``: between the backward pass and the optimiser's step;
 ``evaluation``: after an image; ``checkpoint``: it is written under its temporary name; ``record``: before it is
-written."""
+written; ``write``: before a file of the name in ``Moment.trial`` is, by any process."""
 
 Act = Literal["wait", "nan", "hold memory"]
 
@@ -50,6 +50,8 @@ TICK_S = 0.02
 @dataclass(frozen=True)
 class Moment:
     """When a fault comes: in ``trial`` (a directory's name), at ``point``, of ``step`` (0: the first time).
+
+    At ``write``, ``trial`` is the name of a file.
 
     act: what the process does then. ``wait``: tell the drill, and wait until it has acted. ``nan``: a weight becomes
     NaN. ``hold memory``: allocate ``amount`` bytes, piece by piece, and keep them until the drill has acted.
@@ -101,6 +103,18 @@ def _let_clock_jump(seconds: float) -> None:
         return now() + (seconds if go.exists() else 0.0)
 
     time.time = jumping
+
+
+def _patch_files(module: Any) -> None:
+    atomic_write = module.atomic_write
+
+    @contextlib.contextmanager
+    def writing(path: Path) -> Iterator[Path]:
+        _reach("write", path.name, 0)
+        with atomic_write(path) as temporary:
+            yield temporary
+
+    module.atomic_write = writing
 
 
 def _patch_run(module: Any) -> None:
@@ -166,6 +180,7 @@ def _patch_record(module: Any) -> None:
 
 
 PATCHES: dict[str, Callable[[Any], None]] = {
+    "lgd.files": _patch_files,
     "lgd.training.run": _patch_run,
     "lgd.training.trainer": _patch_trainer,
     "lgd.training.evaluations": _patch_evaluations,

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from ablations.drill import damages
-from ablations.drill.commands import STEPS, TRIALS, Done
-from ablations.drill.damages import FullDisk
+from ablations.drill.commands import EVALUATE, STEPS, TRIALS, Done
+from ablations.drill.damages import WRITTEN as WRITTEN_FILES
+from ablations.drill.damages import FullDisk, FullDiskAtFile
 from ablations.drill.drill import Drill
-from ablations.drill.faults import NotANumber, StartUp
-from ablations.drill.hooks import Attempt
+from ablations.drill.faults import NotANumber, SignalTwice, StartUp
+from ablations.drill.hooks import Attempt, Moment
 from lgd.results.record import FILE
+from lgd.results.sweep_spec import SWEEP_FILE
 from lgd.training.run import failed_record
 from tests.helpers import quick_experiment
 
@@ -111,6 +113,41 @@ def test_after_a_full_disk_the_sweep_goes_on_as_it_was_told(
     assert bool(drill.failures) != told, found
     assert told or "no next command (go on with: )" in found
     assert place.asked[1] == ["--resume", "out", "--cpus", "1"]
+
+
+AGAIN = "no trial was begun: make space there and give the same command again"
+
+
+@pytest.mark.parametrize(("begun", "said", "good"), [
+    (True, GO_ON, True), (True, AGAIN, False), (False, AGAIN, True), (False, "", False),
+])  # fmt: skip
+def test_the_disk_is_full_at_every_file_of_a_sweep_also_the_first(
+    begun: bool, said: str, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damages, "_small_disk", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(damages, "_filled", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Drill, "check", lambda _: None)
+    drill, place = _drill(tmp_path, Done(2, f"x cannot be written: No space left on device; {said}"), WRITTEN)
+    if begun:
+        (place.output / SWEEP_FILE).touch()
+    FullDiskAtFile().inject(drill)
+    assert bool(drill.failures) != good, drill.failures
+    assert place.asked[1] == (["--resume", "out", "--cpus", "1"] if begun else drill.arguments)
+    assert drill.moment.split(", ")[0] in WRITTEN_FILES
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_come_at_every_point(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Moment] = []
+    monkeypatch.setattr(SignalTwice, "send", lambda _, drill, moment: seen.append(moment))
+    for seed in range(60):
+        drill, _ = _drill(tmp_path)
+        drill.rng = random.Random(seed)
+        SignalTwice(number).inject(drill)
+    assert {x.point for x in seen} == {"set-up", "step", "evaluation", "checkpoint"}
+    assert {x.step for x in seen if x.point == "evaluation"} == {EVALUATE, STEPS}
 
 
 @pytest.mark.parametrize("told", [True, False])
