@@ -18,13 +18,14 @@ from analysis.questions import asked
 from analysis.rates import pairs, rate_curves, rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.split_gains import imitation_sentences, split_table
-from analysis.stats import CONFIDENCE, verdict
+from analysis.stats import verdict
 from analysis.studies import AP, Study
 from analysis.study_page import TEACHER_MEASURES
 from analysis.teachers import NEVER, never_ahead, teacher_notes
+from analysis.templating import render_sentence
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import conclusion, numbers, parts, points, summary
+from analysis.verdict_text import conclusion, numbers, parts, summary
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
@@ -35,14 +36,6 @@ DEFAULT = "tiny"
 
 BUSY = 0.1
 """Part of the cores that other work used, from which on the page says so."""
-
-METHOD_GROUPS = {
-    "more": "More AP than the baseline, beyond noise",
-    "less": "Less, beyond noise",
-    "noise": "Not to be told from it",
-    "": "From one seed",
-}
-"""By the verdict on their gains."""
 
 EQUAL_COST = "At equal cost"
 
@@ -137,36 +130,31 @@ def _setting(study: Study) -> str:
     """What was trained, in words."""
     record = study.records[0]
     data, machine = record.experiment.data, record.hardware
-    images = "synthetic images" if data.source == "shapes" else f"images of {study.data}"
     gpu = machine.get("gpu", "none")
-    return (
-        f"{study.network}, trained for {study.lengths} steps of {record.experiment.schedule.batch} on"
-        f" {record.data.get('train_images', 'some')} {images} of {max(data.min_sizes)} pixels"
-        f" (preset `{study.preset}`), on"
-        f" {'one ' + gpu if gpu != 'none' else machine.get('cores', 'some') + ' CPU cores'}"
+    return render_sentence(
+        "setting",
+        network=study.network,
+        lengths=study.lengths,
+        batch=record.experiment.schedule.batch,
+        images=record.data.get("train_images"),
+        side=max(data.min_sizes),
+        data="" if data.source == "shapes" else study.data,
+        preset=study.preset,
+        gpu="" if gpu == "none" else gpu,
+        cores=machine.get("cores"),
     )
 
 
 def _caveat(study: Study) -> str:
     """How far that is from the paper's training, and what else used the machine."""
     paper, own = preset("paper").schedule, study.records[0].experiment.schedule
-    longer = paper.steps * paper.batch / (own.steps * own.batch)
-    loads = [x for record in study.records if (x := other_load(record)) is not None]
-    shared = (
-        f" Other work, the sweep's other trials included, used up to {max(loads):.0%} of the cores." if loads else ""
-    )
-    return (
-        "This is no evidence for or against a method at its authors' size: a training of the paper sees"
-        f" {longer:,.0f} times as many images.{shared if loads and max(loads) >= BUSY else ''}"
-    )
+    times = paper.steps * paper.batch / (own.steps * own.batch)
+    load = max((x for record in study.records if (x := other_load(record)) is not None), default=0.0)
+    return render_sentence("caveat", times=times, load=load if load >= BUSY else None)
 
 
 def _verdicts(study: Study) -> list[Verdict]:
     return [x for x in verdicts(study.records, asked(study.directory, study.records)) if x.gain is not None]
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
 
 
 # ------------------------------------------------------------------------------------------ components
@@ -180,12 +168,11 @@ def _of_components(
         arm, base = x.question.arm, x.question.reference
         if x.equal_cost is not None and x.margin is not None:
             cost.append(
-                f"The {base} trained for as much as {arm} cost gains {points(x.equal_cost)} over itself; {arm} over"
-                f" that: {points(x.margin)}."
+                render_sentence("arm_at_equal_cost", arm=arm, baseline=base, longer=x.equal_cost, margin=x.margin)
             )
         split += [parts(x)] if parts(x) else []
     if not cost:
-        cost = equal_cost_sentences(lengths) if lengths else ["Not measured: --equal-cost adds the arms for it."]
+        cost = equal_cost_sentences(lengths) if lengths else [render_sentence("equal_cost_not_measured")]
         split += more_training(lengths) if lengths else []
     return [
         Point(EQUAL_COST, study, cost),
@@ -200,29 +187,21 @@ def _teachers(study: Study, arms: Sequence[str]) -> list[str]:
     lines = []
     for arm in arms:
         known = [x.teacher_beat_student for x in study.finished(arm).values() if x.teacher_beat_student is not None]
-        lead = study.lead(arm)
-        if not known:
-            continue
-        end = f", and ended {points(lead)} from it" if lead else ""
-        ahead = f"ahead of its student at any evaluation in {sum(known)} of {_seeds(len(known))}"
-        lines.append(f"The teacher of {arm} was {ahead}{end}.")
+        if known:
+            lines.append(render_sentence("teacher", arm=arm, ahead=sum(known), of=len(known), lead=study.lead(arm)))
     return lines
 
 
 def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The variants that differ beyond noise from the arm they are one of, and how many do not."""
     found = [row for row in rows if row["kind"] == "LGD" and row["verdict"]]
-    clear = [row for row in found if row["verdict"] != "noise"]
-    shown = "; ".join(f"{row['arm']} over {row['other']} {_gain(row)}" for row in clear)
+    differ = [row for row in found if row["verdict"] != "noise"]
     if not found:
         return []
-    if not clear:
-        return [f"None of {len(found)} variants differs beyond noise from the arm that it is a variant of."]
-    rest = [row["arm"] for row in found if row["verdict"] == "noise"]
-    same = f" Not to be told from theirs: {', '.join(rest)}." if rest else ""
-    return [
-        f"Of {len(found)} variants these differ beyond noise from the arm that each is a variant of: {shown}.{same}"
-    ]
+    if not differ:
+        return [render_sentence("no_variant_differs", of=len(found))]
+    same = [row["arm"] for row in found if row["verdict"] == "noise"]
+    return [render_sentence("variants_that_differ", of=len(found), differ=differ, same=same)]
 
 
 def _gain(row: Mapping[str, Any]) -> str:
@@ -266,8 +245,8 @@ def _of_rates(study: Study) -> list[str]:
     noted, found = rate_notes(study.records), pairs(rate_curves(study.records))
     same = []
     if found and not any("differ" in x for x in noted):
-        names = " and ".join(dict.fromkeys(x.name for pair in found for x in pair))
-        same = [f"Of {len(found[0][0].points)} rates {names} are best at the same one, {found[0][0].best:g}."]
+        arms, first = list(dict.fromkeys(x.name for pair in found for x in pair)), found[0][0]
+        same = [render_sentence("best_at_the_same_rate", arms=arms, best=first.best, of=len(first.points))]
     return [*same, *noted, *(" ".join(x).strip() for x in summary(study.records, study.directory).verdicts)]
 
 
@@ -275,15 +254,13 @@ def _of_methods(frame: pd.DataFrame) -> list[str]:
     """Which methods gain, which lose, and which cannot be told from the baseline, with what they cost."""
     rows = [row for row in row_dicts(frame) if row["gain"] is not None]
     told = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
-    lines = ["Gains, each at so many times the baseline's device-hours, with its teacher's training."]
-    for kind, text in METHOD_GROUPS.items():
-        names = [row for row in rows if told[row["arm"]] == kind]
-        shown = "; ".join(f"{x['arm']} {_gain(x)} at {with_unit(x['cost_ratio'], 'x')}" for x in names)
-        if names or kind in ("more", "less"):
-            lines.append(f"{text}: {len(names)} of {len(rows)} methods{' (' + shown + ')' if shown else ''}.")
-    compared = sum(bool(x) for x in told.values())
-    if compared:
-        by_chance = number(compared * (1 - CONFIDENCE))
-        lines.append(f"By chance alone {by_chance} of {compared} such intervals leave zero out.")
-    ended = [f"{row['arm']} ({row['ended']})" for row in row_dicts(frame) if row["ended"]]
-    return [*lines, *([f"Without a result: {'; '.join(ended)}."] if ended else [])]
+    lines = [render_sentence("how_gains_of_methods_are_listed")]
+    for kind in ("more", "less", "noise", ""):
+        methods = [row for row in rows if told[row["arm"]] == kind]
+        if methods or kind in ("more", "less"):
+            lines.append(render_sentence("methods_by_verdict", verdict=kind, methods=methods, of=len(rows)))
+    if compared := sum(bool(x) for x in told.values()):
+        lines.append(render_sentence("intervals_by_chance", of=compared))
+    if ended := [row for row in row_dicts(frame) if row["ended"]]:
+        lines.append(render_sentence("methods_without_a_result", methods=ended))
+    return lines

@@ -14,6 +14,7 @@ from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
 from analysis.render import TextTable, difference_text, number
 from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, Study
+from analysis.templating import render_sentence
 
 
 def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
@@ -67,13 +68,9 @@ def equal_cost_sentences(study: Study) -> list[str]:
     for base, arm in compared(study):
         found = at_equal_cost(base, arm)
         own = [x for x in found if arm.arms[x] == arm.name]
-        shown = [
-            f"{difference_text(found[x])} AP after {x:,.0f} steps" for x in dict.fromkeys([*own, *list(found)[-1:]])
-        ]
-        if shown:
-            lines.append(
-                f"{arm.name} over a {base.name} that cost as much, read between its lengths: {', '.join(shown)}."
-            )
+        gains = [(x, found[x]) for x in dict.fromkeys([*own, *list(found)[-1:]])]
+        if gains:
+            lines.append(render_sentence("arm_over_longer_baseline", arm=arm.name, baseline=base.name, gains=gains))
     return lines
 
 
@@ -83,13 +80,13 @@ def more_training(study: Study) -> list[str]:
     for base in (x for x in length_curves(study.records) if x.is_baseline):
         own = next((x for x, name in base.arms.items() if name == base.name), None)
         longer = [x for x in base.points if own is not None and x > own]
-        shown = [
-            f"{difference_text(found)} after {x / own:g} times the steps"
+        gains = [
+            (x / own, found)
             for x in longer
             if own is not None and (found := paired_difference(base.points[x], base.points[own])) is not None
         ]
-        if shown:
-            lines.append(f"More training alone gives the {base.name} {', '.join(shown)} (study of lengths).")
+        if gains:
+            lines.append(render_sentence("more_training_alone", baseline=base.name, gains=gains))
     return lines
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from analysis.evidence_curves import at_equal_cost, compared, imitation
 from analysis.load import changes
@@ -16,6 +17,7 @@ from analysis.questions import asked
 from analysis.render import TextTable, difference_text, number, with_unit
 from analysis.stats import Difference, paired_difference, verdict
 from analysis.studies import AP, Study
+from analysis.templating import render_sentence
 from analysis.tuning_tables import SCHEDULE_LENGTH
 from analysis.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
@@ -131,23 +133,31 @@ def _of_seeds(found: Difference | None, expected: int) -> str:
     return f"{difference_text(found)} ({found.n} seeds)" if found and fewer else difference_text(found)
 
 
+class _BeyondNoise(NamedTuple):
+    """How many differences are above zero and below it, beyond noise, of those with an interval."""
+
+    above: int
+    below: int
+    of: int
+
+
+def _beyond_noise(differences: Sequence[Difference | None]) -> _BeyondNoise:
+    told = [verdict(x.low, x.high) for x in differences if x is not None and x.low is not None]
+    return _BeyondNoise(told.count("more"), told.count("less"), len(told))
+
+
 def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
     """How often arms gain, imitation gains, and arms beat a baseline of the same cost, beyond noise."""
     found = [x for study in studies for x in rows(study)]
     if not found:
         return []
-
-    def count(values: Sequence[Difference | None]) -> str:
-        told = [verdict(x.low, x.high) for x in values if x is not None and x.low is not None]
-        return f"above in {told.count('more')}, below in {told.count('less')} of {len(told)}"
-
     settings = len({(x.detector, x.data, x.steps) for x in found})
-    lines = [f"In {settings} settings, arms are beyond noise {count([x.gain for x in found])} comparisons."]
-    for what, values in (
-        ("Imitation, where it was left out for comparison, is", [x.imitation for x in found]),
-        ("Teachers end from their students", [x.lead for x in found]),
-        ("Against a baseline of the same cost arms are", [x.equal_cost for x in found]),
-    ):
-        if any(values):
-            lines.append(f"{what} {count(values)}.")
+    lines = [render_sentence("gains_elsewhere", settings=settings, told=_beyond_noise([x.gain for x in found]))]
+    imitations, leads, at_cost = [x.imitation for x in found], [x.lead for x in found], [x.equal_cost for x in found]
+    if any(imitations):
+        lines.append(render_sentence("imitation_elsewhere", told=_beyond_noise(imitations)))
+    if any(leads):
+        lines.append(render_sentence("leads_elsewhere", told=_beyond_noise(leads)))
+    if any(at_cost):
+        lines.append(render_sentence("equal_cost_elsewhere", told=_beyond_noise(at_cost)))
     return lines

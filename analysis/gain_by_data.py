@@ -9,6 +9,7 @@ from analysis.load import arm_of
 from analysis.rates import Curve, data_curves, pairs
 from analysis.render import TextTable, difference_text, number, with_mark
 from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.templating import render_sentence
 from lgd.config.method import title_of
 from lgd.results.record import Record
 
@@ -77,18 +78,16 @@ def data_sentences(records: Sequence[Record]) -> list[str]:
         rows = [row for row in found if row.method == method]
         if len(rows) == 2:
             common = rows[0].gains.keys() & rows[1].gains.keys()
-            flips = sum(rows[0].gains[x].mean * rows[1].gains[x].mean < 0 for x in common)
+            turns = sum(rows[0].gains[x].mean * rows[1].gains[x].mean < 0 for x in common)
+            networks = [row.network for row in rows]
             lines.append(
-                f"{method}'s gain has another sign {rows[0].network} than {rows[1].network} at {flips} of"
-                f" {len(common)} numbers of images, noise not considered."
+                render_sentence(
+                    "sign_turns_with_the_weights", method=method, networks=networks, turns=turns, of=len(common)
+                )
             )
     return lines
 
 
 def _of_row(row: Row) -> str:
-    clear = [x for x, gain in sorted(row.gains.items()) if verdict(gain.low, gain.high) in ("more", "less")]
-    shown = "; ".join(f"{x:,} images {difference_text(row.gains[x])}" for x in clear)
-    return (
-        f"{row.label}: beyond noise at {len(clear)} of {len(row.gains)} numbers of images"
-        f"{' (' + shown + ')' if shown else ''}."
-    )
+    clear = [(x, gain) for x, gain in sorted(row.gains.items()) if verdict(gain.low, gain.high) in ("more", "less")]
+    return render_sentence("gains_by_images", label=row.label, gains=clear, of=len(row.gains))

@@ -12,6 +12,7 @@ from analysis.questions import without_imitation
 from analysis.render import TextTable, difference_text, number
 from analysis.stats import CONFIDENCE, Difference, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead, teacher_notes
+from analysis.templating import render_sentence
 from lgd.results.record import Record
 
 
@@ -87,15 +88,15 @@ def imitation_sentences(records: Sequence[Record]) -> list[str]:
     led = [x for x in found if _above(x.lead)]
     gained = [x for x in found if _above(x.imitation)]
     lost = [x for x in found if x.imitation and x.imitation.high is not None and x.imitation.high < 0]
-
-    def listed(arms: Sequence[SplitGain]) -> str:
-        return f" ({'; '.join(f'{x.arm} {difference_text(x.imitation)}' for x in arms)})" if arms else ""
-
-    both = [x for x in gained if x in led]
     return [
-        f"Of {len(found)} arms the teacher is ahead of its student in the end in {len(led)}, beyond noise. Imitation"
-        f" gains beyond noise in {len(gained)}{listed(gained)}, in {len(both)} of them with such a teacher, and harms"
-        f" in {len(lost)}{listed(lost)}."
+        render_sentence(
+            "teachers_and_imitation",
+            of=len(found),
+            led=len(led),
+            gained=[(x.arm, x.imitation) for x in gained],
+            gained_and_led=len([x for x in gained if x in led]),
+            lost=[(x.arm, x.imitation) for x in lost],
+        )
     ]
 
 

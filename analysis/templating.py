@@ -9,8 +9,9 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from analysis.render import markdown, markdown_text, number, signed, with_interval, with_unit
+from analysis.render import difference_text, markdown, markdown_text, number, signed, with_interval, with_unit
 from analysis.stats import CONFIDENCE
+from analysis.verdict_text import points
 from lgd.errors import InputError
 
 
@@ -33,7 +34,7 @@ def _of_text() -> Environment:
 def _with_names(found: Environment) -> Environment:
     """``found`` with the filters and functions that templates use."""
     found.filters |= {"number": number, "signed": signed, "unit": with_unit, "pipe_table": _pipe_table}
-    found.filters |= {"text": markdown_text, "wrap": _wrap}
+    found.filters |= {"text": markdown_text, "wrap": _wrap, "difference": difference_text, "points": points}
     found.globals |= {"with_interval": with_interval, "confidence": f"{CONFIDENCE:.0%}", "confidence_level": CONFIDENCE}
     return found
 
@@ -51,6 +52,12 @@ def _wrap(text: str, indent: str = "") -> str:
 def render(template: str, **values: object) -> str:
     """A Markdown page: no line ends in spaces, no two blank lines follow each other, one newline at the end."""
     return tidy(environment().get_template(template).render(values))
+
+
+def render_sentence(macro: str, /, **values: object) -> str:
+    """What a macro of ``sentences.j2`` makes of ``values``, on one line."""
+    text = getattr(environment().get_template("sentences.j2").module, macro)(**values)
+    return " ".join(text.split())
 
 
 def render_text(text: str, name: str, **values: object) -> str:
