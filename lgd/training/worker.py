@@ -64,7 +64,10 @@ def train_on_workers(
             workers.check(experiment)
         # What does not fit even into an idle cluster would wait for ever.
         workers.max_concurrent(ray_train.nodes())
-        job = Job(experiment, outputs.shown(directory), outputs.shown(teachers), workers, names)
+        place, lease = outputs.shown(directory), outputs.lease_number(directory)
+        # The workers ask for the lease themselves: this process may be cut off from them when it loses it.
+        stop = f"{place}/{outputs.STOP_FILE}" if lease else ""
+        job = Job(experiment, place, outputs.shown(teachers), workers, names, stop, lease)
         result = ray_train.launch(train_as_worker, job, directory, workers, on_progress=on_progress)
     return _record(result)
 

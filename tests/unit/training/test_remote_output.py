@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 
 from lgd.config.experiment import Experiment
+from lgd.distributed import ray_train
+from lgd.distributed.workers import Node, Workers
 from lgd.results.record import FILE, Record
 from lgd.storage import outputs
+from lgd.storage.lease import LeaseLostError
 from lgd.storage.store import StorageError, Store
 from lgd.training import __main__ as command
+from lgd.training import worker
 from lgd.training.progress import Stopped
 from lgd.training.teacher import train_teacher
 from tests.helpers import quick_experiment, wait_until
@@ -68,6 +73,39 @@ def test_a_training_whose_lease_was_taken_over_is_stopped(
     monkeypatch.setattr("lgd.training.teacher.train_with_teacher", train)
     assert command.main([*TRAIN, "--output", url]) == 130
     assert f"{url}: another command has taken over, since this one did not answer\n" in capsys.readouterr().err
+
+
+def test_workers_whose_commands_lease_was_taken_over_stop(
+    faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the command, cut off, cannot tell them."""
+    url = f"s3://{BUCKET}/{tmp_path.name}/run"
+    monkeypatch.setenv("LGD_CACHE", str(tmp_path / "one"))
+    monkeypatch.setattr(outputs, "LEASE_CHECK_S", 0.0)
+    monkeypatch.setattr(ray_train, "cluster", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(ray_train, "nodes", lambda: [Node(2.0, 0.0)])
+    seen: list[bool] = []
+
+    def launch(_: Any, job: worker.Job, *__: Any, **___: Any) -> Record:
+        signal = outputs.Signal(job.stop, job.lease)
+        signal.refresh()
+        seen.append(signal.is_there())
+        _take_over(url)
+        with pytest.raises(LeaseLostError):
+            signal.refresh()
+        seen.append(signal.is_there())
+        return Record(status="finished", experiment=job.experiment, finished="now")
+
+    monkeypatch.setattr(ray_train, "launch", launch)
+    directory = outputs.output_path(url)
+    with outputs.held(directory):
+        worker.train_on_workers(quick_experiment(), directory, Workers(2))
+    assert seen == [False, True]
+    # A directory of this machine has no lease.
+    monkeypatch.setattr(ray_train, "launch", lambda _, job, *__, **___: seen.append(bool(job.stop or job.lease)))
+    monkeypatch.setattr(worker, "_record", lambda _: None)
+    worker.train_on_workers(quick_experiment(), tmp_path / "here", Workers(2))
+    assert seen[2:] == [False]
 
 
 def test_a_teachers_training_whose_lease_was_taken_over_is_stopped(
