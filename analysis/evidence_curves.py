@@ -5,7 +5,8 @@ An arm *without imitation* is no line of its own there: it tells what of another
 
 from __future__ import annotations
 
-import numpy as np
+import bisect
+import math
 
 from analysis.crossing import crossings
 from analysis.load import by_arm
@@ -16,27 +17,37 @@ from analysis.stats import Difference, paired_difference
 from analysis.studies import AP, Study
 from analysis.templating import render_sentence
 
+BEYOND = 1.05
+"""How far beyond its longest training a baseline's AP is read, as a factor of the steps: on the same line."""
+
 
 def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
     """The arm over a baseline that cost as many device-hours, by the arm's steps.
 
     What the arm costs more is measured where both were trained for the same steps on like hardware
     (:func:`analysis.rates.equal_cost_steps`); the baseline's AP between two of its lengths is taken to be linear in the
-    logarithm of the steps, seed by seed. Lengths whose cost lies outside all of the baseline's are left out.
+    logarithm of the steps, seed by seed, and as far as BEYOND the last. Lengths whose cost lies elsewhere are left out.
     """
     found = {}
     for steps, equal in equal_cost_steps(base, arm).items():
-        shorter, longer = [x for x in base.points if x <= equal], [x for x in base.points if x >= equal]
-        if not shorter or not longer:
-            continue
-        ends = (max(shorter), min(longer))
-        one, other = (base.points[x] for x in ends)
-        there = {
-            s: float(np.interp(np.log(equal), np.log(ends), (one[s], other[s]))) for s in one.keys() & other.keys()
-        }
+        there = _baseline_at(base, equal)
         if difference := paired_difference(arm.points[steps], there):
             found[steps] = difference
     return found
+
+
+def _baseline_at(base: Curve, steps: float) -> dict[int, float]:
+    """AP by seed after ``steps``, on the line through the two lengths around them; none far outside all lengths."""
+    lengths = sorted(base.points)
+    if steps < lengths[0] or steps > BEYOND * lengths[-1]:
+        return {}
+    if len(lengths) == 1:
+        return dict(base.points[lengths[0]])
+    after = min(max(1, bisect.bisect_left(lengths, steps)), len(lengths) - 1)
+    ends = lengths[after - 1], lengths[after]
+    part = math.log(steps / ends[0]) / math.log(ends[1] / ends[0])
+    one, other = (base.points[x] for x in ends)
+    return {s: one[s] + part * (other[s] - one[s]) for s in one.keys() & other.keys()}
 
 
 def compared(study: Study) -> list[tuple[Curve, Curve]]:

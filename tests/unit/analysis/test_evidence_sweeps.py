@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,27 @@ def test_the_gain_at_equal_cost_is_read_between_lengths(studies: dict[str, Study
     # At factor f LGD has 20 + 4 f; the baseline at 2 f has 30 + 4 f.
     assert [x.mean for x in found.values()] == pytest.approx([-10.0] * 4)
     assert at_equal_cost(lgd, base).keys() == {160, 320, 640, 1280}
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(1.0, 20.0), (1.04, 20.0 + 10 * math.log2(1.04)), (1.06, None)])
+def test_the_baselines_line_goes_a_little_beyond_its_last_length(
+    studies: dict[str, Study], cost: float, expected: float | None
+) -> None:
+    (found, _), *_ = pairs(length_curves(studies["schedule-length"].records))
+    machine: dict[int, tuple[str, ...]] = {0: ("cpu", "2")}
+    base, arm = (
+        replace(
+            found,
+            points={100.0: {0: 10.0}, 200.0: {0: 20.0}},
+            costs={100.0: {0: 1.0}, 200.0: {0: 2.0 * factor}},
+            machines={100.0: machine, 200.0: machine},
+        )
+        for factor in (1.0, cost)
+    )
+    there = at_equal_cost(base, arm)
+    assert (200.0 in there) == (expected is not None)
+    if expected is not None:
+        assert there[200.0].mean == pytest.approx(20.0 - expected)
 
 
 def test_the_first_table_has_the_presets_own_length_and_the_longest(studies: dict[str, Study]) -> None:

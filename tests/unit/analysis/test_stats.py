@@ -96,8 +96,12 @@ def test_equal_differences_give_an_interval_of_no_width() -> None:
 def test_ratio_over_common_seeds() -> None:
     found = paired_ratio({0: 20.0, 1: 40.0, 2: 1000.0}, {0: 10.0, 1: 30.0, 3: 5.0})
     assert found is not None
-    assert found.value == pytest.approx(60 / 40)
+    assert found.value == pytest.approx((20 / 10 + 40 / 30) / 2)
     assert found.seeds == (0, 1)
+    # One training that other work slowed.
+    slowed = paired_ratio({0: 20.0, 1: 60.0, 2: 200.0}, {0: 10.0, 1: 30.0, 2: 10.0})
+    assert slowed is not None
+    assert slowed.value == 2
 
 
 def test_ratio_to_nothing() -> None:
