@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from analysis.rates import BySeed, Curve, length_curves, on_like_hardware, pairs
 from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.verdict import FEW_SEEDS
 from lgd.results.record import Record
 
 RESAMPLES = 2000
@@ -117,8 +118,12 @@ def crossings(records: Iterable[Record]) -> list[Crossing]:
 
 
 def cost_crossings(records: Iterable[Record]) -> list[Crossing]:
-    """The same over what the trainings cost: at equal device-hours, where the costs of both overlap."""
-    return [found for base, arm in pairs(length_curves(records)) if (found := cost_crossing(base, arm)) is not None]
+    """The same over what the trainings cost: at equal device-hours, where the costs of both overlap.
+
+    Nothing below FEW_SEEDS seeds on like hardware: nobody can be called ahead by them.
+    """
+    found = [cost_crossing(base, arm) for base, arm in pairs(length_curves(records))]
+    return [x for x in found if x is not None and x.seeds >= FEW_SEEDS]
 
 
 def crossing(base: Curve, arm: Curve) -> Crossing | None:

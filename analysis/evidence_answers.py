@@ -15,7 +15,7 @@ from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
 from analysis.methods_table import methods_table
 from analysis.questions import asked
-from analysis.rates import pairs, rate_curves, rate_notes
+from analysis.rates import batch_of, pairs, rate_curves, rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.split_gains import imitation_sentences, split_table
 from analysis.stats import verdict
@@ -246,7 +246,11 @@ def _of_rates(study: Study) -> list[str]:
     same = []
     if found and not any("differ" in x for x in noted):
         arms, first = list(dict.fromkeys(x.name for pair in found for x in pair)), found[0][0]
-        same = [render_sentence("best_at_the_same_rate", arms=arms, best=first.best, of=len(first.points))]
+        same = [
+            render_sentence(
+                "best_at_the_same_rate", arms=arms, best=first.best, of=len(first.points), batch=batch_of(first)
+            )
+        ]
     return [*same, *noted, *(" ".join(x).strip() for x in summary(study.records, study.directory).verdicts)]
 
 

@@ -200,8 +200,14 @@ def hours_name(devices: Iterable[str]) -> str:
     return "GPU-hours" if found == {"GPU"} else "CPU-hours" if found == {"CPU"} else "device-hours"
 
 
-def frontier_text(frame: pd.DataFrame) -> TextTable:
-    """:func:`frontier` for people."""
+def any_pretraining(runs: Iterable[Run]) -> bool:
+    """Whether a frozen teacher's training is part of what any of them cost."""
+    return any(run.record.pretraining is not None for run in runs)
+
+
+def frontier_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable:
+    """:func:`frontier` for people. pretraining: its hours hold some teacher's (:func:`any_pretraining`)."""
+    teachers = ", a teacher's pre-training counted whole" if pretraining else ""
     hours, several = hours_name(frame["device"]), frame["data"].nunique() > 1
     rows = [
         [
@@ -225,8 +231,8 @@ def frontier_text(frame: pd.DataFrame) -> TextTable:
         ],
         rows=rows,
         notes=[
-            f"{hours[0].upper()}{hours[1:]}: of all phases, times the devices (GPUs, or processes where there is none),"
-            " a teacher's pre-training counted whole. gain: over the baseline of the same setting, or, where that was"
+            f"{hours[0].upper()}{hours[1:]}: of all phases, times the devices (GPUs, or processes where there is none)"
+            f"{teachers}. gain: over the baseline of the same setting, or, where that was"
             " not trained, the one that differs by the method alone; paired by seed,"
             f" with its {CONFIDENCE:.0%} Student t interval from two seeds on.",
             "cost: device-seconds of the training alone, over that baseline's.",

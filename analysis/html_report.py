@@ -19,12 +19,13 @@ from analysis.commands import training_command
 from analysis.contention import step_spread_note
 from analysis.examples import Example, examples
 from analysis.frame import row_dicts
-from analysis.frontier import frontier, frontier_text, hours_name, on_gpu, with_notes_on_hours
+from analysis.frontier import any_pretraining, frontier, frontier_text, hours_name, on_gpu, with_notes_on_hours
 from analysis.gain_by_data import data_table
 from analysis.load import Run, arm_of, gpu_hours, is_reproduction, other_load, step_spread
+from analysis.opening import trained_on, words
 from analysis.paper_tables import build
 from analysis.plots.figures import figures
-from analysis.plots.style import NARROW
+from analysis.plots.style import NARROW, has_hollow_bars
 from analysis.render import MISSING, TextTable, html_table, interval, number, signed, with_mark, with_unit
 from analysis.shown import MOST_ROWS, arms_shown, best_rows, first_rows
 from analysis.split_gains import split_table
@@ -59,15 +60,21 @@ ABOUT = {
     "distill-weight": "AP against the weight of the distillation loss, a method a line; dashed: the baseline.",
     "gain-by-data": "Gain in AP over the baseline by number of training images, a row a method and backbone.",
     "imitation-lead": "What imitation gains against the teacher's lead over its student, an arm a point.",
-    "gains": "AP over the baseline of the same setting, points. Hollow bars are from one seed.",
+    "gains": "AP over the baseline of the same setting, points.",
     "loss-weights": "AP against the weights of the losses.",
     "profile": "Part of the runs that gain more than so many points of AP, over data sets and detectors.",
-    "classes": "Difference of each class's AP between LGD and its baseline, points. Hollow bars are from one seed.",
+    "classes": "Difference of each class's AP between LGD and its baseline, points.",
     "label-signal": "How far the outputs of the teacher's modules follow the labels, as training goes on.",
     "pareto": "AP against what the trainings took. A numbered point is an arm; filled ones are on the Pareto front.",
-    "cost": "What a training takes: the teacher's pre-training, the student's own, and what the method adds.",
+    "cost": "What a training takes: the student's own, and what the method adds.",
 }
 """Alternative text of each figure."""
+
+HOLLOW = " Hollow bars are from one seed."
+"""Added where a figure has such bars."""
+
+WITH_PRETRAINING = "What a training takes: the teacher's pre-training, the student's own, and what the method adds."
+"""That of ``cost`` where a frozen teacher was trained."""
 
 PARTS = {
     "verdict": ("gain-against-cost",),
@@ -117,6 +124,9 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "reproduction": bool(records) and is_reproduction(records),
         "damaged": damaged,
         "said": summary(records, directory),
+        "trained": trained_on(records),
+        "words": words(records),
+        "pretraining": any_pretraining(runs),
         "results": _results(runs, sweep.arms),
         "load": _load(records),
         "spread": step_spread_note(records),
@@ -211,7 +221,8 @@ def _cost_tables(runs: Sequence[Run], place: str) -> list[tuple[Markup, str]]:
             tables.append((costs, "table7"))
     if len(runs) > 1:
         shown, _ = best_rows(frontier(runs), MOST_ROWS)
-        tables.append((with_notes_on_hours(frontier_text(shown), runs), GPU_HOURS))
+        hours = frontier_text(shown, pretraining=any_pretraining(runs))
+        tables.append((with_notes_on_hours(hours, runs), GPU_HOURS))
         frame, text = build(TIME_TO_TARGET, runs)
         tables += [(text, TIME_TO_TARGET)] if len(frame) > 1 else []
     return [(Markup(html_table(first_rows(table))), _command(place, name)) for table, name in tables]
@@ -235,8 +246,12 @@ def _command(place: str, table: str) -> str:
 
 def _figures(runs: Sequence[Run]) -> dict[str, tuple[str, str, str]]:
     """By name, what each figure shows, and its sources for a wide and for a narrow window."""
+    about = {**ABOUT, "cost": WITH_PRETRAINING} if any_pretraining(runs) else ABOUT
     narrow = {name: _svg(figure) for name, figure in figures(runs, NARROW)}
-    return {name: (ABOUT[name], _svg(figure), narrow[name]) for name, figure in figures(runs)}
+    return {
+        name: (about[name] + HOLLOW * has_hollow_bars(figure), _svg(figure), narrow[name])
+        for name, figure in figures(runs)
+    }
 
 
 def _svg(figure: Figure) -> str:

@@ -51,6 +51,20 @@ def _half_width(sd: float, n: int) -> float:
     return t_quantile(CONFIDENCE, n - 1) * sd * math.sqrt(2 / n)
 
 
+def sentences(frame: pd.DataFrame) -> list[str]:
+    """What the rows of :func:`noise_floor` say, a text each; nothing of one seed."""
+    found = []
+    for row in row_dicts(frame):
+        which = f", {with_mark(row['arm'], row['mark'])}," if len(frame) > 1 else ""
+        if row["sd"] is not None:
+            found.append(
+                f"Between {row['seeds']} seeds of one training{which} AP has a standard deviation of"
+                f" {number(row['sd'], 2)} points. Were two arms independent, the interval of their difference over five"
+                f" seeds each would be ±{number(row['detectable_5'], 2)} points."
+            )
+    return found
+
+
 def noise_floor_text(frame: pd.DataFrame) -> TextTable:
     rows = [
         [

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.across_table import across_table, across_text
 from analysis.arms import arms_table, arms_text
-from analysis.frontier import frontier, frontier_text, with_notes_on_hours
+from analysis.frontier import any_pretraining, frontier, frontier_text, with_notes_on_hours
 from analysis.gain_by_data import data_table
 from analysis.grid_runs import as_shown, nearest_preset
 from analysis.image_intervals import over_images
@@ -56,13 +56,13 @@ def build(name: str, runs: Sequence[Run], *, resamples: int = 1000) -> tuple[pd.
         return frame, comparison_text(name, frame)
     if name == TIME_TO_TARGET:
         frame = time_to_target(runs)
-        return frame, time_to_target_text(frame)
+        return frame, time_to_target_text(frame, pretraining=any_pretraining(runs))
     if name == ACROSS:
         frame = across_table(runs)
         return frame, across_text(frame)
     if name in (GPU_HOURS, EVIDENCE):
         frame = frontier(runs)
-        return frame, with_notes_on_hours(frontier_text(frame), runs)
+        return frame, with_notes_on_hours(frontier_text(frame, pretraining=any_pretraining(runs)), runs)
     if name in (TEACHER_NEEDS, GAIN_BY_DATA):
         return _when(name, [run for run in runs if run.record.grid == name])
     if name in (LEARNING_RATE, SCHEDULE_LENGTH):
@@ -86,7 +86,8 @@ def _when(name: str, runs: Sequence[Run]) -> tuple[pd.DataFrame, TextTable]:
     """Of a grid that asks when LGD pays: what its gains are made of, or by images, for people; else AP and cost."""
     frame, records = frontier(runs), [run.record for run in runs]
     text = split_table(records) if name == TEACHER_NEEDS else data_table(records)
-    return frame, with_notes_on_hours(frontier_text(frame), runs) if text is None else text
+    hours = frontier_text(frame, pretraining=any_pretraining(runs))
+    return frame, with_notes_on_hours(hours, runs) if text is None else text
 
 
 def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, TextTable]:

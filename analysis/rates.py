@@ -208,6 +208,11 @@ def differ_beyond_noise(base: Curve, arm: Curve) -> bool:
     )
 
 
+def batch_of(curve: Curve) -> str:
+    """``batch of 8``: what a curve's learning rates are for."""
+    return f"batch of {curve.setting.schedule.batch}"
+
+
 def rate_notes(records: Iterable[Record]) -> list[str]:
     """Where arms have their best at different rates, or at the edge of those tried: a line each."""
     curves = rate_curves(records)
@@ -216,13 +221,16 @@ def rate_notes(records: Iterable[Record]) -> list[str]:
         if base.best != arm.best:
             noise = "" if differ_beyond_noise(base, arm) else ", within noise"
             lines.append(
-                f"Best learning rates differ{noise}: {base.name} {base.best:g} (AP {base.mean(base.best):.1f}),"
+                f"Best learning rates differ{noise} ({batch_of(base)}): {base.name} {base.best:g}"
+                f" (AP {base.mean(base.best):.1f}),"
                 f" {arm.name} {arm.best:g} (AP {arm.mean(arm.best):.1f})."
             )
+    edges = [x for x in curves if x.edge]
+    # The batch is said once.
+    batches = [f" ({batch_of(x)})" if not lines else "" for x in edges]
     return lines + [
-        f"{x.name} is best at {x.best:g}, the {x.edge} learning rate tried: its best may lie beyond."
-        for x in curves
-        if x.edge
+        f"{x.name} is best at {x.best:g}{batch}, the {x.edge} learning rate tried: its best may lie beyond."
+        for x, batch in zip(edges, batches, strict=True)
     ]
 
 

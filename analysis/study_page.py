@@ -16,7 +16,7 @@ from analysis.arms import arms_text, notes
 from analysis.commands import training_command
 from analysis.frame import row_dicts
 from analysis.load import Run, arm_of, score, teacher_ap, training_device_seconds
-from analysis.noise_floor import noise_floor, noise_floor_text
+from analysis.noise_floor import noise_floor, noise_floor_text, sentences
 from analysis.plots.arms import arms_figure
 from analysis.plots.scores import curves
 from analysis.plots.style import STYLE, save
@@ -64,7 +64,7 @@ def study_page(study: Study, comparisons: pd.DataFrame) -> str:
         comparisons=row_dicts(comparisons),
         equal_time=_equal_time(study, row_dicts(comparisons)),
         floor=noise_floor_text(noise_floor(study.runs)) if is_floor else None,
-        spread=row_dicts(noise_floor(study.runs)) if is_floor else [],
+        spread=sentences(noise_floor(study.runs)) if is_floor else [],
         shared_teacher=any(arm_of(r).endswith("FGFI") for r in records),
         reading=written.read_text(encoding="utf-8").strip() if written.exists() else "",
     )

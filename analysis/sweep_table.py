@@ -69,9 +69,12 @@ def one_rate_note(records: Iterable[Record], name: str) -> list[str]:
     if len(rates) != 1 or len(presets) != 1 or not presets <= set(PRESETS) or (name in TABLES and "paper" in presets):
         return []
     (rate,), (size,) = rates, presets
+    # What was set is the rate for PAPER_BATCH images; tables of rates have that of the batch.
+    own = {f"{x.resolved_lr:g} for a batch of {x.batch}, " for x in schedules if x.batch != PAPER_BATCH}
+    of_batch = own.pop() if len(own) == 1 else ""
     overrides = list(dict.fromkeys(x for record in ours for x in changes(record)))
     return [
-        f"one learning rate ({rate} for {PAPER_BATCH} images); whether each arm is at its best there:"
+        f"one learning rate ({of_batch}{rate} for {PAPER_BATCH} images); whether each arm is at its best there:"
         f" lgd sweep run {LEARNING_RATE} --preset {size}{_options(overrides, size)}"
     ]
 

@@ -85,7 +85,8 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
         notes=[
             "lead: the teacher's AP over its student's in the end. ever ahead: seeds in which the teacher was better at"
             f" any evaluation{by_loss}. own label: how much an object attends to its own label, 0 (to all alike) to 1."
-            " label use: how far the teacher's features follow the objects' classes, 0 to 1.",
+            " label use: how far the teacher's features follow the objects' classes, from 0, not at all, to the square"
+            " root of 2 at most.",
             *teacher_notes(records, arms),
         ],
     )

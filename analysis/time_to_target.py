@@ -119,8 +119,9 @@ def _row(arm: str, data: str, records: Sequence[Record], baseline: Sequence[Reco
     }
 
 
-def time_to_target_text(frame: pd.DataFrame) -> TextTable:
-    """:func:`time_to_target` for people."""
+def time_to_target_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable:
+    """:func:`time_to_target` for people. pretraining: its hours hold some teacher's."""
+    teachers = " a teacher's pre-training included," if pretraining else ""
     several, hours = frame["data"].nunique() > 1, hours_name(frame["device"])
     rows = [
         [
@@ -138,7 +139,7 @@ def time_to_target_text(frame: pd.DataFrame) -> TextTable:
         header=["arm", *(["data"] if several else []), "target AP", "reached", hours, "of the baseline's"],
         rows=rows,
         notes=[
-            f"{hours} of the training steps, a teacher's pre-training included, evaluations not, until an arm first"
+            f"{hours} of the training steps,{teachers} evaluations not included, until an arm first"
             " has the AP that its baseline of the same seed has in the end; median over seeds, linear between"
             " evaluations.",
             "As the learning rate decays AP jumps late in every training: a method that ends ahead may still reach the"

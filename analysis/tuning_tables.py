@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.crossing import cost_crossings, crossings
 from analysis.frame import row_dicts
 from analysis.load import Run
-from analysis.rates import Curve, length_curves, pairs, rate_curves, rate_notes
+from analysis.rates import Curve, batch_of, length_curves, pairs, rate_curves, rate_notes
 from analysis.render import TextTable, number, with_interval
 from analysis.stats import CONFIDENCE, Difference, mean_interval, paired_difference
 
@@ -50,6 +50,8 @@ def tuning_text(name: str, title: str, runs: Sequence[Run]) -> TextTable:
     """:func:`tuning` for people, with what follows from it."""
     frame = tuning(name, runs)
     value, format_ = ("rate", "g") if name == LEARNING_RATE else ("steps", ",.0f")
+    batches = {batch_of(curve) for curve in _curves(name, runs)}
+    head = f"learning rate ({batches.pop() if len(batches) == 1 else 'of each batch'})" if value == "rate" else value
     same = "rate" if name == LEARNING_RATE else "length"
     rows = [
         [
@@ -71,4 +73,4 @@ def tuning_text(name: str, title: str, runs: Sequence[Run]) -> TextTable:
         f"AP with the {CONFIDENCE:.0%} Student t interval over seeds; gain over the baseline at the same {same}, paired"
         " by seed.",
     ]
-    return TextTable(title, ["arm", value, "seeds", "AP", f"gain at the same {same}"], rows, notes)
+    return TextTable(title, ["arm", head, "seeds", "AP", f"gain at the same {same}"], rows, notes)

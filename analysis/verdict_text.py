@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from analysis.across import lines as across_lines
 from analysis.across import short_name
-from analysis.commands import command_of
+from analysis.next_step import next_step
 from analysis.questions import Asked, asked
 from analysis.render import with_interval, with_unit
 from analysis.stats import CONFIDENCE, Difference
 from analysis.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
-from lgd.errors import InputError
+from lgd.config.grids import NOISE_FLOOR
 from lgd.results.record import Record
-from lgd.results.sweep_spec import SweepSpec
 
 PLAIN = "the baseline"
 
@@ -138,18 +136,21 @@ class VerdictText(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a directory says: its verdicts, notes on them, and the command to run next."""
+    """What a directory says: its verdicts, notes on them, the command to run next, and how long that takes."""
 
     verdicts: list[VerdictText]
     notes: list[str]
     next: str
+    takes: str = ""
+    """``about 12 minutes here``; "" where that is not known."""
 
     @property
     def lines(self) -> list[str]:
         return [
-            *(" ".join(x).lstrip() for x in self.verdicts),
+            *(" ".join(x).strip() for x in self.verdicts),
             *self.notes,
-            *([f"next: {self.next}"] if self.next else []),
+            # After a #, so that a shell takes the line as it is.
+            *([f"next: {self.next}{f'  # {self.takes}' if self.takes else ''}"] if self.next else []),
         ]
 
 
@@ -163,7 +164,19 @@ def summary(records: Sequence[Record], directory: Path) -> Summary:
     said = [VerdictText(numbers(x), conclusion(x)) for x in found]
     if len(said) > MOST_VERDICTS:
         said = [VerdictText("", overall(found))]
-    return Summary(said, list(dict.fromkeys(noted)), next_command(found, directory))
+    if not found and any(x.grid == NOISE_FLOOR.name for x in records):
+        said = _noise(records)
+    step = next_step(found, directory, records)
+    return Summary(said, list(dict.fromkeys(noted)), step.command, step.takes)
+
+
+def _noise(records: Sequence[Record]) -> list[VerdictText]:
+    """What is said of one arm alone: how far its seeds differ."""
+    # Here, not at the top: they load pandas.
+    from analysis.load import Run
+    from analysis.noise_floor import noise_floor, sentences
+
+    return [VerdictText(x, "") for x in sentences(noise_floor([Run(record, Path()) for record in records]))]
 
 
 def overall(found: Sequence[Verdict]) -> str:
@@ -200,45 +213,6 @@ def largest(found: Sequence[Verdict]) -> str:
     text = ", ".join(parts)
     chosen = "; picking the largest overstates it" if most > 1 else ""
     return f"{text[:1].upper()}{text[1:]}{chosen}." if parts else ""
-
-
-def next_command(found: Sequence[Verdict], directory: Path) -> str:
-    """What brings the answer nearer, as a command; "" where nothing is left to do, or no sweep.json tells of what."""
-    try:
-        spec = SweepSpec.read(directory)
-        if spec.search or not found:
-            return ""
-        place = shlex.quote(str(directory))
-        for verdict in found:
-            if verdict.obstacles:
-                # Where the arms stand at other rates, or at other lengths, tells which of them holds an arm back.
-                grid = "learning-rate" if any("rate" in x for x in verdict.obstacles) else "schedule-length"
-                other = spec.model_copy(
-                    update={"grid": grid, "arms": tuple(_usual(grid, spec.preset)), "seeds": max(spec.seeds, 3),
-                            "looks": (), "steps": {}, "extra": type(spec.extra)()}
-                )  # fmt: skip
-                return "" if spec.grid == grid else command_of(other, shlex.quote(f"results/{other.label}"))
-        if any(x.answer == "unknown" for x in found):
-            if spec.looks and spec.seeds < spec.looks[-1]:
-                return f"python ablations/run.py --resume {place}"
-            if spec.looks:
-                # All planned looks were taken: one more would not be paid for.
-                return ""
-            more = max((x.more_seeds or 0) for x in found)
-            seeds = max(spec.seeds + more, FEW_SEEDS)
-            return command_of(spec.model_copy(update={"seeds": seeds, "looks": ()}), place)
-        if any(x.answer == "gain" and not x.lengths_known for x in found):
-            extra = spec.extra.model_copy(update={"equal_cost": ("longer",)})
-            return command_of(spec.model_copy(update={"extra": extra}), place)
-    except InputError:
-        pass
-    return ""
-
-
-def _usual(name: str, size: str) -> list[str]:
-    from lgd.config.grids import grid
-
-    return [arm.name for arm in grid(name, size).arms if not arm.skipped and not arm.on_request]
 
 
 def points(difference: Difference) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.costs import cost_ratio
 from analysis.frame import row_dicts
-from analysis.frontier import frontier, hours_name, on_gpu
+from analysis.frontier import any_pretraining, frontier, hours_name, on_gpu
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of, by_arm, by_seed, finished, pretraining_hours, training_device_seconds
 from analysis.plots.style import (
@@ -71,7 +71,8 @@ def pareto(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
         "\n".join(lines), corner, xycoords="axes fraction", xytext=offset, textcoords="offset points", va="top",
         fontsize=7.5, linespacing=1.4,
     )  # fmt: skip
-    set_xlabel(axes, f"{hours_name(frame['device'])}, a teacher's pre-training included", layout)
+    teachers = ", a teacher's pre-training included" if any_pretraining(runs) else ""
+    set_xlabel(axes, f"{hours_name(frame['device'])}{teachers}", layout)
     axes.set_ylabel("COCO box AP (%)")
     axes.set_xlim(0, 1.08 * float(frame["gpu_hours"].max()) or 1.0)
     axes.grid(color="0.92", linewidth=0.8)
@@ -120,7 +121,7 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
         beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(text, (start, height), **beside)
         longest = max(longest, start)
-    for label, (colour, hatch) in PARTS.items():
+    for label, (colour, hatch) in list(PARTS.items())[not any_pretraining(runs) :]:
         axes.barh([0], [0], color=colour, hatch=hatch, edgecolor="white", label=label)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=layout.columns)
     label_rows(axes, list(reversed(rows)), layout)

@@ -11,8 +11,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 
 from analysis.load import Run, is_reproduction
 from lgd.files import atomic_write
@@ -102,6 +104,12 @@ def interval_bar(axes: Axes, height: float, value: float, low: float | None, hig
         return
     axes.barh(height, value, height=0.6, color=colour)
     axes.plot([low, high], [height, height], color=BLACK, linewidth=1.0, marker="|", markersize=6)
+
+
+def has_hollow_bars(figure: Figure) -> bool:
+    """Whether any bar of :func:`interval_bar` has no interval."""
+    bars = [x for axes in figure.axes for container in axes.containers for x in container.get_children()]
+    return any(isinstance(x, Rectangle) and x.get_facecolor() == to_rgba("white") for x in bars)
 
 
 def shorten(text: str, width: int) -> str:

@@ -102,6 +102,7 @@ def define(
             steps=steps,
             batch=16,
             lr_per_16=rules["schedule.lr"],
+            decay_norms=True,
             milestones=(first / steps, second / steps),
             frozen=20 / 180,
             distill_from=30 / 180,

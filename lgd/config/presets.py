@@ -96,7 +96,7 @@ FINETUNE = Experiment(
     data=PAPER.data.model_copy(update={"source": "coco-json:data", "workers": "auto"}),
     schedule=PAPER.schedule.model_copy(
         # The paper's 180,000 steps of 16 images are 24 epochs of MS-COCO. Half of its batch, for one GPU.
-        update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto"}
+        update={"epochs": 24.0, "batch": 8, "warmup_steps": "auto", "decay_norms": False}
     ),
     # The released code's start needs the paper's length.
     method=PAPER.method.model_copy(update={"init": "informed"}),

@@ -44,6 +44,9 @@ class Schedule(Settings):
     """Learning rate for 16 images per step."""
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
+    """Of all parameters, biases included; of norm layers' as ``decay_norms`` says."""
+    decay_norms: bool = False
+    """Whether weights and biases of norm layers are decayed too, as in the paper's released code."""
     warmup_steps: int | Literal["auto"] = 1000
     """Steps of the linear warm-up; auto: 1,000, as in the paper, but at most a tenth of ``steps``."""
     warmup_factor: Fraction = 1e-3

@@ -46,6 +46,12 @@ def pad_objects(instances: Sequence[Instances]) -> PaddedObjects:
     return PaddedObjects(boxes, classes, valid)
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x``, of the host, on ``device``, without a wait."""
+    # From pageable memory the copy would be waited for.
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def in_parts(objects: PaddedObjects, anchors: int) -> Iterator[PaddedObjects]:
     """``objects`` of a few images at a time, so that no tensor holds more than ``MAX_PAIRS`` pairs with ``anchors``."""
     images = max(1, MAX_PAIRS // (objects.boxes.shape[1] * max(1, anchors)))

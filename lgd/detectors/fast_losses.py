@@ -1,4 +1,6 @@
-"""Label assignment and losses that do not wait for the device, and ResNets with fewer passes, for detectron2's."""
+"""For detectron2's detectors: label assignment and losses that do not wait for the device, ResNets with fewer passes,
+and GroupNorms that keep half precision.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
-from lgd.detectors import fcos_fast, rcnn_fast, resnet_fast, retinanet_fast
+from lgd.detectors import fcos_fast, group_norms, rcnn_fast, resnet_fast, retinanet_fast
+from lgd.detectors.atss import ATSS
+from lgd.detectors.poto import POTO
 
 
 def use_fast_losses(detector: nn.Module) -> nn.Module:
     """Replace methods of detectron2's own RetinaNet, FCOS, R-CNNs and ResNets by equal ones; returns ``detector``.
 
-    The class, the parameters and their names stay. Any other detector, and a subclass, stays as it is. ATSS and POTO
-    (lgd/detectors) need no replacement.
+    The class, the parameters and their names stay. Any other detector, and a subclass, stays as it is. Of ATSS and POTO
+    (lgd/detectors) only GroupNorms are replaced.
     """
     target = cast(Any, detector)
     if type(detector) is RetinaNet:
@@ -26,6 +30,9 @@ def use_fast_losses(detector: nn.Module) -> nn.Module:
         fcos_fast.use(target)
     elif type(detector) is GeneralizedRCNN:
         rcnn_fast.use(target)
+    if type(detector) in (RetinaNet, FCOS, GeneralizedRCNN, ATSS, POTO):
+        # Other code may expect float32 behind a GroupNorm.
+        group_norms.use(detector)
     resnet_fast.use(detector)
     return detector
 

@@ -17,7 +17,15 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from lgd.config.experiment import Detector
-from lgd.detectors.batched import PaddedObjects, batched_iou, cache_anchors, in_parts, pad_objects, targets_of
+from lgd.detectors.batched import (
+    PaddedObjects,
+    batched_iou,
+    cache_anchors,
+    in_parts,
+    pad_objects,
+    targets_of,
+    to_device,
+)
 from lgd.detectors.common import (
     LinearTransform,
     dense_head,
@@ -137,7 +145,7 @@ class POTO(FCOS):
                 np.put_along_axis(table, column.reshape(table.shape[0], -1), quality[image, objects], axis=1)
                 rows, columns = linear_sum_assignment(table, maximize=True)
                 matched[image, useful[columns]] = rows
-        return torch.as_tensor(matched).to(device, non_blocking=True)
+        return to_device(torch.from_numpy(matched), device)
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]

@@ -20,6 +20,7 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from lgd.detectors.batched import to_device
 from lgd.detectors.dense_losses import logs_now
 
 MAX_CROSSINGS = 2**22
@@ -98,7 +99,7 @@ def tabulate(polygons: Sequence[Sequence[Sequence[np.ndarray]]]) -> Edges:
 
 def rasterise(edges: Edges, index_M: Tensor, boxes_M4: Tensor, side: int) -> Tensor:
     """The polygons of object ``index`` within each box: (M, S, S), bool, as ``PolygonMasks.crop_and_resize``."""
-    corners, polygon = (_to_device(x, boxes_M4.device) for x in (edges.corners, edges.polygon))
+    corners, polygon = (to_device(x, boxes_M4.device) for x in (edges.corners, edges.polygon))
     regions = max(1, MAX_CROSSINGS // (corners.shape[1] * side))
     found = [boxes_M4.new_zeros((0, side, side), dtype=torch.bool)]
     for index, boxes in zip(index_M.split(regions), boxes_M4.split(regions), strict=True):
@@ -151,11 +152,6 @@ def crossings(corners_MV22: Tensor, side: int) -> tuple[Tensor, Tensor]:
     row = torch.where(is_steep, y + step - 1, y_flat)
     row = ((row + 0.5) / UPSAMPLING - 0.5).clamp(0, side).ceil()
     return torch.where(crosses, column_S, side), torch.where(crosses, row, 0).long()
-
-
-def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    # From pageable memory the copy would be waited for.
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def forward_mask(heads: Any, features: dict[str, Tensor], instances: list[Instances]) -> Any:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lgd.detectors.group_norms import moments
 from lgd.kernels.usable import channels_last
 
 EPS = 1e-5
@@ -80,9 +81,7 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            count = torch.Size([x.shape[i] for i in dims]).numel()
-            mean = x.mean(dims, keepdim=True, dtype=torch.float32)
-            square = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32).square() / count
+            mean, square = moments(x, dims)
             scale = ((square - mean.square()).clamp(min=0) + EPS).rsqrt()
             y = torch.addcmul(-mean * scale, x, scale, out=torch.empty_like(x))
         ctx.save_for_backward(y, scale)

@@ -73,7 +73,8 @@ class EvaluationPoint(Settings):
     attention: float | None = None
     """How much the teacher's objects attend to their own label: 0 (to all labels of the image alike) to 1."""
     label_use: float | None = None
-    """How far the teacher's features follow the objects' classes: 0 to 1 (lgd/methods/label_guided/label_use.py)."""
+    """How far the teacher's features follow the objects' classes: from 0, not at all, to the square root of 2 at most
+    (lgd/methods/label_guided/label_use.py)."""
     label_signal: dict[str, Number] = Field(default_factory=dict)
     """How far the outputs of the teacher's modules do, in the order in which the labels pass them, the features last
     (docs/method.md, "Label signal")."""

@@ -210,8 +210,9 @@ def build(
         optimizer,
         data=dataset.fingerprint,
         pipeline=_pipeline(experiment.data),
-        # The learning rate is in the optimiser's groups, whichever of these two settings it came from.
-        schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16"}),
+        # The optimiser's groups have the learning rate, whichever of the first two settings it came from, and what is
+        # decayed, which fingerprints told before there was a setting for it.
+        schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16", "decay_norms"}),
         precision=experiment.precision,
         weights=initial_weights(experiment.detector),
         seed=experiment.seed,

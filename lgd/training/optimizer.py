@@ -47,9 +47,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
-    """SGD over student, teacher and distillation adapter; norm layers get no weight decay.
+    """SGD over student, teacher and distillation adapter; norm layers get no weight decay without ``decay_norms``.
 
-    The teacher's modules have a learning rate of their own, and AdamW, where the method says so.
+    The teacher's modules have a learning rate of their own, and AdamW, where the method says so. Which of their
+    parameters are decayed is as in the student.
     """
     schedule, method = experiment.schedule, experiment.method
     rate = schedule.resolved_lr
@@ -60,7 +61,12 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
         return method.adapter_lr_factor if name.startswith((DISTANCE, ADAPTERS)) else 1.0
 
     groups = get_default_optimizer_params(
-        model, base_lr=rate, weight_decay=schedule.weight_decay, weight_decay_norm=0.0, lr_factor_func=factor
+        model,
+        base_lr=rate,
+        weight_decay=schedule.weight_decay,
+        # None: the same as every other parameter's.
+        weight_decay_norm=None if schedule.decay_norms else 0.0,
+        lr_factor_func=factor,
     )
     if not method.teacher_has_adamw:
         return _sgd(groups, schedule)

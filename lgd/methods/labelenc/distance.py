@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lgd.methods.init import init_he
-from lgd.methods.norms import group_norm
+from lgd.methods.norms import group_norm, square_sum
 
 
 class WholeMapDistance(nn.Module):
@@ -41,7 +42,12 @@ class WholeMapDistance(nn.Module):
         total, elements = next(iter(student.values())).new_zeros(()).float(), 0
         for name, features in student.items():
             encoded = teacher_features[name].detach()
-            difference = group_norm(self.adapter(features).float()) - group_norm(encoded.float())
-            total = total + difference.square().sum()
+            difference = _normed(self.adapter(features)) - _normed(encoded)
+            total = total + square_sum(difference)
             elements += difference.numel()
         return total / elements
+
+
+def _normed(x: Tensor) -> Tensor:
+    # As instance_norm does for LGD's distance: float16 gets a float32 copy, bfloat16 none.
+    return group_norm(x if x.dtype is torch.bfloat16 else x.float())

@@ -174,7 +174,7 @@ def test_each_variant_is_compared_with_the_arm_it_is_nearest_to(table: pd.DataFr
 
 def test_the_page_of_a_study_of_rates(studies: dict[str, Study], table: pd.DataFrame) -> None:
     text = _text(studies["learning-rate"], table)
-    assert "Best learning rates differ: baseline 0.015 (AP 32.0), LGD 0.06 (AP 26.0)." in text
+    assert "Best learning rates differ (batch of 8): baseline 0.015 (AP 32.0), LGD 0.06 (AP 26.0)." in text
     assert "LGD is best at 0.06, the highest learning rate tried: its best may lie beyond." in text
     assert "![AP against the learning rate, an arm a line.](learning-rate.png)" in text
 

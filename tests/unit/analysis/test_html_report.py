@@ -28,7 +28,7 @@ from analysis.load import Run, load_runs
 from analysis.plots.arms import _arms
 from analysis.plots.costs import cost_stack
 from analysis.plots.scores import gains
-from analysis.plots.style import STYLE
+from analysis.plots.style import STYLE, has_hollow_bars
 from analysis.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import Contention, load
@@ -197,6 +197,7 @@ def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
         assert bar.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
         more = gains([*runs, *(Run(make_record(x.record.arm, 1, 30.0, 10.0), Path("/r")) for x in runs)])
         assert more is not None
+        assert (has_hollow_bars(figure), has_hollow_bars(more)) == (True, False)
         assert more.axes[0].patches[0].get_facecolor() != (1.0, 1.0, 1.0, 1.0)
 
 

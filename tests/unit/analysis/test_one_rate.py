@@ -17,7 +17,7 @@ from lgd.config.presets import NANO
 from lgd.results.record import Record
 from tests.helpers_sweeps import whole_sweep, write_sweep
 
-START = "one learning rate (0.1 for 16 images); whether each arm is at its best there: "
+START = "one learning rate (0.05 for a batch of 8, 0.1 for 16 images); whether each arm is at its best there: "
 COMMAND = "lgd sweep run learning-rate --preset nano"
 
 

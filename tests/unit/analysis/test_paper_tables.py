@@ -19,11 +19,12 @@ from analysis.frame import row_dicts
 from analysis.frontier import frontier
 from analysis.image_intervals import annotations_of
 from analysis.load import Run, load_runs
-from analysis.noise_floor import noise_floor
+from analysis.noise_floor import noise_floor, sentences
 from analysis.paper_costs import costs
 from analysis.paper_scores import comparison
 from analysis.paper_tables import build
 from analysis.tables import FORMATS, main
+from analysis.verdict_text import summary
 from lgd.config.experiment import Experiment
 from lgd.config.grids import NAMES, Trial, experiment_of, grid, plan
 from lgd.config.presets import NANO, PAPER
@@ -197,6 +198,15 @@ def test_noise_floor(make_record: Callable[..., Record]) -> None:
     row = frame.iloc[0]
     assert (row["AP"], row["sd"]) == (fmean(values), pytest.approx(stdev(values)))
     assert row["detectable_3"] == pytest.approx(4.302653 * stdev(values) * (2 / 3) ** 0.5, rel=1e-5)
+    (line,) = sentences(frame)
+    assert line.startswith("Between 4 seeds of one training AP has a standard deviation of 0.65 points. Were two arms")
+    # t(4, 0.975) = 2.776.
+    assert line.endswith(f"±{2.776445 * stdev(values) * (2 / 5) ** 0.5:.2f} points.")
+    # It is what the terminal says of such a sweep.
+    records = [_run(t, ap, "nano").record for t, ap in zip(trials, values, strict=True)]
+    of_grid = [x.model_copy(update={"grid": "noise-floor"}) for x in records]
+    assert summary(of_grid, Path("/t")).lines == [line]
+    assert summary(of_grid[:1], Path("/t")).lines == []
     assert noise_floor([]).empty
 
 

@@ -106,6 +106,7 @@ def _whole_record(make_record: MakeRecord, arm: str, seed: int = 0) -> Record:
         evaluations=[point, point.model_copy(update={"step": 600})], pretraining=teacher, overrides=["threads=1"],
         reason="why", data={"name": "shapes"}, weights={"none": "0"}, parameters={"student": 9},
         losses={"total_loss": [(300, 1.5), (600, 0.5)]}, teacher_lead=[(300, 0.5)], distilled=[(1, 600)],
+        label_signal=[(5, {"labels": 1})],
         seconds=10.0, device_seconds={"training": 10}, within_training={"data_wait": 1},
         joules={"training": 9}, step_ms=5, contention=Contention(own_cores=1, other_cores=1, cores=2),
         experiment=Experiment().override({"method.name": "baseline" if arm == "baseline" else "lgd", "seed": seed}),

@@ -51,11 +51,14 @@ def test_arms_whose_best_rates_differ_are_told(make_record: MakeRecord) -> None:
     assert (base.name, base.is_baseline, base.best, base.edge) == ("baseline", True, 0.1, "")
     assert (lgd.name, lgd.best, lgd.edge, lgd.arms[0.2]) == ("LGD", 0.2, "highest", "LGD at 0.2")
     assert rate_notes(records) == [
-        "Best learning rates differ: baseline 0.1 (AP 25.0), LGD 0.2 (AP 27.0).",
+        "Best learning rates differ (batch of 8): baseline 0.1 (AP 25.0), LGD 0.2 (AP 27.0).",
         "LGD is best at 0.2, the highest learning rate tried: its best may lie beyond.",
     ]
+    low = rate_notes(x for x in records if x.experiment.schedule.resolved_lr <= 0.1)
+    end = "best at 0.1 (batch of 8), the highest learning rate tried: its best may lie beyond."
+    assert low == [f"{arm} is {end}" for arm in ("baseline", "LGD")]
     noisy = _records(make_record, "schedule.lr", RATES, spread=4.0)
-    assert rate_notes(noisy)[0].startswith("Best learning rates differ, within noise: ")
+    assert rate_notes(noisy)[0].startswith("Best learning rates differ, within noise (batch of 8): ")
 
 
 def test_the_best_weight_of_each_method(make_record: MakeRecord) -> None:
@@ -199,6 +202,9 @@ def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None
     assert found.unit == "CPU-h"
     assert found.line.startswith("At equal cost LGD overtakes baseline at 1.78 CPU-h [")
     assert cost_crossings(_records(make_record, "schedule.steps", {300: (20.0, 16.0)})) == []
+    # Two seeds call nobody ahead.
+    assert len(crossings(two := [x for x in records if x.experiment.seed < 2])) == 1
+    assert cost_crossings(two) == []
 
 
 def test_the_crossings_interval_holds_the_truth() -> None:
@@ -225,6 +231,7 @@ def test_tables_and_figures_of_both_grids(make_record: MakeRecord) -> None:
     assert list(frame["rate"]) == [0.05, 0.1, 0.2] * 2
     assert frame["gain"].iloc[5] == pytest.approx(4.0)
     assert frame["gain"].iloc[:3].isna().all()
+    assert text.header[1] == "learning rate (batch of 8)"
     assert text.rows[0][:3] == ["baseline", "0.05", "3"]
     assert any("Best learning rates differ" in note for note in text.notes)
     renamed = [run._replace(record=run.record.model_copy(update={"grid": "schedule-length"})) for run in lengths]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from ablations.plan import describe
+from analysis.next_step import ON_YOUR_DATA, next_step
 from analysis.questions import asked
 from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import largest, next_command, notes, overall, sentence, summary
+from analysis.verdict_text import largest, notes, overall, sentence, summary
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
 from lgd.results.record import EvaluationPoint, Record, Scores
 
@@ -67,7 +68,7 @@ def test_a_gain_that_longer_training_does_not_reach(make_record: MakeRecord, dir
         " on a bigger backbone: +0.4 [+0.2, +0.6];"
         " LGD over longer training: +0.5 [+0.5, +0.5]. LGD is worth it here."
     )
-    assert next_command([verdict], directory) == ""
+    assert next_step([verdict], directory).command == ON_YOUR_DATA
 
 
 def test_a_gpu_sweep_says_gpu_hours(make_record: MakeRecord, directory: Path) -> None:
@@ -87,7 +88,7 @@ def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: Make
     assert verdict.answer == "gain"
     assert "was not measured (--equal-cost)" in sentence(verdict)
     describe("components", "nano", seeds=5).write(directory)
-    command = next_command([verdict], directory)
+    command = next_step([verdict], directory).command
     assert command.startswith("python ablations/run.py --grid components --preset nano --seeds 5 --equal-cost longer")
 
 
@@ -131,7 +132,7 @@ def test_a_table_of_lengths_says_what_the_same_cost_buys(make_record: MakeRecord
     records = [x.model_copy(update={"grid": "schedule-length"}) for x in records]
     (verdict,) = (x for x in verdicts(records, asked(directory, records)) if x.question.arm == "LGD")
     assert sentence(verdict).endswith("what the same cost buys in longer training is in the table of lengths.")
-    assert next_command([verdict], directory) == ""
+    assert next_step([verdict], directory).command == ON_YOUR_DATA
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_too_few_seeds_says_how_many_more(make_record: MakeRecord, directory: Pa
     assert verdict.more_seeds is not None
     text = sentence(verdict)
     assert f"about {verdict.more_seeds} more seeds ({5 + verdict.more_seeds} in all) would tell with 80% power" in text
-    assert f"--seeds {5 + verdict.more_seeds}" in next_command([verdict], directory)
+    assert f"--seeds {5 + verdict.more_seeds}" in next_step([verdict], directory).command
     two = [x for x in records if x.experiment.seed < 2]
     assert "2 seeds tell nothing of the spread" in sentence(_one(two, directory))
     assert _one(two, directory).more_seeds is None
@@ -174,11 +175,11 @@ def test_what_keeps_the_comparison_from_being_fair(make_record: MakeRecord, dire
     verdict = _one([*base, *slow], directory)
     assert verdict.answer == "unknown"
     assert "they were trained at unequal learning rates (0.001 and 0.005)" in sentence(verdict)
-    assert "--grid learning-rate --preset nano" in next_command([verdict], directory)
+    assert "--grid learning-rate --preset nano" in next_step([verdict], directory).command
     floor = [*_arm(make_record, "baseline", 3.0), *_arm(make_record, "LGD", 2.0, 190.0)]
     verdict = _one(floor, directory)
     assert "both are below AP 5" in sentence(verdict)
-    assert "--grid schedule-length --preset nano" in next_command([verdict], directory)
+    assert "--grid schedule-length --preset nano" in next_step([verdict], directory).command
     ceiling = [*_arm(make_record, "baseline", 97.0), *_arm(make_record, "LGD", 96.0, 190.0)]
     assert "both are above AP 95" in sentence(_one(ceiling, directory))
 

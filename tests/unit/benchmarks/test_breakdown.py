@@ -13,6 +13,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from benchmarks import breakdown
+from benchmarks.gpu_results import figures
 from benchmarks.step_parts import DIRECTIONS, PARTS, REST
 from benchmarks.step_profiler import StepProfiler, flop_counter, flop_profiler, time_profiler
 from benchmarks.step_timer import StepTimer
@@ -179,6 +180,34 @@ def test_time_is_the_innermost_parts() -> None:
     assert step == {
         (REST, "update"): 2, ("head", "update"): 2, ("label assignment", "update"): 1, ("optimiser", "update"): 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "limit"),
+    # 9894 GFLOP at 989.4 TFLOP/s are 10 ms; in float32 the peak is half of that.
+    [
+        ("1 x NVIDIA H100 80GB HBM3", "bf16", "10.00"),
+        ("1 x NVIDIA H100 80GB HBM3", "fp32", "20.00"),
+        ("A100", "bf16", ""),
+    ],
+)
+def test_the_least_that_flops_take_is_said_of_a_known_gpu(gpu: str, precision: str, limit: str, tmp_path: Path) -> None:
+    described: dict[str, Any] = dict.fromkeys(breakdown.COLUMNS, "x") | {
+        "gpu": gpu,
+        "precision": precision,
+        "git_commit": "c" * 40,
+    }
+    described |= {"step_ms": 30.0, "profiled_ms": 33.0, "other_cores": 0.0, "cores": 2, "objects": 7.3}
+    rows = [("head", "forward", 12.0, 3894.0), ("head", "backward", 18.0, 6000.0), ("optimiser", "update", 1.0, 0.0)]
+    frame = pd.DataFrame([described | dict(zip(("part", "direction", "ms", "gflop"), x, strict=True)) for x in rows])
+    text = breakdown.markdown(frame)
+    cells = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line}
+    assert (cells["part"] == "ms at the limit") == bool(limit) == ("At the limit:" in text)
+    if limit:
+        assert (cells["head"], cells["optimiser"], cells["all"]) == (limit, "0.00", limit)
+    frame.to_csv(tmp_path / "breakdown.csv", index=False)
+    least = f"; {float(limit):.0f} ms at the FLOPs' limit" if limit else ""
+    assert figures("breakdown", tmp_path) == f"31 ms, of it head 30, optimiser 1{least}"
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks import gpu_session
+from benchmarks import gpu_session, performance_page
 from benchmarks.gpu_plan import Measurement, plan
-from benchmarks.gpu_results import figures, newest_session, page, targets
+from benchmarks.gpu_results import figures, newer_sessions, newest_session, page, targets
 from benchmarks.gpu_session import Session, main, run_limited
+from lgd.config.experiment import settings
+from lgd.config.grids import experiment_of, grid
+from lgd.config.presets import preset
 
 
 def _measurement(name: str, code: str, seconds: int = 10, least: int = 0) -> Measurement:
@@ -25,15 +30,17 @@ def _measurement(name: str, code: str, seconds: int = 10, least: int = 0) -> Mea
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run measurements with these seconds left, on a made-up machine, and return their states."""
     monkeypatch.setattr(
-        "benchmarks.gpu_results.provenance_columns",
-        lambda **_: {"device": "cuda", "gpu": "1 x G", "driver": "1", "cpu": "C", "python": "3", "torch": "2",
-                     "git_commit": "c" * 40, "started": "now"},
+        "benchmarks.gpu_session.provenance_columns",
+        lambda dry, commit: {"device": "cuda", "gpu": "1 x G", "driver": "1", "cpu": "C", "python": "3", "torch": "2",
+                             "git_commit": commit, "started": f"in the call of {commit[0]}"},
     )  # fmt: skip
 
-    def run(*measurements: Measurement, left: float = 100, resume: bool = False) -> dict[str, Any]:
-        session = Session(tmp_path / "s", dry=False)
+    def run(
+        *measurements: Measurement, left: float = 100, resume: bool = False, commit: str = "c" * 40
+    ) -> dict[str, Any]:
+        session = Session(tmp_path / "s", dry=False, commit=commit)
         session.open(resume=resume)
-        for measurement in measurements:
+        for measurement in session.in_order(measurements):
             session.measure(measurement, time.monotonic() + left)
         return dict(json.loads((tmp_path / "s" / "session.json").read_text())["measurements"])
 
@@ -65,6 +72,35 @@ def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(mea
     }
     # The first once, the late one once, and the one that goes on.
     assert (tmp_path / "count").read_text() == "xxx"
+
+
+def test_each_row_has_the_commit_and_time_of_its_own_call(measure: Any, tmp_path: Path) -> None:
+    first, late, second = _measurement("first", "pass"), _measurement("late", "pass", 1000), _measurement("2nd", "pass")
+    measure(first, late, commit="a" * 40)
+    shown = page(tmp_path / "s")
+    assert f"commit {'a' * 12}; in the call of a.\n" in shown
+    measure(first, second, resume=True, commit="b" * 40)
+    frame = pd.read_csv(tmp_path / "s" / "session.csv").set_index("measurement")
+    assert frame["git_commit"].to_dict() == {"first": "a" * 40, "late": "a" * 40, "2nd": "b" * 40}
+    assert frame["started"].to_dict() == {x: f"in the call of {y}" for x, y in zip(frame.index, "aab", strict=True)}
+    shown = page(tmp_path / "s")
+    # What was not begun was measured by neither.
+    assert f"commit {'a' * 12}; in the call of a: first.\n" in shown
+    assert f"commit {'b' * 12}; in the call of b: 2nd.\n" in shown
+
+
+def test_what_was_stopped_is_tried_again_after_all_others(measure: Any, tmp_path: Path) -> None:
+    def writes(name: str, code: str = "") -> str:
+        return f"open({str(tmp_path / 'order')!r}, 'a').write({name!r} + ' '); {code}"
+
+    slow = _measurement("slow", writes("slow", "import time; time.sleep(60)"), seconds=2)
+    trained = _measurement("trained", writes("trained", "raise SystemExit(3)"), seconds=1000, least=5)
+    other = _measurement("other", writes("other"), seconds=1000)
+    found = measure(slow, trained, other)
+    assert [x["status"] for x in found.values()] == ["stopped", "stopped", "no time left"]
+    measure(_measurement("slow", writes("slow")), trained, other, left=2000, resume=True)
+    # A training goes on from where it was stopped, in its turn.
+    assert (tmp_path / "order").read_text().split() == ["slow", "trained", "trained", "other", "slow"]
 
 
 def test_what_takes_too_long_is_asked_to_end_then_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +159,18 @@ def test_the_plan_names_each_measurement_once_and_its_time(capsys: pytest.Captur
     assert any("coco-json:d" in x.command for x in plan(data="coco-json:d"))
 
 
+@pytest.mark.parametrize(("detector", "rate", "detached"), [("atss", 0.01, False), ("mask_rcnn", 0.02, True)])
+def test_further_detectors_are_trained_as_in_the_paper(detector: str, rate: float, detached: bool) -> None:
+    (command,) = (x.command for x in plan() if x.name == f"train-{detector.replace('_', '-')}")
+    overrides = [x for flag, x in itertools.pairwise(command) if flag == "--set"]
+    arms = {x.name: x for x in grid("components", "small").arms}
+    baseline, lgd = (experiment_of(arms[x], preset("small"), overrides) for x in ("baseline", "LGD"))
+    assert {x.detector.name for x in (baseline, lgd)} == {detector}
+    assert {x.schedule.lr_per_16 for x in (baseline, lgd)} == {rate}
+    assert (baseline.method.name, lgd.method.name) == ("baseline", "lgd")
+    assert settings(lgd)["method.detach_appearance"] is detached
+
+
 def _speeds(directory: Path, rows: list[tuple[str, str, float, float]]) -> None:
     directory.mkdir(parents=True)
     pd.DataFrame(rows, columns=["arm", "side", "median_ms", "peak_mib"]).to_csv(directory / "speed.csv", index=False)
@@ -171,14 +219,27 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
     assert figures("gpu-tests", tmp_path) == "1 passed, 1 failed, 1 skipped: b"
 
 
-def test_the_newest_session_on_a_gpu_is_shown(tmp_path: Path, measure: Any) -> None:
+def test_the_newest_session_on_a_gpu_is_shown(tmp_path: Path, measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert newest_session(tmp_path) is None
     for name, dry in (("gpu-session_h100_2026-01-01", False), ("gpu-session_2cores_2026-02-01", True)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "session.json").write_text(json.dumps({"dry": dry, "measurements": {}}))
     assert newest_session(tmp_path) == tmp_path / "gpu-session_h100_2026-01-01"
+    assert newer_sessions(tmp_path) == []
+    with_note = tmp_path / "gpu-session_h100_2026-01-02"
+    with_note.mkdir()
+    (with_note / "session.json").write_text(json.dumps({"dry": False, "measurements": {}}))
+    (with_note / "note.md").write_text("**Known:**\n\n- Its clock was\n  wrong. More.\n")
+    assert newest_session(tmp_path) == tmp_path / "gpu-session_h100_2026-01-01"
+    assert newer_sessions(tmp_path) == [with_note]
     measure(_measurement("first", "pass"))
     shown = page(tmp_path / "s")
     assert "| first" in shown
+    shutil.copytree(tmp_path / "s", newest_session(tmp_path) or tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(performance_page, "RESULTS", tmp_path)
+    empty = f"{performance_page.begin_marker('gpu')}\n<!-- gpu:end -->"
+    cost = performance_page.with_session(empty, Path("cost.md"))
+    assert f"{shown}\nNewer, but not shown here" in cost
+    assert "(performance.md#gpu-session_h100_2026-01-02). Its clock was wrong.\n" in cost
     assert "not measured" in shown
     assert "1 x G, driver 1" in shown

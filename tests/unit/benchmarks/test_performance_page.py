@@ -23,6 +23,7 @@ from benchmarks.performance_page import (
     newest_load,
     with_fast_losses,
     with_load,
+    with_roofline_targets,
     with_session,
     with_tables,
 )
@@ -31,7 +32,7 @@ from lgd.errors import InputError
 
 def test_the_committed_page_is_what_the_command_writes() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert with_session(with_fast_losses(with_tables(page)), PAGE, details=True) == page
+    assert with_session(with_roofline_targets(with_fast_losses(with_tables(page))), PAGE, details=True) == page
     for detector in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn"):
         assert re.search(rf"^\| {detector} +\| +\d+ \| +\d+ \| [\d.]+x \[", page, flags=re.MULTILINE)
     assert "#### speed-retinanet" in page

@@ -37,20 +37,22 @@ def test_the_rows_are_pairs_of_one_training() -> None:
 
 
 def test_the_forms_of_a_gpus_step() -> None:
-    rows = forms(PAPER, compiled=False)
+    rows = forms(PAPER)
     assert len({row.name for row in rows}) == len(rows)
     assert [r.arm for r in rows if r.without] == ["baseline"] * 2 + ["LGD"] * 2
     assert not any(row.experiment.compile for row in rows)
     assert {row.experiment.method.name for row in rows if row.arm == "FGFI"} == {"fgfi"}
-    compiled = forms(PAPER, compiled=True)
-    assert [(row.arm, row.experiment.compile) for row in compiled] == [
-        *(("baseline", False), ("baseline", True)),
-        *(("LGD", False), ("LGD", True)),
+    compiled = forms(PAPER, compiler="eager")
+    assert [(row.arm, row.experiment.compile, row.compiler) for row in compiled] == [
+        *(("baseline", False, ""), ("baseline", True, "eager")),
+        *(("LGD", False, ""), ("LGD", True, "eager")),
     ]
     assert {row.side for row in compiled} - {row.side for row in rows} == {"ours bf16 compiled"}
-    teacher = next(row.experiment for row in rows if "teacher" in row.arm)
-    assert teacher.detector.backbone.name == "resnet101"
-    assert teacher.precision == "bf16"
+    teachers = [row for row in rows if "teacher" in row.arm]
+    assert {row.experiment.detector.backbone.name for row in teachers} == {"resnet101"}
+    for arm in ("FGFI", "FGFI's teacher in training"):
+        found = [(row.side, row.experiment.precision) for row in rows if row.arm == arm]
+        assert found == [("ours fp32", "fp32"), ("ours bf16", "bf16")]
 
 
 @pytest.mark.slow

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from lgd.config.experiment import Experiment, settings
+from lgd.config.paper import paper
 from lgd.config.paper_recipes import NAMES, REPORTED, named
-from lgd.config.presets import PAPER, preset
+from lgd.config.presets import PAPER, PAPER_TABLES_AT, Preset, at_preset, preset
 from lgd.detectors import build_detector
 from lgd.detectors.weights import load_weights
 from lgd.distributed.ray_train import Node, Workers
@@ -101,6 +102,14 @@ def test_scale_rate_and_method_by_name() -> None:
     assert (multi.method.context, multi.method.detach_appearance) == (False, True)
     assert named("fcos_r50_2x_ms").experiment.method.context is False
     assert named("fcos_r101_2x_ms").experiment.method.context is True
+
+
+def test_norms_are_decayed_in_the_papers_trainings_alone() -> None:
+    assert all(named(name).experiment.schedule.decay_norms for name in NAMES)
+    assert {name for name in get_args(Preset) if preset(name).schedule.decay_norms} == {"paper"}
+    trainings = paper().tables["table8"].trainings
+    for size in PAPER_TABLES_AT:
+        assert {at_preset(size, x).schedule.decay_norms for x in trainings} == {size == "paper"}
 
 
 def test_other_combinations_have_names_too() -> None:

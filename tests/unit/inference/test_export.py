@@ -38,11 +38,15 @@ def write_student(directory: Path, experiment: Experiment, classes: int = 3) -> 
     student = TrainedStudent(directory)
     if not experiment.detector.is_built_in:
         return student
-    for module in student.detector.modules():
+    _keep_every_score(student.detector)
+    return student
+
+
+def _keep_every_score(detector: nn.Module) -> None:
+    for module in detector.modules():
         for name in ("test_score_thresh", "score_thresh", "test_score_threshold"):
             if hasattr(module, name):
                 setattr(module, name, 0.0)
-    return student
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn"])
@@ -65,6 +69,29 @@ def test_onnx_computes_what_the_detector_does(name: str, tmp_path: Path) -> None
     # In an untrained network many scores are nearly one, and rounding decides which boxes stay.
     assert min(same.any(dim=0).sum(), same.any(dim=1).sum()) >= 0.9 * max(same.shape)
     assert [x.name for x in session.get_outputs()[3:]] == (["masks"] if name == "mask_rcnn" else [])
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "atss", "poto", "faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_exported_student_detects_the_same_on_every_device(
+    device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its files on ``device``, and on the CPU as it was before the export."""
+    # cuDNN's convolutions round float32 to TF32 otherwise.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    experiment = Experiment(detector=tiny_settings(name)).override({"data.test_size": 96, "data.max_size": 160})
+    on_cpu = write_student(tmp_path, experiment)
+    student = TrainedStudent(tmp_path, device)
+    torch.manual_seed(0)
+    on_cpu.detector = build_detector(experiment.detector, 3, experiment.data).eval()
+    _keep_every_score(on_cpu.detector)
+    _keep_every_score(student.detector)
+    found, expected = student.detect(PIXELS), on_cpu.detect(PIXELS)
+    assert len(found) > 5
+    ours, theirs = ((x.pred_boxes.tensor, x.scores, x.pred_classes) for x in (found, expected))
+    same = same_objects(ours, theirs)
+    # In an untrained network many scores are nearly one, and rounding decides which boxes stay.
+    assert min(same.any(dim=0).sum(), same.any(dim=1).sum()) >= 0.9 * max(same.shape)
 
 
 def test_onnx_of_a_detector_that_takes_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from tests.helpers import (
     quick_experiment,
     tiny_settings,
 )
+from tests.helpers_memory import LargestFloat32
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +148,19 @@ def test_distance_by_hand() -> None:
     # Over all elements of all levels: two elements of 4, four of 0.
     both = distance({"p3": student, "p4": flat}, {"p3": teacher.flip(1), "p4": flat})
     assert both.item() == pytest.approx(4 / 3, rel=1e-4)
+
+
+def test_distance_of_bfloat16_maps_makes_no_float32_copy() -> None:
+    distance = WholeMapDistance(8)
+    student, teacher = (torch.randn(2, 8, 12, 20) for _ in range(2))
+    exact = distance({"p3": student}, {"p3": teacher})
+    maps = [{"p3": x.bfloat16()} for x in (student, teacher)]
+    with torch.autocast("cpu", torch.bfloat16), LargestFloat32() as largest:
+        loss = distance(*maps)
+        loss.backward()
+    # No more than a gradient of a convolution's weight.
+    assert largest.elements <= 8 * 8 * 9 < student.numel()
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
 
 
 # Stages

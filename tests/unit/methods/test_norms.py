@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lgd.methods.norms import EPS, group_norm, instance_norm, square_sum
+from tests.helpers_memory import LargestFloat32
 
 NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "group": (group_norm, lambda x: F.group_norm(x, 1, eps=EPS)),
     "instance": (instance_norm, lambda x: F.instance_norm(x, eps=EPS)),
 }
-
-
-class _Largest(TorchDispatchMode):
-    """The most elements of a float32 tensor that an operator gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        found = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor) and x.dtype is torch.float32]
-        self.elements = max(self.elements, *found, 0)
-        return result
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -42,7 +26,7 @@ def test_bfloat16_stays_near_float32(name: str, memory_format: torch.memory_form
     # Far from zero, as maps behind a ReLU are.
     x = (torch.randn(2, 16, 12, 20) * 3 + 5).bfloat16().to(memory_format=memory_format).requires_grad_()
     gradient = torch.randn(2, 16, 12, 20).bfloat16()
-    with _Largest() as largest:
+    with LargestFloat32() as largest:
         found = ours(x)
         found.backward(gradient)
     assert found.dtype is torch.bfloat16

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import nn
 
+from lgd.config.experiment import Experiment
+from lgd.config.presets import Preset, preset
 from lgd.training import run as training
-from lgd.training.build import build
+from lgd.training.build import build, build_model
 from lgd.training.disk_space import files_size
-from lgd.training.optimizer import CombinedOptimizer, match_state_layout, single_optimizers
+from lgd.training.optimizer import CombinedOptimizer, build_optimizer, match_state_layout, single_optimizers
 from tests.helpers import quick_experiment
 
 ADAMW: dict[str, Any] = {"method.teacher_optimizer": "adamw"}
@@ -47,6 +51,56 @@ def test_adamw_trains_the_teacher_alone_at_its_own_rate() -> None:
         files_size(experiment, built.model, built.optimizer).total
         > files_size(experiment, plain.model, plain.optimizer).total
     )
+
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
+
+FCOS: dict[str, Any] = {
+    "detector.name": "fcos", "detector.channels": 32, "detector.head_convs": 1, "detector.backbone.name": "resnet18",
+    "detector.backbone.weights": "none", "detector.backbone.width": 8, "detector.backbone.norm": "BN",
+    "detector.backbone.freeze_at": 0,
+}  # fmt: skip
+"""A small one from scratch, whatever the preset: batch norms in the backbone, group norms in the head."""
+
+
+def _decays(model: nn.Module, experiment: Experiment) -> tuple[set[float], dict[str, set[float]]]:
+    """Weight decays of norm layers' weights and biases, and of the other parameters by the last part of their name."""
+    groups = build_optimizer(model, experiment).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert set(decays) == {id(p) for p in model.parameters() if p.requires_grad}
+    of_norms: set[float] = set()
+    others: dict[str, set[float]] = defaultdict(set)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, NORMS):
+                of_norms.add(decays[id(parameter)])
+            elif parameter.requires_grad:
+                others["bias" if name.endswith("bias") else "weight"].add(decays[id(parameter)])
+    return of_norms, others
+
+
+@pytest.mark.parametrize("name", get_args(Preset))
+@pytest.mark.parametrize("changes", [{}, ADAMW, {"method.name": "baseline"}], ids=str)
+def test_norms_are_decayed_at_the_papers_preset_alone_and_biases_at_each(name: str, changes: dict[str, Any]) -> None:
+    experiment = preset(name).override({**FCOS, **changes})
+    decay = experiment.schedule.weight_decay
+    model = build_model(experiment, 4, pretrained=False)
+    of_norms = {decay} if name == "paper" else {0.0}
+    assert _decays(model, experiment) == (of_norms, {"weight": {decay}, "bias": {decay}})
+    other = experiment.override({"schedule.decay_norms": name != "paper"})
+    assert _decays(model, other)[0] == {decay, 0.0} - of_norms
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_norms_of_every_part_are_decayed_by_the_same_rule(optimizer: str) -> None:
+    """LGD's own modules have norms without parameters; this holds for a method's that has others."""
+    parts = ("student", "teacher", "distance")
+    model = nn.ModuleDict({part: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for part in parts})
+    experiment = quick_experiment(method__lr_factor=0.5, method__teacher_optimizer=optimizer)
+    decay = experiment.schedule.weight_decay
+    for decay_norms, expected in ((False, 0.0), (True, decay)):
+        found = _decays(model, experiment.override({"schedule.decay_norms": decay_norms}))
+        assert found == ({expected}, {"weight": {decay}, "bias": {decay}})
 
 
 def test_schedule_and_loading_reach_both_parts() -> None:
