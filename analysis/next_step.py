@@ -20,7 +20,7 @@ from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SweepSpec
 
-MOST_SEEDS = 50
+MOST_SEEDS = 100
 """More are not suggested; the verdict says how many it would take."""
 
 ON_YOUR_DATA = "lgd pays --data coco-json:DIR"
