@@ -28,6 +28,7 @@ with exit_on_interrupt():
         experiment_from,
         images_from,
         output_stem,
+        read_results,
         with_method,
         write_results,
     )
@@ -53,6 +54,13 @@ EXAMPLES = (
     "--method fgfi --detector faster_rcnn",
     "--preset paper --precision bf16  # on a GPU",
 )
+
+COLUMNS = (
+    *("part", "direction", "ms", "gflop", "method", "detector", "backbone", "batch", "height", "width", "objects"),
+    *("precision", "gpu", "cpu", "cores", "torch", "detectron2", "git_commit", "started", "command", "stage"),
+    *("step_ms", "profiled_ms", "other_cores"),
+)
+"""Columns that the table needs."""
 
 CHUNK = 4
 """Steps that are profiled, or timed as a whole, before it is the other's turn."""
@@ -130,10 +138,34 @@ def measure(experiment: Experiment, images: SyntheticImages, steps: int) -> tupl
     return pd.DataFrame(rows), {**described, "other_cores": load.cores}
 
 
+def read(path: Path) -> pd.DataFrame:
+    """The rows that this command wrote. Raises InputError, one line, for any other file."""
+    return read_results(path, COLUMNS)
+
+
+def limit_ms(frame: pd.DataFrame) -> pd.Series[float] | None:
+    """Milliseconds that each part's FLOPs take at the GPU's peak; None where that is not known."""
+    peak = _peak(frame)
+    # GFLOP by TFLOP/s are milliseconds.
+    return None if peak is None else frame.groupby("part")["gflop"].sum() / peak[0]
+
+
+def _peak(frame: pd.DataFrame) -> tuple[float, str] | None:
+    """TFLOP/s of the GPU at this precision, and the source of that; None where benchmarks/reference.yaml has none."""
+    from benchmarks.speed_table import reference_file
+
+    described, first = reference_file(), frame.iloc[0]
+    if described["gpu"] not in str(first["gpu"]):
+        return None
+    limits = described["limits"]
+    return float(limits["tflops"]["fp32" if first["precision"] == "fp32" else "bf16"]), str(limits["source"])
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """The parts as a table, and notes."""
     from analysis.render import pipe_table
 
+    limit = limit_ms(frame)
     total, flops = frame["ms"].sum(), frame["gflop"].sum()
     rows = []
     for part in [x for x in PARTS if x in set(frame["part"])]:
@@ -141,19 +173,22 @@ def markdown(frame: pd.DataFrame) -> str:
         cells = [_cell(found, "ms", x, "{:.2f}") for x in DIRECTIONS]
         cells += [f"{found['ms'].sum():.2f}", f"{found['ms'].sum() / total:.1%}"]
         cells += [_cell(found, "gflop", x, "{:.3g}") for x in DIRECTIONS[:2]]
-        cells += [f"{found['gflop'].sum() / flops:.1%}"]
+        cells += [f"{found['gflop'].sum() / flops:.1%}", *([] if limit is None else [f"{limit[part]:.2f}"])]
         rows.append([part, *cells])
     sums = [frame.loc[frame["direction"] == x, ["ms", "gflop"]].sum() for x in DIRECTIONS]
     by_time = [*(f"{x['ms']:.2f}" for x in sums), f"{total:.2f}", "100.0%"]
-    rows.append(["all", *by_time, *(f"{x['gflop']:.3g}" for x in sums[:2]), "100.0%"])
+    by_flops = [*(f"{x['gflop']:.3g}" for x in sums[:2]), "100.0%"]
+    rows.append(["all", *by_time, *by_flops, *([] if limit is None else [f"{limit.sum():.2f}"])])
     header = ["part", *(f"{x} ms" for x in DIRECTIONS), "ms", "of the time", "forward GFLOP", "backward GFLOP"]
-    return "\n".join([pipe_table([*header, "of the FLOPs"], rows), "", *(f"- {x}" for x in _notes(frame)), ""])
+    header += ["of the FLOPs", *([] if limit is None else ["ms at the limit"])]
+    return "\n".join([pipe_table(header, rows), "", *(f"- {x}" for x in _notes(frame)), ""])
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
     from benchmarks.table7 import short
 
-    first = frame.iloc[0]
+    first, peak = frame.iloc[0], _peak(frame)
+    limit = "" if peak is None else f"At the limit: what the FLOPs take at {peak[0]:g} TFLOP/s ({peak[1]})"
     where = first["gpu"] if first["gpu"] != "none" else f"{first['cpu']}, {first['cores']} cores"
     return [
         f"{first['method']} on {first['detector']} {first['backbone']}, {first['precision']}, {first['batch']} images"
@@ -164,6 +199,7 @@ def _notes(frame: pd.DataFrame) -> list[str]:
         " passes can be told apart; in training both passes are one batch (lgd/methods/shared_head.py).",
         "FLOPs: torch.utils.flop_counter, a multiplication and an addition are two; only convolutions, matrix products"
         " and attention are counted.",
+        *([f"{limit}; a part that is bound by bytes takes longer (benchmarks/roofline.py)."] if limit else []),
         f"{where}; torch {first['torch']}, detectron2 {first['detectron2']}, commit {short(first['git_commit'])};"
         f" measured {first['started']} by `{first['command']}`.",
         contention_note([float(first["other_cores"])], int(first["cores"])),

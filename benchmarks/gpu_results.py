@@ -13,10 +13,14 @@ from analysis.first_run import NOTE
 from lgd.errors import InputError
 from lgd.files import write_text
 
+LARGEST_PARTS = 4
+"""Parts of a step that are named in the session's table."""
+
 SAME_LOSS = 0.05
 """Largest relative difference of two losses that may be half precision's."""
 
-COLUMNS = ("measurement", "status", "seconds", "estimate_s", "figures", "device", "command")
+NOT_BEGUN = "no time left"
+"""Status of a measurement that there was no time for."""
 
 
 def figures(name: str, directory: Path) -> str:
@@ -27,6 +31,7 @@ def figures(name: str, directory: Path) -> str:
         "ray-train": _training,
         "two-trials": _sweep,
         "changes": partial(_speed, by="side"),
+        "breakdown": _breakdown,
     }
     by_kind = {"train": _sweep, "speed": _speed}
     reader = readers.get(name) or by_kind.get(name.partition("-")[0])
@@ -70,8 +75,19 @@ def _speed(directory: Path, by: str = "arm") -> str:
     return ", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())
 
 
+def _breakdown(directory: Path) -> str:
+    """A step's milliseconds, of that the largest parts, and the least that its FLOPs take on this GPU, if known."""
+    from benchmarks import breakdown
+
+    frame = breakdown.read(directory / "breakdown.csv")
+    parts = frame.groupby("part")["ms"].sum().nlargest(LARGEST_PARTS)
+    limit = breakdown.limit_ms(frame)
+    least = "" if limit is None else f"; {limit.sum():.0f} ms at the FLOPs' limit"
+    return f"{frame['ms'].sum():.0f} ms, of it {', '.join(f'{name} {ms:.0f}' for name, ms in parts.items())}{least}"
+
+
 def provenance_columns(*, dry: bool, commit: str) -> dict[str, str]:
-    """Hardware, driver, versions and commit."""
+    """Hardware, driver, versions, commit and time."""
     from lgd.results import provenance
 
     hardware, versions = provenance.hardware(), provenance.versions()
@@ -99,11 +115,10 @@ def _driver() -> str:
         return "unknown"
 
 
-def write_session(directory: Path, results: Mapping[str, Mapping[str, Any]], *, dry: bool, commit: str) -> None:
-    """session.csv, a row for each measurement, and session.md, its table with the targets."""
+def write_session(directory: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """session.csv, a row for each measurement with the provenance of its own call, and session.md, its table."""
     import pandas as pd
 
-    described = provenance_columns(dry=dry, commit=commit)
     rows = [
         {
             "measurement": name,
@@ -112,7 +127,7 @@ def write_session(directory: Path, results: Mapping[str, Mapping[str, Any]], *, 
             "estimate_s": x["estimate"],
             "figures": x.get("figures", ""),
             "command": x.get("command", ""),
-            **described,
+            **x.get("provenance", {}),
         }
         for name, x in results.items()
     ]
@@ -130,21 +145,35 @@ def page(directory: Path) -> str:
     if not path.is_file():
         raise InputError(f"{path}: no session")
     frame = pd.read_csv(path, keep_default_na=False)
-    first = frame.iloc[0]
     cells = frame[["measurement", "status", "seconds", "figures"]].astype(str).to_numpy().tolist()
     lines = [pipe_table(["measurement", "status", "s", "figures"], cells, left=2), ""]
-    if first["device"] == "cpu":
+    if frame["device"].iloc[0] == "cpu":
         lines.append("- A dry run on the CPU at toy sizes: no number of it means anything.")
     else:
         lines += [pipe_table(["target", "measured", "met"], targets(directory)), ""]
-    lines.append(
-        f"- {first['gpu'] if first['gpu'] != 'none' else first['cpu']}, driver {first['driver']}; Python"
-        f" {first['python']}, torch {first['torch']}, commit {first['git_commit'][:12]}; {first['started']}."
-    )
+    lines += _where(frame)
     note = directory / NOTE
     if note.is_file():
         lines = [note.read_text(encoding="utf-8").rstrip(), "", *lines]
     return "\n".join([*lines, ""])
+
+
+def _where(frame: Any) -> list[str]:
+    """Machine, versions, commit and time; a line for each that differ, since a session may go on with other code."""
+    begun = frame[frame["status"] != NOT_BEGUN]
+    same = ["gpu", "cpu", "driver", "python", "torch", "git_commit"]
+    groups = list((frame if begun.empty else begun).groupby(same, sort=False))
+    lines = []
+    for (gpu, cpu, driver, python, torch, commit), rows in groups:
+        # Of a measurement from before this was kept it is not known.
+        times = sorted(filter(None, rows["started"])) or ["time unknown"]
+        span = times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+        names = f": {', '.join(rows['measurement'])}" if len(groups) > 1 else ""
+        lines.append(
+            f"- {gpu if gpu != 'none' else cpu}, driver {driver}; Python {python}, torch {torch}, commit {commit[:12]};"
+            f" {span}{names}."
+        )
+    return lines
 
 
 def session_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -208,6 +237,13 @@ def sessions(results: Path) -> list[Path]:
     """The committed sessions that were measured on a GPU, the newest first."""
     found = [x.parent for x in results.glob("gpu-session_*/session.json") if not json.loads(x.read_text())["dry"]]
     return sorted(found, key=lambda x: x.name.rsplit("_", 1)[-1], reverse=True)
+
+
+def newer_sessions(results: Path) -> list[Path]:
+    """Those of :func:`sessions` that are newer than :func:`newest_session`: their numbers need a note."""
+    found = sessions(results)
+    shown = newest_session(results)
+    return found[: found.index(shown)] if shown else found
 
 
 def newest_session(results: Path) -> Path | None:

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from benchmarks.gpu_plan import OUTPUT, TIME_LEFT, Measurement, chosen, plan
-    from benchmarks.gpu_results import figures, session_table, write_session
+    from benchmarks.gpu_results import NOT_BEGUN, figures, provenance_columns, session_table, write_session
     from benchmarks.options import Benchmark
     from lgd.errors import InputError
     from lgd.files import write_text
@@ -51,6 +51,8 @@ OVERTIME = 2.0
 GRACE = 20.0
 """Seconds between asking a measurement to end and killing it."""
 
+STOPPED = "stopped"
+
 DONE = ("done", "failed")
 """A measurement that is one of these is not begun again."""
 
@@ -71,7 +73,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     """command: what was typed, which is kept beside the results."""
     if not options.minutes > 0:
         raise InputError(f"--minutes {options.minutes:g}: above 0")
-    measurements = chosen(plan(data=options.data, compiles=has_compiler()), options.only)
+    # A dry session traces without compiling.
+    measurements = chosen(plan(data=options.data, compiles=options.dry or has_compiler()), options.only)
     if options.plan:
         print(plan_text(measurements))
         return 0
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     session = Session(options.output, dry=options.dry, commit=options.commit)
     session.open(resume=options.resume)
     end = time.monotonic() + options.minutes * 60
-    for measurement in measurements:
+    for measurement in session.in_order(measurements):
         session.measure(measurement, end)
     print(session.text())
     print(f"written: {options.output}")
@@ -142,13 +145,24 @@ class Session:
             raise InputError(f"{self.directory} holds a session {'on a GPU' if self.dry else 'of --dry'}: use another")
         self._results = results
 
+    def in_order(self, measurements: Iterable[Measurement]) -> list[Measurement]:
+        """``measurements``, those last that an earlier call stopped and that would begin anew.
+
+        They may take too long again, while others have no result yet.
+        """
+        return sorted(
+            measurements, key=lambda x: not x.resumes and self._results.get(x.name, {}).get("status") == STOPPED
+        )
+
     def measure(self, measurement: Measurement, end: float) -> None:
         """Run a measurement that is not done and still fits before ``end`` (time.monotonic), and write what it gave."""
         if self._results.get(measurement.name, {}).get("status") in DONE:
             return
+        # Before it begins, so that the time is when it was begun.
+        described = provenance_columns(dry=self.dry, commit=self._commit)
         left = end - time.monotonic()
         if left < measurement.needed and not self.dry:
-            self._note(measurement, {"status": "no time left", "seconds": 0.0})
+            self._note(measurement, {"status": NOT_BEGUN, "seconds": 0.0, "provenance": described})
             return
         allowed = min(left, measurement.seconds * OVERTIME) if not self.dry else left
         directory = self.directory / measurement.name
@@ -160,7 +174,7 @@ class Session:
             [sys.executable, *command], directory / "log.txt", allowed, cpu=self.dry, commit=self._commit
         )
         seconds = time.monotonic() - start
-        word = "done" if status == 0 else "stopped" if status is None or measurement.resumes else "failed"
+        word = "done" if status == 0 else STOPPED if status is None or measurement.resumes else "failed"
         found = figures(measurement.name, directory)
         self._note(
             measurement,
@@ -170,6 +184,7 @@ class Session:
                 "exit_status": "" if status is None else status,
                 "figures": found,
                 "command": f"python {shlex.join(command)}",
+                "provenance": described,
             },
         )
 
@@ -184,7 +199,7 @@ class Session:
 
     def _note(self, measurement: Measurement, result: dict[str, Any]) -> None:
         earlier = self._results.get(measurement.name, {})
-        if result["status"] == "no time left" and earlier:
+        if result["status"] == NOT_BEGUN and earlier:
             return
         result["seconds"] = round(result["seconds"] + float(earlier.get("seconds", 0)), 1)
         self._results[measurement.name] = {"decides": measurement.decides, "estimate": measurement.seconds, **result}
@@ -192,7 +207,7 @@ class Session:
         write_text(
             self.directory / STATE, json.dumps({"dry": self.dry, "measurements": self._results}, indent=1) + "\n"
         )
-        write_session(self.directory, self._results, dry=self.dry, commit=self._commit)
+        write_session(self.directory, self._results)
 
 
 def run_limited(

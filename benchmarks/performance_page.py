@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load_table, speed_table
-from benchmarks.gpu_results import newest_session, sessions
+from analysis.first_run import NOTE
+from benchmarks import load_table, roofline_targets, speed_table
+from benchmarks.gpu_results import newer_sessions, newest_session, sessions
 from benchmarks.gpu_results import page as session_page
 from benchmarks.timer_spec import OURS
 from lgd.cli import Parser, exit_status
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 def _run(arguments: Sequence[str] | None, prog: str) -> int:
     Parser(prog=prog, description=__doc__).parse_args(arguments)
-    page = with_fast_losses(with_tables(PAGE.read_text(encoding="utf-8")))
+    page = with_roofline_targets(with_fast_losses(with_tables(PAGE.read_text(encoding="utf-8"))))
     write_text(PAGE, with_session(page, PAGE, details=True))
     write_text(COST_PAGE, with_session(COST_PAGE.read_text(encoding="utf-8"), COST_PAGE))
     method = with_tables(METHOD_PAGE.read_text(encoding="utf-8"), METHOD_BLOCKS, METHOD_PAGE)
@@ -72,13 +73,22 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
 def with_session(page: str, path: Path, *, details: bool = False) -> str:
     """``page`` with what the newest committed session on a GPU measured, or that there is none.
 
-    details: all sessions, the newest first, with the tables of their measurements; else the newest without a note.
+    details: all sessions, the newest first, with the tables of their measurements; else the newest without a note, and
+    which are newer.
     """
     newest = newest_session(RESULTS)
-    parts = [session_page(newest)] if newest else []
+    parts = [session_page(newest), *map(_not_shown, newer_sessions(RESULTS))] if newest else []
     if details:
         parts = [x for one in sessions(RESULTS) for x in (f"### {one.name}\n\n{session_page(one)}", *_details(one))]
     return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts) or NO_SESSION, path)
+
+
+def _not_shown(session: Path) -> str:
+    """That a session with a note is left out, and the first thing that its note says."""
+    _, _, note = (session / NOTE).read_text(encoding="utf-8").partition("\n- ")
+    first = " ".join(note.partition("\n- ")[0].split()).partition(". ")[0].rstrip(".")
+    tables = f"[{session.name}](performance.md#{session.name})"
+    return f"Newer, but not shown here, since its numbers have to be read with a note: {tables}. {first}."
 
 
 def newest_load() -> dict[str, Path]:
@@ -131,6 +141,11 @@ def with_fast_losses(page: str) -> str:
     header = ["detector", "ms with detectron2's losses", "ms with ours", "speed"]
     table = tabulate(rows, header, tablefmt="pipe", colalign=("left", "right", "right", "right"), disable_numparse=True)
     return _with_block(page, "fast-losses", "\n".join([table, "", *notes]), PAGE)
+
+
+def with_roofline_targets(page: str) -> str:
+    """``page`` with what LGD's targets would need of a GPU."""
+    return _with_block(page, "roofline-targets", roofline_targets.markdown(RESULTS), PAGE)
 
 
 def _details(session: Path) -> list[str]:

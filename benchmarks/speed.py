@@ -50,6 +50,9 @@ DESCRIPTION = "Compare the speed of a training step with that of a naive impleme
 ALL = "all"
 """Value of ``--changes`` without one."""
 
+INDUCTOR = "inductor"
+"""Value of ``--compile`` without one: torch.compile's own default."""
+
 BUILT_AT_ONCE = 5
 """Networks built at the same time on a GPU: most of it is work of one core each, then one forward pass."""
 
@@ -66,13 +69,15 @@ EXAMPLES = (
 class Row:
     """A row of the comparison. arm: the method trained; sides of one arm are compared.
 
-    side: which implementation and settings. without: which of OPTIMIZATIONS are turned off.
+    side: which implementation and settings. without: which of OPTIMIZATIONS are turned off. compiler: backend of
+    torch.compile, "" for its default.
     """
 
     arm: str
     side: str
     experiment: Experiment
     without: tuple[str, ...] = ()
+    compiler: str = ""
 
     @property
     def name(self) -> str:
@@ -86,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--changes", nargs="?", const=ALL, default="", metavar="A,B",
         help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
     add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
-    add("--compile", action="store_true", help="instead, on a GPU: the fastest form, and the same with compile=true")
+    add("--compile", nargs="?", const=INDUCTOR, default="", metavar="BACKEND",
+        help="instead, on a GPU: the fastest form, and the same with compile=true (default: inductor)")  # fmt: skip
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
     add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
 
@@ -124,7 +130,7 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
         named = () if options.changes == ALL else options.changes.split(",")
         return changes(experiment, named, on_gpu=on_gpu)
     if options.forms or on_gpu:
-        return forms(experiment, compiled=options.compile)
+        return forms(experiment, compiler=options.compile)
     return arms(experiment)
 
 
@@ -159,19 +165,20 @@ def changes(experiment: Experiment, names: Sequence[str] = (), *, on_gpu: bool =
     ]
 
 
-def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
+def forms(experiment: Experiment, *, compiler: str = "") -> list[Row]:
     """Forms of one detector's step on a GPU: of the detector alone, with LGD and with FGFI.
 
-    compiled: instead, of the detector alone and with LGD, the fastest form of these and the same with compile=true:
-    compiling takes minutes, which may be more than there are.
+    compiler: instead, of the detector alone and with LGD, the fastest form of these and the same with compile=true and
+    this backend: compiling takes minutes, which may be more than there are.
     """
     fast = {"precision": "bf16", "memory_format": "channels_last"}
     found = []
     for arm, method in (("baseline", "baseline"), ("LGD", "lgd")):
         one = experiment.override({"method.name": method})
-        if compiled:
+        if compiler:
             found.append(Row(arm, f"{OURS} bf16", one.override(fast)))
-            found.append(Row(arm, f"{OURS} bf16 compiled", one.override({**fast, "compile": True})))
+            compiled = one.override({**fast, "compile": True})
+            found.append(Row(arm, f"{OURS} bf16 compiled", compiled, compiler=compiler))
             continue
         default = one.override({"precision": "fp32", "memory_format": "contiguous"})
         found += [
@@ -180,13 +187,11 @@ def forms(experiment: Experiment, *, compiled: bool) -> list[Row]:
             Row(arm, f"{OURS} fp32", one.override({**fast, "precision": "fp32"})),
             Row(arm, f"{OURS} bf16", one.override(fast)),
         ]
-    if not compiled:
-        fgfi = experiment.override({"method.name": "fgfi", **fast})
+    for precision in () if compiler else ("fp32", "bf16"):
+        fgfi = experiment.override({"method.name": "fgfi", **fast, "precision": precision})
         assert fgfi.teacher is not None
-        found += [
-            Row("FGFI", f"{OURS} bf16", fgfi),
-            Row("FGFI's teacher in training", f"{OURS} bf16", fgfi.teacher),
-        ]
+        side = f"{OURS} {precision}"
+        found += [Row("FGFI", side, fgfi), Row("FGFI's teacher in training", side, fgfi.teacher)]
     return found
 
 
@@ -203,7 +208,7 @@ def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: i
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
         processes = [stack.enter_context(TimerProcess()) for _ in rows]
-        specs = [TimerSpec(row.experiment, images, row.name, row.without) for row in rows]
+        specs = [TimerSpec(row.experiment, images, row.name, row.without, row.compiler) for row in rows]
         _build(processes, specs, at_once=BUILT_AT_ONCE if on_gpu else 1)
         losses = [sum(process.request("losses").values()) for process in processes]
         for turn in range(rounds):

@@ -15,8 +15,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.engine import HookBase
@@ -146,7 +148,10 @@ class StepTimer:
         self.device = resolve_device(self.experiment)
         model = build_model(self.experiment, images.classes, pretrained=False)
         model = without_optimizations(model, spec.without)
-        self.model = move_to_device(model, self.experiment, self.device)
+        # torch 2.11 has no setting for the default backend.
+        compiler = partial(torch.compile, backend=spec.compiler) if spec.compiler else torch.compile
+        with mock.patch.object(torch, "compile", compiler):
+            self.model = move_to_device(model, self.experiment, self.device)
         self.optimizer = build_optimizer(self.model, self.experiment)
         if "fused SGD" in spec.without:
             self.optimizer = default_sgd(self.optimizer)

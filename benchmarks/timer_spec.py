@@ -78,13 +78,15 @@ class TimerSpec:
     """A training to build and time.
 
     images: synthetic batches; None for the experiment's own data through its loader. name: for error messages.
-    without: which of OPTIMIZATIONS to turn off; with synthetic images only.
+    with synthetic images only, without: which of OPTIMIZATIONS to turn off; compiler: backend of torch.compile, "" for
+    its default.
     """
 
     experiment: Experiment
     images: SyntheticImages | None = None
     name: str = "training"
     without: tuple[str, ...] = ()
+    compiler: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Nothing is timed: one step runs on the CPU while its operators are counted, with detectron2's losses and with ours. What
 the loader does, the copies of a batch to the device and the waits inside libraries are not counted.
+
+detectron2 has no losses of ATSS and POTO. Theirs of one image at a time are counted in a checkout of these detectors'
+former code, with ``--before``; the rows then go into the file with the others.
 """
 
 from __future__ import annotations
@@ -41,8 +44,19 @@ EXAMPLES = ("--preset nano  # a minute", "--detector fcos", "--table benchmarks/
 
 METHODS = ("baseline", "lgd")
 
-SIDES = {"detectron2's losses": ("fast losses",), "ours": ()}
+OURS = "ours"
+
+SIDES = {"detectron2's losses": ("fast losses",), OURS: ()}
 """Sides of the comparison, and the optimizations that are turned off for each."""
+
+NOT_DETECTRON2S = ("atss", "poto")
+"""Detectors that detectron2 has no losses for."""
+
+BEFORE = "per-image losses (before {commit})"
+"""What ``--before`` calls its side."""
+
+CHECKOUT = "git checkout {commit}^ -- lgd/detectors/{{atss,poto,common}}.py"
+"""What brings back the code that ``--before`` counts."""
 
 COLUMNS = (
     *("detector", "method", "side", "launches", "waits", "waits_for", "images", "height", "width"),
@@ -55,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     parser.set_defaults(preset="nano")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
+    parser.add_argument(
+        "--before",
+        metavar="COMMIT",
+        help=f"only {' and '.join(NOT_DETECTRON2S)}, where this is done first: {CHECKOUT.format(commit='COMMIT')}",
+    )
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier count, no more")
 
 
@@ -63,26 +82,29 @@ def run(options: argparse.Namespace, command: str) -> int:
     if options.table:
         print(markdown(read_results(options.table, COLUMNS)))
         return 0
+    if options.before:
+        command = f"{CHECKOUT.format(commit=options.before)} && {command}"
     # Lazy: pandas and torch.
     import pandas as pd
 
     from lgd.results import provenance
 
-    detectors = [options.detector] if options.detector else list(DETECTORS)
+    every = NOT_DETECTRON2S if options.before else DETECTORS
+    detectors = [options.detector] if options.detector else list(every)
     rows: list[dict[str, Any]] = []
     for detector in detectors:
         chosen = argparse.Namespace(**{**vars(options), "detector": detector})
         experiment = experiment_from(chosen)
         images = images_from(chosen, experiment)
         for method in METHODS:
-            rows += measure(with_method(chosen, experiment, method), images)
+            rows += measure(with_method(chosen, experiment, method), images, options.before)
     frame = pd.DataFrame(rows).assign(
         torch=provenance.versions()["torch"],
         git_commit=provenance.git_commit(),
         started=provenance.now(),
         command=command,
     )
-    stem = output_stem("waits", options, experiment)
+    stem = output_stem(f"waits-before-{options.before}" if options.before else "waits", options, experiment)
     if not options.detector:
         stem = stem.with_name(stem.name.replace(f"-{experiment.detector.name}-", "-detectors-"))
     path = csv_path(options.output, stem)
@@ -92,8 +114,15 @@ def run(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def measure(experiment: Experiment, images: SyntheticImages) -> list[dict[str, Any]]:
-    """A row for each of ``SIDES``: launches and waits of one step of ``experiment``."""
+def sides(detector: str, before: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Those of ``SIDES`` that the detector has; with ``before`` only that commit's."""
+    if before:
+        return {BEFORE.format(commit=before): ()}
+    return {name: without for name, without in SIDES.items() if name == OURS or detector not in NOT_DETECTRON2S}
+
+
+def measure(experiment: Experiment, images: SyntheticImages, before: str | None = None) -> list[dict[str, Any]]:
+    """A row for each of ``sides``: launches and waits of one step of ``experiment``."""
     # Lazy: torch.
     from benchmarks.step_timer import StepTimer
     from benchmarks.wait_counter import WaitCounter, as_on_gpu
@@ -102,7 +131,7 @@ def measure(experiment: Experiment, images: SyntheticImages) -> list[dict[str, A
 
     on_cpu = experiment.override({"precision": "fp32", "device": "cpu"})
     rows = []
-    for side, without in SIDES.items():
+    for side, without in sides(experiment.detector.name, before).items():
         with process_settings(on_cpu), quiet_libraries():
             timer = StepTimer(TimerSpec(on_cpu, images, experiment.method.name, without))
             stage = Stage(distils=experiment.method.has_distillation)
@@ -138,9 +167,10 @@ def markdown(frame: pd.DataFrame) -> str:
     notes = [
         f"One step of {first['images']} images of {first['height']} x {first['width']} pixels, the second of a"
         " training; an operator that is no view counts as one launch.",
-        f"torch {first['torch']}, commit {first['git_commit'][:12]}; counted {first['started']} by"
-        f" `{first['command']}`.",
     ]
+    for _, row in frame.drop_duplicates("command").iterrows():
+        commit = row["git_commit"][:12]
+        notes.append(f"torch {row['torch']}, commit {commit}; counted {row['started']} by `{row['command']}`.")
     rows = [[str(x) for x in row] for row in frame[columns].to_numpy()]
     return "\n".join([pipe_table(header, rows), "", *(f"- {x}" for x in notes), ""])
 
