@@ -1,10 +1,10 @@
 """Steps that give one arm as much training time as another took: measured by the sweep itself, typed in nowhere.
 
 An arm with ``time_budget_from`` trains for the steps of its arm ``steps_from``, times what ``time_budget_from`` cost
-against that: in device-seconds of training (lgd/results/cost_meter.py), over the seeds that both finished. The budget
-holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of that is
-counted where the arm pays for its teacher (grid ``methods-by-cost``), else not, or no time would be left. A baseline
-gets at least one step more than it had. A sweep keeps the steps once they are known.
+against that: in device-seconds of training (lgd/results/cost_meter.py), the median over the seeds that both finished.
+The budget holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of
+that is counted where the arm pays for its teacher (grid ``methods-by-cost``), else not, or no time would be left. A
+baseline gets at least one step more than it had. A sweep keeps the steps once they are known.
 """
 
 from __future__ import annotations
