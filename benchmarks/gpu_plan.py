@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.speed import BASELINE, FGFI, LGD, TEACHER
 from lgd.config.paper import DETECTORS, DetectorName
 from lgd.errors import InputError
 
@@ -22,6 +23,11 @@ FROM_SCRATCH = ("detector.backbone.weights=none", "detector.backbone.norm=BN", "
 TOY_DETECTOR = ("detector.backbone.width=8", "detector.channels=16", "detector.head_convs=1")
 """Settings of the smallest detectors, for the commands of a dry session."""
 
+
+COMPILED = ((LGD, BASELINE), (FGFI, TEACHER))
+"""Arms that are compiled in one measurement; a dry session compiles the first."""
+
+COMPILED_DETECTORS: tuple[DetectorName, ...] = ("retinanet", "faster_rcnn")
 
 FURTHER_DETECTORS: tuple[DetectorName, ...] = ("atss", "poto", "mask_rcnn")
 """Detectors that the grid ``evidence`` has not."""
@@ -101,9 +107,8 @@ def plan(*, data: str = "shapes", compiles: bool = True) -> list[Measurement]:
             60,
         ),
         # Late, since compiling takes minutes; a second try finds the kernels that the first one left in torch's cache.
-        *([_speed("retinanet", "what torch.compile adds", 8.7, 300, compiled=True),
-           _speed("faster_rcnn", "what torch.compile adds to Faster R-CNN", 8.7, 300, compiled=True)]
-          if compiles else []),
+        *([_speed(x, f"what torch.compile gives in {DETECTORS[x]}'s step with {arms[0]}", 8.7, 420, compiled=arms)
+           for arms in COMPILED for x in COMPILED_DETECTORS] if compiles else []),
         _trainings(
             "other-detectors",
             ("FCOS baseline", "FCOS LGD", "Faster R-CNN baseline", "Faster R-CNN LGD"),
@@ -132,24 +137,35 @@ def chosen(measurements: Sequence[Measurement], names: Iterable[str]) -> list[Me
 
 
 def _speed(
-    detector: str, decides: str, objects: float, seconds: int, *, side: int | None = None, compiled: bool = False
+    detector: str, decides: str, objects: float, seconds: int, *, side: int | None = None, compiled: Sequence[str] = ()
 ) -> Measurement:
+    """compiled: these arms as they are and compiled; without, the forms of all, none of them compiled."""
     size = ("--side", str(side)) if side else ()
     command = (
         *("benchmarks/speed.py", "--preset", "paper", "--detector", detector, "--objects", str(objects), *size),
-        *(*(["--compile"] if compiled else []), "--rounds", "2", "--steps", "5", "--drop", "1"),
+        *(
+            *(["--compile", "--arms", ",".join(compiled)] if compiled else []),
+            "--rounds",
+            "2",
+            "--steps",
+            "5",
+            "--drop",
+            "1",
+        ),
         *("--output", f"{OUTPUT}/speed.csv"),
     )
     dry = (
         *("benchmarks/speed.py", "--preset", "nano", "--detector", detector, "--batch", "1", "--side", "64", "--forms"),
         # Without the compiler's minutes: torch runs what it traced as it is.
-        *(["--compile", "eager"] if compiled else []),
+        *(["--compile", "eager", "--arms", compiled[0]] if compiled else []),
         *("--rounds", "1", "--steps", "2", "--drop", "0", "--output", f"{OUTPUT}/speed.csv"),
         # bfloat16 is slow on most CPUs.
         *_set(TOY_DETECTOR),
         *_set(("detector.fc_dim=32", "detector.regions=16", "detector.proposals=50") if "rcnn" in detector else ()),
     )
-    name = f"speed-{detector.replace('_', '-')}" + (f"-{side}" if side else "") + ("-compiled" if compiled else "")
+    name = f"speed-{detector.replace('_', '-')}" + (f"-{side}" if side else "")
+    if compiled:
+        name += f"-compiled-{compiled[0].lower()}"
     return Measurement(name, decides, command, dry, seconds)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.first_run import NOTE
+from benchmarks.gpu_plan import COMPILED
+from benchmarks.speed import ARMS, BASELINE, FGFI, LGD, TEACHER
 from lgd.errors import InputError
 from lgd.files import write_text
 
@@ -194,8 +196,9 @@ def targets(directory: Path) -> list[list[str]]:
 
     rows = []
     for target in reference_file()["targets"]:
-        # A measurement of the same steps compiled may stand beside it.
-        paths = [directory / f"{target['measurement']}{x}" / "speed.csv" for x in ("", "-compiled")]
+        # Measurements of the same steps compiled may stand beside it.
+        names = [target["measurement"], *(f"{target['measurement']}-compiled-{arms[0].lower()}" for arms in COMPILED)]
+        paths = [directory / name / "speed.csv" for name in names]
         found = [pd.read_csv(path) for path in paths if path.is_file()]
         value = _measured(pd.concat(found), target["of"]) if found else None
         limit, at_most = float(target["limit"]), target.get("at_most", True)
@@ -213,24 +216,23 @@ def _measured(frame: Any, of: str) -> float | None:
     not is no comparison.
     """
     medians = frame.groupby(["arm", "side"])["median_ms"].median()
-    if "LGD" not in medians.index.get_level_values("arm"):
+    if LGD not in medians.index.get_level_values("arm"):
         return None
-    fastest = {arm: medians[arm].idxmin() for arm in ("baseline", "LGD")}
-    lgd, baseline = float(medians["LGD"].min()), float(medians["baseline"].min())
+    fastest = {arm: medians[arm].idxmin() for arm in (BASELINE, LGD)}
+    lgd, baseline = float(medians[LGD].min()), float(medians[BASELINE].min())
     if of == "ms":
         return lgd
     if of == "gib":
-        rows = frame[(frame["arm"] == "LGD") & (frame["side"] == fastest["LGD"])]
+        rows = frame[(frame["arm"] == LGD) & (frame["side"] == fastest[LGD])]
         return float(rows["peak_mib"].max()) / 1024
     if of == "extra":
         return lgd / baseline - 1
-    arms = ("baseline", "LGD", "FGFI", "FGFI's teacher in training")
-    of_all = medians.unstack("arm").reindex(columns=list(arms)).dropna()
+    of_all = medians.unstack("arm").reindex(columns=list(ARMS)).dropna()
     if of_all.empty:
         return None
-    row = of_all.loc[of_all["LGD"].idxmin()]
-    extra = row["LGD"] - row["baseline"]
-    return float(1 - extra / (row["FGFI"] - row["baseline"] + row["FGFI's teacher in training"]))
+    row = of_all.loc[of_all[LGD].idxmin()]
+    extra = row[LGD] - row[BASELINE]
+    return float(1 - extra / (row[FGFI] - row[BASELINE] + row[TEACHER]))
 
 
 def sessions(results: Path) -> list[Path]:

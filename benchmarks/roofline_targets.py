@@ -17,10 +17,8 @@ from analysis.render import pipe_table
 from benchmarks import roofline, speed_table
 from benchmarks.gpu_results import sessions
 from benchmarks.options import read_results
+from benchmarks.speed import BASELINE, FGFI, LGD, TEACHER
 from lgd.errors import InputError
-
-BASELINE, LGD, FGFI, TEACHER = "baseline", "LGD", "FGFI", "FGFI's teacher in training"
-"""Arms of speed.py."""
 
 COUNTS = {BASELINE: "baseline", LGD: "lgd", FGFI: "fgfi", TEACHER: "fgfi-teacher"}
 """By arm: its count is ``roofline_COUNT_SETTING_HARDWARE_DATE.csv``."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,18 @@ DESCRIPTION = "Compare the speed of a training step with that of a naive impleme
 
 ALL = "all"
 """Value of ``--changes`` without one."""
+
+BASELINE, LGD, FGFI, TEACHER = "baseline", "LGD", "FGFI", "FGFI's teacher in training"
+ARMS = (BASELINE, LGD, FGFI, TEACHER)
+"""What is timed on a GPU."""
+
+NAIVE_ARMS = (BASELINE, LGD)
+"""Those of them that there is a naive implementation of."""
+
+PRECISIONS = ("fp32", "bf16")
+
+FAST = {"memory_format": "channels_last"}
+"""Settings of our forms besides the precision."""
 
 INDUCTOR = "inductor"
 """Value of ``--compile`` without one: torch.compile's own default."""
@@ -92,7 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
     add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
     add("--compile", nargs="?", const=INDUCTOR, default="", metavar="BACKEND",
-        help="instead, on a GPU: the fastest form, and the same with compile=true (default: inductor)")  # fmt: skip
+        help="instead, on a GPU: our forms, and the same with compile=true (default: inductor)")  # fmt: skip
+    add("--arms", default=",".join(ARMS), metavar="A,B", help="of a GPU's step: only these (default: all four)")
     add("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/speed_...csv)")
     add("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier measurement and do no more")
 
@@ -130,7 +144,7 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
         named = () if options.changes == ALL else options.changes.split(",")
         return changes(experiment, named, on_gpu=on_gpu)
     if options.forms or on_gpu:
-        return forms(experiment, compiler=options.compile)
+        return forms(experiment, compiler=options.compile, named=options.arms.split(","))
     return arms(experiment)
 
 
@@ -165,34 +179,40 @@ def changes(experiment: Experiment, names: Sequence[str] = (), *, on_gpu: bool =
     ]
 
 
-def forms(experiment: Experiment, *, compiler: str = "") -> list[Row]:
-    """Forms of one detector's step on a GPU: of the detector alone, with LGD and with FGFI.
+def forms(experiment: Experiment, *, compiler: str = "", named: Sequence[str] = ARMS) -> list[Row]:
+    """Forms of one detector's step on a GPU: of the detector alone, with LGD, with FGFI, and of FGFI's teacher.
 
-    compiler: instead, of the detector alone and with LGD, the fastest form of these and the same with compile=true and
-    this backend: compiling takes minutes, which may be more than there are.
+    named: which of ARMS. compiler: instead, our form in each precision, and the same with compile=true and this
+    backend. Raises InputError for an unknown arm.
     """
-    fast = {"precision": "bf16", "memory_format": "channels_last"}
+    for name in named:
+        if name not in ARMS:
+            raise InputError(f"--arms {name}: choose from {', '.join(ARMS)}")
     found = []
-    for arm, method in (("baseline", "baseline"), ("LGD", "lgd")):
-        one = experiment.override({"method.name": method})
+    for arm in named:
+        of_arm = partial(_of_arm, experiment, arm)
+        ours = [(f"{OURS} {x}", {**FAST, "precision": x}) for x in PRECISIONS]
         if compiler:
-            found.append(Row(arm, f"{OURS} bf16", one.override(fast)))
-            compiled = one.override({**fast, "compile": True})
-            found.append(Row(arm, f"{OURS} bf16 compiled", compiled, compiler=compiler))
+            for side, settings in ours:
+                found.append(Row(arm, side, of_arm(settings)))
+                compiled = of_arm({**settings, "compile": True})
+                found.append(Row(arm, f"{side} compiled", compiled, compiler=compiler))
             continue
-        default = one.override({"precision": "fp32", "memory_format": "contiguous"})
-        found += [
-            Row(arm, f"{NAIVE} fp32", default, OPTIMIZATIONS),
-            Row(arm, f"{NAIVE} bf16 channels_last", one.override(fast), OPTIMIZATIONS),
-            Row(arm, f"{OURS} fp32", one.override({**fast, "precision": "fp32"})),
-            Row(arm, f"{OURS} bf16", one.override(fast)),
-        ]
-    for precision in () if compiler else ("fp32", "bf16"):
-        fgfi = experiment.override({"method.name": "fgfi", **fast, "precision": precision})
-        assert fgfi.teacher is not None
-        side = f"{OURS} {precision}"
-        found += [Row("FGFI", side, fgfi), Row("FGFI's teacher in training", side, fgfi.teacher)]
+        if arm in NAIVE_ARMS:
+            default = of_arm({"precision": "fp32", "memory_format": "contiguous"})
+            found.append(Row(arm, f"{NAIVE} fp32", default, OPTIMIZATIONS))
+            found.append(Row(arm, f"{NAIVE} bf16 channels_last", of_arm({**FAST, "precision": "bf16"}), OPTIMIZATIONS))
+        found += [Row(arm, side, of_arm(settings)) for side, settings in ours]
     return found
+
+
+def _of_arm(experiment: Experiment, arm: str, settings: Mapping[str, Any]) -> Experiment:
+    """The training of one of ARMS."""
+    if arm in NAIVE_ARMS:
+        return experiment.override({"method.name": arm.lower(), **settings})
+    fgfi = experiment.override({"method.name": "fgfi", **settings})
+    assert fgfi.teacher is not None
+    return fgfi if arm == FGFI else fgfi.teacher
 
 
 def measure(rows: Sequence[Row], images: SyntheticImages, rounds: int, warmup: int, steps: int) -> pd.DataFrame:

@@ -49,9 +49,11 @@ def test_the_whole_plan_runs(
     assert list(frame["measurement"]) == [x.name for x in planned]
     assert set(frame["device"]) == {"cpu"}
     assert (frame["figures"].str.len() > 0).all()
-    for name in ("speed-retinanet-compiled", "speed-faster-rcnn-compiled"):
-        speeds = pd.read_csv(tmp_path / name / "speed.csv")
-        assert set(speeds.loc[speeds["side"] == "ours bf16 compiled", "arm"]) == {"baseline", "LGD"}
+    for name in (f"speed-{detector}-compiled" for detector in ("retinanet", "faster-rcnn")):
+        for arm in ("LGD", "FGFI"):
+            speeds = pd.read_csv(tmp_path / f"{name}-{arm.lower()}" / "speed.csv")
+            assert set(speeds["arm"]) == {arm}
+            assert set(speeds["side"]) == {f"ours {x}{y}" for x in ("fp32", "bf16") for y in ("", " compiled")}
     page = (tmp_path / "session.md").read_text()
     assert "no number of it means anything" in page
     assert "target" not in page

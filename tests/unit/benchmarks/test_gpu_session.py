@@ -189,11 +189,11 @@ def test_targets_are_of_the_fastest_form(tmp_path: Path) -> None:
             ("FGFI's teacher in training", "ours bf16", 200, 30000),
         ],
     )
-    _speeds(tmp_path / "speed-retinanet-compiled", [("LGD", "ours bf16 compiled", 190, 24 * 1024)])
+    _speeds(tmp_path / "speed-retinanet-compiled-lgd", [("LGD", "ours bf16 compiled", 190, 24 * 1024)])
     assert targets(tmp_path)[0][1:] == ["190", "yes"]
     # FGFI was not compiled: what LGD saves is of the forms that both have.
     assert targets(tmp_path)[3][1:] == ["0.8", "yes"]
-    (tmp_path / "speed-retinanet-compiled" / "speed.csv").unlink()
+    (tmp_path / "speed-retinanet-compiled-lgd" / "speed.csv").unlink()
     speed = tmp_path / "speed-retinanet" / "speed.csv"
     sound = speed.read_text()
     pd.read_csv(speed).assign(loss_difference=[0, 2.1e5, 0, 0, 0, 0]).to_csv(speed, index=False)

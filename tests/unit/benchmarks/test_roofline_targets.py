@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import gpu_results, roofline, speed_table
 from benchmarks.performance_page import RESULTS
-from benchmarks.roofline_targets import BASELINE, COUNTS, FGFI, LGD, SETTING, TEACHER, allowed, markdown, shares
+from benchmarks.roofline_targets import COUNTS, SETTING, allowed, markdown, shares
+from benchmarks.speed import BASELINE, FGFI, LGD, TEACHER
 from lgd.errors import InputError
 
 TIMES = {BASELINE: 100.0, LGD: 150.0, FGFI: 140.0, TEACHER: 160.0}

@@ -43,11 +43,16 @@ def test_the_forms_of_a_gpus_step() -> None:
     assert not any(row.experiment.compile for row in rows)
     assert {row.experiment.method.name for row in rows if row.arm == "FGFI"} == {"fgfi"}
     compiled = forms(PAPER, compiler="eager")
-    assert [(row.arm, row.experiment.compile, row.compiler) for row in compiled] == [
-        *(("baseline", False, ""), ("baseline", True, "eager")),
-        *(("LGD", False, ""), ("LGD", True, "eager")),
+    assert [(row.arm, row.side, row.experiment.compile, row.compiler) for row in compiled] == [
+        (arm, f"ours {precision}{' compiled' if there else ''}", there, "eager" if there else "")
+        for arm in ("baseline", "LGD", "FGFI", "FGFI's teacher in training")
+        for precision in ("fp32", "bf16")
+        for there in (False, True)
     ]
-    assert {row.side for row in compiled} - {row.side for row in rows} == {"ours bf16 compiled"}
+    assert all(row.experiment.precision in row.side for row in compiled)
+    assert [row.arm for row in forms(PAPER, compiler="eager", named=["FGFI"])] == ["FGFI"] * 4
+    with pytest.raises(InputError, match="--arms PKD: choose from baseline, LGD"):
+        forms(PAPER, named=["PKD"])
     teachers = [row for row in rows if "teacher" in row.arm]
     assert {row.experiment.detector.backbone.name for row in teachers} == {"resnet101"}
     for arm in ("FGFI", "FGFI's teacher in training"):
