@@ -133,6 +133,11 @@ class _Scoring(NamedTuple):
         return score(self.dataset, detections, masks=self.masks, scorer=self.evaluation.scorer)
 
 
+def images_at_once(settings: Data) -> int:
+    """How many images are detected on at once, at most."""
+    return max(1, min(MOST_IMAGES, BATCH_PIXELS // (settings.test_size * settings.max_size)))
+
+
 def _detect(
     model: nn.Module, dataset: DataSet, settings: Data, after_image: Callable[[], None], *, teacher: bool
 ) -> list[_Detected]:
@@ -144,7 +149,7 @@ def _detect(
         workers=settings.workers,
         with_labels=teacher,
         cuda=any(x.is_cuda for x in model.parameters()),
-        batch_size=max(1, min(MOST_IMAGES, BATCH_PIXELS // (settings.test_size * settings.max_size))),
+        batch_size=images_at_once(settings),
     )
     categories = dataset.layout.category_ids
     last, student, meters = _CocoDetections(categories, after_image), _CocoDetections(categories), TeacherMeters()

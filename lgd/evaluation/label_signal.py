@@ -11,7 +11,7 @@ import torch
 from lgd.config.experiment import Data
 from lgd.data.dataset import DataSet
 from lgd.data.loaders import val_loader
-from lgd.evaluation.evaluate import measured_values
+from lgd.evaluation.evaluate import images_at_once, measured_values
 from lgd.methods.distiller import Distiller
 from lgd.methods.label_guided.label_use import measure_label_use
 
@@ -29,7 +29,7 @@ def signal_images(dataset: DataSet, settings: Data) -> list[Batch]:
         max_size=settings.max_size,
         workers=0,
         with_labels=True,
-        batch_size=IMAGES,
+        batch_size=images_at_once(settings),
     )
     found: list[Batch] = []
     for batch in loader:
