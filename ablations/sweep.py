@@ -122,9 +122,9 @@ def _cause(error: KeyboardInterrupt | OSError, directory: Path) -> tuple[str, in
 
 def _disk_full(error: BaseException, directory: Path) -> DiskFullError | None:
     """The error as what it is where a full disk caused it."""
-    if isinstance(error, OSError) and not isinstance(error, DiskFullError):
-        return DiskFullError.of(error, directory)
-    return error if isinstance(error, DiskFullError) else None
+    if isinstance(error, DiskFullError):
+        return error
+    return DiskFullError.of(error, directory) if isinstance(error, OSError) else None
 
 
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:

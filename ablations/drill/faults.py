@@ -65,14 +65,14 @@ class Signal(Fault):
 
 
 class SignalTwice(Signal):
-    """The same twice, at any of the points: in each repeat another."""
+    """The same twice, at a random one of the points."""
 
     times = 2
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number, "step")
         self.name = f"{NAMES[number]}-twice"
-        self.summary = f"{number.name} twice to the command while a trial is at any of these points"
+        self.summary = f"{number.name} twice to the command while a trial is at a random one of these points"
 
     def inject(self, drill: Drill) -> None:
         self.send(drill, drill.at(*drill.rng.choice(list(PLACES))))
@@ -181,8 +181,8 @@ class NotANumber(Fault):
         # What diverged would diverge again, so it counts as trained.
         drill.check_message(again, [1], r", 0 to run")
         with drill.place.files() as output:
-            (output / "trials" / moment.trial / FILE).unlink()
-        for path in (drill.place.control / "spent").glob(f"{moment.trial}@*"):
+            (output / "trials" / moment.where / FILE).unlink()
+        for path in (drill.place.control / "spent").glob(f"{moment.where}@*"):
             # Its cost went with the record.
             path.unlink()
         drill.go_on()

@@ -32,7 +32,7 @@ SITECUSTOMIZE = "from ablations.drill import hooks\n\nhooks.install()\n"
 Point = Literal["set-up", "step", "evaluation", "checkpoint", "record", "write"]
 """``set-up``: before model and data are built; ``step``: between the backward pass and the optimiser's step;
 ``evaluation``: after an image; ``checkpoint``: it is written under its temporary name; ``record``: before it is
-written; ``write``: before a file of the name in ``Moment.trial`` is, by any process."""
+written; ``write``: before a file is written, by any process."""
 
 Act = Literal["wait", "nan", "hold memory"]
 
@@ -49,22 +49,22 @@ TICK_S = 0.02
 
 @dataclass(frozen=True)
 class Moment:
-    """When a fault comes: in ``trial`` (a directory's name), at ``point``, of ``step`` (0: the first time).
+    """When a fault comes: at ``point``, of ``step`` (0: the first time), in ``where``.
 
-    At ``write``, ``trial`` is the name of a file.
+    where: the name of a trial's directory, at ``write`` that of the file.
 
     act: what the process does then. ``wait``: tell the drill, and wait until it has acted. ``nan``: a weight becomes
     NaN. ``hold memory``: allocate ``amount`` bytes, piece by piece, and keep them until the drill has acted.
     """
 
     point: Point
-    trial: str
+    where: str
     step: int = 0
     act: Act = "wait"
     amount: int = 0
 
     def __str__(self) -> str:
-        return f"{self.trial}, {self.point}{f' {self.step}' if self.step else ''}"
+        return f"{self.where}, {self.point}{f' {self.step}' if self.step else ''}"
 
     def write(self, control: Path) -> None:
         (control / MOMENT).write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -208,11 +208,11 @@ def _moment(control: Path) -> Moment | None:
         return None
 
 
-def _reach(point: Point, trial: str, step: int) -> Act | None:
+def _reach(point: Point, where: str, step: int) -> Act | None:
     """This process is at ``point``. Where that is the fault's moment, and the first time, act; what was done."""
     control = _control()
     moment = _moment(control)
-    if moment is None or (point, trial) != (moment.point, moment.trial) or moment.step not in (0, step):
+    if moment is None or (point, where) != (moment.point, moment.where) or moment.step not in (0, step):
         return None
     own = control / f"reached-{os.getpid()}"
     own.write_text(json.dumps({"pid": os.getpid(), "step": step}), encoding="utf-8")
