@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from analysis.load import by_seed, cost_seconds
 from analysis.stats import Difference, Ratio, paired_difference, paired_ratio
@@ -19,6 +20,12 @@ def hardware_of(record: Record) -> tuple[str, ...]:
         # "8 x NAME, MEMORY": how many a node has does not change what one of them takes.
         return (gpu.partition(" x ")[2] or gpu,)
     return record.hardware.get("cpu", ""), record.hardware.get("cores", "")
+
+
+def on_commonest_hardware(records: Sequence[Record]) -> list[Record]:
+    """The records trained on the hardware that most of them were trained on: their seconds compare."""
+    commonest = Counter(map(hardware_of, records)).most_common(1)
+    return [x for x in records if commonest and hardware_of(x) == commonest[0][0]]
 
 
 def on_like_hardware(runs: Runs, others: Runs) -> tuple[dict[int, Record], dict[int, Record]]:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.costs import cost_ratio
+from analysis.costs import cost_ratio, on_commonest_hardware
 from analysis.frame import row_dicts
 from analysis.frontier import any_pretraining, frontier, hours_name, on_gpu
 from analysis.grid_runs import reference_of
@@ -25,6 +25,7 @@ from analysis.plots.style import (
     Layout,
     label_rows,
     new_figure,
+    set_few_xticks,
     set_title,
     set_xlabel,
     shorten,
@@ -73,6 +74,7 @@ def pareto(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     )  # fmt: skip
     teachers = ", a teacher's pre-training included" if any_pretraining(runs) else ""
     set_xlabel(axes, f"{hours_name(frame['device'])}{teachers}", layout)
+    set_few_xticks(axes)
     axes.set_ylabel("COCO box AP (%)")
     axes.set_xlim(0, 1.08 * float(frame["gpu_hours"].max()) or 1.0)
     axes.grid(color="0.92", linewidth=0.8)
@@ -95,9 +97,10 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Device-hours of each arm's training: a teacher's pre-training, the baseline's own, and what the method adds.
 
     The number beside a bar is the cost of the table of arms: training device-seconds over the reference's, by seed.
+    Of the trainings on the hardware that most ran on: hours of different hardware do not compare.
     """
-    records = [run.record for run in runs]
-    references = {arm_of(r): reference_of(r) for r in records if r.status == "finished"}
+    records = on_commonest_hardware([run.record for run in runs if run.record.status == "finished"])
+    references = {arm_of(r): reference_of(r) for r in records}
     runs_of = {arm: finished(of_arm, arm) for arm, of_arm in by_arm(records).items() if arm in references}
     seconds = {arm: by_seed(of_arm, training_device_seconds) for arm, of_arm in runs_of.items()}
     rows = [arm for arm, of in references.items() if seconds[arm] and seconds.get(of)]
@@ -129,5 +132,6 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     hours = hours_name("GPU" if on_gpu(r) else "CPU" for r in records)
     set_xlabel(axes, f"{hours} of training, mean over seeds (beside the bar: ratio to the baseline)", layout)
+    set_few_xticks(axes)
     set_title(figure, "What a training costs", runs, layout)
     return figure

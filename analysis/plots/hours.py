@@ -9,9 +9,21 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from analysis.across import PROFILE, methods, profile
-from analysis.frontier import hours_name, on_gpu
+from analysis.costs import on_commonest_hardware
+from analysis.frontier import any_pretraining, hours_name, on_gpu
 from analysis.load import Run, arm_of
-from analysis.plots.style import BLACK, COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
+from analysis.plots.style import (
+    BLACK,
+    COLOURS,
+    MARKERS,
+    WIDE,
+    Layout,
+    new_figure,
+    set_few_xticks,
+    set_title,
+    set_xlabel,
+    shorten,
+)
 from analysis.stats import CONFIDENCE
 from analysis.time_to_target import Points, points
 from lgd.results.record import Record
@@ -21,11 +33,14 @@ MOST_ARMS = 6
 
 
 def ap_against_hours(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
-    """AP while training against the device-hours until then, a frozen teacher's included, means over the seeds."""
+    """AP while training against the device-hours until then, a frozen teacher's included, means over the seeds.
+
+    Of the trainings on the hardware that most ran on: hours of different hardware do not compare.
+    """
+    records = [run.record for run in runs if run.record.status == "finished" and len(points(run.record)) > 1]
     found: dict[str, list[Record]] = defaultdict(list)
-    for record in (run.record for run in runs):
-        if record.status == "finished" and len(points(record)) > 1:
-            found[arm_of(record)].append(record)
+    for record in on_commonest_hardware(records):
+        found[arm_of(record)].append(record)
     if len(found) < 2:
         return None
     figure = new_figure(layout.width, 3.8)
@@ -33,13 +48,16 @@ def ap_against_hours(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
     for i, (arm, records) in enumerate(list(found.items())[:MOST_ARMS]):
         hours, aps = zip(*mean_points([points(x) for x in records]), strict=True)
         axes.plot(hours, aps, color=COLOURS[i], marker=MARKERS[i], markersize=4, label=shorten(arm, 40))
-    devices = {"GPU" if on_gpu(x) else "CPU" for records in found.values() for x in records}
-    set_xlabel(axes, f"{hours_name(devices)} of training, a teacher's pre-training included", layout)
+    devices = {"GPU" if on_gpu(x) else "CPU" for of_arm in found.values() for x in of_arm}
+    teachers = ", a teacher's pre-training included" if any_pretraining(runs) else ""
+    set_xlabel(axes, f"{hours_name(devices)} of training{teachers}", layout)
     axes.set_xlim(left=0)
+    set_few_xticks(axes)
     axes.set_ylabel("COCO box AP (%)")
     axes.grid(color="0.92", linewidth=0.8)
     figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=min(layout.columns, 2))
-    left = f", {len(found) - MOST_ARMS} more arms left out" if len(found) > MOST_ARMS else ""
+    left_out = len({arm_of(x) for x in records}) - min(len(found), MOST_ARMS)
+    left = f", {left_out} more arms left out" if left_out else ""
     set_title(figure, f"AP for the time spent, means over seeds{left}", runs, layout)
     return figure
 

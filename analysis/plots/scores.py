@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -70,10 +70,12 @@ def curves(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     for record in (run.record for run in runs):
         if record.status == "finished" and len(record.evaluations) > 1:
             found[arm_of(record)].append(record)
-    # Those with a teacher and what they are compared with say most.
-    order = sorted(found, key=lambda arm: not any(x.teacher for r in found[arm] for x in r.evaluations))[:MOST_CURVES]
     if not found:
         return None
+    # What the others are compared with and those with a teacher say most.
+    reference, _ = Counter(reference_of(of_arm[0]) for of_arm in found.values()).most_common(1)[0]
+    without_teacher = {arm for arm in found if not any(x.teacher for r in found[arm] for x in r.evaluations)}
+    order = sorted(found, key=lambda arm: (arm != reference, arm in without_teacher))[:MOST_CURVES]
     figure = new_figure(layout.width, 3.8)
     axes = figure.subplots()
     for i, arm in enumerate(order):

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Run, is_reproduction
 from lgd.files import atomic_write
@@ -125,6 +126,11 @@ def set_title(figure: Figure, text: str, runs: Sequence[Run], layout: Layout) ->
     """At the left edge, with a caveat where the runs are not of the paper's setting."""
     width = 95 if layout == WIDE else 52
     figure.suptitle("\n".join(textwrap.wrap(text + not_a_reproduction(runs), width)), fontsize=9, x=0.01, ha="left")
+
+
+def set_few_xticks(axes: Axes) -> None:
+    """For hours: those of a short training have five decimals, and more ticks would touch at a phone's width."""
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def set_xlabel(axes: Axes, text: str, layout: Layout) -> None:

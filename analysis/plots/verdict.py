@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.costs import cost_ratio
+from analysis.frontier import any_pretraining
 from analysis.grid_runs import reference_of
 from analysis.load import Run, by_arm, by_seed, finished, score
 from analysis.plots.style import (
@@ -75,7 +76,8 @@ def gain_against_cost(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | No
         fontsize=7.5, linespacing=1.35,
     )  # fmt: skip
     axes.set_xlim(min(0.9, *(0.95 * x.cost for x in found)), 1.08 * max(1.05, *(x.cost for x in found)))
-    set_xlabel(axes, "training cost over the baseline's, a teacher's pre-training included", layout)
+    teachers = ", a teacher's pre-training included" if any_pretraining(runs) else ""
+    set_xlabel(axes, f"training cost over the baseline's{teachers}", layout)
     axes.set_ylabel("gain in AP, points")
     axes.grid(color="0.92", linewidth=0.8)
     set_title(figure, f"Gain against cost ({CONFIDENCE:.0%} t intervals over paired seeds)", runs, layout)

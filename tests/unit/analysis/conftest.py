@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def _beyond_limits(axes: Any) -> list[Any]:
     low, high = sorted(axes.get_ylim())
     ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     return [label for place, label in ticks if not low <= place <= high]
+
+
+def assert_ticks_apart(figure: Any) -> None:
+    """No number below an axis touches the next one."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        beyond = set(_beyond_limits(axes))
+        shown = [x for x in axes.get_xticklabels() if x.get_text() and x not in beyond]
+        boxes = sorted((x.get_window_extent(canvas.get_renderer()) for x in shown), key=lambda x: x.x0)
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes)), [x.get_text() for x in shown]
 
 
 def assert_texts_inside(figure: Any) -> None:

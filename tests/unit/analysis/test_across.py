@@ -25,12 +25,12 @@ from analysis.across import (
 from analysis.load import Run
 from analysis.paper_tables import build
 from analysis.plots.hours import ap_against_hours, performance_profile
-from analysis.plots.style import STYLE
+from analysis.plots.style import NARROW, STYLE
 from analysis.time_to_target import hours_until, points, time_to_target
 from lgd.errors import InputError
 from lgd.results.record import EvaluationPoint, Pretraining, Record
 
-from .conftest import MakeRecord
+from .conftest import MakeRecord, assert_ticks_apart
 
 
 def test_the_statistics_are_the_ones_they_are_called() -> None:
@@ -170,6 +170,25 @@ def test_hours_of_unlike_hardware_are_not_compared(make_record: MakeRecord) -> N
     frame = time_to_target([Run(x, Path("/r")) for x in records]).set_index("arm")
     assert frame.loc["LGD", "reached"] == 3
     assert frame.loc["LGD", "ratio"] == pytest.approx(2.0)
+
+
+def test_a_figure_of_hours_is_of_one_kind_of_hardware(make_record: MakeRecord) -> None:
+    fast = {"cpu": "Another processor", "cores": "2", "gpu": "none"}
+    records = [
+        *(_curve(make_record, arm, seed, (10.0, 30.0), 36.0) for arm in ("baseline", "LGD") for seed in range(3)),
+        *(_curve(make_record, arm, 3, (10.0, 30.0), 3.6, hardware=fast) for arm in ("baseline", "LGD", "label only")),
+    ]
+    runs = [Run(x, Path("/r")) for x in records]
+    with mpl.rc_context(STYLE):
+        figure = ap_against_hours(runs, NARROW)
+        assert ap_against_hours([*runs[:3], *runs[-2:]]) is None, "one arm on the commonest hardware"
+        assert figure is not None
+        assert_ticks_apart(figure)
+    assert {str(x.get_label()): np.asarray(x.get_xdata()).tolist() for x in figure.axes[0].lines} == {
+        "baseline": pytest.approx([0.005, 0.01]), "LGD": pytest.approx([0.005, 0.01]),
+    }  # fmt: skip
+    assert "1 more arms left out" in figure.get_suptitle().replace("\n", " ")
+    assert figure.axes[0].get_xlabel() == "CPU-hours of training"
 
 
 def test_each_seed_has_its_baselines_target(make_record: MakeRecord) -> None:

@@ -17,13 +17,13 @@ from PIL import Image
 from analysis.load import Run, load_runs
 from analysis.plots.costs import PARTS, pareto
 from analysis.plots.figures import FIGURES, draw
-from analysis.plots.scores import gains
+from analysis.plots.scores import curves, gains
 from analysis.plots.style import COLOURS, MARKERS, NARROW, STYLE, WIDE, Layout
 from lgd.config.grids import LOSS_WEIGHTS, plan
 from lgd.config.presets import NANO
-from lgd.results.record import Record, Scores
+from lgd.results.record import EvaluationPoint, Record, Scores
 
-from .conftest import MakeRecord, assert_texts_inside
+from .conftest import MakeRecord, assert_texts_inside, assert_ticks_apart
 
 
 def _texts(svg: Path) -> str:
@@ -102,6 +102,25 @@ def test_no_text_leaves_the_page(name: str, layout: Layout, real_results: Path) 
             assert name in others, "not of this grid"
             return
         assert_texts_inside(figure)
+        assert_ticks_apart(figure)
+
+
+def test_learning_curves_begin_with_what_the_others_are_compared_with(make_record: MakeRecord) -> None:
+    def watched(record: Record, teacher: bool) -> Record:
+        points = [
+            EvaluationPoint(step=step, student=record.student, teacher=record.student if teacher else None)
+            for step in (300, 600)
+        ]
+        return record.model_copy(update={"evaluations": points})
+
+    arms = ["LGD", *(f"a variant {i}" for i in range(6)), "another baseline", "baseline"]
+    runs = [Run(watched(make_record(x, 0, 20.0), "baseline" not in x), Path("/r")) for x in arms]
+    with mpl.rc_context(STYLE):
+        figure = curves(runs)
+    assert figure is not None
+    drawn = [x.get_label() for x in figure.axes[0].lines]
+    assert drawn[:3] == ["baseline", "LGD", "LGD, instructive features"]
+    assert "another baseline" not in drawn
 
 
 def test_many_arms_keep_apart(make_record: MakeRecord) -> None:
