@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from analysis.load import by_seed, cost_seconds
 from analysis.stats import Difference, Ratio, paired_difference, paired_ratio
@@ -22,10 +22,11 @@ def hardware_of(record: Record) -> tuple[str, ...]:
     return record.hardware.get("cpu", ""), record.hardware.get("cores", "")
 
 
-def on_commonest_hardware(records: Sequence[Record]) -> list[Record]:
+def on_commonest_hardware(records: Iterable[Record]) -> list[Record]:
     """The records trained on the hardware that most of them were trained on: their seconds compare."""
-    commonest = Counter(map(hardware_of, records)).most_common(1)
-    return [x for x in records if commonest and hardware_of(x) == commonest[0][0]]
+    found = list(records)
+    commonest = Counter(map(hardware_of, found)).most_common(1)
+    return [x for x in found if commonest and hardware_of(x) == commonest[0][0]]
 
 
 def on_like_hardware(runs: Runs, others: Runs) -> tuple[dict[int, Record], dict[int, Record]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.contention import contention_notes
-from analysis.costs import cost_ratio, extra_cost
+from analysis.costs import cost_ratio, extra_cost, on_commonest_hardware
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
 from analysis.load import (
@@ -68,10 +69,11 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     """AP against what it cost, a row an arm and setting, by data set, cheapest first. Columns:
 
     ``arm``, ``mark``, ``data``, ``device`` (GPU or CPU), ``seeds``, ``AP`` (percent, mean), ``gpu_hours``
-    (device-hours, mean, a teacher's pre-training whole), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
+    (device-hours, mean, a teacher's pre-training whole; of the seeds on the hardware that most of its data set's
+    trainings ran on, where there are any), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
     pairs, and ``extra_hours``, both over the arm's baseline and paired by seed; ``cost``: device-seconds of the
     training over the baseline's, as in the table of arms; ``front``: no other arm on its data set has a higher AP for
-    the same hours or less (boolean).
+    the same hours or less (boolean); False for what did not run on that hardware.
 
     An arm's baseline is its grid's reference in the same setting; where that was not trained, as after a search, the
     baseline that differs from it by the method alone. Raises InputError for data of one name that is not the same.
@@ -79,8 +81,12 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     check_data(run.record for run in runs)
     arms = _arms(runs)
     baselines = _Baselines(arms)
-    rows = [_row(arm, baselines.of(arm)) for arm in arms]
-    _mark_front(rows)
+    comparable = _comparable(x for arm in arms for x in arm.records.values())
+    rows = []
+    for arm in arms:
+        timed = {seed: x for seed, x in arm.records.items() if id(x) in comparable}
+        rows.append(_row(arm, baselines.of(arm), timed or arm.records) | {"front": bool(timed)})
+    _mark_front(row for row in rows if row["front"])
     rows.sort(key=lambda x: (x["data"], x["gpu_hours"], x["arm"], x["mark"]))
     return typed_frame(rows, COLUMNS)
 
@@ -129,6 +135,14 @@ def _rounded(override: str) -> str:
         return override
 
 
+def _comparable(records: Iterable[Record]) -> set[int]:
+    """``id`` of the records whose hours compare: of each data set those on the hardware that most ran on."""
+    by_data: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_data[data_set(record.experiment)].append(record)
+    return {id(x) for of_data in by_data.values() for x in on_commonest_hardware(of_data)}
+
+
 def _mark_front(rows: Iterable[dict[str, Any]]) -> None:
     """Set ``front`` of each row: on its data no other has its AP or more for its hours or less, one of them better."""
     best: dict[str, float] = {}
@@ -169,8 +183,9 @@ def _without_method(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"method": Method()})
 
 
-def _row(arm: _Arm, baseline: _Arm | None) -> dict[str, Any]:
-    ap, hours = by_seed(arm.records, AP), by_seed(arm.records, gpu_hours)
+def _row(arm: _Arm, baseline: _Arm | None, timed: Mapping[int, Record]) -> dict[str, Any]:
+    """``timed``: the arm's trainings whose hours are shown."""
+    ap, hours = by_seed(arm.records, AP), by_seed(timed, gpu_hours)
     theirs: Mapping[int, Record] = baseline.records if baseline else {}
     gain = paired_difference(ap, by_seed(theirs, AP))
     extra = extra_cost(arm.records, theirs, gpu_hours)
@@ -246,8 +261,16 @@ def frontier_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable
 
 def with_notes_on_hours(table: TextTable, runs: Sequence[Run]) -> TextTable:
     """A table of hours of all phases, with notes on what they hold and on the machines they were measured on."""
-    notes = [*_evaluation_note(runs), *_unknown_hours(runs), *contention_notes([run.record for run in runs])]
-    return replace(table, notes=[*table.notes, *notes])
+    notes = [*_evaluation_note(runs), *_unknown_hours(runs), *_other_hardware(runs)]
+    return replace(table, notes=[*table.notes, *notes, *contention_notes([run.record for run in runs])])
+
+
+def _other_hardware(runs: Iterable[Run]) -> list[str]:
+    """The arms whose hours are of another hardware than most of their data set's, so on no front."""
+    records = [x.record for x in runs if x.record.status == "finished" and AP(x.record) is not None]
+    comparable = _comparable(records)
+    others = {arm_of(x) for x in records} - {arm_of(x) for x in records if id(x) in comparable}
+    return [f"Trained on other hardware, so their hours do not compare: {', '.join(sorted(others))}."] if others else []
 
 
 def _unknown_hours(runs: Iterable[Run]) -> list[str]:

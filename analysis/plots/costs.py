@@ -99,7 +99,7 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     The number beside a bar is the cost of the table of arms: training device-seconds over the reference's, by seed.
     Of the trainings on the hardware that most ran on: hours of different hardware do not compare.
     """
-    records = on_commonest_hardware([run.record for run in runs if run.record.status == "finished"])
+    records = on_commonest_hardware(run.record for run in runs if run.record.status == "finished")
     references = {arm_of(r): reference_of(r) for r in records}
     runs_of = {arm: finished(of_arm, arm) for arm, of_arm in by_arm(records).items() if arm in references}
     seconds = {arm: by_seed(of_arm, training_device_seconds) for arm, of_arm in runs_of.items()}

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from analysis.frontier import frontier, frontier_text
+from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.load import Run
 from analysis.plots.costs import pareto
 from analysis.plots.style import STYLE
@@ -60,6 +60,28 @@ def test_a_searched_arm_is_compared_with_the_baseline_of_its_own_training(search
     frame = frontier([*alone, Run(longer, Path("/r"))])
     assert frame["gain"].isna().all()
     assert frame["front"].sum() == 2
+
+
+def test_hours_are_of_the_hardware_that_most_ran_on(searched: list[Run]) -> None:
+    fast = {"cpu": "Another processor", "cores": "2", "gpu": "none"}
+
+    def faster(run: Run, **changes: Any) -> Run:
+        changes |= {"hardware": fast, "device_seconds": {"training": 36.0}}
+        return Run(run.record.model_copy(update=changes), run.directory)
+
+    third = searched[0].record.experiment.override({"seed": 7})
+    others = [faster(searched[3], arm="elsewhere"), faster(searched[0], experiment=third)]
+    runs = [*searched, *others]
+    frame = frontier(runs).set_index("arm")
+    assert frame.loc["baseline", "seeds"] == 3
+    assert frame.loc["baseline", "gpu_hours"] == 1.0
+    assert not frame.loc["elsewhere", "front"], "cheap elsewhere"
+    assert frame.loc["search-good", "front"]
+    notes = with_notes_on_hours(frontier_text(frontier(runs)), runs).notes
+    assert "Trained on other hardware, so their hours do not compare: elsewhere." in notes
+    assert not any(
+        "other hardware" in x for x in with_notes_on_hours(frontier_text(frontier(searched)), searched).notes
+    )
 
 
 def test_each_data_set_has_a_front_of_its_own(searched: list[Run]) -> None:

@@ -107,9 +107,10 @@ def test_no_text_leaves_the_page(name: str, layout: Layout, real_results: Path) 
 
 def test_learning_curves_begin_with_what_the_others_are_compared_with(make_record: MakeRecord) -> None:
     def watched(record: Record, teacher: bool) -> Record:
+        scores = record.student
+        assert scores is not None
         points = [
-            EvaluationPoint(step=step, student=record.student, teacher=record.student if teacher else None)
-            for step in (300, 600)
+            EvaluationPoint(step=step, student=scores, teacher=scores if teacher else None) for step in (300, 600)
         ]
         return record.model_copy(update={"evaluations": points})
 
