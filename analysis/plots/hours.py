@@ -19,6 +19,7 @@ from analysis.plots.style import (
     WIDE,
     Layout,
     new_figure,
+    others_left_out,
     set_few_xticks,
     set_title,
     set_xlabel,
@@ -45,10 +46,10 @@ def ap_against_hours(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
         return None
     figure = new_figure(layout.width, 3.8)
     axes = figure.subplots()
-    for i, (arm, records) in enumerate(list(found.items())[:MOST_ARMS]):
-        hours, aps = zip(*mean_points([points(x) for x in records]), strict=True)
+    for i, (arm, of_arm) in enumerate(list(found.items())[:MOST_ARMS]):
+        hours, aps = zip(*mean_points([points(x) for x in of_arm]), strict=True)
         axes.plot(hours, aps, color=COLOURS[i], marker=MARKERS[i], markersize=4, label=shorten(arm, 40))
-    devices = {"GPU" if on_gpu(x) else "CPU" for of_arm in found.values() for x in of_arm}
+    devices = {"GPU" if on_gpu(x) else "CPU" for shown in found.values() for x in shown}
     teachers = ", a teacher's pre-training included" if any_pretraining(runs) else ""
     set_xlabel(axes, f"{hours_name(devices)} of training{teachers}", layout)
     axes.set_xlim(left=0)
@@ -56,9 +57,8 @@ def ap_against_hours(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | Non
     axes.set_ylabel("COCO box AP (%)")
     axes.grid(color="0.92", linewidth=0.8)
     figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=min(layout.columns, 2))
-    left_out = len({arm_of(x) for x in records}) - min(len(found), MOST_ARMS)
-    left = f", {left_out} more arms left out" if left_out else ""
-    set_title(figure, f"AP for the time spent, means over seeds{left}", runs, layout)
+    left_out = others_left_out(len({arm_of(x) for x in records}) - min(len(found), MOST_ARMS))
+    set_title(figure, f"AP for the time spent, means over seeds{left_out}", runs, layout)
     return figure
 
 

@@ -22,6 +22,7 @@ from analysis.plots.style import (
     interval_bar,
     label_rows,
     new_figure,
+    others_left_out,
     rows_height,
     set_title,
     set_xlabel,
@@ -96,8 +97,8 @@ def curves(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     axes.set_ylabel("COCO box AP (%)")
     axes.grid(color="0.92", linewidth=0.8)
     figure.legend(loc="outside lower left", frameon=False, fontsize=7.5, ncols=min(layout.columns, 2))
-    left = f", {len(found) - len(order)} more arms left out" if len(found) > len(order) else ""
-    set_title(figure, f"Learning curves, means over seeds{left}", runs, layout)
+    left_out = others_left_out(len(found) - len(order))
+    set_title(figure, f"Learning curves, means over seeds{left_out}", runs, layout)
     return figure
 
 

@@ -122,6 +122,11 @@ def shorten(text: str, width: int) -> str:
     return (textwrap.shorten(text, width - len(mark), placeholder="…") or "(no name)") + mark
 
 
+def others_left_out(count: int) -> str:
+    """Ends the title of a figure that has no room for ``count`` arms."""
+    return f", {count} more arm{'s' if count > 1 else ''} left out" if count else ""
+
+
 def set_title(figure: Figure, text: str, runs: Sequence[Run], layout: Layout) -> None:
     """At the left edge, with a caveat where the runs are not of the paper's setting."""
     width = 95 if layout == WIDE else 52

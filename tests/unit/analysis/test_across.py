@@ -187,7 +187,7 @@ def test_a_figure_of_hours_is_of_one_kind_of_hardware(make_record: MakeRecord) -
     assert {str(x.get_label()): np.asarray(x.get_xdata()).tolist() for x in figure.axes[0].lines} == {
         "baseline": pytest.approx([0.005, 0.01]), "LGD": pytest.approx([0.005, 0.01]),
     }  # fmt: skip
-    assert "1 more arms left out" in figure.get_suptitle().replace("\n", " ")
+    assert "means over seeds, 1 more arm left out" in figure.get_suptitle().replace("\n", " ")
     assert figure.axes[0].get_xlabel() == "CPU-hours of training"
 
 
