@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from ablations.disk_and_memory import check_disk, check_memory
 from ablations.display import say
-from ablations.needs import check_disk, check_memory
 from ablations.plan import Sweep
 from lgd.config.grids import Trial
 from lgd.errors import InputError
@@ -69,20 +69,21 @@ class Problems:
 
 @dataclass
 class Checked:
-    """The result of the checks before a sweep runs.
-
-    missing: the trials without a record. problems: what is in the way. fingerprints: by arm, of what it trains.
-    downloads: a line for every file of weights that is not on this machine yet. memory: a note on what steps take.
-    detectors: a line for every detector from elsewhere, on what was found by looking at it.
-    """
+    """The result of the checks before a sweep runs."""
 
     missing: list[Trial]
+    """The trials without a record."""
     search: Search | None
     problems: Problems
+    """What is in the way."""
     fingerprints: dict[str, str] = field(default_factory=dict)
+    """By arm, of what it trains."""
     downloads: list[str] = field(default_factory=list)
+    """A line for every file of weights that is not on this machine yet."""
     memory: str = ""
+    """A note on what steps take."""
     detectors: list[str] = field(default_factory=list)
+    """A line for every detector from elsewhere, on what was found by looking at it."""
 
     @property
     def planned(self) -> list[Trial]:

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ablations.damaged import read
 from ablations.plan import search_base
 from ablations.search_space import OBJECTIVES, objectives, suggest
-from ablations.study_place import StudyAwayError
+from ablations.study_place import StudyUnreachableError
 from ablations.study_storage import (
     OWNER,
     SETTINGS,
@@ -61,21 +61,23 @@ OWNER_FILE = "study.owner"
 
 @dataclass(frozen=True)
 class Search:
-    """A search around ``base``, an LGD experiment; its study and trials lie in ``output``.
-
-    samples: trials, all commands together. objectives: names of OBJECTIVES; with two, the outcome is a Pareto front.
-    early_stop: end trials that fall behind in AP (ASHA, Li et al., MLSys 2020). seed: of Optuna's sampler. place, name:
-    of the study, where it lies elsewhere: other drivers, with results directories of their own, may be at work on it.
-    """
+    """A search around ``base``, an LGD experiment; its study and trials lie in ``output``."""
 
     base: Experiment
     output: Path
     samples: int = 20
+    """Trials, all commands together."""
     objectives: tuple[str, ...] = ("AP",)
+    """Names of OBJECTIVES; with two, the outcome is a Pareto front."""
     early_stop: bool = False
+    """End trials that fall behind in AP (ASHA, Li et al., MLSys 2020)."""
     seed: int = 0
+    """Of Optuna's sampler."""
     place: str = ""
+    """Of the study, where it lies elsewhere: other drivers, with results directories of their own, may be at work on
+    it."""
     name: str = STUDY
+    """Of the study."""
 
     @contextlib.contextmanager
     def opened(
@@ -85,7 +87,7 @@ class Search:
 
         What an interrupted search left half done is proposed again first, and goes on from its checkpoint. base: the
         base experiment as it travels to a worker. stopped: whether the sweep is to stop; then a study elsewhere that
-        does not answer is waited for no longer. Raises StudyAwayError in the end where it did not answer.
+        does not answer is waited for no longer. Raises StudyUnreachableError in the end where it did not answer.
         """
         from ablations.proposals import searcher_class
 
@@ -115,7 +117,7 @@ class Search:
                 )
             yield searcher, self._scheduler(), left
         if shared and shared.away:
-            raise StudyAwayError(shared.away)
+            raise StudyUnreachableError(shared.away)
         self._settle(study, names, stopped, last=True)
 
     def _scheduler(self) -> TrialScheduler | None:

@@ -29,15 +29,14 @@ MOST_TRIALS = 10_000
 
 @dataclass
 class Sweep:
-    """A sweep, its results directory, and its trials: those of the arms whose steps are known by now.
-
-    damaged: a line for every trial that is left out because its record cannot be read.
-    """
+    """A sweep, its results directory, and its trials."""
 
     spec: SweepSpec
     directory: Path
     trials: list[Trial]
+    """Those of the arms whose steps are known by now."""
     damaged: list[str] = field(default_factory=list)
+    """A line for every trial that is left out because its record cannot be read."""
 
     @property
     def grid(self) -> Grid:

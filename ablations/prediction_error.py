@@ -47,15 +47,14 @@ ARMS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Device-seconds of one sweep: predicted before it, predicted after it, recorded, and predicted from its records.
-
-    from_records: the prediction from what the sweep's own trainings took, which shows an error of the arithmetic alone.
-    """
+    """Device-seconds of one sweep: predicted before it, predicted after it, recorded, and predicted from its
+    records."""
 
     before: float
     after: float
     recorded: float
     from_records: float
+    """The prediction from what the sweep's own trainings took, which shows an error of the arithmetic alone."""
 
     @property
     def is_steady(self) -> bool:

@@ -20,7 +20,7 @@ from ablations.begun_trials import last_checkpoint
 from ablations.ray_log import RAY_LOG, ray_log
 from ablations.ray_trial import TEACHER, config_of, run_trial
 from ablations.remote_output import try_to_publish
-from ablations.study_place import StudyAwayError
+from ablations.study_place import StudyUnreachableError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
 from ablations.tune_patches import last_error, lost_workers_fail_alone
@@ -72,12 +72,14 @@ lost)."""
 
 @dataclass
 class Outcome:
-    """How a sweep ended. ended: names of the trials that have a record now. why: "" when all was run. spent:
-    device-seconds."""
+    """How a sweep ended."""
 
     ended: set[str] = field(default_factory=set)
+    """Names of the trials that have a record now."""
     why: str = ""
+    """\"" when all was run."""
     spent: float = 0.0
+    """Device-seconds."""
 
 
 def run_sweep(
@@ -140,7 +142,7 @@ def _run_sweep(
                     _fit(algorithm, left, output, resources, callback, callbacks, scheduler)
                     if not outcome.why and not callback.all_ended():
                         raise KeyboardInterrupt
-        except StudyAwayError as error:
+        except StudyUnreachableError as error:
             outcome.why = outcome.why or str(error)
     (output / STOP_FILE).unlink(missing_ok=True)
     return outcome

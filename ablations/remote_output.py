@@ -44,11 +44,12 @@ def at_work(directory: Path, console: Console) -> Iterator[None]:
 
 
 class Place(NamedTuple):
-    """Where a trial trains on this machine. stopped: whether the sweep is to stop."""
+    """Where a trial trains on this machine."""
 
     directory: Path
     teachers: Path
     stopped: Callable[[], bool]
+    """Whether the sweep is to stop."""
 
 
 @contextlib.contextmanager

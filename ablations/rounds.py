@@ -29,10 +29,12 @@ would train many more: a clear difference is often told by fewer."""
 
 
 class Next(NamedTuple):
-    """sweep: with the trials to come; None where there is nothing to come. why: the budget that is in the way."""
+    """The next round of a sweep."""
 
     sweep: Sweep | None
+    """With the trials to come; None where there is nothing to come."""
     why: str = ""
+    """The budget that is in the way."""
 
 
 def looks(first: int | None, most: int | None) -> tuple[int, ...]:

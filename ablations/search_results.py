@@ -19,7 +19,7 @@ from rich.table import Table
 from ablations.display import say
 from ablations.optuna_search import Search, TrialNames, quiet_optuna
 from ablations.search_space import OBJECTIVES, assignments, settings_of
-from ablations.study_place import StudyAwayError, in_store
+from ablations.study_place import StudyUnreachableError, in_store
 from ablations.study_storage import AWAY, reason
 from analysis.plots.style import save
 from lgd.errors import InputError
@@ -67,7 +67,7 @@ def _copy(search: Search) -> optuna.Study:
             study = search.study()
             trials, directions = study.get_trials(deepcopy=False), study.directions
         except AWAY as error:
-            raise StudyAwayError(f"study {search.study_place}: {reason(error)}") from None
+            raise StudyUnreachableError(f"study {search.study_place}: {reason(error)}") from None
         copy = optuna.create_study(directions=directions)
         copy.add_trials(trials)
     return copy

@@ -23,7 +23,7 @@ USER_AND_PASSWORD = re.compile(r"[^:/]*:[^@]*@")
 """What stands before a host, as SQLAlchemy reads it: there may be a slash in the password."""
 
 
-class StudyAwayError(InputError):
+class StudyUnreachableError(InputError):
     """The study does not answer. The message is one line."""
 
 

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ablations.study_journal import StoreJournal
-from ablations.study_place import PASSWORD_VARIABLE, StudyAwayError, in_store
+from ablations.study_place import PASSWORD_VARIABLE, StudyUnreachableError, in_store
 from lgd.config.experiment import difference, parse
 from lgd.errors import InputError
 from lgd.storage.outputs import is_url
@@ -199,11 +199,11 @@ def _engine_options(place: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line(place: str) -> Iterator[None]:
-    """What the study at ``place`` raises inside is an InputError of one line: StudyAwayError, if no answer."""
+    """What the study at ``place`` raises inside is an InputError of one line: StudyUnreachableError, if no answer."""
     try:
         yield
     except StorageError as error:
-        raise StudyAwayError(f"--study {error}") from None
+        raise StudyUnreachableError(f"--study {error}") from None
     except InputError:
         raise
     except ModuleNotFoundError as error:
@@ -215,7 +215,7 @@ def one_line(place: str) -> Iterator[None]:
     except ArgumentError:
         raise InputError(f"--study {place}: not a URL as SQLAlchemy takes it") from None
     except AWAY as error:
-        raise StudyAwayError(f"--study {place}: {reason(error)}") from None
+        raise StudyUnreachableError(f"--study {place}: {reason(error)}") from None
 
 
 def reason(error: BaseException) -> str:
@@ -230,7 +230,7 @@ def reason(error: BaseException) -> str:
 def patiently(place: str, request: Callable[[], T], stopped: Callable[[], bool] = lambda: False) -> T:
     """Ask again where the database is away, as object storage is (LGD_STORAGE_PATIENCE), until the sweep is to stop.
 
-    Raises StudyAwayError.
+    Raises StudyUnreachableError.
     """
     patience, begun, pause = seconds_of_patience(), time.monotonic(), 0.2
     while True:
@@ -240,7 +240,7 @@ def patiently(place: str, request: Callable[[], T], stopped: Callable[[], bool] 
             waited = time.monotonic() - begun
             left = patience - waited
             if left <= 0 or stopped():
-                raise StudyAwayError(
+                raise StudyUnreachableError(
                     f"study {place}: no answer for {min(waited, patience):.0f} s ({reason(error)})"
                 ) from None
             if pause < 0.3:
@@ -284,16 +284,15 @@ SETTINGS = "lgd_settings"
 
 @dataclass
 class SharedStudy:
-    """A study that other drivers may be at work on, for a searcher.
-
-    owner: of this driver's results directory. stopped: whether the sweep is to stop.
-    """
+    """A study that other drivers may be at work on, for a searcher."""
 
     place: str
     study: optuna.Study
     storage: BaseStorage
     owner: str
+    """Of this driver's results directory."""
     stopped: Callable[[], bool] = lambda: False
+    """Whether the sweep is to stop."""
     away: str = ""
     """Why nothing more is proposed: the database does not answer."""
     running: dict[str, int] = field(default_factory=dict)
@@ -305,7 +304,7 @@ class SharedStudy:
             return None
         try:
             return patiently(self.place, request, self.stopped)
-        except StudyAwayError as error:
+        except StudyUnreachableError as error:
             self.away = str(error)
             return None
 

@@ -42,16 +42,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a command on a sweep, besides the sweep's own.
-
-    yes: train even where that takes more than a day on the CPU. retrain_damaged: train again what has a record that
-    cannot be read.
-    """
+    """Options of a command on a sweep, besides the sweep's own."""
 
     placement: Placement = field(default_factory=Placement)
     accept_other_code: bool = False
     yes: bool = False
+    """Train even where that takes more than a day on the CPU."""
     retrain_damaged: bool = False
+    """Train again what has a record that cannot be read."""
 
     @property
     def address(self) -> str | None:

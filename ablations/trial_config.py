@@ -31,19 +31,23 @@ class RecordLabels:
 
 
 class TrialConfig(TypedDict):
-    """name: as Ray Tune knows the trial. labels: of its record. stop: the path of the stop file.
+    """What a trial's worker gets.
 
-    directory, teachers and stop are URLs where the sweep's results directory is one: a worker may see another disk.
-    lease: number of the lease that the sweep holds there; 0 for a directory.
+    ``directory``, ``teachers`` and ``stop`` are URLs where the sweep's results directory is one: a worker may see
+    another disk.
     """
 
     name: str
+    """As Ray Tune knows the trial."""
     labels: dict[str, Any]
+    """Of its record."""
     experiment: dict[str, Any]
     directory: str
     teachers: str
     stop: str
+    """The path of the stop file."""
     lease: int
+    """Number of the lease that the sweep holds on its results directory; 0 for one that is no URL."""
     cpus: int
     gpus: float
     workers: int

@@ -25,16 +25,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Class:
-    """A class's detections in falling order of score, and its objects: what an AP is counted from.
-
-    image (D): index of a detection's image. hit, counted (T, D): at each IoU threshold, whether it matches an object,
-    and whether it counts at all. objects (I): the objects of each image that count.
-    """
+    """A class's detections in falling order of score, and its objects: what an AP is counted from."""
 
     image: NDArray[np.int64]
+    """(D): index of a detection's image."""
     hit: NDArray[np.bool_]
+    """(T, D): whether it matches an object, at each IoU threshold."""
     counted: NDArray[np.bool_]
+    """(T, D): whether it counts at all, at each IoU threshold."""
     objects: Floats
+    """(I): the objects of each image that count."""
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the mean difference of two arms first changes its sign.
-
-    at: steps, or device-hours (``unit``); None where it does not up to ``longest``. low, high: 95% percentile interval
-    of a bootstrap over the seeds; a resample without a crossing counts as one beyond ``longest``, which an infinite end
-    stands for. None with one seed.
-    """
+    """Where the mean difference of two arms first changes its sign."""
 
     arm: str
     baseline: str
     ahead: str
     """The arm that leads before it."""
     at: float | None
+    """Steps, or device-hours (``unit``); None where it does not up to ``longest``."""
     low: float | None
+    """``low``, ``high``: 95% percentile interval of a bootstrap over the seeds; a resample without a crossing counts as
+    one beyond ``longest``, which an infinite end stands for. None with one seed."""
     high: float | None
     places: tuple[float, ...]
     """The lengths, or costs, at which both were compared, rising."""

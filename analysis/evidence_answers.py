@@ -51,13 +51,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Answers:
-    """What opens the page. tables: each with the study that it is from."""
+    """What opens the page."""
 
     setting: str = ""
     caveat: str = ""
     conclusions: Sequence[str] = ()
     points: Sequence[Point] = ()
     tables: Sequence[tuple[Study, TextTable]] = ()
+    """Each with the study that it is from."""
     settings: TextTable | None = None
     """Of every detector and data set: what each arm gained, for what cost, and why."""
     components: Study | None = None

@@ -28,11 +28,7 @@ OF_A_SETTING = ("detector.", "data.", "schedule.", "method.context=", "method.de
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """An arm in another setting. gain, imitation, lead, equal_cost: points of AP.
-
-    imitation: of the gain, over the same arm without it. lead: its teacher's AP over its own. equal_cost: over a
-    baseline that cost as much.
-    """
+    """An arm in another setting. Differences are points of AP."""
 
     detector: str
     data: str
@@ -41,8 +37,11 @@ class Elsewhere:
     baseline_ap: float | None
     gain: Difference
     imitation: Difference | None
+    """Of the gain, over the same arm without it."""
     lead: Difference | None
+    """Its teacher's AP over its own."""
     equal_cost: Difference | None
+    """Over a baseline that cost as much."""
     cost: float | None
 
 

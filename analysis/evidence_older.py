@@ -14,12 +14,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table. study: its directory's name; cells: one for each of the table's columns."""
+    """A row of the table."""
 
     detector: str
     study: str
+    """Its directory's name."""
     label: str
     cells: Sequence[str]
+    """One for each of the table's columns."""
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,14 @@ AP = score("AP")
 
 @dataclass
 class _Arm:
-    """Finished runs of one arm in one setting.
-
-    label: preset and changes. reference: name of the arm it is compared with in its grid.
-    """
+    """Finished runs of one arm in one setting."""
 
     name: str
     label: str
+    """Preset and changes."""
     data: str
     reference: str
+    """Name of the arm it is compared with in its grid."""
     records: dict[int, Record] = field(default_factory=dict)
 
     @property

@@ -27,10 +27,12 @@ ON_YOUR_DATA = "lgd pays --data coco-json:DIR"
 
 
 class Step(NamedTuple):
-    """command: "" where nothing is left to do. seconds: it takes about so long here; None where that is not known."""
+    """What to do next."""
 
     command: str = ""
+    """The command to run; "" where nothing is left to do."""
     seconds: float | None = None
+    """It takes about so long here; None where that is not known."""
 
     @property
     def takes(self) -> str:
@@ -45,10 +47,11 @@ class Step(NamedTuple):
 
 
 class SoFar(NamedTuple):
-    """The sweep so far. place: its directory, as a shell reads it."""
+    """The sweep so far."""
 
     spec: SweepSpec
     place: str
+    """Its directory, as a shell reads it."""
     records: list[Record]
     """Of trainings that finished and whose device-seconds are known."""
 

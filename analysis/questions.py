@@ -23,32 +23,33 @@ MOST_QUESTIONS = 3
 
 @dataclass(frozen=True)
 class Question:
-    """Is ``arm`` worth its cost over ``reference``? Names of arms, "" for those that are not there.
-
-    equal_cost: the reference trained for as much as ``arm`` cost. without_imitation: ``arm`` with nothing imitated.
-    again: the reference with other seeds. best_of: how many arms it is the best of, if it was chosen for that.
-    obstacles: what keeps the comparison from being fair, a clause each.
-    """
+    """Is ``arm`` worth its cost over ``reference``? Names of arms, "" for those that are not there."""
 
     arm: str
     reference: str
     equal_cost: str = ""
+    """The reference trained for as much as ``arm`` cost."""
     bigger: str = ""
     without_imitation: str = ""
+    """``arm`` with nothing imitated."""
     again: str = ""
+    """The reference with other seeds."""
     best_of: int = 1
+    """How many arms it is the best of, if it was chosen for that."""
     obstacles: tuple[str, ...] = ()
+    """What keeps the comparison from being fair, a clause each."""
     best_rates: bool = False
     """Whether both arms are those of their best learning rates."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a directory. confidence: of each interval, the looks of ``--until-decided`` counted in."""
+    """The questions of a directory."""
 
     questions: tuple[Question, ...]
     detect: float = DETECT
     confidence: float = CONFIDENCE
+    """Of each interval, the looks of ``--until-decided`` counted in."""
     looks: tuple[int, ...] = ()
     seeds: int = 0
     """That the sweep trains for now; 0 without a sweep."""

@@ -26,9 +26,10 @@ BySeed = dict[int, float]
 
 @dataclass
 class Curve:
-    """An arm's AP at several values of a number, values rising; name: the arm's, the shortest of its points'."""
+    """An arm's AP at several values of a number, values rising."""
 
     name: str
+    """The arm's, the shortest of its points'."""
     setting: Experiment
     """What its points have in common, the number at its default and no method: equal for curves to be compared."""
     method: str

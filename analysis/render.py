@@ -31,17 +31,16 @@ def listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as texts. left: columns, from the first, that hold words; the others hold numbers.
-
-    minor: columns that a narrow terminal may leave out, those first that are missed least.
-    """
+    """A table as texts."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = field(default_factory=list)
     left: int = 1
+    """Columns, from the first, that hold words; the others hold numbers."""
     minor: Sequence[str] = ()
+    """Columns that a narrow terminal may leave out, those first that are missed least."""
 
 
 def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -20,11 +20,12 @@ from lgd.files import write_text
 
 
 class WrittenReport(NamedTuple):
-    """What a terminal shows of a results directory. written: paths."""
+    """What a terminal shows of a results directory."""
 
     table: TextTable
     said: Summary
     written: list[Path]
+    """Paths."""
 
 
 def write_report(directory: Path, damaged: list[str] | None = None) -> WrittenReport:

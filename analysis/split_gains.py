@@ -18,18 +18,18 @@ from lgd.results.record import Record
 
 @dataclass(frozen=True)
 class SplitGain:
-    """An arm's gain in AP over its reference, in two parts. lead: its teacher's AP over its own.
-
-    second_loss: the same arm with nothing imitated over the reference. imitation: the arm over that.
-    """
+    """An arm's gain in AP over its reference, in two parts."""
 
     arm: str
     reference: str
     gain: Difference | None
     second_loss: Difference | None
+    """The same arm with nothing imitated over the reference."""
     imitation: Difference | None
+    """The arm over that."""
     teacher: float | None
     lead: Difference | None
+    """Its teacher's AP over its own."""
 
 
 def split_gains(records: Sequence[Record]) -> list[SplitGain]:

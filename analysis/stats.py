@@ -28,13 +28,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A mean difference, arm minus reference; ``seeds`` are those that both have.
-
-    spread: standard deviation of the seeds' differences, 0 with one seed.
-    """
+    """A mean difference, arm minus reference."""
 
     seeds: tuple[int, ...]
+    """Those that both have."""
     spread: float
+    """Standard deviation of the seeds' differences, 0 with one seed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> Es
 def paired_difference(
     arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Difference | None:
-    """Mean of arm_s - reference_s over the common seeds s: ``scipy.stats.ttest_rel`` with its confidence interval.
+    """Mean of arm_s - reference_s over the common seeds s, with the paired t interval (``scipy.stats.ttest_rel``'s).
 
     Assumes pairs independent of each other whose differences are roughly normal. What a seed does to both arms alike
     (initial weights, order of the images) cancels. The interval is for one comparison; it is not corrected for the

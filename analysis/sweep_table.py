@@ -27,15 +27,13 @@ from lgd.results.sweep_spec import SEARCHED, SWEEP_FILE, SweepSpec
 
 
 class Sweep(NamedTuple):
-    """The sweep of a results directory: arms in their order, the arm they are compared with, and their grid.
-
-    not_run: what the sweep did not get to, and why, a line an arm.
-    """
+    """The sweep of a results directory: arms in their order, the arm they are compared with, and their grid."""
 
     arms: list[str]
     reference: str
     grid: str = ""
     not_run: tuple[str, ...] = ()
+    """What the sweep did not get to, and why, a line an arm."""
 
 
 def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:

@@ -12,9 +12,10 @@ from lgd.config.experiment import settings
 
 @dataclass(frozen=True)
 class Variant:
-    """The runs of one setting, their arms renamed with it. label: what differs, "" where nothing does."""
+    """The runs of one setting, their arms renamed with it."""
 
     label: str
+    """What differs, "" where nothing does."""
     runs: tuple[Run, ...]
 
     def name(self, arm: str) -> str:

@@ -34,18 +34,17 @@ Seconds = Mapping[int, float]
 @dataclass(frozen=True)
 class Verdict:
     """The answer to a question, with its numbers: differences in points of AP, paired by seed; None for what was not
-    trained.
-
-    cost: device-seconds of the arm's training, its frozen teacher's included, over the reference's. extra_hours: the
-    mean difference of the two, device-hours. Both of the seeds that ran on like hardware; None without one.
-    """
+    trained."""
 
     question: Question
     detect: float
     answer: Answer
     gain: Difference | None
     cost: float | None
+    """Device-seconds of the arm's training, its frozen teacher's included, over the reference's, both of the seeds that
+    ran on like hardware; None without one."""
     extra_hours: float | None
+    """The mean difference of the two, device-hours, of the same seeds; None without one."""
     on_gpu: bool
     equal_cost: Difference | None = None
     """The longer trained reference over the reference."""

@@ -13,9 +13,10 @@ BUSY = 0.25
 
 @dataclass
 class OtherLoad:
-    """cores: CPU cores that processes other than this one and its children used on average; 0 until the block ends."""
+    """How busy other processes kept the machine."""
 
     cores: float = 0.0
+    """CPU cores that processes other than this one and its children used on average; 0 until the block ends."""
 
 
 @contextmanager

@@ -35,19 +35,20 @@ FURTHER_DETECTORS: tuple[DetectorName, ...] = ("atss", "poto", "mask_rcnn")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement: a command of its own, which writes into its own directory.
-
-    decides: what its numbers answer. command: arguments of the Python interpreter. dry: those on a CPU at toy sizes.
-    seconds: estimate on one 80 GB GPU. least: of these, how many there must be left to begin; fewer than ``seconds``
-    where the command goes on the next time from where it was stopped.
-    """
+    """One measurement: a command of its own, which writes into its own directory."""
 
     name: str
     decides: str
+    """What its numbers answer."""
     command: tuple[str, ...]
+    """Arguments of the Python interpreter."""
     dry: tuple[str, ...]
+    """Those on a CPU at toy sizes."""
     seconds: int
+    """Estimate on one 80 GB GPU."""
     least: int = 0
+    """How many of ``seconds`` there must be left to begin; fewer than ``seconds`` where the command goes on the next
+    time from where it was stopped."""
 
     @property
     def resumes(self) -> bool:

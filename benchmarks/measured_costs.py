@@ -76,20 +76,21 @@ COST_INDEPENDENT = (
 
 @dataclass
 class Measurement:
-    """Seconds. steps: of a step, by stage. whole: mean step of finished trainings whose stages had these ``shares``.
-
-    first: what the first steps take beyond as many others. evaluation: fixed part, and part per image. other_cores:
-    mean load of other processes while it was measured, in CPU cores; 0 for the costs of finished trainings.
-    """
+    """What the parts of a training take, seconds."""
 
     steps: dict[str, float] = field(default_factory=dict)
+    """Of a step, by stage."""
     whole: float = 0.0
+    """Mean step of finished trainings whose stages had these ``shares``."""
     shares: dict[str, float] = field(default_factory=dict)
     first: float = 0.0
+    """What the first steps take beyond as many others."""
     setup: float = 0.0
     evaluation: tuple[float, float] = (0.0, 0.0)
+    """Fixed part, and part per image."""
     checkpoint: float = 0.0
     other_cores: float = 0.0
+    """Mean load of other processes while it was measured, in CPU cores; 0 for the costs of finished trainings."""
     measured: str = ""
     commit: str = ""
 

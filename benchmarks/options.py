@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from lgd.config.experiment import Backbone, Experiment
 
-RESULTS = Path(__file__).parent / "results"
+_CHECKOUT = Path(__file__).parents[1]
+
+RESULTS = _CHECKOUT / "benchmarks" / "results" if (_CHECKOUT / "pyproject.toml").is_file() else Path("results")
+"""Where measurements are written unless told otherwise: in a checkout beside the kept ones, else in ./results."""
 
 COCO_CLASSES = 80
 COCO_OBJECTS = 7.3
@@ -35,16 +38,15 @@ COCO_OBJECTS = 7.3
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The command line of a benchmark: what its module gives as ``main`` and ``parser``.
-
-    prog: as a file of this repository. run: gets the options, and what was typed, which is kept beside the results.
-    """
+    """The command line of a benchmark: what its module gives as ``main`` and ``parser``."""
 
     prog: str
+    """As a file of this repository."""
     description: str
     examples: Sequence[str]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, str], int]
+    """Gets the options, and what was typed, which is kept beside the results."""
 
     def parser(self, prog: str = "") -> Parser:
         prog = prog or self.prog

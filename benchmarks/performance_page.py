@@ -111,7 +111,7 @@ def with_load(page: str) -> str:
 
 def with_fast_losses(page: str) -> str:
     """``page`` with the newest timing of each detector's LGD step with our losses, and with detectron2's."""
-    from tabulate import tabulate
+    from analysis.render import pipe_table
 
     newest: dict[str, tuple[Path, Any]] = {}
     for path in sorted(RESULTS.glob("changes_*.csv"), key=lambda path: (path.stem.rsplit("_", 1)[-1], path.stem)):
@@ -139,7 +139,7 @@ def with_fast_losses(page: str) -> str:
     if not rows:
         raise InputError(f"{RESULTS}: no results changes_*.csv with and without fast losses")
     header = ["detector", "ms with detectron2's losses", "ms with ours", "speed"]
-    table = tabulate(rows, header, tablefmt="pipe", colalign=("left", "right", "right", "right"), disable_numparse=True)
+    table = pipe_table(header, rows)
     return _with_block(page, "fast-losses", "\n".join([table, "", *notes]), PAGE)
 
 

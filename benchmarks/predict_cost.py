@@ -48,15 +48,13 @@ WIDTH = 96
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a trial, or of a frozen teacher's training (``arm`` teacher), by the phases of the cost meter.
-
-    other_cores: load of other processes while its steps were measured, in CPU cores.
-    """
+    """Seconds of a trial, or of a frozen teacher's training (``arm`` teacher), by the phases of the cost meter."""
 
     name: str
     arm: str
     seconds: dict[str, float]
     other_cores: float = 0.0
+    """Load of other processes while its steps were measured, in CPU cores."""
 
     @property
     def total(self) -> float:
@@ -65,16 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted cost of a sweep.
-
-    rows: trials and teachers that could be predicted. missing: arms that could not, since they were not measured.
-    devices: that a trial is charged for (see lgd/results/cost_meter.py). gpus: of each of them; 0 for the CPU.
-    """
+    """The predicted cost of a sweep."""
 
     rows: list[Row]
+    """Trials and teachers that could be predicted."""
     missing: list[str]
+    """Arms that could not, since they were not measured."""
     devices: float
+    """That a trial is charged for (see lgd/results/cost_meter.py)."""
     gpus: float
+    """Of each of them; 0 for the CPU."""
     wall_seconds: float
 
     @property

@@ -80,17 +80,17 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the comparison. arm: the method trained; sides of one arm are compared.
-
-    side: which implementation and settings. without: which of OPTIMIZATIONS are turned off. compiler: backend of
-    torch.compile, "" for its default.
-    """
+    """A row of the comparison."""
 
     arm: str
+    """The method trained; sides of one arm are compared."""
     side: str
+    """Which implementation and settings."""
     experiment: Experiment
     without: tuple[str, ...] = ()
+    """Which of OPTIMIZATIONS are turned off."""
     compiler: str = ""
+    """Backend of torch.compile, "" for its default."""
 
     @property
     def name(self) -> str:
@@ -101,9 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add_timing_arguments(parser, rounds=6)
     add = parser.add_argument
-    add("--changes", nargs="?", const=ALL, default="", metavar="A,B",
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--changes", nargs="?", const=ALL, default="", metavar="A,B",
         help="instead: LGD, and LGD with one optimization turned off at a time (default: each of them)")  # fmt: skip
-    add("--forms", action="store_true", help="the forms of a GPU's step, on the CPU as well")
+    what.add_argument("--forms", action="store_true", help="what a GPU's step is compared in, on the CPU as well")
     add("--compile", nargs="?", const=INDUCTOR, default="", metavar="BACKEND",
         help="instead, on a GPU: our forms, and the same with compile=true (default: inductor)")  # fmt: skip
     add("--arms", default=",".join(ARMS), metavar="A,B", help="of a GPU's step: only these (default: all four)")
@@ -140,6 +141,8 @@ def _rows(options: argparse.Namespace, experiment: Experiment) -> list[Row]:
     from lgd.training.device import resolve_device
 
     on_gpu = resolve_device(experiment).type == "cuda"
+    if (options.changes or not (options.forms or on_gpu)) and (options.compile or options.arms != ",".join(ARMS)):
+        raise InputError("--compile and --arms are of a GPU's step: with --forms on a CPU, and not with --changes")
     if options.changes:
         named = () if options.changes == ALL else options.changes.split(",")
         return changes(experiment, named, on_gpu=on_gpu)

@@ -68,18 +68,17 @@ class RoundStats:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """A method's row: device-hours of pre-training, overall, and method-specific (beyond the baseline's training).
-
-    ratio: overall over the baseline's. reduction: the method-specific cost is lower than FGFI's by this fraction.
-    peak_mib: peak memory of a device, MiB.
-    """
+    """A method's row: device-hours of pre-training, overall, and method-specific (beyond the baseline's training)."""
 
     pretraining: RoundStats | None
     overall: RoundStats
     specific: RoundStats | None
     ratio: RoundStats
+    """Overall over the baseline's."""
     reduction: RoundStats | None
+    """The method-specific cost is lower than FGFI's by this fraction."""
     peak_mib: float
+    """Peak memory of a device, MiB."""
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,12 @@ NAIVE, OURS = "naive", "ours"
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase of the schedule, whose steps have the same cost.
-
-    frozen: the bottom-up network has no backward pass. distils: the distillation loss reaches the student.
-    """
+    """A phase of the schedule, whose steps have the same cost."""
 
     frozen: bool = False
+    """The bottom-up network has no backward pass."""
     distils: bool = False
+    """The distillation loss reaches the student."""
 
     def __str__(self) -> str:
         names = [name for name, on in (("frozen", self.frozen), ("distilling", self.distils)) if on]
@@ -57,14 +56,14 @@ def stages(experiment: Experiment) -> dict[Stage, int]:
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """Size of synthetic images. side: shorter side, pixels; longest: bound of the longer one, else ASPECT times side.
-
-    objects: mean number of boxes an image, which spread as in COCO: most images have few, some have many.
-    """
+    """Size of synthetic images."""
 
     side: int
+    """Shorter side, pixels."""
     longest: int
+    """Bound of the longer side, pixels, which is else ASPECT times ``side``."""
     objects: float
+    """Mean number of boxes an image, which spread as in COCO: most images have few, some have many."""
     classes: int
 
     @property
@@ -75,30 +74,28 @@ class SyntheticImages:
 
 @dataclass(frozen=True)
 class TimerSpec:
-    """A training to build and time.
-
-    images: synthetic batches; None for the experiment's own data through its loader. name: for error messages.
-    with synthetic images only, without: which of OPTIMIZATIONS to turn off; compiler: backend of torch.compile, "" for
-    its default.
-    """
+    """A training to build and time."""
 
     experiment: Experiment
     images: SyntheticImages | None = None
+    """Synthetic batches; None for the experiment's own data through its loader."""
     name: str = "training"
+    """For error messages."""
     without: tuple[str, ...] = ()
+    """Which of OPTIMIZATIONS to turn off; with synthetic images only."""
     compiler: str = ""
+    """Backend of torch.compile, "" for its default; with synthetic images only."""
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Milliseconds of consecutive steps, warm-up steps left out.
-
-    first_s: seconds of the first FIRST_STEPS steps, warm-up included. peak_mib: peak memory, ``device`` and ``host``.
-    """
+    """Milliseconds of consecutive steps, warm-up steps left out."""
 
     steps_ms: tuple[float, ...]
     first_s: float
+    """Seconds of the first FIRST_STEPS steps, warm-up included."""
     peak_mib: dict[str, float]
+    """Peak memory, MiB, ``device`` and ``host``."""
 
     @property
     def median_ms(self) -> float:

@@ -28,10 +28,11 @@ UNPUBLISHED_S = INTERVAL + 1.0
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in object storage. faults: of the server that the drill started; None for the user's own."""
+    """A place in object storage."""
 
     url: str
     faults: Faults | None = None
+    """Of the server that the drill started; None for the user's own."""
 
     @property
     def store(self) -> Store:

@@ -46,11 +46,12 @@ def parser(prog: str = PROG) -> Parser:
     found.add_argument("--faults", metavar="A,B", help="only these (default: all that this machine can inject)")
     found.add_argument("--repeats", type=int, default=1, metavar="N", help="drills of each fault (default: 1)")
     found.add_argument("--seed", type=int, default=0, metavar="N", help="of the random moments (default: 0)")
-    found.add_argument(
+    place = found.add_mutually_exclusive_group()
+    place.add_argument(
         "--output", type=Path, metavar="DIR",
         help="where the sweeps run and the table is written, after every drill (default: a temporary directory)",
     )  # fmt: skip
-    found.add_argument(
+    place.add_argument(
         "--resume", type=Path, metavar="DIR",
         help="go on with an earlier --output: drills that are not in its table, or failed there with another commit",
     )  # fmt: skip
@@ -82,8 +83,6 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.repeats < 1:
         raise InputError(f"--repeats {options.repeats}: at least 1")
-    if options.output and options.resume:
-        raise InputError("--output or --resume, not both")
     directory = options.resume or options.output
     earlier = read(options.resume / ROWS) if options.resume else []
     if options.output and (options.output / ROWS).exists():

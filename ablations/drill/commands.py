@@ -57,10 +57,12 @@ class DrillError(Exception):
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended. status: negative where a signal ended it. said: standard output and error."""
+    """A command that has ended."""
 
     status: int
+    """Negative where a signal ended it."""
     said: str
+    """Standard output and error."""
 
     @property
     def next_command(self) -> list[str] | None:

@@ -33,28 +33,29 @@ from lgd.results.sweep_spec import SEARCHED
 
 @dataclass(frozen=True)
 class Result:
-    """How one drill went. moment: when the fault came. seconds: of wall-clock time."""
+    """How one drill went."""
 
     fault: str
     repeat: int
     moment: str
+    """When the fault came."""
     failures: tuple[Failure, ...]
     seconds: float
+    """Of wall-clock time."""
 
 
 @dataclass
 class Drill:
-    """What a fault works with: the place, the random numbers, and what is to be checked in the end.
-
-    reference: the results directory of the undisturbed sweep. allowed: names of files that the fault leaves.
-    """
+    """What a fault works with: the place, the random numbers, and what is to be checked in the end."""
 
     place: Sandbox
     reference: Path
+    """The results directory of the undisturbed sweep."""
     rng: random.Random
     moment: str = ""
     failures: list[Failure] = field(default_factory=list)
     allowed: list[str] = field(default_factory=list)
+    """Names of files that the fault leaves."""
     attempts_before: list[hooks.Attempt] = field(default_factory=list)
     """Of a sweep whose results directory was copied."""
     checked: bool = False

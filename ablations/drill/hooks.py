@@ -49,18 +49,15 @@ TICK_S = 0.02
 
 @dataclass(frozen=True)
 class Moment:
-    """When a fault comes: at ``point``, of ``step`` (0: the first time), in ``where``.
-
-    where: the name of a trial's directory, at ``write`` that of the file.
-
-    act: what the process does then. ``wait``: tell the drill, and wait until it has acted. ``nan``: a weight becomes
-    NaN. ``hold memory``: allocate ``amount`` bytes, piece by piece, and keep them until the drill has acted.
-    """
+    """When a fault comes: at ``point``, of ``step`` (0: the first time), in ``where``."""
 
     point: Point
     where: str
+    """The name of a trial's directory, at ``write`` that of the file."""
     step: int = 0
     act: Act = "wait"
+    """What the process does then. ``wait``: tell the drill, and wait until it has acted. ``nan``: a weight becomes NaN.
+    ``hold memory``: allocate ``amount`` bytes, piece by piece, and keep them until the drill has acted."""
     amount: int = 0
 
     def __str__(self) -> str:

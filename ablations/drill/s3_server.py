@@ -15,16 +15,15 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 
 @dataclass
 class Faults:
-    """What the server does to the next requests: ``("503", n)``, ``("drop", n)``, ``("slow", n)`` of them.
-
-    only: with such a text in method and path, "PUT /bucket/...". seen: every request, in that form.
-    """
+    """What the server does to the next requests: ``("503", n)``, ``("drop", n)``, ``("slow", n)`` of them."""
 
     kind: str = ""
     left: int = 0
     only: str = ""
+    """With such a text in method and path, "PUT /bucket/..."."""
     seconds: float = 0.3
     seen: list[str] = field(default_factory=list)
+    """Every request, in that form."""
 
     def inject(self, kind: str, count: int, only: str = "") -> None:
         self.kind, self.left, self.only = kind, count, only

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ablations.drill.checks import Failure
 from ablations.drill.drill import Result
+from analysis.render import pipe_table
 from lgd.errors import InputError
 from lgd.files import atomic_write, write_text
 
@@ -22,11 +23,12 @@ ROWS = "drill.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """A drill's result. source: the command, commit, date, hardware and versions under which it was got."""
+    """A drill's result."""
 
     result: Result
     seed: int
     source: Mapping[str, str] = field(default_factory=dict)
+    """The command, commit, date, hardware and versions under which it was got."""
 
 
 def source(command: str) -> dict[str, str]:
@@ -43,18 +45,18 @@ def source(command: str) -> dict[str, str]:
 
 def markdown(results: Sequence[Result]) -> str:
     """A row a fault: how many of its drills passed, which checks failed in how many, and a drill's median seconds."""
-    lines = ["| fault | passed | failed checks | s |", "| :-- | --: | :-- | --: |"]
+    rows = []
     for name in dict.fromkeys(result.fault for result in results):
         own = [result for result in results if result.fault == name]
         passed = sum(not result.failures for result in own)
         checks = [check for result in own for check in dict.fromkeys(x.check for x in result.failures)]
         failed = ", ".join(f"{check} ({checks.count(check)})" for check in dict.fromkeys(checks))
         seconds = statistics.median(result.seconds for result in own)
-        lines.append(f"| {name} | {passed} of {len(own)} | {failed or '–'} | {seconds:.0f} |")
+        rows.append([name, f"{passed} of {len(own)}", f"{seconds:.0f}", failed or "–"])
     passed = sum(not result.failures for result in results)
     whole = sum(result.seconds for result in results)
-    lines.append(f"| **all** | **{passed} of {len(results)}** | | {whole:.0f} |")
-    return "\n".join(lines)
+    rows.append(["**all**", f"**{passed} of {len(results)}**", f"{whole:.0f}", ""])
+    return pipe_table(["fault", "passed", "s", "failed checks"], rows)
 
 
 def page(rows: Sequence[Row]) -> str:

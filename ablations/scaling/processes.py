@@ -32,11 +32,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What a command took. cpu: seconds of its process and of those that it waited for. memory: MiB, at most."""
+    """What a command took."""
 
     cpu: float
+    """Seconds of its process and of those that it waited for."""
     wall: float
     memory: float
+    """MiB, at most."""
 
 
 class CommandFailedError(Exception):

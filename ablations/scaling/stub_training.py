@@ -33,21 +33,26 @@ FINGERPRINT = "stub"
 
 
 class Trained(NamedTuple):
-    """What the stub hands on to what makes the record. meter: the attempt's CostMeter. losses: (step, loss)."""
+    """What the stub hands on to what makes the record."""
 
     experiment: Any
     meter: Any
+    """The attempt's CostMeter."""
     losses: list[tuple[int, float]]
+    """(step, loss)."""
 
 
 class Event(NamedTuple):
-    """What a trial did. trial: the path or URL of its directory. step: 0 for the attempt's begin. time: since 1970."""
+    """What a trial did."""
 
     trial: str
+    """The path or URL of its directory."""
     node: str
     pid: int
     step: int
+    """0 for the attempt's begin."""
     time: float
+    """Seconds since 1970."""
 
 
 def install() -> None:

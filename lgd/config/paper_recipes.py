@@ -118,20 +118,19 @@ def define(
 
 
 class Reported(NamedTuple):
-    """COCO AP in percent that the paper, or its authors' code, reports. None: not reported.
-
-    metric: what was measured, boxes or masks. location: the place in the paper with what we assumed there, or "code's
-    README" for the authors' own re-run with the code they published.
-    """
+    """COCO AP in percent that the paper, or its authors' code, reports. None: not reported."""
 
     detector: DetectorName
     backbone: BackboneName
     schedule: ScheduleName
     scale: ScaleName
     metric: Literal["box", "mask"]
+    """What was measured, boxes or masks."""
     baseline: float | None
     lgd: float | None
     location: str
+    """The place in the paper with what we assumed there, or "code's README" for the authors' own re-run with the code
+    they published."""
 
     def __str__(self) -> str:
         pairs = (("baseline", self.baseline), ("LGD", self.lgd))
@@ -167,12 +166,14 @@ REPORTED = tuple(sorted(_reported(), key=lambda x: _ORDER.index(x[:4])))
 
 @dataclass(frozen=True)
 class Named:
-    """A training of the paper by its name: its settings (those with LGD), and what is reported for it (may be none)."""
+    """A training of the paper by its name."""
 
     name: str
     title: str
     experiment: Experiment
+    """Its settings (those with LGD)."""
     reported: tuple[Reported, ...]
+    """What is reported for it (may be none)."""
 
     @property
     def command(self) -> str:

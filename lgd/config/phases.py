@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Phases:
-    """Iterations at which a training changes phase.
-
-    frozen_until: before it the student's bottom-up backbone gets no update.
-    distill_from, distill_until: outside [from, until) the student does not learn from the distance: LGD's trains its
-    adapter only, FGFI's is not computed.
-    """
+    """Iterations at which a training changes phase."""
 
     frozen_until: int = 0
+    """Before it the student's bottom-up backbone gets no update."""
     distill_from: int = 0
+    """Outside [``distill_from``, ``distill_until``) the student does not learn from the distance: LGD's trains its
+    adapter only, FGFI's is not computed."""
     distill_until: int | None = None
+    """None: to the end."""
 
     def freezes_backbone(self, iteration: int) -> bool:
         return iteration < self.frozen_until

@@ -28,12 +28,14 @@ CLEANED = "cleaned-"
 
 
 class SplitCounts(NamedTuple):
-    """Size of a split. objects: without crowds. empty: images that show no object (crowds do not count)."""
+    """Size of a split."""
 
     images: int
     objects: int
+    """Without crowds."""
     crowds: int
     empty: int
+    """Images that show no object (crowds do not count)."""
 
     @property
     def mean_objects(self) -> float:
@@ -79,11 +81,13 @@ Outcome = Literal["dropped", "fixed", "noted"]
 
 
 class Problem(NamedTuple):
-    """Something about a data set. where: file, and entry in it. outcome: what became of the entry."""
+    """Something about a data set."""
 
     outcome: Outcome
+    """What became of the entry."""
     kind: str
     where: str
+    """File, and entry in it."""
     what: str
 
     def __str__(self) -> str:

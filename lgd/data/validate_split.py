@@ -14,18 +14,19 @@ __all__ = ["ValidatedSplit", "first_dropped", "validate_split"]
 
 
 class ValidatedSplit(NamedTuple):
-    """A split that can be trained on.
-
-    contents: of a COCO file. image_sizes: name and bytes of each image file. dropped: in words. first: where the first
-    of them was, and why. unchanged: the split was read from a COCO file that can be used as it is.
-    """
+    """A split that can be trained on."""
 
     contents: dict[str, Any]
+    """Of a COCO file."""
     counts: SplitCounts
     image_sizes: list[tuple[str, int]]
+    """Name and bytes of each image file."""
     dropped: str
+    """What was dropped, in words."""
     first: str
+    """Where the first of them was, and why."""
     unchanged: bool
+    """The split was read from a COCO file that can be used as it is."""
 
 
 def validate_split(raw: RawSplit, problems: list[Problem] | None) -> ValidatedSplit:
@@ -39,17 +40,19 @@ def first_dropped(raw: RawSplit) -> str:
 
 
 class _Entry(NamedTuple):
-    """An entry of one of the file's lists. kind: "image" or "annotation"."""
+    """An entry of one of the file's lists."""
 
     kind: str
+    """``image`` or ``annotation``."""
     position: int
     value: Any
 
 
 class _Fault(NamedTuple):
-    """Why an entry cannot be used. kind: of the problem."""
+    """Why an entry cannot be used."""
 
     kind: str
+    """Of the problem."""
     what: str
 
 

@@ -58,11 +58,13 @@ def find_yolo_splits(
 
 
 class _Images(NamedTuple):
-    """The images of a split, by absolute path, sorted. sources: the directories and text files that name them."""
+    """The images of a split."""
 
     key: str
     paths: list[str]
+    """Absolute, sorted."""
     sources: list[Path]
+    """The directories and text files that name them."""
 
 
 class _DataYaml:

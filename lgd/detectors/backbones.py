@@ -19,16 +19,17 @@ from lgd.errors import InputError
 
 @dataclass(frozen=True)
 class Residual:
-    """A network of the ResNet family as in its paper.
-
-    blocks: of each stage. basic: two 3x3 convolutions a block instead of a bottleneck. groups, group_width: of the 3x3
-    convolutions of res2 (groups * group_width channels); a stage has twice the channels of the one before.
-    """
+    """A network of the ResNet family as in its paper."""
 
     blocks: tuple[int, int, int, int]
+    """Of each stage."""
     basic: bool = False
+    """Two 3x3 convolutions a block instead of a bottleneck."""
     groups: int = 1
+    """Of the 3x3 convolutions."""
     group_width: int = 64
+    """Of the 3x3 convolutions of res2 (``groups`` * ``group_width`` channels); a stage has twice the channels of the
+    one before."""
 
     @property
     def expansion(self) -> int:

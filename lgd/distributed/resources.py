@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources of one trial, and how many trials run side by side. cpus, gpus: of each of its workers, gpus at most 1.
-
-    spread: each worker on a node of its own. may_grow: nodes may join while trials run, and then more run side by side.
-    """
+    """Resources of one trial, and how many trials run side by side."""
 
     cpus: int
+    """Of each of its workers."""
     gpus: float
+    """Of each of its workers, at most 1."""
     max_concurrent: int
     workers: int = 1
     spread: bool = False
+    """Each worker on a node of its own."""
     may_grow: bool = False
+    """Nodes may join while trials run, and then more run side by side."""
 
     @property
     def devices(self) -> float:

@@ -27,17 +27,18 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of a batch. With ``context``, the last slot of every image is its context object.
-
-    boxes: (B, N, 4) float, corners in pixels, not yet clamped; classes: (B, N) long; valid: (B, N) bool, False in
-    padding slots; image_size: (H, W) of the padded batch image in pixels.
-    """
+    """The objects of a batch."""
 
     boxes: Tensor
+    """(B, N, 4) float, corners in pixels, not yet clamped."""
     classes: Tensor
+    """(B, N) long."""
     valid: Tensor
+    """(B, N) bool, False in padding slots."""
     image_size: tuple[int, int]
+    """(H, W) of the padded batch image in pixels."""
     context: bool
+    """Whether the last slot of every image is its context object."""
 
     @classmethod
     def from_instances(cls, instances: Sequence[Any], image_size: tuple[int, int], *, context: bool) -> Objects:

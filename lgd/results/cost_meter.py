@@ -64,11 +64,12 @@ HEARTBEAT_FILE = "meter.json"
 
 @dataclass(frozen=True)
 class CostSoFar:
-    """What all attempts at a training cost so far. ``attempts``: how many there were."""
+    """What all attempts at a training cost so far."""
 
     device_seconds: float = 0.0
     joules: float = 0.0
     attempts: int = 0
+    """How many there were."""
     seconds: float = 0.0
     held: tuple[float, float] = (0.0, 0.0)
     """The fewest and the most devices that an attempt held."""

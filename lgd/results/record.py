@@ -50,26 +50,38 @@ class Scores(Settings):
     """COCO AP in percent, of boxes or of masks. None where a number is undefined: no such object in the split."""
 
     AP: Number | None
+    """Mean over the IoU thresholds 0.5 to 0.95, percent."""
     AP50: Number | None
+    """AP at IoU 0.5, percent."""
     AP75: Number | None
+    """AP at IoU 0.75, percent."""
     APs: Number | None
+    """AP of small objects, area up to 32² pixels, percent."""
     APm: Number | None
+    """AP of medium objects, area 32² to 96² pixels, percent."""
     APl: Number | None
+    """AP of large objects, area from 96² pixels, percent."""
     mMR: Number | None = None  # noqa: N815  the measure's name
     """Log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class."""
     VOC: Number | None = None
     """Pascal VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see lgd/evaluation/scoring.py)."""
     per_class: dict[str, Number | None] = Field(default_factory=dict)
+    """AP by class name, percent; names that repeat have their category's id behind them."""
 
 
 class EvaluationPoint(Settings):
     """The scores after ``step`` training steps (see Record for their names)."""
 
     step: Count
+    """Training steps that were done."""
     student: Scores
+    """Of the student's boxes."""
     teacher: Scores | None = None
+    """Of the instructive features' boxes; None where they were not evaluated."""
     student_mask: Scores | None = None
+    """Of the student's masks; None for a detector without masks."""
     teacher_mask: Scores | None = None
+    """Of the instructive features' masks; None where there are none."""
     attention: float | None = None
     """How much the teacher's objects attend to their own label: 0 (to all labels of the image alike) to 1."""
     label_use: float | None = None
@@ -90,11 +102,13 @@ class Pretraining(Settings):
     weights: str = ""
     """The file or model that was given as the teacher; "" for one that the suite trained."""
     steps: Count
+    """Steps of its training; 0 for a teacher that was given."""
     AP: Number | None
     """Box AP that the teacher reached, percent."""
     device_seconds: dict[str, Number]
     """What its training cost, by phase (see lgd/results/cost_meter.py)."""
     joules: dict[str, Number] = Field(default_factory=dict)
+    """Energy of its training by phase, joules; empty where it was not measured."""
     reused: bool
     """Whether the teacher was trained before this training began."""
     shared_by: Annotated[Count, Field(ge=1)] = 1
@@ -148,30 +162,45 @@ class Record(Settings):
     """What was trained, where, how it went and what came out. Costs are defined in lgd/results/cost_meter.py."""
 
     schema_version: Literal[3] = 3
+    """Version of this schema."""
     status: Literal["finished", "diverged", "failed", "stopped"]
     """``diverged``: a loss became infinite or NaN. ``failed``: an error, named in ``reason``. ``stopped``: ended early
     by a sweep's scheduler; the scores are then those of the last evaluation."""
     reason: str = ""
+    """Why it did not finish; "" where it did."""
     grid: Text = ""
+    """Name of the grid; "" outside a sweep."""
     preset: Text = ""
+    """Name of the preset; "" outside a sweep."""
     arm: Text = ""
+    """Name of the arm in the grid; "" outside a sweep, ``teacher`` for a frozen teacher's training."""
     experiment: Experiment
+    """All settings of the training."""
     fingerprint: str = ""
     """Hash of the model, optimiser and data as built; empty when the training failed before."""
     fingerprint_version: int = FINGERPRINT_VERSION
+    """Version of the rule that made ``fingerprint``; hashes of two versions do not compare."""
     data: dict[str, str | Count | Number] = Field(default_factory=dict)
+    """What the data set says of itself: source, fingerprint, counts of classes, images and objects, and what was
+    dropped."""
     weights: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file of pretrained weights that was read, by its source."""
     parameters: dict[str, Count] = Field(default_factory=dict)
+    """Number of parameters, of ``student`` and ``teacher``."""
     steps: Count = 0
+    """Training steps that were done; 0 where the training failed."""
     student: Scores | None = None
-    """Of boxes, as ``teacher``."""
+    """Of the student's boxes at the last evaluation; None without one, or where it diverged or failed."""
     teacher: Scores | None = None
+    """Of the instructive features' boxes, as ``student``; None where they were not evaluated, and where ``stopped``."""
     student_mask: Scores | None = None
-    """Of masks, as ``teacher_mask``; None for a detector without masks."""
+    """Of the student's masks, as ``student``; None for a detector without masks, and where ``stopped``."""
     teacher_mask: Scores | None = None
+    """Of the instructive features' masks, as ``teacher``."""
     evaluations: list[EvaluationPoint] = Field(default_factory=list)
+    """Scores on the way, by rising step, the last included."""
     losses: dict[str, Curve] = Field(default_factory=dict)
+    """Each loss by its name, a point the mean over the steps since the point before."""
     label_signal: list[tuple[Count, dict[str, Number]]] = Field(default_factory=list)
     """By step, before the first evaluation: as EvaluationPoint's, on the first validation images."""
     teacher_lead: Curve = Field(default_factory=list)
@@ -186,13 +215,17 @@ class Record(Settings):
     within_training: dict[str, Number] = Field(default_factory=dict)
     """Seconds of the phase ``training`` spent on ``data_wait`` and on ``first_steps``."""
     device_seconds: dict[str, Number] = Field(default_factory=dict)
+    """``seconds`` times the devices held, by phase; those of earlier attempts by their own number."""
     joules: dict[str, Number] = Field(default_factory=dict)
+    """Energy of all devices by phase, joules; empty where it was not measured."""
     attempts: Count = 1
     """Starts of the training, restarts counted."""
     step_ms: Number | None = None
     """Median time of a step, milliseconds, without the first steps of an attempt."""
     peak_memory_mib: dict[str, Number] = Field(default_factory=dict)
+    """Largest over devices and attempts, MiB: ``device`` (allocated on a GPU) and ``host`` (resident)."""
     contention: Contention | None = None
+    """How busy the machine was; None where it was not measured."""
     devices: Count = 1
     """GPUs, or worker processes where there is none; the most that an attempt had."""
     fewest_devices: Count | None = None
@@ -202,11 +235,15 @@ class Record(Settings):
     pretraining: Pretraining | None = None
     """Of a frozen teacher."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of Python, the suite and the packages that its numbers depend on, by name."""
     hardware: dict[str, str] = Field(default_factory=dict)
+    """Host, system, processor, cores, memory in GiB (``memory_gib``) and GPU (``none`` without one), as texts."""
     git_commit: str = ""
+    """Commit of the code, with ``+changes`` where the working tree differed; ``unknown`` where git knew none."""
     started: str = ""
-    """UTC, ISO 8601, as ``finished``."""
+    """When it began, UTC, ISO 8601."""
     finished: str = ""
+    """When it ended, UTC, ISO 8601."""
     told_of_teacher: LeftUnread = Field(default=None, validation_alias="teacher_beat_student", exclude=True, repr=False)
     """``teacher_beat_student`` in the file, which has it for other programs."""
 

@@ -88,8 +88,11 @@ class SweepSpec(Settings):
     """A sweep: a grid's arms at a preset's size, with settings changed, for a number of seeds."""
 
     schema_version: Literal[1] = SCHEMA
+    """Version of this schema."""
     grid: str
+    """Name of the grid."""
     preset: str
+    """Name of the preset, the size of its trainings."""
     overrides: tuple[str, ...]
     """``key=value``, of every arm."""
     arms: tuple[str, ...]
@@ -97,6 +100,7 @@ class SweepSpec(Settings):
     reference: str = ""
     """The arm that differences are taken to; "" where each arm of the grid names its own."""
     seeds: PositiveInt
+    """Number of seeds that every arm is trained with; it rises from one of ``looks`` to the next."""
     steps: dict[str, PositiveInt] = Field(default_factory=dict)
     """Steps by arm, of those whose length follows from what other arms took (equal training time)."""
     extra: ExtraArms = ExtraArms()
@@ -107,8 +111,11 @@ class SweepSpec(Settings):
     """Numbers of seeds, rising, after which the sweep may look whether it is decided; () for one with a fixed number
     of seeds. Intervals are widened for all of them, taken or not (analysis/sequential.py)."""
     search: SearchSpec | None = None
+    """The search around its base experiment; None for a sweep without one."""
     code: CodeVersion | None = None
+    """What computed the numbers, as the last command found it; None before the first run."""
     ended: SweepEnd | None = None
+    """How the last command on it ended; None while one runs or before the first."""
 
     @field_validator("looks")
     @classmethod

@@ -50,15 +50,13 @@ def check_newest(store: Store, number: int) -> None:
 
 @dataclass
 class Lease:
-    """The lease on ``store``; a context manager that gives it back.
-
-    on_lost: called, in another thread, when another process has taken it over, since this one did not renew it in time
-    (it was suspended, or the store did not answer).
-    """
+    """The lease on ``store``; a context manager that gives it back."""
 
     store: Store
     lasts: float = field(default_factory=lambda: LASTS)
     on_lost: Callable[[], None] = lambda: None
+    """Called, in another thread, when another process has taken it over, since this one did not renew it in time (it
+    was suspended, or the store did not answer)."""
     lost: bool = False
     _number: int = 0
     _token: str = field(default_factory=lambda: uuid.uuid4().hex)

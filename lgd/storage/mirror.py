@@ -56,11 +56,12 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Mirror:
-    """``directory`` stands for what lies in ``store``; chosen: which names of both, relative to them, it is about."""
+    """``directory`` stands for what lies in ``store``."""
 
     directory: Path
     store: Store
     chosen: Callable[[str], bool] = field(default=everything)
+    """Which names of both, relative to them, it is about."""
 
     def fetch(self, *, without_version: str = "") -> None:
         """Bring the local directory up to date.

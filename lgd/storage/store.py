@@ -71,13 +71,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """What lies under ``url``, which has no slash at its end. Names are relative to it. May be pickled.
-
-    patience: seconds for which a request is tried again; None for PATIENCE_VARIABLE's.
-    """
+    """What lies under ``url``. Names are relative to it. May be pickled."""
 
     url: str
+    """No slash at its end."""
     patience: float | None = None
+    """Seconds for which a request is tried again; None for PATIENCE_VARIABLE's."""
 
     def within(self, name: str) -> Self:
         """The part of the store under ``name``."""

@@ -34,8 +34,8 @@ from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.storage.store import StorageError
-from lgd.training.alone import training_lock
 from lgd.training.command_output import PrintProgress, print_result, print_settings, summary
+from lgd.training.directory_lock import training_lock
 from lgd.training.progress import Stopped
 from lgd.training.resume import existing_record, remove_resume_files
 
@@ -96,8 +96,9 @@ def parser(prog: str = PROG) -> Parser:
     parser.add_argument(
         "--teachers", type=output_option, metavar="DIR", help="where teachers are kept (default: beside the output)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
-    parser.add_argument(
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument("--workers", type=int, metavar="N", help="share each step over N processes under Ray")
+    how_many.add_argument(
         "--elastic", type=_range, metavar="MIN:MAX", help="the same over as many as the cluster has room for"
     )
     parser.add_argument(
@@ -129,8 +130,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.experiment is None:
         raise InputError("say which experiment to train; --list shows them")
     chosen = named_experiment(options.experiment)
-    if options.elastic and options.workers is not None:
-        raise InputError("--workers and --elastic both say how many workers there are: give one of them")
     if options.method is None and not options.show:
         raise InputError(f"say how to train it: --method {', '.join(list(BUILT_IN)[:-1])} or {list(BUILT_IN)[-1]}")
     options.data = source_of(options, options.data)

@@ -54,12 +54,13 @@ class Built:
 
 @dataclass(frozen=True)
 class DryBuilt:
-    """Properties of a training that a dry build finds. files, memory: of what it writes, and of a step (None: not
-    known), where it is to be trained."""
+    """Properties of a training that a dry build finds."""
 
     fingerprint: str
     files: FilesSize | None = None
+    """Of what it writes where it is to be trained; None: not known."""
     memory: int | None = None
+    """Bytes of a step where it is to be trained; None: not known."""
     detector: str = ""
     """A line on what a detector from elsewhere was found to be."""
     teacher: DryBuilt | None = None

@@ -32,24 +32,24 @@ from lgd.training.trainer import Trainer
 
 @dataclass
 class TrainingState:
-    """Everything that changes while ``experiment`` trains in ``directory``.
-
-    commit: of the code, as it was at the start. start: the step to go on from, and ``losses`` those up to it.
-    saved_step: of the newest checkpoint.
-    """
+    """Everything that changes while ``experiment`` trains in ``directory``."""
 
     built: Built
     experiment: Experiment
     directory: Path
     commit: str
+    """Of the code, as it was at the start."""
     meter: CostMeter
     times: StepTimes
     evaluations: Evaluations
     cpu: CpuUsage = field(default_factory=CpuUsage)
     writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     start: int = 0
+    """The step to go on from."""
     losses: dict[str, Any] = field(default_factory=dict)
+    """Those up to ``start``."""
     saved_step: int = 0
+    """Of the newest checkpoint."""
     _saved_at: float = field(default_factory=time.perf_counter)
     _saved_cost: dict[str, Any] | None = None
     _others_joules: dict[str, float] = field(default_factory=dict)

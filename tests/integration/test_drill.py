@@ -194,11 +194,15 @@ def test_processes_of_a_command_are_found_and_ended(tmp_path: Path) -> None:
     assert not place.control.exists()
 
 
+def _cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
 def test_the_table_counts(tmp_path: Path) -> None:
     passed = Result("nan", 0, "lgd-seed0, step 3", (), 20.0)
     failed = replace(passed, repeat=1, failures=(Failure("cost", "11 and 10"), Failure("cost", "3 and 2")))
     table = markdown([passed, failed])
-    assert "| nan | 1 of 2 | cost (1) | 20 |" in table
+    assert ["nan", "1 of 2", "20", "cost (1)"] in _cells(table)
     about = source("lgd drill --faults nan")
     drilled = [Row(passed, 0, about), Row(failed, 0, about)]
     text, rows = write(drilled, tmp_path)
@@ -242,7 +246,7 @@ def test_a_drill_goes_on_where_it_was_interrupted(
     monkeypatch.setenv("LGD_COMMIT", "two")
     assert main([*command, "--resume", str(tmp_path)]) == 0
     assert drilled == [("moved", 1)]
-    assert "| **all** | **4 of 4** |" in capsys.readouterr().out
+    assert any(row[:2] == ["**all**", "**4 of 4**"] for row in _cells(capsys.readouterr().out))
     assert main(["drill", "--table", str(tmp_path / "drill.csv")]) == 0
     assert "- commit: one, two" in capsys.readouterr().out
 

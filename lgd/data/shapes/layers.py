@@ -39,13 +39,12 @@ def _signed_distance(name: str, u: Floats, v: Floats) -> npt.NDArray[np.floating
 
 @dataclass
 class Layer:
-    """One painted thing: where its window lies and the signed distance (pixels) inside it.
-
-    label: index into CATEGORIES, or None for clutter. y, x: the window's corner in the image, may be negative.
-    """
+    """One painted thing: where its window lies and the signed distance (pixels) inside it."""
 
     label: int | None
+    """Index into CATEGORIES, or None for clutter."""
     y: int
+    """``y``, ``x``: the window's corner in the image, may be negative."""
     x: int
     depth: float
     radius: float

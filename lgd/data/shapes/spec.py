@@ -53,15 +53,15 @@ class ShapesSpec:
 
 @dataclass(frozen=True)
 class SyntheticImage:
-    """One generated image.
-
-    pixels: (size, size, 3) uint8, RGB. scene: one of SCENES. labels: indices into CATEGORIES, one an object.
-    masks: (objects, size, size) bool, the visible regions, disjoint. visible: (objects,) float, the visible
-    part of each object's whole outline, in [0.25, 1].
-    """
+    """One generated image."""
 
     pixels: npt.NDArray[np.uint8]
+    """(size, size, 3) uint8, RGB."""
     scene: str
+    """One of SCENES."""
     labels: tuple[int, ...]
+    """Indices into CATEGORIES, one an object."""
     masks: Mask
+    """(objects, size, size) bool, the visible regions, disjoint."""
     visible: npt.NDArray[np.float64]
+    """(objects,) float, the visible part of each object's whole outline, in [0.25, 1]."""

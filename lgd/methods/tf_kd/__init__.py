@@ -26,17 +26,17 @@ class TfKD(DistillationMethod):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Part of the classification loss that the divergence takes."""
     temperature: Positive = 20.0
-    """T, by which logits and the made distribution are divided before the softmax."""
+    """T, by which logits and the fixed distribution are divided before the softmax."""
     multiplier: NonNegative = 100.0
     """m, a factor of the divergence, which a high temperature makes small."""
     correct: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """Probability of the true class in the made distribution."""
+    """Probability of the true class in the fixed distribution."""
 
     title: ClassVar[str] = "tf-KD (our definition)"
     paper: ClassVar[str] = (
         "Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR 2020, arXiv 1909.11723"
     )
-    learns_from: ClassVar[str] = "a made distribution with the true class on top"
+    learns_from: ClassVar[str] = "a fixed distribution with the true class on top"
     compares: ClassVar[str] = "KL divergence of the regions' class softmax"
     activations: ClassVar[float] = 2.2
 

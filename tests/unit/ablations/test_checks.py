@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablations import needs, sweep
+from ablations import disk_and_memory, sweep
 from ablations.checks import Problems, _built, build_arms, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
+from ablations.disk_and_memory import check_disk, check_memory
 from ablations.limits import Budget, Placement
-from ablations.needs import check_disk, check_memory
 from ablations.plan import describe, trials_of
 from ablations.ray_log import ray_log
 from ablations.status import show_status
@@ -247,7 +247,7 @@ def test_a_sweeps_files_must_fit_together(tmp_path: Path, monkeypatch: pytest.Mo
     built = DryBuilt("f", FilesSize(checkpoints=100 * 2**20, results=10 * 2**20))
     trials = [(_trial(tmp_path / str(i)), built) for i in range(10)]
     for free, fits in ((300, True), (299, False)):
-        monkeypatch.setattr(needs, "free_space", lambda _, free=free: free * 2**20)
+        monkeypatch.setattr(disk_and_memory, "free_space", lambda _, free=free: free * 2**20)
         if fits:
             check_disk(tmp_path, trials, 2)
             continue
@@ -257,9 +257,9 @@ def test_a_sweeps_files_must_fit_together(tmp_path: Path, monkeypatch: pytest.Mo
     check_disk(tmp_path, trials, 1)
     # A teacher that the trials share leaves its files once.
     taught = [(trial, replace(built, teacher=replace(built, fingerprint="t"))) for trial, _ in trials]
-    monkeypatch.setattr(needs, "free_space", lambda _: 310 * 2**20)
+    monkeypatch.setattr(disk_and_memory, "free_space", lambda _: 310 * 2**20)
     check_disk(tmp_path, taught, 2)
-    monkeypatch.setattr(needs, "free_space", lambda _: 309 * 2**20)
+    monkeypatch.setattr(disk_and_memory, "free_space", lambda _: 309 * 2**20)
     with pytest.raises(InputError, match="310 MiB"):
         check_disk(tmp_path, taught, 2)
 
@@ -270,13 +270,13 @@ def test_memory_is_a_note_unless_it_is_clearly_too_much(
 ) -> None:
     built, resources = [DryBuilt("f", memory=2 * 2**30)], Resources(1, gpus, concurrent)
     for name in ("_free_memory", "_free_gpu_memory"):
-        monkeypatch.setattr(needs, name, lambda: int(total / 1.4 * 2**30))
+        monkeypatch.setattr(disk_and_memory, name, lambda: int(total / 1.4 * 2**30))
     note = check_memory(built, resources)
     assert note.startswith("a step needs about 2.0 GiB of memory")
     assert (f"side by side about {total}.0 GiB" in note) == (total > 2)
     assert f"{total / 1.4:.1f} GiB free" in note
     for name in ("_free_memory", "_free_gpu_memory"):
-        monkeypatch.setattr(needs, name, lambda: int(total / 1.6 * 2**30))
+        monkeypatch.setattr(disk_and_memory, name, lambda: int(total / 1.6 * 2**30))
     with pytest.raises(InputError, match="GiB free: set schedule.batch lower"):
         check_memory(built, resources)
     assert check_memory([DryBuilt("f")], resources) == ""

@@ -23,7 +23,7 @@ from ablations.optuna_search import Search, search_of
 from ablations.plan import describe, search_spec
 from ablations.ray_sweep import run_sweep
 from ablations.search_results import show_search
-from ablations.study_place import PASSWORD_VARIABLE, StudyAwayError
+from ablations.study_place import PASSWORD_VARIABLE, StudyUnreachableError
 from ablations.study_storage import find_study, patiently, storage_of
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import STOP_FILE, RecordLabels, TrialConfig, trial_config
@@ -105,7 +105,7 @@ def test_a_database_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sqlalchemy.create_engine", refuse)
     monkeypatch.setenv(PASSWORD_VARIABLE, "a/secret")
     said = rf'^--study {URL}: connection to "host" failed: Is the server running\?$'
-    with pytest.raises(StudyAwayError, match=said):
+    with pytest.raises(StudyUnreachableError, match=said):
         find_study(URL, "lgd")
 
 
@@ -228,6 +228,6 @@ def test_nothing_more_is_asked_of_a_study_once_it_was_away(monkeypatch: pytest.M
     assert shared.away == "study x: no answer for 0 s (gone)"
     assert shared.tried(ask) is None
     assert len(asked) == count
-    with pytest.raises(StudyAwayError):
+    with pytest.raises(StudyUnreachableError):
         patiently("x", ask, lambda: True)
     assert len(asked) == count + 1

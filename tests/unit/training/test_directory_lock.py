@@ -8,7 +8,7 @@ import pytest
 
 from lgd.errors import InputError
 from lgd.training.__main__ import main
-from lgd.training.alone import LOCK, training_lock
+from lgd.training.directory_lock import LOCK, training_lock
 
 
 def test_a_second_command_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
