@@ -26,7 +26,7 @@ from lgd.training import log_services
 from lgd.training.resume import existing_record
 
 if TYPE_CHECKING:
-    from ablations.optuna_search import Search
+    from ablations.search.optuna_search import Search
     from lgd.distributed.resources import Resources
     from lgd.training.build import DryBuilt
 
@@ -111,7 +111,7 @@ def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False) -> Ch
     search = None
     if sweep.spec.search:
         # Here, not at the top: it loads Optuna.
-        from ablations.optuna_search import search_of
+        from ablations.search.optuna_search import search_of
 
         search = search_of(sweep.spec, sweep.directory)
     checked = Checked(missing_trials(sweep.trials), search, Problems(all_problems))

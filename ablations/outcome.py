@@ -10,9 +10,9 @@ from rich.console import Console
 from ablations.begun_trials import begun_trials
 from ablations.display import say
 from ablations.limits import INTERRUPTED
-from ablations.optuna_search import Search
 from ablations.plan import Sweep
-from ablations.search_results import show_search
+from ablations.search.optuna_search import Search
+from ablations.search.search_results import show_search
 from ablations.status import show_damaged, unfinished
 from analysis.render import MOST_LISTED, print_table
 from analysis.report import write_report

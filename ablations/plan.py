@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
-from ablations.study_place import study_place
+from ablations.search.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.detector_source import code_among

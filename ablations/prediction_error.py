@@ -123,9 +123,9 @@ def compare(base: Experiment, directory: Path) -> Comparison:
     """One sweep of ARMS of the training ``base``, one trial at a time on the CPU, in ``directory``."""
     with exit_on_interrupt():
         # Here, not at the top: they take seconds to import.
-        from ablations.ray_sweep import run_sweep
         from ablations.sweep_display import NoDisplay
         from ablations.trial_config import RecordLabels
+        from ablations.tune.ray_sweep import run_sweep
         from benchmarks.measure_cost import update_from_records
         from benchmarks.measured_costs import MeasurementFile
         from benchmarks.predict_cost import predict

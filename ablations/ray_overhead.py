@@ -79,9 +79,9 @@ def measure(trials: int, steps: int, cores: int) -> tuple[pd.DataFrame, float]:
         # Here, not at the top: they take seconds to import. ray_sweep sets what ray.tune reads when it is imported.
         import pandas as pd
 
-        from ablations.ray_sweep import run_sweep, trial_name
         from ablations.sweep_display import NoDisplay
         from ablations.trial_config import RecordLabels
+        from ablations.tune.ray_sweep import run_sweep, trial_name
         from lgd.distributed import ray_train
         from lgd.distributed.resources import Resources
     from ray import tune

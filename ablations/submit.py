@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import lgd
 from ablations.command import BENCHMARKS, COMMANDS
-from ablations.study_place import study_place
+from ablations.search.study_place import study_place
 from lgd.cli import Parser, examples, exit_status
 from lgd.distributed.ray_token import use_token
 from lgd.errors import InputError

@@ -36,7 +36,7 @@ from lgd.storage.outputs import shown
 from lgd.storage.store import StorageError
 
 if TYPE_CHECKING:
-    from ablations.optuna_search import Search
+    from ablations.search.optuna_search import Search
     from lgd.distributed.resources import Resources
 
 
@@ -177,7 +177,7 @@ def _ray_watched(
     spec: SweepSpec, directory: Path, budget: Budget, options: RunOptions, console: Console
 ) -> Iterator[None]:
     """Inside, a Ray that ends is a reason for the sweep to end, and it ends."""
-    from ablations.ray_watch import RayWatch, end_at_once, head_address, own_processes
+    from ablations.tune.ray_watch import RayWatch, end_at_once, head_address, own_processes
 
     def give_up(why: str) -> None:
         say(console, f"{why}, and the sweep with it; go on with: {resume_command(directory, spec, options.placement)}")
@@ -259,8 +259,8 @@ def train(
     device-seconds that it took.
     """
     with exit_on_interrupt():
-        from ablations.ray_sweep import run_sweep
         from ablations.trial_config import RecordLabels
+        from ablations.tune.ray_sweep import run_sweep
 
     spec = sweep.spec = sweep.spec.model_copy(update={"ended": None, "code": code_version()})
     spec.write(sweep.directory)

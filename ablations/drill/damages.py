@@ -17,8 +17,8 @@ from ablations.drill.checks import Failure
 from ablations.drill.commands import TRIALS, DrillError
 from ablations.drill.drill import Drill, Fault
 from ablations.drill.hooks import Moment, Point
-from ablations.optuna_search import JOURNAL_FILE, STUDY_FILE
-from ablations.study_storage import damaged_line
+from ablations.search.optuna_search import JOURNAL_FILE, STUDY_FILE
+from ablations.search.study_storage import damaged_line
 from lgd.results.record import FILE
 from lgd.results.sweep_spec import SWEEP_FILE
 from lgd.training.progress import EVALUATIONS_FILE

@@ -18,10 +18,10 @@ TIMED = 20
 
 def measure_study(sizes: Sequence[int], directory: Path) -> Iterator[Row]:
     """One search, measured at each of ``sizes`` (trials, rising), whose trainings are a formula."""
-    from ablations.optuna_search import STUDY_FILE, search_of
     from ablations.plan import describe, search_spec
-    from ablations.ray_trial import last_report
+    from ablations.search.optuna_search import STUDY_FILE, search_of
     from ablations.trial_config import RecordLabels, trial_config
+    from ablations.tune.ray_trial import last_report
     from lgd.config.grids import Trial
     from lgd.distributed.resources import Resources
 
@@ -59,7 +59,7 @@ def measure_study(sizes: Sequence[int], directory: Path) -> Iterator[Row]:
 
 def _record(proposed: dict[str, Any]) -> Any:
     """The saved record of a proposed trial. Its scores follow from the parameters."""
-    from ablations.search_space import proposed_trial
+    from ablations.search.search_space import proposed_trial
     from lgd.config.experiment import parse
     from lgd.results.provenance import hardware, now, versions
     from lgd.results.record import Record, Scores
@@ -82,9 +82,9 @@ def show(directory: str) -> None:
     """What a search shows at its end, the plots included."""
     from rich.console import Console
 
-    from ablations.optuna_search import search_of
     from ablations.plan import read_sweep
-    from ablations.search_results import show_search
+    from ablations.search.optuna_search import search_of
+    from ablations.search.search_results import show_search
 
     spec = read_sweep(Path(directory))
     search = search_of(spec, Path(directory))

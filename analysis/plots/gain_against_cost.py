@@ -29,7 +29,7 @@ COLOURS = {"more": BLUE, "less": ORANGE, "noise": GREY, "": GREY}
 
 
 def gain_against_cost(rows: Sequence[Mapping[str, Any]], path_stem: Path) -> list[Path]:
-    """Draw rows of :func:`analysis.studies.comparisons`, a line each; the paths of the PNG and the SVG."""
+    """Draw rows of :func:`analysis.evidence.studies.comparisons`, a line each; the paths of the PNG and the SVG."""
     widest = _reach(rows)
     groups = list(dict.fromkeys((row["data"], row["steps"]) for row in rows))
     ordered = [row for group in groups for row in rows if (row["data"], row["steps"]) == group]

@@ -17,7 +17,7 @@ import pytest
 from optuna.storages.journal import JournalStorage
 
 from ablations.command import main
-from ablations.study_journal import StoreJournal
+from ablations.search.study_journal import StoreJournal
 from lgd.results.record import Record
 from lgd.storage.store import Store
 from tests.helpers_emulators import azure, google

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from ablations import ray_sweep
 from ablations.checks import missing_trials
-from ablations.ray_sweep import Outcome, run_sweep
 from ablations.trial_config import RecordLabels
+from ablations.tune import ray_sweep
+from ablations.tune.ray_sweep import Outcome, run_sweep
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.results.cost_meter import read_heartbeat

@@ -9,9 +9,9 @@ import psutil
 import pytest
 from scipy.stats import kendalltau
 
-from ablations.ray_sweep import run_sweep
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels
+from ablations.tune.ray_sweep import run_sweep
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.results.record import FILE, Record, load

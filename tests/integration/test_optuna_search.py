@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 import pytest
 
-from ablations.optuna_search import STUDY_FILE, Search, search_of, trial_name
 from ablations.run import main
-from ablations.search_results import best_trials, command, draw
-from ablations.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
+from ablations.search.optuna_search import STUDY_FILE, Search, search_of, trial_name
+from ablations.search.search_results import best_trials, command, draw
+from ablations.search.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
 from ablations.trial_config import RecordLabels, TrialConfig, trial_config
 from lgd.config.components import component_conflict
 from lgd.config.experiment import parse

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ablations.ray_sweep import Outcome, run_sweep
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels
+from ablations.tune.ray_sweep import Outcome, run_sweep
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from tests.helpers import quick_experiment

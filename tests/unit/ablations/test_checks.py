@@ -22,8 +22,8 @@ from ablations.damaged import damage, set_aside
 from ablations.disk_and_memory import check_disk, check_memory
 from ablations.limits import Budget, Placement
 from ablations.plan import describe, trials_of
-from ablations.ray_log import ray_log
 from ablations.status import show_status
+from ablations.tune.ray_log import ray_log
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources

@@ -17,7 +17,7 @@ from rich.console import Console
 from ablations import sweep
 from ablations.limits import Budget
 from ablations.plan import trials_of
-from ablations.ray_sweep import Outcome
+from ablations.tune.ray_sweep import Outcome
 from lgd.distributed.resources import Resources
 from lgd.files import DiskFullError
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
@@ -56,7 +56,7 @@ def test_sigterm_after_the_last_look_at_the_budget_ends_the_sweep(
         os.kill(os.getpid(), signal.SIGTERM)
         return Outcome(spent=3.0)
 
-    monkeypatch.setattr("ablations.ray_sweep.run_sweep", run_sweep)
+    monkeypatch.setattr("ablations.tune.ray_sweep.run_sweep", run_sweep)
     monkeypatch.setattr(sweep, "_learn", lambda *_: None)
     planned = trials_of(SPEC, tmp_path)
     resources = Resources(cpus=1, gpus=0.0, max_concurrent=1)

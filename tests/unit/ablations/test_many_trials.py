@@ -13,16 +13,17 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ablations import damaged, ray_sweep
+from ablations import damaged
 from ablations.display import seconds_until_all_end
-from ablations.optuna_search import TrialNames
 from ablations.plan import describe, trials_of
-from ablations.planned_trials import PlannedTrials
-from ablations.ray_sweep import Outcome, SweepCallback
-from ablations.ray_trial import config_of, last_report
 from ablations.run import main
+from ablations.search.optuna_search import TrialNames
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import STOP_FILE, RecordLabels, trial_config
+from ablations.tune import ray_sweep
+from ablations.tune.planned_trials import PlannedTrials
+from ablations.tune.ray_sweep import Outcome, SweepCallback
+from ablations.tune.ray_trial import config_of, last_report
 from lgd import files
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.experiment import Experiment

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from ablations.limits import Budget
-from ablations.ray_watch import HEAD, RAYLET, RayWatch
+from ablations.tune.ray_watch import HEAD, RAYLET, RayWatch
 from tests.helpers import wait_until
 
 QUICK = {"grace": 0.05, "away": 0.3, "period": 0.02}

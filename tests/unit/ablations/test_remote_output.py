@@ -17,13 +17,13 @@ from rich.console import Console
 
 from ablations import command, sweep
 from ablations.limits import Budget
-from ablations.optuna_search import Search
 from ablations.plan import describe
-from ablations.ray_sweep import Outcome, SweepCallback
-from ablations.ray_trial import run_trial
 from ablations.remote_output import Place, at_work
+from ablations.search.optuna_search import Search
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import RecordLabels, trial_config
+from ablations.tune.ray_sweep import Outcome, SweepCallback
+from ablations.tune.ray_trial import run_trial
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
@@ -152,7 +152,7 @@ def test_a_trial_that_cannot_be_published_ends_the_sweep_and_is_published_by_the
     # What was trained is not trained again.
     faults.clear()
     assert cluster.store.entries() == {}
-    monkeypatch.setattr("ablations.ray_trial._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("ablations.tune.ray_trial._train", lambda *_: pytest.fail("trained again"))
     assert Record.model_validate_json(cluster.train(trial, "node 1")["record"]).status == "finished"
     assert {"trials/baseline-seed0/record.json", "trials/baseline-seed0/student.pth"} <= cluster.store.entries().keys()
 
@@ -167,7 +167,7 @@ def test_a_training_that_was_finished_is_not_failed_by_what_comes_after(
         Record(status="finished", experiment=experiment, finished="now").save(place.directory)
         raise RuntimeError("a worker failed")
 
-    monkeypatch.setattr("ablations.ray_trial._train", train)
+    monkeypatch.setattr("ablations.tune.ray_trial._train", train)
     report = cluster.train(trial, "node 1", workers=2)
     assert Record.model_validate_json(report["record"]).status == "finished"
     assert cluster.store.entries("trials").keys() == {f"trials/baseline-seed0/{x}" for x in (FILE, "student.pth")}
@@ -267,7 +267,7 @@ def test_a_trial_whose_sweep_was_taken_over_is_stopped_and_publishes_nothing_mor
         (place.directory / "metrics.json").write_text("ours, later")
         raise Stopped(3)
 
-    monkeypatch.setattr("ablations.ray_trial._train", train)
+    monkeypatch.setattr("ablations.tune.ray_trial._train", train)
     with at_work(outputs.output_path(cluster.url), Console(width=200)):
         report = cluster.train(cluster.trial("baseline"), "node 1")
     assert report["unpublished"].startswith(f"{cluster.url}: another command has taken over; what was not published is")

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from ablations.display import SweepDisplay
-from ablations.ray_sweep import Outcome, SweepCallback
 from ablations.trial_config import RecordLabels
+from ablations.tune.ray_sweep import Outcome, SweepCallback
 from lgd.config.grids import Trial
 from lgd.results.record import FILE
 from tests.helpers import quick_experiment

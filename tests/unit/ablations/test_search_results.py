@@ -16,11 +16,11 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from rich.console import Console
 
-from ablations import search_results
-from ablations.optuna_search import Search, quiet_optuna, trial_name
 from ablations.plan import describe, search_spec
-from ablations.search_results import SHOWN, best_trials, draw, goal, show_search
-from ablations.search_space import OBJECTIVES, proposed_trial, suggest
+from ablations.search import search_results
+from ablations.search.optuna_search import Search, quiet_optuna, trial_name
+from ablations.search.search_results import SHOWN, best_trials, draw, goal, show_search
+from ablations.search.search_space import OBJECTIVES, proposed_trial, suggest
 from ablations.trial_config import RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial

@@ -14,12 +14,13 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ablations import study_storage, submit
-from ablations.optuna_search import Search, trial_name
+from ablations import submit
 from ablations.plan import describe, merge, search_spec, with_samples
 from ablations.run import main
-from ablations.search_space import proposed_trial
-from ablations.study_place import study_place
+from ablations.search import study_storage
+from ablations.search.optuna_search import Search, trial_name
+from ablations.search.search_space import proposed_trial
+from ablations.search.study_place import study_place
 from ablations.trial_config import RecordLabels, TrialConfig, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial

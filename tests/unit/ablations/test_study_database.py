@@ -18,15 +18,15 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from ablations import study_storage
-from ablations.optuna_search import Search, search_of
 from ablations.plan import describe, search_spec
-from ablations.ray_sweep import run_sweep
-from ablations.search_results import show_search
-from ablations.study_place import PASSWORD_VARIABLE, StudyUnreachableError
-from ablations.study_storage import find_study, patiently, storage_of
+from ablations.search import study_storage
+from ablations.search.optuna_search import Search, search_of
+from ablations.search.search_results import show_search
+from ablations.search.study_place import PASSWORD_VARIABLE, StudyUnreachableError
+from ablations.search.study_storage import find_study, patiently, storage_of
 from ablations.sweep_display import NoDisplay
 from ablations.trial_config import STOP_FILE, RecordLabels, TrialConfig, trial_config
+from ablations.tune.ray_sweep import run_sweep
 from lgd.config.grids import Trial
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources

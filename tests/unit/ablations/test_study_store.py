@@ -12,10 +12,10 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-from ablations import study_journal, study_storage
-from ablations.optuna_search import Search
 from ablations.run import main
-from ablations.study_journal import StoreJournal
+from ablations.search import study_journal, study_storage
+from ablations.search.optuna_search import Search
+from ablations.search.study_journal import StoreJournal
 from lgd.config.presets import NANO
 from lgd.errors import InputError
 from lgd.storage.store import PATIENCE_VARIABLE, Store

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from ablations.tune_patches import last_error, lost_workers_fail_alone
+from ablations.tune.tune_patches import last_error, lost_workers_fail_alone
 
 
 def test_a_trial_out_of_memory_fails_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from analysis.arms import arms_table
 from analysis.costs import cost_ratio, extra_cost, hardware_of, on_like_hardware
 from analysis.crossing import cost_crossing
-from analysis.evidence_curves import at_equal_cost
+from analysis.evidence.curves import at_equal_cost
 from analysis.load import cost_seconds
 from analysis.questions import asked
 from analysis.rates import Curve, equal_cost_steps

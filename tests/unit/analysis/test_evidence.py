@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from ablations.equal_time import with_steps
-from analysis.evidence import OLDER_TEMPLATE, kept_studies, main, older_page, page, readme
+from analysis.evidence.page import OLDER_TEMPLATE, kept_studies, main, older_page, page, readme
+from analysis.evidence.studies import Study, comparisons, keep, load_studies
+from analysis.evidence.study_page import difference_text, own_loss, study_page
 from analysis.load import load_runs
 from analysis.stats import mean_interval, paired_difference, verdict
-from analysis.studies import Study, comparisons, keep, load_studies
-from analysis.study_page import difference_text, own_loss, study_page
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid, plan
 from lgd.config.presets import preset

@@ -14,12 +14,12 @@ import pytest
 
 from ablations.equal_time import with_steps
 from ablations.plan import describe
-from analysis.evidence import MARKS, figure_rows, main, page, readme
-from analysis.evidence_answers import answers, newest
-from analysis.evidence_curves import at_equal_cost
+from analysis.evidence.answers import answers, newest
+from analysis.evidence.curves import at_equal_cost
+from analysis.evidence.page import MARKS, figure_rows, main, page, readme
+from analysis.evidence.studies import Study, comparisons, kept_name, load_studies
+from analysis.evidence.study_page import draw_study, study_page
 from analysis.rates import length_curves, pairs
-from analysis.studies import Study, comparisons, kept_name, load_studies
-from analysis.study_page import draw_study, study_page
 from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import Trial, plan
 from lgd.config.presets import preset

@@ -14,13 +14,13 @@ from ablations.display import SweepDisplay
 from ablations.equal_time import steps_for_equal_time
 from ablations.plan import trials_of
 from ablations.status import show_status
+from analysis.evidence.studies import comparisons, load_studies
 from analysis.frame import frame
 from analysis.html_report import write_page
 from analysis.load import Run, load_runs
 from analysis.paper_tables import build
 from analysis.plots.style import shorten
 from analysis.render import markdown
-from analysis.studies import comparisons, load_studies
 from analysis.sweep_table import main_table, sweep_of
 from analysis.verdict_text import summary
 from lgd.config.experiment import split_assignment

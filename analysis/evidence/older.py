@@ -9,7 +9,7 @@ from typing import Any
 from analysis.render import MISSING, with_interval, with_unit
 
 Row = Mapping[str, Any]
-"""Of :func:`analysis.studies.comparisons`."""
+"""Of :func:`analysis.evidence.studies.comparisons`."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where a search's study lies when the user says so: a database by SQLAlchemy's URL, or Optuna's journal.
 
-That is a file, or lies in object storage (ablations/study_journal.py).
+That is a file, or lies in object storage (ablations/search/study_journal.py).
 """
 
 from __future__ import annotations

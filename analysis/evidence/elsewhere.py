@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from analysis.evidence_curves import at_equal_cost, compared, imitation
+from analysis.evidence.curves import at_equal_cost, compared, imitation
+from analysis.evidence.studies import AP, Study
 from analysis.load import changes
 from analysis.questions import asked
 from analysis.render import TextTable, difference_text, number, with_unit
 from analysis.stats import Difference, paired_difference, verdict
-from analysis.studies import AP, Study
 from analysis.templating import render_sentence
 from analysis.tuning_tables import SCHEDULE_LENGTH
 from analysis.verdict import verdicts

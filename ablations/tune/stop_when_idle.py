@@ -1,6 +1,6 @@
 """When a sweep that is to end has ended.
 
-``ablations/ray_sweep.py`` sets what Ray Tune reads when it is imported, so it is to be imported before this module.
+``ablations/tune/ray_sweep.py`` sets what Ray Tune reads when it is imported, so import it before this module.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCal
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ablations.study_journal import StoreJournal
-from ablations.study_place import PASSWORD_VARIABLE, StudyUnreachableError, in_store
+from ablations.search.study_journal import StoreJournal
+from ablations.search.study_place import PASSWORD_VARIABLE, StudyUnreachableError, in_store
 from lgd.config.experiment import difference, parse
 from lgd.errors import InputError
 from lgd.storage.outputs import is_url
@@ -99,7 +99,7 @@ class Database(RDBStorage):
 
 @lru_cache(maxsize=8)
 def storage_of(place: str) -> BaseStorage:
-    """The storage at ``place`` (:func:`ablations.study_place.study_place`); one for a process, with its connections.
+    """The storage at ``place`` (:func:`ablations.search.study_place.study_place`); one for a process.
 
     Raises InputError, one line.
     """

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ablations.display import say
-from ablations.optuna_search import Search, TrialNames, quiet_optuna
-from ablations.search_space import OBJECTIVES, assignments, settings_of
-from ablations.study_place import StudyUnreachableError, in_store
-from ablations.study_storage import AWAY, reason
+from ablations.search.optuna_search import Search, TrialNames, quiet_optuna
+from ablations.search.search_space import OBJECTIVES, assignments, settings_of
+from ablations.search.study_place import StudyUnreachableError, in_store
+from ablations.search.study_storage import AWAY, reason
 from analysis.plots.style import save
 from lgd.errors import InputError
 from lgd.results.record import Record

@@ -8,7 +8,6 @@ python -m analysis.evidence results/components-tiny --output mine.md
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from lgd.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.studies import Study
+    from analysis.evidence.studies import Study
 
 ROOT = Path("benchmarks/results")
 """Where studies are kept."""
@@ -74,7 +73,7 @@ def shown_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dict
 
 def figure_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dict[str, Any]]:
     """What the figure shows: the newest components study of the default preset, or else the evidence grid's."""
-    from analysis.evidence_answers import newest
+    from analysis.evidence.answers import newest
     from analysis.frame import row_dicts
     from lgd.config.component_arms import COMPONENTS
 
@@ -92,7 +91,7 @@ def figure_rows(studies: Sequence[Study], comparisons: pd.DataFrame) -> list[dic
 
 def older_page(studies: Sequence[Study], output: Path) -> Path | None:
     """Where the evidence grid's studies have a page of their own: all at ``nano``, and others answer at ``output``."""
-    from analysis.evidence_answers import DEFAULT
+    from analysis.evidence.answers import DEFAULT
     from lgd.config.grids import EVIDENCE
 
     of_evidence = {study.preset for study in studies if study.grid.name == EVIDENCE}
@@ -108,8 +107,8 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     stands for a difference with its interval, ``of_setting(STUDY, ARM, "imitation")`` (or ``lead``, ``equal_cost``) for
     that of the first table; STUDY begins the directory's name.
     """
-    from analysis.evidence_answers import answers
-    from analysis.evidence_older import count, older
+    from analysis.evidence.answers import answers
+    from analysis.evidence.older import count, older
     from analysis.first_run import COMMAND as FIRST_COMMAND
     from analysis.first_run import first_run
     from analysis.templating import render
@@ -152,8 +151,8 @@ def _reading(studies: Sequence[Study], table: pd.DataFrame, name: str) -> str:
 
 def readme(studies: Sequence[Study], table: pd.DataFrame, text: str) -> str:
     """``text``, the README, with its paragraph on the evidence written anew. Raises InputError without the marks."""
-    from analysis.evidence_answers import answers
-    from analysis.evidence_older import count, older
+    from analysis.evidence.answers import answers
+    from analysis.evidence.older import count, older
     from analysis.templating import render
 
     before, begin, rest = text.partition(MARKS[0])
@@ -172,9 +171,9 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
 
     Raises InputError for a directory without runs of a grid, and for a README without the paragraph's marks.
     """
+    from analysis.evidence.studies import comparisons, load_studies
+    from analysis.evidence.study_page import write_study_page
     from analysis.plots.gain_against_cost import gain_against_cost
-    from analysis.studies import comparisons, load_studies
-    from analysis.study_page import write_study_page
     from lgd.files import write_text
 
     studies = load_studies(directories)
@@ -198,7 +197,7 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
 
 def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     """Functions that notes may call."""
-    from analysis.evidence_elsewhere import rows as by_setting
+    from analysis.evidence.elsewhere import rows as by_setting
     from analysis.frame import row_dicts
     from analysis.render import difference_text, with_interval, with_unit
 
@@ -218,7 +217,7 @@ def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callabl
         return with_unit(find(study, arm, other)["cost"], "x")
 
     def of_setting(study: str, arm: str, part: str) -> str:
-        """part: ``imitation``, ``lead`` or ``equal_cost`` of :class:`analysis.evidence_elsewhere.Elsewhere`."""
+        """part: ``imitation``, ``lead`` or ``equal_cost`` of :class:`analysis.evidence.elsewhere.Elsewhere`."""
         for x in (x for of in studies if of.name.startswith(study) for x in by_setting(of)):
             if x.arm == arm:
                 return difference_text(getattr(x, part))
@@ -252,7 +251,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from analysis.studies import keep, kept_name
+    from analysis.evidence.studies import keep, kept_name
 
     if options.keep and not options.results:
         raise InputError("--keep: name results directories to copy")
@@ -267,7 +266,3 @@ def _run(arguments: Sequence[str] | None) -> int:
     for path in write(places, options.output or OUTPUT, None if options.output else README):
         print(f"wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

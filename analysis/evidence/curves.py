@@ -9,12 +9,12 @@ import bisect
 import math
 
 from analysis.crossing import crossings
+from analysis.evidence.studies import AP, Study
 from analysis.load import by_arm
 from analysis.questions import without_imitation
 from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
 from analysis.render import TextTable, difference_text, number
 from analysis.stats import Difference, paired_difference
-from analysis.studies import AP, Study
 from analysis.templating import render_sentence
 
 BEYOND = 1.05

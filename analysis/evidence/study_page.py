@@ -14,6 +14,8 @@ import pandas as pd
 
 from analysis.arms import arms_text, notes
 from analysis.commands import training_command
+from analysis.evidence.studies import AP, NOTES, Family, Study, Value
+from analysis.evidence.sweep_page import draw_sweep, sweep_page
 from analysis.frame import row_dicts
 from analysis.load import Run, arm_of, score, teacher_ap, training_device_seconds
 from analysis.noise_floor import noise_floor, noise_floor_text, sentences
@@ -22,8 +24,6 @@ from analysis.plots.scores import curves
 from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.stats import Difference, paired_difference
-from analysis.studies import AP, NOTES, Family, Study, Value
-from analysis.sweep_page import draw_sweep, sweep_page
 from analysis.sweep_table import sweep_of
 from analysis.templating import render
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR
@@ -37,7 +37,7 @@ PAGE = "README.md"
 def study_page(study: Study, comparisons: pd.DataFrame) -> str:
     """The page's text, which shows the figures of :func:`draw_study`.
 
-    comparisons: rows of :func:`analysis.studies.comparisons` of this study.
+    comparisons: rows of :func:`analysis.evidence.studies.comparisons` of this study.
     """
     if study.grid.name not in (EVIDENCE, NOISE_FLOOR.name):
         return sweep_page(study, comparisons)

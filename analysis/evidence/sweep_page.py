@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.commands import training_command
+from analysis.evidence.studies import NOTES, Study
 from analysis.frame import row_dicts
 from analysis.gain_by_data import data_table
 from analysis.html_report import ABOUT
@@ -17,7 +18,6 @@ from analysis.plots.figures import figures
 from analysis.plots.style import save
 from analysis.render import TextTable, markdown_text, with_interval
 from analysis.split_gains import split_table
-from analysis.studies import NOTES, Study
 from analysis.sweep_table import main_table, sweep_of
 from analysis.teachers import teacher_notes, teachers_text
 from analysis.templating import render
@@ -44,7 +44,7 @@ USUAL_FIGURES = ("gain-against-cost", "curves", "label-signal")
 def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
     """The page's text, which shows the figures of :func:`draw_sweep` that there are.
 
-    comparisons: rows of :func:`analysis.studies.comparisons` of this study.
+    comparisons: rows of :func:`analysis.evidence.studies.comparisons` of this study.
     """
     records, written = study.records, study.directory / NOTES
     sweep = sweep_of(study.directory, records)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.search.optuna import OptunaSearch
 
-from ablations.study_storage import SharedStudy
+from ablations.search.study_storage import SharedStudy
 
 
 def searcher_class(name: Callable[[Mapping[str, Any]], str], stop: Path, shared: SharedStudy | None) -> type[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ablations.remote_output import Place, place_of, try_to_publish
-from ablations.search_space import objectives, proposed_trial
+from ablations.search.search_space import objectives, proposed_trial
 from ablations.trial_config import ERROR_FILE, TrialConfig
 from lgd.config.experiment import Experiment, parse
 from lgd.config.method import import_method
@@ -37,7 +37,7 @@ def config_of(parameters: dict[str, Any]) -> TrialConfig:
 
 def run_trial(parameters: dict[str, Any]) -> None:
     """Train one trial; leave its record in its directory whatever happens."""
-    # Here, not at the top: ablations/ray_sweep.py sets what Ray Tune reads when it is imported.
+    # Here, not at the top: ablations/tune/ray_sweep.py sets what Ray Tune reads when it is imported.
     from ray import tune
 
     trial = config_of(parameters)

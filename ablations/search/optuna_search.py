@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablations.damaged import read
 from ablations.plan import search_base
-from ablations.search_space import OBJECTIVES, objectives, suggest
-from ablations.study_place import StudyUnreachableError
-from ablations.study_storage import (
+from ablations.search.search_space import OBJECTIVES, objectives, suggest
+from ablations.search.study_place import StudyUnreachableError
+from ablations.search.study_storage import (
     OWNER,
     SETTINGS,
     SharedStudy,
@@ -89,7 +89,7 @@ class Search:
         base experiment as it travels to a worker. stopped: whether the sweep is to stop; then a study elsewhere that
         does not answer is waited for no longer. Raises StudyUnreachableError in the end where it did not answer.
         """
-        from ablations.proposals import searcher_class
+        from ablations.search.proposals import searcher_class
 
         study = self.study()
         with self._one_line():
@@ -366,7 +366,7 @@ def quiet_optuna() -> Iterator[None]:
             said = "PedAnovaImportanceEvaluator computes|Some regimes for parameter|Target and region quantiles"
             # Where the disk of study.db is slow.
             said += "|Define-by-run function passed"
-            # ablations/study_storage.py sends it.
+            # ablations/search/study_storage.py sends it.
             said += "|Heartbeat of storage is supposed"
             warnings.filterwarnings("ignore", said)
             yield

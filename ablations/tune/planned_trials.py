@@ -3,7 +3,7 @@
 ``tune.grid_search`` over the trials would do the same, but it copies the whole list of values for each of them, all
 before the first trial starts: 2,000 trials are four million copied configurations.
 
-``ablations/ray_sweep.py`` sets what Ray Tune reads when it is imported, so it is to be imported before this module.
+``ablations/tune/ray_sweep.py`` sets what Ray Tune reads when it is imported, so import it before this module.
 """
 
 from __future__ import annotations

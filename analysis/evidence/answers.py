@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence_curves import equal_cost_sentences, length_sentences, lengths_table, more_training
-from analysis.evidence_elsewhere import elsewhere_sentences, other_settings, settings_table
+from analysis.evidence.curves import equal_cost_sentences, length_sentences, lengths_table, more_training
+from analysis.evidence.elsewhere import elsewhere_sentences, other_settings, settings_table
+from analysis.evidence.studies import AP, Study
+from analysis.evidence.study_page import TEACHER_MEASURES
 from analysis.frame import row_dicts
 from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
@@ -19,8 +21,6 @@ from analysis.rates import batch_of, pairs, rate_curves, rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
 from analysis.split_gains import imitation_sentences, split_table
 from analysis.stats import verdict
-from analysis.studies import AP, Study
-from analysis.study_page import TEACHER_MEASURES
 from analysis.teachers import NEVER, never_ahead, teacher_notes
 from analysis.templating import render_sentence
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablations.begun_trials import last_checkpoint
-from ablations.ray_log import RAY_LOG, ray_log
-from ablations.ray_trial import TEACHER, config_of, run_trial
 from ablations.remote_output import try_to_publish
-from ablations.study_place import StudyUnreachableError
+from ablations.search.study_place import StudyUnreachableError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
-from ablations.tune_patches import last_error, lost_workers_fail_alone
+from ablations.tune.ray_log import RAY_LOG, ray_log
+from ablations.tune.ray_trial import TEACHER, config_of, run_trial
+from ablations.tune.tune_patches import last_error, lost_workers_fail_alone
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
@@ -56,14 +56,14 @@ os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
 
 from ray import tune  # noqa: E402
 
-from ablations.planned_trials import PlannedTrials  # noqa: E402
-from ablations.stop_when_idle import StopWhenIdle  # noqa: E402
+from ablations.tune.planned_trials import PlannedTrials  # noqa: E402
+from ablations.tune.stop_when_idle import StopWhenIdle  # noqa: E402
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-    from ablations.optuna_search import Search
+    from ablations.search.optuna_search import Search
 
 RETRIES = 2
 """How often, without a new checkpoint in between, a trial goes on whose worker died (killed, out of memory, its node

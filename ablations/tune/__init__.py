@@ -1,0 +1,1 @@
+"""A sweep's trials under Ray Tune."""

@@ -1,0 +1,1 @@
+"""The evidence page and each kept study's page, wholly from records."""
