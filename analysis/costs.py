@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 
 from analysis.load import by_seed, cost_seconds
-from analysis.stats import Difference, Ratio, paired_difference, paired_ratio
+from analysis.stats import Ratio, paired_ratio
 from lgd.results.record import Record
 
 Runs = Mapping[int, Record]
@@ -41,7 +42,7 @@ def cost_ratio(arm: Runs, reference: Runs, read: Callable[[Record], float | None
     return paired_ratio(by_seed(ours, read), by_seed(theirs, read))
 
 
-def extra_cost(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> Difference | None:
-    """Cost of the arm less the reference's, paired by seed as :func:`cost_ratio` pairs them; what ``read`` gives."""
-    ours, theirs = on_like_hardware(arm, reference)
-    return paired_difference(by_seed(ours, read), by_seed(theirs, read))
+def extra_cost(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> float | None:
+    """Cost of the arm less the reference's, the median over the seeds of :func:`cost_ratio`; in what ``read`` gives."""
+    ours, theirs = (by_seed(x, read) for x in on_like_hardware(arm, reference))
+    return median(ours[x] - theirs[x] for x in common) if (common := ours.keys() & theirs.keys()) else None

@@ -70,9 +70,9 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     ``arm``, ``mark``, ``data``, ``device`` (GPU or CPU), ``seeds``, ``AP`` (percent, mean), ``gpu_hours``
     (device-hours, mean, a teacher's pre-training whole; of the seeds on the hardware that most of its data set's
     trainings ran on, where there are any), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
-    pairs, and ``extra_hours``, both over the arm's baseline and paired by seed; ``cost``: device-seconds of the
-    training over the baseline's, as in the table of arms; ``front``: no other arm on its data set has a higher AP for
-    the same hours or less (boolean); False for what did not run on that hardware.
+    pairs, and ``extra_hours`` (median), both over the arm's baseline and paired by seed; ``cost``: device-seconds of
+    the training over the baseline's, as in the table of arms; ``front``: no other arm on its data set has a higher AP
+    for the same hours or less (boolean); False for what did not run on that hardware.
 
     An arm's baseline is its grid's reference in the same setting; where that was not trained, as after a search, the
     baseline that differs from it by the method alone. Raises InputError for data of one name that is not the same.
@@ -199,7 +199,7 @@ def _row(arm: _Arm, baseline: _Arm | None, timed: Mapping[int, Record]) -> dict[
         "gpu_hours": fmean(hours.values()),
         **gain_columns(gain),
         "pairs": gain.n if gain else None,
-        "extra_hours": extra and extra.mean,
+        "extra_hours": extra,
         "cost": cost and cost.value,
     }
 

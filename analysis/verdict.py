@@ -44,7 +44,7 @@ class Verdict:
     """Device-seconds of the arm's training, its frozen teacher's included, over the reference's, both of the seeds that
     ran on like hardware; None without one."""
     extra_hours: float | None
-    """The mean difference of the two, device-hours, of the same seeds; None without one."""
+    """The difference of the two, device-hours, median over the same seeds; None without one."""
     on_gpu: bool
     equal_cost: Difference | None = None
     """The longer trained reference over the reference."""
@@ -115,7 +115,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
     return Verdict(
         question, asked.detect, "unknown" if obstacles else answer, gain,
-        cost.value if cost else None, extra.mean / 3600 if extra else None,
+        cost.value if cost else None, None if extra is None else extra / 3600,
         bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
         difference(question.equal_cost, reference), longer.value if longer else None,
         difference(question.bigger, reference), margin,
