@@ -99,6 +99,7 @@ def test_the_front_is_what_no_other_arm_beats() -> None:
     assert 0 < sum(wanted) < len(wanted)
 
 
+@pytest.mark.slow
 def test_the_page_and_the_figures_of_a_large_search_show_the_best_arms(tmp_path: Path) -> None:
     records = [*_search(MOST_ROWS + 50), *(_record(f"search-9{i:03}", i, "failed") for i in range(MOST_ROWS + 1))]
     runs = [Run(record, tmp_path / str(i)) for i, record in enumerate(records)]

@@ -49,6 +49,7 @@ def _check(found: dict[str, float]) -> None:
     assert {case: x for case, x in found.items() if not x < (8e-3 if "bfloat16" in case else 3e-6)} == {}
 
 
+@pytest.mark.slow
 def test_they_are_torchs_operators_in_triton_s_interpreter() -> None:
     pytest.importorskip("triton")
     found = _run("interpreted.py", "cpu", TRITON_INTERPRET="1")
@@ -56,6 +57,7 @@ def test_they_are_torchs_operators_in_triton_s_interpreter() -> None:
     _check(found)
 
 
+@pytest.mark.slow
 def test_a_step_with_them_has_the_same_losses_and_gradients_and_they_compile_for_a_gpu() -> None:
     pytest.importorskip("triton")
     found = _run("interpreted_step.py", TRITON_INTERPRET="1")
