@@ -52,7 +52,7 @@ VERSIONS = ("torch", "detectron2")
 
 ABOUT = {
     "gain-against-cost": "Gain in AP against the cost of training. Blue: more than the baseline, beyond noise; orange:"
-    " less; grey: not to be told from noise; red squares: the baseline itself, trained longer.",
+    " less; grey: within noise; red squares: the baseline itself, trained longer.",
     "curves": "AP while training, of the student and of the instructive features.",
     "ap-hours": "AP while training against the device-hours spent until then.",
     "learning-rate": "AP against the learning rate, an arm a line.",
@@ -85,7 +85,7 @@ PARTS = {
 }
 """The figures of each part of the page."""
 
-VERDICTS = {"more": "more", "less": "less", "noise": "not to be told from noise", "": "one seed: decides nothing"}
+VERDICTS = {"more": "more", "less": "less", "noise": "within noise", "": "one seed: decides nothing"}
 
 MOST_RESULTS = 16
 """Arms in the first table; the others are in those that follow."""

@@ -185,7 +185,7 @@ def overall(found: Sequence[Verdict]) -> str:
         "worth it": "worth it here",
         "not worth it": "not worth it",
         "gain": "gaining, with nothing known of longer training at the same cost",
-        "unknown": "not to be told",
+        "unknown": "undecided",
     }
     parts = []
     for answer, text in words.items():

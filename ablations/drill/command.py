@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _chosen(known: dict[str, Fault], names: str | None, bucket: Bucket | None) -> list[Fault]:
-    """The faults of these names; without names all that can be injected here, the others told of."""
+    """The faults of these names; without names all that can be injected here, the others are printed."""
     if names is None:
         for fault in known.values():
             if fault.left_out(bucket):

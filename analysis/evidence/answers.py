@@ -256,7 +256,7 @@ def _of_rates(study: Study) -> list[str]:
 
 
 def _of_methods(frame: pd.DataFrame) -> list[str]:
-    """Which methods gain, which lose, and which cannot be told from the baseline, with what they cost."""
+    """Which methods gain, which lose, and which are within noise of the baseline, with what they cost."""
     rows = [row for row in row_dicts(frame) if row["gain"] is not None]
     told = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
     lines = [render_sentence("how_gains_of_methods_are_listed")]

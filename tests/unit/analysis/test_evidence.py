@@ -171,7 +171,7 @@ def test_what_a_study_says_follows_from_its_records(results: Make) -> None:
         for head in (
             "**Helped: more AP than what it is compared with.**",
             "**Did harm: less AP.**",
-            "**Not to be told from noise.**",
+            "**Within noise.**",
         )
     )
     gain = _difference(place, "RetinaNet LGD", "RetinaNet baseline")

@@ -297,7 +297,7 @@ def test_the_evidence_page_opens_with_the_default_preset(
         "its second loss (ours without imitation) gives +3.0",
         "The teacher of LGD was ahead of its student at any evaluation in 0 of 3 seeds, and ended -15.0 AP [",
         "these differ beyond noise from the arm that each is a variant of: LGD residual (ours) over LGD +7.0",
-        "Not to be told from theirs: ours without adapter.",
+        "Within noise of theirs: ours without adapter.",
         "Best learning rates differ",
         "More AP than the baseline, beyond noise: 1 of 10 methods (PKD +1.5 [", "noise: 1 of 10 methods (MGD -3.0 [",
         "By chance alone 0.5 of 10 such intervals leave zero out.",
