@@ -94,7 +94,7 @@ def plan_text(spec: SweepSpec, budget: str | None) -> str:
     until = f", or {budget} are over" if budget else ""
     return (
         f"preset {spec.preset}: {', '.join(spec.arms)}; {first} seeds of each, then more, {last} at most, until a"
-        f" difference of {spec.detect:g} AP is beyond noise{until}"
+        f" difference of {spec.detect:g} AP can be ruled in or out{until}"
     )
 
 

@@ -201,7 +201,7 @@ def test_pays_is_a_sweep_of_baseline_method_and_equal_cost(tmp_path: Path) -> No
     assert arms_of("fgfi") == ["FGFI"]
     assert plan_text(spec, "8h").startswith("preset nano: baseline, LGD, PKD, baseline at the cost of LGD, ")
     assert plan_text(spec, "8h").endswith(
-        "; 3 seeds of each, then more, 15 at most, until a difference of 1 AP is beyond noise, or 8h are over"
+        "; 3 seeds of each, then more, 15 at most, until a difference of 1 AP can be ruled in or out, or 8h are over"
     )
 
 
