@@ -16,6 +16,8 @@ from analysis.frame import row_dicts
 from analysis.gain_by_data import data_sentences, data_table
 from analysis.load import changes, other_load, teacher_ap
 from analysis.methods_table import methods_table
+from analysis.noise_floor import noise_floor
+from analysis.noise_floor import sentences as noise_sentences
 from analysis.questions import asked
 from analysis.rates import batch_of, pairs, rate_curves, rate_notes
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
@@ -27,6 +29,7 @@ from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict import Verdict, verdicts
 from analysis.verdict_text import conclusion, numbers, parts, summary
 from lgd.config.component_arms import COMPONENTS
+from lgd.config.grids import NOISE_FLOOR
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
 from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
@@ -69,10 +72,15 @@ class Answers:
 def newest(studies: Sequence[Study], grid: str) -> Study | None:
     """The last study of a grid at the default preset; None without.
 
-    One with nothing changed comes before others, and one from the preset's first seed on before one that repeats it.
+    One with a method comes before one of the baseline alone, one with nothing changed before others, and one from the
+    preset's first seed on before one that repeats it.
     """
-    found = [study for study in studies if study.preset == DEFAULT and study.grid.name == grid]
-    return max(found, key=lambda x: (not any(map(changes, x.records)), not _repeats(x), x.last), default=None)
+
+    def rank(study: Study) -> tuple[bool, bool, bool, str]:
+        methods = {x.experiment.method.name for x in study.records} - {"baseline"}
+        return bool(methods), not any(map(changes, study.records)), not _repeats(study), study.last
+
+    return max((x for x in studies if x.preset == DEFAULT and x.grid.name == grid), key=rank, default=None)
 
 
 def _repeats(study: Study) -> bool:
@@ -115,6 +123,7 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     if by_data is not None:
         found.append(Point("Images and features", by_data, data_sentences(by_data.records)))
         tables += [(by_data, x) for x in [data_table(by_data.records)] if x]
+    found += _noise(studies, table)
     return Answers(
         _setting(used[0]),
         _caveat(used[0]),
@@ -125,6 +134,20 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
         components,
         brief,
     )
+
+
+def _noise(studies: Sequence[Study], table: pd.DataFrame) -> list[Point]:
+    """How far trainings that differ by their seed alone lie apart."""
+    found = []
+    floor = newest(studies, NOISE_FLOOR.name)
+    if floor is not None:
+        found.append(Point("Noise", floor, noise_sentences(noise_floor(floor.runs))))
+    again = [row for row in row_dicts(table[table["kind"] == "again"]) if row["gain"] is not None]
+    for study in (x for x in studies if x.preset == DEFAULT):
+        rows = [row for row in again if row["study"] == study.name]
+        lines = [render_sentence("baseline_again", baseline=row["other"], row=row) for row in rows]
+        found += [Point("A/A", study, lines)] if lines else []
+    return found
 
 
 def _setting(study: Study) -> str:
@@ -242,7 +265,7 @@ def _teacher_ap(study: Study, arm: str) -> str:
 
 
 def _of_rates(study: Study) -> list[str]:
-    """Where arms are best, and the verdict with each at its best."""
+    """Where arms are best, and what each gains there."""
     noted, found = rate_notes(study.records), pairs(rate_curves(study.records))
     same = []
     if found and not any("differ" in x for x in noted):
@@ -252,7 +275,7 @@ def _of_rates(study: Study) -> list[str]:
                 "best_at_the_same_rate", arms=arms, best=first.best, of=len(first.points), batch=batch_of(first)
             )
         ]
-    return [*same, *noted, *(" ".join(x).strip() for x in summary(study.records, study.directory).verdicts)]
+    return [*same, *noted, *(x.numbers for x in summary(study.records, study.directory).verdicts)]
 
 
 def _of_methods(frame: pd.DataFrame) -> list[str]:

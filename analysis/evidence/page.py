@@ -115,6 +115,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     from lgd.config.grids import EVIDENCE
 
     elsewhere = older_page(studies, output)
+    is_older = template == OLDER_TEMPLATE
     return render(
         template,
         older_page=elsewhere.name if elsewhere else "",
@@ -124,7 +125,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
         count=count,
         fewest=FEWEST_SEEDS,
         links={study.name: _relative(study.directory, output) for study in studies},
-        studies=studies,
+        listed=[x for x in studies if not elsewhere or (x.preset == "nano") == is_older],
         overrides={
             study.name: sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")})
             for study in studies

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from ablations.equal_time import with_steps
-from ablations.plan import describe
 from analysis.evidence.answers import answers, newest
 from analysis.evidence.curves import at_equal_cost
 from analysis.evidence.page import MARKS, figure_rows, main, page, readme
@@ -21,15 +17,10 @@ from analysis.evidence.studies import Study, comparisons, kept_name, load_studie
 from analysis.evidence.study_page import draw_study, study_page
 from analysis.rates import length_curves, pairs
 from lgd.config.extra_arms import ExtraArms
-from lgd.config.grids import Trial, plan
+from lgd.config.grids import Trial
 from lgd.config.presets import preset
-from lgd.results.record import Record
 
-Ap = Callable[[Trial], tuple[float, float | None]]
-"""AP of student and teacher of a trial, without what its seed adds."""
-
-SPREAD = (0.3, -0.1, -0.2)
-"""What the seeds of an arm other than the baseline differ by."""
+from .made_sweeps import made_sweep
 
 LONGER = "baseline at the cost of LGD residual (ours)"
 
@@ -39,42 +30,6 @@ COMPONENT_AP = {
     "ours without encoder": (32.1, 33.0), "ours without adapter": (32.0, 33.0), "ours without mapper": (29.0, 20.0),
     LONGER: (34.0, None), "baseline at the cost of LGD": (34.0, None),
 }  # fmt: skip
-
-
-def _scores(ap: float) -> dict[str, Any]:
-    return {"AP": ap, "AP50": ap + 20, "AP75": ap - 5, "APs": None, "APm": None, "APl": None}
-
-
-def _sweep(
-    place: Path, grid: str, ap: Ap, extra: ExtraArms | None = None, overrides: Sequence[str] = (), **changes: Any
-) -> Path:
-    """A directory as a sweep of three seeds at preset tiny leaves it."""
-    spec = describe(grid, "tiny", seeds=3, overrides=overrides, extra=extra or ExtraArms())
-    spec.write(place)
-    whole = spec.whole_grid
-    timed = {arm.name: 320 for arm in whole.arms if arm.time_budget_from}
-    arms = tuple(with_steps(arm, timed) for arm in whole.arms if not arm.skipped and arm.name in spec.arms)
-    for trial in plan(type(whole)(whole.name, whole.title, arms, whole.reference), preset("tiny"), 3, overrides, place):
-        x = trial.experiment
-        own, teacher = ap(trial)
-        own += 2 * x.seed + (0.0 if trial.arm.startswith("baseline") else SPREAD[x.seed])
-        seconds = x.schedule.steps * (0.5 if x.method.name == "baseline" else 1.0)
-        of_teacher = None if teacher is None else _scores(teacher + 2 * x.seed)
-        record = {
-            "status": "finished", "grid": grid, "preset": "tiny", "arm": trial.arm, "experiment": x,
-            "steps": x.schedule.steps, "student": _scores(own), "teacher": of_teacher,
-            "evaluations": [
-                {"step": x.schedule.steps, "student": _scores(own), "teacher": of_teacher, "label_use": 0.25}
-            ],
-            "device_seconds": {"training": seconds}, "seconds": {"training": seconds}, "data": {"train_images": 1000},
-            "hardware": {"cpu": "A processor", "cores": "2", "memory_gib": "8", "gpu": "none"},
-            "started": "2025-01-02T03:04:05+00:00", "finished": "2025-01-02T03:05:06+00:00",
-            "overrides": list(overrides), **changes,
-        }  # fmt: skip
-        Record.model_validate(record).save(trial.directory)
-        (trial.directory / "metrics.json").write_text("{}\n")
-        (trial.directory / "student.pth").write_bytes(b"weights")
-    return place
 
 
 def _rates(trial: Trial) -> tuple[float, float | None]:
@@ -105,12 +60,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Four sweeps by grid."""
     root = tmp_path_factory.mktemp("results")
     return {
-        "components": _sweep(
+        "components": made_sweep(
             root / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm], ExtraArms(equal_cost=("longer",))
         ),
-        "learning-rate": _sweep(root / "learning-rate-tiny", "learning-rate", _rates),
-        "schedule-length": _sweep(root / "schedule-length-tiny", "schedule-length", _lengths),
-        "methods": _sweep(root / "methods-tiny", "methods", _methods),
+        "learning-rate": made_sweep(root / "learning-rate-tiny", "learning-rate", _rates),
+        "schedule-length": made_sweep(root / "schedule-length-tiny", "schedule-length", _lengths),
+        "methods": made_sweep(root / "methods-tiny", "methods", _methods),
     }
 
 
@@ -243,7 +198,9 @@ def test_the_first_table_has_the_presets_own_length_and_the_longest(studies: dic
 
 def test_other_detectors_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
     """Each arm that was trained with imitation and without, by length."""
-    (fcos,) = load_studies([_sweep(tmp_path / "fcos", "schedule-length", _lengths, overrides=["detector.name=fcos"])])
+    (fcos,) = load_studies(
+        [made_sweep(tmp_path / "fcos", "schedule-length", _lengths, overrides=["detector.name=fcos"])]
+    )
     there = [studies["schedule-length"], fcos]
     found = answers(there, comparisons(there))
     assert found is not None
@@ -264,11 +221,11 @@ def test_other_detectors_are_beside_the_presets_own(studies: dict[str, Study], t
 
 
 def test_other_data_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
-    place = _sweep(
+    place = made_sweep(
         tmp_path / "voc", "components", lambda x: COMPONENT_AP[x.arm], ExtraArms(equal_cost=("longer",)),
         ["data.source=voc:/data/bccd", "data.min_sizes=[256]", "schedule.lr_per_16=0.02"],
     )  # fmt: skip
-    other = _sweep(
+    other = made_sweep(
         tmp_path / "weight", "components", lambda x: COMPONENT_AP[x.arm], None, ["method.instructive_weight=2"]
     )
     there = [studies["components"], *load_studies([place, other])]
@@ -345,7 +302,7 @@ def test_the_figure_and_the_readme_follow_the_components_study(studies: dict[str
 
 def test_part_of_a_sweep_makes_pages_and_claims_nothing(places: dict[str, Path], tmp_path: Path) -> None:
     """One seed of two arms, and what follows from that."""
-    part = _sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
+    part = made_sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
     for path in part.glob("trials/*/record.json"):
         if not path.parent.name.endswith("seed0") or path.parent.name[:8] not in ("baseline", "lgd-seed"):
             path.unlink()
@@ -360,7 +317,7 @@ def test_part_of_a_sweep_makes_pages_and_claims_nothing(places: dict[str, Path],
     # No figure from one seed.
     assert "![" not in text
     # It goes on under the same name; and a name that says all is left as it is.
-    whole = _sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
+    whole = made_sweep(tmp_path / "components-tiny", "components", lambda x: COMPONENT_AP[x.arm])
     assert kept_name(whole) == kept_name(there) == there.name
 
 
