@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 from analysis.across import lines as across_lines
 from analysis.across import short_name
+from analysis.grid_runs import reference_of
+from analysis.load import by_arm, by_seed, finished, score
 from analysis.next_step import next_step
 from analysis.questions import Asked, asked
 from analysis.render import with_interval, with_unit
-from analysis.stats import CONFIDENCE, Difference
+from analysis.stats import CONFIDENCE, Difference, paired_difference
 from analysis.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
+from lgd.config.extra_arms import is_again
 from lgd.config.grids import NOISE_FLOOR
 from lgd.results.record import Record
 
@@ -110,10 +113,7 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
     """What else belongs to a verdict, a line each."""
     lines = [parts(verdict)]
     if verdict.again:
-        lines.append(
-            f"{verdict.question.reference} trained a second time with other seeds differs by {points(verdict.again)}"
-            f" ({_seeds(verdict.again.n)} each): what no difference looks like here."
-        )
+        lines.append(_again_text(verdict.question.reference, verdict.again))
     if verdict.question.best_of > 1:
         lines.append(
             f"{verdict.question.arm} is the best of {verdict.question.best_of} arms; its interval is widened for the"
@@ -126,6 +126,13 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
             f" {CONFIDENCE:.0%}."
         )
     return [x for x in lines if x]
+
+
+def _again_text(reference: str, found: Difference) -> str:
+    return (
+        f"{reference} trained a second time with other seeds differs by {points(found)} ({_seeds(found.n)} each): what"
+        " no difference looks like here."
+    )
 
 
 class VerdictText(NamedTuple):
@@ -166,8 +173,22 @@ def summary(records: Sequence[Record], directory: Path) -> Summary:
         said = [VerdictText("", overall(found))]
     if not found and any(x.grid == NOISE_FLOOR.name for x in records):
         said = _noise(records)
+    if not said:
+        said = _again(records)
     step = next_step(found, directory, records)
     return Summary(said, list(dict.fromkeys(noted)), step.command, step.takes)
+
+
+def _again(records: Sequence[Record]) -> list[VerdictText]:
+    """What is said where no arm is compared but a baseline's second training."""
+    found, of_arm = [], by_arm(records)
+    for name in filter(is_again, of_arm):
+        reference = reference_of(of_arm[name][0])
+        ours, theirs = (by_seed(finished(of_arm.get(x, ()), x), score("AP")) for x in (name, reference))
+        difference = paired_difference(ours, theirs)
+        if difference is not None:
+            found.append(VerdictText(_again_text(reference, difference), ""))
+    return found
 
 
 def _noise(records: Sequence[Record]) -> list[VerdictText]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.evidence.answers import answers
 from analysis.evidence.studies import comparisons, load_studies
+from analysis.verdict_text import summary
 from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import Trial
 
@@ -29,6 +30,10 @@ def test_noise_floor_and_second_training_are_points_and_not_the_components(tmp_p
     found = answers([whole, floor, again], comparisons([whole, floor, again]))
     assert found is not None
     assert found.components is whole, "the newer study has no method"
+    assert [x.numbers for x in summary(again.records, again.directory).verdicts] == [
+        "baseline trained a second time with other seeds differs by +1.0 AP [+1.0, +1.0] (3 seeds each): what no"
+        " difference looks like here."
+    ]
     points = {x.heading: (x.study, x.sentences) for x in found.points}
     assert points["Noise"] == (
         floor,
