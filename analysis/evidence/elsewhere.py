@@ -14,13 +14,15 @@ from typing import NamedTuple
 from analysis.evidence.curves import at_equal_cost, compared, imitation
 from analysis.evidence.studies import AP, Study
 from analysis.load import changes
+from analysis.power import MOST_SEEDS, seeds_for
 from analysis.questions import asked
-from analysis.render import TextTable, difference_text, number, with_unit
+from analysis.render import MISSING, TextTable, difference_text, number, with_unit
 from analysis.stats import Difference, paired_difference, verdict
 from analysis.templating import render_sentence
 from analysis.tuning_tables import SCHEDULE_LENGTH
 from analysis.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
+from lgd.results.sweep_spec import DETECT
 
 OF_A_SETTING = ("detector.", "data.", "schedule.", "method.context=", "method.detach_appearance=")
 """Settings that belong to a detector, as the paper has them, or to data."""
@@ -94,6 +96,7 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
             _without_length(x.arm),
             f"{x.steps:,}",
             str(x.gain.n),
+            _needed(x.gain),
             number(x.baseline_ap),
             difference_text(x.gain),
             with_unit(x.cost, "x"),
@@ -103,10 +106,18 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
         for x in _ends(study)
     ]
     header = [
-        *("detector", "data", "arm", "steps", "seeds", "baseline's AP", "gain", "cost", "gain at equal cost"),
+        *("detector", "data", "arm", "steps", "seeds", "needed", "baseline's AP", "gain", "cost", "gain at equal cost"),
         *("of the gain, imitation", "teacher's lead"),
     ]
     return TextTable("", header, texts)
+
+
+def _needed(gain: Difference) -> str:
+    """Seeds that a gain of DETECT takes to be found with a power of POWER, where seeds differ as these do."""
+    if gain.n < 2:
+        return MISSING
+    needed = seeds_for(DETECT, gain.spread)
+    return f"{needed:,}" if needed < MOST_SEEDS else f"over {MOST_SEEDS:,}"
 
 
 def _ends(study: Study) -> list[Elsewhere]:

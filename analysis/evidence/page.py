@@ -113,6 +113,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     from analysis.first_run import first_run
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE
+    from lgd.results.sweep_spec import DETECT
 
     elsewhere = older_page(studies, output)
     is_older = template == OLDER_TEMPLATE
@@ -124,6 +125,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
         presets=sorted({study.preset for study in studies if study.grid.name == EVIDENCE}),
         count=count,
         fewest=FEWEST_SEEDS,
+        detect=DETECT,
         links={study.name: _relative(study.directory, output) for study in studies},
         listed=[x for x in studies if not elsewhere or (x.preset == "nano") == is_older],
         overrides={
