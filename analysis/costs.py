@@ -45,4 +45,5 @@ def cost_ratio(arm: Runs, reference: Runs, read: Callable[[Record], float | None
 def extra_cost(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> float | None:
     """Cost of the arm less the reference's, the median over the seeds of :func:`cost_ratio`; in what ``read`` gives."""
     ours, theirs = (by_seed(x, read) for x in on_like_hardware(arm, reference))
-    return median(ours[x] - theirs[x] for x in common) if (common := ours.keys() & theirs.keys()) else None
+    differences = [ours[x] - theirs[x] for x in ours.keys() & theirs.keys()]
+    return median(differences) if differences else None

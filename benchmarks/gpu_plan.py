@@ -144,16 +144,8 @@ def _speed(
     size = ("--side", str(side)) if side else ()
     command = (
         *("benchmarks/speed.py", "--preset", "paper", "--detector", detector, "--objects", str(objects), *size),
-        *(
-            *(["--compile", "--arms", ",".join(compiled)] if compiled else []),
-            "--rounds",
-            "2",
-            "--steps",
-            "5",
-            "--drop",
-            "1",
-        ),
-        *("--output", f"{OUTPUT}/speed.csv"),
+        *(["--compile", "--arms", ",".join(compiled)] if compiled else []),
+        *("--rounds", "2", "--steps", "5", "--drop", "1", "--output", f"{OUTPUT}/speed.csv"),
     )
     dry = (
         *("benchmarks/speed.py", "--preset", "nano", "--detector", detector, "--batch", "1", "--side", "64", "--forms"),

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ablations.search.study_journal import StoreJournal
 from ablations.search.study_place import PASSWORD_VARIABLE, StudyUnreachableError, in_store
+from lgd.background import called_every
 from lgd.config.experiment import difference, parse
 from lgd.errors import InputError
 from lgd.storage.outputs import is_url
@@ -257,22 +257,15 @@ def heartbeats(storage: BaseStorage, trial_ids: Callable[[], Iterable[int]]) -> 
     if not isinstance(storage, RDBStorage) or storage.get_heartbeat_interval() is None:
         yield
         return
-    ended = threading.Event()
 
     def record_heartbeats() -> None:
-        while not ended.wait(HEARTBEAT):
-            for number in trial_ids():
-                # A database that is away for longer than GRACE lets others take them for dead.
-                with contextlib.suppress(*AWAY):
-                    storage.record_heartbeat(number)
+        for number in trial_ids():
+            # A database that is away for longer than GRACE lets others take them for dead.
+            with contextlib.suppress(*AWAY):
+                storage.record_heartbeat(number)
 
-    thread = threading.Thread(target=record_heartbeats, name="heartbeats", daemon=True)
-    thread.start()
-    try:
+    with called_every(HEARTBEAT, record_heartbeats, "heartbeats"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 OWNER = "lgd_results"

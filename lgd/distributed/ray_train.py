@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ for _name, _value in {
 import ray  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from lgd.background import called_every  # noqa: E402
 from lgd.distributed import notice, ranks  # noqa: E402
 from lgd.distributed.autoscaler import nodes_to_come  # noqa: E402
 from lgd.distributed.interface import use_interface_of_node  # noqa: E402
@@ -347,21 +347,16 @@ def asked_to_stop() -> bool:
 @contextlib.contextmanager
 def _polled(end: LauncherEnd) -> Iterator[None]:
     """Inside, a thread polls the launcher's end."""
-    ended = threading.Event()
 
-    def follow() -> None:
-        while not ended.wait(POLL_INTERVAL_S):
-            # Where progress is printed to a pipe that was closed (``| head``), the workers are asked to stop still.
-            with contextlib.suppress(OSError, ValueError):
-                end.poll()
+    def poll() -> None:
+        # Where progress is printed to a pipe that was closed (``| head``), the workers are asked to stop still.
+        with contextlib.suppress(OSError, ValueError):
+            end.poll()
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with called_every(POLL_INTERVAL_S, poll):
+            yield
     finally:
-        ended.set()
-        thread.join()
         end.messages.remove()
 
 

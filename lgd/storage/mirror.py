@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from lgd.background import called_every
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.store import StorageError, Store
@@ -139,28 +139,24 @@ class Mirror:
         end.
         """
         interval = INTERVAL if interval is None else interval
-        ended = threading.Event()
         patient = self.store.with_patience(interval)
+        failed = False
 
-        def follow() -> None:
-            failed = False
-            while not ended.wait(interval):
-                try:
-                    every()
-                    self.publish(store=patient)
-                    failed = False
-                except (InputError, OSError) as error:
-                    if not failed:
-                        _log.warning("not published yet: %s", error)
-                    failed = True
+        def publish() -> None:
+            nonlocal failed
+            try:
+                every()
+                self.publish(store=patient)
+                failed = False
+            except (InputError, OSError) as error:
+                if not failed:
+                    _log.warning("not published yet: %s", error)
+                failed = True
 
-        thread = threading.Thread(target=follow, name=f"publish {self.directory.name}", daemon=True)
-        thread.start()
         try:
-            yield
+            with called_every(interval, publish, f"publish {self.directory.name}"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             try:
                 every()
                 self.publish()

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 ROOMS = (
     "lgd.errors", "lgd.files", "lgd.cache", "lgd.environment", "lgd.signals", "lgd.logs", "lgd.cli", "lgd.device_waits",
+    "lgd.background",
     "lgd.storage", "lgd.config", "lgd.results", "lgd.distributed", "lgd.data", "lgd.kernels", "lgd.detectors",
     "lgd.methods", "lgd.evaluation", "lgd.training", "lgd.train", "lgd.inference", "analysis", "benchmarks",
     "ablations",
