@@ -148,6 +148,8 @@ def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         (["--rounds", "0"], "--rounds 0"),
         (["--output", "x.txt"], "--output x.txt"),
         (["--detector", "yolo"], "no detector 'yolo'"),
+        (["--preset", "nano", "--arms", "LGD"], "--compile and --arms are of a GPU's step"),
+        (["--preset", "nano", "--changes", "--compile"], "--compile and --arms are of a GPU's step"),
     ):
         assert main(arguments) == 2
         said = capsys.readouterr().err
