@@ -8,22 +8,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.evidence.curves import equal_cost_sentences, length_sentences, lengths_table, more_training
+from analysis.evidence.curves import equal_cost_sentences, length_sentences, more_training
 from analysis.evidence.elsewhere import elsewhere_sentences, other_settings, settings_table
-from analysis.evidence.studies import AP, Study
-from analysis.evidence.study_page import TEACHER_MEASURES
+from analysis.evidence.studies import Study
 from analysis.frame import row_dicts
-from analysis.gain_by_data import data_sentences, data_table
-from analysis.load import changes, other_load, teacher_ap
+from analysis.gain_by_data import data_sentences
+from analysis.load import changes, other_load
 from analysis.methods_table import methods_table
 from analysis.noise_floor import noise_floor
 from analysis.noise_floor import sentences as noise_sentences
 from analysis.questions import asked
 from analysis.rates import batch_of, pairs, rate_curves, rate_notes
-from analysis.render import MISSING, TextTable, number, with_interval, with_unit
-from analysis.split_gains import imitation_sentences, split_table
+from analysis.render import TextTable
+from analysis.split_gains import imitation_sentences
 from analysis.stats import verdict
-from analysis.teachers import NEVER, never_ahead, teacher_notes
 from analysis.templating import render_sentence
 from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.verdict import Verdict, verdicts
@@ -50,6 +48,8 @@ class Point:
     heading: str
     study: Study
     sentences: Sequence[str]
+    figure: str = ""
+    """One of the study's own figures, in its directory."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Answers:
     caveat: str = ""
     conclusions: Sequence[str] = ()
     points: Sequence[Point] = ()
-    tables: Sequence[tuple[Study, TextTable]] = ()
-    """Each with the study that it is from."""
     settings: TextTable | None = None
     """Of every detector and data set: what each arm gained, for what cost, and why."""
     components: Study | None = None
@@ -97,7 +95,7 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     used = [study for study in (components, rates, lengths, methods, needs, by_data) if study is not None]
     if not used:
         return None
-    found, tables, conclusions, brief = list[Point](), list[tuple[Study, TextTable]](), list[str](), list[str]()
+    found, conclusions, brief = list[Point](), list[str](), list[str]()
     if components is not None:
         rows = row_dicts(table[table["study"] == components.name])
         told = _verdicts(components)
@@ -106,10 +104,8 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
         brief = [f"{numbers(x)} {conclusion(x)}" for x in told]
         if not any(x.equal_cost for x in told):
             brief += [line for point in found if point.heading == EQUAL_COST for line in point.sentences]
-        tables.append((components, _arms(components, rows)))
     if lengths is not None:
         found.append(Point("Longer training", lengths, length_sentences(lengths)))
-        tables += [(lengths, x) for x in [lengths_table(lengths)] if x.rows]
     others = other_settings(studies, DEFAULT)
     if others:
         found.append(Point("Other detectors and data", others[-1], elsewhere_sentences(others)))
@@ -118,18 +114,15 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     if methods is not None:
         found.append(Point("All methods, at equal steps", methods, _of_methods(methods_table(methods.runs, METHODS))))
     if needs is not None:
-        found.append(Point("What the teacher needs", needs, imitation_sentences(needs.records)))
-        tables += [(needs, x) for x in [split_table(needs.records)] if x]
+        found.append(Point("What the teacher needs", needs, imitation_sentences(needs.records), "imitation-lead"))
     if by_data is not None:
-        found.append(Point("Images and features", by_data, data_sentences(by_data.records)))
-        tables += [(by_data, x) for x in [data_table(by_data.records)] if x]
+        found.append(Point("Images and features", by_data, data_sentences(by_data.records), "gain-by-data"))
     found += _noise(studies, table)
     return Answers(
         _setting(used[0]),
         _caveat(used[0]),
         conclusions,
         [x for x in found if x.sentences],
-        tables,
         settings_table([x for x in (lengths or components,) if x is not None] + others),
         components,
         brief,
@@ -226,39 +219,6 @@ def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return [render_sentence("no_variant_differs", of=len(found))]
     same = [row["arm"] for row in found if row["verdict"] == "noise"]
     return [render_sentence("variants_that_differ", of=len(found), differ=differ, same=same)]
-
-
-def _gain(row: Mapping[str, Any]) -> str:
-    return with_interval(row["gain"], row["gain_low"], row["gain_high"])
-
-
-def _arms(study: Study, rows: Sequence[Mapping[str, Any]]) -> TextTable:
-    """Each arm: AP, gain over the baseline, over the arm that it is a variant of, teacher, cost."""
-    over = {(row["arm"], row["kind"]): row for row in rows if row["gain"] is not None}
-    texts = []
-    for arm in (x.name for family in study.families for x in family.arms):
-        gain = next((over[arm, kind] for kind in ("baseline", "longer", "again") if (arm, kind) in over), None)
-        whole = over.get((arm, "LGD"))
-        texts.append(
-            [
-                arm,
-                str(len(study.finished(arm))),
-                number(study.mean(arm, AP)),
-                _gain(gain) if gain else MISSING,
-                f"{_gain(whole)} ({whole['other']})" if whole else MISSING,
-                _teacher_ap(study, arm),
-                *(number(study.mean(arm, x.at_the_end), 2) for x in TEACHER_MEASURES if x.name == "label use"),
-                with_unit(gain["cost"], "x") if gain else MISSING,
-            ]
-        )
-    header = ["arm", "seeds", "AP", "gain", "over the arm it varies", "teacher's AP", "label use", "cost"]
-    arms = [row[0] for row in texts]
-    return TextTable(study.grid.title, header, texts, teacher_notes(study.records, arms))
-
-
-def _teacher_ap(study: Study, arm: str) -> str:
-    text = number(study.mean(arm, teacher_ap))
-    return f"{text} {NEVER}" if text != MISSING and never_ahead(study.records, arm) else text
 
 
 # ------------------------------------------------------------------------------------- rates and methods

@@ -101,11 +101,11 @@ def more_training(study: Study) -> list[str]:
     return lines
 
 
-def lengths_table(study: Study) -> TextTable:
-    """A row a length: the baseline's AP, and each arm over it at equal steps and at equal cost. Empty without arms."""
+def lengths_table(study: Study) -> TextTable | None:
+    """A row a length: the baseline's AP, and each arm over it at equal steps and at equal cost; None without arms."""
     found = compared(study)
     if not found:
-        return TextTable(study.grid.title, [], [])
+        return None
     base = found[0][0]
     header, rows = ["steps", "baseline's AP"], {x: [f"{x:,.0f}", number(base.mean(x))] for x in base.points}
     for arm in (arm for other, arm in found if other is base):
@@ -124,4 +124,4 @@ def lengths_table(study: Study) -> TextTable:
         "equal cost: over a baseline of as many more steps as the arm costs more at the same steps; its AP between two"
         " lengths is taken to be linear in their logarithm."
     )
-    return TextTable(study.grid.title, header, list(rows.values()), [note])
+    return TextTable("At equal steps and at equal cost", header, list(rows.values()), [note])

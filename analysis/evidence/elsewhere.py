@@ -1,7 +1,7 @@
 """The default preset's comparison, its own and on other detectors and data: the table that opens the evidence page.
 
-Studies of the grids ``components`` and ``schedule-length`` in which only what belongs to the detector, the data or the
-schedule was changed.
+Studies of the grids ``components``, ``schedule-length`` and ``methods`` in which only what belongs to the detector, the
+data or the schedule was changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from analysis.templating import render_sentence
 from analysis.tuning_tables import SCHEDULE_LENGTH
 from analysis.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
+from lgd.config.methods_grid import METHODS
 from lgd.results.sweep_spec import DETECT
 
 OF_A_SETTING = ("detector.", "data.", "schedule.", "method.context=", "method.detach_appearance=")
@@ -52,7 +53,7 @@ def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
     found: dict[tuple[str, ...], Study] = {}
     for study in sorted(studies, key=lambda x: x.last):
         changed = {x.strip() for record in study.records for x in changes(record)}
-        own = study.preset == preset and study.grid.name in (COMPONENTS.name, SCHEDULE_LENGTH)
+        own = study.preset == preset and study.grid.name in (COMPONENTS.name, SCHEDULE_LENGTH, METHODS)
         if own and changed and all(x.startswith(OF_A_SETTING) for x in changed):
             found[study.grid.name, study.families[0].detector, study.data] = study
     return list(found.values())

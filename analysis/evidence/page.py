@@ -111,16 +111,19 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     from analysis.evidence.older import count, older
     from analysis.first_run import COMMAND as FIRST_COMMAND
     from analysis.first_run import first_run
+    from analysis.html_report import ABOUT
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE
     from lgd.results.sweep_spec import DETECT
 
-    elsewhere = older_page(studies, output)
+    elsewhere, answered = older_page(studies, output), answers(studies, table)
     is_older = template == OLDER_TEMPLATE
+    drawn = [(x.study, x.figure) for x in answered.points if x.figure] if answered else []
     return render(
         template,
         older_page=elsewhere.name if elsewhere else "",
-        answers=answers(studies, table),
+        answers=answered,
+        figures=[(study, name, ABOUT[name]) for study, name in drawn if (study.directory / f"{name}.png").exists()],
         older=older(shown_rows(studies, table)),
         presets=sorted({study.preset for study in studies if study.grid.name == EVIDENCE}),
         count=count,

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.commands import training_command
+from analysis.evidence.curves import lengths_table
 from analysis.evidence.studies import NOTES, Study
 from analysis.frame import row_dicts
 from analysis.gain_by_data import data_table
@@ -63,7 +64,11 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
         said=[markdown_text(" ".join(x).strip()) for x in said.verdicts],
         notes=list(map(markdown_text, said.notes)),
         table=table,
-        more=[x for x in (split_table(records), data_table(records)) if x is not None and x.title != table.title],
+        more=[
+            x
+            for x in (_lengths(study), split_table(records), data_table(records))
+            if x is not None and x.title != table.title
+        ],
         teachers=teachers,
         parts=_parts(row_dicts(comparisons)),
         shown=[(name, ABOUT[name]) for name, _ in figures(study.runs, names=_names(study))],
@@ -80,6 +85,11 @@ def draw_sweep(study: Study) -> list[Path]:
 
 def _names(study: Study) -> tuple[str, ...]:
     return FIGURES.get(study.grid.name, USUAL_FIGURES)
+
+
+def _lengths(study: Study) -> TextTable | None:
+    """Only of the grid of lengths: elsewhere a baseline of equal cost is the only one that is longer."""
+    return lengths_table(study) if study.grid.name == SCHEDULE_LENGTH else None
 
 
 def _parts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
