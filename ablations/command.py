@@ -19,7 +19,7 @@ COMMANDS = {
     "pays": ("ablations.pays", "does distillation pay on your data? plans, trains, answers"),
     "train": ("lgd.training.__main__", "train one of the paper's experiments"),
     "submit": ("ablations.submit", "run one of these commands on a running Ray cluster, through its Jobs API"),
-    "data": ("lgd.data.__main__", "check a data set before training on it"),
+    "data": ("lgd.data.__main__", "check a data set before training on it, or join several"),
     "predict": ("lgd.inference.predict", "detect on images or videos with a trained student"),
     "export": ("lgd.inference.export", "write a trained student for detectron2, torchvision or ONNX"),
     "drill": ("ablations.drill.command", "inject faults into a small sweep, and check that nothing is lost"),

@@ -1,8 +1,9 @@
-"""The command ``python -m lgd.data check``: look at a data set before training on it.
+"""The command ``python -m lgd.data``: look at a data set before training on it, join several into one.
 
 python -m lgd.data check voc:DIR
 python -m lgd.data check coco-json:DIR --draw 8 --output images
 python -m lgd.data check --train-json train.json --val-json val.json --images images
+python -m lgd.data join voc:DIR yolo:DIR --output DIR
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ with exit_on_interrupt():
 
 PROG = "python -m lgd.data"
 
+JOIN = "join coco-json:DIR yolo:DIR --output data/both"
+
 EXAMPLES = (
     "check voc:DIR",
     "check coco-json:DIR --draw 8 --output images",
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def parser(prog: str = PROG) -> Parser:
-    built = Parser(prog=prog, description="Look at a data set before training on it.", epilog=examples(prog, *EXAMPLES))
+    built = Parser(prog=prog, description="Look at data, and join it.", epilog=examples(prog, *EXAMPLES, JOIN))
     commands = built.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     check = commands.add_parser(
         "check",
@@ -47,6 +50,23 @@ def parser(prog: str = PROG) -> Parser:
         epilog=examples(prog, *EXAMPLES),
     )
     add_arguments(check)
+    join = commands.add_parser(
+        "join",
+        help="write several data sets as one",
+        description=(
+            "Write several data sets as one directory in COCO layout, with links to the images: train from\n"
+            "train, val from val. An image that two of them have, byte for byte, is taken once, and not trained\n"
+            "on if it is in val."
+        ),
+        epilog=examples(prog, JOIN),
+    )
+    join.add_argument("sources", nargs="+", metavar="DATASET", help=f"two or more of {', '.join(SCHEMES)}")
+    join.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new directory")
+    join.add_argument(
+        "--any-classes",
+        action="store_true",
+        help="also where classes differ: what a data set shows and does not label is then trained on as background",
+    )
     return built
 
 
@@ -62,7 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, and return the exit status. Raises InputError, one line, where nothing can be used."""
+    """Check or join, and return the exit status. Raises InputError, one line, where nothing can be used."""
+    return _join(options) if options.command == "join" else _check(options)
+
+
+def _check(options: argparse.Namespace) -> int:
     source = source_of(options, options.source)
     if source is None:
         raise InputError(f"name a DATASET ({', '.join(SCHEMES)}) or --train-json, --val-json and --images")
@@ -94,6 +118,20 @@ def run(options: argparse.Namespace) -> int:
         _print(["", f"{len(written)} images in {options.output}"])
     check_objects(dataset)
     return int(any(x.outcome == "dropped" for x in problems))
+
+
+def _join(options: argparse.Namespace) -> int:
+    # Here, not at the top: help and wrong options need none of it.
+    from lgd.data.join import join
+
+    joined = join(options.sources, options.output, options.any_classes)
+    _print(joined.left_out)
+    for split, counts in joined.counts.items():
+        of = ", ".join(f"{x.images} of {name}" for name, x in counts.items())
+        images, objects = (sum(getattr(x, what) for x in counts.values()) for what in ("images", "objects"))
+        _print([f"{split}: {images} images ({of}), {objects} objects"])
+    _print([f"{len(joined.class_names)} classes; train on it with --data coco-json:{joined.directory}"])
+    return 0
 
 
 def _print(lines: Iterable[str]) -> None:
