@@ -59,7 +59,7 @@ def join(sources: Sequence[str], output: Path, any_classes: bool = False) -> Joi
         raise InputError("name at least two data sets to join")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} has something in it: name a new directory")
-    layouts = {}
+    layouts: dict[str, CocoLayout] = {}
     for source in sources:
         layout = find_dataset(source, shapes=ShapesSpec()).layout
         layouts[_name(layout, layouts)] = layout
