@@ -41,8 +41,10 @@ class Crossing:
     high: float | None
     places: tuple[float, ...]
     """The lengths, or costs, at which both were compared, rising."""
+    first: Difference
+    """The arm less its baseline at the first of them, of the seeds that both have at all."""
     last: Difference
-    """The arm less its baseline at the last of them, of every seed that both have there."""
+    """The same at the last of them, of every seed that both have there."""
     seeds: int
     """Those that both have at all places."""
     unit: str = "steps"
@@ -65,13 +67,25 @@ class Crossing:
                 f"{equal_cost}{self.arm} and {self.baseline}: no crossing up to {self._shown(self.longest)} {self.unit}"
                 f"{f' ({details})' if details else ''}; {self._lead()} ({seeds})."
             )
-        behind = self.arm if self.ahead == self.baseline else self.baseline
+        behind, doubt = self.arm if self.ahead == self.baseline else self.baseline, self._doubt()
         interval = ""
         if self.low is not None and self.high is not None:
             interval = f" [{self._shown(self.low)}, {self._shown(self.high)}]"
+        said = f"the mean of {behind} overtakes that of {self.ahead}" if doubt else f"{behind} overtakes {self.ahead}"
+        line = (
+            f"{equal_cost}{said} at {self._shown(self.at)} {self.unit}{interval}"
+            f"{f', interpolated between {compared}' if compared else ''}{doubt} ({seeds}, bootstrap over them)."
+        )
+        return line[0].upper() + line[1:] if doubt else line
+
+    def _doubt(self) -> str:
+        """Whether one of both is ahead by the mean alone, at the first place or at the last."""
+        told = [verdict(x.low, x.high) in ("more", "less") for x in (self.first, self.last)]
+        ends = [end for end, beyond in zip(("first", "last"), told, strict=True) if not beyond]
+        if not ends:
+            return ""
         return (
-            f"{equal_cost}{behind} overtakes {self.ahead} at {self._shown(self.at)} {self.unit}{interval}"
-            f"{f', interpolated between {compared}' if compared else ''} ({seeds}, bootstrap over them)."
+            f"; within noise at the {' and the '.join(ends)} {'length' if self.unit == 'steps' else 'of these costs'}"
         )
 
     def _interval_without_crossing(self) -> str:
@@ -171,6 +185,8 @@ def _crossing(
     Between two places the difference is taken to be linear in their logarithm. Seeds are drawn anew with replacement,
     the same for all places.
     """
+    first = paired_difference(dict(enumerate(differences[:, 0].tolist())), dict.fromkeys(range(len(differences)), 0.0))
+    assert first is not None, "there are common seeds"
     assert last is not None, "there are common seeds"
     mean = differences.mean(axis=0)
     found = float(first_change(mean[None], np.log(at))[0])
@@ -182,7 +198,7 @@ def _crossing(
         low, high = (float(x) for x in np.quantile(resampled, [tail, 1 - tail], method="inverted_cdf"))
     return Crossing(
         arm.name, base.name, arm.name if mean[0] > 0 else base.name, found if math.isfinite(found) else None, low, high,
-        tuple(at.tolist()), last, len(differences), unit,
+        tuple(at.tolist()), first, last, len(differences), unit,
     )  # fmt: skip
 
 

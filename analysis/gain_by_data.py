@@ -21,6 +21,8 @@ class Row:
     method: str
     network: str
     gains: dict[int, Difference]
+    by_seed: dict[int, dict[int, float]]
+    """Each seed's gain."""
     baseline: dict[int, float]
 
     @property
@@ -43,8 +45,13 @@ def gains_by_data(records: Sequence[Record]) -> list[Row]:
             for x in arm.points
             if x in base.points and (gain := paired_difference(arm.points[x], base.points[x])) is not None
         }
+        by_seed = {
+            count[x]: {seed: arm.points[x][seed] - base.points[x][seed] for seed in gain.seeds}
+            for x in arm.points
+            if x in base.points and (gain := gains.get(count[x])) is not None
+        }
         baseline = {count[x]: base.mean(x) for x in base.points}
-        found.append(Row(with_mark(title_of(arm.method), ours[arm.name]), _network(arm), gains, baseline))
+        found.append(Row(with_mark(title_of(arm.method), ours[arm.name]), _network(arm), gains, by_seed, baseline))
     return found
 
 
@@ -71,21 +78,36 @@ def data_table(records: Sequence[Record]) -> TextTable | None:
 
 
 def data_sentences(records: Sequence[Record]) -> list[str]:
-    """For each method: where it gains or loses beyond noise, and whether that turns with the backbone's weights."""
+    """For each method: where it gains or loses beyond noise, and where that differs with the backbone's weights."""
     found = gains_by_data(records)
     lines = [_of_row(row) for row in found]
     for method in dict.fromkeys(row.method for row in found):
         rows = [row for row in found if row.method == method]
         if len(rows) == 2:
-            common = rows[0].gains.keys() & rows[1].gains.keys()
-            turns = sum(rows[0].gains[x].mean * rows[1].gains[x].mean < 0 for x in common)
+            common = sorted(rows[0].gains.keys() & rows[1].gains.keys())
+            turns = [x for x in common if rows[0].gains[x].mean * rows[1].gains[x].mean < 0]
+            differ = [
+                (x, d)
+                for x in common
+                if (d := _between(rows[0], rows[1], x)) and verdict(d.low, d.high) in ("more", "less")
+            ]
             networks = [row.network for row in rows]
             lines.append(
                 render_sentence(
-                    "sign_turns_with_the_weights", method=method, networks=networks, turns=turns, of=len(common)
+                    "gain_with_other_weights",
+                    method=method,
+                    networks=networks,
+                    turns=len(turns),
+                    differ=differ,
+                    of=len(common),
                 )
             )
     return lines
+
+
+def _between(one: Row, other: Row, images: int) -> Difference | None:
+    """The gain with one backbone less that with another, paired by seed."""
+    return paired_difference(one.by_seed[images], other.by_seed[images])
 
 
 def _of_row(row: Row) -> str:

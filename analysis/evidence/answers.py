@@ -31,6 +31,7 @@ from lgd.config.grids import NOISE_FLOOR
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
 from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
+from lgd.results.sweep_spec import DETECT
 
 DEFAULT = "tiny"
 """The preset that commands train unless they are told otherwise."""
@@ -249,6 +250,9 @@ def _of_methods(frame: pd.DataFrame) -> list[str]:
             lines.append(render_sentence("methods_by_verdict", verdict=kind, methods=methods, of=len(rows)))
     if compared := sum(bool(x) for x in told.values()):
         lines.append(render_sentence("intervals_by_chance", of=compared))
+        widths = [(row["gain_high"] - row["gain_low"]) / 2 for row in rows if told[row["arm"]]]
+        hidden = sum(x > DETECT for x in widths)
+        lines.append(render_sentence("what_methods_could_show", detect=DETECT, widths=widths, hidden=hidden))
     if ended := [row for row in row_dicts(frame) if row["ended"]]:
         lines.append(render_sentence("methods_without_a_result", methods=ended))
     return lines

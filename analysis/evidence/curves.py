@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 
-from analysis.crossing import crossings
+from analysis.crossing import FAR, crossings
 from analysis.evidence.studies import AP, Study
 from analysis.load import by_arm
 from analysis.questions import without_imitation
@@ -26,7 +26,9 @@ def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
 
     What the arm costs more is measured where both were trained for the same steps on like hardware
     (:func:`analysis.rates.equal_cost_steps`); the baseline's AP between two of its lengths is taken to be linear in the
-    logarithm of the steps, seed by seed, and as far as BEYOND the last. Lengths whose cost lies elsewhere are left out.
+    logarithm of the steps, seed by seed, and as far as BEYOND the last. Lengths whose cost lies elsewhere are left out,
+    and those whose cost lies between two lengths that differ by more than FAR: AP rises along a curve that lies above
+    that line, which would favour the arm.
     """
     found = {}
     for steps, equal in equal_cost_steps(base, arm).items():
@@ -37,7 +39,10 @@ def at_equal_cost(base: Curve, arm: Curve) -> dict[float, Difference]:
 
 
 def _baseline_at(base: Curve, steps: float) -> dict[int, float]:
-    """AP by seed after ``steps``, on the line through the two lengths around them; none far outside all lengths."""
+    """AP by seed after ``steps``, on the line through the two lengths around them.
+
+    None far outside of all lengths, or between two that lie far apart.
+    """
     lengths = sorted(base.points)
     if steps < lengths[0] or steps > BEYOND * lengths[-1]:
         return {}
@@ -45,6 +50,8 @@ def _baseline_at(base: Curve, steps: float) -> dict[int, float]:
         return dict(base.points[lengths[0]])
     after = min(max(1, bisect.bisect_left(lengths, steps)), len(lengths) - 1)
     ends = lengths[after - 1], lengths[after]
+    if ends[1] > FAR * ends[0]:
+        return {}
     part = math.log(steps / ends[0]) / math.log(ends[1] / ends[0])
     one, other = (base.points[x] for x in ends)
     return {s: one[s] + part * (other[s] - one[s]) for s in one.keys() & other.keys()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lgd.config.experiment import DATA_SET_KEYS, Data, Experiment
@@ -43,16 +44,29 @@ def check_teacher(experiment: Experiment, teacher: Pretraining, plain: float | N
 
 
 def plain_students_ap(experiment: Experiment, data: str, directory: Path) -> float | None:
-    """Box AP of the plain student: of the last finished baseline beside ``directory``; None where there is none.
+    """Box AP of the plain student: mean of the finished baselines beside ``directory``; None where there is none.
 
-    data: fingerprint of the data set. It is one of the same detector on the same images, used the same way; those with
-    the same schedule come first.
+    data: fingerprint of the data set. They are those of the same detector on the same images, used the same way, and
+    with the same schedule. Where none has that, they are those of the greatest length up to the experiment's own, which
+    its plain student would at least reach, or else of the least; of several schedules the last one finished.
     """
     known = [x for x in _baselines(directory.parent) if _is_plain_student(x, experiment, data)]
     if not known:
         return None
-    last = max(known, key=lambda x: (x.experiment.schedule == experiment.schedule, x.finished))
-    return last.student.AP if last.student else None
+    schedule = max(known, key=lambda x: _nearness(x, experiment)).experiment.schedule
+    alike = [x.student.AP for x in known if x.student and x.experiment.schedule == schedule]
+    return fmean(ap for ap in alike if ap is not None)
+
+
+def _nearness(record: Record, experiment: Experiment) -> tuple[bool, bool, int, str]:
+    """Greater for what is nearer to a plain student of the experiment."""
+    steps, own = record.experiment.schedule.steps, experiment.schedule.steps
+    return (
+        record.experiment.schedule == experiment.schedule,
+        steps <= own,
+        steps if steps <= own else -steps,
+        record.finished,
+    )
 
 
 def _baselines(directory: Path) -> Iterator[Record]:
@@ -60,7 +74,8 @@ def _baselines(directory: Path) -> Iterator[Record]:
         # Of a record that cannot be read nothing is known.
         with suppress(InputError):
             record = load(path)
-            if record.status == "finished" and record.experiment.method.name == "baseline" and record.student:
+            is_baseline = record.status == "finished" and record.experiment.method.name == "baseline"
+            if is_baseline and record.student and record.student.AP is not None:
                 yield record
 
 

@@ -186,6 +186,19 @@ def test_lengths_far_apart_are_named_where_curves_cross_between_them(
     assert found.line == f"{shown}{between} (2 seeds, bootstrap over them)."
 
 
+def test_means_that_cross_within_noise_overtake_nobody(make_record: MakeRecord) -> None:
+    """-0.5 with a standard deviation of 2 at the first length; 1 with one of 0.1 at the last."""
+    start, end = (-2.5, -0.5, 1.5), (0.9, 1.0, 1.1)
+    (found,) = crossings(_differing(make_record, {300: start, 600: end}))
+    assert found.line.startswith("The mean of LGD overtakes that of baseline at ")
+    assert "interpolated between lengths 300 and 600; within noise at the first length (3 seeds" in found.line
+    (found,) = crossings(_differing(make_record, {300: start, 600: (3.0, 0.5, -1.0)}))
+    assert "; within noise at the first and the last length (3 seeds" in found.line
+    (found,) = cost_crossings(_differing(make_record, {300: start, 600: end}))
+    assert found.line.startswith("At equal cost the mean of LGD overtakes that of baseline at ")
+    assert "; within noise at the first of these costs (3 seeds" in found.line
+
+
 def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None:
     """LGD costs twice as much, so at equal cost it is compared with a baseline of twice its steps."""
     records = [
@@ -200,7 +213,7 @@ def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None
     part = (lgd - base)[1] / ((lgd - base)[1] - (lgd - base)[2])
     assert found.at == pytest.approx(1.0 * 2**part)
     assert found.unit == "CPU-h"
-    assert found.line.startswith("At equal cost LGD overtakes baseline at 1.78 CPU-h [")
+    assert found.line.startswith("At equal cost the mean of LGD overtakes that of baseline at 1.78 CPU-h [")
     assert cost_crossings(_records(make_record, "schedule.steps", {300: (20.0, 16.0)})) == []
     # Two seeds call nobody ahead.
     assert len(crossings(two := [x for x in records if x.experiment.seed < 2])) == 1

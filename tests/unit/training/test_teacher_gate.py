@@ -67,7 +67,7 @@ def test_a_better_teacher_passes() -> None:
     assert check_teacher(quick_experiment(method__name="labelenc"), _teacher(None), 20.0).gate == ""
 
 
-def test_the_plain_student_is_the_last_baseline_of_the_same_detector_and_data(tmp_path: Path) -> None:
+def test_the_plain_student_is_the_mean_of_the_baselines_of_the_same_detector_data_and_schedule(tmp_path: Path) -> None:
     baseline = PKD.override({"method.name": "baseline"})
     there = tmp_path / "pkd"
     assert plain_students_ap(PKD, "d", there) is None
@@ -84,7 +84,23 @@ def test_the_plain_student_is_the_last_baseline_of_the_same_detector_and_data(tm
     _save(tmp_path / "lgd", PKD.override({"method.name": "lgd"}), 80.0, finished="2026-01-09")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "record.json").write_text("{")
-    assert plain_students_ap(PKD, "d", there) == 11.0
+    assert plain_students_ap(PKD, "d", there) == pytest.approx((10.0 + 11.0 + 11.0) / 3)
+
+
+def test_without_a_baseline_of_its_schedule_the_plain_student_is_one_that_it_would_at_least_reach(
+    tmp_path: Path,
+) -> None:
+    baseline, there = PKD.override({"method.name": "baseline"}), tmp_path / "pkd"
+    for name, steps, ap, finished in [
+        ("longest", 600, 40.0, "01"), ("shortest", 30, 10.0, "09"), ("long", 300, 30.0, "02"),
+        ("long-again", 300, 31.0, "03"),
+    ]:  # fmt: skip
+        _save(tmp_path / name, baseline.override({"schedule.steps": steps}), ap, finished=f"2026-01-{finished}")
+
+    def plain(steps: int) -> float | None:
+        return plain_students_ap(PKD.override({"schedule.steps": steps}), "d", there)
+
+    assert (plain(500), plain(299), plain(20), plain(900)) == (30.5, 10.0, 10.0, 40.0)
 
 
 def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(
