@@ -105,7 +105,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
     ``notes-default.md`` (those of the default preset) beside the studies: Markdown in which ``gain(STUDY, ARM, OTHER)``
     stands for a difference with its interval, ``of_setting(STUDY, ARM, "imitation")`` (or ``lead``, ``equal_cost``) for
-    that of the first table; STUDY begins the directory's name.
+    that of the first table, ``over(STUDY, ARM, OTHER)`` for any two arms; STUDY begins the directory's name.
     """
     from analysis.evidence.answers import answers
     from analysis.evidence.older import count, older
@@ -204,8 +204,10 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
 def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     """Functions that notes may call."""
     from analysis.evidence.elsewhere import rows as by_setting
+    from analysis.evidence.studies import AP
     from analysis.frame import row_dicts
     from analysis.render import difference_text, with_interval, with_unit
+    from analysis.stats import paired_difference
 
     rows = row_dicts(table)
 
@@ -229,7 +231,15 @@ def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callabl
                 return difference_text(getattr(x, part))
         raise InputError(f"notes: {study} has no arm {arm!r} beside its baseline")
 
-    return {"gain": gain, "cost": cost, "of_setting": of_setting}
+    def over(study: str, arm: str, other: str) -> str:
+        """Any two arms of a study, also of different lengths."""
+        for x in (x for x in studies if x.name.startswith(study)):
+            found = paired_difference(x.values(arm, AP), x.values(other, AP))
+            if found is not None:
+                return difference_text(found)
+        raise InputError(f"notes: {study} has no seed of both {arm!r} and {other!r}")
+
+    return {"gain": gain, "cost": cost, "of_setting": of_setting, "over": over}
 
 
 def _relative(path: Path, output: Path) -> str:

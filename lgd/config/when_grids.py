@@ -8,7 +8,8 @@ from typing import Any
 
 from lgd.config.arms import Arm, Grid
 from lgd.config.component_arms import BASELINE, LGD, LGD_RESIDUAL, OURS
-from lgd.config.experiment import Experiment, settings
+from lgd.config.experiment import STEPS, Experiment, settings
+from lgd.config.methods_grid import CHOSEN_WEIGHTS
 from lgd.config.paper_recipes import BACKBONES
 from lgd.config.presets import CPU_PRESETS, PAPER, TINY, lite
 from lgd.config.tuning_grids import at_each
@@ -79,10 +80,16 @@ TRAIN_FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
 MORE_SHAPES = 2
 """The grid has this many times the preset's synthetic images, so that its parts lie on both sides of the preset's."""
 
+LONGER: Mapping[str, int] = {"tiny": 4}
+"""By preset: its steps, as a multiple of the preset's. Tiny's own do not even pass once over all of the images, so that
+their number could not matter."""
+
 
 def gain_by_data_grid(base: Experiment, size: str) -> Grid:
     """The baseline, LGD and PKD on parts of the training images, with an ImageNet backbone and one from scratch."""
-    methods = (BASELINE, LGD, Arm("PKD", {"method.name": "pkd"}, "learns from a frozen detector"))
+    chosen = CHOSEN_WEIGHTS.get(size, {})
+    weight = {"method.distill_weight": chosen["pkd"]} if "pkd" in chosen else {}
+    methods = (BASELINE, LGD, Arm("PKD", {"method.name": "pkd"}, "learns from a frozen detector", weight))
     found = [
         _of_data(arm, fraction, network, base, size)
         for network in (IMAGENET, RANDOM)
@@ -99,8 +106,10 @@ def _of_data(arm: Arm, fraction: float, network: str, base: Experiment, size: st
     changes = {**arm.changes, "data.train_fraction": fraction, **(_FROM_SCRATCH if network == RANDOM else {})}
     backbone = lite(0) if size in CPU_PRESETS else BACKBONES["r50"]
     setting = {
+        **arm.setting,
         **settings(backbone, "detector.backbone."),
         **_schedule_of(size, network),
+        **{key: LONGER.get(size, 1) * settings(base)[key] for key in (STEPS, "evaluation.every")},
         "data.shapes_train": MORE_SHAPES * base.data.shapes_train,
     }
     if arm.name == "PKD" and size in CPU_PRESETS:
