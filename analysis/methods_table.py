@@ -36,7 +36,8 @@ MINOR = ("teacher", "by its authors", "inherited", "teacher's hours")
 
 
 def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """A row an arm, in the grid's order, of the preset nearest to the paper's. Columns:
+    """A row an arm that has a record, in the grid's order, of the preset nearest to the paper's; of all arms without
+    runs. Columns:
 
     - ``arm``, ``reference`` (text): and what it is compared with; ``seeds``: finished runs;
     - ``AP``: box AP, percent, mean; ``gain``, ``gain_low``, ``gain_high``: over the reference, paired by seed over
@@ -58,9 +59,11 @@ def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
         check_data(records)
         by_arm = {arm.name: finished(records, variant.name(arm.name)) for arm in own.arms}
         ended = {arm_of(record): f"{record.status}: {record.reason}" for record in records}
+        # Those that --arms left out have no row; those that cannot be trained say why.
+        known = [x for x in own.arms if x.skipped or variant.name(x.name) in ended or not records]
         rows += [
             _row(own, arm, by_arm) | {"arm": variant.name(arm.name), "ended": ended.get(variant.name(arm.name))}
-            for arm in own.arms
+            for arm in known
         ]
     return typed_frame([row | {"ended": None if row["seeds"] else row["ended"]} for row in rows], COLUMNS)
 

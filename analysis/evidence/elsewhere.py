@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from analysis.evidence.curves import at_equal_cost, compared, imitation
 from analysis.evidence.studies import AP, Study
+from analysis.frame import row_dicts
 from analysis.load import changes
+from analysis.methods_table import methods_table
 from analysis.power import MOST_SEEDS, seeds_for
 from analysis.questions import asked
 from analysis.render import MISSING, TextTable, difference_text, number, with_unit
@@ -171,4 +173,8 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
         lines.append(render_sentence("leads_elsewhere", told=_beyond_noise(leads)))
     if any(at_cost):
         lines.append(render_sentence("equal_cost_elsewhere", told=_beyond_noise(at_cost)))
+    for study in (x for x in studies if x.grid.name == METHODS):
+        if ended := [row for row in row_dicts(methods_table(study.runs, METHODS)) if row["ended"] and not row["seeds"]]:
+            place = f"{study.families[0].detector}, {study.data}"
+            lines.append(render_sentence("methods_without_a_result", methods=ended, place=place))
     return lines
