@@ -36,8 +36,7 @@ MINOR = ("teacher", "by its authors", "inherited", "teacher's hours")
 
 
 def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """A row an arm that has a record, in the grid's order, of the preset nearest to the paper's; of all arms without
-    runs. Columns:
+    """A row an arm, in the grid's order, of the preset nearest to the paper's. Columns:
 
     - ``arm``, ``reference`` (text): and what it is compared with; ``seeds``: finished runs;
     - ``AP``: box AP, percent, mean; ``gain``, ``gain_low``, ``gain_high``: over the reference, paired by seed over
@@ -59,11 +58,9 @@ def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
         check_data(records)
         by_arm = {arm.name: finished(records, variant.name(arm.name)) for arm in own.arms}
         ended = {arm_of(record): f"{record.status}: {record.reason}" for record in records}
-        # Those that --arms left out have no row; those that cannot be trained say why.
-        known = [x for x in own.arms if x.skipped or variant.name(x.name) in ended or not records]
         rows += [
             _row(own, arm, by_arm) | {"arm": variant.name(arm.name), "ended": ended.get(variant.name(arm.name))}
-            for arm in known
+            for arm in own.arms
         ]
     return typed_frame([row | {"ended": None if row["seeds"] else row["ended"]} for row in rows], COLUMNS)
 
@@ -117,11 +114,11 @@ def _mean(values: Any) -> float | None:
 
 
 def methods_text(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> TextTable:
-    """:func:`methods_table` for people."""
+    """:func:`methods_table` for people, without the arms that were not asked for."""
     rows = []
     hours = [x["overall_hours"] for x in row_dicts(frame) if x["overall_hours"] is not None]
     digits = 2 if max(hours, default=1) >= 1 else 3
-    for row in row_dicts(frame):
+    for row in (x for x in row_dicts(frame) if not runs or x["seeds"] or x["ended"] or x["skipped"]):
         known = row["teacher"] is not None
         rows.append(
             [

@@ -254,5 +254,5 @@ def _of_methods(frame: pd.DataFrame) -> list[str]:
         hidden = sum(x > DETECT for x in widths)
         lines.append(render_sentence("what_methods_could_show", detect=DETECT, widths=widths, hidden=hidden))
     if ended := [row for row in row_dicts(frame) if row["ended"]]:
-        lines.append(render_sentence("methods_without_a_result", methods=ended))
+        lines.append(render_sentence("methods_without_a_result", methods=ended, place=""))
     return lines
