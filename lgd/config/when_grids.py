@@ -33,8 +33,10 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "AdamW teacher": {"method.teacher_optimizer": "adamw"},
     "without adapter": {"method.adapter": False},
     "instructive weight 0.3": {"method.instructive_weight": 0.3},
+    "without adapter at weight 0.3": {"method.adapter": False, "method.instructive_weight": 0.3},
 }
-"""What is changed of LGD, each alone. The preset's own start is not one of them."""
+"""What is changed of LGD, each alone but for the last, which helped at preset nano. The preset's own start is not one
+of them."""
 
 _VARIANTS_OF_OURS: Mapping[str, Mapping[str, Any]] = {
     "ours with teacher at 1x rate": {"method.lr_factor": 1.0},
