@@ -73,7 +73,7 @@ TABLES = (
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""
 
 LEARNING_RATE = learning_rate(BASELINE, LGD)
-SCHEDULE_LENGTH = schedule_length(BASELINE, LGD, LGD_RESIDUAL, OURS_WITHOUT_IMITATION)
+SCHEDULE_LENGTH = schedule_length(BASELINE, LGD, LGD_RESIDUAL, OURS_WITHOUT_IMITATION, more=(WITHOUT_IMITATION,))
 
 PRESET_FREE = {grid.name: grid for grid in (COMPONENTS, LOSS_WEIGHTS, LEARNING_RATE, SCHEDULE_LENGTH, NOISE_FLOOR)}
 """Grids of our own that have the same arms at every preset."""

@@ -29,20 +29,22 @@ def learning_rate(baseline: Arm, *arms: Arm) -> Grid:
     )
 
 
-def schedule_length(baseline: Arm, *arms: Arm) -> Grid:
-    """Each arm at each length, compared with the baseline of the same length.
+def schedule_length(baseline: Arm, *arms: Arm, more: Sequence[Arm] = ()) -> Grid:
+    """Each arm at each length, compared with the baseline of the same length; those of ``more`` on request.
 
     Milestones, frozen phase and start of the distillation are fractions of the steps, so each length has its own decay.
     Longer baselines, on request, are what the longest arms are held against at equal cost.
     """
     keys = (STEPS, "evaluation.every")  # As many evaluations as at the preset's length.
     longest = at_each((baseline,), "steps", EQUAL_COST_FACTORS, keys)
+    further = at_each((baseline, *more), "steps", LENGTH_FACTORS, keys)
     return Grid(
         name="schedule-length",
         title="Lengths of training: who is ahead, and from how many steps on?",
         arms=(
             *at_each((baseline, *arms), "steps", LENGTH_FACTORS, keys),
             *(replace(arm, on_request=True, question="what the longest cost buys the baseline") for arm in longest),
+            *(replace(arm, on_request=True) for arm in further if arm.changes != baseline.changes),
         ),
         reference="",
     )

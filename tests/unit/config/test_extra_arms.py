@@ -91,13 +91,20 @@ def test_a_longer_training_is_evaluated_as_often_and_decays_in_its_own_time() ->
 
 
 def test_the_longest_arms_have_baselines_of_their_cost_on_request() -> None:
-    arms = [x for x in grid("schedule-length", "nano").arms if x.on_request]
+    asked = [x for x in grid("schedule-length", "nano").arms if x.on_request]
+    arms = [x for x in asked if x.name.startswith("baseline")]
     assert [arm.name for arm in arms] == ["baseline at 16x steps", "baseline at 18x steps"]
     assert {arm.reference for arm in arms} == {"baseline"}
     base = preset("nano")
     steps = [experiment_of(arm, base, []).schedule.steps for arm in arms]
     assert steps == [factor * base.schedule.steps for factor in EQUAL_COST_FACTORS]
     assert min(EQUAL_COST_FACTORS) >= 2 * max(LENGTH_FACTORS)
+    rest = [x for x in asked if x not in arms]
+    assert [x.name for x in rest][-1] == "without imitation at 8x steps"
+    assert [experiment_of(x, base, []).schedule.steps for x in rest] == [
+        x * base.schedule.steps for x in LENGTH_FACTORS
+    ]
+    assert {experiment_of(x, base, []).method.model_dump()["distill_weight"] for x in rest} == {0.0}
 
 
 def test_a_rate_that_is_set_itself_is_scaled_too() -> None:
