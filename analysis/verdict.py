@@ -64,6 +64,8 @@ class Verdict:
     """Whether the grid ``schedule-length`` has longer baselines: its table of lengths says what the same cost buys."""
     obstacles: tuple[str, ...] = ()
     """Why the comparison cannot be trusted, a clause each."""
+    as_trained: Answer = "unknown"
+    """The answer for trainings as short as these, where a teacher that never led is all that is in the way of one."""
     remarks: tuple[str, ...] = ()
     """Notes on it."""
     more_seeds: int | None = None
@@ -72,7 +74,7 @@ class Verdict:
     @property
     def decisive(self) -> Difference | None:
         """The decisive one of the differences to the longer trained and to the plain reference."""
-        return _decisive(self.gain, self.margin, self.answer)
+        return _decisive(self.gain, self.margin, self.as_trained if self.answer == "unknown" else self.answer)
 
     @property
     def decided(self) -> bool:
@@ -110,6 +112,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer.value if longer else None)
     obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal], list[str]()
     teacher = _teacher(runs[arm].values(), arm)
+    as_trained: Answer = answer if teacher and not obstacles else "unknown"
     if teacher:
         # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
         (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
@@ -120,7 +123,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         difference(question.equal_cost, reference), longer.value if longer else None,
         difference(question.bigger, reference), margin,
         difference(question.without_imitation, reference), difference(arm, question.without_imitation),
-        difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), tuple(remarks),
+        difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), as_trained,
+        tuple(remarks),
         None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.detect),
     )  # fmt: skip
 

@@ -65,12 +65,15 @@ def conclusion(verdict: Verdict) -> str:
             f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
             f"{remarks}"
         )
-    if verdict.answer == "not worth it" and found.high is not None:
-        why = f"it is not {detect} or more ahead of {against}"
-        if found.high < 0:
-            why = "it loses AP" if against == PLAIN else "longer training is the better use of that cost"
+    why = f"it is not {detect} or more ahead of {against}"
+    if found.high is not None and found.high < 0:
+        why = "it loses AP" if against == PLAIN else "longer training is the better use of that cost"
+    if verdict.answer == "not worth it":
         return f"{arm} is not worth it here: {why}.{remarks}"
-    return f"Whether {arm} is worth it here cannot be said: {'; '.join(reasons(verdict))}."
+    reason = "; ".join(reasons(verdict))
+    if verdict.as_trained == "not worth it":
+        return f"{arm} is not worth it as trained here: {why}. More cannot be said: {reason}."
+    return f"Whether {arm} is worth it here cannot be said: {reason}."
 
 
 def reasons(verdict: Verdict) -> list[str]:

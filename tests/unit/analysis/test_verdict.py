@@ -199,8 +199,11 @@ def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, director
     told = "the teacher never beat the student, which says nothing for or against LGD at full length"
     verdict = _one([*base, *_with_teacher(worse, 20.0)], directory)
     assert verdict.answer == "unknown"
-    assert told in sentence(verdict)
+    assert sentence(verdict).endswith(f"LGD is not worth it as trained here: it loses AP. More cannot be said: {told}.")
     assert _one([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
+    # With another reason not to trust the numbers they say nothing at all.
+    low = [*_arm(make_record, "baseline", 3.0), *_with_teacher(_arm(make_record, "LGD", 1.0, 190.0), 0.5)]
+    assert "Whether LGD is worth it here cannot be said: both are below AP 5" in sentence(_one(low, directory))
     # A gain that is there all the same is one.
     better = _arm(make_record, "LGD", 32.0, 190.0)
     verdict = _one([*base, *_with_teacher(better, 20.0)], directory)
