@@ -46,7 +46,7 @@ def steps_for_equal_time(
         from analysis.costs import on_like_hardware
         from analysis.grid_runs import shown_names
         from analysis.load import by_seed, cost_seconds, finished, training_device_seconds
-        from analysis.stats import paired_ratio
+        from analysis.stats.differences import paired_ratio
 
         runs = [finished(there, shown_names([trials[0].arm], there)[0]) for trials in trained]
         # Seconds of unlike hardware do not compare; where there is nothing else, they are the best guess.

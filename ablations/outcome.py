@@ -15,7 +15,7 @@ from ablations.search.optuna_search import Search
 from ablations.search.search_results import show_search
 from ablations.status import show_damaged, unfinished
 from analysis.render import MOST_LISTED, print_table
-from analysis.report import write_report
+from analysis.report.write import write_report
 from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import SWEEP_FILE, SweepEnd
 from lgd.storage.outputs import shown

@@ -17,7 +17,7 @@ from lgd.results.record import FILE, Record, load
 from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT, SweepSpec
 
 if TYPE_CHECKING:
-    from analysis.verdict import Verdict
+    from analysis.verdicts.verdict import Verdict
 
 FIRST_LOOK, STEP, MOST_SEEDS = 3, 2, 15
 """Seeds before the first look, between planned looks, and at most, unless the command says otherwise."""
@@ -39,7 +39,7 @@ class Next(NamedTuple):
 
 def looks(first: int | None, most: int | None) -> tuple[int, ...]:
     """Numbers of seeds after which a sweep looks whether it is decided. Raises InputError where there are none."""
-    from analysis.sequential import planned_looks
+    from analysis.stats.sequential import planned_looks
 
     first, most = FIRST_LOOK if first is None else first, MOST_SEEDS if most is None else most
     if first < 2:
@@ -61,9 +61,9 @@ def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -
     if not to_come:
         return Next(None)
     # Here, not at the top: few sweeps look at themselves.
-    from analysis.questions import asked
-    from analysis.verdict import verdicts
-    from analysis.verdict_text import sentence
+    from analysis.verdicts.questions import asked
+    from analysis.verdicts.sentences import sentence
+    from analysis.verdicts.verdict import verdicts
 
     records = [load(path) for trial in sweep.trials if (path := trial.directory / FILE).exists()]
     found = verdicts(records, asked(sweep.directory, records))
@@ -95,7 +95,7 @@ def next_look(found: Sequence[Verdict], spec: SweepSpec) -> int:
 
     All planned looks are paid for by wider intervals, so those that are skipped make no error likelier.
     """
-    from analysis.verdict import chance_to_decide
+    from analysis.verdicts.verdict import chance_to_decide
 
     still_open = [x for x in found if not x.decided]
     to_come = [n for n in spec.looks if n > spec.seeds]

@@ -12,7 +12,7 @@ from ablations.begun_trials import begun_trials
 from ablations.damaged import damage
 from ablations.display import outcome, say
 from ablations.plan import Sweep
-from analysis.verdict_text import summary
+from analysis.verdicts.sentences import summary
 from lgd.config.grids import Trial
 from lgd.results.record import FILE, Record
 from lgd.results.sweep_spec import SEARCHED

@@ -33,7 +33,7 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
 
     from analysis.load import warn_of_damaged
     from analysis.render import print_table
-    from analysis.report import write_report
+    from analysis.report.write import write_report
 
     fetch_records(directory, must_exist=True)
     damaged: list[str] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 
 from analysis.load import by_seed, cost_seconds
-from analysis.stats import Ratio, paired_ratio
+from analysis.stats.differences import Ratio, paired_ratio
 from lgd.results.record import Record
 
 Runs = Mapping[int, Record]

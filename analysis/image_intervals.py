@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.grid_runs import RunsBySeed
 from analysis.load import Run, arm_of, score
-from analysis.stats import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE
 from lgd.errors import InputError
 from lgd.results.detections import STUDENTS, load_detections
 from lgd.results.record import Record
 
 if TYPE_CHECKING:
-    from analysis import bootstrap
+    from analysis.stats import bootstrap
     from lgd.data.dataset import DataSet
 
 Intervals = Mapping[str, tuple[float, float]]
@@ -37,7 +37,7 @@ class MatchedDetections:
         if not resamples or not pairs or not all((x.directory / STUDENTS).exists() for p in pairs for x in p):
             return None
         # Here, since pycocotools and what it brings are for those who kept detections.
-        from analysis.bootstrap import difference_over_images
+        from analysis.stats.bootstrap import difference_over_images
 
         try:
             matched = [(self._of(a), self._of(b)) for a, b in pairs]
@@ -48,7 +48,7 @@ class MatchedDetections:
         return difference_over_images(matched, resamples=resamples, confidence=CONFIDENCE)
 
     def _of(self, run: Run) -> bootstrap.Matched:
-        from analysis.bootstrap import match
+        from analysis.stats.bootstrap import match
 
         if run.directory not in self._by_directory:
             detections = load_detections(run.directory / STUDENTS)

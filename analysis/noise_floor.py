@@ -13,7 +13,7 @@ from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import mark_of, records_of, runs_of_grid
 from analysis.load import Run, by_seed, score
 from analysis.render import TextTable, marks_note, number, with_mark
-from analysis.stats import CONFIDENCE, t_quantile
+from analysis.stats.differences import CONFIDENCE, t_quantile
 from lgd.config.grids import grid
 
 COLUMNS = ("arm", "mark", "seeds", "AP", "sd", "lowest", "highest", "detectable_3", "detectable_5", "detectable_10")

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.costs import hardware_of
 from analysis.load import arm_of, cost_seconds, identity, score, seed_of
-from analysis.stats import paired_difference, paired_ratio, verdict
+from analysis.stats.differences import paired_difference, paired_ratio, verdict
 from lgd.config.experiment import Experiment, Schedule
 from lgd.config.method import make
 from lgd.results.record import Record

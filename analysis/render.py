@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from analysis.stats import CONFIDENCE, Difference
+from analysis.stats.differences import CONFIDENCE, Difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -276,6 +276,18 @@ def with_interval(mean: float | None, low: float | None, high: float | None, dig
 def difference_text(found: Difference | None) -> str:
     """``+2.1 [+0.8, +3.4]``; MISSING without one."""
     return MISSING if found is None else with_interval(found.mean, found.low, found.high)
+
+
+def over_seeds(found: Difference) -> str:
+    """As :func:`difference_text`; of one seed it says so, in place of the interval."""
+    text = with_interval(found.mean, found.low, found.high)
+    return text if found.n > 1 else f"{text} (one seed)"
+
+
+def points(found: Difference) -> str:
+    """``+1.2 AP [+0.6, +1.8]``."""
+    mean, _, ends = over_seeds(found).partition(" ")
+    return f"{mean} AP {ends}".rstrip()
 
 
 def with_unit(value: float | None, unit: str) -> str:

@@ -53,7 +53,8 @@ def seeds_shown(values: Sequence[T], most: int = MOST_SEEDS) -> list[T]:
 
 
 def best_rows(frame: pd.DataFrame, most: int = MOST_ARMS) -> tuple[pd.DataFrame, str]:
-    """The rows of :func:`analysis.frontier.frontier` to be drawn, in their order, and a clause on what was left out.
+    """The rows of :func:`analysis.table_builders.frontier.frontier` to be drawn, in their order, and a clause on what
+    was left out.
 
     Of more than ``most``: the baselines, and the arms of the highest AP. The clause is "" where all are shown.
     """

@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __spec__:
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from analysis.table_names import WITHOUT_GRID
+    from analysis.table_builders.names import WITHOUT_GRID
     from lgd.cli import Parser, examples, exit_status, without_gc
     from lgd.config.grids import NAMES
     from lgd.errors import InputError
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
 
     # pandas takes a second to load: help and wrong options do without.
     from analysis.load import load_runs, warn_of_damaged
-    from analysis.paper_tables import RENDERERS, build
+    from analysis.table_builders.build import RENDERERS, build
 
     for directory in options.results:
         fetch_records(directory, must_exist=True)

@@ -9,9 +9,8 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from analysis.render import difference_text, markdown, markdown_text, number, signed, with_interval, with_unit
-from analysis.stats import CONFIDENCE
-from analysis.verdict_text import points
+from analysis.render import difference_text, markdown, markdown_text, number, points, signed, with_interval, with_unit
+from analysis.stats.differences import CONFIDENCE
 from lgd.errors import InputError
 
 

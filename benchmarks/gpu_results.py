@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.first_run import NOTE
+from analysis.evidence.first_run import NOTE
 from benchmarks.gpu_plan import COMPILED
 from benchmarks.speed import ARMS, BASELINE, FGFI, LGD, TEACHER
 from lgd.errors import InputError

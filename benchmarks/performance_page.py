@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.first_run import NOTE
+from analysis.evidence.first_run import NOTE
 from benchmarks import load_table, roofline_targets, speed_table
 from benchmarks.gpu_results import newer_sessions, newest_session, sessions
 from benchmarks.gpu_results import page as session_page

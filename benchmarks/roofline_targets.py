@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.first_run import NOTE
+from analysis.evidence.first_run import NOTE
 from analysis.render import pipe_table
 from benchmarks import roofline, speed_table
 from benchmarks.gpu_results import sessions

@@ -12,20 +12,20 @@ from analysis.evidence.curves import equal_cost_sentences, length_sentences, mor
 from analysis.evidence.elsewhere import elsewhere_sentences, other_settings, settings_table
 from analysis.evidence.studies import Study
 from analysis.frame import row_dicts
-from analysis.gain_by_data import data_sentences
 from analysis.load import changes, other_load
-from analysis.methods_table import methods_table
 from analysis.noise_floor import noise_floor
 from analysis.noise_floor import sentences as noise_sentences
-from analysis.questions import asked
 from analysis.rates import batch_of, pairs, rate_curves, rate_notes
 from analysis.render import TextTable
-from analysis.split_gains import imitation_sentences
-from analysis.stats import verdict
+from analysis.stats.differences import verdict
+from analysis.table_builders.gain_by_data import data_sentences
+from analysis.table_builders.methods_table import methods_table
+from analysis.table_builders.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.templating import render_sentence
-from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
-from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import conclusion, numbers, parts, summary
+from analysis.verdicts.questions import asked
+from analysis.verdicts.sentences import conclusion, numbers, parts, summary
+from analysis.verdicts.split_gains import imitation_sentences
+from analysis.verdicts.verdict import Verdict, verdicts
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.grids import NOISE_FLOOR
 from lgd.config.methods_grid import METHODS

@@ -8,14 +8,14 @@ from __future__ import annotations
 import bisect
 import math
 
-from analysis.crossing import FAR, crossings
 from analysis.evidence.studies import AP, Study
 from analysis.load import by_arm
-from analysis.questions import without_imitation
 from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
 from analysis.render import TextTable, difference_text, number
-from analysis.stats import Difference, paired_difference
+from analysis.stats.differences import Difference, paired_difference
+from analysis.table_builders.crossing import FAR, crossings
 from analysis.templating import render_sentence
+from analysis.verdicts.questions import without_imitation
 
 BEYOND = 1.05
 """How far beyond its longest training a baseline's AP is read, as a factor of the steps: on the same line."""

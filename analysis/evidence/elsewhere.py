@@ -15,14 +15,14 @@ from analysis.evidence.curves import at_equal_cost, compared, imitation
 from analysis.evidence.studies import AP, Study
 from analysis.frame import row_dicts
 from analysis.load import changes
-from analysis.methods_table import methods_table
-from analysis.power import MOST_SEEDS, seeds_for
-from analysis.questions import asked
 from analysis.render import MISSING, TextTable, difference_text, number, with_unit
-from analysis.stats import Difference, paired_difference, verdict
+from analysis.stats.differences import Difference, paired_difference, verdict
+from analysis.stats.power import MOST_SEEDS, seeds_for
+from analysis.table_builders.methods_table import methods_table
+from analysis.table_builders.tuning_tables import SCHEDULE_LENGTH
 from analysis.templating import render_sentence
-from analysis.tuning_tables import SCHEDULE_LENGTH
-from analysis.verdict import verdicts
+from analysis.verdicts.questions import asked
+from analysis.verdicts.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.results.sweep_spec import DETECT

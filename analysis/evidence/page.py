@@ -108,10 +108,10 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     that of the first table, ``over(STUDY, ARM, OTHER)`` for any two arms; STUDY begins the directory's name.
     """
     from analysis.evidence.answers import answers
+    from analysis.evidence.first_run import COMMAND as FIRST_COMMAND
+    from analysis.evidence.first_run import first_run
     from analysis.evidence.older import count, older
-    from analysis.first_run import COMMAND as FIRST_COMMAND
-    from analysis.first_run import first_run
-    from analysis.html_report import ABOUT
+    from analysis.report.html_report import ABOUT
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE
     from lgd.results.sweep_spec import DETECT
@@ -207,7 +207,7 @@ def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callabl
     from analysis.evidence.studies import AP
     from analysis.frame import row_dicts
     from analysis.render import difference_text, with_interval, with_unit
-    from analysis.stats import paired_difference
+    from analysis.stats.differences import paired_difference
 
     rows = row_dicts(table)
 

@@ -16,12 +16,12 @@ import pandas as pd
 
 from analysis.costs import cost_ratio
 from analysis.frame import frame, write_csv
-from analysis.frontier import on_gpu
 from analysis.grid_runs import as_shown
 from analysis.load import Run, arm_of, by_seed, cost_seconds, finished, load_runs, score, teacher_ap
 from analysis.render import markdown
-from analysis.stats import Difference, Ratio, paired_difference, verdict
-from analysis.sweep_table import main_table, sweep_of
+from analysis.stats.differences import Difference, Ratio, paired_difference, verdict
+from analysis.table_builders.frontier import on_gpu
+from analysis.table_builders.sweep_table import main_table, sweep_of
 from analysis.teachers import arms_never_ahead
 from lgd.config.arms import Arm, Grid
 from lgd.config.detector import NO_WEIGHTS
@@ -292,7 +292,7 @@ def comparisons(studies: Iterable[Study]) -> pd.DataFrame:
       training against the first);
     - ``AP``, ``other_AP``: percent, means over the seeds that both finished;
     - ``gain``, ``gain_low``, ``gain_high``: arm less other, points, over ``pairs`` seeds; ``verdict``: see
-      :func:`analysis.stats.verdict`;
+      :func:`analysis.stats.differences.verdict`;
     - ``cost``: device-seconds of the training, its frozen teacher's included, over the other's, over the same seeds;
     - ``never_ahead``: whether the arm has a teacher that was never better than its student.
     """

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from analysis.arms import arms_text, notes
 from analysis.commands import training_command
 from analysis.evidence.studies import AP, NOTES, Family, Study, Value
 from analysis.evidence.sweep_page import draw_sweep, sweep_page
@@ -23,8 +22,9 @@ from analysis.plots.arms import arms_figure
 from analysis.plots.scores import curves
 from analysis.plots.style import STYLE, save
 from analysis.render import MISSING, TextTable, number, with_interval, with_unit
-from analysis.stats import Difference, paired_difference
-from analysis.sweep_table import sweep_of
+from analysis.stats.differences import Difference, paired_difference
+from analysis.table_builders.arms import arms_text, notes
+from analysis.table_builders.sweep_table import sweep_of
 from analysis.templating import render
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR
 from lgd.files import write_text

@@ -13,17 +13,17 @@ from analysis.commands import training_command
 from analysis.evidence.curves import lengths_table
 from analysis.evidence.studies import NOTES, Study
 from analysis.frame import row_dicts
-from analysis.gain_by_data import data_table
-from analysis.html_report import ABOUT
 from analysis.plots.figures import figures
 from analysis.plots.style import save
 from analysis.render import TextTable, markdown_text, with_interval
-from analysis.split_gains import split_table
-from analysis.sweep_table import main_table, sweep_of
+from analysis.report.html_report import ABOUT
+from analysis.table_builders.gain_by_data import data_table
+from analysis.table_builders.sweep_table import main_table, sweep_of
+from analysis.table_builders.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.teachers import teacher_notes, teachers_text
 from analysis.templating import render
-from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
-from analysis.verdict_text import summary
+from analysis.verdicts.sentences import summary
+from analysis.verdicts.split_gains import split_table
 from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST
 from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 

@@ -19,7 +19,7 @@ from analysis.load import arm_of, by_arm, by_seed, finished, is_reproduction, sc
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, save
 from analysis.render import MISSING, with_interval
 from analysis.shown import arms_shown, seeds_shown
-from analysis.stats import CONFIDENCE, paired_difference
+from analysis.stats.differences import CONFIDENCE, paired_difference
 from lgd.results.record import Record
 
 NAME_WIDTH = 22

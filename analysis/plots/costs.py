@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from analysis.costs import cost_ratio, on_commonest_hardware
 from analysis.frame import row_dicts
-from analysis.frontier import any_pretraining, frontier, hours_name, on_gpu
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of, by_arm, by_seed, finished, pretraining_hours, training_device_seconds
 from analysis.plots.style import (
@@ -32,6 +31,7 @@ from analysis.plots.style import (
 )
 from analysis.render import with_mark, with_unit
 from analysis.shown import arms_shown, best_rows
+from analysis.table_builders.frontier import any_pretraining, frontier, hours_name, on_gpu
 
 PARTS = {
     "teacher's pre-training": (PURPLE, "//"),

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, new_figure, save
 from analysis.render import with_interval, with_unit
-from analysis.stats import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE
 from analysis.teachers import NEVER
 
 NEVER_AHEAD = (

@@ -8,9 +8,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from analysis.across import PROFILE, methods, profile
 from analysis.costs import on_commonest_hardware
-from analysis.frontier import any_pretraining, hours_name, on_gpu
 from analysis.load import Run, arm_of
 from analysis.plots.style import (
     BLACK,
@@ -25,8 +23,10 @@ from analysis.plots.style import (
     set_xlabel,
     shorten,
 )
-from analysis.stats import CONFIDENCE
-from analysis.time_to_target import Points, points
+from analysis.stats.differences import CONFIDENCE
+from analysis.table_builders.frontier import any_pretraining, hours_name, on_gpu
+from analysis.table_builders.time_to_target import Points, points
+from analysis.verdicts.across import PROFILE, methods, profile
 from lgd.results.record import Record
 
 MOST_ARMS = 6

@@ -9,7 +9,6 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from analysis.frame import row_dicts
-from analysis.frontier import frontier
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of, by_arm, finished, score
 from analysis.plots.style import (
@@ -30,7 +29,8 @@ from analysis.plots.style import (
 )
 from analysis.render import with_mark
 from analysis.shown import best_rows
-from analysis.stats import CONFIDENCE, mean_interval
+from analysis.stats.differences import CONFIDENCE, mean_interval
+from analysis.table_builders.frontier import frontier
 from lgd.config.grids import DISTILL_WEIGHTS, INSTRUCTIVE_WEIGHTS
 from lgd.methods.label_guided import LGD
 from lgd.results.record import Record, Scores

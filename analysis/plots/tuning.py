@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis.crossing import crossings
 from analysis.load import Run
 from analysis.plots.style import COLOURS, MARKERS, WIDE, Layout, new_figure, set_title, set_xlabel, shorten
 from analysis.rates import Curve, baseline_of, length_curves, pairs, rate_curves, weight_curves
-from analysis.stats import CONFIDENCE, mean_interval
+from analysis.stats.differences import CONFIDENCE, mean_interval
+from analysis.table_builders.crossing import crossings
 
 POINTS = f"points: seeds; line: mean; bar: {CONFIDENCE:.0%} t interval over seeds"
 

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.costs import cost_ratio
-from analysis.frontier import any_pretraining
 from analysis.grid_runs import reference_of
 from analysis.load import Run, by_arm, by_seed, finished, score
 from analysis.plots.style import (
@@ -26,7 +25,8 @@ from analysis.plots.style import (
     shorten,
 )
 from analysis.render import with_interval, with_unit
-from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.table_builders.frontier import any_pretraining
 
 MOST_ARMS = 16
 """Arms of the figure: of more, those with the largest gains."""

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from analysis.gain_by_data import gains_by_data
 from analysis.load import Run
 from analysis.plots.style import (
     BLUE,
@@ -22,8 +21,9 @@ from analysis.plots.style import (
     set_xlabel,
     shorten,
 )
-from analysis.split_gains import split_gains
-from analysis.stats import CONFIDENCE, verdict
+from analysis.stats.differences import CONFIDENCE, verdict
+from analysis.table_builders.gain_by_data import gains_by_data
+from analysis.verdicts.split_gains import split_gains
 
 DIVERGING = LinearSegmentedColormap.from_list("gain", [VERMILION, "#FFFFFF", BLUE])
 """Less, nothing, more."""

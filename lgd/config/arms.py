@@ -40,7 +40,7 @@ class Arm:
     factors: Mapping[str, float] = field(default_factory=dict)
     """Settings that are multiplied, after ``--set``: numbers, whole ones rounded, and each of a tuple of numbers."""
     answers: bool = False
-    """Whether the sweep asks if this arm is worth its cost: the verdict is about it (analysis/verdict.py)."""
+    """Whether the sweep asks if this arm is worth its cost: the verdict is about it (analysis/verdicts/verdict.py)."""
     seed_offset: int = 0
     """Added to its seeds. Its trainings are compared with those of the same seed before that."""
 

@@ -109,7 +109,7 @@ class SweepSpec(Settings):
     """The smallest difference that matters, points of AP."""
     looks: tuple[PositiveInt, ...] = ()
     """Numbers of seeds, rising, after which the sweep may look whether it is decided; () for one with a fixed number
-    of seeds. Intervals are widened for all of them, taken or not (analysis/sequential.py)."""
+    of seeds. Intervals are widened for all of them, taken or not (analysis/stats/sequential.py)."""
     search: SearchSpec | None = None
     """The search around its base experiment; None for a sweep without one."""
     code: CodeVersion | None = None

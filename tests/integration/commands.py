@@ -64,9 +64,9 @@ def training_under(cluster: Any, *arguments: str, **env: str) -> Iterator[subpro
 def without_figures() -> Iterator[None]:
     """Inside, reports have their table and CSV alone: drawing takes seconds, longer than many of the sweeps here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.report.draw", lambda *_: [])
-        patch.setattr("analysis.report.arms_figure", lambda *_: [])
-        patch.setattr("analysis.report.write_page", lambda directory, *_: directory / "report.html")
+        patch.setattr("analysis.report.write.draw", lambda *_: [])
+        patch.setattr("analysis.report.write.arms_figure", lambda *_: [])
+        patch.setattr("analysis.report.write.write_page", lambda directory, *_: directory / "report.html")
         yield
 
 

@@ -34,7 +34,7 @@ def without(module):
     module.draw, module.arms_figure = lambda *_: [], lambda *_: []
     module.write_page = lambda directory, *_: directory / "report.html"
 
-patch_on_import({"analysis.report": without})
+patch_on_import({"analysis.report.write": without})
 """
 
 KINDS = {"no GPU": Kind(1), "one GPU": Kind(2, 1), "eight GPUs": Kind(3, 8)}

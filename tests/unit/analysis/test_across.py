@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, trim_mean
 
-from analysis.across import (
+from analysis.load import Run
+from analysis.plots.hours import ap_against_hours, performance_profile
+from analysis.plots.style import NARROW, STYLE
+from analysis.table_builders.build import build
+from analysis.table_builders.time_to_target import hours_until, points, time_to_target
+from analysis.verdicts.across import (
     Method,
     Task,
     gains,
@@ -22,11 +27,6 @@ from analysis.across import (
     profile,
     short_name,
 )
-from analysis.load import Run
-from analysis.paper_tables import build
-from analysis.plots.hours import ap_against_hours, performance_profile
-from analysis.plots.style import NARROW, STYLE
-from analysis.time_to_target import hours_until, points, time_to_target
 from lgd.errors import InputError
 from lgd.results.record import EvaluationPoint, Pretraining, Record
 

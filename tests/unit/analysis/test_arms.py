@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.arms import arms_table, arms_text, notes
 from analysis.load import Run
-from analysis.paper_tables import build
 from analysis.render import markdown, print_table
+from analysis.table_builders.arms import arms_table, arms_text, notes
+from analysis.table_builders.build import build
 from lgd.errors import InputError
 from lgd.results.record import Contention, Record, Scores
 

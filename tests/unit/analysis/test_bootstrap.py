@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.bootstrap import average_precision, difference_over_images, match
+from analysis.stats.bootstrap import average_precision, difference_over_images, match
 from lgd.logs import quiet_libraries
 
 IMAGES, CLASSES = 24, 3

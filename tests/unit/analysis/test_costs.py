@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis.arms import arms_table
 from analysis.costs import cost_ratio, extra_cost, hardware_of, on_like_hardware
-from analysis.crossing import cost_crossing
 from analysis.evidence.curves import at_equal_cost
 from analysis.load import cost_seconds
-from analysis.questions import asked
 from analysis.rates import Curve, equal_cost_steps
-from analysis.verdict import verdicts
+from analysis.table_builders.arms import arms_table
+from analysis.table_builders.crossing import cost_crossing
+from analysis.verdicts.questions import asked
+from analysis.verdicts.verdict import verdicts
 from lgd.config.experiment import Experiment
 from lgd.results.record import Record
 

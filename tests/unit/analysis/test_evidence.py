@@ -17,7 +17,7 @@ from analysis.evidence.page import OLDER_TEMPLATE, kept_studies, main, older_pag
 from analysis.evidence.studies import Study, comparisons, keep, load_studies
 from analysis.evidence.study_page import difference_text, own_loss, study_page
 from analysis.load import load_runs
-from analysis.stats import mean_interval, paired_difference, verdict
+from analysis.stats.differences import mean_interval, paired_difference, verdict
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid, plan
 from lgd.config.presets import preset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis.evidence.answers import answers
 from analysis.evidence.studies import comparisons, load_studies
-from analysis.verdict_text import summary
+from analysis.verdicts.sentences import summary
 from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import Trial
 

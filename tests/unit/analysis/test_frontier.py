@@ -9,10 +9,10 @@ import matplotlib as mpl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from analysis.frontier import frontier, frontier_text, with_notes_on_hours
 from analysis.load import Run
 from analysis.plots.costs import pareto
 from analysis.plots.style import STYLE
+from analysis.table_builders.frontier import frontier, frontier_text, with_notes_on_hours
 
 from .conftest import MakeRecord
 

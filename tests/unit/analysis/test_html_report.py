@@ -21,15 +21,15 @@ from PIL import Image
 
 from ablations.run import parser as sweep_parser
 from ablations.sweep_command import new_sweep, search_options
-from analysis.arms import arms_table
-from analysis.examples import CACHE, WIDTH, _draw, _hits, examples
-from analysis.html_report import _results, write_page
 from analysis.load import Run, load_runs
 from analysis.plots.arms import _arms
 from analysis.plots.costs import cost_stack
 from analysis.plots.scores import gains
 from analysis.plots.style import STYLE, has_hollow_bars
-from analysis.sweep_table import Sweep, sweep_of
+from analysis.report.examples import CACHE, WIDTH, _draw, _hits, examples
+from analysis.report.html_report import _results, write_page
+from analysis.table_builders.arms import arms_table
+from analysis.table_builders.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment
 from lgd.results.record import Contention, load
 from lgd.results.sweep_spec import SweepSpec

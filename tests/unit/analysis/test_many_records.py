@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 import pytest
 
 from analysis import load as analysis_load
-from analysis.arms import arms_text
-from analysis.frontier import frontier
-from analysis.html_report import write_page
 from analysis.load import Run, identity
 from analysis.plots.arms import _arms
 from analysis.plots.costs import cost_stack
 from analysis.plots.verdict import gain_against_cost
-from analysis.questions import asked
 from analysis.render import MOST_LISTED, listed
+from analysis.report.html_report import write_page
 from analysis.shown import MOST_ARMS, MOST_ROWS, MOST_SEEDS, arms_shown, seeds_shown
-from analysis.sweep_table import Sweep
+from analysis.table_builders.arms import arms_text
+from analysis.table_builders.frontier import frontier
+from analysis.table_builders.sweep_table import Sweep
 from analysis.teachers import arms_never_ahead
+from analysis.verdicts.questions import asked
 from lgd.config.presets import NANO
 from lgd.results.record import Record, Scores, _load_with_cause, load
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from analysis.load import load_runs
-from analysis.methods_table import methods_table, methods_text
-from analysis.paper_tables import build
 from analysis.render import markdown
+from analysis.table_builders.build import build
+from analysis.table_builders.methods_table import methods_table, methods_text
 from lgd.config.grids import experiment_of, grid
 from lgd.config.presets import NANO
 from lgd.results.record import Pretraining, Record, Scores

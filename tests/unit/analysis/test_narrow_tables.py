@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from analysis.load import load_runs
-from analysis.paper_tables import build
 from analysis.render import LONGEST_WORD, TextTable, print_table
-from analysis.sweep_table import Sweep, main_table, sweep_of
-from analysis.table_names import WITHOUT_GRID
+from analysis.table_builders.build import build
+from analysis.table_builders.names import WITHOUT_GRID
+from analysis.table_builders.sweep_table import Sweep, main_table, sweep_of
 from lgd.config.grids import NAMES, grid
 from tests.helpers_sweeps import whole_sweep
 

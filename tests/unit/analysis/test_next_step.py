@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ablations.plan import describe
-from analysis.next_step import MOST_SEEDS, ON_YOUR_DATA, Step, next_step
-from analysis.questions import asked
-from analysis.verdict import verdicts
-from analysis.verdict_text import summary
+from analysis.verdicts.next_step import MOST_SEEDS, ON_YOUR_DATA, Step, next_step
+from analysis.verdicts.questions import asked
+from analysis.verdicts.sentences import summary
+from analysis.verdicts.verdict import verdicts
 from lgd.config.presets import preset
 from lgd.config.tuning_grids import LENGTH_FACTORS
 from lgd.results.record import EvaluationPoint, Record, Scores

@@ -8,9 +8,9 @@ import pytest
 
 from ablations.sweep_command import new_sweep
 from ablations.sweep_command import parser as sweep_parser
-from analysis.html_report import write_page
 from analysis.load import Run
-from analysis.sweep_table import main_table, one_rate_note, sweep_of
+from analysis.report.html_report import write_page
+from analysis.table_builders.sweep_table import main_table, one_rate_note, sweep_of
 from lgd.config.detector_options import detector_overrides
 from lgd.config.grids import NAMES, TABLES
 from lgd.config.presets import NANO

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.frontier import frontier, frontier_text
-from analysis.html_report import HOLLOW, WITH_PRETRAINING, write_page
 from analysis.load import Run
-from analysis.opening import LGD, RESIDUAL, trained_on, words
-from analysis.sweep_table import Sweep
+from analysis.report.html_report import HOLLOW, WITH_PRETRAINING, write_page
+from analysis.report.opening import LGD, RESIDUAL, trained_on, words
+from analysis.table_builders.frontier import frontier, frontier_text
+from analysis.table_builders.sweep_table import Sweep
 from lgd.results.record import Pretraining, Record
 
 from .conftest import MakeRecord

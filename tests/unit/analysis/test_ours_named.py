@@ -16,13 +16,13 @@ from ablations.plan import trials_of
 from ablations.status import show_status
 from analysis.evidence.studies import comparisons, load_studies
 from analysis.frame import frame
-from analysis.html_report import write_page
 from analysis.load import Run, load_runs
-from analysis.paper_tables import build
 from analysis.plots.style import shorten
 from analysis.render import markdown
-from analysis.sweep_table import main_table, sweep_of
-from analysis.verdict_text import summary
+from analysis.report.html_report import write_page
+from analysis.table_builders.build import build
+from analysis.table_builders.sweep_table import main_table, sweep_of
+from analysis.verdicts.sentences import summary
 from lgd.config.experiment import split_assignment
 from lgd.config.grids import NAMES, plan
 from lgd.config.presets import NANO

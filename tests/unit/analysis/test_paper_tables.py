@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 
 from analysis.frame import row_dicts
-from analysis.frontier import frontier
 from analysis.image_intervals import annotations_of
 from analysis.load import Run, load_runs
 from analysis.noise_floor import noise_floor, sentences
-from analysis.paper_costs import costs
-from analysis.paper_scores import comparison
-from analysis.paper_tables import build
+from analysis.table_builders.build import build
+from analysis.table_builders.frontier import frontier
+from analysis.table_builders.paper_costs import costs
+from analysis.table_builders.paper_scores import comparison
 from analysis.tables import FORMATS, main
-from analysis.verdict_text import summary
+from analysis.verdicts.sentences import summary
 from lgd.config.experiment import Experiment
 from lgd.config.grids import NAMES, Trial, experiment_of, grid, plan
 from lgd.config.presets import NANO, PAPER

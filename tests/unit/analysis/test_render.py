@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from analysis.load import Run
-from analysis.paper_tables import build
 from analysis.render import TextTable, html_table, latex, latex_text, markdown, pipe_table
+from analysis.table_builders.build import build
 from lgd.config.grids import NAMES, grid, plan
 from lgd.config.presets import NANO, PAPER
 from lgd.results.record import Record, Scores

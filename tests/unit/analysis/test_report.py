@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import write_outputs
-from analysis.sweep_table import Sweep, sweep_of
+from analysis.report.write import write_outputs
+from analysis.table_builders.sweep_table import Sweep, sweep_of
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepEnd, SweepSpec
 

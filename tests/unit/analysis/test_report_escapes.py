@@ -20,10 +20,10 @@ import pytest
 from pydantic import BaseModel
 
 from analysis.commands import training_command
-from analysis.examples import examples
-from analysis.html_report import write_page
 from analysis.load import Run, load_runs
-from analysis.sweep_table import Sweep, sweep_of
+from analysis.report.examples import examples
+from analysis.report.html_report import write_page
+from analysis.table_builders.sweep_table import Sweep, sweep_of
 from lgd.config.experiment import Experiment, parse
 from lgd.errors import InputError
 from lgd.results.record import FILE, Contention, EvaluationPoint, Pretraining, Record, Scores, load

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import nct
 from scipy.stats import t as student
 
-from analysis.power import power, seeds_for, seeds_for_width
-from analysis.sequential import confidence_at_each_look, planned_looks
-from analysis.stats import paired_difference, t_quantile
+from analysis.stats.differences import paired_difference, t_quantile
+from analysis.stats.power import power, seeds_for, seeds_for_width
+from analysis.stats.sequential import confidence_at_each_look, planned_looks
 
 SWEEPS = 10_000
 
@@ -34,7 +34,7 @@ def _sweeps(truth: float, seeds: int, seed: int = 0) -> Floats:
 
 
 def _intervals(differences: Floats, confidence: float) -> tuple[Floats, Floats]:
-    """The t interval of each row, as analysis.stats computes it for one."""
+    """The t interval of each row, as analysis.stats.differences computes it for one."""
     seeds = differences.shape[1]
     half = t_quantile(confidence, seeds - 1) * differences.std(axis=1, ddof=1) / np.sqrt(seeds)
     return differences.mean(axis=1) - half, differences.mean(axis=1) + half

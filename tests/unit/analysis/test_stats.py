@@ -8,7 +8,7 @@ import pytest
 from scipy.special import stdtrit
 from scipy.stats import ttest_1samp, ttest_rel
 
-from analysis.stats import mean_interval, paired_difference, paired_ratio, t_quantile
+from analysis.stats.differences import mean_interval, paired_difference, paired_ratio, t_quantile
 
 
 def test_interval_by_hand() -> None:

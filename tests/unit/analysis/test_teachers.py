@@ -11,13 +11,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.arms import arms_text
 from analysis.frame import frame, read_csv, write_csv
 from analysis.load import Run
 from analysis.plots.gain_against_cost import gain_against_cost, label
 from analysis.plots.style import STYLE
 from analysis.plots.teachers import label_signal
-from analysis.sweep_table import Sweep, main_table
+from analysis.table_builders.arms import arms_text
+from analysis.table_builders.sweep_table import Sweep, main_table
 from analysis.teachers import never_ahead, teachers_text
 from lgd.results.record import EvaluationPoint, Record, Scores
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError, nodes
 
-from analysis.stats import paired_difference
+from analysis.stats.differences import paired_difference
 from analysis.templating import environment, render_sentence
 
 ANALYSIS = Path(__file__).parents[3] / "analysis"

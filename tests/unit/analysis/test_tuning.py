@@ -9,12 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis.crossing import cost_crossings, crossing, crossings, first_change
 from analysis.load import Run, load_runs
-from analysis.paper_tables import build
 from analysis.plots.style import STYLE
 from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
 from analysis.rates import length_curves, rate_curves, rate_notes, weight_curves, weight_notes
+from analysis.table_builders.build import build
+from analysis.table_builders.crossing import cost_crossings, crossing, crossings, first_change
 from lgd.config.method import BUILT_IN
 from lgd.config.methods_grid import CHOSEN_WEIGHTS
 from lgd.results.record import Record

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ablations.plan import describe
 from ablations.rounds import LEAST_CHANCE, looks, next_look
-from analysis.questions import asked
-from analysis.sequential import confidence_at_each_look, predictive_power
-from analysis.stats import paired_difference, t_quantile
-from analysis.verdict import Verdict, chance_to_decide, verdicts
+from analysis.stats.differences import paired_difference, t_quantile
+from analysis.stats.sequential import confidence_at_each_look, predictive_power
+from analysis.verdicts.questions import asked
+from analysis.verdicts.verdict import Verdict, chance_to_decide, verdicts
 from lgd.config.extra_arms import ExtraArms
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SweepSpec
@@ -66,7 +66,10 @@ def _differences(arms: Floats) -> Floats:
 
 
 def _answers(differences: Floats) -> tuple[NDArray[np.str_], Floats, Floats]:
-    """What a look at these seeds says, with means and standard deviations (2, sweeps): ``analysis.verdict._answer``."""
+    """What a look at these seeds says, with means and standard deviations (2, sweeps).
+
+    As ``analysis.verdicts.verdict._answer`` does.
+    """
     seeds = differences.shape[-1]
     mean, spread = differences.mean(axis=-1), differences.std(axis=-1, ddof=1)
     half = t_quantile(CONFIDENCE, seeds - 1) * spread / np.sqrt(seeds)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from analysis.load import load_runs
-from analysis.paper_tables import build
+from analysis.table_builders.build import build
 from analysis.tables import main
 from analysis.variants import variants
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ablations.plan import describe
-from analysis.next_step import ON_YOUR_DATA, next_step
-from analysis.questions import asked
-from analysis.verdict import Verdict, verdicts
-from analysis.verdict_text import largest, notes, overall, sentence, summary
+from analysis.verdicts.next_step import ON_YOUR_DATA, next_step
+from analysis.verdicts.questions import asked
+from analysis.verdicts.sentences import largest, notes, overall, sentence, summary
+from analysis.verdicts.verdict import Verdict, verdicts
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
 from lgd.results.record import EvaluationPoint, Record, Scores
 
@@ -352,7 +352,7 @@ def test_verdicts_of_simulated_sweeps_are_right_as_often_as_they_should(
 def test_a_verdict_loads_neither_torch_nor_pandas() -> None:
     code = (
         "import sys; from pathlib import Path; from analysis.load import load_records;"
-        " from analysis.verdict_text import summary;"
+        " from analysis.verdicts.sentences import summary;"
         " directory = Path('benchmarks/results/evidence-bccd_tiny_2cores_2026-11-25');"
         " assert any('RetinaNet LGD: ' in x for x in summary(load_records(directory), directory).lines);"
         " print(sorted({'torch', 'pandas', 'matplotlib', 'scipy.stats'} & set(sys.modules)))"

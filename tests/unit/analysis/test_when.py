@@ -10,14 +10,14 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from analysis.first_run import GPUS, SEEDS, first_run
-from analysis.gain_by_data import data_sentences, data_table, gains_by_data
+from analysis.evidence.first_run import GPUS, SEEDS, first_run
 from analysis.load import Run
-from analysis.paper_tables import build
 from analysis.plots.style import NARROW, STYLE, WIDE
 from analysis.plots.when import gain_by_data, imitation_against_lead
 from analysis.render import number
-from analysis.split_gains import imitation_sentences, split_gains, split_table
+from analysis.table_builders.build import build
+from analysis.table_builders.gain_by_data import data_sentences, data_table, gains_by_data
+from analysis.verdicts.split_gains import imitation_sentences, split_gains, split_table
 from lgd.config.grids import NAMES
 from lgd.config.presets import preset
 from lgd.errors import InputError

@@ -15,11 +15,11 @@ import pytest
 
 import analysis.__main__ as report
 from ablations import sweep_command
-from analysis import examples as drawn
 from analysis import tables
-from analysis.examples import CACHE, examples
-from analysis.html_report import PAGE
 from analysis.load import load_runs
+from analysis.report import examples as drawn
+from analysis.report.examples import CACHE, examples
+from analysis.report.html_report import PAGE
 from lgd.cli import exit_status
 from lgd.config.grids import grid, plan
 from lgd.config.presets import NANO
@@ -47,9 +47,9 @@ def _detect(run: Any, images: list[int]) -> dict[int, list[dict[str, Any]]]:
 
 @pytest.fixture(autouse=True)
 def without_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.report.draw", lambda *_: [])
-    monkeypatch.setattr("analysis.report.arms_figure", lambda *_: [])
-    monkeypatch.setattr("analysis.html_report.figures", lambda *_: [])
+    monkeypatch.setattr("analysis.report.write.draw", lambda *_: [])
+    monkeypatch.setattr("analysis.report.write.arms_figure", lambda *_: [])
+    monkeypatch.setattr("analysis.report.html_report.figures", lambda *_: [])
     monkeypatch.setattr(drawn, "_detect", _detect)
     # Writing through to the disk is not what is tested.
     monkeypatch.setattr("os.fsync", lambda _: None)

@@ -38,7 +38,7 @@ from analysis.render import (
     with_interval,
     with_unit,
 )
-from analysis.stats import CONFIDENCE, paired_difference
+from analysis.stats.differences import CONFIDENCE, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead
 from lgd.results.record import Record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from analysis.stats import CONFIDENCE, t_quantile
+from analysis.stats.differences import CONFIDENCE, t_quantile
 
 POWER = 0.8
 """The chance of telling a difference that is there, which seeds are counted for."""
@@ -22,7 +22,7 @@ def power(seeds: int, difference: float, spread: float, confidence: float = CONF
         return 0.0
     if spread <= 0:
         return 1.0
-    # Here, as in analysis/stats.py: a table without two seeds does without.
+    # Here, as in analysis/stats/differences.py: a table without two seeds does without.
     from scipy.special import nctdtr
 
     degrees, centre = seeds - 1, abs(difference) / spread * math.sqrt(seeds)

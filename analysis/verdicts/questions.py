@@ -9,8 +9,8 @@ from pathlib import Path
 from analysis.grid_runs import as_shown, reference_of
 from analysis.load import arm_of, by_arm, identity
 from analysis.rates import Curve, pairs, rate_curves
-from analysis.sequential import confidence_at_each_look
-from analysis.stats import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE
+from analysis.stats.sequential import confidence_at_each_look
 from lgd.config.arms import Grid
 from lgd.config.extra_arms import again, questioned
 from lgd.errors import InputError

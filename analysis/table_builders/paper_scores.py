@@ -22,7 +22,7 @@ from analysis.render import (
     with_interval,
     with_mark,
 )
-from analysis.stats import CONFIDENCE, Difference, paired_difference
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
 from lgd.config.arms import Arm
 from lgd.config.paper import SCORES, ScoreName, Training, paper
 

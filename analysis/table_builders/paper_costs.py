@@ -12,9 +12,9 @@ import pandas as pd
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import GridRuns, mark_of, on_same_data, records_of, runs_of_grid
 from analysis.load import Run, by_seed, gpu_hours, pretraining_hours
-from analysis.paper_scores import skipped_notes
 from analysis.render import MISSING, TextTable, marks_note, with_mark, with_unit
-from analysis.stats import paired_difference, paired_ratio
+from analysis.stats.differences import paired_difference, paired_ratio
+from analysis.table_builders.paper_scores import skipped_notes
 from lgd.config.arms import Arm
 from lgd.config.paper import MetricName, Training, paper
 from lgd.results.record import Record

@@ -10,10 +10,10 @@ from typing import Literal
 
 from analysis.costs import cost_ratio, extra_cost
 from analysis.load import by_seed, finished, score
-from analysis.power import seeds_for, seeds_for_width
-from analysis.questions import Asked, Question
-from analysis.sequential import predictive_power
-from analysis.stats import Difference, paired_difference
+from analysis.stats.differences import Difference, paired_difference
+from analysis.stats.power import seeds_for, seeds_for_width
+from analysis.stats.sequential import predictive_power
+from analysis.verdicts.questions import Asked, Question
 from lgd.results.record import Record
 
 FLOOR, CEILING = 5.0, 95.0
@@ -147,8 +147,8 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
     """What the intervals say: they lie above zero, or below the smallest difference that matters.
 
     Each interval lies wholly above, or wholly below, its true difference in 2.5% of the cases at most, all looks of a
-    sweep together (analysis/sequential.py). So "worth it" is wrong in at most 2.5%, as both intervals must lie above
-    zero. "not worth it" is wrong in at most 2.5% for each difference, 5% for the two together, as either decides.
+    sweep together (analysis/stats/sequential.py). So "worth it" is wrong in at most 2.5%, as both intervals must lie
+    above zero. "not worth it" is wrong in at most 2.5% for each difference, 5% for the two together, as either decides.
     """
     found = [x for x in (margin, gain) if x is not None]
     if not found or any(x.low is None or x.high is None for x in found):

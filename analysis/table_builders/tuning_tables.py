@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.crossing import cost_crossings, crossings
 from analysis.frame import row_dicts
 from analysis.load import Run
 from analysis.rates import Curve, batch_of, length_curves, pairs, rate_curves, rate_notes
 from analysis.render import TextTable, number, with_interval
-from analysis.stats import CONFIDENCE, Difference, mean_interval, paired_difference
+from analysis.stats.differences import CONFIDENCE, Difference, mean_interval, paired_difference
+from analysis.table_builders.crossing import cost_crossings, crossings
 
 LEARNING_RATE, SCHEDULE_LENGTH = "learning-rate", "schedule-length"
 

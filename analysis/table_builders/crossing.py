@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.rates import BySeed, Curve, length_curves, on_like_hardware, pairs
-from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
-from analysis.verdict import FEW_SEEDS
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.verdicts.verdict import FEW_SEEDS
 from lgd.results.record import Record
 
 RESAMPLES = 2000

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.across import lines as across_lines
-from analysis.across import short_name
 from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score
-from analysis.next_step import next_step
-from analysis.questions import Asked, asked
-from analysis.render import with_interval, with_unit
-from analysis.stats import CONFIDENCE, Difference, paired_difference
-from analysis.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
+from analysis.render import over_seeds, points, with_unit
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
+from analysis.verdicts.across import lines as across_lines
+from analysis.verdicts.across import short_name
+from analysis.verdicts.next_step import next_step
+from analysis.verdicts.questions import Asked, asked
+from analysis.verdicts.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
 from lgd.config.extra_arms import is_again
 from lgd.config.grids import NOISE_FLOOR
 from lgd.results.record import Record
@@ -40,11 +40,13 @@ def numbers(verdict: Verdict) -> str:
     over = f" over {question.reference}, each at its best learning rate" if question.best_rates else ""
     parts = [f"{question.arm}{over}: {points(gain)} over {_seeds(gain.n)}{_cost(verdict)}"]
     if verdict.equal_cost:
-        parts.append(f"{_same_cost(verdict)} on longer training of {question.reference}: {_short(verdict.equal_cost)}")
+        parts.append(
+            f"{_same_cost(verdict)} on longer training of {question.reference}: {over_seeds(verdict.equal_cost)}"
+        )
     if verdict.bigger:
-        parts.append(f"on a bigger backbone: {_short(verdict.bigger)}")
+        parts.append(f"on a bigger backbone: {over_seeds(verdict.bigger)}")
     if verdict.margin:
-        parts.append(f"{question.arm} over longer training: {_short(verdict.margin)}")
+        parts.append(f"{question.arm} over longer training: {over_seeds(verdict.margin)}")
     return f"{'; '.join(parts)}."
 
 
@@ -105,10 +107,10 @@ def parts(verdict: Verdict) -> str:
     """What the gain is made of: more training, a second loss, imitation; "" where that was not trained."""
     if verdict.second_loss is None or verdict.imitation is None:
         return ""
-    more = f"more training at the same cost would give {_short(verdict.equal_cost)}, " if verdict.equal_cost else ""
+    more = f"more training at the same cost would give {over_seeds(verdict.equal_cost)}, " if verdict.equal_cost else ""
     return (
         f"Of {verdict.question.arm}'s gain: {more}its second loss ({verdict.question.without_imitation}) gives"
-        f" {_short(verdict.second_loss)}, imitation the rest, {_short(verdict.imitation)}."
+        f" {over_seeds(verdict.second_loss)}, imitation the rest, {over_seeds(verdict.imitation)}."
     )
 
 
@@ -237,17 +239,6 @@ def largest(found: Sequence[Verdict]) -> str:
     text = ", ".join(parts)
     chosen = "; picking the largest overstates it" if most > 1 else ""
     return f"{text[:1].upper()}{text[1:]}{chosen}." if parts else ""
-
-
-def points(difference: Difference) -> str:
-    """``+1.2 AP [+0.6, +1.8]``."""
-    mean, _, ends = _short(difference).partition(" ")
-    return f"{mean} AP {ends}".rstrip()
-
-
-def _short(difference: Difference) -> str:
-    text = with_interval(difference.mean, difference.low, difference.high)
-    return text if difference.n > 1 else f"{text} (one seed)"
 
 
 def _seeds(n: int) -> str:

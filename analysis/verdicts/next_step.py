@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from analysis.commands import command_of
 from analysis.load import arm_of, by_arm
-from analysis.verdict import FEW_SEEDS, Verdict
+from analysis.verdicts.verdict import FEW_SEEDS, Verdict
 from lgd.config.experiment import split_assignment
 from lgd.config.grids import grid, plan
 from lgd.config.presets import preset

@@ -14,27 +14,34 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.arms import machine
 from analysis.commands import training_command
 from analysis.contention import step_spread_note
-from analysis.examples import Example, examples
 from analysis.frame import row_dicts
-from analysis.frontier import any_pretraining, frontier, frontier_text, hours_name, on_gpu, with_notes_on_hours
-from analysis.gain_by_data import data_table
 from analysis.load import Run, arm_of, gpu_hours, is_reproduction, other_load, step_spread
-from analysis.opening import trained_on, words
-from analysis.paper_tables import build
 from analysis.plots.figures import figures
 from analysis.plots.style import NARROW, has_hollow_bars
 from analysis.render import MISSING, TextTable, html_table, interval, number, signed, with_mark, with_unit
+from analysis.report.examples import Example, examples
+from analysis.report.opening import trained_on, words
 from analysis.shown import MOST_ROWS, arms_shown, best_rows, first_rows
-from analysis.split_gains import split_table
-from analysis.stats import verdict
-from analysis.sweep_table import Sweep, main_table
-from analysis.table_names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
+from analysis.stats.differences import verdict
+from analysis.table_builders.arms import machine
+from analysis.table_builders.build import build
+from analysis.table_builders.frontier import (
+    any_pretraining,
+    frontier,
+    frontier_text,
+    hours_name,
+    on_gpu,
+    with_notes_on_hours,
+)
+from analysis.table_builders.gain_by_data import data_table
+from analysis.table_builders.names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
+from analysis.table_builders.sweep_table import Sweep, main_table
 from analysis.teachers import teachers_text
 from analysis.templating import environment
-from analysis.verdict_text import summary
+from analysis.verdicts.sentences import summary
+from analysis.verdicts.split_gains import split_table
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
 from lgd.errors import InputError

@@ -28,9 +28,9 @@ from analysis.load import (
     seed_of,
     training_device_seconds,
 )
-from analysis.paper_scores import gain_columns
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
-from analysis.stats import CONFIDENCE, paired_difference
+from analysis.stats.differences import CONFIDENCE, paired_difference
+from analysis.table_builders.paper_scores import gain_columns
 from analysis.variants import differing_keys
 from lgd.config.experiment import Experiment, Method, settings
 from lgd.results.record import Record

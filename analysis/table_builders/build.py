@@ -7,23 +7,23 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis.across_table import across_table, across_text
-from analysis.arms import arms_table, arms_text
-from analysis.frontier import any_pretraining, frontier, frontier_text, with_notes_on_hours
-from analysis.gain_by_data import data_table
 from analysis.grid_runs import as_shown, nearest_preset
 from analysis.image_intervals import over_images
 from analysis.load import Run, arm_of
-from analysis.methods_table import methods_table, methods_text
 from analysis.noise_floor import noise_floor, noise_floor_text
-from analysis.paper_costs import costs, costs_text
-from analysis.paper_scores import comparison, comparison_text
 from analysis.render import MISSING, TextTable, html_table, latex, markdown
-from analysis.split_gains import split_table
-from analysis.table_names import ACROSS, GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
-from analysis.time_to_target import time_to_target, time_to_target_text
-from analysis.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
+from analysis.table_builders.across_table import across_table, across_text
+from analysis.table_builders.arms import arms_table, arms_text
+from analysis.table_builders.frontier import any_pretraining, frontier, frontier_text, with_notes_on_hours
+from analysis.table_builders.gain_by_data import data_table
+from analysis.table_builders.methods_table import methods_table, methods_text
+from analysis.table_builders.names import ACROSS, GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRID
+from analysis.table_builders.paper_costs import costs, costs_text
+from analysis.table_builders.paper_scores import comparison, comparison_text
+from analysis.table_builders.time_to_target import time_to_target, time_to_target_text
+from analysis.table_builders.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
 from analysis.variants import Variant, variants
+from analysis.verdicts.split_gains import split_table
 from lgd.config.arms import Grid
 from lgd.config.grids import EVIDENCE, NAMES, PRESET_FREE, TABLES, grid
 from lgd.config.methods_grid import DISTILL_WEIGHT, METHODS, METHODS_BY_COST

@@ -13,7 +13,7 @@ from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import as_shown, nearest_preset
 from analysis.load import Run, arm_of, by_seed, check_data, finished, gpu_hours, score
 from analysis.render import MISSING, TextTable, number, with_interval
-from analysis.stats import CONFIDENCE, paired_difference
+from analysis.stats.differences import CONFIDENCE, paired_difference
 from analysis.variants import Variant, variants
 from lgd.config.arms import Arm, Grid
 from lgd.config.grids import grid

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.frame import frame, write_csv
-from analysis.html_report import write_page
 from analysis.load import Run, load_runs
 from analysis.plots.arms import arms_figure
 from analysis.plots.figures import draw
 from analysis.render import TextTable, markdown, markdown_text
+from analysis.report.html_report import write_page
 from analysis.shown import arms_shown
-from analysis.sweep_table import Sweep, main_table, sweep_of
-from analysis.verdict_text import Summary, summary
+from analysis.table_builders.sweep_table import Sweep, main_table, sweep_of
+from analysis.verdicts.sentences import Summary, summary
 from lgd.errors import InputError
 from lgd.files import write_text
 
@@ -32,7 +32,7 @@ def write_report(directory: Path, damaged: list[str] | None = None) -> WrittenRe
     """Write everything that a results directory shows: CSV, table, figures and ``report.html``.
 
     Returns what a terminal shows. damaged: as in :func:`analysis.load.load_runs`. Raises InputError as
-    :func:`analysis.sweep_table.sweep_of` and :func:`write_outputs` do.
+    :func:`analysis.table_builders.sweep_table.sweep_of` and :func:`write_outputs` do.
     """
     runs = load_runs(directory, damaged=damaged)
     if damaged and not runs:

@@ -11,10 +11,10 @@ import pandas as pd
 
 from analysis.costs import on_like_hardware
 from analysis.frame import row_dicts, typed_frame
-from analysis.frontier import data_set, hours_name, on_gpu
 from analysis.grid_runs import reference_of
 from analysis.load import Run, arm_of, identity, pretraining_hours, score, seed_of, training_device_seconds
 from analysis.render import MISSING, TextTable, number, with_unit
+from analysis.table_builders.frontier import data_set, hours_name, on_gpu
 from lgd.config.experiment import Experiment
 from lgd.results.record import Record
 

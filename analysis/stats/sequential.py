@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats import CONFIDENCE, t_quantile
+from analysis.stats.differences import CONFIDENCE, t_quantile
 
 DRAWS = 100_000
 """Simulated sweeps that the level is read from: its standard error is about 1% of it."""

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.arms import arms_text
 from analysis.grid_runs import PRESETS, shown_names
 from analysis.image_intervals import over_images
 from analysis.load import Run, arm_of, changes
-from analysis.paper_tables import ARMS_TABLES, build
 from analysis.rates import rate_notes, weight_notes
 from analysis.render import TextTable
+from analysis.table_builders.arms import arms_text
+from analysis.table_builders.build import ARMS_TABLES, build
+from analysis.table_builders.tuning_tables import LEARNING_RATE
 from analysis.teachers import arms_with_teacher, teacher_notes
-from analysis.tuning_tables import LEARNING_RATE
 from lgd.config.experiment import split_assignment
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.config.presets import BUILT_IN_DETECTORS, built_in_settings

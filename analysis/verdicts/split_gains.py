@@ -8,11 +8,11 @@ from statistics import fmean
 
 from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score, teacher_ap
-from analysis.questions import without_imitation
 from analysis.render import TextTable, difference_text, number
-from analysis.stats import CONFIDENCE, Difference, paired_difference
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead, teacher_notes
 from analysis.templating import render_sentence
+from analysis.verdicts.questions import without_imitation
 from lgd.results.record import Record
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.grid_runs import reference_of
 from analysis.load import arm_of, identity, score, seed_of
-from analysis.stats import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE
 from lgd.config.experiment import Experiment, difference
 from lgd.results.record import Record
 

@@ -1,4 +1,4 @@
-"""The table of methods over several data sets or detectors (analysis/across.py)."""
+"""The table of methods over several data sets or detectors (analysis/verdicts/across.py)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.across import Interval, gains, methods, mixed, probability
 from analysis.frame import row_dicts
 from analysis.load import Run
 from analysis.render import TextTable, with_interval
-from analysis.stats import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE
+from analysis.verdicts.across import Interval, gains, methods, mixed, probability
 from lgd.errors import InputError
 
 _ENDS = ("", "_low", "_high")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis.load import arm_of
 from analysis.rates import Curve, data_curves, pairs
 from analysis.render import TextTable, difference_text, number, with_mark
-from analysis.stats import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.stats.differences import CONFIDENCE, Difference, paired_difference, verdict
 from analysis.templating import render_sentence
 from lgd.config.method import title_of
 from lgd.results.record import Record

@@ -1,0 +1,1 @@
+"""The report of a results directory: CSV, table, figures and ``report.html``."""
