@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from analysis.evidence.curves import at_equal_cost, compared, imitation
@@ -48,6 +49,10 @@ class Elsewhere:
     equal_cost: Difference | None
     """Over a baseline that cost as much."""
     cost: float | None
+    longer: Difference | None
+    """The baseline trained longer over itself: zero where it has converged."""
+    longer_by: float | None
+    """How many times as long."""
 
 
 def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
@@ -72,8 +77,15 @@ def _by_verdict(study: Study) -> Iterator[Elsewhere]:
         if x.gain is not None:
             yield Elsewhere(
                 study.families[0].detector, study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
-                x.imitation, study.lead(arm), x.margin, x.cost,
+                x.imitation, study.lead(arm), x.margin, x.cost, x.equal_cost,
+                _steps_ratio(study, x.question.equal_cost, x.question.reference),
             )  # fmt: skip
+
+
+def _steps_ratio(study: Study, arm: str, other: str) -> float | None:
+    """How many times as many steps an arm was trained for."""
+    steps = [[x.experiment.schedule.steps for x in study.finished(name).values()] for name in (arm, other)]
+    return fmean(steps[0]) / fmean(steps[1]) if all(steps) else None
 
 
 def _by_length(study: Study) -> Iterator[Elsewhere]:
@@ -82,11 +94,16 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
         for steps, name in sorted(arm.arms.items()):
             gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
             if gain is not None:
-                cost = study.cost(name, base.arms[steps])
+                cost, longer = (
+                    study.cost(name, base.arms[steps]),
+                    min((x for x in base.points if x > steps), default=None),
+                )
                 yield Elsewhere(
                     study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
                     of_imitation.get(steps), study.lead(name), at_cost.get(steps),
                     cost.value if cost else None,
+                    paired_difference(base.points[longer], base.points[steps]) if longer else None,
+                    longer / steps if longer else None,
                 )  # fmt: skip
 
 
@@ -104,13 +121,14 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
             difference_text(x.gain),
             with_unit(x.cost, "x"),
             *(_of_seeds(part, x.gain.n) for part in (x.equal_cost, x.imitation, x.lead)),
+            f"{difference_text(x.longer)} ({x.longer_by:.2g}x)" if x.longer and x.longer_by else MISSING,
         ]
         for study in studies
         for x in _ends(study)
     ]
     header = [
         *("detector", "data", "arm", "steps", "seeds", "needed", "baseline's AP", "gain", "cost", "gain at equal cost"),
-        *("of the gain, imitation", "teacher's lead"),
+        *("of the gain, imitation", "teacher's lead", "baseline trained longer"),
     ]
     return TextTable("", header, texts)
 

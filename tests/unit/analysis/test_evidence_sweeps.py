@@ -194,6 +194,9 @@ def test_the_first_table_has_the_presets_own_length_and_the_longest(studies: dic
     assert of_lgd[:2] == ["3", "5"], "seeds that there are, and that 0.5 AP needs"
     assert [x[:5] for x in (of_lgd[3], of_lgd[5], of_lgd[7])] == ["-8.0 ", "-10.0", "+8.0 "]
     assert (of_lgd[4], of_lgd[6]) == ("2.00x", "–")
+    assert (of_lgd[8][:5], of_lgd[8][-4:], later[8]) == ("+2.0 ", "(2x)", "–"), (
+        "what longer training gives the baseline"
+    )
     assert [x[:5] for x in (later[3], later[5], later[7])] == ["+6.0 ", "–", "-6.0 "]
     assert rows["LGD residual (ours)", "1,280"][6] == "+0.5 [+0.5, +0.5]"
 
@@ -218,7 +221,7 @@ def test_other_detectors_are_beside_the_presets_own(studies: dict[str, Study], t
         ["FCOS", "shapes", "LGD residual (ours)", x] for x in ("160", "1,280")
     ]
     assert found.settings.rows[-1][4:] == [
-        "3", "5", "48.0", "+2.0 [+1.3, +2.7]", "2.00x", "–", "+0.5 [+0.5, +0.5]", "-2.0 [-2.7, -1.3]",
+        "3", "5", "48.0", "+2.0 [+1.3, +2.7]", "2.00x", "–", "+0.5 [+0.5, +0.5]", "-2.0 [-2.7, -1.3]", "–",
     ]  # fmt: skip
 
 
@@ -240,6 +243,7 @@ def test_other_data_are_beside_the_presets_own(studies: dict[str, Study], tmp_pa
     assert residual[7].startswith("+2.0 [")
     assert residual[9].startswith("-2.0 [")
     assert residual[10].startswith("-1.0 [")
+    assert residual[12] == "+4.0 [+4.0, +4.0] (2x)"
 
 
 def test_methods_on_other_data_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
