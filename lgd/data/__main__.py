@@ -56,7 +56,7 @@ def parser(prog: str = PROG) -> Parser:
         description=(
             "Write several data sets as one directory in COCO layout, with links to the images: train from\n"
             "train, val from val. An image that two of them have, byte for byte, is taken once, and not trained\n"
-            "on if it is in val."
+            "on if another of them has it in val."
         ),
         epilog=examples(prog, JOIN),
     )
@@ -67,6 +67,15 @@ def parser(prog: str = PROG) -> Parser:
         action="store_true",
         help="also where classes differ: what a data set shows and does not label is then trained on as background",
     )
+    join.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="part of train to validate on, of data without validation images",
+    )
+    join.add_argument("--split-seed", type=int, metavar="N", help="which images these are (default: 0)")
+    join.add_argument("--verbose", action="store_true", help="list every image that is left out, not the first ten")
+    join.set_defaults(resplit=False)
     return built
 
 
@@ -121,11 +130,17 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _join(options: argparse.Namespace) -> int:
+    settings = Experiment().override(split_overrides(options)).data
     # Here, not at the top: help and wrong options need none of it.
+    from lgd.data.check import LISTED
     from lgd.data.join import join
+    from lgd.data.split import val_split_of
 
-    joined = join(options.sources, options.output, options.any_classes)
-    _print(joined.left_out)
+    joined = join(options.sources, options.output, any_classes=options.any_classes, split=val_split_of(settings))
+    shown = joined.left_out if options.verbose else joined.left_out[:LISTED]
+    _print(shown)
+    if len(shown) < len(joined.left_out):
+        _print([f"left out: {len(joined.left_out) - len(shown)} more: --verbose lists all"])
     for split, counts in joined.counts.items():
         of = ", ".join(f"{x.images} of {name}" for name, x in counts.items())
         images, objects = (sum(getattr(x, what) for x in counts.values()) for what in ("images", "objects"))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lgd.data.layout import CocoLayout, SplitCounts
 from lgd.data.shapes import ShapesSpec
 from lgd.data.sources import find_dataset
+from lgd.data.split import HINT, ValSplit
 from lgd.errors import InputError
 from lgd.files import write_text
 
@@ -26,13 +30,25 @@ class Joined:
 
     directory: Path
     class_names: tuple[str, ...]
-    counts: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
+    counts: dict[str, dict[str, SplitCounts]]
     """Of each split, by the name that a source has in the directory."""
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str]
     """A line for each image that another source has too."""
 
 
-@dataclass(frozen=True)
+class _Image(NamedTuple):
+    """An image of a source."""
+
+    split: str
+    source: str
+    number: int
+    """Its id there."""
+
+    def shown(self, name: str) -> str:
+        return f"{self.source}/{name} of {self.split}"
+
+
+@dataclass
 class _Part:
     """A split of one source, its entries as COCO has them."""
 
@@ -41,19 +57,32 @@ class _Part:
     contents: Mapping[str, Any]
     class_names: Mapping[int, str]
     """By category id."""
+    files: dict[int, str] = field(init=False)
+    """Path of each image, by id, from ``images`` on."""
+
+    def __post_init__(self) -> None:
+        self.files = {x["id"]: self._file(x["file_name"]) for x in self.contents["images"]}
+
+    def _file(self, name: str) -> str:
+        path = Path(os.path.normpath(self.images / name))
+        if not path.is_relative_to(self.images):
+            raise InputError(f"{self.name}: the image {name} is not in {self.images}, so it cannot be joined")
+        return str(path.relative_to(self.images))
 
 
-def join(sources: Sequence[str], output: Path, any_classes: bool = False) -> Joined:
+def join(sources: Sequence[str], output: Path, *, any_classes: bool = False, split: ValSplit | None = None) -> Joined:
     """Write ``annotations/instances_{train,val}.json`` and links to the directories of the images into ``output``.
 
     Train is the sources' train, val their val; classes are the same where their names are. An image, byte for byte,
-    that a source before has in the same split is left out, and so is one of train that another source has in val.
+    that a source before has in the same split is left out, and so is one of train that another source has in val. Its
+    objects of classes that the other source does not label go to the one that is kept.
 
     sources: as :func:`lgd.data.sources.find_dataset` takes them, at least two. any_classes: join sources of different
-    classes; objects that a source shows and does not label are trained on as background then.
+    classes; objects that a source shows and does not label are trained on as background then. split: for the sources
+    that have no validation images.
 
-    Raises InputError, one line, where a source cannot be used or lies in object storage, where classes differ, and
-    where ``output`` has something in it.
+    Raises InputError, one line, where a source cannot be used or lies in object storage, where classes differ, where no
+    image is left of a split, and where ``output`` has something in it. Nothing is written then.
     """
     if len(sources) < 2:
         raise InputError("name at least two data sets to join")
@@ -61,30 +90,44 @@ def join(sources: Sequence[str], output: Path, any_classes: bool = False) -> Joi
         raise InputError(f"{output} has something in it: name a new directory")
     layouts: dict[str, CocoLayout] = {}
     for source in sources:
-        layout = find_dataset(source, shapes=ShapesSpec()).layout
+        layout = _layout(source, split)
         layouts[_name(layout, layouts)] = layout
     names = list(dict.fromkeys(x for layout in layouts.values() for x in layout.class_names))
     if not any_classes:
         _check_classes(layouts, names)
     parts = {split: [_part(name, layout, split) for name, layout in layouts.items()] for split in SPLITS}
-    joined = Joined(output, tuple(names))
-    left_out = _left_out(parts, joined.left_out)
-    (output / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, found in parts.items():
-        contents, joined.counts[split] = _merged(found, names, left_out[split])
-        (output / split).mkdir(exist_ok=True)
-        for part in found:
-            (output / split / part.name).symlink_to(part.images, target_is_directory=True)
-        write_text(output / "annotations" / f"instances_{split}.json", json.dumps(contents))
-    return joined
+    twice = _same_images(parts)
+    moved = _moved_objects(parts, twice)
+    merged, counts = dict[str, dict[str, Any]](), dict[str, dict[str, SplitCounts]]()
+    for name, found in parts.items():
+        merged[name], counts[name] = _merged(name, found, names, twice, moved)
+        if not merged[name]["images"]:
+            raise InputError(f"no image is left of {name}: the others have all of them")
+    _write(output, parts, merged)
+    of = {
+        _Image(s, p.name, number): file for s, found in parts.items() for p in found for number, file in p.files.items()
+    }
+    lines = [f"left out: {one.shown(of[one])} is {other.shown(of[other])}" for one, other in twice.items()]
+    return Joined(output, tuple(names), counts, lines)
+
+
+# ----------------------------------------------------------------------------------------------------- sources
+
+
+def _layout(source: str, split: ValSplit | None) -> CocoLayout:
+    """With a validation split of its own, or else with ``split``."""
+    try:
+        return find_dataset(source, shapes=ShapesSpec()).layout
+    except InputError as error:
+        if split is None or HINT not in str(error):
+            raise
+    return find_dataset(source, shapes=ShapesSpec(), split=split).layout
 
 
 def _name(layout: CocoLayout, taken: Mapping[str, Any]) -> str:
     """The name of the data's directory, with a number where another source has it."""
-    name, number = layout.root.name or "data", 2
-    while name in taken:
-        name, number = f"{layout.root.name}-{number}", number + 1
-    return name
+    base = Path(str(layout.root)).resolve().name or "data"
+    return next(x for x in (base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))) if x not in taken)
 
 
 def _check_classes(layouts: Mapping[str, CocoLayout], names: Sequence[str]) -> None:
@@ -104,60 +147,106 @@ def _part(name: str, layout: CocoLayout, split: str) -> _Part:
     if not isinstance(images, Path):
         raise InputError(f"{images}: images in object storage cannot be joined")
     classes = dict(zip(layout.category_ids, layout.class_names, strict=True))
-    return _Part(name, images, json.loads(path.read_bytes()), classes)
+    return _Part(name, Path(os.path.normpath(images)), json.loads(path.read_bytes()), classes)
 
 
-def _left_out(parts: Mapping[str, Sequence[_Part]], lines: list[str]) -> dict[str, set[tuple[str, int]]]:
-    """Of each split the images, by source and id, that another source has too; ``lines`` gets a line for each."""
-    sizes: dict[int, int] = {}
-    for _, path, _ in _files(parts):
-        sizes[path.stat().st_size] = sizes.get(path.stat().st_size, 0) + 1
-    seen: dict[str, tuple[str, str, Path]] = {}
-    found: dict[str, set[tuple[str, int]]] = {split: set() for split in parts}
+# ------------------------------------------------------------------------------------------ images that two have
+
+
+def _same_images(parts: Mapping[str, Sequence[_Part]]) -> dict[_Image, _Image]:
+    """The images that are left out, each with the one of another source, byte for byte the same, that is kept."""
+    sources: dict[int, set[str]] = {}
+    sizes = {image: path.stat().st_size for image, path in _files(parts)}
+    for image, size in sizes.items():
+        sources.setdefault(size, set()).add(image.source)
+    seen: dict[bytes, _Image] = {}
+    found: dict[_Image, _Image] = {}
     # Val first: what is evaluated on is not trained on.
-    for (split, name, number), path, shown in sorted(_files(parts), key=lambda x: x[0][0] != "val"):
-        if sizes[path.stat().st_size] == 1:
+    for image, path in sorted(_files(parts), key=lambda x: x[0].split != "val"):
+        if len(sources[sizes[image]]) == 1:
             continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        other_split, other, other_path = seen.setdefault(digest, (split, name, path))
-        if other != name:
-            found[split].add((name, number))
-            lines.append(f"left out of {split}: {name}/{shown} is {other}/{other_path.name} of {other_split}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        kept = seen.setdefault(digest, image)
+        if kept.source != image.source:
+            found[image] = kept
     return found
 
 
-def _files(parts: Mapping[str, Sequence[_Part]]) -> Iterator[tuple[tuple[str, str, int], Path, str]]:
-    """Split, source and id of every image, its file, and its name in the annotations."""
+def _files(parts: Mapping[str, Sequence[_Part]]) -> Iterator[tuple[_Image, Path]]:
     for split, found in parts.items():
         for part in found:
-            for image in part.contents["images"]:
-                yield (split, part.name, image["id"]), part.images / image["file_name"], image["file_name"]
+            for number, file in part.files.items():
+                yield _Image(split, part.name, number), part.images / file
+
+
+def _moved_objects(
+    parts: Mapping[str, Sequence[_Part]], twice: Mapping[_Image, _Image]
+) -> dict[_Image, list[tuple[str, dict[str, Any]]]]:
+    """By kept image: class name and entry of the objects that only the source of the one left out labels."""
+    classes = {part.name: set(part.class_names.values()) for part in parts["train"]}
+    found: dict[_Image, list[tuple[str, dict[str, Any]]]] = {}
+    for split, of in parts.items():
+        for part in of:
+            for entry in part.contents["annotations"]:
+                kept = twice.get(_Image(split, part.name, entry["image_id"]))
+                name = part.class_names[entry["category_id"]]
+                if kept is not None and name not in classes[kept.source]:
+                    found.setdefault(kept, []).append((name, entry))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- output
 
 
 def _merged(
-    parts: Sequence[_Part], names: Sequence[str], left_out: set[tuple[str, int]]
+    split: str,
+    parts: Sequence[_Part],
+    names: Sequence[str],
+    twice: Mapping[_Image, _Image],
+    moved: Mapping[_Image, Sequence[tuple[str, dict[str, Any]]]],
 ) -> tuple[dict[str, Any], dict[str, SplitCounts]]:
     """A COCO file's contents, with ids from 1, and how much of it is each source's."""
     category = {name: number for number, name in enumerate(names, start=1)}
     images, annotations, counts = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, SplitCounts]()
     for part in parts:
         numbers: dict[int, int] = {}
+        own: list[tuple[int, str, dict[str, Any]]] = []
         for image in part.contents["images"]:
-            if (part.name, image["id"]) not in left_out:
-                numbers[image["id"]] = len(images) + 1
-                images.append({**image, "id": len(images) + 1, "file_name": f"{part.name}/{image['file_name']}"})
-        own = [x for x in part.contents["annotations"] if x["image_id"] in numbers]
-        annotations += [
-            {
-                **x,
-                "id": number,
-                "image_id": numbers[x["image_id"]],
-                "category_id": category[part.class_names[x["category_id"]]],
-            }
-            for number, x in enumerate(own, start=len(annotations) + 1)
+            here = _Image(split, part.name, image["id"])
+            if here not in twice:
+                number = numbers[image["id"]] = len(images) + 1
+                images.append({**image, "id": number, "file_name": f"{part.name}/{part.files[image['id']]}"})
+                own += [(number, name, entry) for name, entry in moved.get(here, ())]
+        own += [
+            (numbers[x["image_id"]], part.class_names[x["category_id"]], x)
+            for x in part.contents["annotations"]
+            if x["image_id"] in numbers
         ]
-        objects = [x for x in own if not x["iscrowd"]]
-        empty = len(numbers) - len({x["image_id"] for x in objects})
+        annotations += [
+            {**x, "id": number, "image_id": image, "category_id": category[name]}
+            for number, (image, name, x) in enumerate(own, start=len(annotations) + 1)
+        ]
+        objects = [image for image, _, x in own if not x["iscrowd"]]
+        empty = len(numbers) - len(set(objects))
         counts[part.name] = SplitCounts(len(numbers), len(objects), len(own) - len(objects), empty)
     categories = [{"id": number, "name": name} for name, number in category.items()]
     return {"images": images, "annotations": annotations, "categories": categories}, counts
+
+
+def _write(output: Path, parts: Mapping[str, Sequence[_Part]], merged: Mapping[str, Any]) -> None:
+    """All of it or nothing: it is renamed when it is whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        made.chmod(0o755)
+        (made / "annotations").mkdir()
+        for split, found in parts.items():
+            (made / split).mkdir()
+            for part in found:
+                (made / split / part.name).symlink_to(part.images, target_is_directory=True)
+            write_text(made / "annotations" / f"instances_{split}.json", json.dumps(merged[split]))
+        made.replace(output)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
