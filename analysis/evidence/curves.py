@@ -46,8 +46,8 @@ def _baseline_at(base: Curve, steps: float) -> dict[int, float]:
     lengths = sorted(base.points)
     if steps < lengths[0] or steps > BEYOND * lengths[-1]:
         return {}
-    if len(lengths) == 1:
-        return dict(base.points[lengths[0]])
+    if steps in base.points or len(lengths) == 1:
+        return dict(base.points.get(steps, base.points[lengths[0]]))
     after = min(max(1, bisect.bisect_left(lengths, steps)), len(lengths) - 1)
     ends = lengths[after - 1], lengths[after]
     if ends[1] > FAR * ends[0]:
@@ -129,6 +129,6 @@ def lengths_table(study: Study) -> TextTable | None:
                 row.append(difference_text(of_imitation.get(steps)))
     note = (
         "equal cost: over a baseline of as many more steps as the arm costs more at the same steps; its AP between two"
-        " lengths is taken to be linear in their logarithm."
+        " lengths, at most {FAR:g} times apart, is taken to be linear in their logarithm."
     )
     return TextTable("At equal steps and at equal cost", header, list(rows.values()), [note])

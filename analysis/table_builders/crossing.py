@@ -79,14 +79,16 @@ class Crossing:
         return line[0].upper() + line[1:] if doubt else line
 
     def _doubt(self) -> str:
-        """Whether one of both is ahead by the mean alone, at the first place or at the last."""
-        told = [verdict(x.low, x.high) in ("more", "less") for x in (self.first, self.last)]
-        ends = [end for end, beyond in zip(("first", "last"), told, strict=True) if not beyond]
-        if not ends:
-            return ""
-        return (
-            f"; within noise at the {' and the '.join(ends)} {'length' if self.unit == 'steps' else 'of these costs'}"
-        )
+        """Why nobody overtakes anybody: one of both is ahead by the mean alone, at the first place or the last, or the
+        one that was ahead is so again."""
+        if self.seeds == 1:
+            return "; one seed tells nothing of noise"
+        told = [verdict(x.low, x.high) for x in (self.first, self.last)]
+        ends = [end for end, of in zip(("first", "last"), told, strict=True) if of not in ("more", "less")]
+        what = "length" if self.unit == "steps" else "of these costs"
+        if ends:
+            return f"; within noise at the {' and the '.join(ends)} {what}"
+        return f"; {self.ahead} is ahead again at the last {what}" if told[0] == told[1] else ""
 
     def _interval_without_crossing(self) -> str:
         """The interval where the mean does not cross, but resamples do; "" where too few of them do."""

@@ -85,6 +85,8 @@ def data_sentences(records: Sequence[Record]) -> list[str]:
         rows = [row for row in found if row.method == method]
         if len(rows) == 2:
             common = sorted(rows[0].gains.keys() & rows[1].gains.keys())
+            if not any(rows[0].gains[x].n > 1 for x in common):
+                continue
             turns = [x for x in common if rows[0].gains[x].mean * rows[1].gains[x].mean < 0]
             differ = [
                 (x, d)

@@ -214,11 +214,16 @@ def overall(found: Sequence[Verdict]) -> str:
         "unknown": "undecided",
     }
     parts = []
+    words["as trained"] = "not worth it as trained, with a teacher that never led"
     for answer, text in words.items():
-        names = [x.question.arm for x in found if x.answer == answer]
+        names = [x.question.arm for x in found if _class_of(x) == answer]
         if names:
             parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {text} ({', '.join(names)})")
     return f"Of {len(found)} arms, {'; '.join(parts)}. {largest(found)}".rstrip()
+
+
+def _class_of(verdict: Verdict) -> str:
+    return "as trained" if verdict.as_trained == "not worth it" else verdict.answer
 
 
 def largest(found: Sequence[Verdict]) -> str:

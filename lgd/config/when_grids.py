@@ -91,7 +91,8 @@ def gain_by_data_grid(base: Experiment, size: str) -> Grid:
     """The baseline, LGD and PKD on parts of the training images, with an ImageNet backbone and one from scratch."""
     chosen = CHOSEN_WEIGHTS.get(size, {})
     weight = {"method.distill_weight": chosen["pkd"]} if "pkd" in chosen else {}
-    methods = (BASELINE, LGD, Arm("PKD", {"method.name": "pkd"}, "learns from a frozen detector", weight))
+    question = "learns from a frozen detector" + (f"; {chosen['pkd']:g} of its weight" if weight else "")
+    methods = (BASELINE, LGD, Arm("PKD", {"method.name": "pkd"}, question, weight))
     found = [
         _of_data(arm, fraction, network, base, size)
         for network in (IMAGENET, RANDOM)

@@ -44,11 +44,12 @@ def check_teacher(experiment: Experiment, teacher: Pretraining, plain: float | N
 
 
 def plain_students_ap(experiment: Experiment, data: str, directory: Path) -> float | None:
-    """Box AP of the plain student: mean of the finished baselines beside ``directory``; None where there is none.
+    """Box AP of the plain student: mean of the baselines beside ``directory`` that finished so far; None without one.
 
     data: fingerprint of the data set. They are those of the same detector on the same images, used the same way, and
-    with the same schedule. Where none has that, they are those of the greatest length up to the experiment's own, which
-    its plain student would at least reach, or else of the least; of several schedules the last one finished.
+    with the same schedule. Where none has that, they are those of its learning rate, if any, and of the greatest length
+    up to its own, which its plain student would at least reach, or else of the least; of several schedules the last one
+    finished.
     """
     known = [x for x in _baselines(directory.parent) if _is_plain_student(x, experiment, data)]
     if not known:
@@ -58,15 +59,11 @@ def plain_students_ap(experiment: Experiment, data: str, directory: Path) -> flo
     return fmean(ap for ap in alike if ap is not None)
 
 
-def _nearness(record: Record, experiment: Experiment) -> tuple[bool, bool, int, str]:
+def _nearness(record: Record, experiment: Experiment) -> tuple[bool, bool, bool, int, str]:
     """Greater for what is nearer to a plain student of the experiment."""
-    steps, own = record.experiment.schedule.steps, experiment.schedule.steps
-    return (
-        record.experiment.schedule == experiment.schedule,
-        steps <= own,
-        steps if steps <= own else -steps,
-        record.finished,
-    )
+    there, own = record.experiment.schedule, experiment.schedule
+    same_rate, shorter = there.resolved_lr == own.resolved_lr, there.steps <= own.steps
+    return there == own, same_rate, shorter, there.steps if shorter else -there.steps, record.finished
 
 
 def _baselines(directory: Path) -> Iterator[Record]:

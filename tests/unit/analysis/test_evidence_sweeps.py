@@ -159,6 +159,11 @@ def test_the_gain_at_equal_cost_is_read_between_lengths(studies: dict[str, Study
     # At factor f LGD has 20 + 4 f; the baseline at 2 f has 30 + 4 f.
     assert [x.mean for x in found.values()] == pytest.approx([-10.0] * 4)
     assert at_equal_cost(lgd, base).keys() == {160, 320, 640, 1280}
+    # Not between lengths that lie far apart, but at them.
+    sparse = replace(base, points={x: base.points[x] for x in (80, 320, 1280)})
+    half = replace(lgd, points={x: lgd.points[x] for x in (80, 320)})
+    assert at_equal_cost(sparse, half) == {}
+    assert at_equal_cost(replace(sparse, points={x: base.points[x] for x in (80, 160)}), half).keys() == {80}
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(1.0, 20.0), (1.04, 20.0 + 10 * math.log2(1.04)), (1.06, None)])

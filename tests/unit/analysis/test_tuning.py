@@ -197,6 +197,11 @@ def test_means_that_cross_within_noise_overtake_nobody(make_record: MakeRecord) 
     (found,) = cost_crossings(_differing(make_record, {300: start, 600: end}))
     assert found.line.startswith("At equal cost the mean of LGD overtakes that of baseline at ")
     assert "; within noise at the first of these costs (3 seeds" in found.line
+    back = _differing(make_record, {150: (-5.0, -5.1, -4.9), 300: (2.0, 2.1, 1.9), 600: (-5.0, -5.1, -4.9)})
+    assert "; baseline is ahead again at the last length (3 seeds" in crossings(back)[0].line
+    alone = crossings([x for x in back if x.experiment.seed == 0])[0]
+    assert "The mean of LGD overtakes" in alone.line
+    assert "; one seed tells nothing of noise (1 seed" in alone.line
 
 
 def test_the_crossing_at_equal_cost_comes_later(make_record: MakeRecord) -> None:

@@ -201,6 +201,9 @@ def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, director
     assert verdict.answer == "unknown"
     assert sentence(verdict).endswith(f"LGD is not worth it as trained here: it loses AP. More cannot be said: {told}.")
     assert _one([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
+    assert overall([verdict] * 5).startswith(
+        "Of 5 arms, 5 are not worth it as trained, with a teacher that never led ("
+    )
     # With another reason not to trust the numbers they say nothing at all.
     low = [*_arm(make_record, "baseline", 3.0), *_with_teacher(_arm(make_record, "LGD", 1.0, 190.0), 0.5)]
     assert "Whether LGD is worth it here cannot be said: both are below AP 5" in sentence(_one(low, directory))

@@ -164,7 +164,7 @@ def test_nothing_is_written_where_something_is_wrong(
     first = json.loads(before)["images"][0]["file_name"]
     shutil.copy(tmp_path / "other/animals/train2017" / first, outside)
     edit_json(path, lambda c: c["images"][0].update(file_name=str(outside)))
-    refused(*two, f"animals-2: the image {outside} is not in .*train2017, so it cannot be joined")
+    refused(two[0], two[1], f"animals-2: the image {outside} is not in .*train2017, so it cannot be joined")
     path.write_text(before)
     with monkeypatch.context() as patch:
 

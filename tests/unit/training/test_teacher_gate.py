@@ -101,6 +101,10 @@ def test_without_a_baseline_of_its_schedule_the_plain_student_is_one_that_it_wou
         return plain_students_ap(PKD.override({"schedule.steps": steps}), "d", there)
 
     assert (plain(500), plain(299), plain(20), plain(900)) == (30.5, 10.0, 10.0, 40.0)
+    _save(
+        tmp_path / "faster", baseline.override({"schedule.steps": 400, "schedule.lr": 0.9}), 50.0, finished="2026-01-10"
+    )
+    assert plain(500) == 30.5
 
 
 def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(
