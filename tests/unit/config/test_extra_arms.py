@@ -9,7 +9,7 @@ import pytest
 from lgd.config.experiment import settings
 from lgd.config.extra_arms import AGAIN_SEEDS, EVERY, ExtraArms, bigger, questioned, with_extra_arms
 from lgd.config.grids import experiment_of, grid, plan
-from lgd.config.methods_grid import TUNING_SEEDS, WEIGHT_FACTORS, methods_grid
+from lgd.config.methods_grid import CHOSEN_WEIGHTS, TUNING_SEEDS, WEIGHT_FACTORS, methods_grid
 from lgd.config.pays_grid import pays_grid
 from lgd.config.presets import preset
 from lgd.config.tuning_grids import EQUAL_COST_FACTORS, LENGTH_FACTORS, RATE_FACTORS
@@ -105,6 +105,19 @@ def test_the_longest_arms_have_baselines_of_their_cost_on_request() -> None:
         x * base.schedule.steps for x in LENGTH_FACTORS
     ]
     assert {experiment_of(x, base, []).method.model_dump()["distill_weight"] for x in rest} == {0.0}
+
+
+@pytest.mark.parametrize("size", ["tiny", "nano"])
+def test_images_are_seen_often_enough_for_their_number_to_matter(size: str) -> None:
+    base = preset(size)
+    for arm in grid("gain-by-data", size).arms:
+        experiment = experiment_of(arm, base, [])
+        draws = experiment.schedule.steps * experiment.schedule.batch
+        assert draws >= 2 * experiment.data.shapes_train * experiment.data.train_fraction
+        assert experiment.schedule.steps % experiment.evaluation.every == 0
+        if arm.changes.get("method.name") == "pkd":
+            chosen = CHOSEN_WEIGHTS.get(size, {}).get("pkd", 1.0)
+            assert experiment.method.model_dump()["distill_weight"] == chosen
 
 
 def test_a_rate_that_is_set_itself_is_scaled_too() -> None:
