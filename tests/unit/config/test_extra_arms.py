@@ -114,7 +114,7 @@ def test_images_are_seen_often_enough_for_their_number_to_matter(size: str) -> N
         experiment = experiment_of(arm, base, [])
         draws = experiment.schedule.steps * experiment.schedule.batch
         assert draws >= 2 * experiment.data.shapes_train * experiment.data.train_fraction
-        assert experiment.schedule.steps % experiment.evaluation.every == 0
+        assert experiment.schedule.steps % int(experiment.evaluation.every) == 0
         if arm.changes.get("method.name") == "pkd":
             chosen = CHOSEN_WEIGHTS.get(size, {}).get("pkd", 1.0)
             assert experiment.method.model_dump()["distill_weight"] == chosen
