@@ -28,8 +28,11 @@ from lgd.config.component_arms import COMPONENTS
 from lgd.config.methods_grid import METHODS
 from lgd.results.sweep_spec import DETECT
 
-OF_A_SETTING = ("detector.", "data.", "schedule.", "method.context=", "method.detach_appearance=")
-"""Settings that belong to a detector, as the paper has them, or to data."""
+OF_A_SETTING = (
+    "detector.", "data.", "schedule.", "evaluation.every=", "method.context=", "method.detach_appearance=",
+    "method.teacher.",
+)  # fmt: skip
+"""Settings that belong to a detector, as the paper has them, to data, to a length, or to a frozen teacher."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
         changed = {x.strip() for record in study.records for x in changes(record)}
         own = study.preset == preset and study.grid.name in (COMPONENTS.name, SCHEDULE_LENGTH, METHODS)
         if own and changed and all(x.startswith(OF_A_SETTING) for x in changed):
-            found[study.grid.name, study.families[0].detector, study.data] = study
+            found[study.grid.name, study.families[0].detector, study.data, study.lengths] = study
     return list(found.values())
 
 
