@@ -15,6 +15,9 @@ from analysis.templating import render_sentence
 from analysis.verdicts.questions import without_imitation
 from lgd.results.record import Record
 
+FEW_ARMS = 3
+"""Arms whose gains are all told in sentences, at most."""
+
 
 @dataclass(frozen=True)
 class SplitGain:
@@ -81,23 +84,23 @@ def split_table(records: Sequence[Record]) -> TextTable | None:
 
 
 def imitation_sentences(records: Sequence[Record]) -> list[str]:
-    """In how many arms the teacher led and imitation gained, and in which, beyond noise."""
-    found = [x for x in split_gains(records) if x.imitation is not None and x.lead is not None]
+    """In how many arms the teacher led and imitation gained beyond noise, and in which; of few arms each one's gain."""
+    # One seed has no noise to be beyond.
+    found = [x for x in split_gains(records) if x.imitation is not None and x.imitation.n > 1 and x.lead is not None]
     if not found:
         return []
     led = [x for x in found if _above(x.lead)]
     gained = [x for x in found if _above(x.imitation)]
     lost = [x for x in found if x.imitation and x.imitation.high is not None and x.imitation.high < 0]
-    return [
-        render_sentence(
-            "teachers_and_imitation",
-            of=len(found),
-            led=len(led),
-            gained=[(x.arm, x.imitation) for x in gained],
-            gained_and_led=len([x for x in gained if x in led]),
-            lost=[(x.arm, x.imitation) for x in lost],
-        )
-    ]
+    counts = render_sentence(
+        "teachers_and_imitation",
+        of=len(found),
+        led=len(led),
+        gained=[(x.arm, x.imitation) for x in gained],
+        gained_and_led=len([x for x in gained if x in led]),
+        lost=[(x.arm, x.imitation) for x in lost],
+    )
+    return [counts, *(render_sentence("split_gain", x=x) for x in found if len(found) <= FEW_ARMS)]
 
 
 def _above(found: Difference | None) -> bool:

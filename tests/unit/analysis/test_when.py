@@ -14,7 +14,7 @@ from analysis.evidence.first_run import GPUS, SEEDS, first_run
 from analysis.load import Run
 from analysis.plots.style import NARROW, STYLE, WIDE
 from analysis.plots.when import gain_by_data, imitation_against_lead
-from analysis.render import number
+from analysis.render import difference_text, number
 from analysis.table_builders.build import build
 from analysis.table_builders.gain_by_data import data_sentences, data_table, gains_by_data
 from analysis.verdicts.split_gains import imitation_sentences, split_gains, split_table
@@ -78,9 +78,12 @@ def test_gains_are_split(needs: list[Record]) -> None:
     table = split_table(needs)
     assert table is not None
     assert [row[0] for row in table.rows] == ["LGD", "led", "more"]
-    (said,) = imitation_sentences(needs)
+    said, *each = imitation_sentences(needs)
+    assert [x.partition(":")[0] for x in each] == ["LGD", "led", "more"]
+    assert f"of it second loss {difference_text(split_gains(needs)[1].second_loss)}, imitation +" in each[1]
     assert said.startswith("Of 3 arms the teacher is ahead of its student in the end in ")
     assert "1 (led +3.8 [" in said
+    assert imitation_sentences([x for x in needs if x.experiment.seed == 0]) == []
     for layout in (WIDE, NARROW):
         with mpl.rc_context(STYLE):
             drawn = imitation_against_lead(_runs(needs), layout)
