@@ -103,9 +103,10 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     """The page that lies in ``output``, with the figure of :func:`write` beside it; of ``older_page`` another template.
 
     table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
-    ``notes-default.md`` (those of the default preset) beside the studies: Markdown in which ``gain(STUDY, ARM, OTHER)``
-    stands for a difference with its interval, ``of_setting(STUDY, ARM, "imitation")`` (or ``lead``, ``equal_cost``) for
-    that of the first table, ``over(STUDY, ARM, OTHER)`` for any two arms; STUDY begins the directory's name.
+    ``notes-default.md`` (those of the default preset) beside the studies: Markdown with expressions in it. There
+    ``gain(STUDY, ARM, OTHER)`` stands for a difference with its interval, ``of_setting(STUDY, ARM, "imitation")`` (or
+    ``lead``, ``equal_cost``) for that of the first table, ``over(STUDY, ARM, OTHER)`` for any two arms, and
+    ``lead(STUDY, ARM)`` for a teacher's; STUDY begins the directory's name.
     """
     from analysis.evidence.answers import answers
     from analysis.evidence.first_run import COMMAND as FIRST_COMMAND
@@ -239,7 +240,14 @@ def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callabl
                 return difference_text(found)
         raise InputError(f"notes: {study} has no seed of both {arm!r} and {other!r}")
 
-    return {"gain": gain, "cost": cost, "of_setting": of_setting, "over": over}
+    def lead(study: str, arm: str) -> str:
+        """An arm's teacher over its student."""
+        found = next((x.lead(arm) for x in studies if x.name.startswith(study)), None)
+        if found is None:
+            raise InputError(f"notes: {study} has no teacher of {arm!r}")
+        return difference_text(found)
+
+    return {"gain": gain, "cost": cost, "of_setting": of_setting, "over": over, "lead": lead}
 
 
 def _relative(path: Path, output: Path) -> str:
