@@ -34,7 +34,11 @@ EXAMPLES = (
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
-    return exit_status(lambda: run(parser(prog).parse_args(arguments)))
+    return exit_status(lambda: _run(parser(prog).parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _join(options) if options.command == "join" else run(options)
 
 
 def parser(prog: str = PROG) -> Parser:
@@ -91,11 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check or join, and return the exit status. Raises InputError, one line, where nothing can be used."""
-    return _join(options) if options.command == "join" else _check(options)
-
-
-def _check(options: argparse.Namespace) -> int:
+    """Check, and return the exit status. Raises InputError, one line, where nothing can be used."""
     source = source_of(options, options.source)
     if source is None:
         raise InputError(f"name a DATASET ({', '.join(SCHEMES)}) or --train-json, --val-json and --images")
