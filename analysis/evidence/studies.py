@@ -90,10 +90,16 @@ def keep(source: Path, target: Path) -> list[Path]:
         copied.append(target / path.relative_to(source))
         copied[-1].parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copied[-1])
+    return [*copied, *write_tables(target, runs)]
+
+
+def write_tables(directory: Path, runs: Sequence[Run]) -> list[Path]:
+    """Write ``records.csv`` and ``table.md`` of a study's runs; their paths."""
+    csv, table = directory / "records.csv", directory / "table.md"
     records = [run.record for run in runs]
-    write_csv(frame(records), target / "records.csv")
-    write_text(target / "table.md", markdown(main_table(runs, sweep_of(source, records)), title=False))
-    return [*copied, target / "records.csv", target / "table.md"]
+    write_csv(frame(records), csv)
+    write_text(table, markdown(main_table(runs, sweep_of(directory, records)), title=False))
+    return [csv, table]
 
 
 @dataclass(frozen=True)

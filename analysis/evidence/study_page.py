@@ -13,7 +13,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from analysis.commands import training_command
-from analysis.evidence.studies import AP, NOTES, Family, Study, Value
+from analysis.evidence.studies import AP, NOTES, Family, Study, Value, write_tables
 from analysis.evidence.sweep_page import draw_sweep, sweep_page
 from analysis.frame import row_dicts
 from analysis.load import Run, arm_of, score, teacher_ap, training_device_seconds
@@ -267,7 +267,7 @@ def _equal_time(study: Study, comparisons: Sequence[dict[str, Any]]) -> TextTabl
 
 
 def write_study_page(study: Study, comparisons: pd.DataFrame) -> list[Path]:
-    """Write the page and its figures into the study's directory; their paths."""
+    """Write the page, its tables and its figures into the study's directory; their paths."""
     path = study.directory / PAGE
     write_text(path, study_page(study, comparisons))
-    return [path, *draw_study(study)]
+    return [path, *write_tables(study.directory, study.runs), *draw_study(study)]

@@ -14,7 +14,7 @@ import pytest
 
 from ablations.equal_time import with_steps
 from analysis.evidence.page import OLDER_TEMPLATE, kept_studies, main, older_page, page, readme
-from analysis.evidence.studies import Study, comparisons, keep, load_studies
+from analysis.evidence.studies import Study, comparisons, keep, load_studies, write_tables
 from analysis.evidence.study_page import difference_text, own_loss, study_page
 from analysis.load import load_runs
 from analysis.stats.differences import mean_interval, paired_difference, verdict
@@ -23,6 +23,7 @@ from lgd.config.grids import EVIDENCE, NOISE_FLOOR, grid, plan
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
+from lgd.results.sweep_spec import SWEEP_FILE
 
 ROOT = Path(__file__).parents[3]
 
@@ -339,7 +340,7 @@ def test_the_committed_page_is_what_the_command_generates(committed: tuple[list[
 
 
 def test_the_committed_pages_of_studies_are_what_the_command_generates(
-    committed: tuple[list[Study], pd.DataFrame],
+    committed: tuple[list[Study], pd.DataFrame], tmp_path: Path
 ) -> None:
     studies, table = committed
     assert len(studies) >= 7
@@ -347,4 +348,9 @@ def test_the_committed_pages_of_studies_are_what_the_command_generates(
         written = study.directory / "README.md"
         text = written.read_text(encoding="utf-8")
         assert study_page(study, table[table["study"] == study.name]) == text, study.name
+        there = tmp_path / study.name
+        there.mkdir()
+        (there / SWEEP_FILE).write_bytes((study.directory / SWEEP_FILE).read_bytes())
+        for path in write_tables(there, study.runs):
+            assert path.read_bytes() == (study.directory / path.name).read_bytes(), path
         assert all((study.directory / name).exists() for name in re.findall(r"!\[.*?\]\((.*?)\)", text))
