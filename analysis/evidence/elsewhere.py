@@ -97,10 +97,8 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
         for steps, name in sorted(arm.arms.items()):
             gain = paired_difference(arm.points[steps], base.points.get(steps, {}))
             if gain is not None:
-                cost, longer = (
-                    study.cost(name, base.arms[steps]),
-                    min((x for x in base.points if x > steps), default=None),
-                )
+                cost = study.cost(name, base.arms[steps])
+                longer = min((x for x in base.points if x > steps), default=None)
                 yield Elsewhere(
                     study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
                     of_imitation.get(steps), study.lead(name), at_cost.get(steps),

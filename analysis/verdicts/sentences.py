@@ -210,11 +210,11 @@ def overall(found: Sequence[Verdict]) -> str:
     words = {
         "worth it": "worth it here",
         "not worth it": "not worth it",
+        "as trained": "not worth it as trained, with a teacher that never led",
         "gain": "gaining, with nothing known of longer training at the same cost",
         "unknown": "undecided",
     }
     parts = []
-    words["as trained"] = "not worth it as trained, with a teacher that never led"
     for answer, text in words.items():
         names = [x.question.arm for x in found if _class_of(x) == answer]
         if names:

@@ -112,12 +112,20 @@ def _of_data(arm: Arm, fraction: float, network: str, base: Experiment, size: st
         **arm.setting,
         **settings(backbone, "detector.backbone."),
         **_schedule_of(size, network),
-        **{key: LONGER.get(size, 1) * settings(base)[key] for key in (STEPS, "evaluation.every")},
+        **_longer(base, size),
         "data.shapes_train": MORE_SHAPES * base.data.shapes_train,
     }
     if arm.name == "PKD" and size in CPU_PRESETS:
         setting |= settings(lite(2), "method.teacher.backbone.")
     return Arm(f"{arm.name}{suffix}", changes, arm.question, setting, f"{BASELINE.name}{suffix}")
+
+
+def _longer(base: Experiment, size: str) -> dict[str, Any]:
+    """The steps, with as many evaluations as at the preset's length; nothing where these are the preset's own."""
+    if size not in LONGER:
+        return {}
+    own = settings(base)
+    return {key: LONGER[size] * own[key] for key in (STEPS, "evaluation.every")}
 
 
 IMAGENET, RANDOM = "ImageNet", "random"

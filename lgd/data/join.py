@@ -95,7 +95,7 @@ def join(sources: Sequence[str], output: Path, *, any_classes: bool = False, spl
     names = list(dict.fromkeys(x for layout in layouts.values() for x in layout.class_names))
     if not any_classes:
         _check_classes(layouts, names)
-    parts = {split: [_part(name, layout, split) for name, layout in layouts.items()] for split in SPLITS}
+    parts = {of: [_part(name, layout, of) for name, layout in layouts.items()] for of in SPLITS}
     twice = _same_images(parts)
     moved = _moved_objects(parts, twice)
     merged, counts = dict[str, dict[str, Any]](), dict[str, dict[str, SplitCounts]]()
