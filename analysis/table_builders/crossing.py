@@ -19,8 +19,8 @@ from lgd.results.record import Record
 RESAMPLES = 2000
 
 FAR = 2.5
-"""Neighbouring lengths, or costs, that differ by a larger factor are named where a crossing is read between them. Those
-of the grid ``schedule-length`` differ by 2."""
+"""Neighbouring lengths, or costs, that differ by a larger factor are named where a crossing is read between them, and
+no AP at equal cost is (analysis/evidence/curves.py). Those of the grid ``schedule-length`` differ by 2."""
 
 Floats = NDArray[np.float64]
 

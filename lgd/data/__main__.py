@@ -65,7 +65,7 @@ def parser(prog: str = PROG) -> Parser:
         epilog=examples(prog, JOIN),
     )
     join.add_argument("sources", nargs="+", metavar="DATASET", help=f"two or more of {', '.join(SCHEMES)}")
-    join.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new directory")
+    join.add_argument("--output", required=True, metavar="DIR", help="a new directory")
     join.add_argument(
         "--any-classes",
         action="store_true",
@@ -135,8 +135,11 @@ def _join(options: argparse.Namespace) -> int:
     from lgd.data.check import LISTED
     from lgd.data.join import join
     from lgd.data.split import val_split_of
+    from lgd.storage.outputs import is_url
 
-    joined = join(options.sources, options.output, any_classes=options.any_classes, split=val_split_of(settings))
+    if is_url(options.output):
+        raise InputError(f"--output {options.output}: a directory of this machine is needed, for links to the images")
+    joined = join(options.sources, Path(options.output), any_classes=options.any_classes, split=val_split_of(settings))
     shown = joined.left_out if options.verbose else joined.left_out[:LISTED]
     _print(shown)
     if len(shown) < len(joined.left_out):

@@ -186,6 +186,7 @@ def test_wrong_use_is_one_line(two: list[str], tmp_path: Path, capsys: pytest.Ca
         ([two[0], "--output", str(tmp_path / "both")], "name at least two data sets to join"),
         ([*two, "--output", str(tmp_path / "animals")], "has something in it: name a new directory"),
         (two, "--output"),
+        ([*two, "--output", "s3://bucket/both"], "--output s3://bucket/both: a directory of this machine is needed"),
         ([*two, "--output", str(tmp_path / "both"), "--split-seed", "1"], "--split-seed needs --val-fraction"),
     ]:
         assert main(["join", *arguments]) == 2
