@@ -19,6 +19,7 @@ from lgd.distributed.ray_token import own_token
 from lgd.distributed.workers import Workers
 from lgd.errors import InputError
 from lgd.results.record import Record, load
+from lgd.storage.mirror import Mirror
 from lgd.storage.store import Store
 from lgd.training import run as training
 from lgd.training.__main__ import main
@@ -28,10 +29,13 @@ from tests.integration.commands import ROOT, size, training_command, training_se
 from tests.unit.distributed.test_ranks import ALIKE
 
 
-def _saved_and_more(url: str, disks: Path) -> bool:
-    """Whether a checkpoint to go on from is published, and a disk has work that it does not hold."""
-    there = any("checkpoints/" in x for x in Store(url).entries())
-    return there and any(unsaved(x) > 0 for x in disks.glob("*/outputs/*-work/run"))
+def _saved_and_more(url: str, copy: Path) -> bool:
+    """Whether a checkpoint to go on from is published, and word of work that it does not hold.
+
+    What the lost node's disk has besides is lost with it. copy: a directory for what is published.
+    """
+    Mirror(copy, Store(url)).fetch()
+    return unsaved(copy) > 0
 
 
 def _check_losses(record: Record, alone: Record) -> None:
@@ -78,7 +82,7 @@ def test_a_lost_node_is_replaced_and_the_training_goes_on(
         # Ray Train tells nodes apart by their address.
         lost = cluster.add_node(**small, node_ip_address="127.0.0.2", env_vars=disk("lost"))
         with training_under(cluster, *arguments, **disk("command")) as process:
-            wait_until(lambda: _saved_and_more(url, tmp_path) or process.poll() is not None)
+            wait_until(lambda: _saved_and_more(url, tmp_path / "copy") or process.poll() is not None)
             assert process.poll() is None, process.communicate()[0]
             cluster.remove_node(lost, allow_graceful=False)
             cluster.add_node(**small, node_ip_address="127.0.0.3", env_vars=disk("added"))
