@@ -1,7 +1,7 @@
 """The default preset's comparison, its own and on other detectors and data: the table that opens the evidence page.
 
 Studies of the grids ``components``, ``schedule-length`` and ``methods`` in which only what belongs to the detector, the
-data or the schedule was changed.
+data or the schedule was changed, or that were trained from scratch at preset ``nano``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from analysis.templating import render_sentence
 from analysis.verdicts.questions import asked
 from analysis.verdicts.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
+from lgd.config.detector import NO_WEIGHTS
 from lgd.config.methods_grid import METHODS
 from lgd.results.sweep_spec import DETECT
 
@@ -33,6 +34,13 @@ OF_A_SETTING = (
     "method.teacher.",
 )  # fmt: skip
 """Settings that belong to a detector, as the paper has them, to data, to a length, or to a frozen teacher."""
+
+
+GRIDS = (COMPONENTS.name, SCHEDULE_LENGTH, METHODS)
+"""The grids whose studies join the table."""
+
+FROM_SCRATCH = "nano"
+"""The preset that trains from scratch what the default one starts from ImageNet weights."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,16 @@ def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
     found: dict[tuple[str, ...], Study] = {}
     for study in sorted(studies, key=lambda x: x.last):
         changed = {x.strip() for record in study.records for x in changes(record)}
-        own = study.preset == preset and study.grid.name in (COMPONENTS.name, SCHEDULE_LENGTH, METHODS)
-        if own and changed and all(x.startswith(OF_A_SETTING) for x in changed):
-            found[study.grid.name, study.families[0].detector, study.data, study.lengths] = study
+        other = bool(changed) if study.preset == preset else study.preset == FROM_SCRATCH
+        if other and study.grid.name in GRIDS and all(x.startswith(OF_A_SETTING) for x in changed):
+            found[study.grid.name, detector(study), study.data, study.lengths] = study
     return list(found.values())
+
+
+def detector(study: Study) -> str:
+    """As the table names it."""
+    scratch = study.records[0].experiment.detector.initial_weights == NO_WEIGHTS
+    return f"{study.families[0].detector}{' from scratch' if scratch else ''}"
 
 
 def rows(study: Study) -> Iterator[Elsewhere]:
@@ -79,7 +93,7 @@ def _by_verdict(study: Study) -> Iterator[Elsewhere]:
         arm = x.question.arm
         if x.gain is not None:
             yield Elsewhere(
-                study.families[0].detector, study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
+                detector(study), study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
                 x.imitation, study.lead(arm), x.margin, x.cost, x.equal_cost,
                 _steps_ratio(study, x.question.equal_cost, x.question.reference),
             )  # fmt: skip
@@ -100,7 +114,7 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
                 cost = study.cost(name, base.arms[steps])
                 longer = min((x for x in base.points if x > steps), default=None)
                 yield Elsewhere(
-                    study.families[0].detector, study.data, int(steps), name, base.mean(steps), gain,
+                    detector(study), study.data, int(steps), name, base.mean(steps), gain,
                     of_imitation.get(steps), study.lead(name), at_cost.get(steps),
                     cost.value if cost else None,
                     paired_difference(base.points[longer], base.points[steps]) if longer else None,
@@ -194,6 +208,6 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
         lines.append(render_sentence("equal_cost_elsewhere", told=_beyond_noise(at_cost)))
     for study in (x for x in studies if x.grid.name == METHODS):
         if ended := [row for row in row_dicts(methods_table(study.runs, METHODS)) if row["ended"] and not row["seeds"]]:
-            place = f"{study.families[0].detector}, {study.data}"
+            place = f"{detector(study)}, {study.data}"
             lines.append(render_sentence("methods_without_a_result", methods=ended, place=place))
     return lines

@@ -114,9 +114,10 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     from analysis.evidence.older import count, older
     from analysis.report.html_report import ABOUT
     from analysis.templating import render
-    from lgd.config.grids import EVIDENCE
+    from lgd.config.grids import EVIDENCE, NOISE_FLOOR
     from lgd.results.sweep_spec import DETECT
 
+    of_older = (EVIDENCE, NOISE_FLOOR.name)
     elsewhere, answered = older_page(studies, output), answers(studies, table)
     is_older = template == OLDER_TEMPLATE
     drawn = [(x.study, x.figure) for x in answered.points if x.figure] if answered else []
@@ -131,7 +132,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
         fewest=FEWEST_SEEDS,
         detect=DETECT,
         links={study.name: _relative(study.directory, output) for study in studies},
-        listed=[x for x in studies if not elsewhere or (x.preset == "nano") == is_older],
+        listed=[x for x in studies if not elsewhere or (x.preset == "nano" and x.grid.name in of_older) == is_older],
         overrides={
             study.name: sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")})
             for study in studies

@@ -10,7 +10,7 @@ from ablations.equal_time import with_steps
 from ablations.plan import describe
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
 from lgd.config.grids import Trial, plan
-from lgd.config.presets import preset
+from lgd.config.presets import Preset, preset
 from lgd.results.record import Record
 
 Ap = Callable[[Trial], tuple[float, float | None]]
@@ -31,16 +31,17 @@ def made_sweep(
     extra: ExtraArms | None = None,
     overrides: Sequence[str] = (),
     arms: str | None = None,
+    size: Preset = "tiny",
     **changes: Any,
 ) -> Path:
-    """A directory as a sweep of three seeds at preset tiny leaves it."""
-    spec = describe(grid, "tiny", seeds=3, overrides=overrides, arms=arms, extra=extra or ExtraArms())
+    """A directory as a sweep of three seeds leaves it. size: its preset."""
+    spec = describe(grid, size, seeds=3, overrides=overrides, arms=arms, extra=extra or ExtraArms())
     spec.write(place)
     whole = spec.whole_grid
     timed = {arm.name: 320 for arm in whole.arms if arm.time_budget_from}
     planned = tuple(with_steps(arm, timed) for arm in whole.arms if not arm.skipped and arm.name in spec.arms)
     for trial in plan(
-        type(whole)(whole.name, whole.title, planned, whole.reference), preset("tiny"), 3, overrides, place
+        type(whole)(whole.name, whole.title, planned, whole.reference), preset(size), 3, overrides, place
     ):
         x = trial.experiment
         own, teacher = ap(trial)
@@ -48,7 +49,7 @@ def made_sweep(
         seconds = x.schedule.steps * (0.5 if x.method.name == "baseline" else 1.0)
         of_teacher = None if teacher is None else _scores(teacher + 2 * (x.seed % AGAIN_SEEDS))
         record = {
-            "status": "finished", "grid": grid, "preset": "tiny", "arm": trial.arm, "experiment": x,
+            "status": "finished", "grid": grid, "preset": size, "arm": trial.arm, "experiment": x,
             "steps": x.schedule.steps, "student": _scores(own), "teacher": of_teacher,
             "evaluations": [
                 {"step": x.schedule.steps, "student": _scores(own), "teacher": of_teacher, "label_use": 0.25}

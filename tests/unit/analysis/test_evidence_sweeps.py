@@ -251,6 +251,27 @@ def test_other_data_are_beside_the_presets_own(studies: dict[str, Study], tmp_pa
     assert residual[12] == "+4.0 [+4.0, +4.0] (2x)"
 
 
+def test_trainings_from_scratch_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
+    """At preset nano; with the method changed they are a study of something else."""
+    place, other = (
+        made_sweep(tmp_path / name, "schedule-length", _lengths, None, [changed], size="nano")
+        for name, changed in (("scratch", "data.source=voc:/data/bccd"), ("weight", "method.instructive_weight=2"))
+    )
+    there = [studies["components"], *load_studies([place, other])]
+    assert [x.preset for x in there] == ["tiny", "nano", "nano"]
+    found = answers(there, comparisons(there))
+    assert found is not None
+    assert found.settings is not None
+    rows = [row[:4] for row in found.settings.rows if row[0] != "RetinaNet"]
+    assert rows == [
+        ["RetinaNet from scratch", "bccd", arm, steps]
+        for arm in ("LGD", "LGD residual (ours)")
+        for steps in ("500", "4,000")
+    ]
+    text = page(there, comparisons(there), Path("docs/evidence.md"))
+    assert "from scratch: preset `nano`" in text
+
+
 def test_methods_on_other_data_are_beside_the_presets_own(studies: dict[str, Study], tmp_path: Path) -> None:
     place = made_sweep(
         tmp_path / "voc", "methods", _methods, None, ["data.source=voc:/data/bccd", "data.min_sizes=[256]"]
