@@ -6,6 +6,7 @@ changes no result, are points of one curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -41,6 +42,8 @@ class Curve:
     machines: dict[float, dict[int, tuple[str, ...]]] = field(default_factory=dict)
     """The hardware of the trainings at each value, by seed."""
     on_gpu: bool = False
+    diverged: dict[float, set[int]] = field(default_factory=dict)
+    """The seeds whose training diverged, by the number's value."""
 
     @property
     def is_baseline(self) -> bool:
@@ -51,13 +54,19 @@ class Curve:
 
     @property
     def best(self) -> float:
-        """The value with the highest mean AP; of equal ones the lowest."""
-        return max(self.points, key=self.mean)
+        """The value with the highest mean AP, over the seeds that all have; of equal ones the lowest.
+
+        Not one at which a training diverged, where there are others: the seeds left there are not those of the others.
+        """
+        whole = {at: of for at, of in self.points.items() if not self.diverged.get(at)} or self.points
+        common = set.intersection(*map(set, whole.values()))
+        return max(whole, key=lambda at: fmean(of[x] for x in common or of) if (of := whole[at]) else -math.inf)
 
     @property
     def edge(self) -> str:
         """``lowest`` or ``highest`` where the best value is the first or last of those tried; "" where it is not."""
-        return {min(self.points): "lowest", max(self.points): "highest"}.get(self.best, "")
+        tried = self.points.keys() | self.diverged.keys()
+        return {min(tried): "lowest", max(tried): "highest"}.get(self.best, "")
 
 
 def on_like_hardware(base: Curve, arm: Curve) -> tuple[Curve, Curve]:
@@ -106,8 +115,8 @@ def _curves(
     """
     found: dict[tuple[str, Experiment], Curve] = {}
     for record in records:
-        ap = score("AP")(record)
-        if record.status != "finished" or ap is None or seed_of(record) != record.experiment.seed:
+        ap = score("AP")(record) if record.status == "finished" else None
+        if (ap is None and record.status != "diverged") or seed_of(record) != record.experiment.seed:
             continue
         whole = identity(record.experiment)
         rest = without(whole)
@@ -115,6 +124,9 @@ def _curves(
         setting = rest.model_copy(update={"method": make("baseline")})
         curve = found.setdefault((record.preset, rest), Curve(name, setting, whole.method.name))
         curve.name = min(curve.name, name, key=lambda x: (len(x), x))
+        if ap is None:
+            curve.diverged.setdefault(number(whole), set()).add(record.experiment.seed)
+            continue
         curve.points.setdefault(number(whole), {})[record.experiment.seed] = ap
         curve.arms.setdefault(number(whole), name)
         cost = cost_seconds(record)
@@ -127,7 +139,7 @@ def _curves(
     several = [x for x in found.values() if len(x.points) > 1]
     if single:
         settings_of_several = [x.setting for x in several]
-        several = [x for x in found.values() if x.setting in settings_of_several]
+        several = [x for x in found.values() if x.points and x.setting in settings_of_several]
     return sorted(several, key=lambda x: not x.is_baseline)
 
 

@@ -129,6 +129,6 @@ def lengths_table(study: Study) -> TextTable | None:
                 row.append(difference_text(of_imitation.get(steps)))
     note = (
         "equal cost: over a baseline of as many more steps as the arm costs more at the same steps; its AP between two"
-        " lengths, at most {FAR:g} times apart, is taken to be linear in their logarithm."
+        f" lengths, at most {FAR:g} times apart, is taken to be linear in their logarithm."
     )
     return TextTable("At equal steps and at equal cost", header, list(rows.values()), [note])

@@ -198,16 +198,24 @@ def _crossing(
         resampled, tail = first_change(differences[drawn].mean(axis=1), np.log(at)), (1 - CONFIDENCE) / 2
         # Not interpolated: between a number and infinity lies nothing.
         low, high = (float(x) for x in np.quantile(resampled, [tail, 1 - tail], method="inverted_cdf"))
+    # Where both are equal at first, the one that then leads.
+    leads = next((x for x in mean.tolist() if x), 0.0)
     return Crossing(
-        arm.name, base.name, arm.name if mean[0] > 0 else base.name, found if math.isfinite(found) else None, low, high,
+        arm.name, base.name, arm.name if leads > 0 else base.name, found if math.isfinite(found) else None, low, high,
         tuple(at.tolist()), first, last, len(differences), unit,
     )  # fmt: skip
 
 
 def first_change(differences: Floats, at: Floats) -> Floats:
-    """Steps where each row of ``differences`` (B, L), at their logarithms ``at`` (L), first changes sign, or inf."""
+    """Steps where each row of ``differences`` (B, L), at their logarithms ``at`` (L), first changes sign, or inf.
+
+    A difference of zero has the sign before it: where the next one has the other sign, the change is at the zero.
+    """
     before, after = differences[:, :-1], differences[:, 1:]
-    changes = before * after < 0
+    signs = np.sign(differences)
+    for i in range(1, signs.shape[1]):
+        signs[:, i] = np.where(signs[:, i] == 0, signs[:, i - 1], signs[:, i])
+    changes = signs[:, :-1] * signs[:, 1:] < 0
     part = np.divide(before, before - after, out=np.zeros_like(before), where=changes)
     places = np.exp(at[:-1] + part * (at[1:] - at[:-1]))
     first = np.argmax(changes, axis=1)

@@ -66,14 +66,15 @@ def asked(directory: Path, records: Sequence[Record]) -> Asked:
     except InputError:
         # Of a grid that is not known here: its records still tell.
         spec = grid = None
-    questions = _questions(finished, grid)
+    # With those that diverged: no arm is at its best rate there.
+    questions = _questions(finished, grid, rate_curves(records))
     if spec is None:
         return Asked(tuple(questions))
     confidence = confidence_at_each_look(spec.looks)
     return Asked(tuple(questions), spec.detect, confidence, spec.looks, spec.seeds, spec.search is None)
 
 
-def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
+def _questions(records: Sequence[Record], grid: Grid | None, curves: Sequence[Curve]) -> list[Question]:
     names = {arm_of(x) for x in records}
     if grid is not None:
         grid = as_shown(grid, records)
@@ -90,7 +91,6 @@ def _questions(records: Sequence[Record], grid: Grid | None) -> list[Question]:
         if len(chosen) > MOST_QUESTIONS:
             means = {arm: _mean(of_arm) for arm, of_arm in by_arm(records).items()}
             best_of, chosen = len(chosen), [max(chosen, key=means.__getitem__)]
-    curves = rate_curves(records)
     found = []
     for name in chosen:
         reference = of[name]

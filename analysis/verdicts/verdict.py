@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from analysis.costs import cost_ratio, extra_cost
-from analysis.load import by_seed, finished, score
+from analysis.load import arm_of, by_seed, finished, score, seed_of
 from analysis.stats.differences import Difference, paired_difference
 from analysis.stats.power import seeds_for, seeds_for_width
 from analysis.stats.sequential import predictive_power
@@ -110,7 +110,13 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
     alone = _answer(gain, None, None, asked.detect)
     unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer.value if longer else None)
-    obstacles, remarks = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal], list[str]()
+    obstacles = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal]
+    remarks = _unpaid_teacher(runs[arm].values(), answer)
+    for name, other, favoured in ((arm, reference, ("worth it", "gain")), (reference, arm, ("not worth it",))):
+        diverged, failed = _lost(records, name, runs[name], runs[other])
+        # Those that diverged are not missing by chance: what is left favours this side.
+        (obstacles if answer in favoured else remarks).extend(diverged)
+        remarks += failed
     teacher = _teacher(runs[arm].values(), arm)
     as_trained: Answer = answer if teacher and not obstacles else "unknown"
     if teacher:
@@ -171,6 +177,29 @@ def _unequal_cost(question: Question, answer: Answer, margin: Difference | None,
     if answer != ("not worth it" if ratio > 1 else "worth it"):
         return []
     return [f"the longer training of {question.reference} cost {ratio:.2f}x what {question.arm} did, not the same"]
+
+
+def _lost(
+    records: Iterable[Record], arm: str, runs: Mapping[int, Record], others: Mapping[int, Record]
+) -> tuple[list[str], list[str]]:
+    """A clause on the arm's seeds that diverged, and one on those that failed, of those that only ``others`` have."""
+    ended: dict[str, set[int]] = {"diverged": set(), "failed": set()}
+    for record in records:
+        if record.status in ended and arm_of(record) == arm:
+            ended[record.status] |= {seed_of(record)} & (others.keys() - runs.keys())
+    diverged, failed = (
+        [f"{len(seeds)} of {len(runs) + len(seeds)} seeds of {arm} {status}, which no interval counts"] if seeds else []
+        for status, seeds in ended.items()
+    )
+    return diverged, failed
+
+
+def _unpaid_teacher(runs: Iterable[Record], answer: Answer) -> list[str]:
+    """A clause where an arm that gains has a given teacher whose training nobody has said the cost of."""
+    teachers = [x.pretraining for x in runs if x.pretraining]
+    if answer not in ("worth it", "gain") or all(x.hours_known for x in teachers):
+        return []
+    return ["the training of its teacher is not in the cost: method.teacher.hours says what it took"]
 
 
 def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> list[str]:

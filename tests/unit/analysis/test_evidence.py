@@ -348,6 +348,7 @@ def test_the_committed_pages_of_studies_are_what_the_command_generates(
         written = study.directory / "README.md"
         text = written.read_text(encoding="utf-8")
         assert study_page(study, table[table["study"] == study.name]) == text, study.name
+        assert not re.search(r"\{\w+[:}]", text), "a name that was to be filled in"
         there = tmp_path / study.name
         there.mkdir()
         (there / SWEEP_FILE).write_bytes((study.directory / SWEEP_FILE).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from analysis.load import Run, load_runs
 from analysis.plots.style import STYLE
 from analysis.plots.tuning import distill_weights, learning_rates, schedule_lengths
-from analysis.rates import length_curves, rate_curves, rate_notes, weight_curves, weight_notes
+from analysis.rates import Curve, length_curves, rate_curves, rate_notes, weight_curves, weight_notes
 from analysis.table_builders.build import build
 from analysis.table_builders.crossing import cost_crossings, crossing, crossings, first_change
 from lgd.config.method import BUILT_IN
@@ -237,6 +238,31 @@ def test_the_crossings_interval_holds_the_truth() -> None:
         hit.append(low <= 400 <= high)
     # A percentile bootstrap over few seeds holds a little less often than it says.
     assert 0.85 < np.mean(hit) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("differences", "at"),
+    [
+        ([0.0, 2.0, -2.0], 200 * 2**0.5), ([-3.0, 0.0, 5.0], 200.0), ([-3.0, 0.0, -5.0], math.inf),
+        ([0.0, 0.0, 1.0], math.inf), ([3.0, 0.0, 0.0, -1.0], 400.0), ([0.0, 0.0, 0.0], math.inf),
+    ],
+)  # fmt: skip
+def test_a_difference_of_zero_is_on_neither_side(differences: list[float], at: float, make_record: MakeRecord) -> None:
+    lengths = [100.0 * 2**i for i in range(len(differences))]
+    assert first_change(np.array([differences]), np.log(lengths)) == pytest.approx([at])
+    base, arm = (
+        Curve(
+            name,
+            make_record("baseline").experiment,
+            "baseline",
+            {x: {0: 20.0 + d} for x, d in zip(lengths, of, strict=True)},
+        )
+        for name, of in (("baseline", [0.0] * len(lengths)), ("LGD", differences))
+    )
+    found = crossing(base, arm)
+    assert found is not None
+    if math.isfinite(at):
+        assert found.ahead == ("LGD" if differences[-1] < 0 else "baseline")
 
 
 def test_tables_and_figures_of_both_grids(make_record: MakeRecord) -> None:

@@ -17,7 +17,7 @@ from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import largest, notes, overall, sentence, summary
 from analysis.verdicts.verdict import Verdict, verdicts
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
-from lgd.results.record import EvaluationPoint, Record, Scores
+from lgd.results.record import EvaluationPoint, Pretraining, Record, Scores
 
 from .conftest import MakeRecord
 
@@ -214,6 +214,46 @@ def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, director
     assert sentence(verdict).endswith(f"But {told}.")
 
 
+def _ended(records: list[Record], status: str, seeds: tuple[int, ...]) -> list[Record]:
+    """The records, those of ``seeds`` without a result."""
+    without = {"status": status, "student": None, "reason": "why"}
+    return [x.model_copy(update=without) if x.experiment.seed in seeds else x for x in records]
+
+
+def test_seeds_that_diverged_are_not_missing_by_chance(make_record: MakeRecord, directory: Path) -> None:
+    """What is left of the arm that lost them favours it: no answer in its favour stands."""
+    base, better = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 32.0)
+    worse = _arm(make_record, "LGD", 28.0)
+    verdict = _one([*base, *_ended(better, "diverged", (3, 4))], directory)
+    assert (verdict.answer, verdict.decided) == ("unknown", True)
+    assert "cannot be said: 2 of 5 seeds of LGD diverged, which no interval counts." in sentence(verdict)
+    verdict = _one([*_ended(base, "diverged", (0,)), *better], directory)
+    assert verdict.answer == "worth it"
+    assert sentence(verdict).endswith("But 1 of 5 seeds of baseline diverged, which no interval counts.")
+    assert _one([*base, *_ended(worse, "diverged", (3,))], directory).answer == "not worth it"
+    assert _one([*_ended(base, "diverged", (3,)), *worse], directory).answer == "unknown"
+    # The same seeds of both say nothing for either; nor does what another cause ended.
+    both = [*_ended(base, "diverged", (4,)), *_ended(better, "diverged", (4,))]
+    assert sentence(_one(both, directory)).endswith("LGD is worth it here.")
+    verdict = _one([*base, *_ended(better, "failed", (4,))], directory)
+    assert sentence(verdict).endswith("worth it here. But 1 of 5 seeds of LGD failed, which no interval counts.")
+
+
+def test_a_given_teacher_of_unknown_hours_is_named(make_record: MakeRecord, directory: Path) -> None:
+    teacher = {
+        "fingerprint": "0", "backbone": "r101", "weights": "teacher.pth", "steps": 0, "AP": 40.0,
+        "device_seconds": {"evaluation": 1.0}, "reused": True,
+    }  # fmt: skip
+    base, better = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 32.0)
+    for known in (True, False):
+        given = Pretraining.model_validate({**teacher, "hours_known": known})
+        verdict = _one([*base, *(x.model_copy(update={"pretraining": given}) for x in better)], directory)
+        assert verdict.answer == "worth it"
+        assert (
+            "But the training of its teacher is not in the cost: method.teacher.hours" in sentence(verdict)
+        ) != known
+
+
 def test_what_the_gain_is_made_of(make_record: MakeRecord, directory: Path) -> None:
     records = [
         *_arm(make_record, "baseline", 30.0),
@@ -327,6 +367,9 @@ def test_each_arm_at_its_best_rate(make_record: MakeRecord, directory: Path) -> 
     )
     low = [x for x in records if x.experiment.schedule.lr_per_16 <= 0.1]
     assert "is best at the highest learning rate tried" in sentence(_one(low, directory))
+    # The best of a rate's seeds is not its AP where the others diverged.
+    lucky = _ended(_arm(make_record, "baseline at 2x rate", 27.0, schedule__lr_per_16=0.2), "diverged", (0, 1))
+    assert _one([x for x in records if x.arm != lucky[0].arm] + lucky, directory).question == verdict.question
 
 
 def test_verdicts_of_simulated_sweeps_are_right_as_often_as_they_should(
