@@ -2,7 +2,7 @@
 
 An arm with ``time_budget_from`` trains for the steps of its arm ``steps_from``, times what ``time_budget_from`` cost
 against that: in device-seconds of training (lgd/results/cost_meter.py), the median over the seeds that both finished.
-The budget holds the whole training of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of
+The budget holds all training steps of the frozen teacher that ``time_budget_from`` needs; what ``steps_from`` needs of
 that is counted where the arm pays for its teacher (grid ``methods-by-cost``), else not, or no time would be left. A
 baseline gets at least one step more than it had. A sweep keeps the steps once they are known.
 """
@@ -17,7 +17,6 @@ from ablations.damaged import damage
 from lgd.config.arms import Arm, Grid
 from lgd.config.experiment import STEPS, Experiment
 from lgd.config.grids import plan
-from lgd.results.record import Record
 from lgd.training.resume import existing_record
 
 
@@ -45,14 +44,14 @@ def steps_for_equal_time(
         # Here, not at the top: they load pandas and SciPy, and few grids have such arms.
         from analysis.costs import on_like_hardware
         from analysis.grid_runs import shown_names
-        from analysis.load import by_seed, cost_seconds, finished, training_device_seconds
+        from analysis.load import by_seed, cost_seconds, finished, teacher_seconds, training_device_seconds
         from analysis.stats.differences import paired_ratio
 
         runs = [finished(there, shown_names([trials[0].arm], there)[0]) for trials in trained]
         # Seconds of unlike hardware do not compare; where there is nothing else, they are the best guess.
         alike = on_like_hardware(*runs)
         budget, own_cost = alike if all(alike) else runs
-        before = by_seed(own_cost, _of_teacher) if arm.pays_for_teacher else {}
+        before = by_seed(own_cost, teacher_seconds) if arm.pays_for_teacher else {}
         left = {seed: seconds - before.get(seed, 0.0) for seed, seconds in by_seed(budget, cost_seconds).items()}
         ratio = paired_ratio(left, by_seed(own_cost, training_device_seconds))
         if ratio is not None:
@@ -64,10 +63,6 @@ def steps_for_equal_time(
             # Where both cost the same it would be the same training once more, which no sweep trains twice.
             steps[arm.name] = wanted + (wanted == own)
     return steps
-
-
-def _of_teacher(record: Record) -> float:
-    return record.pretraining.full if record.pretraining else 0.0
 
 
 def with_steps(arm: Arm, steps: Mapping[str, int]) -> Arm:

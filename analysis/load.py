@@ -248,9 +248,14 @@ def training_device_seconds(record: Record) -> float | None:
 
 
 def cost_seconds(record: Record) -> float | None:
-    """Device-seconds of the training steps and of the whole training of its frozen teacher."""
+    """Device-seconds of the training steps, its own and all of its frozen teacher's."""
     own = training_device_seconds(record)
-    return None if own is None else own + 3600 * pretraining_hours(record)
+    return None if own is None else own + teacher_seconds(record)
+
+
+def teacher_seconds(record: Record) -> float:
+    """Device-seconds of the training steps of its teacher, as if no other run shared it; 0 without a teacher."""
+    return record.pretraining.training if record.pretraining else 0.0
 
 
 def measured(name: ScoreName) -> Callable[[Record], float | None]:

@@ -16,7 +16,7 @@ from analysis.commands import training_command
 from analysis.evidence.studies import AP, NOTES, Family, Study, Value, write_tables
 from analysis.evidence.sweep_page import draw_sweep, sweep_page
 from analysis.frame import row_dicts
-from analysis.load import Run, arm_of, score, teacher_ap, training_device_seconds
+from analysis.load import Run, arm_of, cost_seconds, score, teacher_ap, training_device_seconds
 from analysis.noise_floor import noise_floor, noise_floor_text, sentences
 from analysis.plots.arms import arms_figure
 from analysis.plots.scores import curves
@@ -128,12 +128,6 @@ def _family(study: Study, family: Family, own_notes: Sequence[str]) -> dict[str,
 # ------------------------------------------------------------------------------------------ what is measured
 
 
-def whole_cost(record: Record) -> float | None:
-    """Device-seconds of the training, a frozen teacher's whole one included."""
-    seconds = training_device_seconds(record)
-    return None if seconds is None else seconds + (record.pretraining.full if record.pretraining else 0.0)
-
-
 def own_loss(record: Record) -> float | None:
     """The student's detection losses at the end of the training, summed: mean over the last fifth of their curves."""
     own = [x for name, x in record.losses.items() if name not in ("total_loss", "loss_distill") and "/" not in name]
@@ -172,7 +166,7 @@ def _details(study: Study, family: Family) -> TextTable:
     rows = []
     for arm in (x.name for x in family.arms):
         is_baseline = arm == family.baseline
-        ratio = study.cost(arm, family.baseline, whole_cost)
+        ratio = study.cost(arm, family.baseline)
         gains = [study.difference(arm, family.baseline, score(x)) for x in ("AP50", "AP75")]
         to_lgd = None if is_baseline or arm == family.lgd else study.difference(arm, family.lgd)
         teacher = paired_difference(study.values(arm, teacher_ap), study.values(arm, AP))
@@ -185,7 +179,7 @@ def _details(study: Study, family: Family) -> TextTable:
                 difference_text(teacher),
                 difference_text(loss, 3),
                 *(_mean_text(study, arm, x.at_the_end) for x in columns),
-                with_unit(study.mean(arm, whole_cost), "s"),
+                with_unit(study.mean(arm, cost_seconds), "s"),
                 with_unit(ratio.value if ratio else None, "x"),
             ]
         )

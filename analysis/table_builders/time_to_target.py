@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.costs import on_like_hardware
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, identity, pretraining_hours, score, seed_of, training_device_seconds
+from analysis.load import Run, arm_of, identity, score, seed_of, teacher_seconds, training_device_seconds
 from analysis.render import MISSING, TextTable, number, with_unit
 from analysis.table_builders.frontier import data_set, hours_name, on_gpu
 from lgd.config.experiment import Experiment
@@ -28,11 +28,11 @@ Group = tuple[str, str]
 
 
 def points(record: Record) -> Points:
-    """AP at each evaluation against the device-hours until then: a frozen teacher's whole training, and the steps'.
+    """AP at each evaluation against the device-hours until then: all training steps of a frozen teacher, and its own.
 
     Evaluations are not counted, and every step counts alike. Of a record without evaluations the end alone.
     """
-    seconds, before = training_device_seconds(record), pretraining_hours(record)
+    seconds, before = training_device_seconds(record), teacher_seconds(record) / 3600
     steps = record.steps or record.experiment.schedule.steps
     if seconds is None:
         return []

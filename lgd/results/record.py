@@ -132,6 +132,11 @@ class Pretraining(Settings):
         return sum(self.device_seconds.values())
 
     @property
+    def training(self) -> float:
+        """Device-seconds of the teacher's training steps, as a student's own are counted where costs are compared."""
+        return self.device_seconds.get("training", self.full)
+
+    @property
     def amortised(self) -> float:
         """Device-seconds divided by the number of trainings that share the teacher."""
         return self.full / self.shared_by

@@ -12,6 +12,7 @@ from analysis.load import (
     by_seed,
     changes,
     check_data,
+    cost_seconds,
     finished,
     identity,
     is_reproduction,
@@ -321,6 +322,16 @@ def test_a_shared_teacher_is_paid_for_once(tmp_path: Path, make_record: MakeReco
     make_record("FGFI", 5, 30.0, pretraining=elsewhere).save(tmp_path / "trials" / "fgfi-seed5")
     shares = [run.record.pretraining.amortised for run in load_runs(tmp_path) if run.record.pretraining]
     assert shares == pytest.approx([7200 / 5] * 5 + [3600.0])
+
+
+def test_a_teachers_steps_are_paid_for_as_a_students_are(make_record: MakeRecord) -> None:
+    """Neither's set-up and evaluations count where costs are compared; of hours that are given all do."""
+    spent = {"setup": 2.0, "training": 40.0, "evaluation": 5.0, "lost": 1.0}
+    teacher = {"fingerprint": "f", "backbone": "r", "steps": 9, "AP": 4.0, "reused": False}
+    for seconds, cost in ((spent, 140.0), ({"given": 40.0}, 140.0)):
+        trained = Pretraining.model_validate({**teacher, "device_seconds": seconds})
+        assert cost_seconds(make_record("PKD", 0, 30.0, 100.0, pretraining=trained)) == cost
+    assert cost_seconds(make_record("LGD", 0, 30.0, 100.0)) == 100.0
 
 
 def test_seeds_of_different_trainings_make_no_mean(make_record: MakeRecord) -> None:
