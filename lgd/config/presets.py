@@ -233,16 +233,18 @@ BUILT_IN_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 def built_in_settings(detector: DetectorName, preset: str) -> dict[str, Any]:
     """What a preset's detector and its method change when that is another built-in one.
 
-    A teacher in an R-CNN has no context object and its appearance is detached, as in the paper's code; on a CPU its
-    heads are small.
+    The context object, the detached appearance and, where the preset has the paper's, the learning rate are the paper's
+    for that detector with R-50; on a CPU an R-CNN's heads are small and its rate is one that was tried.
     """
     wanted = paper_recipes.define(detector, "r50", "2x", "ms")
-    if not wanted.detector.is_rcnn:
-        return {"detector.name": detector}
-    small = {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")} if preset in CPU_PRESETS else {}
-    rates = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}
-    rate = {"schedule.lr_per_16": rates[preset]} if preset in rates else {}
-    return {"detector.name": detector, **_teacher_settings(wanted), **small, **rate}
+    own = {**_teacher_settings(wanted), "schedule.lr_per_16": wanted.schedule.lr_per_16}
+    if preset in CPU_PRESETS:
+        del own["schedule.lr_per_16"]
+        if wanted.detector.is_rcnn:
+            own |= {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")}
+            own["schedule.lr_per_16"] = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}[preset]
+    there = settings(_PRESETS[preset])  # type: ignore[index]
+    return {"detector.name": detector, **{key: value for key, value in own.items() if there[key] != value}}
 
 
 def _teacher_settings(wanted: Experiment) -> dict[str, Any]:

@@ -31,16 +31,15 @@ def test_options_become_settings() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_IN_DETECTORS)
-@pytest.mark.parametrize("size", ["nano", "tiny", "small", "paper"])
+@pytest.mark.parametrize("size", ["nano", "tiny", "small", "paper", "finetune"])
 def test_a_built_in_detector_comes_with_what_belongs_to_it(name: str, size: str) -> None:
     experiment = preset(size).override(detector_overrides(_options("--detector", name), ["seed=1"], size))
     rcnn = name.endswith("rcnn")
     assert (experiment.detector.name, experiment.seed) == (name, 1)
-    # The paper's teacher in an R-CNN.
-    assert (experiment.method.context, experiment.method.detach_appearance) == (not rcnn, rcnn)
+    # The paper's teacher: no context object in an R-CNN and in FCOS with R-50.
+    assert (experiment.method.context, experiment.method.detach_appearance) == (not rcnn and name != "fcos", rcnn)
     rates = {"nano": (0.1, 0.08), "tiny": (0.03, 0.015)}
-    if size in rates:
-        assert experiment.schedule.lr_per_16 == rates[size][rcnn]
+    assert experiment.schedule.lr_per_16 == rates.get(size, (0.01, 0.02))[rcnn]
     # With the paper's 512 regions an image its heads take most of a step on a CPU.
     assert experiment.detector.regions == (64 if rcnn and size in ("nano", "tiny") else 512)
 
