@@ -14,6 +14,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
+from lgd.errors import InputError
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -29,7 +31,7 @@ class DiskFullError(OSError):
         """``error``, which writing ``path`` raised, as this one; None where it has another cause."""
         if error.errno not in NO_SPACE:
             return None
-        free = f"{free_space(path) / 2**20:,.1f} MiB free"
+        free = f"{free_space(path.parent) / 2**20:,.1f} MiB free"
         return cls(error.errno, f"{os.strerror(error.errno)} ({free})", error.filename or str(path))
 
     def with_note(self, note: str) -> Self:
@@ -41,10 +43,15 @@ class DiskFullError(OSError):
 
 
 def free_space(path: Path) -> int:
-    """Bytes that can still be written where ``path`` is, or would be."""
+    """Bytes that can still be written in the directory ``path``, or where it would be.
+
+    Raises InputError where it, or what it would lie in, is a file.
+    """
     place = path.absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{place if place != path.absolute() else path}: a file, not a directory to write to")
     return shutil.disk_usage(place).free
 
 

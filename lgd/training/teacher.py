@@ -57,6 +57,9 @@ def train_with_teacher(
         "preset": preset, "on_progress": on_progress, "should_stop": should_stop, "share": share,
     }  # fmt: skip
     teacher, teachers = None, teachers or directory.parent / "teachers"
+    if experiment.teacher is not None or experiment.given_teacher is not None:
+        # What is wrong with the student is said before its teacher is trained, which may take days.
+        ranks.run_on_all_ranks(lambda: dry_build(experiment, to_train=True, directory=directory), first_only=True)
     if experiment.teacher is not None:
         teacher = _teacher_for(experiment.teacher, teachers, user=directory, **rest)
     elif experiment.given_teacher is not None:

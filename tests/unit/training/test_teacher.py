@@ -133,6 +133,24 @@ def test_a_teacher_that_diverges_fails_the_run_in_one_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("changes", "output", "words"),
+    [
+        ({"detector.weights": "no.pth"}, "run", "no.pth"),
+        ({"log": ["mlflow"]}, "run", "mlflow"),
+        ({}, "file/run", "file: a file, not a directory"),
+    ],
+)
+def test_what_is_wrong_with_the_student_is_said_before_its_teacher_is_trained(
+    changes: dict[str, Any], output: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("lgd.training.teacher.run", lambda *_, **__: pytest.fail("a training began"))
+    experiment = _quick().override({"method.name": "fgfi"} | changes)
+    with pytest.raises(InputError, match=words):
+        train_with_teacher(experiment, tmp_path / output, teachers=tmp_path / "teachers")
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"method.from_step": 6}, "method.from_step 6 must be below schedule.steps 6"),
