@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
+from ablations.search.search_space import SEARCHED
 from ablations.search.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
@@ -82,6 +83,10 @@ def describe(
     chosen = with_extra_arms(grid(name, size), extra, preset(size))
     names = _arm_names(chosen, arms, grid(name, size))
     _check_extra(extra, chosen, grid(name, size), names)
+    if search:
+        # Beside the search's own trials only what they are compared to.
+        names = [x for x in names if x == chosen.reference]
+        _check_not_searched(overrides)
     check_overrides(
         overrides,
         [arm for arm in chosen.arms if arm.name in names],
@@ -97,9 +102,6 @@ def describe(
         given += epoch_overrides(base)
     if not base.detector.is_built_in and arms is None:
         names = _distinct_arms(chosen, names, preset(size), given)
-    if search:
-        # Beside the search's own trials only what they are compared to.
-        names = [x for x in names if x == chosen.reference]
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
     return SweepSpec(
@@ -114,6 +116,12 @@ def describe(
         looks=tuple(looks),
         search=search,
     )
+
+
+def _check_not_searched(overrides: Sequence[str]) -> None:
+    for assignment in overrides:
+        if split_assignment(assignment)[0] in SEARCHED:
+            raise InputError(f"--set {assignment}: a search chooses this itself; leave it out")
 
 
 def _check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str]) -> None:

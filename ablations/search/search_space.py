@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 from ablations.trial_config import TrialConfig
-from lgd.config.components import AdapterVariant, component_conflict
+from lgd.config.components import AdapterVariant
 from lgd.config.experiment import parse
+from lgd.config.settings import Settings
 from lgd.results.record import Record
 
 OBJECTIVES = {"AP": "max", "gpu_hours": "min"}
@@ -22,29 +25,44 @@ DIGITS = 3
 """Significant digits of a weight or factor that is trained with."""
 
 
+SEARCHED = tuple(
+    f"method.{key}"
+    for key in ("mapper", "encoder", "adapter", "variant", "distill_weight", "instructive_weight", "lr_factor")
+)
+"""The settings that a search chooses itself."""
+
+
 def suggest(trial: Any, base: TrialConfig) -> dict[str, Any]:
     """Ask an Optuna trial for every parameter that has a choice, given those before it.
 
     A component is asked about only where it may be off, the adapter's variant only among those that work with the
-    components that are on. Returns the constants that the trial's configuration holds besides.
+    components that are on, and with what the base experiment has besides. Returns the constants that the trial's
+    configuration holds besides.
     """
-    # A search's is LGD.
-    method: Any = parse(base["experiment"]).method
-    context = method.context
-    mapper = trial.suggest_categorical("method.mapper", [True, False]) if context else True
-    encoder = trial.suggest_categorical("method.encoder", [True, False])
-    adapter = trial.suggest_categorical("method.adapter", [True, False]) if mapper or encoder else True
-    possible = [
-        v
-        for v in VARIANTS
-        if not component_conflict(encoder=encoder, adapter=adapter, mapper=mapper, variant=v, context=context)
-    ]
+    method = parse(base["experiment"]).method
+    chosen: dict[str, Any] = {}
+    for key in ("mapper", "encoder", "adapter"):
+        choices = [x for x in (True, False) if _is_possible(method, {**chosen, key: x})]
+        chosen[key] = trial.suggest_categorical(f"method.{key}", choices) if len(choices) > 1 else choices[0]
+    possible = [x for x in VARIANTS if _is_possible(method, {**chosen, "variant": x})]
     if len(possible) > 1:
-        trial.suggest_categorical(f"method.variant{'' if adapter else WITHOUT_ADAPTER}", possible)
+        trial.suggest_categorical(f"method.variant{'' if chosen['adapter'] else WITHOUT_ADAPTER}", possible)
     trial.suggest_float("method.distill_weight", 0.1, 10, log=True)
     trial.suggest_float("method.instructive_weight", 0.1, 10, log=True)
     trial.suggest_float("method.lr_factor", 0.3, 3, log=True)
     return {"base": base}
+
+
+def _is_possible(method: Settings, chosen: Mapping[str, Any]) -> bool:
+    """Whether ``method`` can be trained with the ``chosen`` components and some choice of the others."""
+    whole = {"mapper": (True, False), "encoder": (True, False), "adapter": (True, False), "variant": VARIANTS}
+    free = [key for key in whole if key not in chosen]
+    described = method.model_dump()
+    for values in itertools.product(*(whole[key] for key in free)):
+        with suppress(ValueError):
+            type(method).model_validate({**described, **chosen, **dict(zip(free, values, strict=True))})
+            return True
+    return False
 
 
 def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.record import Scores
+from lgd.results.sweep_spec import SearchSpec
 from lgd.training.run import failed_record
 
 
@@ -86,6 +87,42 @@ def _searched(tmp_path: Path, objectives: list[str], count: int) -> tuple[Search
         record.model_copy(update=found).save(Path(proposed["directory"]))
         study.tell(trial, [float(i)] * len(objectives))
     return search, study
+
+
+@pytest.mark.parametrize(
+    ("given", "never"),
+    [
+        ({"method.own_label_start": True}, ("method.adapter", False)),
+        ({"method.centred_labels": True}, ("method.encoder", False)),
+        ({"method.context": False}, ("method.mapper", False)),
+        ({}, ("method.context", False)),
+    ],
+)
+def test_no_proposal_is_one_that_cannot_be_trained(
+    given: dict[str, Any], never: tuple[str, Any], tmp_path: Path
+) -> None:
+    base = trial_config(
+        Trial("", NANO.override(given), tmp_path), RecordLabels("components", "nano"), tmp_path, Resources(1, 0, 1)
+    )
+    study, seen = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)), set()
+    for _ in range(40):
+        trial = study.ask()
+        suggest(trial, base)
+        method = parse(proposed_trial({**trial.params, "base": base, "name": "x"})["experiment"]).method.model_dump()
+        seen.add((method["mapper"], method["encoder"], method["adapter"], method["variant"]))
+        assert method[never[0].removeprefix("method.")] != never[1]
+        study.tell(trial, 0.0)
+    assert len(seen) >= 5
+
+
+@pytest.mark.parametrize("assignment", ["method.encoder=false", "method.distill_weight=3", "method.variant=label_only"])
+def test_what_a_search_chooses_cannot_be_set(assignment: str) -> None:
+    search = SearchSpec(samples=3, objectives=("AP",), early_stop=False)
+    with pytest.raises(InputError, match=f"--set {assignment}: a search chooses this itself"):
+        describe("components", "nano", overrides=[assignment], search=search)
+    # What only arms that a search does not train set is no contradiction.
+    spec = describe("components", "nano", overrides=["method.residual=true"], search=search)
+    assert spec.arms == ("baseline",)
 
 
 def test_the_front_is_of_a_searchs_own_trials(tmp_path: Path) -> None:
