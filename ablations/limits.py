@@ -16,7 +16,7 @@ INTERRUPTED = "interrupted"
 TERMINATED = "SIGTERM came"
 """Why it ended early, after SIGTERM."""
 
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class CostOptions:
 def _seconds(text: str | None, option: str) -> float | None:
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if not found or not float(found[1]):
         raise InputError(f"{option} {text}: a time such as 90s, 45m or 8h")
     return float(found[1]) * UNITS[found[2]]

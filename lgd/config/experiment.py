@@ -35,7 +35,7 @@ from lgd.config.settings import (
     settings,
 )
 from lgd.config.validation_error import explain
-from lgd.errors import InputError
+from lgd.errors import InputError, own_code
 
 __all__ = [
     "EPOCHS",
@@ -189,7 +189,8 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _method_can_be_trained(self) -> Self:
-        refusal = self.method.refusal(self.detector, self.schedule)
+        with own_code(f"method {self.method.name}"):
+            refusal = self.method.refusal(self.detector, self.schedule)
         if refusal:
             raise ValueError(refusal)
         try:

@@ -276,9 +276,8 @@ def check_overrides(
     arms = list(arms)
     for assignment in overrides:
         key, value = split_assignment(assignment)
-        option, wanted = (options or {}).get(key, ("", value))
-        if not _same(wanted, value):
-            raise InputError(f"--set {assignment} contradicts {option}: leave one of them out")
+        if options and key in options and not _same(options[key][1], value):
+            raise InputError(f"--set {assignment} contradicts {options[key][0]}: leave one of them out")
         overruling = [arm for arm in arms if key in arm.changes and not _same(arm.changes[key], value)]
         if overruling:
             first = overruling[0]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from lgd.config.base_method import DistillationMethod, Method
-from lgd.errors import InputError
+from lgd.errors import InputError, own_code
 
 __all__ = [
     "BUILT_IN",
@@ -101,13 +101,12 @@ def import_method(name: str) -> type[Method]:
     if here not in sys.path:
         # As for ``python -m``: a console script's path does not have it. Ray's workers get the path of their driver.
         sys.path.append(here)
-    try:
+    with own_code(f"method {name}: {path} cannot be imported"):
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's own code
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"method {name}: {path} cannot be imported ({said})") from None
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(f"method {name}: {path} is no subclass of lgd.config.base_method.Method")
+    if required := [key for key, field in found.model_fields.items() if field.is_required()]:
+        raise InputError(f"method {name}: its setting {required[0]} has no default")
     return found
 
 

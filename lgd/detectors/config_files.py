@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lgd.config.detector_source import ZOO, kind_of
-from lgd.errors import InputError
+from lgd.errors import InputError, own_code
 from lgd.logs import quiet_libraries
 
 CONFIGS = Path(detectron2.model_zoo.__file__).parent / "configs"
@@ -156,19 +156,15 @@ def _split(assignment: str) -> tuple[str, str]:
 @contextmanager
 def _errors_of(source: str) -> Iterator[None]:
     """Whatever a config raises becomes an InputError, in one line."""
-    try:
-        with _muted("detectron2.config.instantiate"):
+    instantiate, compat = (_muted(f"detectron2.config.{x}") for x in ("instantiate", "compat"))
+    with instantiate, compat, own_code(f"detector {source}"):
+        try:
             yield
-    except InputError:
-        raise
-    except yaml.constructor.ConstructorError as error:
-        raise InputError(
-            f"detector {source}: a Python tag would run code ({error.problem}): write plain values, or take them from"
-            f" the zoo with _BASE_: {ZOO}Base-RetinaNet.yaml"
-        ) from None
-    except Exception as error:  # a config's own code, and the constructors that it calls, raise anything
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"detector {source}: {type(error).__name__}: {said}") from None
+        except yaml.constructor.ConstructorError as error:
+            raise InputError(
+                f"detector {source}: a Python tag would run code ({error.problem}): write plain values, or take them"
+                f" from the zoo with _BASE_: {ZOO}Base-RetinaNet.yaml"
+            ) from None
 
 
 def weights_named_by(source: str, overrides: Sequence[str]) -> str:

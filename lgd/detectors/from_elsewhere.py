@@ -16,7 +16,7 @@ from lgd.config.detector_source import kind_of
 from lgd.config.experiment import Data, Detector, split_assignment
 from lgd.detectors import config_files, torchvision_models
 from lgd.detectors.model_layout import check_supported, pixel_statistics
-from lgd.errors import InputError
+from lgd.errors import InputError, own_code
 
 
 def build(settings: Detector, num_classes: int, data: Data | None = None) -> nn.Module:
@@ -72,17 +72,10 @@ def _called(source: str, overrides: tuple[str, ...], num_classes: int) -> nn.Mod
     if here not in sys.path:
         # As for ``python -m``: a console script's path does not have it. Ray's workers get the path of their driver.
         sys.path.append(here)
-    try:
+    with own_code(f"detector {source}: cannot be imported"):
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"detector {source}: cannot be imported ({error})") from None
-    try:
+    with own_code(f"detector {source}"):
         detector = function(num_classes, **dict(split_assignment(x) for x in overrides))
-    except InputError:
-        raise
-    except Exception as error:  # the user's own code
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"detector {source}: {type(error).__name__}: {said}") from None
     if not isinstance(detector, nn.Module):
         raise InputError(f"detector {source}: returns a {type(detector).__name__}, not a module")
     if isinstance(getattr(detector, "transform", None), GeneralizedRCNNTransform):

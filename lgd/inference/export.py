@@ -21,6 +21,9 @@ PROG = "lgd export"
 DEFAULTS = {"detectron2": "student-detectron2.pth", "torchvision": "student-torchvision.pth", "onnx": "student.onnx"}
 """File in the training's directory by format."""
 
+OF_THE_TRAINING = ("student.pth", "student.json", "record.json", "metrics.json", "evaluations.jsonl")
+"""Files in the training's directory that nothing else has."""
+
 EXAMPLES = (
     "results/train/finetune-lgd-seed0 --format onnx --image photo.jpg",
     "DIR --format detectron2 --output detector.pth",
@@ -55,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     output: Path = options.output or options.run / DEFAULTS[options.format]
     if output.is_dir():
         raise InputError(f"--output {output} is a directory: a file is needed")
+    if output.resolve() in {(options.run / name).resolve() for name in OF_THE_TRAINING}:
+        raise InputError(f"--output {output} is a file of the training itself: choose another")
     # The file is checked on the CPU, whatever the machine.
     student = load_student(options.run, "cpu", options.detector)
     if options.format == "detectron2":

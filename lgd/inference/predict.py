@@ -105,6 +105,10 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--output {options.output} lies in a directory that is detected on: choose another")
     inputs = find_inputs(options.inputs)
     student = load_student(options.run, options.device, options.detector)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {options.output}: {error.strerror}") from None
     prediction = _Prediction(student, options)
     failed = 0
     for path in inputs:

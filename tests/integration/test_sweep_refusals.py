@@ -14,6 +14,7 @@ from lgd.config.component_arms import COMPONENTS
 from lgd.config.grids import NAMES, grid, plan
 from lgd.config.presets import NANO
 from lgd.detectors import weight_sources
+from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.training.build import build, dry_build
 from tests.helpers_data import VOC_SPLITS, edit_json, write_coco, write_voc
@@ -115,7 +116,7 @@ def test_a_rate_off_the_linear_rule_is_remarked_on(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("option", "seconds"), [("2", 2), ("90s", 90), ("1.5m", 90), ("45m", 2700), ("8h", 28_800), ("2d", 172_800)]
+    ("option", "seconds"), [("90s", 90), ("1.5m", 90), ("45m", 2700), ("8h", 28_800), ("2d", 172_800)]
 )
 def test_a_sweeps_time(option: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1e6]
@@ -126,6 +127,13 @@ def test_a_sweeps_time(option: str, seconds: float, monkeypatch: pytest.MonkeyPa
     assert budget.exceeded(0) == ""
     now[0] += 0.001
     assert budget.exceeded(0) == f"--max-time {option} is over"
+
+
+@pytest.mark.parametrize("option", ["8", "0h", "-1h", "8 hours"])
+def test_a_time_needs_its_unit(option: str) -> None:
+    """Eight of what? Seconds end a sweep that was to have hours."""
+    with pytest.raises(InputError, match=f"--budget {option}: a time such as 90s, 45m or 8h"):
+        Budget(max_time=option, option="--budget")
 
 
 def test_a_sweeps_gpu_hours() -> None:

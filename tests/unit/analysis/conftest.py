@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from ablations.plan import describe
 from lgd.config.experiment import Backbone, Data, Detector, Experiment, Schedule
+from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import grid, plan
 from lgd.config.method import make as make_method
 from lgd.config.presets import NANO
@@ -52,6 +54,14 @@ def make_record() -> MakeRecord:
         return Record.model_validate(values | changes)
 
     return make
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A results directory with the description of a sweep that has every extra arm."""
+    extra = ExtraArms(equal_cost=("longer", "bigger"), again=True)
+    describe("components", "nano", seeds=5, extra=extra).write(tmp_path)
+    return tmp_path
 
 
 QUICK = [

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,50 +14,24 @@ from ablations.plan import describe
 from analysis.verdicts.next_step import ON_YOUR_DATA, next_step
 from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import largest, notes, overall, sentence, summary
-from analysis.verdicts.verdict import Verdict, verdicts
+from analysis.verdicts.verdict import verdicts
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
-from lgd.results.record import EvaluationPoint, Pretraining, Record, Scores
+from lgd.results.record import EvaluationPoint, Record, Scores
 
 from .conftest import MakeRecord
+from .made_arms import ended, one_verdict, trained
 
 LONGER = "baseline at the cost of LGD"
-
-SEEDS = (0.2, -0.1, 0.0, 0.1, -0.2)
-"""What the seeds of an arm differ by, points of AP: beside it the baseline is even."""
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """With the description of a sweep that has every extra arm."""
-    extra = ExtraArms(equal_cost=("longer", "bigger"), again=True)
-    describe("components", "nano", seeds=5, extra=extra).write(tmp_path)
-    return tmp_path
-
-
-def _arm(make: MakeRecord, name: str, ap: float, seconds: float = 100.0, **changes: Any) -> list[Record]:
-    """An arm's five seeds; changes: of its settings, ``__`` for a dot."""
-    records = []
-    for seed, off in enumerate(SEEDS):
-        record = make(name, seed, ap + (0 if name == "baseline" else off), seconds)
-        assignments = {key.replace("__", "."): value for key, value in changes.items()}
-        records.append(record.model_copy(update={"experiment": record.experiment.override(assignments)}))
-    return records
-
-
-def _one(records: list[Record], directory: Path) -> Verdict:
-    found = verdicts(records, asked(directory, records))
-    assert len(found) == 1
-    return found[0]
 
 
 def test_a_gain_that_longer_training_does_not_reach(make_record: MakeRecord, directory: Path) -> None:
     records = [
-        *_arm(make_record, "baseline", 30.0),
-        *_arm(make_record, "LGD", 31.2, 190.0),
-        *_arm(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
-        *_arm(make_record, "bigger baseline at the cost of LGD", 30.4, 190.0, method__name="baseline"),
+        *trained(make_record, "baseline", 30.0),
+        *trained(make_record, "LGD", 31.2, 190.0),
+        *trained(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
+        *trained(make_record, "bigger baseline at the cost of LGD", 30.4, 190.0, method__name="baseline"),
     ]
-    verdict = _one(records, directory)
+    verdict = one_verdict(records, directory)
     assert verdict.answer == "worth it"
     assert verdict.decided
     # t(4, 0.975) = 2.776, s = 0.158 over five seeds. LGD and the longer baseline have the same spread here.
@@ -72,19 +45,19 @@ def test_a_gain_that_longer_training_does_not_reach(make_record: MakeRecord, dir
 
 
 def test_a_gpu_sweep_says_gpu_hours(make_record: MakeRecord, directory: Path) -> None:
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 190.0)]
     on_gpu = [x.model_copy(update={"hardware": {"gpu": "H100"}}) for x in records]
-    assert "(+0.025 GPU-h)" in sentence(_one(on_gpu, directory))
+    assert "(+0.025 GPU-h)" in sentence(one_verdict(on_gpu, directory))
 
 
 def test_an_arm_that_costs_no_more_needs_no_longer_baseline(make_record: MakeRecord, directory: Path) -> None:
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 105.0)]
-    assert _one(records, directory).answer == "worth it"
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 105.0)]
+    assert one_verdict(records, directory).answer == "worth it"
 
 
 def test_without_the_equal_cost_baseline_a_gain_is_only_a_gain(make_record: MakeRecord, directory: Path) -> None:
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
-    verdict = _one(records, directory)
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 190.0)]
+    verdict = one_verdict(records, directory)
     assert verdict.answer == "gain"
     assert "was not measured (--equal-cost)" in sentence(verdict)
     describe("components", "nano", seeds=5).write(directory)
@@ -107,26 +80,26 @@ def test_longer_training_has_to_cost_the_same(
     longer: float, seconds: float, words: str, make_record: MakeRecord, directory: Path
 ) -> None:
     records = [
-        *_arm(make_record, "baseline", 30.0),
-        *_arm(make_record, "LGD", 31.2, 190.0),
-        *_arm(make_record, LONGER, longer, seconds, method__name="baseline", schedule__steps=1100),
+        *trained(make_record, "baseline", 30.0),
+        *trained(make_record, "LGD", 31.2, 190.0),
+        *trained(make_record, LONGER, longer, seconds, method__name="baseline", schedule__steps=1100),
     ]
-    assert sentence(_one(records, directory)).endswith(words)
+    assert sentence(one_verdict(records, directory)).endswith(words)
 
 
 def test_an_arm_that_loses_loses_whatever_longer_training_cost(make_record: MakeRecord, directory: Path) -> None:
     records = [
-        *_arm(make_record, "baseline", 30.0),
-        *_arm(make_record, "LGD", 28.0, 190.0),
-        *_arm(make_record, LONGER, 32.0, 380.0, method__name="baseline", schedule__steps=1100),
+        *trained(make_record, "baseline", 30.0),
+        *trained(make_record, "LGD", 28.0, 190.0),
+        *trained(make_record, LONGER, 32.0, 380.0, method__name="baseline", schedule__steps=1100),
     ]
-    verdict = _one(records, directory)
+    verdict = one_verdict(records, directory)
     assert (verdict.answer, verdict.obstacles) == ("not worth it", ())
 
 
 def test_a_table_of_lengths_says_what_the_same_cost_buys(make_record: MakeRecord, directory: Path) -> None:
-    double = _arm(make_record, "baseline at 2x steps", 33.0, 200.0, method__name="baseline", schedule__steps=1100)
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *double]
+    double = trained(make_record, "baseline at 2x steps", 33.0, 200.0, method__name="baseline", schedule__steps=1100)
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 190.0), *double]
     (verdict,) = (x for x in verdicts(records, asked(directory, records)) if x.question.arm == "LGD")
     assert "was not measured (--equal-cost)" in sentence(verdict)
     records = [x.model_copy(update={"grid": "schedule-length"}) for x in records]
@@ -147,41 +120,41 @@ def test_a_table_of_lengths_says_what_the_same_cost_buys(make_record: MakeRecord
     ],
 )
 def test_the_last_words(lgd: float, longer: float | None, words: str, make_record: MakeRecord, directory: Path) -> None:
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", lgd, 190.0)]
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", lgd, 190.0)]
     if longer is not None:
-        records += _arm(make_record, LONGER, longer, 190.0, method__name="baseline", schedule__steps=1100)
-    assert sentence(_one(records, directory)).endswith(words)
+        records += trained(make_record, LONGER, longer, 190.0, method__name="baseline", schedule__steps=1100)
+    assert sentence(one_verdict(records, directory)).endswith(words)
 
 
 def test_too_few_seeds_says_how_many_more(make_record: MakeRecord, directory: Path) -> None:
     spread = [make_record("LGD", seed, 30.2 + off, 190.0) for seed, off in enumerate((1.5, -1.5, 0.0, 1.0, -1.0))]
-    records = [*_arm(make_record, "baseline", 30.0), *spread]
-    verdict = _one(records, directory)
+    records = [*trained(make_record, "baseline", 30.0), *spread]
+    verdict = one_verdict(records, directory)
     assert not verdict.decided
     assert verdict.more_seeds is not None
     text = sentence(verdict)
     assert f"about {verdict.more_seeds} more seeds ({5 + verdict.more_seeds} in all) would tell with 80% power" in text
     assert f"--seeds {5 + verdict.more_seeds}" in next_step([verdict], directory).command
     two = [x for x in records if x.experiment.seed < 2]
-    assert "2 seeds tell nothing of the spread" in sentence(_one(two, directory))
-    assert _one(two, directory).more_seeds is None
+    assert "2 seeds tell nothing of the spread" in sentence(one_verdict(two, directory))
+    assert one_verdict(two, directory).more_seeds is None
     alone = [x for x in records if x.arm == "LGD"]
-    assert "no finished seed in common" in sentence(_one(alone, directory))
+    assert "no finished seed in common" in sentence(one_verdict(alone, directory))
 
 
 def test_what_keeps_the_comparison_from_being_fair(make_record: MakeRecord, directory: Path) -> None:
-    base = _arm(make_record, "baseline", 30.0)
-    slow = _arm(make_record, "LGD", 29.0, 190.0, schedule__lr_per_16=0.002)
-    verdict = _one([*base, *slow], directory)
+    base = trained(make_record, "baseline", 30.0)
+    slow = trained(make_record, "LGD", 29.0, 190.0, schedule__lr_per_16=0.002)
+    verdict = one_verdict([*base, *slow], directory)
     assert verdict.answer == "unknown"
     assert "they were trained at unequal learning rates (0.001 and 0.005)" in sentence(verdict)
     assert "--grid learning-rate --preset nano" in next_step([verdict], directory).command
-    floor = [*_arm(make_record, "baseline", 3.0), *_arm(make_record, "LGD", 2.0, 190.0)]
-    verdict = _one(floor, directory)
+    floor = [*trained(make_record, "baseline", 3.0), *trained(make_record, "LGD", 2.0, 190.0)]
+    verdict = one_verdict(floor, directory)
     assert "both are below AP 5" in sentence(verdict)
     assert "--grid schedule-length --preset nano" in next_step([verdict], directory).command
-    ceiling = [*_arm(make_record, "baseline", 97.0), *_arm(make_record, "LGD", 96.0, 190.0)]
-    assert "both are above AP 95" in sentence(_one(ceiling, directory))
+    ceiling = [*trained(make_record, "baseline", 97.0), *trained(make_record, "LGD", 96.0, 190.0)]
+    assert "both are above AP 95" in sentence(one_verdict(ceiling, directory))
 
 
 def _with_teacher(records: list[Record], teacher: float) -> list[Record]:
@@ -195,73 +168,33 @@ def _with_teacher(records: list[Record], teacher: float) -> list[Record]:
 
 
 def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, directory: Path) -> None:
-    base, worse = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 28.0, 190.0)
+    base, worse = trained(make_record, "baseline", 30.0), trained(make_record, "LGD", 28.0, 190.0)
     told = "the teacher never beat the student, which says nothing for or against LGD at full length"
-    verdict = _one([*base, *_with_teacher(worse, 20.0)], directory)
+    verdict = one_verdict([*base, *_with_teacher(worse, 20.0)], directory)
     assert verdict.answer == "unknown"
     assert sentence(verdict).endswith(f"LGD is not worth it as trained here: it loses AP. More cannot be said: {told}.")
-    assert _one([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
+    assert one_verdict([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
     assert overall([verdict] * 5).startswith(
         "Of 5 arms, 5 are not worth it as trained, with a teacher that never led ("
     )
     # With another reason not to trust the numbers they say nothing at all.
-    low = [*_arm(make_record, "baseline", 3.0), *_with_teacher(_arm(make_record, "LGD", 1.0, 190.0), 0.5)]
-    assert "Whether LGD is worth it here cannot be said: both are below AP 5" in sentence(_one(low, directory))
+    low = [*trained(make_record, "baseline", 3.0), *_with_teacher(trained(make_record, "LGD", 1.0, 190.0), 0.5)]
+    assert "Whether LGD is worth it here cannot be said: both are below AP 5" in sentence(one_verdict(low, directory))
     # A gain that is there all the same is one.
-    better = _arm(make_record, "LGD", 32.0, 190.0)
-    verdict = _one([*base, *_with_teacher(better, 20.0)], directory)
+    better = trained(make_record, "LGD", 32.0, 190.0)
+    verdict = one_verdict([*base, *_with_teacher(better, 20.0)], directory)
     assert verdict.answer == "gain"
     assert sentence(verdict).endswith(f"But {told}.")
 
 
-def _ended(records: list[Record], status: str, seeds: tuple[int, ...]) -> list[Record]:
-    """The records, those of ``seeds`` without a result."""
-    without = {"status": status, "student": None, "reason": "why"}
-    return [x.model_copy(update=without) if x.experiment.seed in seeds else x for x in records]
-
-
-def test_seeds_that_diverged_are_not_missing_by_chance(make_record: MakeRecord, directory: Path) -> None:
-    """What is left of the arm that lost them favours it: no answer in its favour stands."""
-    base, better = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 32.0)
-    worse = _arm(make_record, "LGD", 28.0)
-    verdict = _one([*base, *_ended(better, "diverged", (3, 4))], directory)
-    assert (verdict.answer, verdict.decided) == ("unknown", True)
-    assert "cannot be said: 2 of 5 seeds of LGD diverged, which no interval counts." in sentence(verdict)
-    verdict = _one([*_ended(base, "diverged", (0,)), *better], directory)
-    assert verdict.answer == "worth it"
-    assert sentence(verdict).endswith("But 1 of 5 seeds of baseline diverged, which no interval counts.")
-    assert _one([*base, *_ended(worse, "diverged", (3,))], directory).answer == "not worth it"
-    assert _one([*_ended(base, "diverged", (3,)), *worse], directory).answer == "unknown"
-    # The same seeds of both say nothing for either; nor does what another cause ended.
-    both = [*_ended(base, "diverged", (4,)), *_ended(better, "diverged", (4,))]
-    assert sentence(_one(both, directory)).endswith("LGD is worth it here.")
-    verdict = _one([*base, *_ended(better, "failed", (4,))], directory)
-    assert sentence(verdict).endswith("worth it here. But 1 of 5 seeds of LGD failed, which no interval counts.")
-
-
-def test_a_given_teacher_of_unknown_hours_is_named(make_record: MakeRecord, directory: Path) -> None:
-    teacher = {
-        "fingerprint": "0", "backbone": "r101", "weights": "teacher.pth", "steps": 0, "AP": 40.0,
-        "device_seconds": {"evaluation": 1.0}, "reused": True,
-    }  # fmt: skip
-    base, better = _arm(make_record, "baseline", 30.0), _arm(make_record, "LGD", 32.0)
-    for known in (True, False):
-        given = Pretraining.model_validate({**teacher, "hours_known": known})
-        verdict = _one([*base, *(x.model_copy(update={"pretraining": given}) for x in better)], directory)
-        assert verdict.answer == "worth it"
-        assert (
-            "But the training of its teacher is not in the cost: method.teacher.hours" in sentence(verdict)
-        ) != known
-
-
 def test_what_the_gain_is_made_of(make_record: MakeRecord, directory: Path) -> None:
     records = [
-        *_arm(make_record, "baseline", 30.0),
-        *_arm(make_record, "LGD", 31.2, 190.0),
-        *_arm(make_record, "only the teacher's loss", 30.9, 180.0, method__distill_weight=0.0),
-        *_arm(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
+        *trained(make_record, "baseline", 30.0),
+        *trained(make_record, "LGD", 31.2, 190.0),
+        *trained(make_record, "only the teacher's loss", 30.9, 180.0, method__distill_weight=0.0),
+        *trained(make_record, LONGER, 30.7, 191.0, method__name="baseline", schedule__steps=1100),
     ]
-    verdict = _one(records, directory)
+    verdict = one_verdict(records, directory)
     (line,) = notes(verdict, asked(directory, records))
     assert line == (
         "Of LGD's gain: more training at the same cost would give +0.7 [+0.5, +0.9], its second loss (only the"
@@ -273,9 +206,9 @@ def test_the_baseline_twice(make_record: MakeRecord, directory: Path) -> None:
     """Paired with the first by seed, though its seeds are others."""
     second = [
         x.model_copy(update={"experiment": x.experiment.override({"seed": AGAIN_SEEDS + seed})})
-        for seed, x in enumerate(_arm(make_record, "baseline again", 30.1, method__name="baseline"))
+        for seed, x in enumerate(trained(make_record, "baseline again", 30.1, method__name="baseline"))
     ]
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0), *second]
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 190.0), *second]
     lines = summary(records, directory).notes
     assert (
         "baseline trained a second time with other seeds differs by +0.1 AP [-0.1, +0.3] (5 seeds each): what no"
@@ -284,10 +217,10 @@ def test_the_baseline_twice(make_record: MakeRecord, directory: Path) -> None:
 
 
 def test_the_best_of_many_arms_pays_for_being_chosen(make_record: MakeRecord, tmp_path: Path) -> None:
-    records = _arm(make_record, "baseline", 30.0)
+    records = trained(make_record, "baseline", 30.0)
     for i in range(5):
-        records += _arm(make_record, f"arm {i}", 30.5 + i / 10, 190.0)
-    verdict = _one(records, tmp_path)
+        records += trained(make_record, f"arm {i}", 30.5 + i / 10, 190.0)
+    verdict = one_verdict(records, tmp_path)
     assert (verdict.question.arm, verdict.question.best_of) == ("arm 4", 5)
     assert verdict.gain is not None
     assert verdict.gain.confidence == pytest.approx(0.99)
@@ -299,9 +232,9 @@ MANY = (("LGD", 31.0), ("FGFI", 29.0), ("PKD", 29.5), ("CWD", 32.0), ("MGD", 30.
 
 def test_many_verdicts_are_counts_and_the_largest_gain(make_record: MakeRecord, tmp_path: Path) -> None:
     describe("pays", "nano", seeds=5).write(tmp_path)
-    records = _arm(make_record, "baseline", 30.0)
+    records = trained(make_record, "baseline", 30.0)
     for arm, ap in MANY:
-        records += _arm(make_record, arm, ap, 190.0)
+        records += trained(make_record, arm, ap, 190.0)
     (line,) = summary(records, tmp_path).verdicts
     assert line.conclusion == (
         "Of 5 arms, 3 are not worth it (FGFI, PKD, MGD); 2 are gaining, with nothing known of longer training at the"
@@ -313,12 +246,12 @@ def test_many_verdicts_are_counts_and_the_largest_gain(make_record: MakeRecord, 
 def test_of_many_verdicts_the_largest_margin_at_equal_cost_is_told(make_record: MakeRecord, tmp_path: Path) -> None:
     """It may be another arm's than the largest gain, and of fewer arms; those whose comparison is not fair are none."""
     describe("pays", "nano", seeds=5, extra=ExtraArms(equal_cost=("longer",))).write(tmp_path)
-    records = _arm(make_record, "baseline", 30.0)
+    records = trained(make_record, "baseline", 30.0)
     for arm, ap in MANY:
-        records += _arm(make_record, arm, ap, 190.0)
+        records += trained(make_record, arm, ap, 190.0)
     for arm, ap in (("LGD", 30.4), ("CWD", 31.7)):
         longer = f"baseline at the cost of {arm}"
-        records += _arm(make_record, longer, ap, 190.0, method__name="baseline", schedule__steps=1100)
+        records += trained(make_record, longer, ap, 190.0, method__name="baseline", schedule__steps=1100)
     found = verdicts(records, asked(tmp_path, records))
     assert largest(found) == (
         "The largest of 5 gains over the baseline is +2.0 AP [+1.8, +2.2] (CWD), the largest of 2 gains over the"
@@ -337,10 +270,10 @@ def test_of_many_verdicts_the_largest_margin_at_equal_cost_is_told(make_record: 
 
 
 def test_planned_looks_widen_the_interval(make_record: MakeRecord, directory: Path) -> None:
-    records = [*_arm(make_record, "baseline", 30.0), *_arm(make_record, "LGD", 31.2, 190.0)]
-    once = _one(records, directory)
+    records = [*trained(make_record, "baseline", 30.0), *trained(make_record, "LGD", 31.2, 190.0)]
+    once = one_verdict(records, directory)
     describe("components", "nano", looks=(3, 5, 7)).write(directory)
-    looked = _one(records, directory)
+    looked = one_verdict(records, directory)
     assert looked.gain is not None
     assert once.gain is not None
     assert looked.gain.confidence > once.gain.confidence
@@ -358,18 +291,18 @@ def test_each_arm_at_its_best_rate(make_record: MakeRecord, directory: Path) -> 
         at = "" if factor == 1 else f" at {factor:g}x rate"
         for arm, name, ap in (("baseline", "baseline", base), ("LGD", "lgd", lgd)):
             rate = {"schedule__lr_per_16": 0.1 * factor, "method__name": name}
-            records += _arm(make_record, f"{arm}{at}", ap, 100.0, **rate)
-    verdict = _one(records, directory)
+            records += trained(make_record, f"{arm}{at}", ap, 100.0, **rate)
+    verdict = one_verdict(records, directory)
     assert (verdict.question.arm, verdict.question.reference) == ("LGD", "baseline at 0.5x rate")
     assert verdict.question.best_rates
     assert sentence(verdict).startswith(
         "LGD over baseline at 0.5x rate, each at its best learning rate: +1.0 AP [+1.0, +1.0] over 5 seeds"
     )
     low = [x for x in records if x.experiment.schedule.lr_per_16 <= 0.1]
-    assert "is best at the highest learning rate tried" in sentence(_one(low, directory))
+    assert "is best at the highest learning rate tried" in sentence(one_verdict(low, directory))
     # The best of a rate's seeds is not its AP where the others diverged.
-    lucky = _ended(_arm(make_record, "baseline at 2x rate", 27.0, schedule__lr_per_16=0.2), "diverged", (0, 1))
-    assert _one([x for x in records if x.arm != lucky[0].arm] + lucky, directory).question == verdict.question
+    lucky = ended(trained(make_record, "baseline at 2x rate", 27.0, schedule__lr_per_16=0.2), "diverged", (0, 1))
+    assert one_verdict([x for x in records if x.arm != lucky[0].arm] + lucky, directory).question == verdict.question
 
 
 def test_verdicts_of_simulated_sweeps_are_right_as_often_as_they_should(

@@ -129,7 +129,7 @@ def test_a_sweep_does_not_run_the_code_that_it_names(
             "json:JSONDecoder",
             "method json:JSONDecoder: json:JSONDecoder is no subclass of lgd.config.base_method",
         ),
-        (".nothing:Here", "method .nothing:Here: .nothing:Here cannot be imported .TypeError: .*relative import"),
+        (".nothing:Here", "method .nothing:Here: .nothing:Here cannot be imported: TypeError: .*relative import"),
         ("pkdd", "no method 'pkdd': choose one of baseline, lgd, fgfi, pkd.*did you mean pkd"),
         (3, "no method '3'"),
     ],
@@ -138,6 +138,37 @@ def test_what_is_no_method_is_refused_in_one_line(name: object, words: str) -> N
     with pytest.raises(InputError, match=words) as caught:
         import_named([], str(name))
         quick_experiment(**{"method.name": name})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys\nsys.exit(0)", "cannot be imported: calls sys.exit: SystemExit: 0 .own_a.py:2."),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero .own_b.py:1."),
+        ("def f(:", "cannot be imported: SyntaxError: .*own_c.py, line 1"),
+        ("class X(Method):\n    weight: float", "its setting weight has no default"),
+        ("class X(Method):\n    def refusal(self, *_):\n        return missing", "NameError: .*missing.* .own_e.py:4."),
+        (
+            "class X(Method):\n    def build(self, parts):\n        raise SystemExit('no')",
+            "calls sys.exit: .*own_f.py:4.",
+        ),
+        (
+            "class X(Method):\n    def build(self, parts):\n        return parts.nothing",
+            "AttributeError: .*own_g.py:4.",
+        ),
+    ],
+)
+def test_what_a_methods_own_code_raises_is_one_line(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    name = f"own_{'abcdefg'[request.node.callspec.indices['code']]}"
+    head = "from lgd.config.base_method import Method; " if code.startswith("class") else ""
+    (tmp_path / f"{name}.py").write_text(f"{head.strip('; ')}\n{code}\n" if head else f"{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        import_named([], f"{name}:X")
+        build(quick_experiment(**{"method.name": f"{name}:X"}))
     assert "\n" not in str(caught.value)
 
 

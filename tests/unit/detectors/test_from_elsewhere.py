@@ -74,7 +74,7 @@ def test_adapters_leave_levels_of_equal_channels_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("tests.helpers_detectors:nothing", (), "cannot be imported .*nothing"),
+        ("tests.helpers_detectors:nothing", (), "cannot be imported: .*nothing"),
         ("no_such_package.detectors:build", (), "cannot be imported"),
         (UNEVEN, ("depth=3",), "TypeError: .*unexpected keyword argument 'depth'"),
         ("tests.helpers_detectors:source", (), "TypeError|ValidationError"),
