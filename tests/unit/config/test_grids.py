@@ -246,6 +246,8 @@ def test_an_assignment_that_every_arm_follows_or_repeats_is_taken() -> None:
     check_overrides(["schedule.steps=99", "method.distill_weight=0.5", "data.min_sizes=[64, 96]"], PAPER_COMPONENTS)
     check_overrides(["method.encoder=false"], [arm for arm in COMPONENTS.arms if arm.name == "without encoder"])
     check_overrides(["method.name=lgd"], (), options)
+    # A number that is not equal to itself: its field says what is wrong with it.
+    check_overrides(["schedule.lr=nan"], (), options)
     check_overrides(["data.min_sizes=[64, 96]"], [Arm("a", {"data.min_sizes": (64, 96)})])
 
 

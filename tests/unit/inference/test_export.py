@@ -165,6 +165,7 @@ def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--format", "torchvision"], "the student is not torchvision's (retinanet): --format detectron2"),
         (["--format", "onnx", "--image", str(tmp_path / "none.jpg")], "none.jpg: is missing"),
         (["--format", "onnx", "--output", str(tmp_path)], "is a directory: a file is needed"),
+        (["--format", "onnx", "--output", str(trained / "student.pth")], "is a file of the training itself"),
         (["--format", "keras"], "invalid choice: 'keras'"),
     ):
         assert main([str(trained), *arguments]) == 2

@@ -109,6 +109,7 @@ def test_wrong_input_is_one_line(
         ([str(trained), image, *output, "--threshold", "2"], "--threshold 2.0: from 0 to 1"),
         ([str(trained), image, *output, "--video-every", "0"], "--video-every 0: at least 1"),
         ([str(trained), str(images), "--output", str(images / "out")], "lies in a directory that is detected on"),
+        ([str(trained), image, "--output", str(images / "x.png" / "out")], "x.png/out: Not a directory"),
         ([str(trained), image], "the following arguments are required: --output"),
     ):
         assert main(arguments) == 2
