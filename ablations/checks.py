@@ -92,7 +92,7 @@ class Checked:
 
 
 def _of_arms(arms: Sequence[str], text: str) -> str:
-    named = [repr(arm) for arm in arms if arm]
+    named = [repr(arm) for arm in dict.fromkeys(arms) if arm]
     if len(named) > 3:
         named = [*named[:2], f"{len(named) - 2} more"]
     return f"arm{'s' * (len(named) > 1)} {', '.join(named)}: {text}" if named else text

@@ -149,7 +149,7 @@ def _equal_cost(text: str) -> tuple[EqualCost, ...]:
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the search")
-    group.add_argument("--samples", type=int, metavar="N", help="trials, all commands together (default: 20)")
+    group.add_argument("--samples", type=int, metavar="N", help="trials in the results directory (default: 20)")
     group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
     group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
     group.add_argument("--study", metavar="URL", help="place of Optuna's study, if elsewhere")
@@ -207,7 +207,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", metavar="SPEC", help="its own detectors (A,B) again, where they are Python code")
     parser.add_argument("--method", metavar="NAME", help="the sweep's own method again, where that is Python code")
     add_data_arguments(parser)
-    parser.add_argument("--samples", type=int, metavar="N", help="trials of its search, all commands together")
+    parser.add_argument("--samples", type=int, metavar="N", help="trials of its search in the results directory")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

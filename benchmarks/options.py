@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lgd.config.experiment import Backbone, Experiment
+    from lgd.config.presets import Preset
 
 _CHECKOUT = Path(__file__).parents[1]
 
@@ -65,11 +66,11 @@ class Benchmark:
         return exit_status(command)
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that :func:`experiment_from` and :func:`images_from` read."""
+def add_training_arguments(parser: argparse.ArgumentParser, preset: Preset = "tiny") -> None:
+    """Options that :func:`experiment_from` and :func:`images_from` read. preset: the default."""
     add = parser.add_argument
-    add("--preset", default="tiny", metavar="PRESET",
-        help="the training to begin from: tiny (CPU), small, paper or finetune (default: tiny)")  # fmt: skip
+    add("--preset", default=preset, metavar="PRESET",
+        help="the training to begin from: tiny (CPU), small, paper or finetune (default: %(default)s)")  # fmt: skip
     add("--detector", metavar="NAME", help=f"one of {', '.join(DETECTORS)}")
     add("--backbone", metavar="NAME", help="of the student, such as resnet50 or swin_t")
     add("--teacher-backbone", metavar="NAME", help="of frozen teachers, such as resnet101")

@@ -60,8 +60,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_training_arguments(parser)
-    parser.set_defaults(preset="paper")
+    add_training_arguments(parser, "paper")
     parser.add_argument("--method", default="lgd", metavar="NAME", help=f"one of {', '.join(BUILT_IN)} (default: lgd)")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
     parser.add_argument(

@@ -66,8 +66,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_training_arguments(parser)
-    parser.set_defaults(preset="nano")
+    add_training_arguments(parser, "nano")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
     parser.add_argument(
         "--before",

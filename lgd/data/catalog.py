@@ -11,8 +11,13 @@ from lgd.data.layout import Problem
 from lgd.data.shapes import ShapesSpec
 from lgd.data.sources import find_dataset
 from lgd.data.split import ValSplit, val_split_of
+from lgd.errors import InputError
 
 __all__ = ["load_dataset", "register", "resolve"]
+
+
+PRESETS_SOURCE = "coco-json:data"
+"""What preset ``finetune`` trains on where nobody says."""
 
 
 def load_dataset(settings: Data) -> DataSet:
@@ -23,7 +28,12 @@ def load_dataset(settings: Data) -> DataSet:
         size=settings.shapes_side,
         seed=settings.shapes_seed,
     )
-    return resolve(settings.source, shapes=spec, split=val_split_of(settings))
+    try:
+        return resolve(settings.source, shapes=spec, split=val_split_of(settings))
+    except InputError as error:
+        if settings.source != PRESETS_SOURCE:
+            raise
+        raise InputError(f"{error}: say where your data is, such as --data coco-json:DIR (docs/data.md)") from None
 
 
 def resolve(

@@ -78,7 +78,7 @@ def _video_package(video: Path) -> Any:
     try:
         import av
     except ImportError:
-        raise InputError(f"{video}: the package av is missing: pip install '.[video]'") from None
+        raise InputError(f"{video}: the package av is missing: pip install -e '.[video]'") from None
     return av
 
 

@@ -98,7 +98,7 @@ def _check_packages() -> None:
         try:
             __import__(name)
         except ImportError:
-            raise InputError(f"the package {name} is missing: pip install '.[export]'") from None
+            raise InputError(f"the package {name} is missing: pip install -e '.[export]'") from None
 
 
 def _check_same_as_detector(network: Inference, student: TrainedStudent, image: Tensor) -> None:

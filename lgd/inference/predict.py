@@ -105,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--output {options.output} lies in a directory that is detected on: choose another")
     inputs = find_inputs(options.inputs)
     student = load_student(options.run, options.device, options.detector)
+    was_there = options.output.exists()
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,6 +119,8 @@ def run(options: argparse.Namespace) -> int:
             failed += 1
             print(f"warning: {error}: left out", file=sys.stderr)
     if not prediction.images:
+        if not was_there:
+            options.output.rmdir()
         raise InputError("no image could be decoded")
     prediction.save()
     print(

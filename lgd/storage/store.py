@@ -304,7 +304,7 @@ def filesystem(scheme: str) -> Any:
             made = fsspec.filesystem(scheme, **options)
         except ImportError:
             package = EXTRAS.get(scheme, f"the package that fsspec needs for {scheme}://")
-            raise StorageError(f"{scheme}://: needs {package}: pip install '.[storage]'") from None
+            raise StorageError(f"{scheme}://: needs {package}: pip install -e '.[storage]'") from None
         except ValueError:
             raise StorageError(
                 f"{scheme}://: no file system of fsspec's: s3://, gs://, az:// and file:// are"

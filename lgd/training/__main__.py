@@ -79,15 +79,17 @@ def parser(prog: str = PROG) -> Parser:
         help=f"one of {', '.join(BUILT_IN)}, or package.module:Class (docs/own-method.md)",
     )
     parser.add_argument(
-        "--data", metavar="SOURCE", help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco)"
-    )
+        "--data", metavar="SOURCE",
+        help="as docs/data.md lists, such as voc:DIR (default: MS-COCO in datasets/coco; finetune has none)",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting, e.g. schedule.steps=100; may be given several times",
     )  # fmt: skip
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images a step (default: 16); the learning rate follows unless it is set"
-    )
+        "--batch", type=int, metavar="N",
+        help="images a step (default: 16, or 8 for finetune); the learning rate follows unless it is set",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument(
         "--output", type=output_option, metavar="DIR",

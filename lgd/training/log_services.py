@@ -20,4 +20,4 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"log {name}: its package is not installed: pip install '.[{name}]'") from None
+        raise InputError(f"log {name}: its package is not installed: pip install -e '.[{name}]'") from None

@@ -1,7 +1,7 @@
 """Event writers of a training's scalars: JSON and TensorBoard always, Weights & Biases and MLflow on request.
 
 All are detectron2 EventWriters, which its PeriodicWriter hook calls. The services' packages are optional extras
-(``pip install '.[wandb]'``), configured by their own environment variables (``WANDB_*``, ``MLFLOW_*``).
+(``pip install -e '.[wandb]'``), configured by their own environment variables (``WANDB_*``, ``MLFLOW_*``).
 """
 
 from __future__ import annotations

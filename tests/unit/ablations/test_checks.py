@@ -235,7 +235,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path: Path) -> 
         [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "error: log mlflow: its package is not installed: pip install '.[mlflow]'\n"
+    assert done.stderr == "error: log mlflow: its package is not installed: pip install -e '.[mlflow]'\n"
 
 
 def _trial(directory: Path) -> Trial:

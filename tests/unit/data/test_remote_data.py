@@ -231,7 +231,7 @@ def test_an_image_that_goes_during_training_is_one_line(
         ("coco-json:s3://no-such-bucket/x", "data directory s3://no-such-bucket/x does not exist"),
         ("coco-json:s3://", "s3://: a bucket and a name in it"),
         ("coco-json:s3://key:secret@bucket/x", "s3://...: without options and credentials"),
-        ("coco-json:gs://bucket/x", "gs://: needs gcsfs: pip install '.[storage]'"),
+        ("coco-json:gs://bucket/x", "gs://: needs gcsfs: pip install -e '.[storage]'"),
         ("coco-files:{there}/annotations/instances_train2017.json,{there}/no.json,{there}", "/no.json do not exist"),
         ("voc:{there}", "data voc:{there}: of object storage coco-json: and coco-files: are read alone"),
         ("yolo:{there}", "data yolo:{there}: of object storage"),

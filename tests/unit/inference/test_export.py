@@ -144,7 +144,7 @@ def test_a_detector_that_onnx_cannot_follow_is_one_line(tmp_path: Path) -> None:
 
 def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"the package onnxruntime is missing: pip install '.\[export\]'"):
+    with pytest.raises(InputError, match=r"the package onnxruntime is missing: pip install -e '.\[export\]'"):
         export_onnx(TrainedStudent(trained), tmp_path / "x.onnx", torch.zeros(3, 64, 64))
 
 

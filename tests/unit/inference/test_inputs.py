@@ -73,5 +73,5 @@ def test_a_broken_video_is_one_line(video: Path, tmp_path: Path) -> None:
 def test_without_the_package_that_reads_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "v.mp4").touch()
-    with pytest.raises(InputError, match=r"v.mp4: the package av is missing: pip install '.\[video\]'"):
+    with pytest.raises(InputError, match=r"v.mp4: the package av is missing: pip install -e '.\[video\]'"):
         find_inputs([tmp_path])

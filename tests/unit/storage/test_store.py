@@ -108,7 +108,7 @@ def test_a_store_that_stays_away_is_one_line_with_its_url(faults: Faults) -> Non
     ("url", "complaint"),
     [
         ("s3://no-such-bucket/a", "s3://no-such-bucket/a/x: The specified bucket does not exist"),
-        ("gs://bucket/a", r"gs://: needs gcsfs: pip install '.\[storage\]'"),
+        ("gs://bucket/a", r"gs://: needs gcsfs: pip install -e '.\[storage\]'"),
         ("nothing://bucket/a", "nothing://: no file system of fsspec's"),
     ],
 )

@@ -162,6 +162,6 @@ def test_a_resumed_training_goes_on_with_its_mlflow_run(tmp_path: Path, monkeypa
 
 def test_a_missing_package_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"pip install '.\[wandb\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[wandb\]'"):
         training.run(quick_experiment(log=["wandb"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
