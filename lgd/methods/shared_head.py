@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from detectron2.modeling.meta_arch.fcos import FCOS
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lgd.methods.feature_capture import FeatureCapture, Features, patched_method
+
+_SEPARATE: WeakSet[nn.Module] = WeakSet()
+"""Heads whose output cannot be told apart by image."""
 
 
 class TwoForwardPasses:
@@ -39,7 +43,8 @@ class TwoForwardPasses:
     ) -> None:
         self._detector, self._capture = detector, capture
         self._compute_teacher_features = compute_teacher_features
-        self._head = head_of(detector) if joint_head else None
+        head = head_of(detector) if joint_head else None
+        self._head = None if head in _SEPARATE else head
         self._cacheable = cacheable_methods(detector) if cache_targets else []
         self._cache: dict[str, Any] = {}
         self._teacher_features: Features | None = None
@@ -67,13 +72,18 @@ class TwoForwardPasses:
             for name, result in self._cache.items():
                 stack.enter_context(patched_method(self._detector, name, lambda *_, result=result, **__: result))
             if self._head is not None and self._second_output is not None:
-                stack.enter_context(patched_method(self._head, "forward", self._pop_second_output))
+                stack.enter_context(patched_method(self._head, "forward", self._replaying(self._head.forward)))
             yield
 
-    def _pop_second_output(self, *_: Any, **__: Any) -> Any:
-        # Not kept: these are the step's largest tensors.
-        output, self._second_output = self._second_output, None
-        return output
+    def _replaying(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The head's forward, whose first call returns what the first pass's first call computed for it."""
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # Not kept: these are the step's largest tensors.
+            output, self._second_output = self._second_output, None
+            return forward(*args, **kwargs) if output is None else output
+
+        return wrapper
 
     def _caching(self, name: str) -> Callable[..., Any]:
         method = getattr(self._detector, name)
@@ -93,7 +103,12 @@ class TwoForwardPasses:
                 return forward(*args, **kwargs)
             teacher_features = self.teacher_features
             joined = [torch.cat([own, teacher_features[name]]) for own, name in zip(args[0], names, strict=True)]
-            first, self._second_output = _split_batch(forward(joined), len(args[0][0]))
+            output = forward(joined)
+            if not _is_by_image(output, len(joined[0]), len(joined)):
+                # A head of somebody's own: it runs once for each pass, from now on.
+                _SEPARATE.add(cast(nn.Module, self._head))
+                return forward(*args)
+            first, self._second_output = _split_batch(output, len(args[0][0]))
             return first
 
         return wrapper
@@ -129,6 +144,19 @@ def cacheable_methods(detector: nn.Module) -> list[str]:
     return [name for name in methods if callable(getattr(detector, name, None))]
 
 
+def _is_by_image(output: Any, images: int, levels: int) -> bool:
+    """Whether a head's output for ``images`` is tensors with the image first, in lists, tuples or dicts.
+
+    Where there are as many levels, one that has either first is not.
+    """
+    if isinstance(output, Tensor):
+        return output.shape[:1] == (images,) and not (levels == images and output.shape[1:2] == (images,))
+    if isinstance(output, Mapping):
+        return all(_is_by_image(x, images, levels) for x in output.values())
+    # A named tuple is not made of its parts alone.
+    return type(output) in (list, tuple) and all(_is_by_image(x, images, levels) for x in output)
+
+
 def _split_batch(output: Any, images: int) -> tuple[Any, Any]:
     """A head's output for the first ``images`` and for the others: tensors, in lists, tuples or dicts."""
     if isinstance(output, Tensor):
@@ -138,7 +166,5 @@ def _split_batch(output: Any, images: int) -> tuple[Any, Any]:
     if isinstance(output, Mapping):
         halves = {name: _split_batch(x, images) for name, x in output.items()}
         return tuple({name: x[i] for name, x in halves.items()} for i in range(2))  # type: ignore[return-value]
-    if isinstance(output, (list, tuple)):
-        pairs = [_split_batch(x, images) for x in output]
-        return type(output)(x for x, _ in pairs), type(output)(x for _, x in pairs)
-    raise TypeError(f"a head returned a {type(output).__name__}: only tensors can be split by image")
+    pairs = [_split_batch(x, images) for x in output]
+    return type(output)(x for x, _ in pairs), type(output)(x for _, x in pairs)
