@@ -237,6 +237,10 @@ def _assigned_levels(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Seq
     if rule == "best":
         chosen = peaks.argmax(dim=0)
     else:
-        finest, coarsest = (int(math.log2(x)) for x in (strides[0], strides[-1]))
-        chosen = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], finest, coarsest, 224, 4).view(boxes.shape[:2])
+        levels = [int(math.log2(x)) for x in strides]
+        finest, coarsest = levels[0], levels[-1]
+        found = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], finest, coarsest, 224, 4).view(boxes.shape[:2])
+        # Of strides that leave one out, the nearest that is there.
+        nearest = [min(range(len(levels)), key=lambda i: abs(levels[i] - x)) for x in range(finest, coarsest + 1)]
+        chosen = torch.tensor(nearest, device=boxes.device)[found]
     return chosen == torch.arange(len(peaks), device=peaks.device)[:, None, None]

@@ -90,6 +90,16 @@ def test_level_rules_by_hand(rule: LevelRule, side: float, marked: set[str]) -> 
     assert {name for name, x in masks.items() if x.any()} == marked
 
 
+@pytest.mark.parametrize(("side", "level"), [(16, "a"), (100, "a"), (130, "b"), (300, "b"), (490, "c")])
+def test_an_object_of_a_level_that_is_not_there_is_the_nearests(side: float, level: str) -> None:
+    """Strides 4, 8 and 32: what FPN would give to stride 16 goes to one beside it, and no object is left out."""
+    anchors = {name: _square(side=4 * stride, stride=stride) for name, stride in (("a", 4), ("b", 8), ("c", 32))}
+    sizes = {name: (512 // stride, 512 // stride) for name, stride in (("a", 4), ("b", 8), ("c", 32))}
+    boxes = torch.tensor([[[0.0, 0.0, side, side]]])
+    masks = imitation_masks(boxes, anchors, sizes, levels="fpn")
+    assert {name for name, mask in masks.items() if mask.any()} == {level}
+
+
 def _half(side: float) -> Tensor:
     return torch.tensor([[-side, -side, side, side]]) / 2
 
