@@ -54,7 +54,8 @@ def _focal_loss(logits_BrK: Tensor, labels_Br: Tensor, alpha: float, gamma: floa
 
 def decode_positive(transform: Any, deltas_BR4: Tensor, anchors_R4: Tensor, positive_BR: Tensor) -> Tensor:
     """Boxes (B, R, 4) that the network predicts, pixels; where nothing is positive a box without gradient."""
-    deltas = torch.where(positive_BR[..., None], deltas_BR4, 0)
+    # A transform takes the boxes to the deltas' type: bfloat16 tells coordinates near 1000 pixels to 4 pixels.
+    deltas = torch.where(positive_BR[..., None], deltas_BR4, 0).float()
     anchors = anchors_R4.expand_as(deltas)
     decoded: Tensor = transform.apply_deltas(deltas.flatten(0, 1), anchors.reshape(-1, 4))
     return decoded.view_as(deltas)

@@ -20,6 +20,8 @@ import torchvision
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -130,7 +132,40 @@ def adapt(model: nn.Module) -> nn.Module:
     target.forward = partial(_forward, model)
     target.prepare_batch = partial(prepare_batch, model)
     transform.forward = partial(_transform, transform)
+    _keep_digits_of_boxes(model)
     return model
+
+
+def _keep_digits_of_boxes(model: nn.Module) -> None:
+    """Under autocast anchors and decoded boxes stay float32, in place.
+
+    torchvision takes them to the type of the features and of the head's output, and labels to that of the proposals:
+    bfloat16 tells coordinates near 1000 pixels to 4 pixels.
+    """
+    for module in model.modules():
+        if isinstance(module, AnchorGenerator):
+            module.set_cell_anchors = partial(_set_cell_anchors, module)
+        if isinstance(module, DefaultBoxGenerator):
+            module._grid_default_boxes = partial(_grid_default_boxes, module)
+        coder: Any = getattr(module, "box_coder", None)
+        if isinstance(coder, (BoxCoder, BoxLinearCoder)):
+            cast(Any, coder).decode = partial(_decode, coder)
+
+
+def _set_cell_anchors(generator: AnchorGenerator, _: torch.dtype, device: torch.device) -> None:
+    AnchorGenerator.set_cell_anchors(generator, torch.float32, device)
+
+
+def _grid_default_boxes(
+    generator: DefaultBoxGenerator, grid_sizes: list[list[int]], image_size: list[int], **_: torch.dtype
+) -> Tensor:
+    boxes: Tensor = DefaultBoxGenerator._grid_default_boxes(generator, grid_sizes, image_size, dtype=torch.float32)
+    return boxes
+
+
+def _decode(coder: Any, codes: Tensor, boxes: Any) -> Tensor:
+    decoded: Tensor = type(coder).decode(coder, codes.float(), boxes)
+    return decoded
 
 
 def prepare_batch(model: nn.Module, batch: Batch) -> PreparedBatch:

@@ -11,7 +11,9 @@ import torchvision
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -221,3 +223,40 @@ def test_weights_named_by_the_builder() -> None:
 def test_what_there_is_not_is_refused_in_a_line(name: str, overrides: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_detector(source(name, *overrides), CLASSES)
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "rcnn"]
+)
+def test_boxes_keep_their_digits_under_autocast(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 would tell coordinates near 1000 pixels to 4 pixels."""
+    elsewhere = RCNN if name == "rcnn" else f"torchvision:{name}"
+    detector: Any = build_detector(source(elsewhere), CLASSES).train()
+    anchors, decoded, proposals = list[Tensor](), list[Tensor](), list[Tensor]()
+    for module in detector.modules():
+        if isinstance(module, (AnchorGenerator, DefaultBoxGenerator)):
+            module.register_forward_hook(lambda _, __, found: anchors.extend(found))
+        coder: Any = getattr(module, "box_coder", None)
+        if coder is not None:
+
+            def decode(*x: Any, made: Any = coder.decode) -> Any:
+                decoded.append(made(*x))
+                return decoded[-1]
+
+            monkeypatch.setattr(coder, "decode", decode)
+        if isinstance(module, RoIHeads):
+            sampled = module.select_training_samples
+
+            def sample(*x: Any, sampled: Any = sampled) -> Any:
+                found = sampled(*x)
+                proposals.extend(found[0])
+                return found
+
+            monkeypatch.setattr(module, "select_training_samples", sample)
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16):
+        losses = detector(batch([2, 3]))
+    assert all(bool(x.isfinite()) for x in losses.values())
+    assert anchors
+    assert bool(proposals) == (name == "rcnn")
+    assert bool(decoded) == (name in ("rcnn", "fcos_resnet50_fpn"))
+    assert {x.dtype for x in (*anchors, *decoded, *proposals)} == {torch.float32}
