@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.evidence.curves import equal_cost_sentences, length_sentences, more_training
-from analysis.evidence.elsewhere import elsewhere_sentences, other_settings, settings_table
+from analysis.evidence.elsewhere import ahead_sentences, elsewhere_sentences, other_settings, settings_table
 from analysis.evidence.studies import Study
 from analysis.frame import row_dicts
 from analysis.load import changes, other_load
@@ -110,6 +110,8 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     others = other_settings(studies, DEFAULT)
     if others:
         found.append(Point("Other detectors and data", others[-1], elsewhere_sentences(others)))
+        conclusions += ahead_sentences(others)
+        brief += ahead_sentences(others)
     if rates is not None:
         found.append(Point("Learning rates", rates, _of_rates(rates)))
     if methods is not None:

@@ -211,3 +211,10 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
             place = f"{detector(study)}, {study.data}"
             lines.append(render_sentence("methods_without_a_result", methods=ended, place=place))
     return lines
+
+
+def ahead_sentences(studies: Sequence[Study]) -> list[str]:
+    """The arms that are beyond noise ahead of a baseline of the same cost, of all that were compared with one."""
+    found = [x for study in studies for x in rows(study) if x.equal_cost is not None and x.equal_cost.low is not None]
+    ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
+    return [render_sentence("ahead_at_equal_cost", ahead=ahead, of=len(found))] if found else []

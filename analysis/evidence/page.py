@@ -133,10 +133,6 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
         detect=DETECT,
         links={study.name: _relative(study.directory, output) for study in studies},
         listed=[x for x in studies if not elsewhere or (x.preset == "nano" and x.grid.name in of_older) == is_older],
-        overrides={
-            study.name: sorted({x for r in study.records for x in r.overrides if not x.startswith("data.source")})
-            for study in studies
-        },
         figure=f"{FIGURE}.png" if figure_rows(studies, table) else "",
         reading=_reading(studies, table, READING),
         reading_of_default=_reading(studies, table, READING_OF_DEFAULT),
