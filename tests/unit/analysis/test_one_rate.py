@@ -43,7 +43,9 @@ def test_a_sweep_at_one_rate_says_so_once(tmp_path: Path) -> None:
     [
         ([], ""),
         (["--detector", "fcos"], " --detector fcos"),
-        (["--set", "detector.name=fcos"], " --detector fcos"),
+        # --detector also leaves out the context object.
+        (["--set", "detector.name=fcos"], " --set detector.name=fcos"),
+        (["--set", "detector.name=poto"], " --detector poto"),
         (["--detector", "faster_rcnn", "--set", "threads=1"], " --detector faster_rcnn"),
         (["--set", "schedule.steps=900"], " --set schedule.steps=900"),
         (["--set", "schedule.lr=0.05", "--set", "seed=3"], " --set schedule.lr=0.05"),
@@ -59,13 +61,13 @@ def test_the_command_trains_the_same_setting(given: list[str], options: str) -> 
 
 
 def test_the_command_can_be_given(tmp_path: Path) -> None:
-    (line,) = one_rate_note(_records("noise-floor", "detector.name=fcos", "schedule.steps=900"), "noise-floor")
+    (line,) = one_rate_note(_records("noise-floor", "detector.name=poto", "schedule.steps=900"), "noise-floor")
     words = line.rpartition("lgd sweep ")[2].split()
     options = sweep_parser().parse_args([*words, "--output", str(tmp_path)])
     options.overrides = detector_overrides(options, options.overrides, options.preset)
     spec, _ = new_sweep(options)
     assert (spec.grid, spec.preset) == ("learning-rate", "nano")
-    assert set(spec.overrides) >= {'detector.name="fcos"', "schedule.steps=900"}
+    assert set(spec.overrides) >= {'detector.name="poto"', "schedule.steps=900"}
 
 
 def test_a_detector_of_the_users_own_is_named() -> None:

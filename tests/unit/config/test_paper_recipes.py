@@ -366,4 +366,4 @@ def test_an_output_that_cannot_be_made_is_wrong_input(tmp_path: Path, capsys: py
     (tmp_path / "file").write_text("")
     output = str(tmp_path / "file" / "out")
     assert main(["retinanet_r50_2x_ms", "--method", "baseline", *QUICK, "--batch", "2", "--output", output]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "file: a file, not a directory to write to" in capsys.readouterr().err
