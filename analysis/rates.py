@@ -6,7 +6,6 @@ changes no result, are points of one curve.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -60,7 +59,7 @@ class Curve:
         """
         whole = {at: of for at, of in self.points.items() if not self.diverged.get(at)} or self.points
         common = set.intersection(*map(set, whole.values()))
-        return max(whole, key=lambda at: fmean(of[x] for x in common or of) if (of := whole[at]) else -math.inf)
+        return max(whole, key=lambda at: fmean(whole[at][x] for x in common or whole[at]))
 
     @property
     def edge(self) -> str:

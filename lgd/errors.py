@@ -31,7 +31,7 @@ def own_code(what: str) -> Iterator[None]:
         # A syntax error says itself where it is.
         place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
         text = said if isinstance(error, SyntaxError) else f"{said}{place}"
-        raise InputError(f"{what}: {'calls sys.exit: ' * isinstance(error, SystemExit)}{text}") from None
+        raise InputError(f"{what}: {'calls sys.exit: ' if isinstance(error, SystemExit) else ''}{text}") from None
 
 
 def _is_own(file: str) -> bool:

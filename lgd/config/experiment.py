@@ -16,6 +16,7 @@ from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.config.method import (
     UnloadedMethod,
     choose,
+    code_of,
     current_key,
     default_method,
     known_methods,
@@ -35,7 +36,7 @@ from lgd.config.settings import (
     settings,
 )
 from lgd.config.validation_error import explain
-from lgd.errors import InputError, own_code
+from lgd.errors import InputError
 
 __all__ = [
     "EPOCHS",
@@ -189,7 +190,7 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _method_can_be_trained(self) -> Self:
-        with own_code(f"method {self.method.name}"):
+        with code_of(self.method):
             refusal = self.method.refusal(self.detector, self.schedule)
         if refusal:
             raise ValueError(refusal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -21,6 +22,7 @@ __all__ = [
     "DEFAULT",
     "Method",
     "choose",
+    "code_of",
     "default_method",
     "import_method",
     "import_named",
@@ -129,6 +131,11 @@ def check_method_named_again(names: Sequence[str], named: str | None, where: obj
     for name in names:
         if ":" in name and name != named:
             raise InputError(f"{where} names the method {name}, which is Python code: say --method {name} to run it")
+
+
+def code_of(method: Method) -> AbstractContextManager[None]:
+    """Inside, ``method`` is asked or built: what one that is not ours raises becomes an InputError, one line."""
+    return nullcontext() if method.name in BUILT_IN else own_code(f"method {method.name}")
 
 
 class UnloadedMethod(Method):

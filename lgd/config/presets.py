@@ -237,12 +237,12 @@ def built_in_settings(detector: DetectorName, preset: str) -> dict[str, Any]:
     for that detector with R-50; on a CPU an R-CNN's heads are small and its rate is one that was tried.
     """
     wanted = paper_recipes.define(detector, "r50", "2x", "ms")
-    own = {**_teacher_settings(wanted), "schedule.lr_per_16": wanted.schedule.lr_per_16}
-    if preset in CPU_PRESETS:
-        del own["schedule.lr_per_16"]
-        if wanted.detector.is_rcnn:
-            own |= {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")}
-            own["schedule.lr_per_16"] = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}[preset]
+    own = _teacher_settings(wanted)
+    if preset not in CPU_PRESETS:
+        own["schedule.lr_per_16"] = wanted.schedule.lr_per_16
+    elif wanted.detector.is_rcnn:
+        own |= {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")}
+        own["schedule.lr_per_16"] = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}[preset]
     there = settings(_PRESETS[preset])  # type: ignore[index]
     return {"detector.name": detector, **{key: value for key, value in own.items() if there[key] != value}}
 

@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from lgd.config.experiment import Data
+from lgd.config.presets import FINETUNE
 from lgd.data.dataset import DataSet
 from lgd.data.layout import Problem
 from lgd.data.shapes import ShapesSpec
@@ -14,10 +15,6 @@ from lgd.data.split import ValSplit, val_split_of
 from lgd.errors import InputError
 
 __all__ = ["load_dataset", "register", "resolve"]
-
-
-PRESETS_SOURCE = "coco-json:data"
-"""What preset ``finetune`` trains on where nobody says."""
 
 
 def load_dataset(settings: Data) -> DataSet:
@@ -31,7 +28,7 @@ def load_dataset(settings: Data) -> DataSet:
     try:
         return resolve(settings.source, shapes=spec, split=val_split_of(settings))
     except InputError as error:
-        if settings.source != PRESETS_SOURCE:
+        if settings.source != FINETUNE.data.source:
             raise
         raise InputError(f"{error}: say where your data is, such as --data coco-json:DIR (docs/data.md)") from None
 

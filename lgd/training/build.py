@@ -14,7 +14,7 @@ from detectron2.solver import LRMultiplier
 from torch import nn
 
 from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment
-from lgd.config.method import BUILT_IN
+from lgd.config.method import code_of
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
 from lgd.data.dataset import DataSet, check_objects
@@ -24,7 +24,6 @@ from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.initial_weights import check_initial_weights, initial_weights, load_initial_weights
 from lgd.detectors.model_layout import bottom_up_of, description, predicts_masks
 from lgd.detectors.weight_sources import digests, find_weights, probe, without_query
-from lgd.errors import own_code
 from lgd.evaluation.evaluate import check_masks
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of
@@ -276,9 +275,8 @@ def build_model(
         once=lambda own, make: shared.once((*cast(Any, own), *key), make),
         pretrained=teacher.parent if teacher else None,
     )
-    method = experiment.method
-    with nullcontext() if method.name in BUILT_IN else own_code(f"method {method.name}"):
-        built = cast(nn.Module, method.build(parts))
+    with code_of(experiment.method):
+        built = cast(nn.Module, experiment.method.build(parts))
     return biased_convolutions.use(built)
 
 

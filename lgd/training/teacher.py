@@ -57,11 +57,8 @@ def train_with_teacher(
         "preset": preset, "on_progress": on_progress, "should_stop": should_stop, "share": share,
     }  # fmt: skip
     teacher, teachers = None, teachers or directory.parent / "teachers"
-    if experiment.teacher is not None or experiment.given_teacher is not None:
-        # What is wrong with the student is said before its teacher is trained, which may take days.
-        ranks.run_on_all_ranks(lambda: dry_build(experiment, to_train=True, directory=directory), first_only=True)
     if experiment.teacher is not None:
-        teacher = _teacher_for(experiment.teacher, teachers, user=directory, **rest)
+        teacher = _teacher_for(experiment, experiment.teacher, teachers, user=directory, **rest)
     elif experiment.given_teacher is not None:
         teacher = _given_teacher(experiment, teachers, user=directory, share=share, should_stop=should_stop)
     if teacher is not None:
@@ -89,10 +86,17 @@ def train_teacher(experiment: Experiment, place: Path, **rest: Any) -> Record:
         return found or run(experiment, place, should_stop=lambda: lost() or should_stop(), **rest)
 
 
-def _teacher_for(experiment: Experiment, teachers: Path, *, user: Path, **rest: Any) -> TrainedTeacher:
-    """The teacher that ``experiment`` describes, trained now unless it was before. user: directory of its user."""
+def _teacher_for(
+    student: Experiment, experiment: Experiment, teachers: Path, *, user: Path, **rest: Any
+) -> TrainedTeacher:
+    """The teacher that ``experiment`` describes, trained now unless it was before. user: directory of its ``student``.
+
+    Raises InputError for what is wrong with the student before a teacher is trained for it, which may take days.
+    """
     place = ranks.run_on_all_ranks(lambda: teacher_directory(experiment, teachers))
     before = ranks.run_on_all_ranks(lambda: _trained_before(place, experiment), first_only=True)
+    if not before:
+        ranks.run_on_all_ranks(lambda: dry_build(student, to_train=True, directory=user), first_only=True)
     should_stop = rest["should_stop"]
     record = train_teacher(experiment, place, arm="teacher", **rest)
     if record.status != "finished":

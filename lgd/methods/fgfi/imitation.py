@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -238,9 +239,8 @@ def _assigned_levels(rule: LevelRule, peaks: Tensor, boxes: Tensor, strides: Seq
         chosen = peaks.argmax(dim=0)
     else:
         levels = [int(math.log2(x)) for x in strides]
-        finest, coarsest = levels[0], levels[-1]
-        found = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], finest, coarsest, 224, 4).view(boxes.shape[:2])
-        # Of strides that leave one out, the nearest that is there.
-        nearest = [min(range(len(levels)), key=lambda i: abs(levels[i] - x)) for x in range(finest, coarsest + 1)]
-        chosen = torch.tensor(nearest, device=boxes.device)[found]
+        found = assign_boxes_to_levels([Boxes(boxes.flatten(0, 1))], levels[0], levels[-1], 224, 4) + levels[0]
+        # The nearest that is there, where strides leave one out. Counted, since an index would come from the CPU.
+        above = torch.stack([found > (low + high) / 2 for low, high in pairwise(levels)] or [found < 0])
+        chosen = above.sum(dim=0).view(boxes.shape[:2])
     return chosen == torch.arange(len(peaks), device=peaks.device)[:, None, None]
