@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from lgd.config.experiment import Experiment
 from lgd.errors import InputError
 from lgd.training import checkpoint
 from lgd.training import run as training
 from tests.helpers import quick_experiment
+
+
+@pytest.fixture(autouse=True)
+def _files_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files by name, with the second and a number in it: after 9 comes 10, which it reads first.
+
+    Two attempts in one second are these tests' alone; their numbers begin at 0, whatever ran before.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def _kill(experiment: Experiment, directory: Path, step: int) -> None:
