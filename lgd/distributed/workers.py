@@ -30,6 +30,18 @@ class Workers:
 
     def check(self, experiment: Experiment) -> None:
         """Raise InputError when ``experiment`` cannot be trained by these workers."""
+        self.check_numbers(experiment)
+        if self.count > 1 and 0 < self.gpus < 1:
+            raise InputError(f"{self.count} workers of {self.gpus:g} GPU: workers of one training need a GPU each")
+        if self.gpus and experiment.device == "cpu":
+            raise InputError("device cpu: ask for no GPUs, or set device=auto")
+        if not self.gpus and experiment.device == "cuda":
+            raise InputError("device cuda: the workers hold no GPU; set device=auto or cpu, or give each a GPU")
+        if not self.gpus and experiment.precision == "fp16":
+            raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+
+    def check_numbers(self, experiment: Experiment) -> None:
+        """The part of :meth:`check` that asks for no default of ``gpus``, and so for no cluster."""
         if self.count < 1:
             raise InputError(f"--workers {self.count}: at least one")
         if not 0 <= self.gpus <= 1:
@@ -39,14 +51,6 @@ class Workers:
         if self.restarts < 0:
             raise InputError(f"--restarts {self.restarts}: a whole number from 0")
         self._check_shares(experiment)
-        if self.count > 1 and 0 < self.gpus < 1:
-            raise InputError(f"{self.count} workers of {self.gpus:g} GPU: workers of one training need a GPU each")
-        if self.gpus and experiment.device == "cpu":
-            raise InputError("device cpu: ask for no GPUs, or set device=auto")
-        if not self.gpus and experiment.device == "cuda":
-            raise InputError("device cuda: the workers hold no GPU; set device=auto or cpu, or give each a GPU")
-        if not self.gpus and experiment.precision == "fp16":
-            raise InputError("precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
 
     def _check_shares(self, experiment: Experiment) -> None:
         batch, parts = experiment.schedule.batch, experiment.schedule.accumulate

@@ -163,6 +163,9 @@ def _run(options: argparse.Namespace) -> int:
         if record is None:
             to = shown(directory)
             print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {to}")
+            if _under_ray(options):
+                # Before the CPU is measured.
+                _workers(options, experiment, ()).check_numbers(experiment)
             if not options.yes and options.address is None:
                 _check_time_without_gpu(experiment)
             record = _train(experiment, directory, chosen.name, options)
@@ -210,12 +213,14 @@ def _check_time_without_gpu(experiment: Experiment) -> None:
     with exit_on_interrupt():
         # Not at the top: see _train.
         from lgd.data.catalog import load_dataset
+        from lgd.detectors.weight_sources import required_weights
         from lgd.training.device import resolve_device
         from lgd.training.estimate import cpu_seconds, training_pixels
     if training_pixels(experiment) < LONG_TRAINING or resolve_device(experiment).type != "cpu":
         return
     print("no GPU here: reading the annotations, then measuring how long the CPU will take", flush=True)
-    # Data that cannot be read is refused before anything is measured.
+    # Weights and data that cannot be read are refused before anything is measured.
+    required_weights(experiment)
     load_dataset(experiment.data)
     days = cpu_seconds(experiment) / 86400
     taken = f"{days:,.0f} days" if days > 2 else f"{24 * days:.0f} hours"

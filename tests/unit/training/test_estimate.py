@@ -60,12 +60,25 @@ def test_more_than_a_day_on_a_cpu_has_to_be_meant(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_missing_data_is_refused_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--data", "coco-json:/nowhere"], "/nowhere"),
+        (["--set", "detector.weights=/no/student.pth"], "there is no file /no/student.pth"),
+        (["--workers", "3"], "schedule.batch 16 does not split over 3 workers"),
+        (["--elastic", "3:2"], "--elastic 3:2"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_measured(
+    wrong: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lgd.training.estimate.cpu_seconds", lambda _: 1 / 0)
-    assert main([*PAPER, "--data", "coco-json:/nowhere", "--output", str(tmp_path / "out")]) == 2
-    assert "/nowhere" in capsys.readouterr().err
+    data = f"coco-json:{load_dataset(quick_experiment().data).root}"
+    assert main([*PAPER, "--data", data, "--output", str(tmp_path / "out"), *wrong]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_yes_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
