@@ -147,8 +147,10 @@ def run(options: argparse.Namespace, command: str) -> int:
         return 0
     variants, numbers = _variants(options.variants), _numbers(options.classes)
     base = preset(options.preset).override({**IMAGES, "method.name": "lgd"}).override(options.overrides)
-    if not all(1 < x <= PLACES * 7 for x in numbers) or not 0 < options.steps <= base.schedule.steps:
-        raise InputError(f"2 to {PLACES * 7} classes, and from 1 step to the training's {STEPS} {base.schedule.steps}")
+    if not all(1 < x <= PLACES * 7 for x in numbers):
+        raise InputError(f"--classes {options.classes}: 2 to {PLACES * 7} classes")
+    if not 0 < options.steps <= base.schedule.steps:
+        raise InputError(f"--steps {options.steps}: from 1 to the training's {STEPS} {base.schedule.steps}")
     output = csv_path(options.output, output_stem("label-signal", options, base))
     # Lazy: pandas and torch.
     import pandas as pd

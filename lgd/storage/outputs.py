@@ -112,6 +112,9 @@ def input_option(text: str) -> Path:
 
 
 def _option(path: Callable[[str], Path], text: str) -> Path:
+    if not text:
+        # Most often a shell's variable that is not set; as a path it would be the working directory.
+        raise argparse.ArgumentTypeError("an empty name")
     try:
         return path(text)
     except InputError as error:

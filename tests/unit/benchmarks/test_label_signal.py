@@ -41,8 +41,9 @@ def test_the_signal_is_measured_by_step_and_stage(tmp_path: Path, capsys: pytest
     [
         (["--variants", "LGD,loud"], "--variants loud: choose among LGD"),
         (["--classes", "3,x"], "--classes 3,x: whole numbers"),
-        (["--classes", "85"], "2 to 84 classes"),
-        (["--steps", "501"], "from 1 step to the training's schedule.steps 500"),
+        (["--classes", "85"], "--classes 85: 2 to 84 classes"),
+        (["--classes", "1"], "--classes 1: 2 to 84 classes"),
+        (["--steps", "501"], "--steps 501: from 1 to the training's schedule.steps 500"),
         (["--output", "table.md"], "give it the suffix .csv"),
     ],
 )

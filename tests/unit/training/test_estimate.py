@@ -86,3 +86,8 @@ def test_yes_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr()
     assert "no GPU here" not in said.out
     assert "/nowhere" in said.err
+
+
+def test_an_empty_output_is_not_the_working_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*PAPER, "--output", ""]) == 2
+    assert "argument --output: an empty name" in capsys.readouterr().err
