@@ -7,13 +7,13 @@ from rich.table import Table
 
 from ablations.display import say
 from lgd.config.arms import Arm
-from lgd.config.grids import NAMES, grid
+from lgd.config.grids import grid, names_at
 from lgd.config.paper import paper
 
 
 def list_grids(size: str, console: Console) -> None:
     """A line a grid: its name, how many arms it has, and what it is about."""
-    for each in (grid(name, size) for name in NAMES):
+    for each in (grid(name, size) for name in names_at(size)):
         arms = sum(not (arm.skipped or arm.on_request) for arm in each.arms)
         line = f"{each.name:<14} {arms:>3} arm{'s' if arms != 1 else ' '}  {each.title}"
         say(console, line if len(line) <= console.width else f"{line[: console.width - 1]}…")

@@ -214,7 +214,8 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
 
 
 def ahead_sentences(studies: Sequence[Study]) -> list[str]:
-    """The arms that are beyond noise ahead of a baseline of the same cost, of all that were compared with one."""
+    """How many arms are beyond noise behind a baseline of the same cost, and which are ahead."""
     found = [x for study in studies for x in rows(study) if x.equal_cost is not None and x.equal_cost.low is not None]
     ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
-    return [render_sentence("ahead_at_equal_cost", ahead=ahead, of=len(found))] if found else []
+    below = _beyond_noise([x.equal_cost for x in found]).below
+    return [render_sentence("ahead_at_equal_cost", ahead=ahead, below=below, of=len(found))] if found else []

@@ -112,8 +112,12 @@ class FrozenTeacherMethod(DistillationMethod):
         if own.overrides:
             raise ValueError(f"method.teacher.overrides are for a teacher from elsewhere, and this one is {wanted}")
         described = student.model_dump() if student.is_built_in else {}
-        backbone = self.resolved_backbone(student).model_dump()
-        return Detector.model_validate(described | {"backbone": backbone, "weights": own.weights, "name": wanted})
+        backbone = self.resolved_backbone(student)
+        # A teacher that is the student's equal starts where the student and the baseline do.
+        is_equal = student.is_built_in and wanted == student.name and backbone == student.backbone
+        start = student.weights if is_equal and not own.is_given else own.weights
+        changes = {"backbone": backbone.model_dump(), "weights": start, "name": wanted}
+        return Detector.model_validate(described | changes)
 
     def teacher_training(self, student: Detector, schedule: Schedule) -> TeacherTraining | None:
         if self.teacher.is_given:

@@ -87,6 +87,11 @@ WHEN = {TEACHER_NEEDS: teacher_needs_grid, GAIN_BY_DATA: gain_by_data_grid}
 NAMES = (*TABLES, *PRESET_FREE, EVIDENCE, METHODS, METHODS_BY_COST, DISTILL_WEIGHT, *WHEN, PAYS)
 
 
+def names_at(size: str) -> tuple[str, ...]:
+    """The grids that are defined at a preset."""
+    return NAMES if size in PAPER_TABLES_AT else (*PRESET_FREE, PAYS)
+
+
 @cache
 def grid(name: str, size: str = "tiny") -> Grid:
     """The grid of that name at a preset's size. Raises InputError for an unknown grid or preset."""
@@ -99,10 +104,10 @@ def grid(name: str, size: str = "tiny") -> Grid:
         return PRESET_FREE[name]
     if name == PAYS:
         return pays_grid()
-    if name in NAMES and size not in PAPER_TABLES_AT:
+    if name in NAMES and name not in names_at(size):
         raise InputError(
             f"grid {name} is not defined at preset {size}, only at {', '.join(PAPER_TABLES_AT)};"
-            f" at {size} there are {', '.join(PRESET_FREE)}"
+            f" at {size} there are {', '.join(names_at(size))}"
         )
     if name == EVIDENCE:
         return _evidence(size)

@@ -246,6 +246,8 @@ def _raw_split(path: AnyPath) -> RawSplit:
         if entry["id"] in categories:
             fail(f"categories has the id {entry['id']} twice")
         categories[entry["id"]] = str(entry["name"])
+    # detectron2 would take other names as they are, and so other ones than these.
+    named = all(type(entry["name"]) is str for entry in contents["categories"])
     return RawSplit(
         path=path,
         folder=path.parent,
@@ -253,4 +255,5 @@ def _raw_split(path: AnyPath) -> RawSplit:
         annotations=contents["annotations"],
         categories=sorted(categories.items()),
         is_coco=True,
+        is_whole=named,
     )

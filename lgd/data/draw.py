@@ -70,6 +70,8 @@ def with_annotations(pixels: Pixels, annotations: list[dict[str, Any]], names: d
         image = draw_segmentation_masks(image, masks, alpha=0.4, colors=[colours[i] for i in shaped])
     boxes = torch.tensor([x["bbox"] for x in annotations], dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
+    # A detector may predict a box of negative size, which cannot be drawn.
+    boxes = torch.cat([boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])], dim=1)
     texts = [names[x["category_id"]] + (f" {x['score']:.2f}" if "score" in x else "") for x in annotations]
     return draw_bounding_boxes(image, boxes, labels=texts, colors=colours, width=2)
 

@@ -92,7 +92,8 @@ def image_size(path: AnyPath, *, thorough: bool) -> tuple[int, int] | str:
     try:
         with _opened(path) as file, Image.open(file) as image:
             width, height = image.size
-            if _orientation(image) in _ROTATED:
+            # Of a TIFF, Pillow says the size that it has when turned.
+            if _orientation(image) in _ROTATED and image.format != "TIFF":
                 width, height = height, width
             ending = _FILE_ENDS.get(image.format or "", b"")
             file.seek(max(0, file_size(path) - len(ending)))
@@ -126,8 +127,8 @@ def _pixels(image: Image.Image) -> Pixels:
     if turned:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        # Pillow would clip what is brighter than 255 to white.
-        grey = np.asarray(image).astype(np.int64) >> 8
+        # Of 16 bits Pillow would clip what is brighter than 255 to white. Of 32 bits nobody knows what is white.
+        grey = np.asarray(image).astype(np.int64) >> (8 if image.mode.startswith("I;16") else 0)
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
     return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
 

@@ -126,7 +126,7 @@ class RawSplit:
     """Problems of entries that could not be converted to COCO's format."""
     is_coco: bool = False
     is_whole: bool = True
-    """False for a part of what ``path`` has: see lgd/data/split.py."""
+    """False for a part of what ``path`` has (lgd/data/split.py), and where categories have other names in it."""
     is_normalised: bool = False
     """Whether boxes, areas and polygons are in parts of their image's width and height."""
 

@@ -124,7 +124,9 @@ class _SplitValidator:
             return
         width, height = result
         name = value["file_name"]
-        if value.get("width") != width:
+        # 640.0 is equal to 640, and no number of pixels to NumPy.
+        sizes = [(value.get("width"), width), (value.get("height"), height)]
+        if any(given != found or type(given) is not int for given, found in sizes):
             self.changed = True
             if "width" in value or self.raw.is_coco:
                 self.report("fixed", "no size", f"{name!r} has {width}x{height} pixels", entry)

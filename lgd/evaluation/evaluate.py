@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import torch
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -19,10 +20,11 @@ from torch import nn
 from lgd.config.experiment import Data, Evaluation
 from lgd.data.dataset import DataSet
 from lgd.data.loaders import val_loader
+from lgd.detectors.detections import in_original_pixels
 from lgd.errors import InputError
 from lgd.evaluation.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
 from lgd.logs import quiet_libraries
-from lgd.methods.distiller import Distiller
+from lgd.methods.distiller import Distiller, batch_to_device
 from lgd.methods.label_guided.label_use import INSTRUCTIVE, TeacherMeters, measure_label_use
 from lgd.results.detections import STUDENTS, TEACHERS, save_detections
 from lgd.results.record import Scores
@@ -142,13 +144,14 @@ def _detect(
     model: nn.Module, dataset: DataSet, settings: Data, after_image: Callable[[], None], *, teacher: bool
 ) -> list[_Detected]:
     """The student's detections, and then, where it is asked for, the teacher's, of this process's images."""
+    device = next((x.device for x in model.parameters()), torch.device("cpu"))
     loader = val_loader(
         dataset,
         min_size=settings.test_size,
         max_size=settings.max_size,
         workers=settings.workers,
         with_labels=teacher,
-        cuda=any(x.is_cuda for x in model.parameters()),
+        cuda=device.type == "cuda",
         batch_size=images_at_once(settings),
     )
     categories = dataset.layout.category_ids
@@ -160,7 +163,7 @@ def _detect(
                 raise ValueError("there is no teacher to evaluate: the model is a plain detector")
             meters = stack.enter_context(measure_label_use(model.teacher))
             stack.enter_context(model.teacher_inference(student.process))
-        inference_on_dataset(model, loader, last)
+        inference_on_dataset(model, _OnDevice(loader, device), last)
     if not teacher:
         return [_Detected("student", last.detections, meters)]
     return [
@@ -184,6 +187,20 @@ def measured_values(measured: Sequence[Mapping[str, tuple[float, float]]]) -> di
     return {"attention": attention, "label_use": label_use, "label_signal": signal}
 
 
+class _OnDevice:
+    """A loader whose batches are moved to a device, as a training's are: not every detector does it itself."""
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        self._loader, self._device = loader, device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._loader:
+            yield batch_to_device(batch, self._device)
+
+
 class _CocoDetections(DatasetEvaluator):
     """Collects this process's detections in COCO's results format. category_ids: the data set's, by label."""
 
@@ -193,7 +210,8 @@ class _CocoDetections(DatasetEvaluator):
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            for found in instances_to_coco_json(output["instances"].to("cpu"), image["image_id"]):
+            instances = in_original_pixels(output["instances"].to("cpu"), image["height"], image["width"])
+            for found in instances_to_coco_json(instances, image["image_id"]):
                 self.detections.append({**found, "category_id": self._category_ids[found["category_id"]]})
             self._after_image()
 

@@ -37,10 +37,14 @@ def coco_ap(
     """
     if scorer == "auto":
         scorer = "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
-    # Both libraries change their input. Without its box, a mask's area is its own.
-    annotations = [dict(x) for x in truth["annotations"]]
+    # Both libraries change their input, and hotcoco refuses other fields of unusual types, such as a numeric date.
+    annotations = [_only(x, _OF_ANNOTATION) for x in truth["annotations"]]
+    # Without its box, a mask's area is its own.
     found = [{k: v for k, v in x.items() if task == "bbox" or k != "bbox"} for x in detections]
-    kept = {"images": truth["images"], "categories": truth["categories"]}
+    kept = {
+        "images": [_only(x, _OF_IMAGE) for x in truth["images"]],
+        "categories": [{"id": x["id"], "name": str(x["name"])} for x in truth["categories"]],
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         if scorer == "hotcoco":
             import hotcoco
@@ -60,6 +64,15 @@ def coco_ap(
     # (IoU thresholds, recalls, categories, areas, most detections an image); -1 where there is no object.
     precision = np.asarray(evaluated.eval["precision"])[:, :, :, 0, -1]
     return totals, [_percent(x[x > -1].mean() if (x > -1).any() else -1.0) for x in np.moveaxis(precision, 2, 0)]
+
+
+_OF_IMAGE = ("id", "file_name", "width", "height")
+_OF_ANNOTATION = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+"""The fields of COCO's files that scores depend on."""
+
+
+def _only(entry: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: entry[name] for name in names if name in entry}
 
 
 def _index(contents: Truth) -> COCO:

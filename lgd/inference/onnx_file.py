@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from lgd.config.detector_source import kind_of
 from lgd.detectors.from_elsewhere import is_turned_to_rgb
 from lgd.errors import InputError
 from lgd.files import atomic_write
@@ -43,7 +43,8 @@ class Inference(nn.Module):
     def __init__(self, student: TrainedStudent) -> None:
         super().__init__()
         self.detector = student.detector
-        self.is_torchvision = kind_of(student.description.experiment.detector.source) == "torchvision"
+        # A function of somebody's may return one, too.
+        self.is_torchvision = isinstance(getattr(self.detector, "transform", None), GeneralizedRCNNTransform)
         # A hook before the detector's forward turns the channels round; its inference is called without.
         self.takes_rgb = is_turned_to_rgb(self.detector)
 

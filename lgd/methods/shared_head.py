@@ -46,7 +46,7 @@ class TwoForwardPasses:
         head = head_of(detector) if joint_head else None
         self._head = None if head in _SEPARATE else head
         self._cacheable = cacheable_methods(detector) if cache_targets else []
-        self._cache: dict[str, Any] = {}
+        self._cache: dict[str, list[Any]] = {}
         self._teacher_features: Features | None = None
         self._second_output: Any = None
 
@@ -69,8 +69,8 @@ class TwoForwardPasses:
     @contextmanager
     def second(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for name, result in self._cache.items():
-                stack.enter_context(patched_method(self._detector, name, lambda *_, result=result, **__: result))
+            for name, results in self._cache.items():
+                stack.enter_context(patched_method(self._detector, name, self._from_cache(name, iter(results))))
             if self._head is not None and self._second_output is not None:
                 stack.enter_context(patched_method(self._head, "forward", self._replaying(self._head.forward)))
             yield
@@ -89,8 +89,21 @@ class TwoForwardPasses:
         method = getattr(self._detector, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            self._cache[name] = method(*args, **kwargs)
-            return self._cache[name]
+            result = method(*args, **kwargs)
+            # One for each call: a detector may prepare image by image.
+            self._cache.setdefault(name, []).append(result)
+            return result
+
+        return wrapper
+
+    def _from_cache(self, name: str, results: Iterator[Any]) -> Callable[..., Any]:
+        """The method, whose calls return in turn what those of the first pass did."""
+        method = getattr(self._detector, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            missing = object()
+            result = next(results, missing)
+            return method(*args, **kwargs) if result is missing else result
 
         return wrapper
 

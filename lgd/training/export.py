@@ -18,6 +18,7 @@ from torch import nn
 from lgd.config.detector_source import absolute_detector, check_named_again
 from lgd.config.experiment import Detector, Experiment, Settings, explain
 from lgd.detectors import build_detector
+from lgd.detectors.detections import in_original_pixels
 from lgd.detectors.model_layout import PixelStatistics, pixel_statistics
 from lgd.detectors.weight_files import load_tensors, reason
 from lgd.errors import InputError
@@ -172,5 +173,6 @@ class TrainedStudent:
         """The objects in an image (H, W, 3), BGR, 0 to 255: ``pred_boxes`` in its pixels, ``scores``, ``pred_classes``
         and, of a detector with masks, ``pred_masks``. On the CPU."""
         height, width = image.shape[:2]
-        (found,) = self.detector([{"image": self.resized(image), "height": height, "width": width}])
-        return found["instances"].to("cpu")
+        resized = self.resized(image).to(next(self.detector.parameters()).device)
+        (found,) = self.detector([{"image": resized, "height": height, "width": width}])
+        return in_original_pixels(found["instances"].to("cpu"), height, width)

@@ -119,6 +119,4 @@ def stage1_detector(student: Detector) -> Detector:
         }
         backbone = Backbone.model_validate(described)
         return Detector.model_validate(student.model_dump() | {"backbone": backbone, "weights": NO_WEIGHTS})
-    if not student.is_built_in or not student.is_pretrained:
-        return student
-    return Detector.model_validate(student.model_dump() | {"weights": NO_WEIGHTS})
+    return student

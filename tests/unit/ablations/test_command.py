@@ -120,6 +120,13 @@ def test_a_busy_lock_answers_before_anything_is_loaded(tmp_path: Path) -> None:
     assert seconds < 1
 
 
+def test_the_grids_of_ones_own_data_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "list", "--preset", "finetune"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"components", "pays"} < set(listed)
+    assert "main" not in listed
+
+
 def test_the_list_of_grids_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()

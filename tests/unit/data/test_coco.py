@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from lgd.data.catalog import resolve
 from lgd.data.coco import find_coco_splits
-from lgd.data.loaders import val_loader
+from lgd.data.loaders import train_loader, val_loader
 from lgd.data.shapes import ShapesSpec
 from lgd.errors import InputError
 from tests.helpers_data import (
@@ -330,3 +330,22 @@ def test_real_images() -> None:
     assert found.counts.train == (80, 699, 6, 0)
     assert found.counts.val.images == 80
     assert len(DatasetCatalog.get(found.train)) == 80
+
+
+def test_sizes_and_names_that_are_other_numbers(tmp_path: Path) -> None:
+    """``640.0``, as pandas writes it, and a class that is called 1."""
+
+    def edit(found: dict[str, Any]) -> None:
+        for image in found["images"]:
+            image["height"] = float(image["height"])
+        for category in found["categories"]:
+            category["name"] = category["id"]
+
+    root = write_coco(tmp_path / "data")
+    for path in (root / "annotations").iterdir():
+        edit_json(path, edit)
+    dataset = resolve(f"coco-json:{root}", shapes=SMALL_SHAPES)
+    assert all(isinstance(name, str) for name in dataset.class_names)
+    train = train_loader(dataset, batch_size=2, min_sizes=(32,), max_size=64, flip=True, masks=False, seed=0, workers=0)
+    for loader in (train, val_loader(dataset, min_size=32, max_size=64, workers=0, with_labels=False)):
+        assert next(iter(loader))[0]["image"].shape[0] == 3

@@ -48,6 +48,16 @@ def test_exif_equals_detectron2s(tmp_path: Path, image: Image.Image, orientation
     assert image_size(path, thorough=False) == pixels.shape[1::-1] == ((37, 23) if orientation < 5 else (23, 37))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiffs_are_turned_once(tmp_path: Path, image: Image.Image, orientation: int) -> None:
+    """detectron2 turns them a second time: Pillow does it as it loads them."""
+    paths = [tmp_path / "a.tif", tmp_path / "a.png"]
+    for path in paths:
+        image.save(path, exif=turned(orientation))
+    np.testing.assert_array_equal(read_image(paths[0]), read_image(paths[1]))
+    assert image_size(paths[0], thorough=True) == image_size(paths[1], thorough=True)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1"])
 def test_pngs_equal_detectron2s(tmp_path: Path, image: Image.Image, mode: str) -> None:
     path = tmp_path / "a.png"
@@ -55,6 +65,15 @@ def test_pngs_equal_detectron2s(tmp_path: Path, image: Image.Image, mode: str) -
     pixels = read_image(path)
     np.testing.assert_array_equal(pixels, detection_utils.read_image(str(path), "BGR"))
     assert pixels.flags.c_contiguous
+
+
+def test_thirty_two_bits_are_clipped(tmp_path: Path, image: Image.Image) -> None:
+    """TIFFs of labels or counts: nobody knows what is white in them."""
+    grey = np.asarray(image.convert("L")).astype(np.int32)
+    grey[0, 0] = 70_000
+    path = tmp_path / "a.tif"
+    Image.fromarray(grey).save(path)
+    np.testing.assert_array_equal(read_image(path), np.repeat(grey.clip(0, 255)[:, :, None], 3, axis=2))
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from lgd.config.presets import NANO
+from lgd.detectors.detections import in_original_pixels
+from lgd.errors import InputError
 from lgd.methods.distiller import student_of
 from lgd.methods.feature_capture import capture_features, inject_features
 from lgd.training.build import build_model
@@ -106,3 +109,20 @@ def test_a_command_trains_it(page: dict[str, Any], tmp_path: Path, monkeypatch: 
     model = build_model(experiment, CLASSES).train()
     assert student_of(model).backbone.coarse.out_channels == 8  # type: ignore[union-attr]
     assert list(model(batch([3, 2])))[:2] == ["loss_score", "loss_size"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, 0.5])
+def test_its_boxes_are_those_of_the_original_image(page: dict[str, Any], factor: float) -> None:
+    """It returns those of the image that it was given."""
+    found = Instances((40, 60), pred_boxes=Boxes(torch.tensor([[6.0, 4.0, 30.0, 20.0]])), scores=torch.ones(1))
+    height, width = int(40 * factor), int(60 * factor)
+    scaled = in_original_pixels(found, height, width)
+    assert scaled.image_size == (height, width)
+    assert (scaled.pred_boxes.tensor == factor * torch.tensor([[6.0, 4.0, 30.0, 20.0]])).all()
+    assert found.pred_boxes.tensor[0, 0] == 6
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    found = Instances((40, 60), pred_masks=torch.ones(1, 40, 60))
+    with pytest.raises(InputError, match="masks of 60x40 pixels for an image of 120x80"):
+        in_original_pixels(found, 80, 120)

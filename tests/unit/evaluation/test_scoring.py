@@ -297,3 +297,21 @@ def test_people_come_before_regions() -> None:
     """An object inside a region to ignore is found, not left out."""
     truth = people({0: [A]}, {0: [(0.0, 0.0, 100.0, 100.0)]})
     assert log_average_miss_rate(truth, [hit(0, A, 0.9)]) == 0
+
+
+@pytest.mark.parametrize("scorer", ["hotcoco", "pycocotools"])
+def test_fields_that_scores_do_not_depend_on_may_be_anything(scorer: Any) -> None:
+    """As CVAT writes them, and others."""
+    truth, detections = made(0, classes=2, images=4, ties=False)
+    expected = coco_ap(truth, detections, "bbox", scorer)
+    odd = {
+        "info": 3,
+        "images": [
+            {**x, "date_captured": 0, "license": "", "coco_url": 7, "flickr_url": None} for x in truth["images"]
+        ],
+        "categories": [{**x, "name": x["id"], "supercategory": 1} for x in truth["categories"]],
+        "annotations": [
+            {**x, "attributes": {"occluded": False}, "iscrowd": x["iscrowd"]} for x in truth["annotations"]
+        ],
+    }
+    assert coco_ap(odd, detections, "bbox", scorer) == expected

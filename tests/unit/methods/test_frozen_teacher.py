@@ -9,6 +9,7 @@ import torch
 
 from lgd.config.experiment import Backbone
 from lgd.config.phases import Phases
+from lgd.config.presets import FINETUNE
 from lgd.detectors.conventions import conventions
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
@@ -87,3 +88,18 @@ def test_the_teacher_needs_the_students_levels() -> None:
     with capture_features(student.backbone) as capture:
         student.train()(batch([2]))
     assert list(FrozenTeacher(detector, student)(capture, [])) == ["p3", "p4", "p5"]
+
+
+def test_a_teacher_that_is_the_students_equal_starts_where_the_student_does() -> None:
+    """On one's own data that is a detector of MS-COCO: BAN's teacher is then trained as the baseline is."""
+    start = FINETUNE.detector.weights
+    own = FINETUNE.override({"method.name": "ban", "schedule.steps": 100, "schedule.epochs": None})
+    assert own.teacher is not None
+    assert own.teacher.detector.weights == start != "none"
+    stage1 = FINETUNE.override({"method.name": "labelenc", "schedule.steps": 100, "schedule.epochs": None}).teacher
+    assert stage1 is not None
+    assert stage1.detector.weights == start
+    # There is no such detector of another backbone.
+    deeper = FINETUNE.override({"method.name": "pkd", "schedule.steps": 100, "schedule.epochs": None}).teacher
+    assert deeper is not None
+    assert deeper.detector.weights == "none"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lgd.config.paper_recipes import paper_defaults
 from lgd.config.presets import NANO
-from lgd.methods.shared_head import cacheable_methods, head_of
+from lgd.methods.feature_capture import capture_features
+from lgd.methods.shared_head import TwoForwardPasses, cacheable_methods, head_of
 from lgd.training.build import build_model
 from tests.helpers import CLASSES, DETECTORS, detector_batch, tiny_settings
 
@@ -102,3 +103,31 @@ def test_a_head_that_is_given_something_else_runs_in_each_pass() -> None:
     assert set(ran) == {3}
     assert apart == pytest.approx(joint, rel=1e-4)
     assert (gradients - apart_gradients).norm() < 1e-3 * apart_gradients.norm()
+
+
+class _ImageByImage(nn.Module):
+    """Prepares its images one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Identity()
+
+    def preprocess_image(self, image: torch.Tensor) -> torch.Tensor:
+        return image + 0
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Size]:
+        prepared = [self.preprocess_image(x) for x in images]
+        self.backbone(prepared[0])
+        return [x.shape for x in prepared]
+
+
+def test_what_was_prepared_image_by_image_comes_back_in_order() -> None:
+    detector, images = _ImageByImage(), [torch.zeros(3, 4, 4), torch.zeros(3, 8, 8)]
+    with capture_features(detector.backbone) as capture:
+        passes = TwoForwardPasses(detector, capture, dict)
+        with passes.first():
+            first = detector(images)
+    with passes.second():
+        assert detector(images) == first == [x.shape for x in images]
+        # More calls than there were are computed.
+        assert detector(images) == first
