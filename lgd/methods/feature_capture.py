@@ -99,15 +99,24 @@ def patched_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterato
 
 
 def running_state(detector: nn.Module) -> dict[str, Any]:
-    """The numbers that a detector updates outside its parameters and buffers, which a checkpoint has to hold as well.
+    """The numbers outside parameters and buffers, by module and name; those that change belong into a checkpoint.
 
-    detectron2's dense detectors keep the running mean of their positives there (``loss_normalizer``).
+    detectron2's dense detectors keep the running mean of their positives there (``loss_normalizer``), others may keep
+    it in a module of theirs (``head.loss_normalizer``).
     """
     return {
-        name: value.clone() if isinstance(value, Tensor) else value
-        for name, value in vars(detector).items()
-        if not name.startswith("_") and name != "training" and _is_number(value)
+        f"{path}.{name}" if path else name: value.clone() if isinstance(value, Tensor) else value
+        for path, module in detector.named_modules()
+        for name, value in vars(module).items()
+        if _is_number(value)
     }
+
+
+def set_running_state(detector: nn.Module, values: Mapping[str, Any]) -> None:
+    """Set numbers of :func:`running_state`."""
+    for place, value in values.items():
+        path, _, name = place.rpartition(".")
+        setattr(detector.get_submodule(path), name, value)
 
 
 def _is_number(value: object) -> bool:

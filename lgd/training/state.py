@@ -15,7 +15,7 @@ from lgd.config.experiment import Experiment
 from lgd.distributed import ranks, shares
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller, trained_detectors
-from lgd.methods.feature_capture import running_state
+from lgd.methods.feature_capture import running_state, set_running_state
 from lgd.methods.teacher_watch import TeacherWatch
 from lgd.results.contention import CpuUsage, contention
 from lgd.results.cost_meter import CostMeter, CostSoFar
@@ -55,6 +55,7 @@ class TrainingState:
     _others_joules: dict[str, float] = field(default_factory=dict)
     _scaler: dict[str, Any] = field(default_factory=dict)
     _random: list[Any] | None = None
+    _running_before: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def watch(self) -> TeacherWatch | None:
@@ -71,6 +72,7 @@ class TrainingState:
         Raises InputError when the checkpoint is another training's, or when the workers do not see the same one.
         """
         fingerprint = self.built.fingerprint
+        self._running_before = [running_state(x) for x in trained_detectors(self.built.model)]
         found = ranks.run_on_all_ranks(
             lambda: checkpoint.latest(self.directory, self.experiment, fingerprint),
             # Elsewhere its directory is another disk's (lgd/training/node_disks.py).
@@ -110,10 +112,12 @@ class TrainingState:
         built.model.load_state_dict(state["model"])
         running = [state["running"], *state.get("running_of_others", [])]
         for detector, values in zip(trained_detectors(built.model), running, strict=True):
-            for name, value in values.items():
-                # A mean over the shares: of more shares of the same batch it is smaller.
-                fits = value * (len(state["random"]) / shares.count()) if name == ranks.LOSS_NORMALIZER else value
-                setattr(detector, name, fits.to(built.device) if isinstance(fits, torch.Tensor) else fits)
+            # A mean over the shares: of more shares of the same batch it is smaller.
+            per_share = len(state["random"]) / shares.count()
+            fits = {name: x * per_share if name == ranks.LOSS_NORMALIZER else x for name, x in values.items()}
+            set_running_state(
+                detector, {k: x.to(built.device) if isinstance(x, torch.Tensor) else x for k, x in fits.items()}
+            )
         built.optimizer.load_state_dict(state["optimizer"])
         match_state_layout(built.optimizer)
         built.scheduler.load_state_dict(state["scheduler"])
@@ -151,7 +155,7 @@ class TrainingState:
             if not ranks.is_main_process():
                 return
             self.meter.joules_of_others = self._joules_of_others(totals)
-            running = [running_state(x) for x in trained_detectors(built.model)]
+            running = self._running()
             state = {
                 "model": built.model.state_dict(),
                 "running": running[0],
@@ -169,6 +173,14 @@ class TrainingState:
                 "watch": watch,
             }
             self.writer.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state=state)
+
+    def _running(self) -> list[dict[str, Any]]:
+        """The numbers of each detector that have changed since it was built, and those that it has itself."""
+        now = [running_state(x) for x in trained_detectors(self.built.model)]
+        return [
+            {name: x for name, x in of.items() if "." not in name or x != before.get(name)}
+            for of, before in zip(now, self._running_before, strict=True)
+        ]
 
     def totals(self) -> dict[str, Any]:
         """The costs of all workers together, as fields of a Record. All workers must call it."""

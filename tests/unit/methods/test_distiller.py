@@ -15,7 +15,7 @@ from torch import nn
 
 from lgd.config.phases import Phases
 from lgd.methods.distiller import Distiller
-from lgd.methods.feature_capture import capture_features, inject_features, running_state
+from lgd.methods.feature_capture import capture_features, inject_features, running_state, set_running_state
 from lgd.methods.label_guided.distance import DistillationDistance
 from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.training.export import export_student
@@ -176,3 +176,15 @@ def test_exported_student_loads_strictly_into_stock_detectron2_and_detects_the_s
         assert torch.equal(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
         assert torch.equal(ours["instances"].scores, theirs["instances"].scores)
         assert torch.equal(ours["instances"].pred_classes, theirs["instances"].pred_classes)
+
+
+def test_numbers_of_a_detectors_modules_are_part_of_its_state() -> None:
+    """Also where their names begin with an underscore; not switches."""
+    detector, other = tiny_detector(), tiny_detector()
+    head: Any = detector.head
+    head._normalizer, head.count = torch.tensor(3.0), 7
+    state = running_state(detector)
+    assert (state["head._normalizer"].item(), state["head.count"]) == (3.0, 7)
+    assert "training" not in state
+    set_running_state(other, state)
+    assert running_state(other) == state
