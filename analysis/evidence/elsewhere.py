@@ -88,6 +88,22 @@ def rows(study: Study) -> Iterator[Elsewhere]:
     return _by_length(study) if study.grid.name == SCHEDULE_LENGTH else _by_verdict(study)
 
 
+def distinct_rows(studies: Sequence[Study]) -> list[tuple[Study, Elsewhere]]:
+    """The rows of all studies, with the study of each. What two studies trained alike is told once: as the one says it
+    that has more seeds at equal cost, or else comes first."""
+    found: dict[tuple[str, str, str, int], tuple[Study, Elsewhere]] = {}
+    for study in studies:
+        for x in rows(study):
+            key = (x.detector, x.data, _without_length(x.arm), x.steps)
+            if key not in found or _seeds_at_equal_cost(x) > _seeds_at_equal_cost(found[key][1]):
+                found[key] = study, x
+    return list(found.values())
+
+
+def _seeds_at_equal_cost(x: Elsewhere) -> int:
+    return x.equal_cost.n if x.equal_cost else 0
+
+
 def _by_verdict(study: Study) -> Iterator[Elsewhere]:
     for x in verdicts(study.records, asked(study.directory, study.records)):
         arm = x.question.arm
@@ -124,6 +140,7 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
 
 def settings_table(studies: Sequence[Study]) -> TextTable:
     """A row for each detector, data set, arm, and the shortest and longest training of it from the preset's on."""
+    distinct = distinct_rows(studies)
     texts = [
         [
             x.detector,
@@ -139,7 +156,7 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
             f"{difference_text(x.longer)} ({x.longer_by:.2g}x)" if x.longer and x.longer_by else MISSING,
         ]
         for study in studies
-        for x in _ends(study)
+        for x in _ends([x for of, x in distinct if of is study])
     ]
     header = [
         *("detector", "data", "arm", "steps", "seeds", "needed", "baseline's AP", "gain", "cost", "gain at equal cost"),
@@ -156,10 +173,10 @@ def _needed(gain: Difference) -> str:
     return f"{needed:,}" if needed < MOST_SEEDS else f"over {MOST_SEEDS:,}"
 
 
-def _ends(study: Study) -> list[Elsewhere]:
+def _ends(of_study: Sequence[Elsewhere]) -> list[Elsewhere]:
     """Each arm's row at the preset's own steps, or else the fewest, and at the most."""
     found: dict[str, list[Elsewhere]] = {}
-    for x in rows(study):
+    for x in of_study:
         found.setdefault(_without_length(x.arm), []).append(x)
     kept = []
     for of_arm in found.values():
@@ -194,7 +211,7 @@ def _beyond_noise(differences: Sequence[Difference | None]) -> _BeyondNoise:
 
 def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
     """How often arms gain, imitation gains, and arms beat a baseline of the same cost, beyond noise."""
-    found = [x for study in studies for x in rows(study)]
+    found = [x for _, x in distinct_rows(studies)]
     if not found:
         return []
     settings = len({(x.detector, x.data, x.steps) for x in found})
@@ -215,7 +232,8 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
 
 def ahead_sentences(studies: Sequence[Study]) -> list[str]:
     """How many arms are beyond noise behind a baseline of the same cost, and which are ahead."""
-    found = [x for study in studies for x in rows(study) if x.equal_cost is not None and x.equal_cost.low is not None]
+    rows_of_all = [x for _, x in distinct_rows(studies)]
+    found = [x for x in rows_of_all if x.equal_cost is not None and x.equal_cost.low is not None]
     ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
     below = _beyond_noise([x.equal_cost for x in found]).below
     return [render_sentence("ahead_at_equal_cost", ahead=ahead, below=below, of=len(found))] if found else []
