@@ -129,7 +129,8 @@ class _SplitValidator:
         if any(given != found or type(given) is not int for given, found in sizes):
             self.changed = True
             if "width" in value or self.raw.is_coco:
-                self.report("fixed", "no size", f"{name!r} has {width}x{height} pixels", entry)
+                kind = "size no whole number" if all(x == y for x, y in sizes) else "no size"
+                self.report("fixed", kind, f"{name!r} has {width}x{height} pixels", entry)
         self.image_sizes.append((name, file_size(self.raw.folder / name)))
         self.images[value["id"]] = {"id": number, "file_name": name, "width": width, "height": height}
 

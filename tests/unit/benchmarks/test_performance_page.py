@@ -67,6 +67,11 @@ def test_the_readme_has_the_newest_sessions_numbers() -> None:
     text = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
     assert f"RetinaNet's step takes {ms['baseline']:.0f} ms, with LGD {ms['LGD']:.0f} ms," in text
     assert f"method-specific cost is {float(saved):.0%} below FGFI's" in text
+    of_rcnn = re.search(
+        r"LGD's is \*\*([\d.]+)", (session / "speed-faster-rcnn" / "speed.md").read_text(encoding="utf-8")
+    )
+    assert of_rcnn is not None
+    assert f"On Faster R-CNN it is {float(of_rcnn[1]):.0%} (" in text
 
 
 def test_an_old_table_is_replaced_and_a_missing_block_named() -> None:

@@ -110,6 +110,7 @@ FIXED: list[tuple[Edit, str, dict[str, Any]]] = [
     (box([30, 40, 30, 30]), "outside box", {"bbox": [30, 40, 10, 8]}),
     (mask([[1, 2, 3, 4], [1, 1, 9, 1, 9, 9]]), "broken mask", {"segmentation": [[1, 1, 9, 1, 9, 9]]}),
     (lambda c: c["images"][0].update(width=0, height=0), "no size", {}),
+    (lambda c: c["images"][0].update(width=40.0), "size no whole number", {}),
 ]
 
 

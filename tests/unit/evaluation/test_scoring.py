@@ -311,7 +311,7 @@ def test_fields_that_scores_do_not_depend_on_may_be_anything(scorer: Any) -> Non
         ],
         "categories": [{**x, "name": x["id"], "supercategory": 1} for x in truth["categories"]],
         "annotations": [
-            {**x, "attributes": {"occluded": False}, "iscrowd": x["iscrowd"]} for x in truth["annotations"]
+            {**x, "attributes": {"occluded": False}, "iscrowd": bool(x["iscrowd"])} for x in truth["annotations"]
         ],
     }
     assert coco_ap(odd, detections, "bbox", scorer) == expected

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import retinanet_resnet50_fpn
 
 from ablations.command import main as lgd
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Detector, Experiment
 from lgd.detectors import build_detector, from_elsewhere
 from lgd.errors import InputError
 from lgd.inference import onnx_file
@@ -35,7 +36,8 @@ def write_student(directory: Path, experiment: Experiment, classes: int = 3) -> 
         detector.head.classification_head.cls_logits.bias.data.zero_()
     export_student(detector, directory / "student.pth")
     describe_student(detector, experiment, [f"class {i}" for i in range(classes)], directory, range(classes))
-    student = TrainedStudent(directory)
+    detector_source = None if experiment.detector.is_built_in else experiment.detector.source
+    student = TrainedStudent(directory, source=detector_source)
     if not experiment.detector.is_built_in:
         return student
     _keep_every_score(student.detector)
@@ -92,6 +94,18 @@ def test_the_exported_student_detects_the_same_on_every_device(
     same = same_objects(ours, theirs)
     # In an untrained network many scores are nearly one, and rounding decides which boxes stay.
     assert min(same.any(dim=0).sum(), same.any(dim=1).sum()) >= 0.9 * max(same.shape)
+
+
+def small_retinanet(num_classes: int) -> nn.Module:
+    """As a user's own function: one of torchvision's, built with one class more."""
+    sizes: dict[str, Any] = {"min_size": 96, "max_size": 160}
+    return retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes + 1, **sizes)
+
+
+def test_onnx_of_a_function_that_returns_torchvisions_detector(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    student = write_student(tmp_path, Experiment(detector=Detector(source=f"{__name__}:small_retinanet")))
+    assert " objects that torch finds" in export_onnx(student, tmp_path / "model.onnx", student.resized(PIXELS))
 
 
 def test_onnx_of_a_detector_that_takes_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
