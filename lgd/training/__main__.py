@@ -163,11 +163,8 @@ def _run(options: argparse.Namespace) -> int:
         if record is None:
             to = shown(directory)
             print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {to}")
-            if _under_ray(options):
-                # Before the CPU is measured.
-                _workers(options, experiment, ()).check_numbers(experiment)
             if not options.yes and options.address is None:
-                _check_time_without_gpu(experiment)
+                _check_time_without_gpu(experiment, options)
             record = _train(experiment, directory, chosen.name, options)
         else:
             remove_resume_files(directory, record)
@@ -205,7 +202,7 @@ def _under_ray(options: argparse.Namespace) -> bool:
     return any(getattr(options, x) is not None for x in UNDER_RAY)
 
 
-def _check_time_without_gpu(experiment: Experiment) -> None:
+def _check_time_without_gpu(experiment: Experiment, options: argparse.Namespace) -> None:
     """Print what a long training takes on this machine's CPU. Raises InputError where it is more than a day.
 
     Only where it has no GPU, or must not use it.
@@ -219,7 +216,9 @@ def _check_time_without_gpu(experiment: Experiment) -> None:
     if training_pixels(experiment) < LONG_TRAINING or resolve_device(experiment).type != "cpu":
         return
     print("no GPU here: reading the annotations, then measuring how long the CPU will take", flush=True)
-    # Weights and data that cannot be read are refused before anything is measured.
+    # Workers that cannot be, weights and data that cannot be read are refused before anything is measured.
+    if _under_ray(options):
+        _workers(options, experiment, ()).check_numbers(experiment)
     required_weights(experiment)
     load_dataset(experiment.data)
     days = cpu_seconds(experiment) / 86400
