@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 torch.set_num_threads(1)
 
+# What asks Ray something by mistake where none is running fails, instead of starting one. Read when Ray is imported.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
 # Ray runs its workers at niceness 15 where nothing is said; beside a busy pytest process they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

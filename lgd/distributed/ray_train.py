@@ -143,6 +143,10 @@ def _reach(address: str) -> None:
 
 def node_is_drained() -> bool:
     """Whether this worker's node is about to be taken away: Ray was told so, or its processes there got SIGTERM."""
+    if not ray.is_initialized():
+        # Ray would start a cluster to answer: in the thread that asks, whose end kills it, and a minute later Ray ends
+        # this process.
+        return False
     # No public function tells, but of Ray Train, and there only where all workers ask together.
     state: Any = importlib.import_module("ray._private.state").state
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()

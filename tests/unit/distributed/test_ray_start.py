@@ -1,4 +1,4 @@
-"""How a process answers SIGTERM while Ray starts."""
+"""How a process answers SIGTERM while Ray starts, and what does not start it."""
 
 from __future__ import annotations
 
@@ -46,3 +46,10 @@ def test_where_nobody_answers_it_ray_does() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with ray_train.cluster(None):
             pass
+
+
+def test_whether_a_node_is_drained_starts_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training's thread asks, which may outlive the cluster by a moment; Ray starts one to answer."""
+    monkeypatch.setattr("ray._private.auto_init_hook.enable_auto_connect", True)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    assert not ray_train.node_is_drained()
