@@ -74,7 +74,7 @@ def conclusion(verdict: Verdict) -> str:
         return f"{arm} is not worth it here: {why}.{remarks}"
     reason = "; ".join(reasons(verdict))
     if verdict.as_trained == "not worth it":
-        return f"{arm} is not worth it as trained here: {why}. More cannot be said: {reason}."
+        return f"{arm} is not worth it as trained here: {why}. That is no verdict on {arm} itself: {reason}."
     return f"Whether {arm} is worth it here cannot be said: {reason}."
 
 
