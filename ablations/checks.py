@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from ablations.damaged import damage
 from ablations.disk_and_memory import check_disk, check_memory
 from ablations.display import say
 from ablations.plan import Sweep
+from ablations.trial_config import TEACHERS
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import FILE
@@ -87,8 +89,14 @@ class Checked:
 
     @property
     def planned(self) -> list[Trial]:
-        """The trials to come; for those of a search, what they vary."""
+        """The trials to come; for those of a search, what they vary, once."""
         return [*self.missing, *([Trial("", self.search.base, self.search.output)] if self.search else [])]
+
+    @property
+    def to_train(self) -> list[Trial]:
+        """The same with what a search varies as often as it is to be trained."""
+        samples = self.search.left() if self.search else 0
+        return [*self.missing, *self.planned[len(self.missing) :] * samples]
 
 
 def _of_arms(arms: Sequence[str], text: str) -> str:
@@ -162,9 +170,9 @@ def check(
     checked.detectors = list(dict.fromkeys(x.detector for x in built.values() if x.detector))
     with problems.noted():
         check_records(sweep, checked.fingerprints)
-    samples = checked.search.left() if checked.search else 0
-    to_train = [*checked.missing, *[x for x in checked.planned if not x.arm] * samples]
-    known = [(trial, built[trial.arm]) for trial in to_train if trial.arm in built]
+    with problems.noted():
+        check_teachers(sweep.directory, checked.missing)
+    known = [(trial, built[trial.arm]) for trial in checked.to_train if trial.arm in built]
     with problems.noted():
         check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)
     if resources:
@@ -244,6 +252,20 @@ def check_records(sweep: Sweep, fingerprints: dict[str, str]) -> None:
                 f"{trial.directory}: its record was made from other data or code (fingerprint {record.fingerprint},"
                 f" now {fingerprints[trial.arm]}; commit {record.git_commit[:12]}): choose another --output"
             )
+
+
+def check_teachers(directory: Path, missing: Iterable[Trial]) -> None:
+    """Refuse to train students whose teacher has a record that cannot be read."""
+    teachers = {x.experiment.teacher.model_dump_json(): x.experiment.teacher for x in missing if x.experiment.teacher}
+    if not teachers:
+        return
+    # Here, not at the top: it loads torch.
+    from lgd.training.teacher import teacher_directory
+
+    for teacher in teachers.values():
+        damaged = damage(teacher_directory(teacher, directory / TEACHERS))
+        if damaged:
+            raise InputError(f"{damaged}: --retrain-damaged trains this teacher again")
 
 
 def code_version() -> CodeVersion:

@@ -19,13 +19,12 @@ def check_cpu_time(trials: Sequence[Trial], max_concurrent: int, console: Consol
 
     One training of each arm is timed on a small image; no more arms than it takes to know that it is over a day.
     """
-    # Here, not at the top: it loads torch and detectron2.
-    from lgd.training.__main__ import LONG_TRAINING
-    from lgd.training.estimate import cpu_seconds, training_pixels
-
-    long = [t for t in trials if training_pixels(t.experiment) >= LONG_TRAINING]
+    long = _long(trials)
     if not long:
         return
+    # Here, not at the top: it loads torch and detectron2.
+    from lgd.training.estimate import cpu_seconds
+
     say(console, "no GPU for the trials: measuring how long the CPU will take")
     seconds = 0.0
     known: dict[str, float] = {}
@@ -40,6 +39,25 @@ def check_cpu_time(trials: Sequence[Trial], max_concurrent: int, console: Consol
                 " train on a GPU, shorten them (--preset tiny, --set schedule.steps=N), or say --yes"
             )
     say(console, f"about {_shown(seconds)} on this machine's CPU")
+
+
+def cpu_note(trials: Sequence[Trial]) -> str:
+    """What a sweep does first that would train these on the CPU; "" where that is not long."""
+    if not _long(trials):
+        return ""
+    return (
+        "no GPU for the trials: a run measures first how long the CPU takes, and refuses more than a day of it without"
+        " --yes"
+    )
+
+
+def _long(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that may take long on a CPU."""
+    # Here, not at the top: it loads torch and detectron2.
+    from lgd.training.__main__ import LONG_TRAINING
+    from lgd.training.estimate import training_pixels
+
+    return [t for t in trials if training_pixels(t.experiment) >= LONG_TRAINING]
 
 
 def _shown(seconds: float) -> str:

@@ -25,16 +25,21 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     """Write and show what there is; the exit status. why: the sweep ended early. resume: the command that goes on."""
     directory = sweep.directory
     left = [t for t in sweep.trials if not (t.directory / FILE).exists()]
-    samples = search.left() if search else 0
+    searched = search.records() if search else []
+    failed = sum(record.status == "failed" for record in searched)
+    # Those that failed are told as such.
+    samples = max(0, search.left() - failed) if search else 0
     begun = begun_trials(directory) if left else {}
     not_run = [unfinished(trial, begun) for trial in left]
     not_run += [*sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]
+    # A line of an arm whose steps are not known yet stands for all of its seeds.
+    deferred = len(sweep.deferred) * sweep.spec.seeds
+    trials, missing = len(sweep.trials) + deferred + (search.samples if search else 0), len(left) + deferred + samples
     if why != INTERRUPTED and not not_run and sweep.spec.seeds == max(sweep.spec.looks, default=sweep.spec.seeds):
         # A budget that the last trial used up left nothing out.
         why = ""
     sweep.spec = sweep.spec.model_copy(update={"ended": SweepEnd(why=why, not_run=tuple(not_run))})
     sweep.spec.write(directory)
-    searched = search.records() if search else []
     if len(left) < len(sweep.trials) or searched:
         table, said, written = write_report(directory, [])
         print_table(table, console)
@@ -50,16 +55,13 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     damaged = [*sweep.damaged, *(search.damaged() if search else [])]
     show_damaged(damaged, resume, console)
     if why:
-        done = len(sweep.trials) - len(left)
-        say(console, f"{why} after {done} of {len(sweep.trials)} trials; go on with: {resume}")
+        say(console, f"{why} after {trials - missing} of {trials} trials; go on with: {resume}")
         return 130 if why == INTERRUPTED else 3
     not_trained = {t.name for t in left}
     statuses: Counter[str] = Counter(load(t.directory / FILE).status for t in sweep.trials if t.name not in not_trained)
-    _show_unsuccessful(statuses, len(sweep.trials), len(not_run), resume, console)
-    if any(record.status == "failed" for record in searched):
-        return 1
+    _show_unsuccessful(statuses + Counter(failed=failed), trials, missing, resume, console)
     all_finished = statuses["finished"] == len(sweep.trials)
-    return 0 if all_finished and not sweep.deferred and not damaged else 1
+    return 0 if all_finished and not failed and not sweep.deferred and not damaged else 1
 
 
 def _show_unsuccessful(statuses: Mapping[str, int], trials: int, not_run: int, resume: str, console: Console) -> None:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
-from ablations.search.search_space import SEARCHED
+from ablations.plan_checks import (
+    MOST_TRIALS,
+    check_detect,
+    check_extra,
+    check_not_searched,
+    check_number,
+    check_question,
+    check_used,
+)  # fmt: skip
 from ablations.search.study_place import study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source
 from lgd.config.detector_source import code_among
 from lgd.config.experiment import Experiment, split_assignment
-from lgd.config.extra_arms import ExtraArms, is_bigger, questioned, with_extra_arms
+from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
 from lgd.config.method import import_named
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
-from lgd.results.sweep_spec import DETECT, STUDY, SWEEP_FILE, SearchSpec, SweepSpec
-
-MOST_TRIALS = 10_000
-"""Most trials of a sweep or samples of a search; more are refused as a typing error."""
+from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec
 
 
 @dataclass
@@ -38,6 +43,8 @@ class Sweep:
     """Those of the arms whose steps are known by now."""
     damaged: list[str] = field(default_factory=list)
     """A line for every trial that is left out because its record cannot be read."""
+    damaged_trials: list[Trial] = field(default_factory=list)
+    """These trials."""
 
     @property
     def grid(self) -> Grid:
@@ -78,20 +85,22 @@ def describe(
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
     import_named(overrides)
-    detect = _detect(detect)
+    check_detect(detect)
     extra = extra or ExtraArms()
     chosen = with_extra_arms(grid(name, size), extra, preset(size))
     names = _arm_names(chosen, arms, grid(name, size))
-    _check_extra(extra, chosen, grid(name, size), names)
+    check_extra(extra, chosen, grid(name, size), names)
+    check_question(looks, chosen, names)
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
-        _check_not_searched(overrides)
+        check_not_searched(overrides)
     check_overrides(
         overrides,
         [arm for arm in chosen.arms if arm.name in names],
         {"data.source": (f"--data {data}", data)} if data else None,
     )
+    check_used(overrides, [] if search else chosen.arms, preset(size))
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = preset(size)
     base = base.override(base.applicable(given))
@@ -104,6 +113,7 @@ def describe(
         names = _distinct_arms(chosen, names, preset(size), given)
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
+    stated: dict[str, Any] = {} if detect is None else {"detect": detect}
     return SweepSpec(
         grid=chosen.name,
         preset=size,
@@ -112,45 +122,11 @@ def describe(
         reference=chosen.reference,
         seeds=seeds,
         extra=extra,
-        detect=detect,
         looks=tuple(looks),
         search=search,
+        # Left out where the command leaves it out: a directory's own stays then.
+        **stated,
     )
-
-
-def _check_not_searched(overrides: Sequence[str]) -> None:
-    for assignment in overrides:
-        if split_assignment(assignment)[0] in SEARCHED:
-            raise InputError(f"--set {assignment}: a search chooses this itself; leave it out")
-
-
-def _check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str]) -> None:
-    """Raise InputError where the arms asked for beside the grid's ``own`` would be left out without a word."""
-    added = {arm.name for arm in chosen.arms[len(own.arms) :]}
-    asked = [*(["--equal-cost"] if extra.equal_cost else []), *(["--a-a"] if extra.again else [])]
-    if "bigger" in extra.equal_cost and questioned(own) and not any(is_bigger(arm.name) for arm in chosen.arms):
-        raise InputError(
-            "a bigger baseline: no larger backbone is known that starts from weights as this preset's does; without it,"
-            " leave out --bigger, or say --equal-cost longer"
-        )
-    if not asked or added & set(names):
-        return
-    if any(arm.time_budget_from and arm.name in names for arm in own.arms):
-        return
-    why = (
-        "--arms needs the baseline and the arm that it is for"
-        if added
-        else f"grid {own.name} has no arm that it is for"
-    )
-    raise InputError(f"{' and '.join(asked)}: {why}")
-
-
-def _detect(detect: float | None) -> float:
-    if detect is None:
-        return DETECT
-    if not 0 < detect < math.inf:
-        raise InputError(f"--detect {detect:g}: points of AP, above 0")
-    return detect
 
 
 def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
@@ -222,7 +198,8 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
     merged = spec.model_copy(
         update={
             "steps": there.steps, "seeds": max(there.seeds, spec.seeds), "extra": extra,
-            "looks": there.looks or spec.looks, "detect": there.detect if spec.detect == DETECT else spec.detect,
+            "looks": there.looks or spec.looks,
+            "detect": (spec if "detect" in spec.model_fields_set else there).detect,
         }
     )  # fmt: skip
     if merged.looks and merged.seeds not in merged.looks:
@@ -242,20 +219,14 @@ def _shown(value: str | tuple[str, ...]) -> str:
     return repr(value) if isinstance(value, str) else " ".join(value) or "none"
 
 
-def check_number(seeds: int, arms: int) -> None:
-    """Raise InputError for more trials than a sweep has."""
-    if seeds * arms > MOST_TRIALS:
-        raise InputError(
-            f"--seeds {seeds}: {seeds * arms:,} trials of {arms} arms; a sweep has at most {MOST_TRIALS:,}"
-        )
-
-
 def read_sweep(directory: Path) -> SweepSpec:
     """The sweep in ``directory``. Raises InputError, one line that names the file, also for what cannot be planned."""
     spec = SweepSpec.read(directory)
     try:
         check_number(spec.seeds, len(spec.arms))
-        preset(spec.preset).override(spec.overrides)
+        base = preset(spec.preset)
+        # A sweep may set what only some of its arms' methods have.
+        base.override(base.applicable(spec.overrides))
         spec.whole_grid  # noqa: B018  building it validates it
     except InputError as error:
         raise InputError(f"{directory / SWEEP_FILE}: {error}") from None
@@ -321,16 +292,17 @@ def trials_of(spec: SweepSpec, directory: Path, records: dict[str, Record] | Non
     steps = steps_for_equal_time(replace(whole, arms=asked), base, spec.seeds, spec.overrides, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
     trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
-    readable, damages = list[Trial](), list[str]()
+    readable, damages, damaged = list[Trial](), list[str](), list[Trial]()
     for trial in trials:
         found = read(trial.directory)
         if isinstance(found, str):
             damages.append(found)
+            damaged.append(trial)
             continue
         readable.append(trial)
         if records is not None and found is not None:
             records[trial.name] = found
-    return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, damages)
+    return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, damages, damaged)
 
 
 def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrides: Sequence[str]) -> list[str]:

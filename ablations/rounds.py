@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ from ablations.display import say
 from ablations.limits import Budget
 from ablations.plan import Sweep, trials_of
 from lgd.cli import format_duration
+from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import FILE, Record, load
 from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT, SweepSpec
@@ -51,8 +52,13 @@ def looks(first: int | None, most: int | None) -> tuple[int, ...]:
     return planned_looks(first, STEP, most)
 
 
-def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -> Next:
-    """The sweep that follows when all trials of ``sweep`` have ended. max_concurrent: trials that run side by side."""
+def after(sweep: Sweep, budget: Budget, side_by_side: Callable[[Sequence[Trial]], int], console: Console) -> Next:
+    """The sweep that follows when all trials of ``sweep`` have ended. side_by_side: how many of some trials run at a
+    time."""
+
+    def seconds_of(seeds: int) -> float:
+        return predicted_seconds(records, seeds, side_by_side(sweep.one_seed() * seeds))
+
     more = trials_of(sweep.spec, sweep.directory)
     if len(more.trials) > len(sweep.trials):
         return Next(more)
@@ -73,10 +79,10 @@ def after(sweep: Sweep, budget: Budget, max_concurrent: int, console: Console) -
         return Next(None)
     needed = max((verdict.more_seeds or 0) for verdict in found)
     if needed:
-        seconds = predicted_seconds(records, needed, max_concurrent)
-        say(console, f"{needed} more seeds of every arm take about {format_duration(seconds)}, by what these took")
+        took = format_duration(seconds_of(needed))
+        say(console, f"{needed} more seeds of every arm take about {took}, by what these took")
     wanted = next_look(found, spec)
-    times = {n: predicted_seconds(records, n - spec.seeds, max_concurrent) for n in to_come if n <= wanted}
+    times = {n: seconds_of(n - spec.seeds) for n in to_come if n <= wanted}
     affordable = [n for n, seconds in times.items() if seconds <= budget.left()]
     if not affordable:
         return Next(

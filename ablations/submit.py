@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import lgd
 from ablations.command import BENCHMARKS, COMMANDS
 from ablations.search.study_place import study_place
+from ablations.working_tree import sends
 from lgd.cli import Parser, examples, exit_status
 from lgd.distributed.ray_token import use_token
 from lgd.errors import InputError
@@ -139,8 +140,9 @@ def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> Non
     for option, value in given:
         # A URL has a scheme.
         relative = isinstance(value, Path) and not value.is_absolute() and ":/" not in str(value)
+        written = option == "output" or (option == "directory" and options.__dict__.get("subcommand") == "resume")
         # What is sent is there under its relative path.
-        if relative and (option == "output" or not (directory / value).exists()):
+        if relative and (written or not sends(directory, value)):
             raise InputError(
                 f"{value}: on the cluster a URL is needed, or an absolute path on a disk that all nodes share"
             )

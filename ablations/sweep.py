@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from ablations.checks import Checked, check, code_version, missing_trials, prepare
-from ablations.cpu_time import check_cpu_time
+from ablations.cpu_time import check_cpu_time, cpu_note
 from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.finished_trials import remove_finished_resume_files
@@ -24,7 +25,8 @@ from ablations.limits import INTERRUPTED, TERMINATED, Budget, CostOptions, Place
 from ablations.plan import Sweep, code_options, trials_of
 from ablations.remote_output import at_work
 from ablations.rounds import after
-from ablations.status import searched_trials, show_damaged
+from ablations.status import show_damaged
+from ablations.trial_config import TEACHERS
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.files import DiskFullError, remove_temporary_files
@@ -128,15 +130,15 @@ def _disk_full(error: BaseException, directory: Path) -> DiskFullError | None:
 def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, console: Console) -> int:
     with at_work(directory, console), locked(directory) as lock:
         if options.retrain_damaged:
-            set_aside(path.parent for path in directory.glob(f"trials/*/{FILE}"))
+            set_aside(path.parent for kind in ("trials", TEACHERS) for path in directory.glob(f"{kind}/*/{FILE}"))
         sweep = trials_of(spec, directory)
         checked = prepare(sweep, console)
         resources = None
         if not options.address:
             # What can never fit is refused before the arms are built and Ray starts.
-            resources = _this_machine(checked.planned, options)
+            resources = _this_machine(checked.to_train, options)
             if not resources.gpus and not options.yes:
-                check_cpu_time(_trials_to_run(checked), resources.max_concurrent, console)
+                check_cpu_time(checked.to_train, resources.max_concurrent, console)
         check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=resources)
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -152,13 +154,13 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
         ):
             if options.address and not resources.gpus and not options.yes:
                 # Its nodes are known only now; those with GPUs may be ones that an autoscaler is to add.
-                check_cpu_time(_trials_to_run(checked), resources.max_concurrent, console)
+                check_cpu_time(checked.to_train, resources.max_concurrent, console)
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
             while not why:
                 # What these trials took says how long others are to train, and what they gave how many seeds more.
-                following, why = after(sweep, budget, resources.max_concurrent, console)
+                following, why = after(sweep, budget, partial(_side_by_side, options, resources), console)
                 if following is None:
                     break
                 sweep, missing = following, missing_trials(following.trials)
@@ -190,11 +192,11 @@ def _ray_watched(
         yield
 
 
-def _trials_to_run(checked: Checked) -> list[Trial]:
-    """The trials to be run, those of a search included as what they vary."""
-    search = checked.search
-    samples = [Trial("LGD (search)", search.base, search.output)] * search.left() if search else []
-    return [*checked.missing, *samples]
+def _side_by_side(options: RunOptions, before: Resources, trials: Sequence[Trial]) -> int:
+    """How many of ``trials`` run at a time; as many as ``before`` where no node is there now."""
+    with contextlib.suppress(InputError):
+        return _resources(trials, options).max_concurrent
+    return before.max_concurrent
 
 
 def dry_run(
@@ -203,17 +205,22 @@ def dry_run(
     """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
     sweep = trials_of(spec, directory)
     checked = prepare(sweep, console, all_problems=True)
+    if options.retrain_damaged:
+        checked.missing += sweep.damaged_trials
     with contextlib.ExitStack() as stack:
         if options.address:
             resources = stack.enter_context(cluster(checked, options, console))
         else:
-            resources = _this_machine(checked.planned, options)
+            resources = _this_machine(checked.to_train, options)
         local = None if options.address else resources
         check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=local)
         from ablations.dry_run import show_plan
 
         show_plan(sweep, checked, resources, cost, verbose, console)
-    show_damaged(sweep.damaged, resume_command(directory, spec), console)
+    if not options.retrain_damaged:
+        show_damaged(sweep.damaged, resume_command(directory, spec), console)
+    if not options.yes and not resources.gpus and (note := cpu_note(checked.to_train)):
+        say(console, note)
     say(console, "ready")
     return 0
 
@@ -226,7 +233,7 @@ def cluster(checked: Checked, options: RunOptions, console: Console) -> Iterator
         from lgd.distributed import ray_train
 
     with ray_train.cluster(options.address):
-        yield _resources(checked.planned, options)
+        yield _resources(checked.to_train, options)
 
 
 def _this_machine(trials: Sequence[Trial], options: RunOptions) -> Resources:
@@ -264,7 +271,7 @@ def train(
 
     spec = sweep.spec = sweep.spec.model_copy(update={"ended": None, "code": code_version()})
     spec.write(sweep.directory)
-    samples = search.samples if search else 0
+    samples, sampled = (search.samples, len(search.ended())) if search else (0, 0)
     with_search = f" and {samples} samples of a search" if search else ""
     say(
         console,
@@ -276,7 +283,7 @@ def train(
     display = SweepDisplay(
         missing,
         total=len(sweep.trials) + samples,
-        finished=len(sweep.trials) - len(missing) + (len(searched_trials(sweep.directory)) if search else 0),
+        finished=len(sweep.trials) - len(missing) + sampled,
         max_concurrent=resources.max_concurrent,
         console=console,
     )

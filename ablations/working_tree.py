@@ -45,6 +45,12 @@ def pack(directory: Path, target: Path) -> Path:
     return archive.rename(target / f"lgd-{hashlib.sha256(archive.read_bytes()).hexdigest()[:16]}.zip")
 
 
+def sends(directory: Path, path: Path) -> bool:
+    """Whether what lies at the relative ``path`` in a working tree is sent, or at least a file of it."""
+    name = os.path.normpath(path)
+    return any(name in (x, ".") or x.startswith(f"{name}/") for x in _files(directory))
+
+
 def check_size(sizes: dict[str, int], directory: Path) -> None:
     """Raise InputError where files of these sizes in bytes are too much to send; it names the largest."""
     total = sum(sizes.values())

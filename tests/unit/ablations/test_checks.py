@@ -16,16 +16,18 @@ import pytest
 from rich.console import Console
 
 from ablations import disk_and_memory, sweep
-from ablations.checks import Problems, _built, build_arms, prepare
+from ablations.checks import Problems, _built, build_arms, check_teachers, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
 from ablations.disk_and_memory import check_disk, check_memory
-from ablations.limits import Budget, Placement
-from ablations.plan import describe, trials_of
+from ablations.limits import Budget, CostOptions, Placement
+from ablations.placement import resources_for
+from ablations.plan import describe, search_spec, trials_of
 from ablations.status import show_status
 from ablations.tune.ray_log import ray_log
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
+from lgd.distributed.ray_train import Node
 from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.methods.label_guided import teacher
@@ -34,6 +36,7 @@ from lgd.results.sweep_spec import SweepSpec
 from lgd.training import build, estimate
 from lgd.training.build import DryBuilt
 from lgd.training.disk_space import FilesSize
+from lgd.training.teacher import teacher_directory
 from tests.helpers_data import edit_json, write_coco
 from tests.integration.commands import OVERRIDES
 
@@ -154,6 +157,41 @@ def test_a_damaged_record_blocks_nothing(tmp_path: Path) -> None:
     assert (good / "record.json").exists()
     sweep = trials_of(spec, tmp_path)
     assert (len(sweep.trials), sweep.damaged) == (2, [])
+
+
+def test_a_damaged_record_of_a_teacher_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    sweep = trials_of(describe("methods", "nano", arms="baseline,PKD", seeds=1), tmp_path)
+    check_teachers(tmp_path, sweep.trials)
+    teacher = sweep.trials[1].experiment.teacher
+    assert teacher is not None
+    directory = teacher_directory(teacher, tmp_path / "teachers")
+    directory.mkdir(parents=True)
+    (directory / "record.json").write_text('{"schema_version": 3, "status": "fin')
+    with pytest.raises(InputError, match=r"record.json:1: not a record .*: --retrain-damaged trains this teacher"):
+        check_teachers(tmp_path, sweep.trials)
+    check_teachers(tmp_path, sweep.trials[:1])
+
+
+def test_damaged_trials_that_are_to_be_trained_again_are_planned(tmp_path: Path) -> None:
+    spec = describe("components", "nano", arms="baseline", seeds=2)
+    first = trials_of(spec, tmp_path).trials[0].directory
+    first.mkdir(parents=True)
+    (first / "record.json").write_text("{")
+    for again, planned in ((False, "1 of 1 trials to run"), (True, "2 of 2 trials to run")):
+        out = io.StringIO()
+        options = sweep.RunOptions(retrain_damaged=again)
+        sweep.dry_run(spec, tmp_path, options, CostOptions(), Console(file=out, width=300))
+        assert planned in out.getvalue()
+        assert ("left out" in out.getvalue()) is not again
+
+
+@pytest.mark.parametrize(("samples", "cpus"), [(30, 8), (30, 64), (3, 64)])
+def test_a_search_has_as_many_trials_at_a_time_as_there_is_room_for(samples: int, cpus: int, tmp_path: Path) -> None:
+    spec = describe("components", "nano", search=search_spec(samples, ["AP"], False), seeds=1)
+    checked = prepare(trials_of(spec, tmp_path), Console(file=io.StringIO()))
+    assert len(checked.to_train) == samples + 1
+    found = resources_for(checked.to_train, [Node(cpus, 0)], Placement())
+    assert found.max_concurrent == min(cpus, samples + 1)
 
 
 def test_what_ray_says_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

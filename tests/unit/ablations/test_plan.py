@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.plan import describe, merge, search_note, search_spec, trials_of, with_data_at, with_samples
+from ablations.plan import describe, merge, read_sweep, search_note, search_spec, trials_of, with_data_at, with_samples
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SearchSpec
 
@@ -32,6 +32,32 @@ def test_a_setting_that_an_arm_overrules_is_refused() -> None:
         "baseline",
         "LGD",
     )
+
+
+def test_a_setting_of_some_arms_methods_is_read_again(tmp_path: Path) -> None:
+    """The preset's own method, LGD, has it not."""
+    spec = describe("methods", "nano", overrides=["method.teacher.gate=false"], arms="baseline,PKD")
+    spec.write(tmp_path)
+    assert read_sweep(tmp_path) == spec
+
+
+def test_a_setting_that_no_arm_has_is_refused() -> None:
+    for search in (None, SEARCH):
+        with pytest.raises(InputError, match=r"^--set method.teacher.gate=false has no effect: no arm has a method"):
+            describe("components", "nano", overrides=["method.teacher.gate=false"], search=search)
+
+
+def test_a_sweep_until_it_is_decided_has_a_question() -> None:
+    for name, arms in (("noise-floor", None), ("components", "baseline"), ("components", "LGD")):
+        with pytest.raises(InputError, match=r"^--until-decided: of these arms of grid .* none is compared"):
+            describe(name, "nano", arms=arms, looks=(3, 5))
+    assert describe("components", "nano", arms="baseline,LGD", looks=(3, 5)).seeds == 3
+
+
+def test_what_a_directory_detects_changes_where_it_is_said(tmp_path: Path) -> None:
+    describe("components", "nano", detect=1.0).write(tmp_path)
+    for said, detect in ((None, 1.0), (0.5, 0.5), (0.7, 0.7)):
+        assert merge(describe("components", "nano", detect=said), tmp_path).detect == detect
 
 
 def test_an_arms_own_comma_divides_no_name() -> None:

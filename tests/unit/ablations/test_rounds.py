@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ from lgd.results.record import Record, Scores
 from lgd.results.sweep_spec import SweepSpec
 
 QUIET = Console(file=io.StringIO())
+
+
+def two(trials: Sequence[Trial]) -> int:
+    """On a machine of two cores."""
+    return min(2, len(trials))
 
 
 def _save(trial: Trial, ap: float, seconds: float) -> None:
@@ -48,14 +54,14 @@ def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(
     spec = _sweep(tmp_path, (0.5, 0.7, 0.9))
     first = trials_of(spec.model_copy(update={"steps": {}}), tmp_path)
     first.trials = [trial for trial in first.trials if not trial.arm.startswith("baseline at")]
-    equal = after(first, Budget(), 2, QUIET).sweep
+    equal = after(first, Budget(), two, QUIET).sweep
     assert equal is not None
     longer = [trial for trial in equal.trials if trial.arm == "baseline at the cost of LGD"]
     # Twice the baseline's seconds, twice its steps.
     assert [trial.experiment.schedule.steps for trial in longer] == [1000] * 3
     for trial in longer:
         _save(trial, 30.2, 20.0)
-    more = after(equal, Budget(), 2, QUIET).sweep
+    more = after(equal, Budget(), two, QUIET).sweep
     assert more is not None
     assert (more.spec.seeds, more.spec.steps) == (5, {"baseline at the cost of LGD": 1000})
     assert {trial.experiment.seed for trial in more.trials} == set(range(5))
@@ -68,15 +74,15 @@ def test_looks_that_cannot_decide_are_skipped_as_far_as_the_budget_goes(tmp_path
         if trial.arm.startswith("baseline at"):
             _save(trial, 30.2, 20.0)
     out = io.StringIO()
-    found = after(sweep, Budget(), 2, Console(file=out, width=200)).sweep
+    found = after(sweep, Budget(), two, Console(file=out, width=200)).sweep
     assert found is not None
     assert (found.spec.seeds, found.spec.looks) == (7, (3, 5, 7))
     assert "next look after 7 seeds: before, an answer has a chance below 5%" in out.getvalue()
     # Two more seeds take 50 seconds, four 100.
-    found = after(sweep, Budget(max_time="90s", option="--budget"), 2, QUIET).sweep
+    found = after(sweep, Budget(max_time="90s", option="--budget"), two, QUIET).sweep
     assert found is not None
     assert found.spec.seeds == 5
-    assert "the next 2 seeds of every arm" in after(sweep, Budget(max_time="40s", option="--budget"), 2, QUIET).why
+    assert "the next 2 seeds of every arm" in after(sweep, Budget(max_time="40s", option="--budget"), two, QUIET).why
 
 
 def test_a_sweep_that_is_decided_ends(tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_a_sweep_that_is_decided_ends(tmp_path: Path) -> None:
     for trial in sweep.trials:
         if trial.arm.startswith("baseline at"):
             _save(trial, 31.0 + trial.experiment.seed / 10, 20.0)
-    assert after(sweep, Budget(), 2, QUIET) == (None, "")
+    assert after(sweep, Budget(), two, QUIET) == (None, "")
 
 
 def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> None:
@@ -96,14 +102,31 @@ def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> No
             _save(trial, 30.0, 20.0)
     # Two more seeds of 10, 20 and 20 seconds, two at once.
     budget = Budget(max_time="40s", option="--budget")
-    none = after(sweep, budget, 2, QUIET)
+    none = after(sweep, budget, two, QUIET)
     assert none.sweep is None
     assert "the next 2 seeds of every arm take about 0:50" in none.why
     assert "is left of --budget 40s" in none.why
-    assert after(sweep, Budget(max_time="2m"), 2, QUIET).sweep is not None
+    assert after(sweep, Budget(max_time="2m"), two, QUIET).sweep is not None
     last = trials_of(spec.model_copy(update={"seeds": 5}), tmp_path)
-    assert after(last, Budget(), 2, QUIET) == (None, "")
+    assert after(last, Budget(), two, QUIET) == (None, "")
     assert predicted_seconds([], 2, 2) == 0.0
+
+
+def test_a_round_is_priced_at_what_runs_side_by_side_in_it(tmp_path: Path) -> None:
+    """Not at what did in the round before, which may have had one trial left, or none."""
+    sweep = trials_of(_sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5)), tmp_path)
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, 30.0, 20.0)
+    asked = []
+
+    def eight(trials: Sequence[Trial]) -> int:
+        asked.append([trial.arm for trial in trials])
+        return min(8, len(trials))
+
+    # Two more seeds of 10, 20 and 20 seconds, all at once.
+    assert after(sweep, Budget(max_time="30s", option="--budget"), eight, QUIET).sweep is not None
+    assert ["baseline", "LGD", "baseline at the cost of LGD"] * 2 in asked
 
 
 def test_looks_that_cannot_be() -> None:

@@ -77,7 +77,19 @@ def test_a_file_of_the_working_tree_may_be_named_by_its_relative_path(tmp_path: 
     with pytest.raises(InputError, match="records: on the cluster"):
         submit.checked_command(command, tmp_path)
     (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "records.csv").touch()
     assert submit.checked_command(command, tmp_path) == command
+
+
+def test_what_is_not_sent_or_would_be_lost_is_refused(tmp_path: Path) -> None:
+    """Ray removes the job's directory, and a sweep that goes on there with it."""
+    for name in ("kept", "results"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sweep.json").touch()
+    for command in (["sweep", "resume", "kept"], ["sweep", "resume", "./kept"], ["sweep", "status", "results"]):
+        with pytest.raises(InputError, match=r": on the cluster a URL is needed, or an absolute path"):
+            submit.checked_command(command, tmp_path)
+    assert submit.checked_command(["sweep", "status", "./kept"], tmp_path) == ["sweep", "status", "./kept"]
 
 
 def test_what_is_submitted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

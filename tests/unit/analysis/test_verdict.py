@@ -172,7 +172,9 @@ def test_a_teacher_that_never_led_says_nothing(make_record: MakeRecord, director
     told = "the teacher never beat the student, which says nothing for or against LGD at full length"
     verdict = one_verdict([*base, *_with_teacher(worse, 20.0)], directory)
     assert verdict.answer == "unknown"
-    assert sentence(verdict).endswith(f"LGD is not worth it as trained here: it loses AP. That is no verdict on LGD itself: {told}.")
+    assert sentence(verdict).endswith(
+        f"LGD is not worth it as trained here: it loses AP. That is no verdict on LGD itself: {told}."
+    )
     assert one_verdict([*base, *_with_teacher(worse, 40.0)], directory).answer == "not worth it"
     assert overall([verdict] * 5).startswith(
         "Of 5 arms, 5 are not worth it as trained, with a teacher that never led ("
