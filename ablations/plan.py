@@ -12,10 +12,10 @@ from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
 from ablations.plan_checks import (
     MOST_TRIALS,
-    check_detect,
     check_extra,
     check_not_searched,
     check_number,
+    check_numbers,
     check_question,
     check_used,
 )  # fmt: skip
@@ -82,27 +82,22 @@ def describe(
     looks: as in :class:`SweepSpec`; then ``seeds`` says nothing. It is a command's: a method that it names is imported.
     Raises InputError for what there is not.
     """
-    if seeds is not None and seeds < 1:
-        raise InputError(f"--seeds {seeds}: at least one")
+    check_numbers(seeds, detect)
     import_named(overrides)
-    check_detect(detect)
-    extra = extra or ExtraArms()
-    chosen = with_extra_arms(grid(name, size), extra, preset(size))
-    names = _arm_names(chosen, arms, grid(name, size))
-    check_extra(extra, chosen, grid(name, size), names)
+    extra, own = extra or ExtraArms(), grid(name, size)
+    chosen = with_extra_arms(own, extra, preset(size))
+    names = _arm_names(chosen, arms, own)
+    check_extra(extra, chosen, own, names)
     check_question(looks, chosen, names)
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
         check_not_searched(overrides)
-    check_overrides(
-        overrides,
-        [arm for arm in chosen.arms if arm.name in names],
-        {"data.source": (f"--data {data}", data)} if data else None,
-    )
-    check_used(overrides, [] if search else chosen.arms, preset(size))
-    given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
+    of_data = {"data.source": (f"--data {data}", data)} if data else None
+    check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], of_data)
     base = preset(size)
+    check_used(overrides, [] if search else chosen.arms, base)
+    given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = base.override(base.applicable(given))
     if base.schedule.epochs is not None:
         # Here, not at the top: it loads torch and detectron2.
@@ -113,6 +108,7 @@ def describe(
         names = _distinct_arms(chosen, names, preset(size), given)
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
+    # Left out where the command leaves it out: a directory's own stays then.
     stated: dict[str, Any] = {} if detect is None else {"detect": detect}
     return SweepSpec(
         grid=chosen.name,
@@ -124,7 +120,6 @@ def describe(
         extra=extra,
         looks=tuple(looks),
         search=search,
-        # Left out where the command leaves it out: a directory's own stays then.
         **stated,
     )
 

@@ -44,8 +44,10 @@ def check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str
     raise InputError(f"{' and '.join(asked)}: {why}")
 
 
-def check_detect(detect: float | None) -> None:
-    """Raise InputError for what is no difference."""
+def check_numbers(seeds: int | None, detect: float | None) -> None:
+    """Raise InputError for what is no number of seeds, or no difference."""
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least one")
     if detect is not None and not 0 < detect < math.inf:
         raise InputError(f"--detect {detect:g}: points of AP, above 0")
 

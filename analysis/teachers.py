@@ -52,6 +52,18 @@ def teacher_notes(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
     ]
 
 
+def shared_teacher_note(records: Sequence[Record]) -> list[str]:
+    """A line on the arms whose seeds all have one frozen teacher; none where there is no such arm."""
+    teachers: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "finished" and record.pretraining:
+            teachers.setdefault(arm_of(record), []).append(record.pretraining.fingerprint)
+    shared = [arm for arm, each in teachers.items() if len(each) > 1 and len(set(each)) == 1]
+    if not shared:
+        return []
+    return [f"One teacher for all seeds, so no interval holds what another teacher would change: {listed(shared)}."]
+
+
 def teachers_text(records: Sequence[Record]) -> TextTable | None:
     """AP of teacher and student in the end, and what the teacher makes of its labels; None without a teacher."""
     arms = arms_with_teacher(records)

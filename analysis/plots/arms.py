@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from analysis.costs import cost_ratio
-from analysis.load import arm_of, by_arm, by_seed, finished, is_reproduction, score, training_device_seconds
+from analysis.load import arm_of, by_arm, by_seed, cost_seconds, finished, is_reproduction, score
 from analysis.plots.style import BLACK, BLUE, GREY, ORANGE, STYLE, save
 from analysis.render import MISSING, with_interval
 from analysis.shown import arms_shown, seeds_shown
@@ -149,11 +149,11 @@ def _cost_panel(axes: Axes, records: Sequence[Record], arms: Sequence[str], refe
     beside = axes.get_yaxis_transform()
     largest = 1.0
     for row, arm in enumerate(arms):
-        ratio = cost_ratio(runs[arm], runs[reference], training_device_seconds)
+        ratio = cost_ratio(runs[arm], runs[reference], cost_seconds)
         if ratio is None:
             axes.text(0.03, row, MISSING, transform=beside, va="center", color=GREY)
             continue
-        own, theirs = (by_seed(runs[x], training_device_seconds) for x in (arm, reference))
+        own, theirs = (by_seed(runs[x], cost_seconds) for x in (arm, reference))
         each = _ratios(own, theirs, ratio.seeds)
         largest = max(largest, ratio.value, *each)
         axes.barh(row, ratio.value, height=0.55, color="0.75" if arm == reference else ORANGE, zorder=2)

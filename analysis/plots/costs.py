@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from analysis.costs import cost_ratio, on_commonest_hardware
 from analysis.frame import row_dicts
 from analysis.grid_runs import reference_of
-from analysis.load import Run, arm_of, by_arm, by_seed, finished, pretraining_hours, training_device_seconds
+from analysis.load import Run, arm_of, by_arm, by_seed, cost_seconds, finished, teacher_seconds, training_device_seconds
 from analysis.plots.style import (
     BLACK,
     COLOURS,
@@ -96,7 +96,8 @@ def _front(axes: Axes, group: Sequence[tuple[int, dict[str, Any]]], colour: str,
 def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """Device-hours of each arm's training: a teacher's pre-training, the baseline's own, and what the method adds.
 
-    The number beside a bar is the cost of the table of arms: training device-seconds over the reference's, by seed.
+    The number beside a bar is the cost of the table of arms: training device-seconds, its teacher's included, over the
+    reference's, by seed. What a longer or larger baseline takes is all its own.
     Of the trainings on the hardware that most ran on: hours of different hardware do not compare.
     """
     records = on_commonest_hardware(run.record for run in runs if run.record.status == "finished")
@@ -110,17 +111,17 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     figure = new_figure(layout.width, 1.4 + 0.3 * layout.row * len(rows))
     axes, longest = figure.subplots(), 0.0
     for height, arm in enumerate(reversed(rows)):
-        before = fmean(by_seed(runs_of[arm], pretraining_hours).values())
+        before = fmean(by_seed(runs_of[arm], teacher_seconds).values()) / 3600
         own, whole = (fmean(seconds[x].values()) / 3600 for x in (references[arm], arm))
         start = 0.0
-        parts = (before, min(own, whole), max(whole - own, 0.0))
+        no_method = all(x.experiment.method.name == "baseline" for x in runs_of[arm].values())
+        student = whole if no_method else min(own, whole)
+        parts = (before, student, whole - student)
         for width, (colour, hatch) in zip(parts, PARTS.values(), strict=True):
             axes.barh(height, width, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white")
             start += width
-        ratio = cost_ratio(runs_of[arm], runs_of[references[arm]], training_device_seconds)
-        text = with_unit(ratio.value if ratio else None, "x") + (
-            ", and the teacher's" if before and layout == WIDE else ""
-        )
+        ratio = cost_ratio(runs_of[arm], runs_of[references[arm]], cost_seconds)
+        text = with_unit(ratio.value if ratio else None, "x")
         beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(text, (start, height), **beside)
         longest = max(longest, start)
@@ -128,7 +129,7 @@ def cost_stack(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
         axes.barh([0], [0], color=colour, hatch=hatch, edgecolor="white", label=label)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8, ncols=layout.columns)
     label_rows(axes, list(reversed(rows)), layout)
-    axes.set_xlim(0, (1.45 if any(r.pretraining for r in records) else 1.15) * longest)
+    axes.set_xlim(0, 1.15 * longest)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     hours = hours_name("GPU" if on_gpu(r) else "CPU" for r in records)
     set_xlabel(axes, f"{hours} of training, mean over seeds (beside the bar: ratio to the baseline)", layout)

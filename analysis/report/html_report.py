@@ -40,6 +40,7 @@ from analysis.table_builders.names import GPU_HOURS, TIME_TO_TARGET, WITHOUT_GRI
 from analysis.table_builders.sweep_table import Sweep, main_table
 from analysis.teachers import teachers_text
 from analysis.templating import environment
+from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import summary
 from analysis.verdicts.split_gains import split_table
 from lgd.config.grids import NAMES, TABLES, grid
@@ -125,6 +126,8 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
     drawn = _figures(runs)
     teachers = teachers_text(records)
     failed = [x for x in records if x.status != "finished"]
+    # The verdict's: wider where a sweep is looked at several times.
+    confidence = asked(directory, records).confidence
     return {
         "title": f"{sweep.grid}: {grid(sweep.grid).title}" if sweep.grid in NAMES else directory.name,
         "presets": sorted({x.preset or "none" for x in records}),
@@ -134,7 +137,8 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "trained": trained_on(records),
         "words": words(records),
         "pretraining": any_pretraining(runs),
-        "results": _results(runs, sweep.arms),
+        "results": _results(runs, sweep.arms, confidence),
+        "confidence": f"{100 * confidence:.3g}%",
         "load": _load(records),
         "spread": step_spread_note(records),
         "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
@@ -184,12 +188,12 @@ def _what_ran(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _results(runs: Sequence[Run], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Gain over the baseline, and cost, of each arm: the first table of the page.
+def _results(runs: Sequence[Run], arms: Sequence[str], confidence: float) -> list[dict[str, Any]]:
+    """Gain over the baseline, and cost, of each arm: the first table of the page. confidence: of the intervals.
 
     In the order of ``arms``; those of a search by their gain, and no more than MOST_RESULTS.
     """
-    rows = [row for row in row_dicts(frontier(runs)) if row["gain"] is not None]
+    rows = [row for row in row_dicts(frontier(runs, confidence)) if row["gain"] is not None]
     order = {arm: i for i, arm in enumerate(arms) if not arm.startswith(SEARCHED)}
     rows.sort(key=lambda row: (order.get(row["arm"], len(order)), -row["gain"]))
     return [

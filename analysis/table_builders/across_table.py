@@ -58,6 +58,6 @@ def across_text(frame: pd.DataFrame) -> TextTable:
             "A task is a baseline on a data set. gain: interquartile mean over the runs of all tasks, points of AP over"
             " the baseline of the same seed. probability of improvement: that a run of the method beats one of the"
             f" baseline, mean over the tasks. {CONFIDENCE:.0%} bootstrap intervals, seeds drawn within tasks (Agarwal"
-            " et al., arXiv 2108.13264)."
+            " et al., arXiv 2108.13264); of few seeds a task they are too narrow."
         ],
     )

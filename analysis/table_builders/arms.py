@@ -17,6 +17,7 @@ from analysis.load import (
     by_arm,
     by_seed,
     check_data,
+    cost_seconds,
     finished,
     is_reproduction,
     other_load,
@@ -24,7 +25,6 @@ from analysis.load import (
     score,
     step_spread,
     teacher_ap,
-    training_device_seconds,
     training_seconds,
 )
 from analysis.render import (
@@ -60,7 +60,8 @@ def arms_table(
     - ``AP_difference_image_low``, ``AP_difference_image_high``: its bootstrap interval over images, only where
       ``images`` has any (see :func:`analysis.image_intervals.over_images`);
     - ``teacher_AP``: percent, only when any record has it;
-    - ``training_cost``: device-seconds of the training over the reference's, paired by seed;
+    - ``training_cost``: device-seconds of the training, its frozen teacher's included, over the reference's, paired by
+      seed;
     - ``training_seconds``: mean, wall clock;
     - ``other_load``: the part of the machine's cores that other work used meanwhile, the sweep's own other trials
       included, mean, 0 to 1, only when any record has it;
@@ -113,7 +114,7 @@ def _arm_row(
 ) -> dict[str, Any]:
     ap = by_seed(runs, score("AP"))
     difference = None if is_reference else paired_difference(ap, by_seed(reference, score("AP")))
-    cost = cost_ratio(runs, reference, training_device_seconds)
+    cost = cost_ratio(runs, reference, cost_seconds)
     image_low, image_high = images.get(arm, (None, None))
     return {
         "arm": arm,

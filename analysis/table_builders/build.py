@@ -22,6 +22,7 @@ from analysis.table_builders.paper_costs import costs, costs_text
 from analysis.table_builders.paper_scores import comparison, comparison_text
 from analysis.table_builders.time_to_target import time_to_target, time_to_target_text
 from analysis.table_builders.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH, tuning, tuning_text
+from analysis.teachers import shared_teacher_note, teacher_notes
 from analysis.variants import Variant, variants
 from analysis.verdicts.split_gains import split_table
 from lgd.config.arms import Grid
@@ -104,7 +105,8 @@ def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame,
         records = [run.record for run in variant.runs]
         images = over_images(variant.runs, arms, reference, resamples)
         frames.append(arms_table(records, arms, reference, images))
-        texts.append(arms_text(records, arms, reference, own.title, images))
+        text = arms_text(records, arms, reference, own.title, images)
+        texts.append(replace(text, notes=[*text.notes, *teacher_notes(records, arms), *shared_teacher_note(records)]))
     text = texts[0] if len(texts) == 1 else _stacked(texts, own)
     return pd.concat(frames, ignore_index=True), replace(text, notes=[*text.notes, *_left_out(others)])
 

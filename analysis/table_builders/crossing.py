@@ -18,6 +18,11 @@ from lgd.results.record import Record
 
 RESAMPLES = 2000
 
+MANY_SEEDS = 10
+"""A bootstrap over fewer seeds than these covers the truth less often than it says."""
+
+TOO_NARROW = ", too narrow for so few"
+
 FAR = 2.5
 """Neighbouring lengths, or costs, that differ by a larger factor are named where a crossing is read between them, and
 no AP at equal cost is (analysis/evidence/curves.py). Those of the grid ``schedule-length`` differ by 2."""
@@ -67,6 +72,7 @@ class Crossing:
                 f"{equal_cost}{self.arm} and {self.baseline}: no crossing up to {self._shown(self.longest)} {self.unit}"
                 f"{f' ({details})' if details else ''}; {self._lead()} ({seeds})."
             )
+        few = TOO_NARROW if self.seeds < MANY_SEEDS else ""
         behind, doubt = self.arm if self.ahead == self.baseline else self.baseline, self._doubt()
         interval = ""
         if self.low is not None and self.high is not None:
@@ -74,7 +80,7 @@ class Crossing:
         said = f"the mean of {behind} overtakes that of {self.ahead}" if doubt else f"{behind} overtakes {self.ahead}"
         line = (
             f"{equal_cost}{said} at {self._shown(self.at)} {self.unit}{interval}"
-            f"{f', interpolated between {compared}' if compared else ''}{doubt} ({seeds}, bootstrap over them)."
+            f"{f', interpolated between {compared}' if compared else ''}{doubt} ({seeds}, bootstrap over them{few})."
         )
         return line[0].upper() + line[1:] if doubt else line
 
@@ -95,7 +101,7 @@ class Crossing:
         if self.low is None or self.high is None or not math.isfinite(self.low):
             return ""
         ends = [f"{self._shown(x)} {self.unit}" if math.isfinite(x) else "none" for x in (self.low, self.high)]
-        return f"{CONFIDENCE:.0%} interval: {' to '.join(ends)}"
+        return f"{CONFIDENCE:.0%} bootstrap interval: {' to '.join(ends)}"
 
     def _lead(self) -> str:
         """Who is ahead at the last place, by the interval of the difference there: the mean alone tells nothing."""

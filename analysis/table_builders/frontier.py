@@ -22,11 +22,11 @@ from analysis.load import (
     by_seed,
     changes,
     check_data,
+    cost_seconds,
     gpu_hours,
     identity,
     score,
     seed_of,
-    training_device_seconds,
 )
 from analysis.render import TextTable, marks_note, number, with_interval, with_mark, with_unit
 from analysis.stats.differences import CONFIDENCE, paired_difference
@@ -64,18 +64,19 @@ class _Arm:
         return self.experiment.method.name == "baseline" or self.name == self.reference
 
 
-def frontier(runs: Sequence[Run]) -> pd.DataFrame:
+def frontier(runs: Sequence[Run], confidence: float = CONFIDENCE) -> pd.DataFrame:
     """AP against what it cost, a row an arm and setting, by data set, cheapest first. Columns:
 
     ``arm``, ``mark``, ``data``, ``device`` (GPU or CPU), ``seeds``, ``AP`` (percent, mean), ``gpu_hours``
     (device-hours, mean, a teacher's pre-training whole; of the seeds on the hardware that most of its data set's
     trainings ran on, where there are any), ``gain`` with ``gain_low`` and ``gain_high``, over ``pairs``
     pairs, and ``extra_hours`` (median), both over the arm's baseline and paired by seed; ``cost``: device-seconds of
-    the training over the baseline's, as in the table of arms; ``front``: no other arm on its data set has a higher AP
-    for the same hours or less (boolean); False for what did not run on that hardware.
+    the training, its frozen teacher's included, over the baseline's; ``front``: no other arm on its data set has a
+    higher AP for the same hours or less (boolean); False for what did not run on that hardware.
 
     An arm's baseline is its grid's reference in the same setting; where that was not trained, as after a search, the
-    baseline that differs from it by the method alone. Raises InputError for data of one name that is not the same.
+    baseline that differs from it by the method alone. confidence: of the gains' intervals. Raises InputError for data
+    of one name that is not the same.
     """
     check_data(run.record for run in runs)
     arms = _arms(runs)
@@ -84,7 +85,7 @@ def frontier(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for arm in arms:
         timed = {seed: x for seed, x in arm.records.items() if id(x) in comparable}
-        rows.append(_row(arm, baselines.of(arm), timed or arm.records) | {"front": bool(timed)})
+        rows.append(_row(arm, baselines.of(arm), timed or arm.records, confidence) | {"front": bool(timed)})
     _mark_front(row for row in rows if row["front"])
     rows.sort(key=lambda x: (x["data"], x["gpu_hours"], x["arm"], x["mark"]))
     return typed_frame(rows, COLUMNS)
@@ -182,13 +183,13 @@ def _without_method(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"method": Method()})
 
 
-def _row(arm: _Arm, baseline: _Arm | None, timed: Mapping[int, Record]) -> dict[str, Any]:
+def _row(arm: _Arm, baseline: _Arm | None, timed: Mapping[int, Record], confidence: float) -> dict[str, Any]:
     """``timed``: the arm's trainings whose hours are shown."""
     ap, hours = by_seed(arm.records, AP), by_seed(timed, gpu_hours)
     theirs: Mapping[int, Record] = baseline.records if baseline else {}
-    gain = paired_difference(ap, by_seed(theirs, AP))
+    gain = paired_difference(ap, by_seed(theirs, AP), confidence)
     extra = extra_cost(arm.records, theirs, gpu_hours)
-    cost = cost_ratio(arm.records, theirs, training_device_seconds)
+    cost = cost_ratio(arm.records, theirs, cost_seconds)
     return {
         "arm": arm.name,
         "mark": arm.label,
@@ -249,7 +250,7 @@ def frontier_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable
             f"{teachers}. gain: over the baseline of the same setting, or, where that was"
             " not trained, the one that differs by the method alone; paired by seed,"
             f" with its {CONFIDENCE:.0%} Student t interval from two seeds on.",
-            "cost: device-seconds of the training alone, over that baseline's.",
+            f"cost: device-seconds of the training{', its teacher included' * pretraining}, over that baseline's.",
             "on the front: no other arm on the same data has at least its AP for at most its hours.",
             *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
         ],

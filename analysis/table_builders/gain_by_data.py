@@ -32,11 +32,12 @@ class Row:
 
 def gains_by_data(records: Sequence[Record]) -> list[Row]:
     """A row for each method and backbone that was trained on several parts of the images, as its baseline was."""
-    images = {arm_of(x): x.data.get("train_images") for x in records}
+    # A training that failed early has not counted them.
+    images = {arm_of(x): x.data["train_images"] for x in records if "train_images" in x.data}
     ours = {arm_of(x): x.ours for x in records}
     found = []
     for base, arm in pairs(data_curves(records)):
-        whole = images[base.arms[max(base.points)]]
+        whole = images.get(base.arms[max(base.points)])
         if not isinstance(whole, int):
             continue
         count = {fraction: round(whole * fraction) for fraction in base.points}

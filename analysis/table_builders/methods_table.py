@@ -14,6 +14,7 @@ from analysis.grid_runs import as_shown, nearest_preset
 from analysis.load import Run, arm_of, by_seed, check_data, finished, gpu_hours, score
 from analysis.render import MISSING, TextTable, number, with_interval
 from analysis.stats.differences import CONFIDENCE, paired_difference
+from analysis.teachers import shared_teacher_note
 from analysis.variants import Variant, variants
 from lgd.config.arms import Arm, Grid
 from lgd.config.grids import grid
@@ -158,7 +159,7 @@ def _notes(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> list[str]:
         "inherited: what of the student starts from the teacher's weights here, and in the authors' own trainings.",
     ]
     if kept:
-        notes.append(f"Preset {kept[0].record.preset}.")
+        notes += [f"Preset {kept[0].record.preset}.", *shared_teacher_note([run.record for run in kept])]
     if others:
         notes.append(f"Left out: runs of preset {' / '.join(others)}.")
     weights = [f"{x['arm']} {x['distill_weight']:g}" for x in row_dicts(frame) if x["distill_weight"] not in (None, 1)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.costs import on_like_hardware
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import GridRuns, mark_of, on_same_data, records_of, runs_of_grid
 from analysis.load import Run, by_seed, gpu_hours, pretraining_hours
@@ -40,7 +41,8 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
     ``skipped``.
 
     Hours are device-hours of all phases. overall: with the whole pre-training of a teacher; "shared" ones count it
-    divided by the runs that use it. method-specific: overall less the baseline's, paired by seed.
+    divided by the runs that use it. method-specific: overall less the baseline's, paired by
+    seed, and as every ratio of the seeds that both ran on like hardware.
     """
     known, found = paper().tables[table], runs_of_grid(runs, table)
     reported = {(x.training, x.metric): x.value for x in known.cells}
@@ -75,11 +77,11 @@ def _quantities(
     setting = found.setting(arm.name)
     ours, is_baseline = found.runs_of(arm.name, setting), arm.name == arm.reference
     fgfi = next(x for _, x in found.trainings if x.method == "fgfi")
+    records = records_of(ours)
     base, of_fgfi = (
-        by_seed(records_of(on_same_data(ours, found.runs_of(x, setting))), gpu_hours)
+        _on_like_hardware(records, records_of(on_same_data(ours, found.runs_of(x, setting))))
         for x in (arm.reference, fgfi.name)
     )
-    records = records_of(ours)
     overall = by_seed(records, gpu_hours)
     difference = None if is_baseline else paired_difference(overall, base)
     specific = difference.mean if difference else None
@@ -105,6 +107,11 @@ def _quantities(
     yield _Quantity("below FGFI's method-specific", "%", _percent_below(own, fgfi_own), _percent_below(mine, theirs))
 
 
+def _on_like_hardware(ours: Mapping[int, Record], others: Mapping[int, Record]) -> Mapping[int, float]:
+    """Hours of the others by seed, of those that ran on the hardware of ours: other hours do not compare."""
+    return by_seed(on_like_hardware(ours, others)[1], gpu_hours)
+
+
 def _pretraining(record: Record) -> float | None:
     return pretraining_hours(record) if record.pretraining and record.pretraining.hours_known else None
 
@@ -118,8 +125,8 @@ def _overall_shared(record: Record) -> float | None:
 
 
 def _percent_below(a: float | None, b: float | None) -> float | None:
-    """How far ``a`` lies below ``b``, percent of ``b``."""
-    return 100 * (1 - a / b) if a is not None and b else None
+    """How far ``a`` lies below ``b``, percent of ``b``; None for a ``b`` that is no cost."""
+    return 100 * (1 - a / b) if a is not None and b is not None and b > 0 else None
 
 
 def _mean(values: Mapping[int, float]) -> float | None:

@@ -16,7 +16,7 @@ from analysis.render import TextTable
 from analysis.table_builders.arms import arms_text
 from analysis.table_builders.build import ARMS_TABLES, build
 from analysis.table_builders.tuning_tables import LEARNING_RATE
-from analysis.teachers import arms_with_teacher, teacher_notes
+from analysis.teachers import arms_with_teacher, shared_teacher_note, teacher_notes
 from lgd.config.experiment import split_assignment
 from lgd.config.grids import NAMES, TABLES, grid
 from lgd.config.presets import BUILT_IN_DETECTORS, built_in_settings
@@ -51,8 +51,10 @@ def main_table(runs: Sequence[Run], sweep: Sweep) -> TextTable:
     if sweep.grid in NAMES and sweep.grid != LEARNING_RATE and not is_search:
         rates += one_rate_note(records, sweep.grid)
     weights = weight_notes(records)
-    teachers = teacher_notes(records, arms_with_teacher(records))
-    return replace(table, notes=[*table.notes, *rates, *weights, *teachers, *sweep.not_run])
+    teachers = [*teacher_notes(records, arms_with_teacher(records)), *shared_teacher_note(records)]
+    return replace(
+        table, notes=[*table.notes, *rates, *weights, *(x for x in teachers if x not in table.notes), *sweep.not_run]
+    )
 
 
 def one_rate_note(records: Iterable[Record], name: str) -> list[str]:

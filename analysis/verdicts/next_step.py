@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -104,10 +104,19 @@ def _more_seeds(found: Sequence[Verdict], sweep: SoFar) -> Step | None:
     seeds = max(spec.seeds + max(x.more_seeds or 0 for x in still_open), FEW_SEEDS)
     if seeds > MOST_SEEDS:
         return None
-    missing = (
-        max(seeds - len(of_arm), 0) * fmean(map(_device_seconds, of_arm)) for of_arm in by_arm(sweep.records).values()
-    )
+    missing = _missing(spec, seeds, sweep)
     return Step(command_of(spec.model_copy(update={"seeds": seeds, "looks": ()}), sweep.place), sweep.seconds(missing))
+
+
+def _missing(spec: SweepSpec, seeds: int, sweep: SoFar) -> Iterator[float]:
+    """Device-seconds of the trainings of ``seeds`` seeds that there are not yet. An arm that was not begun takes what
+    it follows from, or what the others did."""
+    took = {arm: [_device_seconds(x) for x in of] for arm, of in by_arm(sweep.records).items()}
+    every = [x for of in took.values() for x in of]
+    for arm in spec.whole_grid.arms:
+        if arm.name in spec.arms and every:
+            each = fmean(took.get(arm.name) or took.get(arm.time_budget_from) or every)
+            yield max(seeds - len(took.get(arm.name, [])), 0) * each
 
 
 def _equal_cost(found: Sequence[Verdict], sweep: SoFar) -> Step | None:

@@ -12,6 +12,7 @@ from analysis.rates import Curve, pairs, rate_curves
 from analysis.stats.differences import CONFIDENCE
 from analysis.stats.sequential import confidence_at_each_look
 from lgd.config.arms import Grid
+from lgd.config.experiment import Experiment
 from lgd.config.extra_arms import again, questioned
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -110,11 +111,24 @@ def _mean(records: Iterable[Record]) -> float:
 
 def without_imitation(records: Sequence[Record], arm: str) -> str:
     """The arm that is ``arm`` but for its distillation loss, whose weight is 0; "" where it was not trained."""
-    own = next((identity(x.experiment) for x in records if arm_of(x) == arm), None)
-    if own is None or not getattr(own.method, "distill_weight", 0.0):
-        return ""
-    wanted = own.model_copy(update={"method": own.method.model_copy(update={"distill_weight": 0.0})})
-    return next((arm_of(x) for x in records if identity(x.experiment) == wanted), "")
+    return all_without_imitation(records).get(arm, "")
+
+
+def all_without_imitation(records: Sequence[Record]) -> dict[str, str]:
+    """The same of every arm that has one, in the order of the records. A search has thousands of arms."""
+    own: dict[str, Experiment] = {}
+    named: dict[Experiment, str] = {}
+    for record in records:
+        experiment, arm = identity(record.experiment), arm_of(record)
+        own.setdefault(arm, experiment)
+        named.setdefault(experiment, arm)
+    found = {}
+    for arm, experiment in own.items():
+        if getattr(experiment.method, "distill_weight", 0.0):
+            method = experiment.method.model_copy(update={"distill_weight": 0.0})
+            if without := named.get(experiment.model_copy(update={"method": method})):
+                found[arm] = without
+    return found
 
 
 def _at_best_rates(question: Question, records: Sequence[Record], curves: Sequence[Curve]) -> Question:

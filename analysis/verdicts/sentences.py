@@ -11,6 +11,7 @@ from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score
 from analysis.render import over_seeds, points, with_unit
 from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
+from analysis.stats.power import MOST_SEEDS
 from analysis.verdicts.across import lines as across_lines
 from analysis.verdicts.across import short_name
 from analysis.verdicts.next_step import next_step
@@ -41,13 +42,19 @@ def numbers(verdict: Verdict) -> str:
     parts = [f"{question.arm}{over}: {points(gain)} over {_seeds(gain.n)}{_cost(verdict)}"]
     if verdict.equal_cost:
         parts.append(
-            f"{_same_cost(verdict)} on longer training of {question.reference}: {over_seeds(verdict.equal_cost)}"
+            f"{_same_cost(verdict)} on longer training of {question.reference}: {_counted(verdict.equal_cost, gain)}"
         )
     if verdict.bigger:
-        parts.append(f"on a bigger backbone: {over_seeds(verdict.bigger)}")
+        parts.append(f"on a bigger backbone: {_counted(verdict.bigger, gain)}")
     if verdict.margin:
-        parts.append(f"{question.arm} over longer training: {over_seeds(verdict.margin)}")
+        parts.append(f"{question.arm} over longer training: {_counted(verdict.margin, gain)}")
     return f"{'; '.join(parts)}."
+
+
+def _counted(found: Difference, gain: Difference) -> str:
+    """A difference, with its number of seeds where the gain is over another."""
+    text = over_seeds(found)
+    return text if found.n in (1, gain.n) else f"{text} ({_seeds(found.n)})"
 
 
 def conclusion(verdict: Verdict) -> str:
@@ -92,6 +99,11 @@ def reasons(verdict: Verdict) -> list[str]:
     if verdict.more_seeds is None:
         return [text]
     more = verdict.more_seeds
+    if found.n + more >= MOST_SEEDS:
+        return [
+            f"{text}; more than {MOST_SEEDS:,} seeds would be needed, as the {_seeds(found.n)} spread by"
+            f" {found.spread:.1f} AP"
+        ]
     return [
         f"{text}; about {more} more seed{'s' * (more != 1)} ({found.n + more} in all) would tell with 80% power, as the"
         f" {_seeds(found.n)} spread by {found.spread:.1f} AP"
@@ -128,7 +140,7 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
         lines.append(
             f"Looks planned after {', '.join(map(str, asked.looks))} seeds: each interval is one of"
             f" {asked.confidence:.1%}, so that a difference's intervals at all looks hold together with"
-            f" {CONFIDENCE:.0%}."
+            f" {CONFIDENCE:.0%}; those of tables and figures hold for one look."
         )
     return [x for x in lines if x]
 

@@ -12,7 +12,7 @@ from analysis.render import TextTable, difference_text, number
 from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
 from analysis.teachers import NEVER, arms_never_ahead, teacher_notes
 from analysis.templating import render_sentence
-from analysis.verdicts.questions import without_imitation
+from analysis.verdicts.questions import all_without_imitation
 from lgd.results.record import Record
 
 FEW_ARMS = 3
@@ -39,10 +39,8 @@ def split_gains(records: Sequence[Record]) -> list[SplitGain]:
     """One for each arm that was also trained without imitation, in the order of the records."""
     found, records_of = [], by_arm(records)
     own = {arm: by_seed(finished(of, arm), score("AP")) for arm, of in records_of.items()}
-    for arm, of in records_of.items():
-        without = without_imitation(records, arm)
-        if not without:
-            continue
+    for arm, without in all_without_imitation(records).items():
+        of = records_of[arm]
         reference = next((x for x in map(reference_of, of) if x in own and x != arm), "")
         teachers = by_seed(finished(of, arm), teacher_ap)
         found.append(

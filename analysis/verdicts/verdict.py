@@ -112,7 +112,12 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer.value if longer else None)
     obstacles = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal]
     remarks = _unpaid_teacher(runs[arm].values(), answer)
-    for name, other, favoured in ((arm, reference, ("worth it", "gain")), (reference, arm, ("not worth it",))):
+    sides: list[tuple[str, str, tuple[Answer, ...]]] = [
+        (arm, reference, ("worth it", "gain")), (reference, arm, ("not worth it",)),
+    ]  # fmt: skip
+    if margin is not None:
+        sides.append((question.equal_cost, arm, ("not worth it",)))
+    for name, other, favoured in sides:
         diverged, failed = _lost(records, name, runs[name], runs[other])
         # Those that diverged are not missing by chance: what is left favours this side.
         (obstacles if answer in favoured else remarks).extend(diverged)

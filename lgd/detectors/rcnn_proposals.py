@@ -39,6 +39,12 @@ class Candidates(NamedTuple):
     finite: Tensor
     """(), bool: whether all predicted boxes and scores are."""
 
+    def finite_alone(self) -> Candidates:
+        """Those whose box and score are finite; the others are not valid."""
+        good = self.boxes.isfinite().all(-1) & self.logits.isfinite()
+        boxes, logits = self.boxes.nan_to_num(0.0, 0.0, 0.0), self.logits.nan_to_num(0.0, 0.0, 0.0)
+        return Candidates(boxes, logits, self.valid & good, self.sizes, torch.ones_like(self.finite))
+
 
 class Proposals(NamedTuple):
     """The proposals of a batch, padded; each image's by score."""

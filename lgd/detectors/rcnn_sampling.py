@@ -23,6 +23,7 @@ from lgd import device_waits
 from lgd.detectors.batched import batched_iou, in_parts, match_anchors, pad_objects
 from lgd.detectors.rcnn_masks import RegionMasks
 from lgd.detectors.rcnn_proposals import Candidates, Proposals, choose_at_once, choose_by_image, find_candidates
+from lgd.distributed import ranks
 
 OBJECT_LOGIT = math.log((1 - 1e-10) / (1 - (1 - 1e-10)))
 """Objectness that detectron2 gives to an object that is appended to the proposals."""
@@ -131,7 +132,8 @@ def rpn_forward(
     """Proposals and losses, as detectron2's RPN returns them.
 
     heads: ROI heads with ``assign_regions``, the labels of whose regions are assigned here; None for others. Raises
-    FloatingPointError, as detectron2 does, when boxes or scores are not finite in training.
+    FloatingPointError, as detectron2 does, when boxes or scores are not finite in training. Of several workers one may
+    be alone with that, and the others would wait for it: there the losses are NaN, which ends all of them.
     """
     if not rpn.training:
         return type(rpn).forward(rpn, images, features, gt_instances)
@@ -145,12 +147,21 @@ def rpn_forward(
     labels_BR, gt_boxes = rpn.assign_anchors(anchors, gt_instances)
     with torch.no_grad():
         candidates = find_candidates(rpn, anchors, logits, deltas, images.image_sizes)
-        proposals, regions, (kept, *counts) = _propose(rpn, heads, candidates, labels_BR, gt_instances)
+        diverged = False
+        try:
+            proposals, regions, (kept, *counts) = _propose(rpn, heads, candidates, labels_BR, gt_instances)
+        except FloatingPointError:
+            if ranks.world_size() == 1:
+                raise
+            diverged, candidates = True, candidates.finite_alone()
+            proposals, regions, (kept, *counts) = _propose(rpn, heads, candidates, labels_BR, gt_instances)
         gt_labels = [
             torch.full_like(labels_R, -1).scatter_(0, positive, 1).scatter_(0, negative, 0)
             for labels_R, (positive, negative) in zip(labels_BR, draw(labels_BR, counts[:2], rpn, 0), strict=True)
         ]
     losses = rpn.losses(anchors, logits, gt_labels, deltas, gt_boxes)
+    if diverged:
+        losses = {name: x * math.nan for name, x in losses.items()}
     found = proposals.instances(images.image_sizes, kept)
     return found if regions is None else LabelledProposals(found, regions, counts[2:]), losses
 

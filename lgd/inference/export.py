@@ -85,8 +85,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _image(student: TrainedStudent, path: Path | None) -> Pixels:
-    """The image to check on: that of ``path``, else the first validation image, else noise where the data is gone."""
+    """The image to check on: that of ``path``, else the validation image with the most objects, else noise where the
+    data is gone."""
     import json
+    from collections import Counter
 
     import numpy as np
 
@@ -98,7 +100,8 @@ def _image(student: TrainedStudent, path: Path | None) -> Pixels:
     try:
         layout = load_dataset(student.description.experiment.data).layout
         contents = json.loads(layout.val_json.read_bytes())
-        return read_image(layout.val_images / contents["images"][0]["file_name"])
+        objects = Counter(x["image_id"] for x in contents.get("annotations", ()))
+        return read_image(layout.val_images / max(contents["images"], key=lambda x: objects[x["id"]])["file_name"])
     except InputError as error:
         print(f"note: checked on noise, for the training's data cannot be read ({error})", file=sys.stderr)
     side = student.description.preprocessing.min_size

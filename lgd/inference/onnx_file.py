@@ -82,6 +82,8 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
         _export(network, image, temporary, any_size=True)
         difference = _difference(network, temporary, image)
         sizes = "of any size"
+        with torch.no_grad():
+            count = len(network(image)[1])
         if difference or _difference(network, temporary, other):
             _export(network, image, temporary, any_size=False)
             difference = _difference(network, temporary, image)
@@ -89,8 +91,11 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
         if difference:
             raise InputError(f"the ONNX file does not compute what the detector does: {difference}")
         _describe(temporary, student)
-    with torch.no_grad():
-        count = len(network(image)[1])
+    if not count:
+        return (
+            f"takes images {sizes}; torch and onnxruntime find no object in the image that it was checked on, which"
+            " says little: --image FILE names one with objects"
+        )
     return f"takes images {sizes}; onnxruntime finds the {count} objects that torch finds"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,6 +21,7 @@ from lgd.methods.feature_capture import (
     inject_features,
     patched_method,
 )
+from lgd.methods.norm_statistics import SecondStatistics, tracking_norms
 from lgd.methods.shared_head import TwoForwardPasses
 from lgd.methods.teacher_watch import TeacherWatch
 
@@ -126,6 +127,9 @@ class Distiller(TrainingModel):
         self.joint_head = joint_head
         self.cache_targets = cache_targets
         self.channel_adapters = channel_adapters
+        # A head with batch norms is seldom: without, nothing is added to what is trained and saved.
+        norms = tracking_norms(student, self._backbone) if cast(Teacher, teacher).uses_student_head else []
+        self.second_statistics = SecondStatistics(norms) if norms else None
         self._watch = TeacherWatch() if cast(Teacher, teacher).uses_student_head else None
 
     @property
@@ -169,6 +173,7 @@ class Distiller(TrainingModel):
             with (
                 storage.name_scope("instructive"),
                 inject_features(self._backbone, passes.teacher_features),
+                self._own_statistics(),
                 passes.second(),
             ):
                 instructive = self.student(batch)
@@ -184,8 +189,15 @@ class Distiller(TrainingModel):
                 features = self.channel_adapters.to_width(features)
             losses["loss_distill"] = self.distill_weight * distance(features, compared, instances, capture.image_size)
         else:
-            losses["loss_distill"] = self._zero_loss()
+            losses["loss_distill"] = self._zero_loss(self.distance)
+        if self.channel_adapters is not None:
+            # Of a level that the head does not read one convolution has no other gradient.
+            losses["loss_distill"] = losses["loss_distill"] + self._zero_loss(self.channel_adapters)
         return losses
+
+    def _own_statistics(self) -> AbstractContextManager[None]:
+        """Inside, the head's batch norms keep statistics of the teacher's features beside those of the student's."""
+        return nullcontext() if self.second_statistics is None else self.second_statistics.used()
 
     def _teach(self, capture: FeatureCapture, instances: Sequence[Any]) -> tuple[Features, Features]:
         """The teacher's features as the student's head reads them, and as the distance compares them."""
@@ -196,10 +208,10 @@ class Distiller(TrainingModel):
         compared = teacher(capture.replaced(adapters.to_width(capture.features)), instances)
         return adapters.to_levels(compared), compared
 
-    def _zero_loss(self) -> Tensor:
-        """Zero, with a zero gradient for each of the distance's parameters: DDP waits for all of them."""
+    def _zero_loss(self, part: nn.Module) -> Tensor:
+        """Zero, with a zero gradient for each parameter of ``part``: DDP waits for all of them."""
         zero = torch.zeros((), device=self.device)
-        for parameter in self.distance.parameters():
+        for parameter in part.parameters():
             zero = zero + parameter.flatten()[:0].sum()
         return zero
 
@@ -222,7 +234,7 @@ class Distiller(TrainingModel):
                 found = forward(batch)
             on_student(batch, found)
             features, _ = self._teach(capture, [x["instances"] for x in batch])
-            with inject_features(self._backbone, features):
+            with inject_features(self._backbone, features), self._own_statistics():
                 return forward(batch)
 
         with patched_method(self.student, "forward", detect):

@@ -14,6 +14,9 @@ from lgd.errors import InputError
 BACKBONE = "backbone."
 """Prefix of the names of a detector's pyramid and of the network below it."""
 
+PREPROCESSING = ("pixel_mean", "pixel_std")
+"""What the student's own bottom-up network was trained with, and the teacher's with its own."""
+
 
 def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) -> None:
     """Give the student's FPN, or its FPN and head, the values of ``weights``, a detector's state dict.
@@ -27,7 +30,7 @@ def inherit(student: nn.Module, weights: Mapping[str, Tensor], what: Inherit) ->
     if below is None:
         raise InputError(f"method.inherit={what}: the pyramid of a {type(student).__name__} is not known from the rest")
     pyramid = [x for x in own if x.startswith(BACKBONE) and not x.startswith(f"{below}.")]
-    head = [x for x in own if not x.startswith(BACKBONE)] if what == "fpn_and_head" else []
+    head = [x for x in own if not x.startswith(BACKBONE) and x not in PREPROCESSING] if what == "fpn_and_head" else []
     names = [*pyramid, *head]
     for name in names:
         found = weights.get(name)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Detector, Experiment
 from lgd.data.dataset import DataSet
 from lgd.detectors import build_detector
 from lgd.detectors.initial_weights import initial_weights, load_initial_weights
@@ -79,6 +80,23 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
+@torch.no_grad()
+def _load(detector: nn.Module, settings: Detector) -> list[str]:
+    """Load the teacher's weights; the layers that keep their own.
+
+    Such is one whose shape follows the number of classes, when that is another one. Values do not tell: what builds the
+    detector may have loaded the same ones, in layers that are frozen.
+    """
+    before = {name: x.clone() for name, x in detector.named_parameters()}
+    for parameter in detector.parameters():
+        parameter.fill_(torch.nan)
+    load_initial_weights(detector, settings)
+    left = [name for name, x in detector.named_parameters() if x.isnan().all()]
+    for name in left:
+        detector.get_parameter(name).copy_(before[name])
+    return [name for name in left if before[name].dim() > 1]
+
+
 def _evaluated(experiment: Experiment, dataset: DataSet, share: float) -> dict[str, Any]:
     """AP of the teacher, and device-seconds of the evaluation."""
     started, method = time.perf_counter(), experiment.given_teacher
@@ -87,10 +105,7 @@ def _evaluated(experiment: Experiment, dataset: DataSet, share: float) -> dict[s
     with process_settings(experiment), quiet_libraries():
         torch.manual_seed(experiment.seed)
         detector = build_detector(settings, len(dataset.class_names), experiment.data)
-        before = {name: x.clone() for name, x in detector.state_dict().items()}
-        load_initial_weights(detector, settings)
-        # A layer whose shape follows the number of classes keeps its random weights when that is another one.
-        left = [n for n, x in detector.named_parameters() if x.dim() > 1 and torch.equal(x, before[n])]
+        left = _load(detector, settings)
         score = None
         if not left:
             model = move_to_device(detector, experiment.model_copy(update={"compile": False}), device)

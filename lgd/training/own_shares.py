@@ -14,6 +14,7 @@ from torch import nn
 from lgd.distributed import shares
 from lgd.distributed.shares import Counted
 from lgd.errors import InputError
+from lgd.methods.feature_capture import running_state, set_running_state
 from lgd.training import checkpoint
 from lgd.training.device import seed_everything
 
@@ -79,24 +80,25 @@ class OwnShares:
             return
         checkpoint.set_random_state(self._random[i])
         # Running statistics are those of the first share: the main process's are kept (ranks.broadcast_buffers).
-        before = None if i == 0 and self._counted is not None else _copied_buffers(self._model)
+        before = None if i == 0 and self._counted is not None else _running(self._model)
         try:
             with shares.computing_share(self._counted, first=i == 0):
                 yield
         except shares.NotCountedError:
-            _restore_buffers(self._model, before or ())
+            if before is not None:
+                _restore(self._model, before)
             raise
         self._random[i] = checkpoint.random_state()
         if i > 0 and before is not None:
-            _restore_buffers(self._model, before)
+            _restore(self._model, before)
 
     @contextmanager
     def _without_traces(self) -> Iterator[None]:
-        """What is logged inside is dropped, and buffers are as before afterwards."""
-        before = _copied_buffers(self._model)
+        """What is logged inside is dropped, and buffers and running numbers are as before afterwards."""
+        before = _running(self._model)
         with EventStorage(get_event_storage().iter):
             yield
-        _restore_buffers(self._model, before)
+        _restore(self._model, before)
 
 
 def _share_seed(seed: int, share: int, start: int) -> int:
@@ -115,12 +117,14 @@ def check_norms(model: nn.Module) -> None:
         )
 
 
-def _copied_buffers(model: nn.Module) -> list[torch.Tensor]:
-    return [x.clone() for x in model.buffers()]
+def _running(model: nn.Module) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """What a forward pass may move: buffers, and numbers beside them."""
+    return [x.clone() for x in model.buffers()], running_state(model)
 
 
-def _restore_buffers(model: nn.Module, values: Sequence[torch.Tensor]) -> None:
-    if values:
-        with torch.no_grad():
-            for buffer, value in zip(model.buffers(), values, strict=True):
-                buffer.copy_(value)
+def _restore(model: nn.Module, before: tuple[list[torch.Tensor], dict[str, Any]]) -> None:
+    buffers, numbers = before
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    set_running_state(model, numbers)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lgd.config.experiment import Experiment
 from lgd.distributed import ranks, shares
@@ -72,7 +73,7 @@ class TrainingState:
         Raises InputError when the checkpoint is another training's, or when the workers do not see the same one.
         """
         fingerprint = self.built.fingerprint
-        self._running_before = [running_state(x) for x in trained_detectors(self.built.model)]
+        self._running_before = _running_states(self.built.model)
         found = ranks.run_on_all_ranks(
             lambda: checkpoint.latest(self.directory, self.experiment, fingerprint),
             # Elsewhere its directory is another disk's (lgd/training/node_disks.py).
@@ -111,12 +112,13 @@ class TrainingState:
         built = self.built
         built.model.load_state_dict(state["model"])
         running = [state["running"], *state.get("running_of_others", [])]
-        for detector, values in zip(trained_detectors(built.model), running, strict=True):
+        # Checkpoints of an earlier version have those of the detectors alone.
+        for module, values in zip([*trained_detectors(built.model), built.model], running, strict=False):
             # A mean over the shares: of more shares of the same batch it is smaller.
             per_share = len(state["random"]) / shares.count()
             fits = {name: x * per_share if name == ranks.LOSS_NORMALIZER else x for name, x in values.items()}
             set_running_state(
-                detector, {k: x.to(built.device) if isinstance(x, torch.Tensor) else x for k, x in fits.items()}
+                module, {k: x.to(built.device) if isinstance(x, torch.Tensor) else x for k, x in fits.items()}
             )
         built.optimizer.load_state_dict(state["optimizer"])
         match_state_layout(built.optimizer)
@@ -175,11 +177,11 @@ class TrainingState:
             self.writer.save(self.directory, step, self.experiment, built.fingerprint, self.commit, state=state)
 
     def _running(self) -> list[dict[str, Any]]:
-        """The numbers of each detector that have changed since it was built, and those that it has itself."""
-        now = [running_state(x) for x in trained_detectors(self.built.model)]
+        """The numbers of each detector that have changed since it was built, and those that it has itself; then those
+        of what trains it."""
         return [
             {name: x for name, x in of.items() if "." not in name or x != before.get(name)}
-            for of, before in zip(now, self._running_before, strict=True)
+            for of, before in zip(_running_states(self.built.model), self._running_before, strict=True)
         ]
 
     def totals(self) -> dict[str, Any]:
@@ -205,6 +207,17 @@ class TrainingState:
     def _joules_of_others(self, totals: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Joules of all workers but the main one, in this attempt and those before. totals: each worker's."""
         return _merge(sum, [self._others_joules, *(x["joules"] for x in totals[1:])])
+
+
+def _running_states(model: nn.Module) -> list[dict[str, Any]]:
+    """The numbers outside parameters and buffers of each detector, and of what trains it, where that is more."""
+    detectors = trained_detectors(model)
+    found = [running_state(x) for x in detectors]
+    if model in detectors:
+        return found
+    of_detectors = {name for x in detectors for name, module in model.named_modules() if module is x}
+    others = running_state(model)
+    return [*found, {k: x for k, x in others.items() if not any(k.startswith(f"{name}.") for name in of_detectors)}]
 
 
 def _by_share(of_workers: Sequence[Sequence[Any]]) -> list[Any]:

@@ -12,6 +12,7 @@ from lgd.config.phases import Phases
 from lgd.methods.class_scores import capture_scores, divergence, other_logits
 from lgd.methods.distiller import TrainingModel
 from lgd.methods.feature_capture import capture_features
+from lgd.methods.norm_statistics import statistics_kept, tracking_norms
 
 
 class MutualLearning(TrainingModel):
@@ -48,7 +49,9 @@ class MutualLearning(TrainingModel):
         if own_scores.dense is not None and their_scores.dense is not None:
             of_student, of_peer = own_scores.dense.logits, their_scores.dense.logits
         else:
-            with torch.no_grad():
+            # Each one's head reads what the other has sampled, which is no part of what it is trained on.
+            norms = [*tracking_norms(student), *tracking_norms(peer)]
+            with torch.no_grad(), statistics_kept(norms):
                 of_peer = other_logits(peer, theirs.features, own_scores)
                 of_student = other_logits(student, own.features, their_scores)
         losses["loss_distill"] = self.weight * divergence(own_scores, of_peer, self.temperature)

@@ -64,6 +64,9 @@ class LabelNetwork(Backbone):
         self.stem = nn.Conv2d(num_classes, width, STEM_SIZE, stride=2, padding=STEM_SIZE // 2)
         self.stages = nn.ModuleDict()
         for stride, blocks in BLOCKS.items():
+            if stride > max(by_stride):
+                # Nobody would read it.
+                break
             count = counts[stride]
             self.stages[f"stride{stride}"] = nn.Sequential(
                 *(Bottleneck(width if i == 0 else count, count, 2 if i == 0 else 1) for i in range(blocks))

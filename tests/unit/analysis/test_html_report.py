@@ -28,10 +28,13 @@ from analysis.plots.scores import gains
 from analysis.plots.style import STYLE, has_hollow_bars
 from analysis.report.examples import CACHE, WIDTH, _draw, _hits, examples
 from analysis.report.html_report import _results, write_page
+from analysis.stats.differences import CONFIDENCE
 from analysis.table_builders.arms import arms_table
 from analysis.table_builders.sweep_table import Sweep, sweep_of
+from analysis.verdicts.questions import asked
+from analysis.verdicts.verdict import verdicts
 from lgd.config.experiment import Experiment
-from lgd.results.record import Contention, load
+from lgd.results.record import Contention, Pretraining, load
 from lgd.results.sweep_spec import SweepSpec
 from tests.conftest import once_per_run
 from tests.helpers_data import edit_json, write_coco
@@ -172,12 +175,25 @@ def test_examples_are_of_one_pair_and_made_once(results: Path) -> None:
 
 
 def test_one_number_of_cost_everywhere(results: Path) -> None:
-    """In the results, in the table of arms and in the figure: the training's, evaluations left out."""
+    """In the results, in the table of arms and in the figure: the training's and its teacher's, without evaluations."""
+    teacher = Pretraining.model_validate(
+        {"fingerprint": "0", "backbone": "r101", "steps": 9, "AP": 40.0, "reused": False,
+         "device_seconds": {"training": 500.0, "evaluation": 70.0}}
+    )  # fmt: skip
     runs = [x for x in load_runs(results) if x.record.experiment.method.name in ("baseline", "lgd")]
-    (row,) = _results(runs, [])
+    runs = [
+        x._replace(record=x.record.model_copy(update={"pretraining": teacher}))
+        if x.record.experiment.method.name == "lgd"
+        else x
+        for x in runs
+    ]
+    (row,) = _results(runs, [], CONFIDENCE)
     names = ("RetinaNet R-50 2x ms baseline", "RetinaNet R-50 2x ms LGD")
     costs = arms_table([x.record for x in runs], names, names[0]).set_index("arm")["training_cost"].to_dict()
     assert row["cost"] == f"{costs[names[1]]:.2f}x"
+    (verdict,) = verdicts([x.record for x in runs], asked(results, [x.record for x in runs]))
+    assert row["cost"] == f"{verdict.cost:.2f}x"
+    assert costs[names[1]] > 3
     with mpl.rc_context(STYLE):
         figure = cost_stack(runs)
         arms = _arms([x.record for x in runs], names, names[0])
@@ -188,7 +204,7 @@ def test_one_number_of_cost_everywhere(results: Path) -> None:
 
 def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
     runs = [Run(make_record(arm, 0, ap, 10.0), Path("/r")) for arm, ap in (("baseline", 20.0), ("LGD", 29.0))]
-    (row,) = _results(runs, [])
+    (row,) = _results(runs, [], CONFIDENCE)
     assert (row["gain"], row["interval"], row["verdict"]) == ("+9.0", "", "one seed: decides nothing")
     with mpl.rc_context(STYLE):
         figure = gains(runs)
@@ -199,6 +215,16 @@ def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
         assert more is not None
         assert (has_hollow_bars(figure), has_hollow_bars(more)) == (True, False)
         assert more.axes[0].patches[0].get_facecolor() != (1.0, 1.0, 1.0, 1.0)
+
+
+def test_intervals_of_the_results_are_as_wide_as_the_verdicts(make_record: MakeRecord) -> None:
+    """Of a sweep that is looked at several times they are wider, and "more" may be no answer yet."""
+    gains_of = (0.1, 1.5, 2.9)
+    runs = [Run(make_record("baseline", seed, 20.0, 10.0), Path("/r")) for seed in range(3)]
+    runs += [Run(make_record("LGD", seed, 20.0 + x, 10.0), Path("/r")) for seed, x in enumerate(gains_of)]
+    for confidence, verdict in ((0.6, "more"), (CONFIDENCE, "within noise")):
+        (row,) = _results(runs, [], confidence)
+        assert row["verdict"] == verdict
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from analysis.load import load_runs
 from analysis.render import markdown
 from analysis.table_builders.build import build
 from analysis.table_builders.methods_table import methods_table, methods_text
+from analysis.teachers import shared_teacher_note
 from lgd.config.grids import experiment_of, grid
 from lgd.config.presets import NANO
 from lgd.results.record import Pretraining, Record, Scores
@@ -90,3 +91,17 @@ def test_weights_that_are_not_the_methods_own_are_told(tmp_path: Path) -> None:
     assert wanted in text.notes
     # Hours of seconds are not all zero.
     assert [row[4] for row in text.rows[:2]] == ["0.001", "0.002"]
+
+
+def test_a_teacher_of_all_seeds_is_said(runs: Any) -> None:
+    """Its chance is in no interval; of one seed, or of a teacher each, there is nothing to say."""
+    note = "One teacher for all seeds, so no interval holds what another teacher would change: "
+    records = [x.record for x in runs]
+    assert shared_teacher_note(records) == [f"{note}MGD, PKD."]
+    assert any(note in x for x in build("methods", runs)[1].notes)
+    assert shared_teacher_note([x for x in records if x.experiment.seed == 0]) == []
+    each = [
+        x.model_copy(update={"pretraining": _teacher(fingerprint=str(x.experiment.seed))}) if x.pretraining else x
+        for x in records
+    ]
+    assert shared_teacher_note(each) == []

@@ -13,6 +13,7 @@ from analysis.verdicts.next_step import MOST_SEEDS, ON_YOUR_DATA, Step, next_ste
 from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import summary
 from analysis.verdicts.verdict import verdicts
+from lgd.config.extra_arms import ExtraArms
 from lgd.config.presets import preset
 from lgd.config.tuning_grids import LENGTH_FACTORS
 from lgd.results.record import EvaluationPoint, Record, Scores
@@ -53,14 +54,18 @@ def _described(directory: Path, grid: str = "components", **changes: Any) -> Pat
 
 def test_too_few_seeds_come_before_another_grid(make_record: MakeRecord, tmp_path: Path) -> None:
     """LGD's teacher never led, which a longer training may mend; of the other arm one seed tells nothing."""
-    directory = _described(tmp_path, seeds=1)
+    arms = ["baseline", "LGD", RESIDUAL]
+    directory = _described(tmp_path, seeds=1, arms=",".join(arms))
     records = [
         *_arm(make_record, "baseline", (30.0,)),
         *_arm(make_record, "LGD", (28.0,), teacher=20.0),
         *_arm(make_record, RESIDUAL, (32.0,), teacher=40.0),
     ]
     step = _next(records, directory)
-    assert step.command == (f"python ablations/run.py --grid components --preset nano --seeds 3 --output {directory}")
+    assert step.command == (
+        f"python ablations/run.py --grid components --preset nano --seeds 3 --arms 'baseline,LGD,{RESIDUAL}' --output"
+        f" {directory}"
+    )
     # All three ran at once. Two more seeds of three arms, two minutes each, three at a time.
     assert step.takes == "about 4 minutes here"
     assert summary(records, directory).lines[-1] == f"next: {step.command}  # about 4 minutes here"
@@ -172,8 +177,23 @@ def test_without_measured_device_seconds_no_time_is_told(make_record: MakeRecord
     assert ("--seeds 3" in step.command, step.seconds) == (True, None)
 
 
+def test_arms_that_were_not_begun_take_time_too(make_record: MakeRecord, tmp_path: Path) -> None:
+    """A longer baseline what its arm took, others what all took on average."""
+    longer = ExtraArms(equal_cost=("longer",))
+    directory = _described(tmp_path, seeds=1, arms="baseline,LGD", extra=longer)
+    records = [
+        x.model_copy(update={"started": "yesterday"})
+        for arm in ("baseline", "LGD")
+        for x in _arm(make_record, arm, (30.0,))
+    ]
+    slower = {"device_seconds": {"training": 360.0}}
+    records = [x.model_copy(update=slower) if x.arm == "LGD" else x for x in records]
+    # Two more seeds of a baseline of 120 s and of LGD of 360 s, three of the longer baseline.
+    assert _next(records, directory).seconds == pytest.approx(2 * 120 + 2 * 360 + 3 * 360)
+
+
 def test_times_that_cannot_be_read_count_as_one_after_the_other(make_record: MakeRecord, tmp_path: Path) -> None:
-    directory = _described(tmp_path, seeds=1)
+    directory = _described(tmp_path, seeds=1, arms="baseline,LGD")
     records = [
         x.model_copy(update={"started": "yesterday"})
         for arm in ("baseline", "LGD")

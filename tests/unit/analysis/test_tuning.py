@@ -103,7 +103,7 @@ def test_the_crossing_by_hand(make_record: MakeRecord) -> None:
     assert 600 < found.low < 600 * 2**0.5 < found.high < 1200
     assert (found.ahead, found.seeds) == ("baseline", 3)
     assert found.line.startswith("LGD overtakes baseline at 849 steps [")
-    assert found.line.endswith("] (3 seeds, bootstrap over them).")
+    assert found.line.endswith("] (3 seeds, bootstrap over them, too narrow for so few).")
 
 
 def test_no_crossing_says_up_to_where(make_record: MakeRecord) -> None:
@@ -140,14 +140,14 @@ def test_an_interval_may_hold_a_crossing_that_the_mean_does_not(make_record: Mak
     assert (found.at, found.high) == (None, np.inf)
     assert found.low == pytest.approx(160 * 8**0.8)
     assert found.line == (
-        "LGD and baseline: no crossing up to 1,280 steps (95% interval: 844 steps to none; lengths 160 and 1,280);"
-        " neither is ahead beyond noise at the last length (3 seeds)."
+        "LGD and baseline: no crossing up to 1,280 steps (95% bootstrap interval: 844 steps to none; lengths 160"
+        " and 1,280); neither is ahead beyond noise at the last length (3 seeds)."
     )
     (found,) = cost_crossings(records)
     assert found.low == pytest.approx(0.4 * 8**0.8)
     assert found.line == (
-        "At equal cost LGD and baseline: no crossing up to 3.2 CPU-h (95% interval: 2.11 CPU-h to none; costs 0.4 and"
-        " 3.2 CPU-h); neither is ahead beyond noise at that cost (3 seeds)."
+        "At equal cost LGD and baseline: no crossing up to 3.2 CPU-h (95% bootstrap interval: 2.11 CPU-h to none; costs"
+        " 0.4 and 3.2 CPU-h); neither is ahead beyond noise at that cost (3 seeds)."
     )
 
 
@@ -184,7 +184,7 @@ def test_lengths_far_apart_are_named_where_curves_cross_between_them(
     at = 320 * 4**0.25 if lengths.get(320) == -1.0 else 160 * 2**0.25
     assert found.at == pytest.approx(at)
     shown = f"LGD overtakes baseline at {at:.0f} steps [{at:.0f}, {at:.0f}]"
-    assert found.line == f"{shown}{between} (2 seeds, bootstrap over them)."
+    assert found.line == f"{shown}{between} (2 seeds, bootstrap over them, too narrow for so few)."
 
 
 def test_means_that_cross_within_noise_overtake_nobody(make_record: MakeRecord) -> None:

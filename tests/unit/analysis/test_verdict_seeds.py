@@ -43,3 +43,28 @@ def test_a_given_teacher_of_unknown_hours_is_named(make_record: MakeRecord, dire
         assert (
             "But the training of its teacher is not in the cost: method.teacher.hours" in sentence(verdict)
         ) != known
+
+
+def test_longer_baselines_that_diverged_are_not_missing_by_chance(make_record: MakeRecord, directory: Path) -> None:
+    """What is left of them favours them: no answer against the arm stands on it."""
+    base, arm = trained(make_record, "baseline", 30.0), trained(make_record, "LGD", 31.0, 190.0)
+    longer = trained(make_record, "baseline at the cost of LGD", 33.0, 190.0)
+    assert one_verdict([*base, *arm, *longer], directory).answer == "not worth it"
+    verdict = one_verdict([*base, *arm, *ended(longer, "diverged", (3, 4))], directory)
+    assert verdict.answer == "unknown"
+    said = sentence(verdict)
+    assert "2 of 5 seeds of baseline at the cost of LGD diverged, which no interval counts" in said
+    # Of fewer seeds than the gain is over.
+    assert said.count("] (3 seeds)") == 2
+
+
+def test_more_seeds_than_anybody_trains_are_not_counted(make_record: MakeRecord, directory: Path) -> None:
+    base = [*trained(make_record, "baseline", 30.0)]
+    wild = [
+        x.model_copy(update={"student": x.student.model_copy(update={"AP": 30.0 + 20 * (-1) ** i})})
+        for i, x in enumerate(trained(make_record, "LGD", 30.0))
+        if x.student
+    ]
+    assert "; more than 1,000 seeds would be needed, as the 5 seeds spread by 21.9 AP" in sentence(
+        one_verdict([*base, *wild], directory)
+    )

@@ -118,6 +118,9 @@ def test_gains_by_images_and_features(by_data: list[Record]) -> None:
     assert rows["pretrained"].gains[100].mean == pytest.approx(3.0, abs=0.5)
     assert rows["from scratch"].gains[100].mean == pytest.approx(-3.0, abs=0.5)
     assert rows["pretrained"].baseline[100] == pytest.approx(6.0, abs=0.5)
+    # A training that failed before it read its data has counted no images.
+    early = [x.model_copy(update={"status": "failed", "reason": "why", "student": None, "data": {}}) for x in by_data]
+    assert gains_by_data([*by_data, *early]) == gains_by_data(by_data)
     table = data_table(by_data)
     assert table is not None
     assert table.header == ["", "100 images", "400 images"]

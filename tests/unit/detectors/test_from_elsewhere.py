@@ -65,6 +65,21 @@ def test_levels_of_different_channels_are_refused_or_adapted() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_adapters_of_a_level_that_the_head_does_not_read_have_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several workers would wait for it."""
+    model: Any = build_model(_experiment(**{"detector.adapt_channels": True}), CLASSES).train()
+    to_levels = model.channel_adapters.to_levels
+
+    def one_unread(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = to_levels(features)
+        return {**found, "coarse": found["coarse"].detach()}
+
+    monkeypatch.setattr(model.channel_adapters, "to_levels", one_unread)
+    with EventStorage(10**6):
+        sum(model(batch([2, 1])).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 def test_adapters_leave_levels_of_equal_channels_alone() -> None:
     narrow = {"detector.source": ZOO_RETINANET, "detector.overrides": NARROW_RETINANET, "detector.weights": "none"}
     model: Any = build_model(Experiment().override({**narrow, "detector.adapt_channels": True}), CLASSES)

@@ -109,6 +109,27 @@ def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("where", ["logits", "images"])
+def test_one_of_several_workers_diverges_in_its_losses(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error would leave the others waiting for its gradients; of a loss that is NaN all hear."""
+    detector, data = _detector("mask_rcnn").train(), _batch_with_masks([3, 0])
+    use_fast_losses(detector)
+    monkeypatch.setattr("lgd.distributed.ranks.world_size", lambda: 2)
+    with EventStorage(0):
+        expected = set(detector(data))
+        if where == "logits":
+            with torch.no_grad():
+                detector.proposal_generator.rpn_head.objectness_logits.bias.fill_(float("nan"))
+        else:
+            data[0]["image"][:] = float("inf")
+        losses = detector(data)
+    assert set(losses) == expected
+    assert losses["loss_rpn_cls"].isnan()
+    assert losses["loss_rpn_loc"].isnan()
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+
+
 def test_diverged_predictions_are_named() -> None:
     detector = _detector("faster_rcnn").train()
     use_fast_losses(detector)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from lgd.config.experiment import Experiment, parse
@@ -201,3 +202,29 @@ def test_synchronised_norms_of_any_detector_are_refused() -> None:
     check_norms(model)
     with shares.split_into(2), pytest.raises(InputError, match="SyncBN takes its statistics over the workers"):
         check_norms(model)
+
+
+class _Counting(torch.nn.Module):
+    """With a running number that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.weight = 100.0, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        self.seen = 0.9 * self.seen + 0.1 * float(batch.sum())
+        return {"loss": self.weight * batch.sum() / shares.mean_over_shares(batch.sum())}
+
+
+def test_a_models_running_numbers_are_those_of_the_first_share() -> None:
+    batches = [torch.ones(2), torch.full((2,), 5.0)]
+    with shares.split_into(2), EventStorage(0):
+        model = _Counting()
+        own = OwnShares(model)
+        own.seed(0, 0)
+        own.count(batches, model)
+        assert model.seen == 100.0
+        for i, batch in enumerate(batches):
+            with own.computing_share(i):
+                model(batch)
+        assert model.seen == pytest.approx(0.9 * 100 + 0.1 * 2)

@@ -19,6 +19,7 @@ from lgd.methods.feature_capture import capture_features, inject_features, runni
 from lgd.methods.label_guided.distance import DistillationDistance
 from lgd.methods.label_guided.teacher import ImplicitTeacher
 from lgd.training.export import export_student
+from lgd.training.state import _running_states
 from tests.helpers import CLASSES, batch, tiny_detector
 
 
@@ -188,3 +189,14 @@ def test_numbers_of_a_detectors_modules_are_part_of_its_state() -> None:
     assert "training" not in state
     set_running_state(other, state)
     assert running_state(other) == state
+
+
+def test_numbers_of_a_distance_are_part_of_a_trainings_state() -> None:
+    """Such as a weight that follows the losses: a training that goes on would begin with the first one again."""
+    model = _distiller()
+    model.distance.scale = 7.0
+    of_student, others = _running_states(model)
+    assert others["distance.scale"] == 7.0
+    assert not any(name.startswith("student.") for name in others)
+    assert of_student.keys() == running_state(model.student).keys()
+    assert _running_states(model.student) == [of_student]

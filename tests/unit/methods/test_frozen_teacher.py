@@ -16,7 +16,8 @@ from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features
 from lgd.methods.fgfi.imitation import ImitationDistance
 from lgd.methods.frozen_teacher import FrozenTeacher
-from tests.helpers import batch
+from lgd.methods.inherit import inherit
+from tests.helpers import batch, tiny_detector
 from tests.helpers_methods import DenseParts, seeded_detector
 
 pytestmark = pytest.mark.usefixtures("storage")
@@ -103,3 +104,15 @@ def test_a_teacher_that_is_the_students_equal_starts_where_the_student_does() ->
     deeper = FINETUNE.override({"method.name": "pkd", "schedule.steps": 100, "schedule.epochs": None}).teacher
     assert deeper is not None
     assert deeper.detector.weights == "none"
+
+
+def test_the_student_keeps_its_own_pixel_statistics() -> None:
+    """Its bottom-up network was trained with them; buffers of somebody's own detector are saved with its weights."""
+    student = tiny_detector()
+    student._non_persistent_buffers_set.discard("pixel_mean")
+    before = {k: x.clone() for k, x in student.state_dict().items()}
+    assert "pixel_mean" in before
+    inherit(student, {k: x + 1 for k, x in before.items()}, "fpn_and_head")
+    changed = {k for k, x in student.state_dict().items() if not torch.equal(x, before[k])}
+    assert "pixel_mean" not in changed
+    assert {"head.cls_score.weight", "backbone.fpn_output3.weight"} <= changed

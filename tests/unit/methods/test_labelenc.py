@@ -18,7 +18,7 @@ from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features
 from lgd.methods.labelenc import stage1_detector
 from lgd.methods.labelenc.distance import WholeMapDistance
-from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncoder, build_encoder
+from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncoder, LabelNetwork, build_encoder
 from lgd.methods.labelenc.label_map import label_map
 from lgd.training.build import build_model
 from lgd.training.export import export_student, export_teacher
@@ -237,3 +237,11 @@ def test_what_stage_1_is_trained_on() -> None:
     )
     swin = Detector(backbone=Backbone(name="swin_t"))
     assert stage1_detector(swin) == swin
+
+
+def test_stages_that_nobody_reads_are_left_out() -> None:
+    """Their parameters would have no gradient, for which several workers would wait."""
+    network = LabelNetwork(CLASSES, {"res2": (8, 4), "res4": (32, 16)})
+    assert list(network.stages) == ["stride4", "stride8", "stride16"]
+    sum(x.sum() for x in network(torch.rand(1, CLASSES, 64, 64)).values()).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []

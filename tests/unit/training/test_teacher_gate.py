@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lgd.config.experiment import Experiment
 from lgd.config.frozen_teacher import exported_detector
@@ -17,7 +18,7 @@ from lgd.training.build import dry_build
 from lgd.training.run import run
 from lgd.training.teacher import train_with_teacher
 from lgd.training.teacher_gate import TeacherGateError, check_teacher, plain_students_ap
-from tests.helpers import quick_experiment
+from tests.helpers import CLASSES, TINY_DETECTOR, quick_experiment, tiny_detector
 
 
 def _scores(ap: float) -> Scores:
@@ -147,3 +148,15 @@ def test_a_given_teacher_is_looked_at_once_and_its_hours_are_paid(
     assert not (tmp_path / "runs" / "c").exists()
     with pytest.raises(InputError, match="there is no file"):
         dry_build(asked.override({"method.teacher.weights": str(tmp_path / "none.pth")}), to_train=True)
+
+
+def test_layers_that_a_given_teacher_lacks_are_told_by_its_file_and_not_by_values(tmp_path: Path) -> None:
+    """A detector may begin with the same values, as where its first layers are pretrained and frozen."""
+    for classes, left in ((CLASSES, []), (CLASSES + 1, ["head.cls_score.weight"])):
+        path = tmp_path / f"{classes}.pth"
+        torch.save({"model": tiny_detector(classes=classes).state_dict()}, path)
+        settings = TINY_DETECTOR.model_copy(update={"weights": str(path)})
+        detector = tiny_detector()
+        assert given_teacher._load(detector, settings) == left
+        assert all(x.isfinite().all() for x in detector.parameters())
+        assert torch.equal(detector.head.cls_score.weight, tiny_detector().head.cls_score.weight)
