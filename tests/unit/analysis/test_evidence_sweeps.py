@@ -217,9 +217,10 @@ def test_other_detectors_are_beside_the_presets_own(studies: dict[str, Study], t
     text = {point.heading: " ".join(point.sentences) for point in found.points}
     # LGD is at -10 + 2 f over the baseline at f times the steps, its teacher at the baseline; residual at +2.
     assert text["Other detectors and data"] == (
-        "In 5 settings, arms are beyond noise above in 6, below in 4 of 10 comparisons. Imitation, where it was left"
-        " out for comparison, is above in 5, below in 0 of 5. Teachers end from their students above in 4, below in 6"
-        " of 10. Against a baseline of the same cost arms are above in 1, below in 6 of 8."
+        "In 5 settings, arms are beyond noise ahead of their baselines in 6 and behind in 4 of 10 comparisons."
+        " Imitation, where it was left out for comparison, gains in 5 and loses in 0 of 5. Teachers end better than"
+        " their students in 4 and worse in 6 of 10. Against a baseline of the same cost arms are ahead in 1 and behind"
+        " in 6 of 8."
     )
     assert found.settings is not None
     assert [row[:4] for row in found.settings.rows[-2:]] == [
