@@ -4,9 +4,9 @@
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD/results:/lgd/results" registry.example/lgd lgd sweep run components
 FROM python:3.11-slim-bookworm
 
-# KubeRay asks with wget whether a node of Ray is well.
+# KubeRay asks with wget whether a node of Ray is well. Triton compiles what starts its kernels with gcc.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends wget \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev wget \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /lgd

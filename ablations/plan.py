@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,9 @@ def describe(
         from lgd.data.epochs import epoch_overrides
 
         given += epoch_overrides(base)
-    if not base.detector.is_built_in and arms is None:
-        names = _distinct_arms(chosen, names, preset(size), given)
+    if arms is None:
+        reduced = _trainable_arms if base.detector.is_built_in else _distinct_arms
+        names = reduced(chosen, names, preset(size), given)
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
     # Left out where the command leaves it out: a directory's own stays then.
@@ -300,6 +302,27 @@ def trials_of(spec: SweepSpec, directory: Path, records: dict[str, Record] | Non
     return Sweep(spec.model_copy(update={"steps": steps}), directory, readable, damages, damaged)
 
 
+def _trainable_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrides: Sequence[str]) -> list[str]:
+    """``names`` without arms that cannot be of the detector that ``overrides`` name, though of the preset's own.
+
+    Nor those that need such an arm.
+    """
+    of_detector = ("detector.name", "method.context", "method.detach_appearance")
+    others = [x for x in overrides if split_assignment(x)[0] not in of_detector]
+    refused: set[str] = set()
+    for arm in (x for x in chosen.arms if x.name in names and len(others) < len(overrides)):
+        try:
+            experiment_of(arm, base, overrides)
+        except InputError:
+            # Another reason is the user's to know, from the checks.
+            with suppress(InputError):
+                experiment_of(arm, base, others)
+                refused.add(arm.name)
+        if refused & {arm.time_budget_from, arm.steps_from}:
+            refused.add(arm.name)
+    return [x for x in names if x not in refused]
+
+
 def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrides: Sequence[str]) -> list[str]:
     """``names`` without arms that differ from an earlier one only in the detector, which is the same for all now.
 
@@ -317,12 +340,15 @@ def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrid
 
 
 def detector_note(spec: SweepSpec, arms: str | None) -> str:
-    """What a detector from elsewhere leaves out of a grid of several detectors, in a line; "" where that is nothing."""
+    """What the detector leaves out of a grid, in a line; "" where that is nothing."""
     chosen = grid(spec.grid, spec.preset)
     left_out = [x.name for x in chosen.arms if not x.skipped and not x.on_request and x.name not in spec.arms]
     sources = detector_sources(spec)
-    if not sources or arms is not None or spec.search is not None or not left_out:
+    if arms is not None or spec.search is not None or not left_out:
         return ""
+    if not sources:
+        named = [str(value) for key, value in map(split_assignment, spec.overrides) if key == "detector.name"]
+        return f"note: left out, for they cannot be of {named[-1]}: {', '.join(left_out)}" if named else ""
     return (
         f"note: all arms train {sources[0]}, whatever detector their names say; {len(left_out)} arms of grid"
         f" {spec.grid} differ in nothing else and are left out"

@@ -70,7 +70,9 @@ class Job:
     @property
     def log_command(self) -> str:
         """The command of Ray that follows this job's log."""
-        return f"ray job logs --address {self._address} --follow {self.name}"
+        # Ray's own command sends a token where it is told to alone.
+        mode = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+        return f"{mode}ray job logs --address {self._address} --follow {self.name}"
 
     async def _print_log(self) -> None:
         """Print what of the log is not printed yet, and what comes until the job ends."""

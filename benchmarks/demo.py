@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
-    from benchmarks.options import RESULTS, Benchmark, csv_path, hardware_slug, read_results, write_results
+    from benchmarks.options import RESULTS, Benchmark, checkout, csv_path, hardware_slug, read_results, write_results
     from lgd.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ COLUMNS = ("target", "seconds", "trainings", "baseline_ap", "cpu", "cores", "git
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="where to (default: benchmarks/results/...)")
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="print the table of an earlier run, no more")
-    parser.add_argument(
-        "--repository", type=Path, metavar="DIR", default=RESULTS.parents[1], help="what to clone (default: this one)"
-    )
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="what to clone (default: this one)")
 
 
 def run(options: argparse.Namespace, command: str) -> int:
@@ -52,11 +50,12 @@ def run(options: argparse.Namespace, command: str) -> int:
 
     from lgd.results import provenance
 
+    repository = options.repository or checkout()
     path = csv_path(options.output, RESULTS / f"demo_{hardware_slug()}_{datetime.now(UTC).date()}")
     started, hardware = provenance.now(), provenance.hardware()
     with tempfile.TemporaryDirectory() as place:
         clone = Path(place) / "clone"
-        _run(["git", "clone", "--quiet", str(options.repository.resolve()), str(clone)], Path(place))
+        _run(["git", "clone", "--quiet", str(repository.resolve()), str(clone)], Path(place))
         commit = _run(["git", "rev-parse", "HEAD"], clone).strip()
         seconds = {target: _seconds(target, clone) for target in TARGETS}
         trainings, ap = finished(clone)

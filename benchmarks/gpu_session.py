@@ -28,6 +28,7 @@ with exit_on_interrupt():
     from benchmarks.gpu_plan import OUTPUT, TIME_LEFT, Measurement, chosen, plan
     from benchmarks.gpu_results import NOT_BEGUN, figures, provenance_columns, session_table, write_session
     from benchmarks.options import Benchmark
+    from lgd.config.data_source import absolute_source
     from lgd.errors import InputError
     from lgd.files import write_text
     from lgd.results.provenance import COMMIT
@@ -43,6 +44,9 @@ EXAMPLES = (
     "--dry --output results/gpu-dry  # on the CPU, at toy sizes",
 )
 
+ROOT = Path(__file__).parents[1]
+"""Where the commands' files are."""
+
 STATE = "session.json"
 
 OVERTIME = 2.0
@@ -53,8 +57,8 @@ GRACE = 20.0
 
 STOPPED = "stopped"
 
-DONE = ("done", "failed")
-"""A measurement that is one of these is not begun again."""
+DONE, FAILED = "done", "failed"
+"""How a measurement ended; what is done is not begun again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +78,9 @@ def run(options: argparse.Namespace, command: str) -> int:
     if not options.minutes > 0:
         raise InputError(f"--minutes {options.minutes:g}: above 0")
     # A dry session traces without compiling.
-    measurements = chosen(plan(data=options.data, compiles=options.dry or has_compiler()), options.only)
+    measurements = chosen(
+        plan(data=absolute_source(options.data), compiles=options.dry or has_compiler()), options.only
+    )
     if options.plan:
         print(plan_text(measurements))
         return 0
@@ -86,7 +92,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         session.measure(measurement, end)
     print(session.text())
     print(f"written: {options.output}")
-    return 0
+    return 1 if session.failed else 0
 
 
 def has_compiler() -> bool:
@@ -146,17 +152,20 @@ class Session:
         self._results = results
 
     def in_order(self, measurements: Iterable[Measurement]) -> list[Measurement]:
-        """``measurements``, those last that an earlier call stopped and that would begin anew.
+        """``measurements``, those last that an earlier call stopped and that would begin anew, and that failed.
 
-        They may take too long again, while others have no result yet.
+        They may take too long, or fail, again, while others have no result yet.
         """
-        return sorted(
-            measurements, key=lambda x: not x.resumes and self._results.get(x.name, {}).get("status") == STOPPED
-        )
+
+        def comes_last(measurement: Measurement) -> bool:
+            status = self._results.get(measurement.name, {}).get("status")
+            return status == FAILED or (status == STOPPED and not measurement.resumes)
+
+        return sorted(measurements, key=comes_last)
 
     def measure(self, measurement: Measurement, end: float) -> None:
         """Run a measurement that is not done and still fits before ``end`` (time.monotonic), and write what it gave."""
-        if self._results.get(measurement.name, {}).get("status") in DONE:
+        if self._results.get(measurement.name, {}).get("status") == DONE:
             return
         # Before it begins, so that the time is when it was begun.
         described = provenance_columns(dry=self.dry, commit=self._commit)
@@ -174,7 +183,7 @@ class Session:
             [sys.executable, *command], directory / "log.txt", allowed, cpu=self.dry, commit=self._commit
         )
         seconds = time.monotonic() - start
-        word = "done" if status == 0 else STOPPED if status is None or measurement.resumes else "failed"
+        word = DONE if status == 0 else STOPPED if status is None or measurement.resumes else FAILED
         found = figures(measurement.name, directory)
         self._note(
             measurement,
@@ -188,6 +197,11 @@ class Session:
             },
         )
 
+    @property
+    def failed(self) -> bool:
+        """Whether any measurement failed."""
+        return any(x.get("status") == FAILED for x in self._results.values())
+
     def text(self) -> str:
         return session_table(self._results)
 
@@ -195,7 +209,7 @@ class Session:
         chosen_command = measurement.dry if self.dry else measurement.command
         # A little earlier than it would be stopped, so that it ends by itself.
         time_left = max(30, round(allowed - 45))
-        return [x.replace(OUTPUT, str(directory)).replace(TIME_LEFT, str(time_left)) for x in chosen_command]
+        return [x.replace(OUTPUT, str(directory.resolve())).replace(TIME_LEFT, str(time_left)) for x in chosen_command]
 
     def _note(self, measurement: Measurement, result: dict[str, Any]) -> None:
         earlier = self._results.get(measurement.name, {})
@@ -225,7 +239,7 @@ def run_limited(
     if cpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         try:
             return process.wait(timeout=max(seconds, 1.0))
         except subprocess.TimeoutExpired:

@@ -71,7 +71,7 @@ def measure_missing(
             on_progress(f"measuring {arm} ({i + 1} of {len(wanted)})")
             request_all(processes, "build", TimerSpec(per_device(experiment, resources.workers), name=arm))
             with other_load() as load:
-                found = _measure(processes, list(needed), val_images(experiment.data))
+                found = _measure(processes, list(needed), val_images(experiment.data), resources.workers)
             found.other_cores = load.cores
             earlier = measurements.get(key)
             if earlier is not None:
@@ -79,7 +79,8 @@ def measure_missing(
             measurements.save(key, found)
 
 
-def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images: int) -> Measurement:
+def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images: int, workers: int) -> Measurement:
+    """images: of an evaluation, of which each of the ``workers`` of a training detects on its part."""
     taken: dict[Stage, list[float]] = {stage: [] for stage in needed}
     first: list[float] = []
     for turn in range(ROUNDS):
@@ -94,7 +95,7 @@ def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images:
         steps=steps,
         first=max(0.0, fmean(first) - FIRST_STEPS * steps[str(needed[0])]),
         setup=fmean(request_all(processes, "setup")),
-        evaluation=(fmean(fixed for fixed, _ in evaluation), fmean(image for _, image in evaluation)),
+        evaluation=(fmean(fixed for fixed, _ in evaluation), fmean(image for _, image in evaluation) / workers),
         checkpoint=fmean(request_all(processes, "checkpoint")),
         measured=provenance.now(),
         commit=provenance.git_commit(),

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 _CHECKOUT = Path(__file__).parents[1]
 
+
+def checkout() -> Path:
+    """The repository that this code is run from. Raises InputError where it is an installed package."""
+    if not (_CHECKOUT / "pyproject.toml").is_file():
+        raise InputError("no checkout here, for this package is installed: say --repository DIR")
+    return _CHECKOUT
+
+
 RESULTS = _CHECKOUT / "benchmarks" / "results" if (_CHECKOUT / "pyproject.toml").is_file() else Path("results")
 """Where measurements are written unless told otherwise: in a checkout beside the kept ones, else in ./results."""
 
@@ -133,8 +141,7 @@ def read_results(path: Path, columns: Sequence[str], dtype: dict[str, str] | Non
 def experiment_from(options: argparse.Namespace) -> Experiment:
     """The training to measure, whatever its method. Raises InputError for impossible ones."""
     from lgd.config.method import import_named
-    from lgd.config.paper_recipes import paper_defaults
-    from lgd.config.presets import preset
+    from lgd.config.presets import built_in_settings, preset
     from lgd.data.epochs import resolve_epochs
     from lgd.training.device import resolve_device
 
@@ -142,11 +149,10 @@ def experiment_from(options: argparse.Namespace) -> Experiment:
     experiment = preset(options.preset)
     changes: dict[str, object] = {}
     if options.detector:
-        changes["detector.name"] = options.detector
         if options.detector not in DETECTORS:
             raise InputError(f"no detector {options.detector!r}: choose one of {', '.join(DETECTORS)}")
-        defaults = paper_defaults(options.detector, experiment.detector.backbone.name)
-        changes |= {key: value for key, value in defaults.items() if key.startswith("method.")}
+        # What the sweeps' --detector changes.
+        changes |= built_in_settings(options.detector, options.preset)
     if options.backbone:
         student = _backbone(options.backbone, experiment.detector.backbone)
         changes |= {f"detector.backbone.{key}": value for key, value in student.items()}

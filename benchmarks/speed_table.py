@@ -120,7 +120,7 @@ def _method_costs(frame: pd.DataFrame) -> list[str]:
     lines = [f"Fastest: {', '.join(f'{arm} as {side}' for arm, side in fastest.values())}."]
     lgd = (by[fastest["LGD"]] / base - 1).tolist()
     lines.append(f"LGD's extra over our fastest baseline: **{_rounds(lgd, '')}** of that baseline.")
-    if "FGFI" in fastest:
+    if {"FGFI", "FGFI's teacher in training"} <= fastest.keys():
         fgfi = by[fastest["FGFI"]] - base + by[fastest["FGFI's teacher in training"]]
         saved = (1 - (by[fastest["LGD"]] - base) / fgfi).tolist()
         lines.append(

@@ -185,6 +185,8 @@ class StepTimer:
                 masks=self._masks,
                 seed=self.experiment.seed,
                 workers=data.workers,
+                cuda=self.device.type == "cuda",
+                fraction=data.train_fraction,
             )
         )
 

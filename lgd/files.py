@@ -97,9 +97,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         # mkstemp's files can be read by their owner only; set the permissions of a plain open().
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(plain_mode())
         temporary.replace(path)
     except OSError as error:
         full = None if isinstance(error, DiskFullError) else DiskFullError.of(error, path)
@@ -110,6 +108,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def plain_mode() -> int:
+    """The permissions of a file that a plain ``open()`` makes."""
+    # Not by setting it, which would be every thread's for a moment.
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return 0o666 & ~int(line.split()[1], 8)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def remove_temporary_files(directory: Path) -> None:

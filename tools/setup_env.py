@@ -6,6 +6,7 @@ clear line too.
 """
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LOWEST = (3, 11)
@@ -278,6 +280,21 @@ def set_up(root: Path, dev: bool, storage: bool = False) -> None:
     say(f"ready in {time.monotonic() - began:.0f} s")
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, no other set-up of this checkout: they would write over each other."""
+    with Path(__file__).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another set-up of this checkout to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            # NFS locks files that are opened for writing alone, and others nothing: nobody else is kept out there.
+            pass
+        yield
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Set up this checkout; the exit status is 1 for a failure that has been explained in one line."""
     parser = argparse.ArgumentParser(description="Make .venv and install the project into it.")
@@ -285,12 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--storage", action="store_true", help="with what s3://, gs:// and az:// URLs need")
     options = parser.parse_args(arguments)
     try:
-        with Path(__file__).open() as lock:  # two set-ups at once would write over each other
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for another set-up of this checkout to end")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone():
             set_up(ROOT, options.dev, options.storage)
     except (SetupError, OSError) as error:
         print(f"set-up: error: {error}", file=sys.stderr)

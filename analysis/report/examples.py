@@ -239,7 +239,7 @@ def _draw(pixels: Image.Image, boxes: Boxes, titles: Mapping[int, str], hits: Se
         colour, text = TRUTH, titles[box["category_id"]]
         if hit is not None:
             colour = RIGHT if hit else WRONG
-            text = f"{'hit' if hit else 'miss'} {text} {box['score']:.2f}"
+            text = f"{'hit' if hit else 'wrong'} {text} {box['score']:.2f}"
         _rectangle(draw, (left, top, right, bottom), colour, dashed=hit is False)
         corner = left + 2, max(top - 13, 0)
         x0, y0, x1, y1 = draw.textbbox(corner, text, font=font)

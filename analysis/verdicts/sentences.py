@@ -94,7 +94,7 @@ def reasons(verdict: Verdict) -> list[str]:
         return []
     if found.n < FEW_SEEDS:
         tell = "tells" if found.n == 1 else "tell"
-        return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, {FEW_SEEDS} are the least"]
+        return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, at least {FEW_SEEDS} are needed"]
     text = f"the difference to {_against(verdict)} may be nothing, or {verdict.detect:g} AP and more"
     if verdict.more_seeds is None:
         return [text]
@@ -119,10 +119,10 @@ def parts(verdict: Verdict) -> str:
     """What the gain is made of: more training, a second loss, imitation; "" where that was not trained."""
     if verdict.second_loss is None or verdict.imitation is None:
         return ""
-    more = f"more training at the same cost would give {over_seeds(verdict.equal_cost)}, " if verdict.equal_cost else ""
+    more = f"; more training at the same cost gives {over_seeds(verdict.equal_cost)}" if verdict.equal_cost else ""
     return (
-        f"Of {verdict.question.arm}'s gain: {more}its second loss ({verdict.question.without_imitation}) gives"
-        f" {over_seeds(verdict.second_loss)}, imitation the rest, {over_seeds(verdict.imitation)}."
+        f"{verdict.question.arm}'s gain is {over_seeds(verdict.second_loss)} from its second loss"
+        f" ({verdict.question.without_imitation}) and {over_seeds(verdict.imitation)} from imitation{more}."
     )
 
 

@@ -155,12 +155,17 @@ def deeper(backbone: Backbone) -> Backbone:
     if backbone.name == "swin_t" or (weights == NO_WEIGHTS and not backbone.from_scratch):
         # What a backbone from scratch cannot have, or another kind does not know.
         changes |= {"norm": "auto", "freeze_at": "auto", "pixel_std": "auto"}
+    elif weights.partition(":")[0] != backbone.weights.partition(":")[0]:
+        # Those of another origin were trained with other statistics.
+        changes["pixel_std"] = "auto"
     return Backbone.model_validate(backbone.model_dump() | changes)
 
 
 def _same_origin(backbone: Backbone, name: str) -> str:
     """ImageNet weights of the backbone ``name`` from where those of ``backbone`` are; "none" where there are none."""
     own = backbone.weights
+    if backbone.name == "swin_t" and own.startswith("torchvision://"):
+        return f"torchvision://{name}"
     if own.startswith(("torchvision://", "package:efficientnet-")) or own == "timm":
         model, other = (x.removeprefix("timm:tf_").replace("_", "-") for x in (backbone.name, name))
         return own.replace(backbone.name, name).replace(model, other) if model in own or own == "timm" else NO_WEIGHTS

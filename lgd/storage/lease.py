@@ -139,7 +139,11 @@ class Lease:
         begun = time.monotonic()
         while time.monotonic() - begun < self.lasts:
             time.sleep(self.lasts / (4 * RENEWALS))
+            asked = time.monotonic()
             now = self._last()
+            if time.monotonic() - asked > self.lasts / RENEWALS:
+                # The store was away, for the holder too, which renews again when it answers.
+                begun = max(begun + time.monotonic() - asked, time.monotonic() - self.lasts / 2)
             if now != (number, held):
                 if now[1] is None or _may_be_taken(now[1]):
                     return now

@@ -9,6 +9,7 @@ of the object): what has not changed is neither fetched nor published again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,12 @@ LOCAL_ONLY = ("ray", "tune")
 
 LOCAL_FILES = ("lock", "study.journal.lock")
 
+SMALL = 8 * 2**20
+"""Bytes up to which the content of a file that is being published is noted before it is: its answer may be lost."""
+
+CONTENT = "sha256:"
+"""Begins the version of an object of which it is not known that it was written."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +59,27 @@ class _State(NamedTuple):
     version: str
     size: int
     modified: int
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the object was to be written, and it is not known that it was."""
+        return self.version.startswith(CONTENT)
+
+
+class _Known(dict[str, _State]):
+    """The states of the local files by name, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # A damaged file is as none: everything is compared anew.
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            super().__init__({name: _State(*x) for name, x in json.loads(path.read_text(encoding="utf-8")).items()})
+        self._saved = dict(self)
+
+    def save(self) -> None:
+        if self != self._saved:
+            write_text(self._path, json.dumps(self))
+            self._saved = dict(self)
 
 
 @dataclass(frozen=True)
@@ -82,7 +110,12 @@ class Mirror:
                     known[name] = _state(path, "" if name == without_version else entry.version)
             for name in known.keys() - there.keys():
                 path = self.directory / name
-                if self._is_chosen(name) and path.exists() and not _changed(path, known[name]):
+                if (
+                    self._is_chosen(name)
+                    and path.exists()
+                    and not known[name].unsure
+                    and not _changed(path, known[name])
+                ):
                     path.unlink(missing_ok=True)
                     del known[name]
 
@@ -118,8 +151,13 @@ class Mirror:
             entry, state = self.store.entry(unless_known), known.get(unless_known)
             if entry is None or (state is not None and state.version == entry.version):
                 return
+            if state is not None and state.unsure:
+                # The process was killed, or the store away, before that was known.
+                there = self.store.read(unless_known)
+                if there is not None and state.version == _content_version(there):
+                    return
             for name in list(_files(self.directory)):
-                if name.startswith(prefix) and name not in known:
+                if name.startswith(prefix) and (name not in known or known[name].unsure):
                     (self.directory / name).unlink(missing_ok=True)
 
     def remove(self, *names: str) -> None:
@@ -170,37 +208,39 @@ class Mirror:
         hidden = any(x.startswith(".") for x in parts) or parts[0] in ("lease", *LOCAL_ONLY) or parts[-1] in LOCAL_FILES
         return not hidden and self.chosen(name)
 
-    def _publish(self, name: str, known: dict[str, _State], store: Store) -> None:
+    def _publish(self, name: str, known: _Known, store: Store) -> None:
         path = self.directory / name
         try:
             before = known.get(name)
-            if before is not None and not _changed(path, before):
+            if before is not None and not before.unsure and not _changed(path, before):
                 return
             # Before it is read: what is written meanwhile makes it changed again.
             state = _state(path, "")
-            store.upload(path, name)
+            if state.size <= SMALL:
+                content = path.read_bytes()
+                known[name] = state._replace(version=_content_version(content))
+                known.save()
+                store.write(name, content)
+            else:
+                store.upload(path, name)
         except FileNotFoundError:
             # It was removed, as old checkpoints are, or never written.
             return
         entry = store.entry(name)
         known[name] = state._replace(version=entry.version if entry else "")
+        known.save()
 
     @contextlib.contextmanager
-    def _versions(self) -> Iterator[dict[str, _State]]:
+    def _versions(self) -> Iterator[_Known]:
         """The versions of the local files, for the block to change; no other process may meanwhile."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / VERSIONS_FILE
         with FileLock(self.directory / LOCK_FILE):
-            known: dict[str, _State] = {}
-            # A damaged file is as none: everything is compared anew.
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                known = {name: _State(*x) for name, x in json.loads(path.read_text(encoding="utf-8")).items()}
-            before = dict(known)
+            known = _Known(path)
             try:
                 yield known
             finally:
-                if known != before:
-                    write_text(path, json.dumps(known))
+                known.save()
 
 
 def _files(directory: Path) -> Iterable[str]:
@@ -218,6 +258,10 @@ def _order(name: str) -> tuple[bool, bool, str]:
 def _state(path: Path, version: str) -> _State:
     status = path.stat()
     return _State(version, status.st_size, status.st_mtime_ns)
+
+
+def _content_version(content: bytes) -> str:
+    return f"{CONTENT}{hashlib.sha256(content).hexdigest()}"
 
 
 def _changed(path: Path, state: _State) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from lgd import environment
 from lgd.errors import InputError
-from lgd.files import atomic_write
+from lgd.files import DiskFullError, atomic_write, plain_mode
 
 T = TypeVar("T")
 
@@ -39,6 +39,11 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60
 
 CONNECTIONS = 32
 """To S3, of a process."""
+
+REFUSED = (
+    errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+"""What a disk answers that will answer the same again."""
 
 PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError,
@@ -253,6 +258,7 @@ class Store:
         with tempfile.NamedTemporaryFile(dir=Path(path).parent, prefix=".") as file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), plain_mode())
             # Fails where there is one, and is there with all its content: O_EXCL would show an empty file first.
             os.link(file.name, path)
 
@@ -265,6 +271,11 @@ class Store:
                 return request()
             except StorageError:
                 raise
+            except DiskFullError as error:
+                # This machine's disk: no store is away.
+                if not self._is_local:
+                    raise
+                raise StorageError(f"{where}: {error.strerror}") from None
             except Exception as error:
                 said = " ".join(str(error).split())[:200] or type(error).__name__
                 if not _may_pass(error):
@@ -322,7 +333,7 @@ def seconds_of_patience() -> float:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether another try may help: for a server that is busy or not reached, not for what it refuses."""
-    if isinstance(error, PERMANENT) or (isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ENOSPC)):
+    if isinstance(error, PERMANENT) or (isinstance(error, OSError) and error.errno in REFUSED):
         return False
     if isinstance(error, OSError):
         # gcsfs's word for 403.

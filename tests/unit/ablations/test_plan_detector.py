@@ -21,6 +21,8 @@ from ablations.sweep import resume_command
 from ablations.sweep_command import old_sweep
 from lgd.config.detector_source import check_named_again
 from lgd.config.method import check_method_named_again
+from lgd.config.paper import DetectorName
+from lgd.config.presets import built_in_settings
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepSpec
 
@@ -51,6 +53,23 @@ def test_arms_that_differ_only_in_the_detector_are_one() -> None:
     assert "are left out" in note
     # Who names arms gets them.
     assert describe("main", "nano", overrides=GIVEN, arms=",".join(spec.arms)).arms == spec.arms
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "fcos", "retinanet"])
+def test_arms_that_a_built_in_detector_cannot_have_are_left_out(detector: DetectorName) -> None:
+    """LGD without mapper needs the context object, which the paper's R-CNNs and FCOS with R-50 have not."""
+    overrides = [f"{k}={v}" for k, v in built_in_settings(detector, "nano").items()]
+    spec = describe("components", "nano", overrides=overrides)
+    arms = {"ours without mapper", "baseline", "LGD"}
+    if detector == "retinanet":
+        assert arms <= set(spec.arms)
+        assert detector_note(spec, None) == ""
+        return
+    assert arms - set(spec.arms) == {"ours without mapper"}
+    assert detector_note(spec, None) == f"note: left out, for they cannot be of {detector}: ours without mapper"
+    # Who names it is told why.
+    with pytest.raises(InputError, match="context"):
+        trials_of(describe("components", "nano", overrides=overrides, arms="baseline,ours without mapper"), Path("x"))
 
 
 def test_a_resumed_sweep_runs_code_only_where_it_is_named(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_what_is_submitted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert sent["size"] > 0
     # Another tree than this lgd's: its commit is not known.
     assert sent["variables"] == {}
-    assert f"its log: ray job logs --address {URL} --follow raysubmit_1" in capsys.readouterr().out
+    assert f"its log: RAY_AUTH_MODE=token ray job logs --address {URL} --follow raysubmit_1" in capsys.readouterr().out
 
 
 class Client:
@@ -187,14 +187,14 @@ def test_a_connection_that_stays_lost_leaves_the_job(
     client = Client([["a\n", lost]] * (ray_job.RETRIES + 2))
     assert follow(client) == 1
     assert client.stopped == 0
-    assert "raysubmit_1 goes on; its log: ray job logs" in capsys.readouterr().err
+    assert "raysubmit_1 goes on; its log: RAY_AUTH_MODE=token ray job logs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("second", "said"),
     [
         (None, "raysubmit_1 is stopped; the same command goes on from its checkpoints"),
-        (interrupt, "left: raysubmit_1 ends within 120 s; its log: ray job logs"),
+        (interrupt, "left: raysubmit_1 ends within 120 s; its log: RAY_AUTH_MODE=token ray job logs"),
     ],
     ids=["once", "twice"],
 )

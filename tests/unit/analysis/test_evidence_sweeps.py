@@ -101,8 +101,8 @@ def test_the_page_of_a_components_study(studies: dict[str, Study], table: pd.Dat
         "python ablations/run.py --grid components --preset tiny --seeds 3 --equal-cost longer --output results/",
         "- LGD residual (ours): +2.0 AP [", "over 3 seeds for 2.00x the training cost",
         "the same cost spent on longer training of baseline: +4.0", "LGD residual (ours) over longer training: -2.0 [",
-        "Of LGD residual (ours)'s gain: more training at the same cost would give +4.0",
-        "its second loss (ours without imitation) gives +3.0", "imitation the rest, -1.0",
+        "LGD residual (ours)'s gain is +3.0", "from its second loss (ours without imitation) and -1.0",
+        "from imitation; more training at the same cost gives +4.0",
         "- ours without mapper over LGD residual (ours): -3.0 [-3.0, -3.0], 3 seeds.",
         "the teacher never beat the student, which says nothing for or against LGD at full length",
         "0 of 3", "0.25",
@@ -330,7 +330,7 @@ def test_without_equal_cost_arms_the_study_of_lengths_answers(studies: dict[str,
     ) in text["At equal cost"]
     split = text["More training, second loss, imitation"]
     assert "More training alone gives the baseline +2.0 [+2.0, +2.0] after 2 times the steps" in split
-    assert "imitation the rest, -1.0" in split
+    assert "and -1.0" in split
     alone = answers(there[:1], comparisons(there[:1]))
     assert alone is not None
     assert "Not measured" in alone.brief[-1]

@@ -199,8 +199,8 @@ def test_what_the_gain_is_made_of(make_record: MakeRecord, directory: Path) -> N
     verdict = one_verdict(records, directory)
     (line,) = notes(verdict, asked(directory, records))
     assert line == (
-        "Of LGD's gain: more training at the same cost would give +0.7 [+0.5, +0.9], its second loss (only the"
-        " teacher's loss) gives +0.9 [+0.7, +1.1], imitation the rest, +0.3 [+0.3, +0.3]."
+        "LGD's gain is +0.9 [+0.7, +1.1] from its second loss (only the teacher's loss) and +0.3 [+0.3, +0.3] from"
+        " imitation; more training at the same cost gives +0.7 [+0.5, +0.9]."
     )
 
 

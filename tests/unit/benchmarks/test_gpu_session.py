@@ -47,6 +47,12 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def _opened(directory: Path) -> Session:
+    session = Session(directory, dry=False)
+    session.open(resume=True)
+    return session
+
+
 def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(measure: Any, tmp_path: Path) -> None:
     counts = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
     first = _measurement("first", counts)
@@ -70,6 +76,10 @@ def test_a_failure_does_not_end_a_session_and_what_is_done_is_not_done_again(mea
         "late": "done",
         "goes-on": "done",
     }
+    # What failed is tried again, after all others.
+    order = [x.name for x in _opened(tmp_path / "s").in_order([failing, first, late])]
+    assert order == ["first", "late", "failing"]
+    assert _opened(tmp_path / "s").failed
     # The first once, the late one once, and the one that goes on.
     assert (tmp_path / "count").read_text() == "xxx"
 

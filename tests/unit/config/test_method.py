@@ -101,6 +101,7 @@ def test_an_automatic_teacher_is_one_backbone_deeper_and_follows_the_student() -
         ("resnet50", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", "resnet101", "/MSRA/R-101.pkl"),
         ("resnet101", "/mine.pth", "resnext101_32x8d", "/FAIR/X-101-32x8d.pkl"),
         ("resnext101_32x8d", "none", "resnext101_32x8d", "none"),
+        ("swin_t", "torchvision://swin_t", "resnet101", "torchvision://resnet101"),
     ],
 )
 def test_a_deeper_backbone_has_weights_of_the_same_origin(
@@ -109,6 +110,13 @@ def test_a_deeper_backbone_has_weights_of_the_same_origin(
     found = deeper(Backbone.model_validate({"name": name, "weights": weights}))
     assert found.name == deeper_name
     assert found.weights.endswith(deeper_weights)
+
+
+def test_weights_of_another_origin_have_their_own_statistics() -> None:
+    named = {"name": "resnet50", "pixel_std": "imagenet"}
+    assert deeper(Backbone.model_validate({**named, "weights": "/mine.pth"})).pixel_std != "imagenet"
+    same = Backbone.model_validate({**named, "weights": "torchvision://resnet50"})
+    assert deeper(same).pixel_std == same.pixel_std
 
 
 def test_settings_of_one_method_do_not_disturb_another_arm(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ exit "$LGD" """,
 }
 
 
-def start(directory: Path, nodes: int, up: int, lgd: str) -> tuple[subprocess.Popen[str], Path]:
+def start(directory: Path, nodes: int, up: int, lgd: str, script: Path = SCRIPT) -> tuple[subprocess.Popen[str], Path]:
     """The script under way in a directory of its own, and the file that what it calls is noted in."""
     programs = directory / ".venv" / "bin"
     programs.mkdir(parents=True)
@@ -46,7 +46,7 @@ def start(directory: Path, nodes: int, up: int, lgd: str) -> tuple[subprocess.Po
     told = {"SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_ID": "17", "USER": "me", "START_SECONDS": "0"}
     noted = {"CALLS": str(directory / "calls"), "UP": str(up), "LGD": lgd}
     process = subprocess.Popen(
-        ["bash", str(SCRIPT)], env={**os.environ, **slurm, **told, **noted}, stderr=subprocess.PIPE, text=True
+        ["bash", str(script)], env={**os.environ, **slurm, **told, **noted}, stderr=subprocess.PIPE, text=True
     )
     return process, directory / "calls"
 
@@ -85,6 +85,16 @@ def test_what_is_not_finished_goes_back_to_the_queue(tmp_path: Path, lgd: str, r
     status, calls, _ = finish(*start(tmp_path, nodes=1, up=1, lgd=lgd))
     assert status == int(lgd)
     assert ("scontrol requeue 17" in calls) == requeued
+
+
+def test_a_budget_of_gpu_hours_is_not_spent_again(tmp_path: Path) -> None:
+    text = SCRIPT.read_text()
+    assert text.count("command=(") == 1
+    script = tmp_path / "budget.sbatch"
+    script.write_text(text.replace("command=(", "command=(--max-gpu-hours 3 "))
+    status, calls, _ = finish(*start(tmp_path, nodes=1, up=1, lgd="3", script=script))
+    assert status == 3
+    assert "scontrol requeue 17" not in calls
 
 
 def test_the_signal_reaches_the_command_and_its_end_is_waited_for(tmp_path: Path) -> None:

@@ -102,14 +102,14 @@ def test_norms_normalise_as_before_and_keep_their_statistics(momentum: float | N
     # They went on from the norm's own.
     alone = deepcopy(norm)
     alone(images)
-    assert torch.equal(second.get_buffer("running_mean_0"), alone.running_mean)
+    assert torch.equal(second.get_buffer("running_mean_0"), alone.get_buffer("running_mean"))
     norm(images)
-    assert torch.equal(norm.running_mean, alone.running_mean)
+    assert torch.equal(norm.get_buffer("running_mean"), alone.get_buffer("running_mean"))
 
 
 def test_reading_the_others_regions_moves_no_statistics() -> None:
     """In deep mutual learning each R-CNN's head reads what the other one sampled."""
-    detectors = []
+    detectors = list[Any]()
     for seed in range(2):
         torch.manual_seed(seed)
         detectors.append(build_detector(tiny_settings("faster_rcnn"), CLASSES))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -109,3 +111,20 @@ def test_a_store_that_is_away_for_a_moment_loses_no_lease(faults: Faults) -> Non
         while faults.left and time.monotonic() < until:
             time.sleep(0.05)
         assert (faults.left, lease.lost) == (0, False)
+
+
+def test_while_the_store_is_away_nobody_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither watcher nor holder hears of it, and the holder renews its lease when it is there again."""
+    store, looks, names = Store("memory://bucket/away-watch", patience=10), itertools.count(), list[str]()
+    names.append(_of_elsewhere(store, 3))
+    last = Lease._last
+
+    def slow(self: Lease) -> Any:
+        if next(looks) == 2:
+            time.sleep(1.2)
+            threading.Timer(0.2, lambda: store.write(names[0], b'{"host": "elsewhere", "renewed": 1}')).start()
+        return last(self)
+
+    monkeypatch.setattr(Lease, "_last", slow)
+    with pytest.raises(LeaseHeldError, match="is at work there"):
+        Lease(store, lasts=1.0).acquire()

@@ -72,6 +72,40 @@ def test_a_checkpoint_that_was_not_published_goes_where_the_training_went_on_els
     assert sorted(x.name for x in (here.directory / "checkpoints").iterdir()) == ["1", "3"]
 
 
+class _Killed(BaseException):
+    """In a process's stead: nothing that it does next is seen."""
+
+
+@pytest.mark.parametrize("at", ["a checkpoint", "the answer"])
+def test_checkpoints_stay_where_the_own_word_was_the_last(
+    at: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed while the checkpoint was published, or the store went away before it had answered."""
+    here = Mirror(tmp_path / "here", store)
+    _write(here.directory, meter_json="1", checkpoints__1="1")
+    here.publish()
+    _write(here.directory, meter_json="2", checkpoints__2="2")
+
+    name = "write" if at == "a checkpoint" else "entry"
+    method = getattr(Store, name)
+
+    def fail(self: Store, of: str, *others: object) -> object:
+        if ("checkpoints/" in of) == (at == "a checkpoint"):
+            raise _Killed
+        return method(self, of, *others)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(Store, name, fail)
+        here.publish()
+    assert store.read("meter.json") == b"2"
+    # The next process on this machine.
+    _write(here.directory, meter_json="3")
+    Mirror(here.directory, store).remove_unpublished("checkpoints/", unless_known="meter.json")
+    assert (here.directory / "checkpoints" / "2").exists()
+    here.publish()
+    assert (store.read("meter.json"), store.read("checkpoints/2")) == (b"3", b"2")
+
+
 @pytest.mark.parametrize("fetch", [outputs.fetch_notes, lambda x: outputs.fetch_training(x, checkpoints=False)])
 def test_unpublished_checkpoints_go_also_where_another_process_of_the_machine_has_fetched_before(
     fetch: Callable[[Path], None], faults: Faults, tmp_path: Path

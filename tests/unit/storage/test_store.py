@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import threading
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lgd.errors import InputError
+from lgd.files import DiskFullError
 from lgd.storage import store as storage
 from lgd.storage.store import PATIENCE_VARIABLE, StorageError, Store
 from tests.helpers_emulators import Azurite
@@ -178,3 +181,29 @@ def test_a_patience_that_is_no_number_is_one_line(text: str, tmp_path: Path, mon
     monkeypatch.setenv(PATIENCE_VARIABLE, text)
     with pytest.raises(InputError, match=rf"^{PATIENCE_VARIABLE}={text}: a number of seconds from 0$"):
         Store(f"file://{tmp_path}").write("x", b"1")
+
+
+def test_what_is_created_may_be_read_as_what_is_written(tmp_path: Path) -> None:
+    """By whom a directory is shared with."""
+    store = Store(f"file://{tmp_path}", patience=0)
+    store.write("written", b"1")
+    assert store.create("created", b"1")
+    assert (tmp_path / "created").stat().st_mode == (tmp_path / "written").stat().st_mode
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_this_machines_disk_is_not_taken_for_the_store(
+    number: int, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said at once, and a full one as what it is."""
+    store, begun = Store(f"s3://{BUCKET}/disk", patience=60), time.monotonic()
+    store.write("x", b"1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lgd.files.tempfile.mkstemp", refuse)
+    full = number != errno.EROFS
+    with pytest.raises(DiskFullError if full else StorageError, match=os.strerror(number)):
+        store.download("x", tmp_path / "x", 1)
+    assert time.monotonic() - begun < 10

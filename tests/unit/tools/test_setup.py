@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import errno
 import hashlib
 import os
 import subprocess
@@ -386,3 +387,14 @@ def test_environment_of_pip_keeps_its_settings_only(monkeypatch: pytest.MonkeyPa
 
 def test_every_input_of_the_stamp_exists() -> None:
     assert all((REPOSITORY / name).is_file() for name in setup_env.INPUTS)
+
+
+def test_a_disk_that_locks_nothing_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS, of a file that is opened for reading."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("tools.setup_env.fcntl.flock", refuse)
+    with setup_env.alone():
+        pass
