@@ -173,6 +173,18 @@ def test_variants_differ_in_nothing_but_the_method() -> None:
     }  # fmt: skip
 
 
+def test_a_teacher_is_measured_under_the_name_of_the_first_that_needs_it(
+    fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pkd", "pkd teacher"):
+        monkeypatch.setitem(MS, name, 130.0)
+    path = tmp_path / "x.csv"
+    assert cost.main([*QUICK, "--methods", "pkd,fgfi", "--rounds", "1", "--output", str(path)]) == 0
+    found = costs(read(path))
+    assert found["fgfi"].pretraining is not None
+    assert found["fgfi"].pretraining == found["pkd"].pretraining
+
+
 def test_all_methods_are_those_that_the_detector_can_be_trained_with(
     fake: type[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

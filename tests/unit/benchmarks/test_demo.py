@@ -71,3 +71,11 @@ def test_what_fails_is_told_in_one_line(repository: Path, tmp_path: Path, capsys
     assert not output.exists()
     assert main(["--repository", str(tmp_path / "nowhere"), "--output", str(output)]) == 2
     assert "git clone" in capsys.readouterr().err
+
+
+def test_an_installed_package_has_nothing_to_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.options._CHECKOUT", tmp_path)
+    assert main(["--output", str(tmp_path / "x.csv")]) == 2
+    assert capsys.readouterr().err == "error: no checkout here, for this package is installed: say --repository DIR\n"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks import measure_cost
 from benchmarks.measure_cost import update_from_records
 from benchmarks.measured_costs import (
     Measurement,
@@ -274,3 +276,15 @@ def test_a_broken_store_is_an_empty_one(tmp_path: Path) -> None:
     found = MeasurementFile(path).get("a")
     assert found is not None
     assert found == Measurement(first=1.5, evaluation=found.evaluation)
+
+
+def test_each_of_several_workers_detects_on_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation is measured in one process that detects on all."""
+    answers: dict[str, list[Any]] = {
+        "time_steps": [SimpleNamespace(mean_ms=100.0, first_s=1.0)], "setup": [1.0], "checkpoint": [0.1],
+        "evaluation": [(2.0, 0.4)],
+    }  # fmt: skip
+    monkeypatch.setattr(measure_cost, "request_all", lambda _, what, *__: answers[what])
+    for workers, image in ((1, 0.4), (4, 0.1)):
+        found = measure_cost._measure([], [Stage()], 100, workers)
+        assert found.evaluation == pytest.approx((2.0, image))

@@ -137,6 +137,17 @@ def test_the_real_data_is_loaded_evaluated_and_saved() -> None:
     assert student.test_score_thresh > 0
 
 
+def test_data_is_loaded_as_the_training_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By processes beside it where there is a GPU, and of the part of the images that it trains on."""
+    timer = StepTimer(TimerSpec(quick_experiment(data__train_fraction=0.5)))
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("benchmarks.step_timer.train_loader", lambda *_, **named: asked.update(named) or [])
+    for kind in ("cpu", "cuda"):
+        timer.device = torch.device(kind)
+        timer._train_loader()
+        assert (asked["cuda"], asked["fraction"]) == (kind == "cuda", 0.5)
+
+
 @pytest.mark.parametrize("method", ["baseline", "fgfi"])
 def test_frozen_norms_are_calibrated(method: str) -> None:
     """Without weights, the activations of a deep network with frozen norms stay in the range of a trained one's."""
