@@ -89,8 +89,11 @@ class Schedule(Settings):
         # Anything that is no number above 0 is left to the fields' own checks.
         if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not x > 0 for x in (epochs, images, batch)):
             return described
-        # Not one step more for what floating point adds to a whole number of steps.
-        steps = max(1, math.ceil(round(epochs * images / batch, 6)))
+        try:
+            # Not one step more for what floating point adds to a whole number of steps.
+            steps = max(1, math.ceil(round(epochs * images / batch, 6)))
+        except (OverflowError, ValueError):
+            raise ValueError("epochs times epoch_images is no number of steps") from None
         return described | {"steps": steps, "epochs": None, "epoch_images": None}
 
     @model_validator(mode="after")
