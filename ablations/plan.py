@@ -307,10 +307,12 @@ def _trainable_arms(chosen: Grid, names: Sequence[str], base: Experiment, overri
 
     Nor those that need such an arm.
     """
+    if not any(split_assignment(x)[0] == "detector.name" for x in overrides):
+        return list(names)
     of_detector = ("detector.name", "method.context", "method.detach_appearance")
     others = [x for x in overrides if split_assignment(x)[0] not in of_detector]
     refused: set[str] = set()
-    for arm in (x for x in chosen.arms if x.name in names and len(others) < len(overrides)):
+    for arm in (x for x in chosen.arms if x.name in names):
         try:
             experiment_of(arm, base, overrides)
         except InputError:

@@ -300,7 +300,7 @@ def test_the_evidence_page_opens_with_the_default_preset(
         "**LGD residual (ours) is not worth it here: longer training is the better use of that cost.**",
         "RetinaNet | shapes | LGD | 1,280 | 3 |",
         "The baseline trained for as much as LGD residual (ours) cost gains +4.0 AP [+4.0, +4.0] over itself;",
-        "its second loss (ours without imitation) gives +3.0",
+        "from its second loss (ours without imitation) and -1.0",
         "The teacher of LGD was ahead of its student at any evaluation in 0 of 3 seeds, and ended -15.0 AP [",
         "these differ beyond noise from the arm that each is a variant of: LGD residual (ours) over LGD +7.0",
         "Within noise of theirs: ours without adapter.",

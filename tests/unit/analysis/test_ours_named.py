@@ -93,7 +93,7 @@ def test_the_verdict_and_what_it_rests_on(tmp_path: Path) -> None:
     assert said.verdicts[0].numbers.startswith(f"{LGD}: ")
     # Its equal-cost baseline, the one without imitation and the baseline's second training are all found.
     assert "the same cost spent on longer training of baseline" in said.verdicts[0].numbers
-    assert any(x.startswith(f"Of {LGD}'s gain: ") for x in said.notes)
+    assert any(x.startswith(f"{LGD}'s gain is ") for x in said.notes)
     assert any(x.startswith("baseline trained a second time") for x in said.notes)
     assert not re.search(r"\bLGD(?! \(ours: | residual \(ours: )", " ".join(map(str, said.verdicts)))
 
