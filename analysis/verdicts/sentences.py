@@ -140,7 +140,7 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
         lines.append(
             f"Looks planned after {', '.join(map(str, asked.looks))} seeds: each interval is one of"
             f" {asked.confidence:.1%}, so that a difference's intervals at all looks hold together with"
-            f" {CONFIDENCE:.0%}; those of tables and figures hold for one look."
+            f" {CONFIDENCE:.0%}; others hold for one look."
         )
     return [x for x in lines if x]
 

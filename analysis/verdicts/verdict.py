@@ -115,7 +115,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     sides: list[tuple[str, str, tuple[Answer, ...]]] = [
         (arm, reference, ("worth it", "gain")), (reference, arm, ("not worth it",)),
     ]  # fmt: skip
-    if margin is not None:
+    if question.equal_cost:
         sides.append((question.equal_cost, arm, ("not worth it",)))
     for name, other, favoured in sides:
         diverged, failed = _lost(records, name, runs[name], runs[other])

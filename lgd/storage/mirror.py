@@ -39,8 +39,10 @@ LOCAL_ONLY = ("ray", "tune")
 
 LOCAL_FILES = ("lock", "study.journal.lock")
 
-SMALL = 8 * 2**20
-"""Bytes up to which the content of a file that is being published is noted before it is: its answer may be lost."""
+NEWEST = "meter.json"
+"""Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
+on elsewhere since this machine's checkpoints were published or fetched. Its content is noted before it is published:
+the answer may be lost."""
 
 CONTENT = "sha256:"
 """Begins the version of an object of which it is not known that it was written."""
@@ -157,7 +159,7 @@ class Mirror:
                 if there is not None and state.version == _content_version(there):
                     return
             for name in list(_files(self.directory)):
-                if name.startswith(prefix) and (name not in known or known[name].unsure):
+                if name.startswith(prefix) and name not in known:
                     (self.directory / name).unlink(missing_ok=True)
 
     def remove(self, *names: str) -> None:
@@ -216,7 +218,7 @@ class Mirror:
                 return
             # Before it is read: what is written meanwhile makes it changed again.
             state = _state(path, "")
-            if state.size <= SMALL:
+            if name == NEWEST:
                 content = path.read_bytes()
                 known[name] = state._replace(version=_content_version(content))
                 known.save()
@@ -228,7 +230,6 @@ class Mirror:
             return
         entry = store.entry(name)
         known[name] = state._replace(version=entry.version if entry else "")
-        known.save()
 
     @contextlib.contextmanager
     def _versions(self) -> Iterator[_Known]:

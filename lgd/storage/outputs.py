@@ -19,7 +19,7 @@ from lgd.cache import cache_root
 from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.storage.lease import Lease, LeaseLostError, check_newest
-from lgd.storage.mirror import CHECKPOINTS, Mirror
+from lgd.storage.mirror import CHECKPOINTS, NEWEST, Mirror
 from lgd.storage.store import SCHEMES, Store
 
 URL_FILE = ".url"
@@ -33,10 +33,6 @@ RECORD = re.compile(r"((trials|teachers)/)?[^/]+/(record\.json|error\.txt|meter\
 
 STOP_FILE = "stop"
 """In a sweep's results directory: trials that see it write a checkpoint and end, and none begins."""
-
-NEWEST = "meter.json"
-"""Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
-on elsewhere since this machine's checkpoints were published or fetched."""
 
 LEASE_CHECK_S = 5.0
 """Seconds between two looks whether another process has taken over the lease under which a worker was started."""
