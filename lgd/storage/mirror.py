@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from filelock import FileLock
 from lgd.background import called_every
 from lgd.errors import InputError
 from lgd.files import write_text
-from lgd.storage.store import StorageError, Store
+from lgd.storage.store import Entry, StorageError, Store
 
 VERSIONS_FILE = ".published.json"
 LOCK_FILE = ".published.lock"
@@ -41,11 +41,11 @@ LOCAL_FILES = ("lock", "study.journal.lock")
 
 NEWEST = "meter.json"
 """Of a training: it changes with every checkpoint and between them, so its version tells whether the training has gone
-on elsewhere since this machine's checkpoints were published or fetched. Its content is noted before it is published:
-the answer may be lost."""
+on elsewhere since this machine's checkpoints were published or fetched. A hash of its content is noted before it is
+published: the answer may be lost."""
 
-CONTENT = "sha256:"
-"""Begins the version of an object of which it is not known that it was written."""
+MOST_ATTEMPTS = 8
+"""How many of these hashes are kept: those of the newest contents whose answer was lost."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +61,8 @@ class _State(NamedTuple):
     version: str
     size: int
     modified: int
-
-    @property
-    def unsure(self) -> bool:
-        """Whether the object was to be written, and it is not known that it was."""
-        return self.version.startswith(CONTENT)
+    attempted: Sequence[str] = ()
+    """Hashes of contents that were to be written since, of which it is not known whether they were."""
 
 
 class _Known(dict[str, _State]):
@@ -105,7 +102,7 @@ class Mirror:
         with self._versions() as known:
             there = {name: x for name, x in self.store.entries().items() if self._is_chosen(name)}
             for name, entry in sorted(there.items(), key=lambda x: _order(x[0])):
-                state, path = known.get(name), self.directory / name
+                state, path = self._compared(name, entry, known), self.directory / name
                 if path.exists() and state is not None and state.version == entry.version:
                     continue
                 if self.store.download(name, path, entry.size):
@@ -115,7 +112,7 @@ class Mirror:
                 if (
                     self._is_chosen(name)
                     and path.exists()
-                    and not known[name].unsure
+                    and not known[name].attempted
                     and not _changed(path, known[name])
                 ):
                     path.unlink(missing_ok=True)
@@ -150,14 +147,12 @@ class Mirror:
         That is so where the object ``unless_known`` is not the one that was last published, or fetched, here.
         """
         with self._versions() as known:
-            entry, state = self.store.entry(unless_known), known.get(unless_known)
-            if entry is None or (state is not None and state.version == entry.version):
+            entry = self.store.entry(unless_known)
+            if entry is None:
                 return
-            if state is not None and state.unsure:
-                # The process was killed, or the store away, before that was known.
-                there = self.store.read(unless_known)
-                if there is not None and state.version == _content_version(there):
-                    return
+            state = self._compared(unless_known, entry, known)
+            if state is not None and state.version == entry.version:
+                return
             for name in list(_files(self.directory)):
                 if name.startswith(prefix) and name not in known:
                     (self.directory / name).unlink(missing_ok=True)
@@ -210,17 +205,28 @@ class Mirror:
         hidden = any(x.startswith(".") for x in parts) or parts[0] in ("lease", *LOCAL_ONLY) or parts[-1] in LOCAL_FILES
         return not hidden and self.chosen(name)
 
+    def _compared(self, name: str, entry: Entry, known: _Known) -> _State | None:
+        """The file's state; with this version of the object where the object was written from here, though the process
+        was killed, or the store away, before that was known."""
+        state = known.get(name)
+        if state is not None and state.attempted and state.version != entry.version:
+            there = self.store.read(name)
+            if there is not None and _hash(there) in state.attempted:
+                # The file may have changed since: it is published again.
+                state = known[name] = _State(entry.version, -1, 0)
+        return state
+
     def _publish(self, name: str, known: _Known, store: Store) -> None:
         path = self.directory / name
         try:
             before = known.get(name)
-            if before is not None and not before.unsure and not _changed(path, before):
+            if before is not None and not before.attempted and not _changed(path, before):
                 return
             # Before it is read: what is written meanwhile makes it changed again.
             state = _state(path, "")
             if name == NEWEST:
-                content = path.read_bytes()
-                known[name] = state._replace(version=_content_version(content))
+                content, last = path.read_bytes(), before or state
+                known[name] = last._replace(attempted=(*last.attempted, _hash(content))[-MOST_ATTEMPTS:])
                 known.save()
                 store.write(name, content)
             else:
@@ -261,9 +267,10 @@ def _state(path: Path, version: str) -> _State:
     return _State(version, status.st_size, status.st_mtime_ns)
 
 
-def _content_version(content: bytes) -> str:
-    return f"{CONTENT}{hashlib.sha256(content).hexdigest()}"
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _changed(path: Path, state: _State) -> bool:
-    return _state(path, state.version) != state
+    now = _state(path, "")
+    return (now.size, now.modified) != (state.size, state.modified)

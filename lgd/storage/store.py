@@ -272,10 +272,8 @@ class Store:
             except StorageError:
                 raise
             except DiskFullError as error:
-                # This machine's disk: no store is away.
-                if not self._is_local:
-                    raise
-                raise StorageError(f"{where}: {error.strerror}") from None
+                # A disk of this machine: waiting frees no space.
+                raise StorageError(str(error)) from None
             except Exception as error:
                 said = " ".join(str(error).split())[:200] or type(error).__name__
                 if not _may_pass(error):

@@ -104,6 +104,37 @@ def test_checkpoints_stay_where_the_own_word_was_the_last(
     assert (store.read("meter.json"), store.read("checkpoints/2")) == (b"3", b"2")
 
 
+@pytest.mark.parametrize("arrived", [False, True])
+def test_checkpoints_stay_after_an_outage(
+    arrived: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store went away before a meter was written, or before it had answered; a later one was not written either."""
+    here = Mirror(tmp_path / "here", store)
+    _write(here.directory, meter_json="1", checkpoints__1="1")
+    here.publish()
+    write = Store.write
+
+    def away(self: Store, name: str, data: bytes) -> None:
+        if arrived and data == b"2":
+            write(self, name, data)
+        raise StorageError("no answer")
+
+    for content in ("2", "3"):
+        _write(here.directory, meter_json=content, checkpoints__2="2")
+        with monkeypatch.context() as patch, pytest.raises(StorageError):
+            patch.setattr(Store, "write", away)
+            here.publish()
+    assert store.read("meter.json") == (b"2" if arrived else b"1")
+    # The next process on this machine.
+    here.remove_unpublished("checkpoints/", unless_known="meter.json")
+    assert (here.directory / "checkpoints" / "2").exists()
+    # What is newer here is not fetched over.
+    here.fetch()
+    assert (here.directory / "meter.json").read_text() == "3"
+    here.publish()
+    assert (store.read("meter.json"), store.read("checkpoints/2")) == (b"3", b"2")
+
+
 @pytest.mark.parametrize("fetch", [outputs.fetch_notes, lambda x: outputs.fetch_training(x, checkpoints=False)])
 def test_unpublished_checkpoints_go_also_where_another_process_of_the_machine_has_fetched_before(
     fetch: Callable[[Path], None], faults: Faults, tmp_path: Path
