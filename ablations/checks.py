@@ -18,6 +18,7 @@ from ablations.disk_and_memory import check_disk, check_memory
 from ablations.display import say
 from ablations.plan import Sweep
 from ablations.trial_config import TEACHERS
+from lgd.config.experiment_warnings import warnings_of
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import FILE
@@ -85,7 +86,7 @@ class Checked:
     memory: str = ""
     """A note on what steps take."""
     detectors: list[str] = field(default_factory=list)
-    """A line for every detector from elsewhere, on what was found by looking at it."""
+    """Lines on every detector from elsewhere: what was found by looking at it."""
 
     @property
     def planned(self) -> list[Trial]:
@@ -106,23 +107,23 @@ def _of_arms(arms: Sequence[str], text: str) -> str:
     return f"arm{'s' * (len(named) > 1)} {', '.join(named)}: {text}" if named else text
 
 
-def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False) -> Checked:
-    """The trials that the sweep lacks, and its search. Warns of learning rates that are off the rule.
+def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False, retrain_damaged: bool = False) -> Checked:
+    """The trials that the sweep lacks, and its search. Warns of what may be a mistake.
 
+    retrain_damaged: a record that cannot be read counts as none.
     Raises InputError on the first problem or, for ``all_problems``, keeps them for :func:`check`.
     """
     spec, arms = sweep.spec, len(sweep.spec.arms)
     say(console, f"{spec.grid} grid, preset {spec.preset}: checking {arms} arm{'s' * (arms != 1)} ...")
-    for line in dict.fromkeys(t.experiment.schedule.lr_warning for t in sweep.trials):
-        if line:
-            print(f"warning: {line}", file=sys.stderr)
+    for line in dict.fromkeys(line for t in sweep.one_seed() for line in warnings_of(t.experiment)):
+        print(f"warning: {line}", file=sys.stderr)
     search = None
     if sweep.spec.search:
         # Here, not at the top: it loads Optuna.
         from ablations.search.optuna_search import search_of
 
         search = search_of(sweep.spec, sweep.directory)
-    checked = Checked(missing_trials(sweep.trials), search, Problems(all_problems))
+    checked = Checked(missing_trials(sweep.trials, damaged=retrain_damaged), search, Problems(all_problems))
     for trial in checked.planned:
         _check_synthetic_images(trial)
         with checked.problems.noted():
@@ -147,6 +148,7 @@ def check(
     console: Console,
     *,
     accept_other_code: bool = False,
+    retrain_damaged: bool = False,
     resources: Resources | None = None,
 ) -> None:
     """Refuse what cannot run; note what it would train, and print what has to be downloaded for it.
@@ -167,11 +169,11 @@ def check(
             check_code(sweep.directory)
     built = build_arms(sweep, checked.planned, problems)
     checked.fingerprints = {arm: x.fingerprint for arm, x in built.items() if arm}
-    checked.detectors = list(dict.fromkeys(x.detector for x in built.values() if x.detector))
+    checked.detectors = list(dict.fromkeys(line for x in built.values() for line in x.detector.splitlines()))
     with problems.noted():
-        check_records(sweep, checked.fingerprints)
-    with problems.noted():
-        check_teachers(sweep.directory, checked.missing)
+        check_records([x for x in sweep.one_seed() if x not in checked.missing], checked.fingerprints)
+    if not retrain_damaged:
+        check_teachers(sweep.directory, checked.missing, problems)
     known = [(trial, built[trial.arm]) for trial in checked.to_train if trial.arm in built]
     with problems.noted():
         check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)
@@ -181,9 +183,11 @@ def check(
     problems.refuse()
 
 
-def missing_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials without a record, or with the record of a failed training."""
-    return [t for t in trials if existing_record(t.directory, t.experiment) is None]
+def missing_trials(trials: Sequence[Trial], *, damaged: bool = False) -> list[Trial]:
+    """The trials without a record, or with the record of a failed training. damaged: or with an unreadable one."""
+    return [
+        t for t in trials if (damaged and damage(t.directory)) or existing_record(t.directory, t.experiment) is None
+    ]
 
 
 def build_arms(sweep: Sweep, missing: Sequence[Trial], problems: Problems) -> dict[str, DryBuilt]:
@@ -235,9 +239,9 @@ def _downloads(trials: Iterable[Trial]) -> list[str]:
     return [str(x) for x in required_weights(*(trial.experiment for trial in trials)) if not x.is_cached]
 
 
-def check_records(sweep: Sweep, fingerprints: dict[str, str]) -> None:
-    """Refuse to put new trials beside records of what the code or the data no longer build."""
-    for trial in sweep.one_seed():
+def check_records(trials: Iterable[Trial], fingerprints: dict[str, str]) -> None:
+    """Refuse to put new trials beside records, of ``trials``, of what the code or the data no longer build."""
+    for trial in trials:
         record = existing_record(trial.directory, trial.experiment)
         if record is None or trial.arm not in fingerprints:
             continue
@@ -254,8 +258,8 @@ def check_records(sweep: Sweep, fingerprints: dict[str, str]) -> None:
             )
 
 
-def check_teachers(directory: Path, missing: Iterable[Trial]) -> None:
-    """Refuse to train students whose teacher has a record that cannot be read."""
+def check_teachers(directory: Path, missing: Iterable[Trial], problems: Problems) -> None:
+    """Note students whose teacher has a record that cannot be read."""
     teachers = {x.experiment.teacher.model_dump_json(): x.experiment.teacher for x in missing if x.experiment.teacher}
     if not teachers:
         return
@@ -265,7 +269,8 @@ def check_teachers(directory: Path, missing: Iterable[Trial]) -> None:
     for teacher in teachers.values():
         damaged = damage(teacher_directory(teacher, directory / TEACHERS))
         if damaged:
-            raise InputError(f"{damaged}: --retrain-damaged trains this teacher again")
+            with problems.noted():
+                raise InputError(f"{damaged}: --retrain-damaged trains this teacher again")
 
 
 def code_version() -> CodeVersion:

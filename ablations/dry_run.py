@@ -20,9 +20,7 @@ def show_plan(
     sweep: Sweep, checked: Checked, resources: Resources, options: CostOptions, verbose: bool, console: Console
 ) -> None:
     """The cost, a line a trial, and with ``verbose`` the settings that the arms share."""
-    damaged = [x for x in sweep.damaged_trials if x in checked.missing]
-    trials = [*sweep.trials, *damaged]
-    say(console, f"{len(checked.missing)} of {len(trials)} trials to run, {resources.description}")
+    say(console, f"{len(checked.missing)} of {len(sweep.trials)} trials to run, {resources.description}")
     _show_cost(checked, resources, options, console)
     for line in sweep.deferred:
         say(console, f"later: {line}")
@@ -33,7 +31,7 @@ def show_plan(
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("trial", "steps", "to run", "fingerprint"):
         table.add_column(head)
-    for trial in trials:
+    for trial in sweep.trials:
         needed = "yes" if trial in checked.missing else "has a record"
         table.add_row(trial.name, str(trial.experiment.schedule.steps), needed, checked.fingerprints.get(trial.arm, ""))
     console.print(table)

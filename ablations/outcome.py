@@ -26,9 +26,10 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     directory = sweep.directory
     left = [t for t in sweep.trials if not (t.directory / FILE).exists()]
     searched = search.records() if search else []
-    failed = sum(record.status == "failed" for record in searched)
-    # Those that failed are told as such.
-    samples = max(0, search.left() - failed) if search else 0
+    samples = search.left() if search else 0
+    # Those that failed are told as such, unless others have replaced them.
+    failed = min(sum(record.status == "failed" for record in searched), samples)
+    samples -= failed
     begun = begun_trials(directory) if left else {}
     not_run = [unfinished(trial, begun) for trial in left]
     not_run += [*sweep.deferred, *([f"{samples} samples of the search"] if samples else [])]

@@ -204,21 +204,22 @@ def dry_run(
 ) -> int:
     """Check a sweep, and show what would run and what it will take. Raises InputError for all that is in the way."""
     sweep = trials_of(spec, directory)
-    checked = prepare(sweep, console, all_problems=True)
     if options.retrain_damaged:
-        checked.missing += sweep.damaged_trials
+        # As if they had been set aside.
+        sweep = replace(sweep, trials=[*sweep.trials, *sweep.damaged_trials], damaged=[], damaged_trials=[])
+    checked = prepare(sweep, console, all_problems=True, retrain_damaged=options.retrain_damaged)
     with contextlib.ExitStack() as stack:
         if options.address:
             resources = stack.enter_context(cluster(checked, options, console))
         else:
             resources = _this_machine(checked.to_train, options)
         local = None if options.address else resources
-        check(sweep, checked, console, accept_other_code=options.accept_other_code, resources=local)
+        again, other = options.retrain_damaged, options.accept_other_code
+        check(sweep, checked, console, accept_other_code=other, retrain_damaged=again, resources=local)
         from ablations.dry_run import show_plan
 
         show_plan(sweep, checked, resources, cost, verbose, console)
-    if not options.retrain_damaged:
-        show_damaged(sweep.damaged, resume_command(directory, spec), console)
+    show_damaged(sweep.damaged, resume_command(directory, spec), console)
     if not options.yes and not resources.gpus and (note := cpu_note(checked.to_train)):
         say(console, note)
     say(console, "ready")

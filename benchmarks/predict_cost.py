@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from lgd.config.experiment import Data, Experiment
 from lgd.config.grids import Trial
 from lgd.data.catalog import load_dataset
 from lgd.distributed.resources import Resources
+from lgd.errors import InputError
 from lgd.results import provenance
 from lgd.results.record import FILE, Record, load
 from lgd.training import teacher as teacher_training
@@ -197,7 +199,9 @@ def teachers_directory(trial: Trial) -> Path:
 
 
 def finished_record(directory: Path) -> Record | None:
-    """The record of a training that finished there; None if there is none."""
+    """The record of a training that finished there; None if there is none that can be read."""
     path = directory / FILE
-    found = load(path) if path.exists() else None
+    found = None
+    with suppress(InputError):
+        found = load(path) if path.exists() else None
     return found if found is not None and found.status == "finished" else None

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from lgd.config import paper_recipes
+from lgd.config.detector import NO_WEIGHTS
 from lgd.config.experiment import (
     Backbone,
     Data,
@@ -230,20 +231,33 @@ def at_preset(name: str, training: Training) -> Experiment:
 BUILT_IN_DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 
 
-def built_in_settings(detector: DetectorName, preset: str) -> dict[str, Any]:
-    """What a preset's detector and its method change when that is another built-in one.
+ZOO_WEIGHTS: dict[DetectorName, str] = {
+    "retinanet": FINETUNE.detector.weights,
+    "faster_rcnn": "detectron2://COCO-Detection/faster_rcnn_R_50_FPN_3x/137849458/model_final_280758.pkl",
+    "mask_rcnn": "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
+}
+"""Trained R-50s of detectron2's model zoo, which has no FCOS, ATSS or POTO."""
+
+
+def built_in_settings(detector: DetectorName, name: str) -> dict[str, Any]:
+    """What the detector and the method of ``name`` change when that is another built-in one.
 
     The context object, the detached appearance and, where the preset has the paper's, the learning rate are the paper's
-    for that detector with R-50; on a CPU an R-CNN's heads are small and its rate is one that was tried.
+    for that detector with R-50; on a CPU an R-CNN's heads are small and its rate is one that was tried. Weights of
+    another detector are replaced by its own of detectron2's model zoo, or left out where that has none: the backbone's
+    remain. name: a preset, or a training of :func:`named_experiment`.
     """
+    base = _PRESETS[name] if name in _PRESETS else named_experiment(name).experiment  # type: ignore[index]
     wanted = paper_recipes.define(detector, "r50", "2x", "ms")
     own = _teacher_settings(wanted)
-    if preset not in CPU_PRESETS:
+    if name not in CPU_PRESETS:
         own["schedule.lr_per_16"] = wanted.schedule.lr_per_16
     elif wanted.detector.is_rcnn:
         own |= {k: v for k, v in _CPU_RCNN.items() if k.startswith("detector.")}
-        own["schedule.lr_per_16"] = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}[preset]
-    there = settings(_PRESETS[preset])  # type: ignore[index]
+        own["schedule.lr_per_16"] = {"nano": NANO_RCNN_LR, "tiny": TINY_RCNN_LR}[name]
+    if base.detector.weights in ZOO_WEIGHTS.values():
+        own["detector.weights"] = ZOO_WEIGHTS.get(detector, NO_WEIGHTS)
+    there = settings(base)
     return {"detector.name": detector, **{key: value for key, value in own.items() if there[key] != value}}
 
 

@@ -15,7 +15,7 @@ from lgd.config.detector import NO_WEIGHTS, OWN_WEIGHTS
 from lgd.config.detector_source import kind_of
 from lgd.config.experiment import Data, Detector, split_assignment
 from lgd.detectors import config_files, torchvision_models
-from lgd.detectors.model_layout import check_supported, pixel_statistics
+from lgd.detectors.model_layout import check_supported, color_order
 from lgd.errors import InputError, own_code
 
 
@@ -34,8 +34,7 @@ def build(settings: Detector, num_classes: int, data: Data | None = None) -> nn.
     else:
         detector = config_files.build(source, settings.overrides, num_classes)
     check_supported(detector, source)
-    statistics = pixel_statistics(detector)
-    if statistics is not None and statistics.order == "RGB" and not hasattr(detector, "prepare_batch"):
+    if color_order(detector) == "RGB" and not hasattr(detector, "prepare_batch"):
         detector.register_forward_pre_hook(_to_rgb)
     return detector
 

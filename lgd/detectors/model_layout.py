@@ -159,15 +159,19 @@ def pixel_statistics(detector: nn.Module) -> PixelStatistics | None:
     if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
         return None
     first, last = (tuple(x.flatten().tolist()) for x in (mean, std))
-    return PixelStatistics(first, last, order=_order(detector, first))
+    # Not every meta-architecture keeps its input_format. Of ImageNet's means red's is the largest.
+    return PixelStatistics(first, last, order=_given_order(detector) or ("RGB" if first[0] > first[-1] else "BGR"))
 
 
-def _order(detector: nn.Module, mean: tuple[float, ...]) -> ColorOrder:
+def color_order(detector: nn.Module) -> ColorOrder:
+    """The order of the channels that it reads: its ``input_format``, or else as its mean is; BGR where it has neither."""
+    statistics = pixel_statistics(detector)
+    return statistics.order if statistics else _given_order(detector) or "BGR"
+
+
+def _given_order(detector: nn.Module) -> ColorOrder | None:
     given = getattr(detector, "input_format", None)
-    if given in ("BGR", "RGB"):
-        return cast(ColorOrder, given)
-    # Not every meta-architecture keeps it. Of ImageNet's means red's is the largest.
-    return "RGB" if mean[0] > mean[-1] else "BGR"
+    return cast(ColorOrder, given) if given in ("BGR", "RGB") else None
 
 
 def predicts_masks(detector: nn.Module) -> bool:
@@ -206,10 +210,13 @@ def description(detector: nn.Module, settings: Detector, weights: str) -> str:
     each = "" if len(channels) == 1 else " with {} channels"
     listed = ", ".join(f"{name} (stride {x.stride}{each.format(x.channels)})" for name, x in levels.items())
     same = f", {channels.pop()} channels each" if len(channels) == 1 else ""
-    images = "images BGR, statistics not known"
+    order = color_order(detector)
+    images = f"images {order}{' (turned from BGR before its forward)' if order == 'RGB' else ''}"
     if statistics is not None:
         mean, std = (" ".join(f"{x:.4g}" for x in values) for values in (statistics.mean, statistics.std))
-        images = f"images {statistics.order}, mean {mean}, deviation {std}"
+        images = f"{images}, mean {mean}, deviation {std}"
+    else:
+        images = f"{images}, statistics not known"
     what = "boxes and masks" if predicts_masks(detector) else "boxes"
     bottom_up = bottom_up_path(detector, settings) or "not known (detector.bottom_up)"
     return (

@@ -68,7 +68,7 @@ class POTO(FCOS):
             deltas_BR4.flatten(0, 1), anchors_R4.repeat(len(deltas_BR4), 1)
         ).view(deltas_BR4.shape)
         objects = pad_objects(gt_instances)
-        matched_BR = self._assign(anchors_R4, torch.cat(logits, dim=1).detach(), boxes_BR4.detach(), objects)
+        matched_BR = self.assign(anchors_R4, torch.cat(logits, dim=1).detach(), boxes_BR4.detach(), objects)
         labels_BR, gt_boxes_BR4 = targets_of(matched_BR, objects, self.num_classes)
         positive_BR = labels_BR != self.num_classes
         positives = positive_BR.sum()
@@ -81,7 +81,7 @@ class POTO(FCOS):
         return {"loss_cls": loss_cls / count, "loss_box_reg": self.box_weight * loss_box / count}
 
     @torch.no_grad()
-    def _assign(self, anchors_R4: Tensor, logits_BRK: Tensor, boxes_BR4: Tensor, objects: PaddedObjects) -> Tensor:
+    def assign(self, anchors_R4: Tensor, logits_BRK: Tensor, boxes_BR4: Tensor, objects: PaddedObjects) -> Tensor:
         """The object of each location (B, R), -1 for none. It waits for the device once, whatever the batch."""
         best: list[tuple[Tensor, Tensor]] = []
         start = 0

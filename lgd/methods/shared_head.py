@@ -18,6 +18,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lgd.detectors.poto import POTO
 from lgd.methods.feature_capture import FeatureCapture, Features, patched_method
 
 _SEPARATE: WeakSet[nn.Module] = WeakSet()
@@ -29,7 +30,8 @@ class TwoForwardPasses:
 
     capture: of the first pass. compute_teacher_features: called once the first pass has its features; returns those of
     the second pass. joint_head: run the head once for both passes; False lets each pass be timed by itself.
-    cache_targets: keep images and labels as the first pass prepared them for the second.
+    cache_targets: keep images and labels as the first pass prepared them for the second. What a dense detector assigns
+    by its predictions is always the first pass's (docs/method.md, "The losses").
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class TwoForwardPasses:
         self._compute_teacher_features = compute_teacher_features
         head = head_of(detector) if joint_head else None
         self._head = None if head in _SEPARATE else head
-        self._cacheable = cacheable_methods(detector) if cache_targets else []
+        self._cacheable = [*(cacheable_methods(detector) if cache_targets else []), *assigning_methods(detector)]
         self._cache: dict[str, list[Any]] = {}
         self._teacher_features: Features | None = None
         self._second_output: Any = None
@@ -152,9 +154,14 @@ def head_of(detector: nn.Module) -> nn.Module | None:
 
 def cacheable_methods(detector: nn.Module) -> list[str]:
     """Methods of a detector whose result for a batch depends neither on its features nor on random numbers."""
-    # R-CNN samples anchors and regions anew in each pass (docs/method.md, "The losses"); POTO matches head outputs.
+    # R-CNN samples anchors and regions anew in each pass (docs/method.md, "The losses").
     methods = ["preprocess_image", *(["label_anchors"] if isinstance(detector, (RetinaNet, FCOS)) else [])]
     return [name for name in methods if callable(getattr(detector, name, None))]
+
+
+def assigning_methods(detector: nn.Module) -> list[str]:
+    """Methods of a dense detector that assign objects by what its head predicts: POTO's alone."""
+    return ["assign"] if isinstance(detector, POTO) else []
 
 
 def _is_by_image(output: Any, images: int, levels: int) -> bool:

@@ -23,6 +23,7 @@ from lgd.cli import INTERRUPTED, Parser, examples, exit_status
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
 from lgd.config.detector_options import add_detector_arguments, detector_overrides
 from lgd.config.experiment import Experiment
+from lgd.config.experiment_warnings import warnings_of
 from lgd.config.grids import check_overrides
 from lgd.config.method import BUILT_IN, import_named
 from lgd.config.paper_recipes import NAMES, named
@@ -139,9 +140,8 @@ def _run(options: argparse.Namespace) -> int:
     import_named(options.overrides, options.method)
     check_overrides(options.overrides, options=_other_options(options))
     experiment = _changed(chosen.experiment, options)
-    complaint = experiment.schedule.lr_warning
-    if complaint:
-        print(f"warning: {complaint}", file=sys.stderr)
+    for line in warnings_of(experiment):
+        print(f"warning: {line}", file=sys.stderr)
     if options.show:
         print_settings(chosen, experiment)
         return 0

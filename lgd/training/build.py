@@ -13,7 +13,9 @@ import torch
 from detectron2.solver import LRMultiplier
 from torch import nn
 
+from lgd.config.detector_source import kind_of
 from lgd.config.experiment import DATA_SET_KEYS, Data, Detector, Experiment
+from lgd.config.experiment_warnings import RCNN_SETTINGS, has_rcnn_settings
 from lgd.config.method import code_of
 from lgd.config.settings import keys_without_effect_on_result
 from lgd.data.catalog import load_dataset
@@ -63,7 +65,7 @@ class DryBuilt:
     memory: int | None = None
     """Bytes of a step where it is to be trained; None: not known."""
     detector: str = ""
-    """A line on what a detector from elsewhere was found to be."""
+    """On a detector from elsewhere: what it was found to be, and what might fit it better; a line each."""
     teacher: DryBuilt | None = None
     """The dry build of the frozen teacher's training, where there is one."""
 
@@ -127,9 +129,16 @@ def inspect_training(
 
 
 def _found(experiment: Experiment, student: nn.Module) -> str:
-    """A line on what a detector from elsewhere was found to be; empty for a built-in one."""
+    """What a detector from elsewhere was found to be, and what of the method might fit it better; a line each."""
     settings = experiment.detector
-    return "" if settings.is_built_in else description(student, settings, initial_weights(settings))
+    if settings.is_built_in:
+        return ""
+    lines, named = [description(student, settings, initial_weights(settings))], f"detector {settings.label}"
+    if hasattr(student, "roi_heads") and not has_rcnn_settings(experiment):
+        lines.append(f"{named}: an R-CNN: the paper's LGD has {RCNN_SETTINGS} with them, and schedule.lr_per_16=0.02")
+    if kind_of(settings.source) == "function" and experiment.method.phases(experiment.schedule).frozen_until:
+        lines.append(f"{named}: its bottom-up network is frozen at first: schedule.frozen=0 if it has random values")
+    return "\n".join(lines)
 
 
 def _check_frozen_part(experiment: Experiment, student: nn.Module) -> None:

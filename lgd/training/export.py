@@ -19,7 +19,7 @@ from lgd.config.detector_source import absolute_detector, check_named_again
 from lgd.config.experiment import Detector, Experiment, Settings, explain
 from lgd.detectors import build_detector
 from lgd.detectors.detections import in_original_pixels
-from lgd.detectors.model_layout import PixelStatistics, pixel_statistics
+from lgd.detectors.model_layout import PixelStatistics, color_order, pixel_statistics
 from lgd.detectors.weight_files import load_tensors, reason
 from lgd.errors import InputError
 from lgd.files import read_file, write_text
@@ -96,7 +96,7 @@ def describe_student(
     category_ids: Sequence[int] = (),
 ) -> None:
     """Write ``student.json`` into ``directory``. category_ids: of the classes, in the data's annotations."""
-    statistics = pixel_statistics(student_of(model)) or PixelStatistics((), (), "BGR")
+    statistics = pixel_statistics(student_of(model)) or PixelStatistics((), (), color_order(student_of(model)))
     description = StudentDescription(
         class_names=tuple(class_names),
         category_ids=tuple(category_ids),

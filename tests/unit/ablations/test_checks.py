@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ablations import disk_and_memory, sweep
+from ablations import disk_and_memory
 from ablations.checks import Problems, _built, build_arms, check_teachers, prepare
 from ablations.cpu_time import check_cpu_time
 from ablations.damaged import damage, set_aside
@@ -24,6 +24,7 @@ from ablations.limits import Budget, CostOptions, Placement
 from ablations.placement import resources_for
 from ablations.plan import describe, search_spec, trials_of
 from ablations.status import show_status
+from ablations.sweep import RunOptions, _run, dry_run
 from ablations.tune.ray_log import ray_log
 from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
@@ -111,16 +112,16 @@ def test_days_on_a_clusters_cpus_are_asked_about(
     def refuse(*_: object) -> None:
         raise InputError("days")
 
-    monkeypatch.setattr(sweep, "cluster", lambda *_: contextlib.nullcontext(Resources(1, gpus, 2)))
-    monkeypatch.setattr(sweep, "_ray_watched", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(sweep, "check_cpu_time", refuse)
-    monkeypatch.setattr(sweep, "train", lambda *_: ("the budget is over", 0.0))
+    monkeypatch.setattr("ablations.sweep.cluster", lambda *_: contextlib.nullcontext(Resources(1, gpus, 2)))
+    monkeypatch.setattr("ablations.sweep._ray_watched", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("ablations.sweep.check_cpu_time", refuse)
+    monkeypatch.setattr("ablations.sweep.train", lambda *_: ("the budget is over", 0.0))
     monkeypatch.setattr("ablations.outcome.finish", lambda *_: 3)
     spec, console = SweepSpec(grid="components", preset="nano", overrides=(), arms=("baseline",), seeds=1), Console()
 
     def run(yes: bool) -> int:
         placement = Placement(address="head:6379")
-        return sweep._run(spec, tmp_path, sweep.RunOptions(placement=placement, yes=yes), Budget(), console)
+        return _run(spec, tmp_path, RunOptions(placement=placement, yes=yes), Budget(), console)
 
     assert run(yes=True) == 3
     if asked:
@@ -161,27 +162,34 @@ def test_a_damaged_record_blocks_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_record_of_a_teacher_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     sweep = trials_of(describe("methods", "nano", arms="baseline,PKD", seeds=1), tmp_path)
-    check_teachers(tmp_path, sweep.trials)
+    check_teachers(tmp_path, sweep.trials, Problems(False))
     teacher = sweep.trials[1].experiment.teacher
     assert teacher is not None
     directory = teacher_directory(teacher, tmp_path / "teachers")
     directory.mkdir(parents=True)
     (directory / "record.json").write_text('{"schema_version": 3, "status": "fin')
     with pytest.raises(InputError, match=r"record.json:1: not a record .*: --retrain-damaged trains this teacher"):
-        check_teachers(tmp_path, sweep.trials)
-    check_teachers(tmp_path, sweep.trials[:1])
+        check_teachers(tmp_path, sweep.trials, Problems(False))
+    check_teachers(tmp_path, sweep.trials[:1], Problems(False))
+    # With the option nothing is in the way.
+    out, options = io.StringIO(), RunOptions(retrain_damaged=True)
+    dry_run(sweep.spec, tmp_path, options, CostOptions(), Console(file=out, width=300))
+    assert out.getvalue().endswith("ready\n")
 
 
 def test_damaged_trials_that_are_to_be_trained_again_are_planned(tmp_path: Path) -> None:
-    spec = describe("components", "nano", arms="baseline", seeds=2)
-    first = trials_of(spec, tmp_path).trials[0].directory
-    first.mkdir(parents=True)
-    (first / "record.json").write_text("{")
+    spec = describe("components", "nano", arms="baseline,LGD", seeds=1)
+    damaged = trials_of(spec, tmp_path).trials[1].directory
+    damaged.mkdir(parents=True)
+    (damaged / "record.json").write_text("{")
     for again, planned in ((False, "1 of 1 trials to run"), (True, "2 of 2 trials to run")):
         out = io.StringIO()
-        options = sweep.RunOptions(retrain_damaged=again)
-        sweep.dry_run(spec, tmp_path, options, CostOptions(), Console(file=out, width=300))
+        options = RunOptions(retrain_damaged=again)
+        dry_run(spec, tmp_path, options, CostOptions(), Console(file=out, width=300))
         assert planned in out.getvalue()
+        # It was built, as the others.
+        rows = [line.split() for line in out.getvalue().splitlines() if line.startswith(("baseline", "lgd"))]
+        assert [len(row) for row in rows] == [4] * (1 + again)
         assert ("left out" in out.getvalue()) is not again
 
 

@@ -66,6 +66,14 @@ def test_samples_of_a_search_are_counted(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "not run: 2 samples of the search" in said
     assert "2 of 6 trials failed, 3 of 6 trials not run; go on with" in said
+    # Others in their place.
+    for i in range(3, 7):
+        named = {"grid": "components", "preset": "nano", "arm": f"search-{i:03}", "experiment": search.base}
+        Record.model_validate({"status": "finished", **named}).save(tmp_path / "trials" / f"search-{i:03}")
+    finish(sweep, search, "", "lgd sweep resume DIR", Console(width=400))
+    said = capsys.readouterr().out
+    assert "failed" not in said
+    assert "1 of 6 trials not run; go on with" in said
 
 
 @pytest.mark.parametrize(

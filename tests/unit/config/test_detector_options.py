@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 import pytest
+from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
 from lgd.config.detector_options import add_detector_arguments, detector_overrides
-from lgd.config.presets import BUILT_IN_DETECTORS, preset
+from lgd.config.presets import BUILT_IN_DETECTORS, named_experiment, preset
 from lgd.errors import InputError
 
 ZOO = "zoo:COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -42,6 +43,26 @@ def test_a_built_in_detector_comes_with_what_belongs_to_it(name: str, size: str)
     assert experiment.schedule.lr_per_16 == rates.get(size, (0.01, 0.02))[rcnn]
     # With the paper's 512 regions an image its heads take most of a step on a CPU.
     assert experiment.detector.regions == (64 if rcnn and size in ("nano", "tiny") else 512)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_DETECTORS)
+def test_a_built_in_detector_changes_what_a_training_of_the_paper_has_otherwise(name: str) -> None:
+    experiment = named_experiment("retinanet_r50_2x_ms").experiment
+    changed = experiment.override(detector_overrides(_options("--detector", name), [], "retinanet_r50_2x_ms"))
+    assert changed.detector.name == name
+    assert changed.schedule.lr_per_16 == (0.02 if name.endswith("rcnn") else 0.01)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_DETECTORS)
+def test_a_built_in_detector_starts_from_no_other_ones_weights(name: str) -> None:
+    start = preset("finetune").override(detector_overrides(_options("--detector", name), [], "finetune")).detector
+    if name in ("retinanet", "faster_rcnn", "mask_rcnn"):
+        config, suffix = start.weights.removeprefix("detectron2://").split("_R_50_FPN_3x/")
+        assert config.endswith(f"/{name}")
+        assert _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX[f"{config}_R_50_FPN_3x"] == suffix
+    else:
+        assert start.weights == "none"
+        assert start.initial_weights == start.backbone.weights != "none"
 
 
 @pytest.mark.parametrize(

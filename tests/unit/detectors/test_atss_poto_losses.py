@@ -77,7 +77,7 @@ def _poto_losses(detector: Any, _: Any, features: Any, predictions: Any, instanc
     for image_logits, image_deltas, objects in zip(logits, deltas, instances, strict=True):
         boxes = detector.box2box_transform.apply_deltas(image_deltas, anchors)
         padded = pad_objects([objects])
-        (matched,) = detector._assign(anchors, image_logits[None].detach(), boxes[None].detach(), padded)
+        (matched,) = detector.assign(anchors, image_logits[None].detach(), boxes[None].detach(), padded)
         positive = matched >= 0
         labels = torch.full_like(matched, CLASSES)
         labels[positive] = objects.gt_classes[matched[positive]]

@@ -81,6 +81,26 @@ def test_labels_and_images_are_worked_on_once(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(calls[2:]) == sorted(calls[:2] * 2)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_instructive_features_have_the_locations_that_poto_gave_the_student(
+    cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else is done twice: of the predictions on them others might be the best."""
+    model = _model("poto", cache_targets=cached)
+    assign, matched = model.student.assign, list[Tensor]()
+
+    def counted(*arguments: Any) -> Any:
+        matched.append(assign(*arguments))
+        return matched[-1]
+
+    monkeypatch.setattr(model.student, "assign", counted)
+    losses, _ = _losses(model, "poto")
+    assert len(matched) == 1
+    # Where there are no objects, nothing is assigned.
+    assert [int((x >= 0).sum()) for x in matched[0]] == [3, 0, 6]
+    assert losses["instructive/loss_box_reg"] != losses["loss_box_reg"]
+
+
 def test_a_batch_norm_in_the_head_sees_each_pass_by_itself() -> None:
     model = _model("retinanet")
     conv = model.student.head.cls_subnet[0]
