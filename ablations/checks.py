@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from ablations.code_version import check_code
 from ablations.damaged import damage
 from ablations.disk_and_memory import check_disk, check_memory
 from ablations.display import say
@@ -21,10 +21,7 @@ from ablations.trial_config import TEACHERS
 from lgd.config.experiment_warnings import warnings_of
 from lgd.config.grids import Trial
 from lgd.errors import InputError
-from lgd.results.record import FILE
-from lgd.results.sweep_spec import SWEEP_FILE, CodeVersion, SweepSpec
 from lgd.signals import exit_on_interrupt
-from lgd.storage.outputs import shown
 from lgd.training import log_services
 from lgd.training.resume import existing_record
 
@@ -271,41 +268,3 @@ def check_teachers(directory: Path, missing: Iterable[Trial], problems: Problems
         if damaged:
             with problems.noted():
                 raise InputError(f"{damaged}: --retrain-damaged trains this teacher again")
-
-
-def code_version() -> CodeVersion:
-    """Versions of the packages that compute a sweep's numbers, and the files of this one by a digest."""
-    import lgd
-    from lgd.results import provenance
-
-    root = Path(lgd.__file__).parent
-    files = {
-        path.relative_to(root.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        for path in sorted(root.rglob("*.py"))
-    }
-    return CodeVersion(versions=provenance.versions(), files=files)
-
-
-def check_code(directory: Path) -> None:
-    """Refuse to mix trials of different code in one table."""
-    if not (directory / SWEEP_FILE).exists() or not list(directory.glob(f"trials/*/{FILE}")):
-        return
-    there = SweepSpec.read(directory).code
-    different = "it does not say by which" if there is None else _difference(there, code_version())
-    if different:
-        raise InputError(
-            f"{shown(directory)} holds trials that other code ran ({different}): choose another --output, or say"
-            " --accept-other-code"
-        )
-
-
-def _difference(there: CodeVersion, here: CodeVersion) -> str:
-    """In one line; empty where there is none."""
-    versions = [
-        f"{name} {there.versions.get(name, 'none')} there and {here.versions.get(name, 'none')} here"
-        for name in sorted({*there.versions, *here.versions})
-        if there.versions.get(name) != here.versions.get(name)
-    ]
-    files = [x for x in sorted({*there.files, *here.files}) if there.files.get(x) != here.files.get(x)]
-    shown = files[:5] + ([f"{len(files) - 5} more"] if len(files) > 5 else [])
-    return ", ".join(versions + ([f"changed: {', '.join(shown)}"] if files else []))

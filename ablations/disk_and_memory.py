@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,12 +73,18 @@ def _free_memory() -> int:
 
 
 def _free_gpu_memory() -> int | None:
-    """Bytes that are free on the GPU with the least; does not open a CUDA context in this process."""
+    """Bytes that are free on the GPU with the least, of CUDA_VISIBLE_DEVICES where that is set; does not open a CUDA
+    context in this process."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = range(pynvml.nvmlDeviceGetCount()) if visible is None else visible.replace(" ", "").split(",")
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(int(x)) if str(x).isdigit() else pynvml.nvmlDeviceGetHandleByUUID(str(x))
+            for x in names
+        ]
         return min(int(pynvml.nvmlDeviceGetMemoryInfo(x).free) for x in handles)
     except Exception:  # no driver, no package, or a device that does not say
         return None

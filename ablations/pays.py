@@ -43,7 +43,9 @@ def parser(prog: str = PROG) -> Parser:
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
     group.add_argument("--methods", default="lgd", metavar="A,B", help="methods to try (default: lgd; docs/method.md)")
     group.add_argument("--detect", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5 AP)")
-    group.add_argument("--budget", metavar="T", help="end after this time, e.g. 45m, 8h; the same command goes on")
+    group.add_argument(
+        "--budget", "--max-time", metavar="T", help="end after this time, e.g. 45m, 8h; the same command goes on"
+    )
     group.add_argument("--max-seeds", type=int, metavar="N", help="trainings of each arm at most (default: 15)")
     group.add_argument("--bigger", action="store_true", help="try the plain detector on a larger backbone, too")
     group.add_argument(

@@ -97,7 +97,7 @@ def describe(
     of_data = {"data.source": (f"--data {data}", data)} if data else None
     check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], of_data)
     base = preset(size)
-    check_used(overrides, [] if search else chosen.arms, base)
+    check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], base)
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = base.override(base.applicable(given))
     if base.schedule.epochs is not None:

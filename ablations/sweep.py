@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ablations.checks import Checked, check, code_version, missing_trials, prepare
+from ablations.checks import Checked, check, missing_trials, prepare
+from ablations.code_version import code_version
 from ablations.cpu_time import check_cpu_time, cpu_note
 from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
@@ -270,7 +271,7 @@ def train(
         from ablations.trial_config import RecordLabels
         from ablations.tune.ray_sweep import run_sweep
 
-    spec = sweep.spec = sweep.spec.model_copy(update={"ended": None, "code": code_version()})
+    spec = sweep.spec = sweep.spec.model_copy(update={"ended": None, "code": code_version(sweep.spec)})
     spec.write(sweep.directory)
     samples, sampled = (search.samples, len(search.ended())) if search else (0, 0)
     with_search = f" and {samples} samples of a search" if search else ""

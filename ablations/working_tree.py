@@ -66,8 +66,9 @@ def _files(directory: Path) -> Iterator[str]:
     """The files to send, relative to ``directory``."""
     for name in _listed(directory):
         parts = Path(name).parts
-        # Credentials are often kept in the last.
-        left_out = any(name == x or name.startswith(f"{x}/") for x in LEFT_OUT) or name.endswith(".env")
+        left_out = any(name == x or name.startswith(f"{x}/") for x in LEFT_OUT)
+        # Credentials are often kept in .env, .env.local, .envrc or production.env.
+        left_out |= parts[-1].startswith(".env") or parts[-1].endswith(".env")
         # git lists files that are deleted since, too, and links to directories.
         if not left_out and not set(parts) & set(CACHES) and (directory / name).is_file():
             yield name

@@ -290,7 +290,7 @@ def alone() -> Iterator[None]:
             say("waiting for another set-up of this checkout to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            # NFS locks files that are opened for writing alone, and others nothing: nobody else is kept out there.
+            # NFS refuses this lock on a file that is opened for reading: nobody else is kept out there.
             pass
         yield
 

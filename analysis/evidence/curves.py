@@ -9,13 +9,12 @@ import bisect
 import math
 
 from analysis.evidence.studies import AP, Study
-from analysis.load import by_arm
 from analysis.rates import Curve, equal_cost_steps, length_curves, pairs
 from analysis.render import TextTable, difference_text, number
 from analysis.stats.differences import Difference, paired_difference
 from analysis.table_builders.crossing import FAR, crossings
 from analysis.templating import render_sentence
-from analysis.verdicts.questions import without_imitation
+from analysis.verdicts.questions import all_without_imitation
 
 BEYOND = 1.05
 """How far beyond its longest training a baseline's AP is read, as a factor of the steps: on the same line."""
@@ -59,15 +58,15 @@ def _baseline_at(base: Curve, steps: float) -> dict[int, float]:
 
 def compared(study: Study) -> list[tuple[Curve, Curve]]:
     """Each arm's curve with its baseline's, (baseline, arm), without the arms without imitation."""
-    alone = {without_imitation(study.records, arm) for arm in by_arm(study.records)}
+    alone = set(all_without_imitation(study.records).values())
     return [x for x in pairs(length_curves(study.records)) if not alone.issuperset(x[1].arms.values())]
 
 
 def imitation(study: Study, arm: Curve) -> dict[float, Difference]:
     """The arm over itself without imitation, by steps; of the lengths at which that was trained."""
-    found = {}
+    found, counterparts = {}, all_without_imitation(study.records)
     for steps, name in arm.arms.items():
-        without = without_imitation(study.records, name)
+        without = counterparts.get(name)
         difference = paired_difference(arm.points[steps], study.values(without, AP)) if without else None
         if difference is not None:
             found[steps] = difference

@@ -41,8 +41,8 @@ def costs(runs: Sequence[Run], table: str = "table7") -> pd.DataFrame:
     ``skipped``.
 
     Hours are device-hours of all phases. overall: with the whole pre-training of a teacher; "shared" ones count it
-    divided by the runs that use it. method-specific: overall less the baseline's, paired by
-    seed, and as every ratio of the seeds that both ran on like hardware.
+    divided by the runs that use it. method-specific: overall less the baseline's, paired by seed, over the seeds that
+    both ran on like hardware, as each ratio is.
     """
     known, found = paper().tables[table], runs_of_grid(runs, table)
     reported = {(x.training, x.metric): x.value for x in known.cells}

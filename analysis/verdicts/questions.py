@@ -92,13 +92,13 @@ def _questions(records: Sequence[Record], grid: Grid | None, curves: Sequence[Cu
         if len(chosen) > MOST_QUESTIONS:
             means = {arm: _mean(of_arm) for arm, of_arm in by_arm(records).items()}
             best_of, chosen = len(chosen), [max(chosen, key=means.__getitem__)]
-    found = []
+    found, alone = list[Question](), all_without_imitation(records)
     for name in chosen:
         reference = of[name]
         equal = {steps_from: arm for arm, (budget, steps_from) in budgets.items() if budget == name and arm in names}
         question = Question(
             name, reference, equal.pop(reference, ""), next(iter(equal.values()), ""),
-            without_imitation(records, name), again(reference) if again(reference) in names else "", best_of,
+            alone.get(name, ""), again(reference) if again(reference) in names else "", best_of,
         )  # fmt: skip
         found.append(_at_best_rates(question, records, curves))
     return found
@@ -109,13 +109,9 @@ def _mean(records: Iterable[Record]) -> float:
     return sum(found) / len(found) if found else float("-inf")
 
 
-def without_imitation(records: Sequence[Record], arm: str) -> str:
-    """The arm that is ``arm`` but for its distillation loss, whose weight is 0; "" where it was not trained."""
-    return all_without_imitation(records).get(arm, "")
-
-
 def all_without_imitation(records: Sequence[Record]) -> dict[str, str]:
-    """The same of every arm that has one, in the order of the records. A search has thousands of arms."""
+    """By arm, the one that is the same but for its distillation loss, whose weight is 0; of arms for which that was
+    trained, in the order of the records."""
     own: dict[str, Experiment] = {}
     named: dict[Experiment, str] = {}
     for record in records:

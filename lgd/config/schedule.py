@@ -93,7 +93,7 @@ class Schedule(Settings):
             # Not one step more for what floating point adds to a whole number of steps.
             steps = max(1, math.ceil(round(epochs * images / batch, 6)))
         except (OverflowError, ValueError):
-            raise ValueError("epochs times epoch_images is no number of steps") from None
+            raise ValueError("epochs times epoch_images are too many steps") from None
         return described | {"steps": steps, "epochs": None, "epoch_images": None}
 
     @model_validator(mode="after")

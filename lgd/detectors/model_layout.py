@@ -164,7 +164,7 @@ def pixel_statistics(detector: nn.Module) -> PixelStatistics | None:
 
 
 def color_order(detector: nn.Module) -> ColorOrder:
-    """The order of the channels that it reads: its ``input_format``, or else as its mean is; BGR where it has neither."""
+    """The order of the channels that it reads: its ``input_format``, or else its mean's; BGR where it has neither."""
     statistics = pixel_statistics(detector)
     return statistics.order if statistics else _given_order(detector) or "BGR"
 

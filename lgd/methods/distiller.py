@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lgd.config.phases import Phases, WatchedPhases
 from lgd.distributed import shares
+from lgd.errors import InputError
 from lgd.methods.channel_adapters import ChannelAdapters
 from lgd.methods.feature_capture import (
     FeatureCapture,
@@ -169,6 +170,7 @@ class Distiller(TrainingModel):
             if teacher.uses_student_head:
                 stack.enter_context(passes.first())
             losses: dict[str, Tensor] = dict(self.student(batch))
+        check_sizes(capture.image_size, instances)
         if teacher.uses_student_head:
             with (
                 storage.name_scope("instructive"),
@@ -266,6 +268,16 @@ def prepare_batch(detector: nn.Module, batch: list[dict[str, Any]]) -> list[dict
     """The batch as the detector will see it, where it resizes images and labels itself: once for all passes."""
     own = getattr(detector, "prepare_batch", None)
     return cast("list[dict[str, Any]]", own(batch)) if callable(own) else batch
+
+
+def check_sizes(image_size: tuple[int, int], instances: Sequence[Any]) -> None:
+    """Raise InputError where the backbone got smaller images than the boxes are in: they would be elsewhere there."""
+    if any(have < x for item in instances for have, x in zip(image_size, item.image_size, strict=True)):
+        largest = "x".join(str(max(x)) for x in zip(*(item.image_size for item in instances), strict=True))
+        raise InputError(
+            f"the detector's backbone got images of {image_size[0]}x{image_size[1]} pixels, and their boxes are in images"
+            f" of {largest}: where a detector resizes them itself it needs prepare_batch (docs/own-detector.md)"
+        )
 
 
 def is_batch(value: Any) -> bool:

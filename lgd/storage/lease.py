@@ -31,6 +31,9 @@ LASTS = 60.0
 RENEWALS = 4
 """How often it is renewed in that time."""
 
+LONGEST_WATCH = 10
+"""How many times as long it is watched at most where the store is slow to answer."""
+
 FOLDER = "lease"
 
 
@@ -136,13 +139,14 @@ class Lease:
         self, number: int, held: dict[str, Any], should_stop: Callable[[], bool]
     ) -> tuple[int, dict[str, Any] | None]:
         """The last lease once it may be taken. Raises LeaseHeldError when it is renewed instead."""
-        begun = time.monotonic()
+        begun = first = time.monotonic()
         while time.monotonic() - begun < self.lasts:
             time.sleep(self.lasts / (4 * RENEWALS))
             asked = time.monotonic()
             now = self._last()
-            if time.monotonic() - asked > self.lasts / RENEWALS:
-                # The store was away, for the holder too, which renews again when it answers.
+            if self.lasts / RENEWALS < time.monotonic() - asked and asked - first < LONGEST_WATCH * self.lasts:
+                # The store was away, for the holder too, which renews again when it answers; one that is always slow is
+                # no reason to wait for ever.
                 begun = max(begun + time.monotonic() - asked, time.monotonic() - self.lasts / 2)
             if now != (number, held):
                 if now[1] is None or _may_be_taken(now[1]):

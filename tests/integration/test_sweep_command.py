@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from ablations.checks import code_version
+from ablations.code_version import code_version
 from ablations.run import main
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.grids import plan
@@ -203,8 +203,9 @@ def test_a_sweep_goes_on_where_its_data_lies_elsewhere(tmp_path: Path, capsys: p
     training.run(first.experiment, first.directory, arm=first.arm)
     described = {
         "schema_version": 1, "grid": "components", "preset": "nano", "overrides": overrides, "seeds": 1,
-        "arms": [first.arm, second.arm], "reference": "baseline", "code": code_version().model_dump(),
+        "arms": [first.arm, second.arm], "reference": "baseline",
     }  # fmt: skip
+    described["code"] = code_version(SweepSpec.model_validate(described)).model_dump()
     (output / "sweep.json").write_text(json.dumps(described))
     here.rename(there)
     resume = ["--resume", str(output), "--dry-run", "--verbose"]

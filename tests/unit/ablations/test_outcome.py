@@ -72,7 +72,7 @@ def test_samples_of_a_search_are_counted(tmp_path: Path, capsys: pytest.CaptureF
         Record.model_validate({"status": "finished", **named}).save(tmp_path / "trials" / f"search-{i:03}")
     finish(sweep, search, "", "lgd sweep resume DIR", Console(width=400))
     said = capsys.readouterr().out
-    assert "failed" not in said
+    assert "trials failed" not in said
     assert "1 of 6 trials not run; go on with" in said
 
 

@@ -14,7 +14,8 @@ from lgd.errors import InputError
 
 FILES = (
     "lgd/a.py", "own_method.py", "results/x/record.json", ".venv/bin/python", "benchmarks/results/old.csv",
-    "benchmarks/cost.py", "lgd/__pycache__/a.pyc", "datasets/coco/1.jpg", "ignored.bin", ".env", "deploy/bucket.env",
+    "benchmarks/cost.py", "lgd/__pycache__/a.pyc", "datasets/coco/1.jpg", "ignored.bin", ".env",
+    ".env.local", "deploy/bucket.env",
 )  # fmt: skip
 
 SENT = {".gitignore", "lgd/a.py", "own_method.py", "benchmarks/cost.py"}

@@ -187,7 +187,7 @@ def test_steps_and_epochs_together_are_refused() -> None:
     asked = NANO.override(["schedule.epochs=3"])
     assert asked.override(["schedule.steps=100"]) == NANO.override(["schedule.steps=100"])
     for images in ("1e400", ".inf"):
-        with pytest.raises(InputError, match="epochs times epoch_images is no number of steps"):
+        with pytest.raises(InputError, match="epochs times epoch_images are too many steps"):
             NANO.override(["schedule.epochs=2", f"schedule.epoch_images={images}"])
     with pytest.raises(InputError, match="epoch_images is read with epochs only"):
         NANO.override(["schedule.epoch_images=10"])

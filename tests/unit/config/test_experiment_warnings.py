@@ -36,3 +36,18 @@ def test_an_rcnn_with_the_teacher_of_a_dense_detector() -> None:
     assert "method.context=false method.detach_appearance=true" in line
     assert warnings_of(rcnn.override(["method.context=false"])) == []
     assert warnings_of(rcnn.override(["method.name=baseline"])) == []
+
+
+def test_a_teacher_that_is_the_students_own_network() -> None:
+    own = preset("finetune").override(
+        {"detector.source": "mine:build", "detector.weights": "config", "method.name": "pkd", "schedule.steps": 100}
+    )
+    (line,) = warnings_of(own)
+    assert line.startswith("the teacher of pkd is the student's own network, trained as long")
+    for other in (
+        "method.teacher.overrides=[depth=101]", "method.teacher.steps=200", "method.teacher.gate=off",
+        "method.teacher.weights=teacher.pth", "method.teacher.detector=mine:large", "method.name=baseline",
+    ):  # fmt: skip
+        assert warnings_of(own.override([other])) == [], other
+    # A born-again student's is meant to be.
+    assert warnings_of(own.override(["method.name=ban"])) == []

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from lgd.config.phases import Phases
+from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features, inject_features, running_state, set_running_state
 from lgd.methods.label_guided.distance import DistillationDistance
@@ -114,6 +116,17 @@ def test_before_its_phase_the_distillation_loss_trains_its_adapter_only(storage:
         assert (model.student.backbone.fpn_output3.weight.grad is not None) is reaches
         assert model.distance.adapter[0].weight.grad.any()
         assert all(p.grad is None for p in model.teacher.parameters())
+
+
+def test_a_detector_that_resizes_images_itself_is_told() -> None:
+    """The boxes' cells would be elsewhere, without a word."""
+    data = batch([1, 2])
+    for x in data:
+        large = Instances((640, 480))
+        large.gt_boxes, large.gt_classes = x["instances"].gt_boxes, x["instances"].gt_classes
+        x["instances"] = large
+    with pytest.raises(InputError, match=r"got images of \d+x\d+ pixels.* in images of 640x480: .*prepare_batch"):
+        _distiller().train()(data)
 
 
 def test_the_running_normaliser_moves_in_both_passes() -> None:
