@@ -42,6 +42,9 @@ class Schedule(Settings):
     1706.02677, section 2.1)."""
     lr_per_16: Positive = 0.01
     """Learning rate for 16 images per step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with ``momentum``. adamw: with torch's betas, for transformers and networks like them, whose ``lr`` and
+    ``weight_decay`` are others (Swin's authors: 1e-4 for 16 images and 0.05)."""
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-4
     """Of all parameters, biases included; of norm layers' as ``decay_norms`` says."""

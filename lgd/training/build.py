@@ -221,9 +221,9 @@ def build(
         optimizer,
         data=dataset.fingerprint,
         pipeline=_pipeline(experiment.data),
-        # The optimiser's groups have the learning rate, whichever of the first two settings it came from, and what is
-        # decayed, which fingerprints told before there was a setting for it.
-        schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16", "decay_norms"}),
+        # The optimiser's groups have the learning rate, whichever of the first two settings it came from, what is
+        # decayed and AdamW's betas, which fingerprints told before there were settings for them.
+        schedule=experiment.schedule.model_dump(mode="json", exclude={"lr", "lr_per_16", "decay_norms", "optimizer"}),
         precision=experiment.precision,
         weights=initial_weights(experiment.detector),
         seed=experiment.seed,

@@ -1,4 +1,4 @@
-"""The optimiser of a training: SGD, and for the teacher's modules AdamW where that is asked for; and its schedule."""
+"""The optimiser of a training: SGD or AdamW, and for LGD's teacher one of its own; and its schedule."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
-    """SGD over student, teacher and distillation adapter; norm layers get no weight decay without ``decay_norms``.
+    """SGD or AdamW, as the schedule says, over student, teacher and distillation adapter.
+
+    Norm layers get no weight decay without ``decay_norms``.
 
     The teacher's modules have a learning rate of their own, and AdamW, where the method says so. Which of their
     parameters are decayed is as in the student.
@@ -68,6 +70,8 @@ def build_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Opt
         weight_decay_norm=None if schedule.decay_norms else 0.0,
         lr_factor_func=factor,
     )
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, fused=True)
     if not method.teacher_has_adamw:
         return _sgd(groups, schedule)
     teacher = {parameter for name, parameter in model.named_parameters() if name.startswith(TEACHER)}

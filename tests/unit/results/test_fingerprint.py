@@ -50,6 +50,7 @@ def test_a_setting_without_effect_does_not_show() -> None:
         {"schedule__lr": 0.001},
         {"schedule__weight_decay": 0.0},
         {"schedule__decay_norms": True},
+        {"schedule__optimizer": "adamw"},
         {"schedule__momentum": 0.5},
         {"schedule__distill_from": 0.5},
         {"detector__anchor_scale": 3.0},

@@ -1,4 +1,4 @@
-"""The optimiser of a training: SGD, and AdamW for the teacher's modules where that is asked for."""
+"""The optimiser of a training: SGD or AdamW, and AdamW for the teacher's modules where that is asked for."""
 
 from __future__ import annotations
 
@@ -53,6 +53,25 @@ def test_adamw_trains_the_teacher_alone_at_its_own_rate() -> None:
     )
 
 
+@pytest.mark.parametrize("teachers", [{}, ADAMW], ids=str)
+def test_adamw_trains_all_parts_where_the_schedule_says_so(teachers: dict[str, Any]) -> None:
+    changes = {
+        "schedule.optimizer": "adamw",
+        "schedule.lr": 1e-4,
+        "schedule.weight_decay": 0.05,
+        "method.lr_factor": 2.0,
+    }
+    built = build(quick_experiment().override({**changes, **teachers}))
+    (optimizer,) = single_optimizers(built.optimizer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    names = {id(p): name for name, p in built.model.named_parameters() if p.requires_grad}
+    rates = {names[id(p)]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    by_part = {name.partition(".")[0]: pytest.approx(rate) for name, rate in rates.items()}
+    assert by_part == {"student": 1e-4, "teacher": 5e-4 if teachers else 2e-4, "distance": 2e-4}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05, 0.0}
+
+
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 
 FCOS: dict[str, Any] = {
@@ -80,7 +99,7 @@ def _decays(model: nn.Module, experiment: Experiment) -> tuple[set[float], dict[
 
 
 @pytest.mark.parametrize("name", get_args(Preset))
-@pytest.mark.parametrize("changes", [{}, ADAMW, {"method.name": "baseline"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, ADAMW, {"method.name": "baseline"}, {"schedule.optimizer": "adamw"}], ids=str)
 def test_norms_are_decayed_at_the_papers_preset_alone_and_biases_at_each(name: str, changes: dict[str, Any]) -> None:
     experiment = preset(name).override({**FCOS, **changes})
     decay = experiment.schedule.weight_decay
@@ -124,9 +143,12 @@ def test_schedule_and_loading_reach_both_parts() -> None:
     assert len({round(x, 9) for x in rates}) == 1, "the parts' groups are the ones that the schedule sets"
 
 
-def test_a_stopped_training_with_adamw_and_a_watched_teacher_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adamw", [ADAMW, {"schedule.optimizer": "adamw", "schedule.lr": 1e-3}], ids=str)
+def test_a_stopped_training_with_adamw_and_a_watched_teacher_goes_on_bit_for_bit(
+    adamw: dict[str, Any], tmp_path: Path
+) -> None:
     experiment = quick_experiment(schedule__steps=8, schedule__distill_from="auto", checkpoint__every=0).override(
-        {**ADAMW, "method.residual": True, "method.own_label_start": True, "evaluation.teacher": False}
+        {**adamw, "method.residual": True, "method.own_label_start": True, "evaluation.teacher": False}
     )
     whole = training.run(experiment, tmp_path / "whole")
     calls = iter(range(100))
