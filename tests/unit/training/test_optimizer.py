@@ -61,7 +61,7 @@ def test_adamw_trains_all_parts_where_the_schedule_says_so(teachers: dict[str, A
         "schedule.weight_decay": 0.05,
         "method.lr_factor": 2.0,
     }
-    built = build(quick_experiment().override({**changes, **teachers}))
+    built = build(quick_experiment(method__lr_factor=2.0).override({**changes, **teachers}))
     (optimizer,) = single_optimizers(built.optimizer)
     assert isinstance(optimizer, torch.optim.AdamW)
     names = {id(p): name for name, p in built.model.named_parameters() if p.requires_grad}
