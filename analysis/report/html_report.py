@@ -33,6 +33,7 @@ from analysis.table_builders.frontier import (
     frontier_text,
     hours_name,
     on_gpu,
+    unknown_hours,
     with_notes_on_hours,
 )
 from analysis.table_builders.gain_by_data import data_table
@@ -140,7 +141,7 @@ def _content(directory: Path, sweep: Sweep, runs: Sequence[Run], damaged: Sequen
         "results": _results(runs, sweep.arms, confidence),
         "confidence": f"{100 * confidence:.3g}%",
         "load": _load(records),
-        "spread": step_spread_note(records),
+        "notes_on_cost": [*unknown_hours(runs), *step_spread_note(records)],
         "figures": {part: [drawn[name] for name in names if name in drawn] for part, names in PARTS.items()},
         "tables": _tables(runs, sweep, place),
         "costs": _cost_tables(runs, place),

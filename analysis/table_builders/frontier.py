@@ -261,7 +261,7 @@ def frontier_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable
 
 def with_notes_on_hours(table: TextTable, runs: Sequence[Run]) -> TextTable:
     """A table of hours of all phases, with notes on what they hold and on the machines they were measured on."""
-    notes = [*_evaluation_note(runs), *_unknown_hours(runs), *_other_hardware(runs)]
+    notes = [*_evaluation_note(runs), *unknown_hours(runs), *_other_hardware(runs)]
     return replace(table, notes=[*table.notes, *notes, *contention_notes([run.record for run in runs])])
 
 
@@ -273,7 +273,7 @@ def _other_hardware(runs: Iterable[Run]) -> list[str]:
     return [f"Trained on other hardware, so their hours do not compare: {', '.join(sorted(others))}."] if others else []
 
 
-def _unknown_hours(runs: Iterable[Run]) -> list[str]:
+def unknown_hours(runs: Iterable[Run]) -> list[str]:
     """The given teachers whose training's hours nobody said: no hours hold them."""
     teachers = [run.record.pretraining for run in runs if run.record.pretraining is not None]
     given = sorted({x.label for x in teachers if not x.hours_known})

@@ -217,6 +217,20 @@ def test_a_result_of_one_seed_is_called_one(make_record: MakeRecord) -> None:
         assert more.axes[0].patches[0].get_facecolor() != (1.0, 1.0, 1.0, 1.0)
 
 
+def test_a_given_teacher_of_unknown_hours_is_said_beside_the_costs(make_record: MakeRecord, tmp_path: Path) -> None:
+    given = Pretraining(
+        fingerprint="", backbone="r101", weights="zoo.pkl", steps=0, AP=40.0, device_seconds={}, reused=True,
+        hours_known=False,
+    )  # fmt: skip
+    runs = [
+        Run(make_record(arm, 0, 30.0, 10.0).model_copy(update={"pretraining": teacher}), tmp_path / arm)
+        for arm, teacher in (("baseline", None), ("PKD", given))
+    ]
+    page = write_page(tmp_path, Sweep(["baseline", "PKD"], "baseline"), runs).read_text(encoding="utf-8")
+    said = page.partition('id="arms"')[2].partition("</section>")[0]
+    assert "Not known, and in no hours: the training of zoo.pkl." in said
+
+
 def test_intervals_of_the_results_are_as_wide_as_the_verdicts(make_record: MakeRecord) -> None:
     """Of a sweep that is looked at several times they are wider, and "more" may be no answer yet."""
     gains_of = (0.1, 1.5, 2.9)
