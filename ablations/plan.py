@@ -13,6 +13,7 @@ from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
 from ablations.plan_checks import (
     MOST_TRIALS,
+    check_bigger,
     check_extra,
     check_not_searched,
     check_number,
@@ -100,6 +101,7 @@ def describe(
     check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], base)
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = base.override(base.applicable(given))
+    check_bigger(extra, base)
     if base.schedule.epochs is not None:
         # Here, not at the top: it loads torch and detectron2.
         from lgd.data.epochs import epoch_overrides

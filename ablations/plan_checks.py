@@ -44,6 +44,15 @@ def check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str
     raise InputError(f"{' and '.join(asked)}: {why}")
 
 
+def check_bigger(extra: ExtraArms, base: Experiment) -> None:
+    """Raise InputError for a bigger baseline of a detector whose backbone is not a setting."""
+    if "bigger" in extra.equal_cost and not base.detector.is_built_in:
+        raise InputError(
+            f"a bigger baseline: which backbone of {base.detector.label} is larger is not known: leave out --bigger, or"
+            " say --equal-cost longer"
+        )
+
+
 def check_numbers(seeds: int | None, detect: float | None) -> None:
     """Raise InputError for what is no number of seeds, or no difference."""
     if seeds is not None and seeds < 1:

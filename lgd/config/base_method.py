@@ -27,6 +27,8 @@ class TeacherTraining:
     seed: int
     steps: int | None = None
     """None: the student's."""
+    milestones: tuple[float, ...] | None = None
+    """When its learning rate drops, as ``schedule.milestones``; None: the student's, fractions of its own steps."""
 
 
 class Method(Settings):

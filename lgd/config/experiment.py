@@ -231,6 +231,8 @@ class Experiment(Settings):
         described |= {"detector": needed.detector.model_dump(), "method": dict(needed.method), "seed": needed.seed}
         if needed.steps:
             described["schedule"] |= {"steps": needed.steps, "epochs": None}
+        if needed.milestones is not None:
+            described["schedule"]["milestones"] = needed.milestones
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
 

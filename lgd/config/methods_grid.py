@@ -16,7 +16,8 @@ METHODS, METHODS_BY_COST, DISTILL_WEIGHT = "methods", "methods-by-cost", "distil
 SEEDS = 3
 
 COSTLIEST = "labelenc"
-"""The method whose cost every other one gets: its first stage alone takes longer than the student of any other."""
+"""The method whose cost every other one gets: its first stage alone takes longer than the student of any other. Not at
+the paper's own length, where that stage is 1x, and a frozen R-101's training may cost more."""
 
 
 WEIGHT_FACTORS = (0.001, 0.01, 0.1, 1.0)

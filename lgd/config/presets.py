@@ -247,7 +247,7 @@ def built_in_settings(detector: DetectorName, name: str) -> dict[str, Any]:
     another detector are replaced by its own of detectron2's model zoo, or left out where that has none: the backbone's
     remain. name: a preset, or a training of :func:`named_experiment`.
     """
-    base = _PRESETS[name] if name in _PRESETS else named_experiment(name).experiment  # type: ignore[index]
+    base = _PRESETS[name] if name in _PRESETS else named_experiment(name).experiment
     wanted = paper_recipes.define(detector, "r50", "2x", "ms")
     own = _teacher_settings(wanted)
     if name not in CPU_PRESETS:

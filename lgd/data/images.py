@@ -7,6 +7,7 @@ it shows white, keeps its upper eight bits here.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -32,6 +33,8 @@ Pixels = npt.NDArray[np.uint8]
 
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a file that is whole."""
+
+_FLOATS = "its values are floats, and nobody knows which of them is white: save it with 8 bits"
 
 _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -84,13 +87,17 @@ def image_path(path: str | AnyPath) -> AnyPath:
     return ObjectPath.of(path) if is_url(path) else Path(path)
 
 
-def image_size(path: AnyPath, *, thorough: bool) -> tuple[int, int] | str:
+def image_size(
+    path: AnyPath, *, thorough: bool, decoded: Callable[[Pixels], None] = lambda _: None
+) -> tuple[int, int] | str:
     """(width, height) as :func:`read_image` gives them, or in a few words why it cannot.
 
-    From the head of the file, and its end, which is missing where it was cut off; ``thorough`` decodes all of it.
+    From the head of the file, and its end, which is missing where it was cut off; ``thorough`` decodes all of it, and
+    ``decoded`` is called with the pixels.
     """
     try:
         with _opened(path) as file, Image.open(file) as image:
+            _refuse_floats(image)
             width, height = image.size
             # Of a TIFF, Pillow says the size that it has when turned.
             if _orientation(image) in _ROTATED and image.format != "TIFF":
@@ -99,7 +106,7 @@ def image_size(path: AnyPath, *, thorough: bool) -> tuple[int, int] | str:
             file.seek(max(0, file_size(path) - len(ending)))
             whole = file.read() == ending
         if thorough or (ending and not whole):
-            read_image(path)
+            decoded(read_image(path))
     except StorageError:
         # Not the image's fault: it is not to be left out.
         raise
@@ -121,7 +128,14 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
+def _refuse_floats(image: Image.Image) -> None:
+    # Pillow would cut off what follows the point: values from 0 to 1 would all be black.
+    if image.mode == "F":
+        raise ValueError(_FLOATS)
+
+
 def _pixels(image: Image.Image) -> Pixels:
+    _refuse_floats(image)
     turned = _orientation(image) != 1
     image.load()
     if turned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lgd.data.layout import CocoLayout, SplitCounts
+from lgd.data.same_files import shared_digests
 from lgd.data.shapes import ShapesSpec
 from lgd.data.sources import find_dataset
 from lgd.data.split import HINT, ValSplit
@@ -155,18 +155,11 @@ def _part(name: str, layout: CocoLayout, split: str) -> _Part:
 
 def _same_images(parts: Mapping[str, Sequence[_Part]]) -> dict[_Image, _Image]:
     """The images that are left out, each with the one of another source, byte for byte the same, that is kept."""
-    sources: dict[int, set[str]] = {}
-    sizes = {image: path.stat().st_size for image, path in _files(parts)}
-    for image, size in sizes.items():
-        sources.setdefault(size, set()).add(image.source)
     seen: dict[bytes, _Image] = {}
     found: dict[_Image, _Image] = {}
     # Val first: what is evaluated on is not trained on.
-    for image, path in sorted(_files(parts), key=lambda x: x[0].split != "val"):
-        if len(sources[sizes[image]]) == 1:
-            continue
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
+    files = sorted(_files(parts), key=lambda x: x[0].split != "val")
+    for image, digest in shared_digests((image, image.source, path) for image, path in files):
         kept = seen.setdefault(digest, image)
         if kept.source != image.source:
             found[image] = kept

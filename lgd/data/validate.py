@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lgd.cache import cache_root
 from lgd.data.layout import CLEANED, CocoLayout, Counts, Problem, RawSplit, dropped_note, read_bytes
+from lgd.data.same_files import shared_digests
 from lgd.data.split import ValSplit, split_raw
 from lgd.data.validate_split import ValidatedSplit, first_dropped, validate_split
 from lgd.errors import InputError
@@ -64,6 +65,8 @@ def validated_layout(
             raise InputError(f"{source.path}: no image is left{dropped_note(validated.dropped, validated.first)}")
         if validated.dropped and problems is None:
             _log.warning("%s: dropped %s", source.path, validated.dropped)
+        if validated.doubt and problems is None:
+            _log.warning("%s: %s", source.path, validated.doubt)
     if problems is not None:
         problems += _notes(raw, splits, split)
     texts = [None if x.unchanged else json.dumps(x.contents, separators=(",", ":")) for x in splits]
@@ -104,7 +107,29 @@ def _notes(
     if shared := names[0] & names[1]:
         what = f"{len(shared)} images are both trained and validated on, such as {min(shared).name}"
         notes.append(Problem("noted", "in both splits", str(raw[1].path), what))
+    files = [
+        [source.folder / name for name, _ in x.image_sizes if source.folder / name not in shared]
+        for source, x in zip(raw, splits, strict=True)
+    ]
+    if copies := _copies(*files):
+        what = f"{len(copies)} images are copies of training images, such as {copies[0][0]} of {copies[0][1]}"
+        notes.append(Problem("noted", "in both splits", str(raw[1].path), what))
     return notes
+
+
+def _copies(train: Iterable[AnyPath], val: Iterable[AnyPath]) -> list[tuple[Path, Path]]:
+    """The images of val that are, byte for byte, images of train, and those. None of them where they lie in object
+    storage, from which they would be fetched."""
+    files = [(path, is_val) for is_val, paths in enumerate((train, val)) for path in paths if isinstance(path, Path)]
+    trained: dict[bytes, Path] = {}
+    copies = []
+    # Train comes first.
+    for (path, is_val), digest in shared_digests((x, x[1], x[0]) for x in files):
+        if not is_val:
+            trained.setdefault(digest, path)
+        elif digest in trained:
+            copies.append((path, trained[digest]))
+    return copies
 
 
 def _file_states(paths: Iterable[AnyPath]) -> FileStates:

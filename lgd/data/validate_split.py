@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from lgd.data.annotation_values import clip_box, is_id, is_number, usable_segmentation
-from lgd.data.image_sizes import ImageSizes
+from lgd.data.box_format import BoxFormat
+from lgd.data.image_sizes import DARK, ImageSizes
 from lgd.data.layout import Outcome, Problem, RawSplit, SplitCounts
 from lgd.storage.object_path import file_size
 
@@ -27,6 +28,8 @@ class ValidatedSplit(NamedTuple):
     """Where the first of them was, and why."""
     unchanged: bool
     """The split was read from a COCO file that can be used as it is."""
+    doubt: str
+    """What is to be asked about all boxes together (lgd/data/box_format.py); "" for nothing."""
 
 
 def validate_split(raw: RawSplit, problems: list[Problem] | None) -> ValidatedSplit:
@@ -71,6 +74,7 @@ class _SplitValidator:
         self.image_sizes: list[tuple[str, int]] = []
         self.sizes = ImageSizes(raw, thorough=problems is not None)
         self.category_ids = {number for number, _ in raw.categories}
+        self.boxes = BoxFormat()
 
     def run(self) -> ValidatedSplit:
         for position, value in enumerate(self.raw.images):
@@ -83,7 +87,8 @@ class _SplitValidator:
         self.renumber(annotations)
         crowds = sum(x["iscrowd"] for x in annotations)
         with_objects = {x["image_id"] for x in annotations if not x["iscrowd"]}
-        self.add_notes(with_objects)
+        doubt = self.boxes.doubt(is_coco=self.raw.is_coco)
+        self.add_notes(with_objects, doubt)
         contents = {
             "images": list(self.images.values()),
             "annotations": annotations,
@@ -91,7 +96,7 @@ class _SplitValidator:
         }
         counts = SplitCounts(len(self.images), len(annotations) - crowds, crowds, len(self.images) - len(with_objects))
         dropped = ", ".join(f"{count} {kind}" for kind, count in sorted(self.dropped.items()))
-        return ValidatedSplit(contents, counts, self.image_sizes, dropped, self.first, not self.changed)
+        return ValidatedSplit(contents, counts, self.image_sizes, dropped, self.first, not self.changed, doubt)
 
     def location(self, entry: _Entry) -> str:
         """The position of an entry in its file, for messages."""
@@ -178,6 +183,7 @@ class _SplitValidator:
             return None
         image = self.images[value["image_id"]]
         size = image["width"], image["height"]
+        self.boxes.add(value["bbox"], *size)
         kept = {key: value.get(key) for key in ("id", "image_id", "category_id", "bbox", "area")}
         kept["bbox"] = clip_box(value["bbox"], *size)
         if kept["bbox"] != value["bbox"]:
@@ -241,7 +247,7 @@ class _SplitValidator:
             self.report("fixed", kind, f"the id {number!r} is now {new}", _Entry("annotation", position, annotation))
             annotation["id"] = new
 
-    def add_notes(self, with_objects: set[int]) -> None:
+    def add_notes(self, with_objects: set[int], doubt: str) -> None:
         """Note unusual entries that stay as they are. with_objects: ids of the images that have any."""
         if self.problems is None:
             return
@@ -249,6 +255,14 @@ class _SplitValidator:
             if number not in with_objects:
                 entry = _Entry("image", position, {"id": number, "_where": f"{self.raw.path}: image {number}"})
                 self.report("noted", "empty image", f"{image['file_name']!r} has no object", entry)
+        if doubt:
+            self.problems.append(Problem("noted", "box format", str(self.raw.path), doubt))
+        if dark := [x["file_name"] for x in self.images.values() if x["file_name"] in self.sizes.dark]:
+            what = (
+                f"{len(dark)} of {len(self.images)} images are darker than {DARK} of 255 everywhere, such as"
+                f" {dark[0]!r} (of 16 bits the upper eight are kept, which of values of 12 bits are 0 to 15)"
+            )
+            self.problems.append(Problem("noted", "dark images", str(self.raw.path), what))
         ids = sorted(self.category_ids)
         if ids != list(range(1, len(ids) + 1)) and not (self.raw.is_normalised and ids == list(range(len(ids)))):
             gaps = f"category ids are {len(ids)} from {ids[0]} to {ids[-1]}, labels count on from 0 in their order"

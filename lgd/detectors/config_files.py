@@ -183,10 +183,10 @@ def build(source: str, overrides: Sequence[str], num_classes: int) -> nn.Module:
     config = load_config(source, overrides)
     with _errors_of(source), quiet_libraries():
         if isinstance(config, CfgNode):
-            _set_classes(config.MODEL, "NUM_CLASSES", num_classes)
+            set_classes(config.MODEL, "NUM_CLASSES", num_classes)
             detector: nn.Module = build_model(config)
         else:
-            if not _set_classes(config.model, "num_classes", num_classes):
+            if not set_classes(config.model, "num_classes", num_classes):
                 raise InputError(f"detector {source}: no key num_classes in its model says how many classes it has")
             detector = instantiate(config.model)
         if not isinstance(detector, nn.Module):
@@ -194,7 +194,7 @@ def build(source: str, overrides: Sequence[str], num_classes: int) -> nn.Module:
         return detector.to(torch.device("cpu"))
 
 
-def _set_classes(config: Any, key: str, num_classes: int) -> int:
+def set_classes(config: Any, key: str, num_classes: int) -> int:
     """Set every ``key`` that holds a number of its own; how many there are."""
     count = 0
     for name in list(config):
@@ -206,5 +206,5 @@ def _set_classes(config: Any, key: str, num_classes: int) -> int:
             config[name] = num_classes
             count += 1
         elif isinstance(value, (CfgNode, DictConfig)) and name not in NOT_THE_DETECTORS:
-            count += _set_classes(value, key, num_classes)
+            count += set_classes(value, key, num_classes)
     return count

@@ -60,6 +60,11 @@ def load_own_weights(detector: nn.Module, settings: Detector, source: str) -> Lo
     log.info("%s", report)
     if report.initial:
         log.warning("weights %s: initial values for %s", source, ", ".join(report.initial[:5]))
+    if report.skipped:
+        # As :func:`lgd.detectors.weights.load_weights` does; a layer that a number of classes changes has two tensors.
+        layers = list(dict.fromkeys(x.rpartition(".")[0] for x in report.skipped))
+        more = f" and {len(layers) - 5} more layers" if len(layers) > 5 else ""
+        log.warning("weights %s: new initial values for %s%s that do not fit", source, ", ".join(layers[:5]), more)
     return report
 
 

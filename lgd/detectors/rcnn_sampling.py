@@ -133,8 +133,8 @@ def rpn_forward(
 
     heads: ROI heads with ``assign_regions``, the labels of whose regions are assigned here; None for others. Raises
     FloatingPointError, as detectron2 does, when boxes or scores are not finite in training. Of several workers one may
-    be alone with that, and the others would wait for it: there the losses are NaN, which ends all of them where losses are
-    next read, or is a step that GradScaler skips.
+    be alone with that, and the others would wait for it: there the losses are NaN, which ends all of them where losses
+    are next read, or is a step that GradScaler skips.
     """
     if not rpn.training:
         return type(rpn).forward(rpn, images, features, gt_instances)

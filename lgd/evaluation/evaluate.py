@@ -22,6 +22,7 @@ from lgd.data.dataset import DataSet
 from lgd.data.loaders import val_loader
 from lgd.detectors.detections import in_original_pixels
 from lgd.errors import InputError
+from lgd.evaluation.class_indices import check_classes
 from lgd.evaluation.scoring import Detections, Scorer, coco_ap, log_average_miss_rate, voc_ap
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import Distiller, batch_to_device
@@ -211,6 +212,7 @@ class _CocoDetections(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             instances = in_original_pixels(output["instances"].to("cpu"), image["height"], image["width"])
+            check_classes(instances.pred_classes, len(self._category_ids))
             for found in instances_to_coco_json(instances, image["image_id"]):
                 self.detections.append({**found, "category_id": self._category_ids[found["category_id"]]})
             self._after_image()

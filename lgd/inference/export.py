@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "detectron2":
         from lgd.inference.weights_file import export_detectron2
 
-        lines = export_detectron2(student, output)
+        lines = export_detectron2(student, output, options.detector)
     elif options.format == "torchvision":
         from lgd.inference.weights_file import export_torchvision
 

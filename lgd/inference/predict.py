@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--threshold {options.threshold}: from 0 to 1")
     if options.video_every < 1:
         raise InputError(f"--video-every {options.video_every}: at least 1")
+    from lgd.evaluation.class_indices import WrongClassError
     from lgd.inference.inputs import find_inputs
 
     drawn = (options.output / DRAWN).resolve()
@@ -115,6 +116,9 @@ def run(options: argparse.Namespace) -> int:
     for path in inputs:
         try:
             prediction.add(path)
+        except WrongClassError:
+            # Not the image's fault: the next one would have it too.
+            raise
         except InputError as error:
             failed += 1
             print(f"warning: {error}: left out", file=sys.stderr)
@@ -156,7 +160,10 @@ class _Prediction:
     def _detect(self, frame: Frame, image_id: int) -> list[dict[str, Any]]:
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
+        from lgd.evaluation.class_indices import check_classes
+
         found = self.student.detect(frame.pixels)
+        check_classes(found.pred_classes, len(self.student.category_ids))
         kept = found[found.scores >= self.options.threshold]
         results: list[dict[str, Any]] = instances_to_coco_json(kept, image_id)
         for result in results:

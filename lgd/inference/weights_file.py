@@ -8,46 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgd.config.detector_source import ZOO, kind_of
+from lgd.config.detector_source import kind_of
 from lgd.config.experiment import split_assignment
 from lgd.data.images import Pixels
 from lgd.detectors.torchvision_models import builder_of, name_of
 from lgd.errors import InputError
+from lgd.inference.build_snippet import build_snippet
 from lgd.inference.onnx_file import AGREEING, same_objects
-from lgd.training.export import TrainedStudent
+from lgd.training.export import TrainedStudent, consented
 from lgd.training.tensor_file import save_tensors
 
 __all__ = ["export_detectron2", "export_torchvision"]
 
 
-def export_detectron2(student: TrainedStudent, path: Path) -> list[str]:
+def export_detectron2(student: TrainedStudent, path: Path, source: str | None = None) -> list[str]:
     """Write a checkpoint of detectron2's ``DetectionCheckpointer``; returns the lines that load it.
 
-    Raises InputError, one line, for a detector of torchvision's.
+    source: what --detector says, where the student was built from that. Raises InputError, one line, for a detector of
+    torchvision's.
     """
-    settings, classes = student.description.experiment.detector, len(student.description.class_names)
-    kind, source = kind_of(settings.source), settings.source
-    if kind == "torchvision":
-        raise InputError(f"the student is torchvision's ({source}): --format torchvision writes its weights")
+    classes = len(student.description.class_names)
+    settings = consented(student.description.experiment.detector, source, path)
+    if kind_of(settings.source) == "torchvision":
+        raise InputError(f"the student is torchvision's ({settings.source}): --format torchvision writes its weights")
+    made = build_snippet(settings, classes)
     save_tensors({"model": student.detector.state_dict()}, path)
-    if kind == "yaml":
-        name = source.removeprefix(ZOO)
-        config = f'get_config("{name}")' if source.startswith(ZOO) else f'cfg.merge_from_file("{name}")'
-        made = [
-            f"detector = build_model(cfg)  # detectron2's; cfg from {config}, with {classes} classes"
-            + (f" and {' '.join(settings.overrides)}" if settings.overrides else "")
-        ]
-    elif kind == "lazy":
-        made = [f"detector = instantiate(LazyConfig.load({source!r}).model)  # with {classes} classes"]
-    elif kind == "function":
-        module, _, function = source.partition(":")
-        made = [f"from {module} import {function}", f"detector = {function}({classes})"]
-    else:
-        made = [
-            "from lgd.config.experiment import Detector",
-            "from lgd.detectors import build_detector",
-            f"detector = build_detector(Detector.model_validate_json({settings.model_dump_json()!r}), {classes})",
-        ]
     loaded = f'DetectionCheckpointer(detector).load("{path}")'
     return [*made, "from detectron2.checkpoint import DetectionCheckpointer", loaded]
 

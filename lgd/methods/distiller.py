@@ -275,8 +275,8 @@ def check_sizes(image_size: tuple[int, int], instances: Sequence[Any]) -> None:
     if any(have < x for item in instances for have, x in zip(image_size, item.image_size, strict=True)):
         largest = "x".join(str(max(x)) for x in zip(*(item.image_size for item in instances), strict=True))
         raise InputError(
-            f"the detector's backbone got images of {image_size[0]}x{image_size[1]} pixels, and their boxes are in images"
-            f" of {largest}: where a detector resizes them itself it needs prepare_batch (docs/own-detector.md)"
+            f"the detector's backbone got images of {image_size[0]}x{image_size[1]} pixels, and their boxes are in"
+            f" images of {largest}: where a detector resizes them itself it needs prepare_batch (docs/own-detector.md)"
         )
 
 

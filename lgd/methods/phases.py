@@ -6,23 +6,23 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from lgd.config.phases import Phases
+from lgd.methods.distiller import Distiller
 from lgd.methods.teacher_watch import TeacherWatch
 
 
-class FreezeBackbone(HookBase):
-    """Freeze a bottom-up network while its phase lasts, so that it needs no backward pass.
+class _Freeze(HookBase):
+    """Freeze parameters in some steps. Those without a gradient are skipped by the optimiser, weight decay and momentum
+    included. What was frozen before stays frozen."""
 
-    What detectron2 froze for good (``freeze_at``) stays frozen. Parameters without a gradient are skipped by the
-    optimiser, weight decay and momentum included.
-    """
-
-    def __init__(self, bottom_up: nn.Module, phases: Phases) -> None:
-        self._parameters = [p for p in bottom_up.parameters() if p.requires_grad]
-        self._phases = phases
+    def __init__(self, part: nn.Module) -> None:
+        self._parameters = [p for p in part.parameters() if p.requires_grad]
         self._frozen = False
 
+    def freezes(self, iteration: int) -> bool:
+        raise NotImplementedError
+
     def before_step(self) -> None:
-        self._set(self._phases.freezes_backbone(self.trainer.iter))
+        self._set(self.freezes(self.trainer.iter))
 
     def after_train(self) -> None:
         self._set(False)
@@ -35,6 +35,35 @@ class FreezeBackbone(HookBase):
             if frozen:
                 parameter.grad = None
         self._frozen = frozen
+
+
+class FreezeBackbone(_Freeze):
+    """Freeze a bottom-up network while its phase lasts, so that it needs no backward pass."""
+
+    def __init__(self, bottom_up: nn.Module, phases: Phases) -> None:
+        super().__init__(bottom_up)
+        self._phases = phases
+
+    def freezes(self, iteration: int) -> bool:
+        return self._phases.freezes_backbone(iteration)
+
+
+class RestDistance(_Freeze):
+    """Freeze the parameters of a distance that ``rests`` while the student does not learn from it.
+
+    Here, before a step, since several workers must agree on what gets a gradient before its forward pass.
+    """
+
+    def __init__(self, model: Distiller) -> None:
+        super().__init__(model.distance)
+        self._model = model
+
+    def freezes(self, iteration: int) -> bool:
+        return not self._model.distills_student(iteration)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> RestDistance | None:
+        return cls(model) if isinstance(model, Distiller) and getattr(model.distance, "rests", False) else None
 
 
 class ReadTeacherWatch(HookBase):

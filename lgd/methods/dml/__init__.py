@@ -23,7 +23,8 @@ class DML(DistillationMethod):
     temperature: Positive = 1.0
     """Logits are divided by it before the sigmoid or softmax."""
     peer_seed: NonNegativeInt = 1
-    """Added to the experiment's seed for the second student's initial weights."""
+    """Added to the experiment's seed for the second student's initial weights. 0 is refused when it is built, not here:
+    records that have it are still read."""
 
     title: ClassVar[str] = "DML (our definition)"
     paper: ClassVar[str] = "Zhang et al., Deep Mutual Learning, CVPR 2018, arXiv 1706.00384"
@@ -32,13 +33,18 @@ class DML(DistillationMethod):
     activations: ClassVar[float] = 4.4
 
     def build(self, parts: Parts) -> MutualLearning:
+        from lgd.errors import InputError
         from lgd.methods.class_scores import check_scores
-        from lgd.methods.dml.model import MutualLearning
+        from lgd.methods.dml.model import MutualLearning, check_differ
 
+        if self.peer_seed == 0:
+            raise InputError("method.peer_seed=0 makes DML's two students equal: set it to 1 or more")
         check_scores(parts.student, "DML")
+        peer = parts.second_student(self.peer_seed)
+        check_differ(parts.student, peer)
         return MutualLearning(
             parts.student,
-            parts.second_student(self.peer_seed),
+            peer,
             phases=self.phases(parts.experiment.schedule),
             weight=self.distill_weight * self.weight,
             temperature=self.temperature,

@@ -9,6 +9,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from lgd.config.phases import Phases
+from lgd.errors import InputError
 from lgd.methods.class_scores import capture_scores, divergence, other_logits
 from lgd.methods.distiller import TrainingModel
 from lgd.methods.feature_capture import capture_features
@@ -57,3 +58,19 @@ class MutualLearning(TrainingModel):
         losses["loss_distill"] = self.weight * divergence(own_scores, of_peer, self.temperature)
         losses["peer/loss_distill"] = self.weight * divergence(their_scores, of_student, self.temperature)
         return losses
+
+
+def check_differ(student: nn.Module, peer: nn.Module) -> None:
+    """Raise InputError where all parameters are equal: such students stay alike, at twice a student's cost.
+
+    In a dry build, whose parameters have no values, nothing is compared.
+    """
+    # A dry build fills no tensor (lgd/training/uninitialized.py). A random one would change what is drawn after it.
+    if not nn.init.constant_(torch.zeros(1), 1).all():
+        return
+    pairs = zip(student.parameters(), peer.parameters(), strict=True)
+    if all(torch.equal(ours, theirs) for ours, theirs in pairs):
+        raise InputError(
+            "DML's two students start from the same weights, those of one file, and stay equal: let the heads start"
+            " anew (detector.weights=none, or weights of the backbone alone)"
+        )

@@ -9,7 +9,7 @@ from lgd.config.base_method import DistillationMethod, TeacherTraining
 from lgd.config.detector import NO_WEIGHTS, Backbone, Detector
 from lgd.config.frozen_teacher import Inherit
 from lgd.config.phases import Phases
-from lgd.config.schedule import Schedule
+from lgd.config.schedule import PAPER_BATCH, Schedule
 from lgd.config.settings import AUTO_IS_NONE, Fraction, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ PAPER = "Hao et al., LabelEnc: A New Intermediate Supervision Method for Object 
 LONGER = 4 / 3
 """Iterations of stage 1 over those of the student's training: 30k are added to the 90k of 1x."""
 
+LONGEST = 120_000
+"""Iterations of 16 images of stage 1 at most: 1x's 90k + 30k, as its authors train it for students of 2x too."""
+
+STAGE1_START = 0.25
+"""Part of stage 1 before the distance begins: the first 30k of 120k iterations."""
+
 R50_WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
 
@@ -30,7 +36,7 @@ class LabelEncStage1(DistillationMethod):
     ``distill_weight`` is the weight of the distance, once it begins.
     """
 
-    start: Fraction = 0.25
+    start: Fraction = STAGE1_START
     """Part of the training before the distance begins; published: the first 30k of 120k iterations."""
 
     title: ClassVar[str] = "LabelEnc, stage 1"
@@ -66,7 +72,7 @@ class LabelEnc(DistillationMethod):
     until: Fraction = 8 / 9
     """Part of the training after which there is no distance; published: 80k of 90k iterations."""
     stage1_steps: Annotated[PositiveInt | None, AUTO_IS_NONE] = None
-    """Steps of stage 1; None ("auto"): 4/3 of the student's, as published."""
+    """Steps of stage 1; None ("auto"): as published, 4/3 of the student's but at most 120,000 steps of 16 images."""
     stage1_seed: NonNegativeInt = 0
     """Seed of stage 1. It does not follow the student's, so that all seeds share one encoder."""
     inherit: Inherit = "fpn_and_head"
@@ -84,11 +90,14 @@ class LabelEnc(DistillationMethod):
         return Phases(distill_until=round(self.until * schedule.steps))
 
     def teacher_training(self, student: Detector, schedule: Schedule) -> TeacherTraining:
+        published = min(round(LONGER * schedule.steps), round(LONGEST * PAPER_BATCH / schedule.batch))
         return TeacherTraining(
             method={"name": "labelenc_stage1"},
             detector=stage1_detector(student),
             seed=self.stage1_seed,
-            steps=self.stage1_steps or round(LONGER * schedule.steps),
+            steps=self.stage1_steps or published,
+            # The released code puts the warm-up before 1x and moves its drops by it: from 60k and 80k to 90k and 110k.
+            milestones=tuple(STAGE1_START + (1 - STAGE1_START) * x for x in schedule.milestones),
         )
 
     def build(self, parts: Parts) -> Distiller:

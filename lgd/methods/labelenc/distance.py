@@ -19,6 +19,9 @@ class WholeMapDistance(nn.Module):
     """
 
     trains_on_detached_features = False
+    rests = True
+    """Its parameters stay as they are while the student does not learn from it, weight decay included, as in the
+    released code (lgd/methods/phases.py)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class TfKD(DistillationMethod):
     """Teacher-free regularisation of the classification loss. How it applies to detectors is ours.
 
-    The defaults are those that are published for ResNet-18 on images of one class.
+    The defaults are those of the paper's formula for ResNet-18 on images of one class (the released code computes
+    something else: docs/method.md, "tf-KD").
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -39,7 +39,7 @@ class TeacherFree(TrainingModel):
     ) -> None:
         super().__init__(student, phases=phases)
         if not hasattr(student, "roi_heads"):
-            raise InputError(f"method tf_kd needs a softmax over classes, which a {type(student).__name__} has not")
+            raise InputError(f"method tfkd needs a softmax over classes, which a {type(student).__name__} has not")
         check_scores(student, "tf-KD")
         self.alpha = alpha
         self.temperature = temperature

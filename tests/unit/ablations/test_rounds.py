@@ -159,6 +159,9 @@ def test_arms_bring_what_belongs_to_them() -> None:
     # What would be left out is said.
     with pytest.raises(InputError, match="a bigger baseline: no larger backbone is known"):
         describe("components", "finetune", extra=ExtraArms(equal_cost=("longer", "bigger")), data="shapes")
+    own = ["detector.source=torchvision:fcos_resnet50_fpn"]
+    with pytest.raises(InputError, match="which backbone of torchvision:fcos_resnet50_fpn is larger is not known"):
+        describe("components", "tiny", extra=ExtraArms(equal_cost=("longer", "bigger")), overrides=own)
     with pytest.raises(InputError, match="--equal-cost and --a-a: --arms needs the baseline and the arm"):
         describe("components", "nano", arms="LGD", extra=extra)
     with pytest.raises(InputError, match="--equal-cost: grid noise-floor has no arm that it is for"):

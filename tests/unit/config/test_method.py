@@ -43,6 +43,11 @@ def test_older_records_are_read() -> None:
     assert parse(described) == _old("lgd")
 
 
+def test_a_record_of_two_equal_students_is_still_read() -> None:
+    """Training them is refused (lgd/methods/dml), and no more than that."""
+    assert NANO.override({"method.name": "dml", "method.peer_seed": 0}).method.peer_seed == 0
+
+
 def test_older_settings_are_followed() -> None:
     old = ["method.name=fgfi", "method.fgfi.levels=all", "method.fgfi.seed=3", "method.fgfi.backbone.width=8"]
     new = ["method.name=fgfi", "method.levels=all", "method.teacher.seed=3", "method.teacher.backbone.width=8"]

@@ -152,3 +152,15 @@ def test_no_images(tmp_path: Path, contents: bytes | None, said: str) -> None:
 
 def test_a_directory_is_no_image(tmp_path: Path) -> None:
     assert image_size(tmp_path, thorough=False) == "cannot be read (Is a directory)"
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_floats_are_refused(tmp_path: Path, thorough: bool) -> None:
+    """Values from 0 to 1 all became 0."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.linspace(0, 1, 23 * 37, dtype=np.float32).reshape(23, 37)).save(path)
+    said = "cannot be decoded (its values are floats, and nobody knows which of them is white: save it with 8 bits)"
+    assert image_size(path, thorough=thorough) == said
+    with pytest.raises(InputError) as caught:
+        read_image(path)
+    assert str(caught.value) == f"{path}: {said}"

@@ -146,6 +146,8 @@ def test_a_file_without_fault_is_read_where_it_is(tmp_path: Path, monkeypatch: p
         ("noted", "crowd or ignored"),
         ("noted", "empty image"),
         ("noted", "non-contiguous ids"),
+        # Those of train are.
+        ("noted", "dark images"),
     }
 
 

@@ -23,7 +23,7 @@ from lgd.config.experiment import Data, Evaluation
 from lgd.data.catalog import resolve
 from lgd.data.dataset import DataSet
 from lgd.errors import InputError
-from lgd.evaluation.evaluate import Evaluated, _scores, evaluate, score
+from lgd.evaluation.evaluate import Evaluated, _CocoDetections, _scores, evaluate, score
 from lgd.results.detections import STUDENTS, load_detections
 from tests.helpers_data import SMALL_SHAPES, person_box, write_coco, write_crowdhuman, write_voc
 
@@ -94,6 +94,21 @@ def test_scorers_agree() -> None:
     assert set(box.per_class) == set(dataset.class_names)
     assert box.mMR is None
     assert box.VOC is None
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_classes_that_the_data_does_not_have_are_one_line(number: int) -> None:
+    """-1 was scored as the last class, and a class too many was an IndexError."""
+    detections = _CocoDetections((3, 5, 7, 9))
+    image = {"image_id": 1, "height": 20, "width": 20}
+    found = Instances((20, 20), pred_boxes=Boxes(torch.ones(2, 4)), scores=torch.ones(2))
+    found.pred_classes = torch.tensor([0, 3])
+    detections.process([image, image], [{"instances": found}, {"instances": found[:0]}])
+    assert [x["category_id"] for x in detections.detections] == [3, 9]
+    found.pred_classes = torch.tensor([1, number])
+    with pytest.raises(InputError) as caught:
+        detections.process([image], [{"instances": found}])
+    assert str(caught.value) == f"pred_classes count from 0 to 3, without the background: got {number}"
 
 
 def test_people_are_scored_by_their_miss_rate(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -92,6 +94,25 @@ def test_frames_of_a_video_are_named_by_their_numbers(trained: Path, tmp_path: P
     assert main(arguments) == 0
     assert [x["frame"] for x in read(tmp_path / "out/images.json")["images"]] == [0, 2]
     assert sorted(x.name for x in (tmp_path / "out/images").iterdir()) == ["v-000000.jpg", "v-000002.jpg"]
+
+
+@pytest.mark.parametrize("number", [-1, 99])
+def test_classes_that_the_data_does_not_have(
+    number: int,
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """-1 was written as the last class."""
+    found = Instances((9, 9), pred_boxes=Boxes(torch.tensor([[1.0, 1, 5, 5]] * 2)), scores=torch.tensor([0.9, 0.1]))
+    found.pred_classes = torch.tensor([number, 0])
+    monkeypatch.setattr(TrainedStudent, "detect", lambda *_: found)
+    assert main([str(trained), str(images), "--output", str(tmp_path / "out")]) == 2
+    last = len(read(trained / "student.json")["class_names"]) - 1
+    said = f"error: pred_classes count from 0 to {last}, without the background: got {number}\n"
+    assert capsys.readouterr().err == said
 
 
 def test_wrong_input_is_one_line(

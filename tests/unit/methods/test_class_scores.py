@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,10 +28,12 @@ from lgd.methods.class_scores import (
     divergence,
     other_logits,
 )
-from lgd.methods.dml.model import MutualLearning
+from lgd.methods.dml.model import MutualLearning, check_differ
 from lgd.methods.feature_capture import capture_features
 from lgd.methods.tf_kd.model import TeacherFree, virtual_teacher_divergence
-from tests.helpers import CLASSES, DETECTORS, detector_batch, one_thread, tiny_settings
+from lgd.training.build import build_model
+from lgd.training.uninitialized import Uninitialized
+from tests.helpers import CLASSES, DETECTORS, detector_batch, one_thread, quick_experiment, tiny_settings
 
 DENSE = ("retinanet", "fcos", "atss", "poto")
 RCNN = ("faster_rcnn", "mask_rcnn")
@@ -239,6 +242,35 @@ def test_dml_of_two_equal_students_has_no_divergence() -> None:
     assert losses["loss_distill"].item() == losses["peer/loss_distill"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_dml_refuses_two_students_that_start_alike(tmp_path: Path) -> None:
+    experiment = quick_experiment(method__name="dml")
+    build_model(experiment, CLASSES)
+    with pytest.raises(InputError, match=r"^method\.peer_seed=0 makes DML's two students equal: set it to 1 or more$"):
+        build_model(experiment.override({"method.peer_seed": 0}), CLASSES, pretrained=False)
+    # One file has all weights, whatever the seeds.
+    whole = tmp_path / "student.pth"
+    torch.save({"model": build_detector(experiment.detector, CLASSES).state_dict()}, whole)
+    with pytest.raises(InputError, match=r"start from the same weights.*\(detector\.weights=none, [^\n]*\)$"):
+        build_model(experiment.override({"detector.weights": str(whole)}), CLASSES)
+    # Any difference will do.
+    student, peer = nn.Linear(2, 2), nn.Linear(2, 2)
+    peer.load_state_dict(student.state_dict())
+    nn.init.ones_(peer.bias)
+    state = torch.get_rng_state()
+    check_differ(student, peer)
+    # What is drawn later is what it was without the check.
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_dry_build_compares_no_values() -> None:
+    """Whatever is in their memory may be equal."""
+    same = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="start from the same weights"):
+        check_differ(same, same)
+    with Uninitialized():
+        check_differ(same, same)
+
+
 # tf-KD
 
 
@@ -268,5 +300,5 @@ def test_tf_kd_takes_its_part_of_the_classification_loss(name: str) -> None:
 
 
 def test_tf_kd_refuses_a_detector_without_a_softmax() -> None:
-    with pytest.raises(InputError, match="tf_kd needs a softmax over classes, which a RetinaNet has not"):
+    with pytest.raises(InputError, match="method tfkd needs a softmax over classes, which a RetinaNet has not"):
         TeacherFree(_detector("retinanet"), phases=Phases())

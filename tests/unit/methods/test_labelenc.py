@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from lgd.config.experiment import Backbone, Detector, Experiment
+from lgd.config.experiment import Backbone, Detector, Experiment, Schedule
+from lgd.config.method import make
+from lgd.config.paper_recipes import define
 from lgd.detectors import build_detector
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
@@ -20,6 +23,7 @@ from lgd.methods.labelenc import stage1_detector
 from lgd.methods.labelenc.distance import WholeMapDistance
 from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncoder, LabelNetwork, build_encoder
 from lgd.methods.labelenc.label_map import label_map
+from lgd.methods.phases import RestDistance
 from lgd.training.build import build_model
 from lgd.training.export import export_student, export_teacher
 from tests.helpers import (
@@ -237,6 +241,59 @@ def test_what_stage_1_is_trained_on() -> None:
     )
     swin = Detector(backbone=Backbone(name="swin_t"))
     assert stage1_detector(swin) == swin
+
+
+def _stage1(experiment: Experiment) -> tuple[int, list[int]]:
+    """Its steps, and those at which its learning rate drops."""
+    wanted = experiment.method.teacher_training(experiment.detector, experiment.schedule)
+    assert wanted is not None
+    assert wanted.steps is not None
+    assert wanted.milestones is not None
+    return wanted.steps, [round(x * wanted.steps) for x in wanted.milestones]
+
+
+@pytest.mark.parametrize("schedule", ["1x", "2x"])
+def test_the_papers_stage_1_is_1x_after_a_warm_up(schedule: Any) -> None:
+    """30k iterations before 1x, whose drops they move from 60k and 80k to 90k and 110k; after 2x the same."""
+    experiment = define("retinanet", "r50", schedule, "ms").override({"method.name": "labelenc"})
+    assert _stage1(experiment) == (120_000, [90_000, 110_000])
+    assert make("labelenc_stage1").phases(Schedule(steps=120_000)).distill_from == 30_000
+    # As many images, whatever the batch.
+    halved = experiment.override({"schedule.batch": 8, "schedule.steps": 2 * experiment.schedule.steps})
+    assert _stage1(halved) == (240_000, [180_000, 220_000])
+
+
+def test_stage_1_is_trained_with_its_own_drops() -> None:
+    first = _experiment("labelenc", **{"schedule.steps": 90, "schedule.milestones": [0.5, 0.9]}).teacher
+    assert first is not None
+    assert [round(x * first.schedule.steps) for x in first.schedule.milestones] == [75, 111]
+
+
+def test_the_adapter_rests_before_the_distance_begins() -> None:
+    """Momentum and weight decay would move it."""
+    model: Any = build_model(_experiment("labelenc_stage1"), CLASSES, pretrained=False).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
+    weights = [model.distance.adapter[0].weight.detach().clone()]
+
+    class Trainer(SimpleTrainer):
+        def run_step(self) -> None:
+            super().run_step()
+            weights.append(model.distance.adapter[0].weight.detach().clone())
+
+    trainer = Trainer(model, [batch([2, 1])] * 4, optimizer)
+    rest = RestDistance.of(model)
+    assert rest is not None
+    trainer.register_hooks([rest])
+    trainer.train(0, 4)
+    # The distance begins with the third of 8 steps.
+    assert torch.equal(weights[2], weights[0])
+    assert not torch.equal(weights[3], weights[2])
+    assert RestDistance.of(build_model(_experiment("lgd"), CLASSES, pretrained=False)) is None
+
+
+def test_drops_of_a_short_stage_1_are_moved_likewise() -> None:
+    experiment = _experiment("labelenc", **{"schedule.steps": 90, "schedule.milestones": [0.5, 0.9]})
+    assert _stage1(experiment) == (120, [45 + 30, 81 + 30])
 
 
 def test_stages_that_nobody_reads_are_left_out() -> None:
