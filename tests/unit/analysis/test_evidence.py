@@ -330,7 +330,8 @@ def test_the_committed_page_is_what_the_command_generates(committed: tuple[list[
     """When records, templates or notes change: ``python -m analysis.evidence``."""
     output = ROOT / "docs" / "evidence.md"
     assert page(*committed, output) == output.read_text(encoding="utf-8")
-    assert len(output.read_text(encoding="utf-8").split()) < 2500
+    # The bars of tables are no words.
+    assert len([x for x in output.read_text(encoding="utf-8").split() if x != "|"]) < 2500
     older = older_page(committed[0], output)
     assert older is not None
     assert page(*committed, older, OLDER_TEMPLATE) == older.read_text(encoding="utf-8")
