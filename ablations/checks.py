@@ -112,8 +112,7 @@ def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False, retra
     """
     spec, arms = sweep.spec, len(sweep.spec.arms)
     say(console, f"{spec.grid} grid, preset {spec.preset}: checking {arms} arm{'s' * (arms != 1)} ...")
-    for line in dict.fromkeys(line for t in sweep.one_seed() for line in warnings_of(t.experiment)):
-        print(f"warning: {line}", file=sys.stderr)
+    _warn(sweep.one_seed())
     search = None
     if sweep.spec.search:
         # Here, not at the top: it loads Optuna.
@@ -127,6 +126,16 @@ def prepare(sweep: Sweep, console: Console, *, all_problems: bool = False, retra
             # Before torch, Ray and detectron2 are loaded and anything is built.
             log_services.check(trial.experiment)
     return checked
+
+
+def _warn(trials: Sequence[Trial]) -> None:
+    """Print what may be a mistake, with the arms that it is of where others have it not."""
+    found: dict[str, list[str]] = {}
+    for trial in trials:
+        for line in warnings_of(trial.experiment):
+            found.setdefault(line, []).append(trial.arm)
+    for line, arms in found.items():
+        print(f"warning: {_of_arms(arms, line) if len(arms) < len(trials) else line}", file=sys.stderr)
 
 
 def _check_synthetic_images(trial: Trial) -> None:

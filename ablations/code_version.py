@@ -42,7 +42,10 @@ def _own_files(spec: SweepSpec) -> dict[str, str]:
     """By what names them: a config file, or package.module:name, whose own file is meant and none that it imports."""
     detectors = [x for x in detector_sources(spec) if runs_code(x) or (kind_of(x) == "yaml" and not x.startswith(ZOO))]
     functions = [x for x in detectors if kind_of(x) == "function"] + [x for x in method_names(spec) if ":" in x]
-    paths = {portable_detector(x): Path(x) for x in detectors if x not in functions}
+    files = [x for x in detectors if x not in functions]
+    portable = [portable_detector(x) for x in files]
+    # By its last parts, as the directory may be elsewhere tomorrow.
+    paths = {short if portable.count(short) == 1 else x: Path(x) for x, short in zip(files, portable, strict=True)}
     paths |= {x: path for x in functions if (path := _module_file(x)) is not None}
     return {name: _digest(path) for name, path in paths.items() if path.is_file()}
 
@@ -50,7 +53,8 @@ def _own_files(spec: SweepSpec) -> dict[str, str]:
 def _module_file(name: str) -> Path | None:
     """The file of the module in package.module:name, looked up without importing it; None where it is not there."""
     inner = Path(*name.partition(":")[0].split("."))
-    places = [Path(x) / y for x in ("", *sys.path) for y in (inner.with_suffix(".py"), inner / "__init__.py")]
+    # The working directory last, as where it is imported (lgd/detectors/from_elsewhere.py).
+    places = [Path(x) / y for x in (*sys.path, "") for y in (inner.with_suffix(".py"), inner / "__init__.py")]
     return next((x for x in places if x.is_file()), None)
 
 

@@ -243,12 +243,16 @@ def built_in_settings(detector: DetectorName, name: str) -> dict[str, Any]:
     """What the detector and the method of ``name`` change when that is another built-in one.
 
     The context object, the detached appearance and, where the preset has the paper's, the learning rate are the paper's
-    for that detector with R-50; on a CPU an R-CNN's heads are small and its rate is one that was tried. Weights of
-    another detector are replaced by its own of detectron2's model zoo, or left out where that has none: the backbone's
-    remain. name: a preset, or a training of :func:`named_experiment`.
+    for that detector with that backbone, or with R-50 where the paper has another; on a CPU an R-CNN's heads are small
+    and its rate is one that was tried. Weights of another detector are replaced by its own of detectron2's model zoo,
+    or left out where that has none: the backbone's remain. name: a preset, or a training of :func:`named_experiment`.
     """
     base = _PRESETS[name] if name in _PRESETS else named_experiment(name).experiment
-    wanted = paper_recipes.define(detector, "r50", "2x", "ms")
+    if detector == base.detector.name:
+        return {"detector.name": detector}
+    backbones = paper_recipes.BACKBONES
+    backbone = next((x for x, of_it in backbones.items() if of_it == base.detector.backbone), "r50")
+    wanted = paper_recipes.define(detector, backbone, "2x", "ms")
     own = _teacher_settings(wanted)
     if name not in CPU_PRESETS:
         own["schedule.lr_per_16"] = wanted.schedule.lr_per_16

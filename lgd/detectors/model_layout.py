@@ -211,7 +211,9 @@ def description(detector: nn.Module, settings: Detector, weights: str) -> str:
     listed = ", ".join(f"{name} (stride {x.stride}{each.format(x.channels)})" for name, x in levels.items())
     same = f", {channels.pop()} channels each" if len(channels) == 1 else ""
     order = color_order(detector)
-    images = f"images {order}{' (turned from BGR before its forward)' if order == 'RGB' else ''}"
+    prepares = callable(getattr(detector, "prepare_batch", None))
+    turned = " (its prepare_batch gets BGR)" if prepares else " (turned from BGR before its forward)"
+    images = f"images {order}{turned if order == 'RGB' else ''}"
     if statistics is not None:
         mean, std = (" ".join(f"{x:.4g}" for x in values) for values in (statistics.mean, statistics.std))
         images = f"{images}, mean {mean}, deviation {std}"

@@ -170,7 +170,8 @@ class Distiller(TrainingModel):
             if teacher.uses_student_head:
                 stack.enter_context(passes.first())
             losses: dict[str, Tensor] = dict(self.student(batch))
-        check_sizes(capture.image_size, instances)
+        if teacher.uses_student_head or getattr(distance, "reads_boxes", True):
+            check_sizes(capture.image_size, instances)
         if teacher.uses_student_head:
             with (
                 storage.name_scope("instructive"),
@@ -276,7 +277,8 @@ def check_sizes(image_size: tuple[int, int], instances: Sequence[Any]) -> None:
         largest = "x".join(str(max(x)) for x in zip(*(item.image_size for item in instances), strict=True))
         raise InputError(
             f"the detector's backbone got images of {image_size[0]}x{image_size[1]} pixels, and their boxes are in"
-            f" images of {largest}: where a detector resizes them itself it needs prepare_batch (docs/own-detector.md)"
+            f" images of {largest}: a detector that resizes them itself needs prepare_batch, and its backbone has to"
+            " start at the image (docs/own-detector.md)"
         )
 
 

@@ -161,8 +161,7 @@ def cacheable_methods(detector: nn.Module) -> list[str]:
 
 def assigning_methods(detector: nn.Module) -> list[str]:
     """Methods of a dense detector that assign objects by what its head predicts: POTO's alone."""
-    # Its code of before (benchmarks/waits.py --before) has no such method.
-    return ["assign"] if isinstance(detector, POTO) and hasattr(detector, "assign") else []
+    return ["assign"] if isinstance(detector, POTO) else []
 
 
 def _is_by_image(output: Any, images: int, levels: int) -> bool:

@@ -44,8 +44,8 @@ NEWEST = "meter.json"
 on elsewhere since this machine's checkpoints were published or fetched. A hash of its content is noted before it is
 published: the answer may be lost."""
 
-MOST_ATTEMPTS = 8
-"""How many of these hashes are kept: those of the newest contents whose answer was lost."""
+MOST_ATTEMPTS = 2000
+"""How many of these hashes are kept: those of the newest contents whose answer was lost, of an outage of an hour."""
 
 _log = logging.getLogger(__name__)
 
@@ -226,7 +226,8 @@ class Mirror:
             state = _state(path, "")
             if name == NEWEST:
                 content, last = path.read_bytes(), before or state
-                known[name] = last._replace(attempted=(*last.attempted, _hash(content))[-MOST_ATTEMPTS:])
+                attempted = dict.fromkeys((*last.attempted, _hash(content)))
+                known[name] = last._replace(attempted=tuple(attempted)[-MOST_ATTEMPTS:])
                 known.save()
                 store.write(name, content)
             else:

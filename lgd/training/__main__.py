@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
         options.overrides += epoch_overrides(experiment)
         experiment = _changed(chosen.experiment, options)
     name = chosen.name
-    if not experiment.detector.is_built_in:
+    if experiment.detector.label != chosen.experiment.detector.label:
         name = f"{name}-{experiment.detector.slug}"
         # What is reported is of another detector.
         chosen = replace(chosen, reported=())

@@ -135,7 +135,8 @@ def _found(experiment: Experiment, student: nn.Module) -> str:
         return ""
     lines, named = [description(student, settings, initial_weights(settings))], f"detector {settings.label}"
     if hasattr(student, "roi_heads") and not has_rcnn_settings(experiment):
-        lines.append(f"{named}: an R-CNN: the paper's LGD has {RCNN_SETTINGS} with them, and schedule.lr_per_16=0.02")
+        rate = " and, with SGD, schedule.lr_per_16=0.02" if experiment.schedule.optimizer == "sgd" else ""
+        lines.append(f"{named}: an R-CNN: the paper's LGD has {RCNN_SETTINGS}{rate} with them")
     if kind_of(settings.source) == "function" and experiment.method.phases(experiment.schedule).frozen_until:
         lines.append(f"{named}: its bottom-up network is frozen at first: schedule.frozen=0 if it has random values")
     return "\n".join(lines)

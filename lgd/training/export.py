@@ -150,6 +150,11 @@ class TrainedStudent:
             raise
         except Exception as error:  # of settings that nobody can build, such as a width that no memory holds
             raise InputError(f"{path}: its detector cannot be built ({' '.join(str(error).split())[:200]})") from None
+        trained, built = self.description.preprocessing.color_order, color_order(self.detector)
+        if trained != built:
+            raise InputError(
+                f"{path}: its detector was trained on {trained} images, and its code builds one for {built}"
+            )
         weights = directory / WEIGHTS_FILE
         try:
             load_student(self.detector, weights)

@@ -22,7 +22,9 @@ def step_memory(experiment: Experiment, model: nn.Module) -> int | None:
     libraries themselves take are not in it. None for operators that torch cannot run without values (deformable
     convolutions).
     """
-    fixed = sum(x.numel() * x.element_size() * (3 if x.requires_grad else 1) for x in model.parameters())
+    # A gradient, and the optimiser's buffers: AdamW has two, SGD its momentum.
+    trained = 2 + (2 if experiment.schedule.optimizer == "adamw" else 1)
+    fixed = sum(x.numel() * x.element_size() * (trained if x.requires_grad else 1) for x in model.parameters())
     try:
         outputs = _output_bytes(cast(nn.Module, student_of(model).backbone), experiment.data)
     except Exception:  # a backbone of one's own may do anything with its input

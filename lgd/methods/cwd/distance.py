@@ -22,6 +22,7 @@ class ChannelWiseDistance(nn.Module):
     """
 
     trains_on_detached_features = False
+    reads_boxes = False
 
     def __init__(
         self, channels: Mapping[str, tuple[int, int]], *, weight: float = 10.0, temperature: float = 1.0

@@ -50,6 +50,7 @@ class MaskedGenerativeDistance(nn.Module):
     """
 
     trains_on_detached_features = False
+    reads_boxes = False
 
     def __init__(self, channels: Mapping[str, tuple[int, int]], *, alpha: float = 2e-5, ratio: float = 0.65) -> None:
         super().__init__()

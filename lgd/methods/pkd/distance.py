@@ -26,6 +26,7 @@ class PearsonDistance(nn.Module):
     """
 
     trains_on_detached_features = False
+    reads_boxes = False
 
     def __init__(self, weight: float = 1.0, levels: int = 4) -> None:
         super().__init__()

@@ -119,7 +119,8 @@ def test_checkpoints_stay_after_an_outage(
             write(self, name, data)
         raise StorageError("no answer")
 
-    for content in ("2", "3"):
+    # Tried anew every few seconds, with another meter each time.
+    for content in ("2", "2", *map(str, range(3, 100)), "3"):
         _write(here.directory, meter_json=content, checkpoints__2="2")
         with monkeypatch.context() as patch, pytest.raises(StorageError):
             patch.setattr(Store, "write", away)

@@ -123,6 +123,17 @@ def test_weights_of_another_detector_are_refused(student: Path, tmp_path: Path) 
         TrainedStudent(other)
 
 
+def test_a_student_of_images_in_another_order_of_colours_is_refused(student: Path, tmp_path: Path) -> None:
+    """As its code builds the detector now."""
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    described = json.loads((other / DESCRIPTION_FILE).read_text())
+    described["preprocessing"]["color_order"] = "RGB"
+    (other / DESCRIPTION_FILE).write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"student.json: .*trained on RGB images, and its code builds one for BGR$"):
+        TrainedStudent(other)
+
+
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("student")
