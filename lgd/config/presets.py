@@ -250,8 +250,8 @@ def built_in_settings(detector: DetectorName, name: str) -> dict[str, Any]:
     base = _PRESETS[name] if name in _PRESETS else named_experiment(name).experiment
     if detector == base.detector.name:
         return {"detector.name": detector}
-    backbones = paper_recipes.BACKBONES
-    backbone = next((x for x, of_it in backbones.items() if of_it == base.detector.backbone), "r50")
+    alike = [x for x, of_it in paper_recipes.BACKBONES.items() if of_it == base.detector.backbone]
+    backbone: BackboneName = alike[0] if alike else "r50"
     wanted = paper_recipes.define(detector, backbone, "2x", "ms")
     own = _teacher_settings(wanted)
     if name not in CPU_PRESETS:
