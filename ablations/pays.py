@@ -66,6 +66,9 @@ def parser(prog: str = PROG) -> Parser:
         "--output", type=output_option, metavar="DIR", help="results directory, or a URL (default: results/pays-PRESET)"
     )
     group.add_argument("--plan", action="store_true", help="print what would run first and its cost, without training")
+    group.add_argument(
+        "--measure", action="store_true", help="the same, with times: of some steps where none are known"
+    )
     add_data_arguments(found)
     sweep_command.add_placement(found)
     sweep_command.add_confirmations(found)
@@ -85,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
 
     run_options, console = sweep_command.run_options(options), Console()
     say(console, plan_text(spec, options.budget))
-    if options.plan:
-        return sweep.dry_run(spec, directory, run_options, CostOptions(), console)
+    if options.plan or options.measure:
+        return sweep.dry_run(spec, directory, run_options, CostOptions(options.measure), console)
     return sweep.run(spec, directory, run_options, budget, console)
 
 

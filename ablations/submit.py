@@ -28,7 +28,7 @@ Run a command of lgd with this working tree on a running Ray cluster, and follow
 Exit status: the command's own; 2 wrong input, 130 stopped."""
 
 EXAMPLES = (
-    "--address http://HEAD:8265 -- sweep run main --preset paper --output s3://BUCKET/main",
+    "--address http://HEAD:8265 -- sweep run main --preset paper --data coco-json:/shared/coco --output s3://BUCKET/main",
     "--address http://HEAD:8265 -- train retinanet_r50_2x_ms --method lgd --workers 8 --output /shared/r50",
     "--address http://HEAD:8265 --no-wait -- sweep resume s3://BUCKET/main",
 )

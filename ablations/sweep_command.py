@@ -26,7 +26,7 @@ EXAMPLES = {
     "run": (
         "components                       # tiny preset, this machine's CPU, minutes",
         "components --preset small        # one GPU",
-        "main --preset paper --data coco-json:/data/coco --seeds 3",
+        "main --preset paper --seeds 3    # the paper's table, MS-COCO in datasets/coco",
     ),
     "search": (
         "components --samples 30 --early-stop",
