@@ -62,7 +62,7 @@ def test_nothing_that_is_copied_is_ignored() -> None:
 
 def test_the_image_has_no_results_environments_or_caches() -> None:
     # Nor credentials.
-    assert set(IGNORED) == {*LEFT_OUT, *(f"**/{x}" for x in CACHES), "**/.env", "**/*.env"}
+    assert set(IGNORED) == {*LEFT_OUT, *(f"**/{x}" for x in CACHES), "**/.env*", "**/*.env"}
 
 
 def test_the_set_up_finds_its_inputs(environment_layer: Path) -> None:
