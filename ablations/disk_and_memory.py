@@ -73,18 +73,21 @@ def _free_memory() -> int:
 
 
 def _free_gpu_memory() -> int | None:
-    """Bytes that are free on the GPU with the least, of CUDA_VISIBLE_DEVICES where that is set; does not open a CUDA
-    context in this process."""
+    """Bytes that are free on the GPU with the least, of CUDA_VISIBLE_DEVICES where that is set; None where that is not
+    known. Does not open a CUDA context in this process."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = range(pynvml.nvmlDeviceGetCount()) if visible is None else visible.replace(" ", "").split(",")
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(int(x)) if str(x).isdigit() else pynvml.nvmlDeviceGetHandleByUUID(str(x))
-            for x in names
-        ]
+        if visible is not None:
+            names = visible.replace(" ", "").split(",")
+            by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+            if any(x.isdigit() for x in names) and not by_bus and len({*map(pynvml.nvmlDeviceGetName, handles)}) > 1:
+                # CUDA counts the fastest first, NVML by bus.
+                return None
+            handles = [handles[int(x)] if x.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(x) for x in names]
         return min(int(pynvml.nvmlDeviceGetMemoryInfo(x).free) for x in handles)
     except Exception:  # no driver, no package, or a device that does not say
         return None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -326,3 +326,40 @@ def test_memory_is_a_note_unless_it_is_clearly_too_much(
     with pytest.raises(InputError, match="GiB free: set schedule.batch lower"):
         check_memory(built, resources)
     assert check_memory([DryBuilt("f")], resources) == ""
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "names", "expected"),
+    [
+        (None, "", ["H100", "H100"], 1),
+        ("1", "", ["H100", "H100"], 7),
+        ("0, 1", "", ["H100", "H100"], 1),
+        ("GPU-b", "", ["H100", "T400"], 7),
+        # CUDA's first may be NVML's second.
+        ("1", "", ["H100", "T400"], None),
+        ("1", "PCI_BUS_ID", ["H100", "T400"], 7),
+        ("-1", "", ["H100", "H100"], None),
+        ("5", "", ["H100", "H100"], None),
+    ],
+)
+def test_the_memory_of_gpus_that_are_not_visible_is_not_asked_for(
+    visible: str | None, order: str, names: list[str], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_uuid(uuid: str) -> int:
+        return {"GPU-a": 0, "GPU-b": 1}[uuid]
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: len(names),
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetName=names.__getitem__,
+        nvmlDeviceGetMemoryInfo=lambda i: SimpleNamespace(free=(1, 7)[i]),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order or None)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert disk_and_memory._free_gpu_memory() == expected
