@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from statistics import median
+from statistics import fmean, median
+from typing import cast
 
 from analysis.load import by_seed, cost_seconds
 from analysis.stats.differences import Ratio, paired_ratio
@@ -12,6 +13,9 @@ from lgd.results.record import Record
 
 Runs = Mapping[int, Record]
 """By seed."""
+
+SAME_CORES = 0.1
+"""How far apart the cores that two trainings got may be for their seconds to compare."""
 
 
 def hardware_of(record: Record) -> tuple[str, ...]:
@@ -40,6 +44,26 @@ def cost_ratio(arm: Runs, reference: Runs, read: Callable[[Record], float | None
     """Cost of the arm over the reference's, over the seeds trained on like hardware; None where there is none."""
     ours, theirs = on_like_hardware(arm, reference)
     return paired_ratio(by_seed(ours, read), by_seed(theirs, read))
+
+
+def cost_of_longer(longer: Runs, arm: Runs, reference: Runs) -> float | None:
+    """Cost of the reference's longer training over the arm's; None where it cannot be told.
+
+    As measured where the processes of both got as much of the cores. Otherwise by the steps, which cost what the
+    reference's own do: a machine that was busier meanwhile makes a training no longer.
+    """
+    measured, cost = cost_ratio(longer, arm), cost_ratio(arm, reference)
+    cores = [_own_cores(x) for x in (longer, arm)]
+    if measured and (None in cores or abs(cast(float, cores[0]) / cast(float, cores[1]) - 1) <= SAME_CORES):
+        return measured.value
+    steps = [[x.experiment.schedule.steps for x in runs.values()] for runs in (longer, reference)]
+    return fmean(steps[0]) / fmean(steps[1]) / cost.value if cost and all(steps) else None
+
+
+def _own_cores(runs: Runs) -> float | None:
+    """CPU cores that the trainings used themselves, the mean; None where no record says."""
+    found = [x.contention.own_cores for x in runs.values() if x.contention is not None]
+    return fmean(found) if found and min(found) > 0 else None
 
 
 def extra_cost(arm: Runs, reference: Runs, read: Callable[[Record], float | None] = cost_seconds) -> float | None:

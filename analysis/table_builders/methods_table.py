@@ -43,7 +43,7 @@ def methods_table(runs: Sequence[Run], name: str) -> pd.DataFrame:
     - ``AP``: box AP, percent, mean; ``gain``, ``gain_low``, ``gain_high``: over the reference, paired by seed over
       ``pairs`` pairs, with the 95% t interval from two pairs on;
     - ``gpu_hours``: device-hours of all phases, mean; ``overall_hours``: with the whole training of its teacher;
-      ``cost_ratio``: of that to the reference's, paired by seed;
+      ``cost_ratio``: device-seconds of the training steps, a teacher's included, to the reference's, paired by seed;
     - ``teacher`` (text): backbone of what was trained before, or the file that was given; ``teacher_AP``: its box AP;
       ``teacher_hours``: device-hours of its training, NA where they are not known;
     - ``gate`` (text): ``passed``, or ``overruled`` where the teacher was not good enough; ``inherit`` (text): what of
@@ -71,7 +71,7 @@ def _row(own: Grid, arm: Arm, by_arm: Mapping[str, Mapping[int, Record]]) -> dic
     theirs, compared = by_arm.get(reference, {}), arm.name != reference
     ap, hours = by_seed(mine, score("AP")), by_seed(mine, gpu_hours)
     gain = paired_difference(ap, by_seed(theirs, score("AP"))) if compared else None
-    ratio = cost_ratio(mine, theirs, gpu_hours)
+    ratio = cost_ratio(mine, theirs)
     method = method_class(str(arm.changes["method.name"]))
     last = next(iter(mine.values()), None)
     is_whole = arm.name in (method.title, at_equal_cost(method.title))
@@ -155,7 +155,8 @@ def _notes(runs: Sequence[Run], name: str, frame: pd.DataFrame) -> list[str]:
         f"gain: AP over that of {references}, paired by seed, with the two-sided {CONFIDENCE:.0%} Student t interval"
         " from two seeds on (each for itself, not corrected for their number).",
         "hours: device-hours (GPUs, or processes where there is none), all phases; with teacher: the whole training of"
-        " what must be trained before, as if no other run shared it; cost: of that, over the baseline's.",
+        " what must be trained before, as if no other run shared it; cost: device-seconds of the training steps, a"
+        " teacher's included, over the baseline's.",
         "inherited: what of the student starts from the teacher's weights here, and in the authors' own trainings.",
     ]
     if kept:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from analysis.costs import cost_ratio, extra_cost
+from analysis.costs import cost_of_longer, cost_ratio, extra_cost
 from analysis.load import arm_of, by_seed, finished, score, seed_of
 from analysis.stats.differences import Difference, paired_difference
 from analysis.stats.power import seeds_for, seeds_for_width
@@ -104,12 +104,12 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
 
     arm, reference = question.arm, question.reference
     cost, extra = cost_ratio(runs[arm], runs[reference]), extra_cost(runs[arm], runs[reference])
-    longer = cost_ratio(runs.get(question.equal_cost, {}), runs[arm])
+    longer = cost_of_longer(runs.get(question.equal_cost, {}), runs[arm], runs[reference])
     gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
     both = [x for name in (arm, reference) for x in runs[name].values()]
     answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
     alone = _answer(gain, None, None, asked.detect)
-    unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer.value if longer else None)
+    unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer)
     obstacles = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal]
     remarks = _unpaid_teacher(runs[arm].values(), answer)
     sides: list[tuple[str, str, tuple[Answer, ...]]] = [
@@ -131,7 +131,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         question, asked.detect, "unknown" if obstacles else answer, gain,
         cost.value if cost else None, None if extra is None else extra / 3600,
         bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
-        difference(question.equal_cost, reference), longer.value if longer else None,
+        difference(question.equal_cost, reference), longer,
         difference(question.bigger, reference), margin,
         difference(question.without_imitation, reference), difference(arm, question.without_imitation),
         difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), as_trained,
@@ -174,9 +174,14 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
 def _unequal_cost(question: Question, answer: Answer, margin: Difference | None, ratio: float | None) -> list[str]:
     """A clause where the longer training cost so much less, or more, than the arm that this may be why one is ahead.
 
-    answer: one that the plain reference alone would not give. ratio: the longer training's cost over the arm's. An
-    answer that is there although the costs favour the other side stands.
+    answer: one that the plain reference alone would not give. ratio: the longer training's cost over the arm's, None
+    where it is not known. An answer that is there although the costs favour the other side stands.
     """
+    if margin is not None and ratio is None:
+        return [
+            f"{question.arm} and {question.reference} were trained on unlike hardware, so that what the longer training"
+            " should have cost is not known"
+        ]
     if margin is None or ratio is None or abs(ratio - 1) <= SAME_COST:
         return []
     if answer != ("not worth it" if ratio > 1 else "worth it"):

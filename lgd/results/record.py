@@ -133,8 +133,11 @@ class Pretraining(Settings):
 
     @property
     def training(self) -> float:
-        """Device-seconds of the teacher's training steps, as a student's own are counted where costs are compared."""
-        return self.device_seconds.get("training", self.full)
+        """Device-seconds of the teacher's training steps, as a student's own are counted where costs are compared.
+
+        0 for a given teacher whose hours nobody said: it was only evaluated here.
+        """
+        return self.device_seconds.get("training", self.full) if self.hours_known else 0.0
 
     @property
     def amortised(self) -> float:

@@ -16,7 +16,7 @@ from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import largest, notes, overall, sentence, summary
 from analysis.verdicts.verdict import verdicts
 from lgd.config.extra_arms import AGAIN_SEEDS, ExtraArms
-from lgd.results.record import EvaluationPoint, Record, Scores
+from lgd.results.record import Contention, EvaluationPoint, Record, Scores
 
 from .conftest import MakeRecord
 from .made_arms import ended, one_verdict, trained
@@ -85,6 +85,38 @@ def test_longer_training_has_to_cost_the_same(
         *trained(make_record, LONGER, longer, seconds, method__name="baseline", schedule__steps=1100),
     ]
     assert sentence(one_verdict(records, directory)).endswith(words)
+
+
+def test_a_machine_that_was_busier_makes_no_training_longer(make_record: MakeRecord, directory: Path) -> None:
+    """1.9 times the steps cost 1.9 times as much, whatever the clock said of them."""
+    lgd = trained(make_record, "LGD", 31.2, 190.0)
+    longer = trained(make_record, LONGER, 32.0, 380.0, method__name="baseline", schedule__steps=1140)
+    steps = {record.experiment.schedule.steps for record in lgd}
+    assert steps == {600}
+
+    def cores(records: list[Record], used: float) -> list[Record]:
+        busy = Contention(own_cores=used, other_cores=0.5, cores=2)
+        return [record.model_copy(update={"contention": busy}) for record in records]
+
+    for used, ratio in ((0.95, 2.0), (0.5, 1.0)):
+        records = [*trained(make_record, "baseline", 30.0), *cores(lgd, 0.97), *cores(longer, used)]
+        verdict = one_verdict(records, directory)
+        assert verdict.equal_cost_ratio == pytest.approx(ratio)
+        assert bool(verdict.obstacles) == (ratio == 2)
+        assert ("the same cost spent" in sentence(verdict)) == (ratio == 1)
+
+
+def test_where_hardware_was_unlike_nothing_is_said_of_the_same_cost(make_record: MakeRecord, directory: Path) -> None:
+    other = {"gpu": "none", "cpu": "another", "cores": "2"}
+    records = [
+        *trained(make_record, "baseline", 30.0),
+        *(x.model_copy(update={"hardware": other}) for x in trained(make_record, "LGD", 31.2, 190.0)),
+        *trained(make_record, LONGER, 30.1, 190.0, method__name="baseline", schedule__steps=950),
+    ]
+    verdict = one_verdict(records, directory)
+    assert (verdict.answer, verdict.equal_cost_ratio) == ("unknown", None)
+    assert "trained on unlike hardware" in sentence(verdict)
+    assert "the same cost" not in sentence(verdict)
 
 
 def test_an_arm_that_loses_loses_whatever_longer_training_cost(make_record: MakeRecord, directory: Path) -> None:
