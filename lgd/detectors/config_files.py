@@ -13,7 +13,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from lgd.config.detector_source import ZOO, kind_of
@@ -194,17 +194,27 @@ def build(source: str, overrides: Sequence[str], num_classes: int) -> nn.Module:
         return detector.to(torch.device("cpu"))
 
 
-def set_classes(config: Any, key: str, num_classes: int) -> int:
-    """Set every ``key`` that holds a number of its own; how many there are."""
+def set_classes(config: Any, key: str, num_classes: int, *, of: int | None = None, inside: object = "") -> int:
+    """Set every ``key`` that holds a number of its own; how many there are.
+
+    of, inside: the number of classes of what ``config`` is in, and its name there: a mask head of one class in a
+    detector of several is of no class in particular, and stays so.
+    """
     count = 0
+    if isinstance(config, ListConfig):
+        parts = [x for x in config if isinstance(x, (DictConfig, ListConfig))]
+        return sum(set_classes(x, key, num_classes, of=of, inside=inside) for x in parts)
+    refers = isinstance(config, DictConfig) and key in config and OmegaConf.is_interpolation(config, key)
+    own = config[key] if key in config and not refers else None
     for name in list(config):
         # What refers to another key follows it.
         if isinstance(config, DictConfig) and OmegaConf.is_interpolation(config, name):
             continue
         value = config[name]
         if name == key and isinstance(value, int):
-            config[name] = num_classes
-            count += 1
-        elif isinstance(value, (CfgNode, DictConfig)) and name not in NOT_THE_DETECTORS:
-            count += set_classes(value, key, num_classes)
+            if not (inside == "mask_head" and value == 1 and of not in (None, 1)):
+                config[name] = num_classes
+                count += 1
+        elif isinstance(value, (CfgNode, DictConfig, ListConfig)) and name not in NOT_THE_DETECTORS:
+            count += set_classes(value, key, num_classes, of=own if isinstance(own, int) else of, inside=name)
     return count

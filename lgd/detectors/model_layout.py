@@ -57,46 +57,46 @@ def levels_of(detector: nn.Module) -> dict[str, ShapeSpec]:
     if hasattr(backbone, "output_shape"):
         return dict(cast(Any, backbone).output_shape())
     if backbone not in _found:
-        _found[backbone] = _levels_by_forward_pass(detector, _features(backbone))
+        # torchvision's SSD is given images of one size, and fails on others.
+        side = max(getattr(getattr(detector, "transform", None), "fixed_size", None) or (PROBE_SIDE,))
+        _found[backbone] = _levels_by_forward_pass(detector, _features(backbone, side), side)
     return _found[backbone]
 
 
 _found: WeakKeyDictionary[nn.Module, dict[str, ShapeSpec]] = WeakKeyDictionary()
 
 
-def _levels_by_forward_pass(detector: nn.Module, features: Any) -> dict[str, ShapeSpec]:
+def _levels_by_forward_pass(detector: nn.Module, features: Any, side: int) -> dict[str, ShapeSpec]:
     maps = {SINGLE_LEVEL: features} if isinstance(features, Tensor) else features
     if not isinstance(maps, Mapping) or not all(isinstance(x, Tensor) and x.ndim == 4 for x in maps.values()):
         raise InputError(
             f"the backbone of {type(detector).__name__} returns a {type(features).__name__}: a dict of feature maps"
             " (B, C, h, w) is needed"
         )
-    return {
-        str(name): ShapeSpec(channels=x.shape[1], stride=round(PROBE_SIDE / x.shape[2])) for name, x in maps.items()
-    }
+    return {str(name): ShapeSpec(channels=x.shape[1], stride=round(side / x.shape[2])) for name, x in maps.items()}
 
 
-def _features(backbone: nn.Module) -> Any:
+def _features(backbone: nn.Module, side: int) -> Any:
     state = {name: x.to("meta") for name, x in [*backbone.named_parameters(), *backbone.named_buffers()]}
-    image = torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE, device="meta")
+    image = torch.empty(1, 3, side, side, device="meta")
     try:
         with torch.no_grad():
             return functional_call(backbone, state, (image,))
     except Exception:
         # Some operators have no shapes without values. In evaluation mode the pass leaves no trace in the module.
-        return _real_features(backbone)
+        return _real_features(backbone, side)
 
 
-def _real_features(backbone: nn.Module) -> Any:
+def _real_features(backbone: nn.Module, side: int) -> Any:
     device = next(backbone.parameters()).device
     modes = [(module, module.training) for module in backbone.modules()]
     try:
         backbone.eval()
         with torch.no_grad():
-            return backbone(torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE, device=device))
+            return backbone(torch.zeros(1, 3, side, side, device=device))
     except Exception as error:
         raise InputError(
-            f"the backbone {type(backbone).__name__} fails on an image of {PROBE_SIDE} x {PROBE_SIDE} pixels"
+            f"the backbone {type(backbone).__name__} fails on an image of {side} x {side} pixels"
             f" ({type(error).__name__}: {_line(error)})"
         ) from None
     finally:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 import torchvision
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
+from torchvision.models.detection import ssd, ssdlite
 from torchvision.ops import FrozenBatchNorm2d
 
 from lgd.config.detector_source import kind_of
@@ -131,10 +133,28 @@ def _detectron2_names(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
     return found
 
 
+def _places_in_ssd(detector: nn.Module) -> dict[str, str]:
+    """Where torchvision's builder of an SSD puts the classifier's tensors, by their names there; empty for others."""
+    with torch.device("meta"):
+        if isinstance(detector.backbone, ssd.SSDFeatureExtractorVGG):
+            classifier = torchvision.models.vgg16()
+            # It reads the layers' kinds alone.
+            backbone: nn.Module = ssd._vgg_extractor(classifier, False, 5)
+        elif isinstance(detector.backbone, ssdlite.SSDLiteFeatureExtractorMobileNet):
+            classifier = torchvision.models.mobilenet_v3_large()
+            backbone = ssdlite._mobilenet_extractor(classifier, 6, nn.BatchNorm2d)
+        else:
+            return {}
+    names = {id(x): name for name, x in [*classifier.named_parameters(), *classifier.named_buffers()]}
+    values = [*backbone.named_parameters(), *backbone.named_buffers()]
+    return {names[id(x)]: f"backbone.{name}" for name, x in values if id(x) in names}
+
+
 def _torchvision_names(tensors: Mapping[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
     """The file's tensors where torchvision itself loads them, which knows the names of its earlier versions.
 
-    They are a whole detector's or, under one of PLACES, its backbone's; MobileNet's layers lose their ``features.``.
+    They are a whole detector's or, under one of PLACES, its backbone's; MobileNet's layers lose their ``features.``. In
+    an SSD they are where its builder puts a classifier's.
     """
     state = detector.state_dict()
     choices = [
@@ -142,6 +162,8 @@ def _torchvision_names(tensors: Mapping[str, Tensor], detector: nn.Module) -> di
         for place in PLACES
         for dropped in ("", "features.")
     ]
+    places = _places_in_ssd(detector)
+    choices.append({places[name]: x for name, x in tensors.items() if name in places})
     named = max(choices, key=lambda x: sum(name in state for name in x))
     # Into a copy without values: what has one afterwards was in the file.
     values = [*detector.parameters(), *detector.buffers()]

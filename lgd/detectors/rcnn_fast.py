@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,8 +172,16 @@ def pool(pooler: Any, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
     here_LM = levels_M == levels[:, None]
     output = x[0].new_zeros(len(regions_M5), x[0].shape[1], *pooler.output_size)
     for level, indices in enumerate(indices_of_true(here_LM, here_LM.sum(1).tolist())):
-        output.index_put_((indices,), pooler.level_poolers[level](x[level], regions_M5[indices]))
+        output.index_put_((indices,), _pool_level(pooler.level_poolers[level], x[level], regions_M5[indices]))
     return output
+
+
+def _pool_level(pooler: Any, x: Tensor, regions_M5: Tensor) -> Tensor:
+    """What the pooler returns; detectron2's gives boxes the maps' type, and bfloat16 tells pixels near 1000 to 4."""
+    if type(pooler) is ROIAlign and x.dtype in (torch.bfloat16, torch.float16):
+        pooled: Tensor = pooler(x.float(), regions_M5.float())
+        return pooled.to(x.dtype)
+    return cast(Tensor, pooler(x, regions_M5))
 
 
 def _is_standard(pooler: Any) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
@@ -207,13 +208,18 @@ def label_and_sample_proposals(heads: Any, proposals: list[Instances], targets: 
             for name, value in targets[i].get_fields().items():
                 if name.startswith("gt_") and not each.has(name):
                     matched = regions.matched[i][sampled]
-                    is_mask = isinstance(value, (PolygonMasks, BitMasks))
+                    # Another mask head may read more of masks than RegionMasks have.
+                    is_mask = isinstance(value, (PolygonMasks, BitMasks)) and _has_standard_mask_head(heads)
                     each.set(name, RegionMasks(value, matched) if is_mask else value[matched])
         found.append(each)
     storage = get_event_storage()
     storage.put_scalar("roi_head/num_fg_samples", sum(len(x) for x, _ in drawn) / len(drawn))
     storage.put_scalar("roi_head/num_bg_samples", sum(len(x) for _, x in drawn) / len(drawn))
     return SampledRegions(found, [len(x) for x, _ in drawn])
+
+
+def _has_standard_mask_head(heads: Any) -> bool:
+    return type(getattr(heads, "mask_head", None)) is MaskRCNNConvUpsampleHead
 
 
 def _regions_of(heads: Any, proposals: Sequence[Instances], targets: list[Instances]) -> Regions:

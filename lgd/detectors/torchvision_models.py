@@ -61,6 +61,10 @@ class _Transformed(list[Tensor]):
         self.batch = batch
 
 
+WITH_REDUCED_TAIL = "SSDLite320_MobileNet_V3_Large_Weights"
+"""In the name of weights of a whole SSDLite, whose last layers are half as wide as with ImageNet weights."""
+
+
 def build(
     source: str, overrides: Sequence[str], num_classes: int, *, weights: str, data: Data | None = None
 ) -> nn.Module:
@@ -75,7 +79,7 @@ def build(
     sizes: dict[str, Any] = {}
     if data is not None and name_of(source).startswith(RESIZED_BY_DATA) and not {"min_size", "max_size"} & given.keys():
         sizes = {"min_size": data.test_size, "max_size": data.max_size, "_skip_resize": True}
-    trained = _any_backbone_weights(builder) if weights != "none" else None
+    trained = _any_backbone_weights(builder) if weights != "none" and WITH_REDUCED_TAIL not in weights else None
     fixed: dict[str, Any] = {"weights": None, "weights_backbone": trained, "num_classes": num_classes + 1}
     try:
         with ExitStack() as stack:
@@ -121,7 +125,7 @@ def weights_named_by(source: str) -> str:
 
 
 def _any_backbone_weights(builder: Any) -> WeightsEnum:
-    """Some weights that the builder takes: which ones changes nothing in what is built."""
+    """Some weights that the builder takes: which of the backbone's changes nothing in what is built."""
     kinds = get_args(inspect.signature(builder).parameters["weights_backbone"].annotation)
     return cast(WeightsEnum, next(iter(kinds[0])))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lgd.config.detector_source import ZOO, kind_of
 from lgd.config.experiment import Detector, split_assignment
@@ -111,12 +111,12 @@ def _class_keys(config: Any, classes: int) -> list[str]:
 
 
 def _changes(before: Any, after: Any, key: str, path: str) -> Iterator[str]:
-    for name in list(after):
+    for name in range(len(after)) if isinstance(after, ListConfig) else list(after):
         # What refers to another key follows it.
         if isinstance(after, DictConfig) and OmegaConf.is_interpolation(after, name):
             continue
         value = after[name]
-        if isinstance(value, (CfgNode, DictConfig)):
+        if isinstance(value, (CfgNode, DictConfig, ListConfig)):
             yield from _changes(before[name], value, key, f"{path}.{name}")
         elif name == key and value != before[name]:
             yield f"{path}.{name}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lgd.detectors import build_detector, config_files
 from lgd.detectors.from_elsewhere import initial_weights
@@ -31,6 +32,22 @@ from tests.helpers_detectors import (
 )
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+
+
+def test_numbers_of_classes_in_lists_are_set_and_masks_of_no_class_stay() -> None:
+    heads = {
+        "num_classes": 80,
+        "box_predictors": [{"num_classes": 80}, {"num_classes": "${roi_heads.num_classes}"}],
+        "mask_head": {"num_classes": 1},
+    }
+    config = OmegaConf.create({"roi_heads": heads})
+    assert config_files.set_classes(config, "num_classes", CLASSES) == 2
+    found = OmegaConf.to_container(config, resolve=True)
+    of_each = [{"num_classes": CLASSES}] * 2
+    assert found == {"roi_heads": {"num_classes": CLASSES, "box_predictors": of_each, "mask_head": {"num_classes": 1}}}
+    # A detector of one class has masks of that class.
+    of_one = OmegaConf.create({"roi_heads": {"num_classes": 1, "mask_head": {"num_classes": 1}}})
+    assert config_files.set_classes(of_one, "num_classes", CLASSES) == 2
 
 
 def test_a_config_of_the_zoo_for_the_datas_classes() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 from torchvision.ops import boxes
@@ -15,6 +16,7 @@ from lgd import device_waits
 from lgd.detectors import build_detector
 from lgd.detectors.dense_losses import LOG_PERIOD
 from lgd.detectors.fast_losses import use_fast_losses
+from lgd.detectors.rcnn_fast import pool
 from tests.helpers import CLASSES, batch, tiny_settings
 
 
@@ -83,6 +85,18 @@ def test_regions_of_an_rpn_that_stays_detectron2s_are_drawn_from_the_same_random
         found.append(_step(detector, [3, 0]))
     assert torch.equal(found[0][3], found[1][3])
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pooled_boxes_keep_their_digits_in_half_precision(dtype: torch.dtype) -> None:
+    """Near 1000 bfloat16 tells pixels to 4."""
+    pooler = ROIPooler(7, (0.25,), 0, "ROIAlignV2", canonical_level=2)
+    across = (torch.arange(300.0) % 8).expand(1, 1, 8, 300).contiguous()
+    boxes = [Boxes(torch.tensor([[1001.7, 2.0, 1029.3, 30.0]]))]
+    expected, found = pool(pooler, [across], boxes), pool(pooler, [across.to(dtype)], boxes)
+    assert found.dtype == dtype
+    # The maps' own rounding alone.
+    assert (found.float() - expected).abs().max() < 0.05
 
 
 def test_proposals_and_pooled_features_are_detectron2s_bit_for_bit() -> None:

@@ -10,7 +10,8 @@ import torch
 import torchvision
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import ssdlite
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -21,8 +22,8 @@ from lgd.config.experiment import Data, Experiment
 from lgd.config.presets import NANO
 from lgd.detectors import build_detector
 from lgd.detectors.from_elsewhere import initial_weights
-from lgd.detectors.model_layout import bottom_up_path, predicts_masks
-from lgd.detectors.own_weights import load_own_weights
+from lgd.detectors.model_layout import bottom_up_path, levels_of, predicts_masks
+from lgd.detectors.own_weights import _places_in_ssd, load_own_weights
 from lgd.detectors.torchvision_models import _detections, prepare_batch
 from lgd.errors import InputError
 from lgd.methods.distiller import Distiller
@@ -201,6 +202,54 @@ def test_pretrained_weights_come_with_the_layers_that_torchvision_freezes(tmp_pa
     scratch: Any = build_detector(source(MOBILE), CLASSES)
     assert not any(isinstance(x, FrozenBatchNorm2d) for x in scratch.modules())
     assert all(p.requires_grad for p in scratch.parameters())
+
+
+SSD, SSDLITE = "torchvision:ssd300_vgg16", "torchvision:ssdlite320_mobilenet_v3_large"
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"), [(SSD, [8, 16, 30, 60, 100, 300]), (SSDLITE, [16, 32, 64, 107, 160, 320])]
+)
+def test_an_ssd_has_its_levels_at_the_size_of_its_images(name: str, strides: list[int]) -> None:
+    detector = build_detector(source(name, weights="none"), CLASSES)
+    assert [x.stride for x in levels_of(detector).values()] == strides
+
+
+def test_an_ssdlite_starts_from_a_classifiers_weights(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    classifier = torchvision.models.mobilenet_v3_large()
+    torch.save(classifier.state_dict(), tmp_path / "mobilenet.pth")
+    settings = source(SSDLITE, weights=str(tmp_path / "mobilenet.pth"))
+    detector: Any = build_detector(settings, CLASSES)
+    report = load_own_weights(detector, settings, settings.weights)
+    assert (report.initial, report.skipped) == ((), ())
+    expected = ssdlite._mobilenet_extractor(classifier, 6, nn.BatchNorm2d).features.state_dict()
+    found = detector.backbone.features.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_layers_of_vgg_that_an_ssd_has_among_its_own_start_from_the_classifier() -> None:
+    detector = build_detector(source(SSD, weights="none"), CLASSES)
+    places = _places_in_ssd(detector)
+    convolutions = [i for i, x in enumerate(torchvision.models.vgg16().features) if isinstance(x, nn.Conv2d)]
+    assert places.keys() == {f"features.{i}.{x}" for i in convolutions for x in ("weight", "bias")}
+    assert [places[f"features.{i}.weight"] for i in (21, 24, 26, 28)] == [
+        "backbone.features.21.weight", *(f"backbone.extra.0.{i}.weight" for i in (1, 3, 5))
+    ]  # fmt: skip
+    assert set(places.values()) <= detector.state_dict().keys()
+
+
+def test_a_whole_ssdlite_is_built_as_its_weights_were_trained() -> None:
+    widths = []
+    for weights in ("torchvision://SSDLite320_MobileNet_V3_Large_Weights.COCO_V1", "config"):
+        detector: Any = build_detector(source(SSDLITE, weights=weights), CLASSES)
+        widths.append(next(iter(levels_of(detector).values())).channels)
+    stock = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+    with torch.no_grad():
+        first = next(iter(stock.eval().backbone(torch.zeros(1, 3, 320, 320)).values()))
+    assert widths[0] == first.shape[1]
+    assert "backbone.extra.0.0.0.weight" in detector.state_dict()
 
 
 def test_weights_named_by_the_builder() -> None:
