@@ -20,11 +20,21 @@ SAME_CORES = 0.1
 
 def hardware_of(record: Record) -> tuple[str, ...]:
     """What decides how long a step takes: the GPU's name and memory, or the processor and its cores."""
-    gpu = record.hardware.get("gpu", "none")
+    return _named(record.hardware)
+
+
+def _named(hardware: Mapping[str, str]) -> tuple[str, ...]:
+    gpu = hardware.get("gpu", "none")
     if gpu != "none":
         # "8 x NAME, MEMORY": how many a node has does not change what one of them takes.
         return (gpu.partition(" x ")[2] or gpu,)
-    return record.hardware.get("cpu", ""), record.hardware.get("cores", "")
+    return hardware.get("cpu", ""), hardware.get("cores", "")
+
+
+def _is_of_one_kind(record: Record) -> bool:
+    """Whether a teacher that was trained for it was trained on hardware like its own, as far as that is known."""
+    teacher = record.pretraining
+    return teacher is None or not teacher.hardware or _named(teacher.hardware) == hardware_of(record)
 
 
 def on_commonest_hardware(records: Iterable[Record]) -> list[Record]:
@@ -35,8 +45,14 @@ def on_commonest_hardware(records: Iterable[Record]) -> list[Record]:
 
 
 def on_like_hardware(runs: Runs, others: Runs) -> tuple[dict[int, Record], dict[int, Record]]:
-    """Of both, the runs whose seed was trained on like hardware twice."""
-    seeds = [x for x in runs if x in others and hardware_of(runs[x]) == hardware_of(others[x])]
+    """Of both, the runs whose seed was trained on like hardware twice, teachers included."""
+    seeds = [
+        x
+        for x in runs
+        if x in others
+        and hardware_of(runs[x]) == hardware_of(others[x])
+        and all(map(_is_of_one_kind, (runs[x], others[x])))
+    ]
     return {x: runs[x] for x in seeds}, {x: others[x] for x in seeds}
 
 

@@ -109,6 +109,8 @@ class Pretraining(Settings):
     """What its training cost, by phase (see lgd/results/cost_meter.py)."""
     joules: dict[str, Number] = Field(default_factory=dict)
     """Energy of its training by phase, joules; empty where it was not measured."""
+    hardware: dict[str, str] = Field(default_factory=dict)
+    """Of the machine that trained it, as a record's; empty for a teacher that was given."""
     reused: bool
     """Whether the teacher was trained before this training began."""
     shared_by: Annotated[Count, Field(ge=1)] = 1

@@ -180,6 +180,7 @@ def cost(record: Record, *, reused: bool, shared_by: int) -> Pretraining:
         AP=record.student.AP if record.student else None,
         device_seconds=record.device_seconds,
         joules=record.joules,
+        hardware=record.hardware,
         reused=reused,
         shared_by=shared_by,
     )

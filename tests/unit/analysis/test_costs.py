@@ -16,7 +16,7 @@ from analysis.table_builders.crossing import cost_crossing
 from analysis.verdicts.questions import asked
 from analysis.verdicts.verdict import verdicts
 from lgd.config.experiment import Experiment
-from lgd.results.record import Record
+from lgd.results.record import Pretraining, Record
 
 from .conftest import MakeRecord
 
@@ -60,6 +60,20 @@ def test_the_table_and_the_verdict_leave_it_out(mixed: list[Record], tmp_path: P
     assert verdict.cost == pytest.approx(2.0)
     assert verdict.gain is not None
     assert verdict.gain.seeds == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(("hardware", "compares"), [(SLOW, True), ({}, True), (FAST, False)])
+def test_a_teacher_that_was_trained_on_other_hardware_has_seconds_that_do_not_compare(
+    hardware: dict[str, str], compares: bool, make_record: MakeRecord
+) -> None:
+    """Nor does a given one, whose hours somebody said, name any."""
+    teacher = Pretraining(
+        fingerprint="", backbone="r101", steps=9, AP=30.0, device_seconds={"training": 100.0}, hardware=hardware,
+        reused=True,
+    )  # fmt: skip
+    pkd = make_record("PKD", 0, 21.0, 100.0, hardware=SLOW).model_copy(update={"pretraining": teacher})
+    ratio = cost_ratio({0: pkd}, {0: make_record("baseline", 0, 20.0, 100.0, hardware=SLOW)})
+    assert (ratio.value if ratio else None) == (pytest.approx(2.0) if compares else None)
 
 
 def test_no_seed_on_like_hardware(make_record: MakeRecord) -> None:
