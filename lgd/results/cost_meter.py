@@ -2,7 +2,8 @@
 
 A *second* is a second of wall-clock time. It counts for one phase, the innermost that is running:
 
-- ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart;
+- ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart; what is
+  done after the last one (the exported student);
 - ``training``: the steps, time spent waiting for data included;
 - ``evaluation``: inference and scoring;
 - ``checkpoint``: waiting for checkpoints, which a thread writes meanwhile;
@@ -11,8 +12,9 @@ A *second* is a second of wall-clock time. It counts for one phase, the innermos
 A *device-second* is a second times the number of devices that the training held: GPUs (0.5 where two trials share one),
 or worker processes where there is no GPU. Where their number changes from one attempt to the next (``--elastic``), each
 attempt counts by its own, ``lost`` work included. GPU-hours are device-seconds / 3600. *Within training* two sums are
-kept: ``data_wait``, the time that steps waited for the data loader, and ``first_steps``, the first FIRST_STEPS steps of
-every attempt, in which memory is allocated and kernels are chosen or compiled. Both are left out of the time of a step.
+kept: ``data_wait``, the time that the main worker's steps waited for the data loader, and ``first_steps``, the first
+FIRST_STEPS steps of every attempt, in which memory is allocated and kernels are chosen or compiled: these are left out
+of the time of a step (``step_ms``), which holds its wait for data.
 *Joules* are the increase of NVML's energy counters, summed over the devices; joules / device-seconds is the mean power.
 Of ``lost`` work those of the main worker's device are known, and the others' up to the last checkpoint that was begun.
 *Peak memory*, in MiB, is the largest over devices and attempts: ``device`` is what torch had allocated on a GPU,
