@@ -2,8 +2,8 @@
 
 A *second* is a second of wall-clock time. It counts for one phase, the innermost that is running:
 
-- ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart; what is
-  done after the last one (the exported student);
+- ``setup``: all before the first step (data, model, optimiser, loading a checkpoint), and again after a restart; and
+  what is done after the last one, such as exporting the student;
 - ``training``: the steps, time spent waiting for data included;
 - ``evaluation``: inference and scoring;
 - ``checkpoint``: waiting for checkpoints, which a thread writes meanwhile;
