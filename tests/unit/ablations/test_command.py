@@ -23,18 +23,17 @@ HEAVY = ("torch", "ray", "pandas", "detectron2", "matplotlib", "optuna")
 SUBCOMMANDS = ("run", "search", "plan", "resume", "status", "list")
 
 
-def _loaded(*arguments: str) -> tuple[float, str, str, str]:
-    """CPU seconds of ``lgd`` in a process of its own, what it printed, and which of HEAVY it loaded."""
+def _loaded(*arguments: str) -> tuple[str, str, str]:
+    """What ``lgd`` printed in a process of its own, and which of HEAVY it loaded: that is what makes it slow."""
     code = (
-        "import sys, time\nfrom ablations.command import main\n"
+        "import sys\nfrom ablations.command import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        f"print(time.process_time(), *sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+        f"print(*sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    *err, last = done.stderr.splitlines()
-    seconds, _, loaded = last.partition(" ")
-    return float(seconds), done.stdout, "\n".join(err), loaded
+    *err, loaded = done.stderr.splitlines()
+    return done.stdout, "\n".join(err), loaded
 
 
 @pytest.mark.parametrize(
@@ -52,10 +51,8 @@ def _loaded(*arguments: str) -> tuple[float, str, str, str]:
     ids=" ".join,
 )
 def test_help_and_errors_are_quick(arguments: list[str]) -> None:
-    """Held against the CPU's clock, which a busy machine does not change."""
-    seconds, out, err, loaded = _loaded(*arguments)
+    out, err, loaded = _loaded(*arguments)
     assert loaded == ""
-    assert seconds < 1 if "bench" in arguments else seconds < 0.7
     if "--help" in arguments:
         assert out.startswith(f"usage: lgd {' '.join(arguments[:-1])}".rstrip())
         assert err == ""
@@ -105,19 +102,17 @@ def test_options_belong_to_their_subcommands(capsys: pytest.CaptureFixture[str])
 def test_status_is_quick(tmp_path: Path) -> None:
     """Also of a grid whose arms train for as long as others took."""
     describe("evidence", "nano").write(tmp_path)
-    seconds, out, err, loaded = _loaded("sweep", "status", str(tmp_path))
+    out, err, loaded = _loaded("sweep", "status", str(tmp_path))
     assert "0 of 115 trials finished" in out
     assert err == ""
     assert loaded == ""
-    assert seconds < 1.5
 
 
 def test_a_busy_lock_answers_before_anything_is_loaded(tmp_path: Path) -> None:
     with FileLock(tmp_path / "lock"):
-        seconds, _, err, loaded = _loaded("sweep", "run", "components", "--output", str(tmp_path))
+        _, err, loaded = _loaded("sweep", "run", "components", "--output", str(tmp_path))
     assert err == f"error: {tmp_path}: another sweep is at work there; wait for it, or choose another --output"
     assert loaded == ""
-    assert seconds < 1
 
 
 def test_the_grids_of_ones_own_data_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
