@@ -96,7 +96,7 @@ def _whole_record(make_record: MakeRecord, arm: str, seed: int = 0) -> Record:
     scores = Scores(AP=20, AP50=40, AP75=15, APs=1, APm=3, APl=12, mMR=50, VOC=40, per_class={"disc": 10})
     teacher = Pretraining(
         fingerprint="f", backbone="resnet101", weights="a/teacher.pkl", steps=6, AP=30, device_seconds={"training": 9},
-        joules={"training": 9}, reused=False,
+        joules={"training": 9}, hardware={"gpu": "none"}, reused=False,
     )  # fmt: skip
     point = EvaluationPoint(
         step=300, student=scores, teacher=scores, student_mask=scores, teacher_mask=scores, label_signal={"labels": 1}
