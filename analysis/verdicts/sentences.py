@@ -278,7 +278,7 @@ def hours_text(hours: float, *, on_gpu: bool) -> str:
 def _same_cost(verdict: Verdict) -> str:
     ratio = verdict.equal_cost_ratio
     if ratio is None:
-        return "a cost that is not known spent"
+        return "an unknown cost spent"
     if abs(ratio - 1) <= SAME_COST:
         return "the same cost spent"
     return f"{with_unit(ratio, 'x')} that cost spent"

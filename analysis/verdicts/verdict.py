@@ -179,8 +179,8 @@ def _unequal_cost(question: Question, answer: Answer, margin: Difference | None,
     """
     if margin is not None and ratio is None:
         return [
-            f"{question.arm} and {question.reference} were trained on unlike hardware, so that what the longer training"
-            " should have cost is not known"
+            f"{question.arm} and {question.reference} have no costs that compare (trained on unlike hardware, or not"
+            " measured), so that what the longer training should have cost is not known"
         ]
     if margin is None or ratio is None or abs(ratio - 1) <= SAME_COST:
         return []

@@ -51,6 +51,8 @@ class Parts:
     once: Callable[[Hashable, Callable[[], Any]], Any]
     """What a function returns, by a key; several dry builds with the same key share it. For networks that take long to
     make."""
+    has_values: bool = True
+    """Whether the parameters have values; False in a dry build."""
     pretrained: Path | None = None
     """Directory of the training that the method needs before (``Method.teacher_training``): ``student.pth``, and
     ``teacher.pth`` where that training's model has one. None in a dry build."""

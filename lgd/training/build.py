@@ -283,6 +283,7 @@ def build_model(
         frozen_detector=frozen_detector,
         second_student=make_student,
         once=lambda own, make: shared.once((*cast(Any, own), *key), make),
+        has_values=pretrained,
         pretrained=teacher.parent if teacher else None,
     )
     with code_of(experiment.method):

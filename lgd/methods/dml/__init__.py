@@ -41,7 +41,8 @@ class DML(DistillationMethod):
             raise InputError("method.peer_seed=0 makes DML's two students equal: set it to 1 or more")
         check_scores(parts.student, "DML")
         peer = parts.second_student(self.peer_seed)
-        check_differ(parts.student, peer)
+        if parts.has_values:
+            check_differ(parts.student, peer)
         return MutualLearning(
             parts.student,
             peer,

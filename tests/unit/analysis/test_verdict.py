@@ -104,6 +104,9 @@ def test_a_machine_that_was_busier_makes_no_training_longer(make_record: MakeRec
         assert verdict.equal_cost_ratio == pytest.approx(ratio)
         assert bool(verdict.obstacles) == (ratio == 2)
         assert ("the same cost spent" in sentence(verdict)) == (ratio == 1)
+    # A GPU's clock is believed, whatever the loaders had to do.
+    on_gpu = [x.model_copy(update={"hardware": {"gpu": "1 x H100"}}) for x in records]
+    assert one_verdict(on_gpu, directory).equal_cost_ratio == pytest.approx(2.0)
 
 
 def test_where_hardware_was_unlike_nothing_is_said_of_the_same_cost(make_record: MakeRecord, directory: Path) -> None:

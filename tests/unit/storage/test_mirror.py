@@ -72,6 +72,14 @@ def test_a_checkpoint_that_was_not_published_goes_where_the_training_went_on_els
     assert sorted(x.name for x in (here.directory / "checkpoints").iterdir()) == ["1", "3"]
 
 
+def _published(directory: Path, store: Store) -> Mirror:
+    """A training with one checkpoint, all of it in the store."""
+    mirror = Mirror(directory, store)
+    _write(directory, meter_json="1", checkpoints__1="1")
+    mirror.publish()
+    return mirror
+
+
 class _Killed(BaseException):
     """In a process's stead: nothing that it does next is seen."""
 
@@ -81,9 +89,7 @@ def test_checkpoints_stay_where_the_own_word_was_the_last(
     at: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process was killed while the checkpoint was published, or the store went away before it had answered."""
-    here = Mirror(tmp_path / "here", store)
-    _write(here.directory, meter_json="1", checkpoints__1="1")
-    here.publish()
+    here = _published(tmp_path / "here", store)
     _write(here.directory, meter_json="2", checkpoints__2="2")
 
     def fail(*_: object) -> None:
@@ -109,9 +115,7 @@ def test_checkpoints_stay_after_an_outage(
     arrived: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store went away before a meter was written, or before it had answered; a later one was not written either."""
-    here = Mirror(tmp_path / "here", store)
-    _write(here.directory, meter_json="1", checkpoints__1="1")
-    here.publish()
+    here = _published(tmp_path / "here", store)
     write = Store.write
 
     def away(self: Store, name: str, data: bytes) -> None:
