@@ -77,8 +77,10 @@ def cost_of_longer(longer: Runs, arm: Runs, reference: Runs) -> float | None:
 
 
 def _own_cores(runs: Runs) -> float | None:
-    """CPU cores that the trainings used themselves, the mean; None where no record says, and on GPUs, whose steps hardly
-    wait for cores."""
+    """CPU cores that the trainings used themselves, the mean; None where no record says, and on GPUs.
+
+    A GPU's steps hardly wait for cores.
+    """
     on_cpu = [x for x in runs.values() if x.hardware.get("gpu", "none") == "none"]
     found = [x.contention.own_cores for x in on_cpu if x.contention is not None]
     return fmean(found) if found and min(found) > 0 else None
