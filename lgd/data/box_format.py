@@ -8,7 +8,8 @@ REACH = 5
 """Pixels out of its image from which on a box is not just rounded."""
 
 MANY = 0.1
-"""Part of a split's boxes. Of corners that are read as x, y, width, height about three in four reach out."""
+"""Part of a split's boxes. Of corners that are read as x, y, width, height most reach out: a box whose
+centre is in the right half does, and one in the lower half."""
 
 
 class BoxFormat:

@@ -118,7 +118,7 @@ def set_running_state(detector: nn.Module, values: Mapping[str, Any]) -> None:
     for place, value in values.items():
         path, _, name = place.rpartition(".")
         module = modules.get(path) or detector.get_submodule(path)
-        # Most never change, and setting one takes a module 20 microseconds.
+        # Most never change, and setting one goes through all that a module does for its parameters.
         if vars(module).get(name) is not value:
             setattr(module, name, value)
 

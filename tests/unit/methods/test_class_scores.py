@@ -290,6 +290,22 @@ def test_made_divergence_by_hand() -> None:
     torch.testing.assert_close(virtual_teacher_divergence(logits, classes, 2.0), wanted)
 
 
+@pytest.mark.parametrize("classes", [20, 80])
+@pytest.mark.parametrize("margin", [0.0, 8.0])
+def test_tf_kd_pulls_less_than_the_released_code(classes: int, margin: float) -> None:
+    """There the student's softmax has no temperature, and the mean is over regions and classes (docs/method.md)."""
+    logits, labels = torch.randn(64, classes + 1), torch.randint(classes + 1, (64,))
+    logits[torch.arange(64), labels] += margin
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    virtual_teacher_divergence(ours, labels, 20.0).backward()
+    made = torch.full_like(logits, 0.01 / classes)
+    made[torch.arange(64), labels] = 0.99
+    nn.KLDivLoss(reduction="mean")(F.log_softmax(theirs, dim=1), F.softmax(made / 20.0, dim=1)).backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert 0 < ours.grad.norm() < 0.2 * theirs.grad.norm()
+
+
 @pytest.mark.parametrize("name", RCNN)
 def test_tf_kd_takes_its_part_of_the_classification_loss(name: str) -> None:
     plain, scores, _ = _pass(_detector(name), name, [3, 0])
