@@ -26,7 +26,7 @@ Answer whether distillation pays on your data, with a verdict (docs/verdict.md).
 
 EXAMPLES = (
     "--data coco-json:/data/mine --budget 8h",
-    "--data voc:/data/voc --methods lgd,pkd --detect 1.0",
+    "--data voc:/data/voc --methods lgd,pkd --min-gain 1.0",
     "--data shapes --preset tiny --budget 30m    # on a laptop",
     "--data coco-json:/data/mine --plan          # what it would run and cost",
 )
@@ -42,7 +42,7 @@ def parser(prog: str = PROG) -> Parser:
     group = found.add_argument_group("the question")
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
     group.add_argument("--methods", default="lgd", metavar="A,B", help="methods to try (default: lgd; docs/method.md)")
-    group.add_argument("--detect", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5 AP)")
+    group.add_argument("--min-gain", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5 AP)")
     group.add_argument(
         "--budget", "--max-time", metavar="T", help="end after this time, e.g. 45m, 8h; the same command goes on"
     )
@@ -99,7 +99,7 @@ def plan_text(spec: SweepSpec, budget: str | None) -> str:
     until = f", or {budget} are over" if budget else ""
     return (
         f"preset {spec.preset}: {', '.join(spec.arms)}; {first} seeds of each, then more, {last} at most, until a"
-        f" difference of {spec.detect:g} AP can be ruled in or out{until}"
+        f" difference of {spec.min_gain:g} AP can be ruled in or out{until}"
     )
 
 
@@ -126,7 +126,7 @@ def described(options: argparse.Namespace) -> tuple[SweepSpec, Path]:
         data=source,
         arms=",".join(arms),
         extra=ExtraArms(equal_cost=("longer", "bigger") if options.bigger else ("longer",), again=options.a_a),
-        detect=options.detect,
+        min_gain=options.min_gain,
         looks=looks(None, options.max_seeds),
     )
     directory: Path = options.output or Path("results") / spec.label

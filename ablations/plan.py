@@ -76,7 +76,7 @@ def describe(
     seeds: int | None = None,
     search: SearchSpec | None = None,
     extra: ExtraArms | None = None,
-    detect: float | None = None,
+    min_gain: float | None = None,
     looks: Sequence[int] = (),
 ) -> SweepSpec:
     """The sweep over the grid ``name`` at preset ``size``. arms: names, separated by commas (default: all).
@@ -84,7 +84,7 @@ def describe(
     looks: as in :class:`SweepSpec`; then ``seeds`` says nothing. It is a command's: a method that it names is imported.
     Raises InputError for what there is not.
     """
-    check_numbers(seeds, detect)
+    check_numbers(seeds, min_gain)
     import_named(overrides)
     extra, own = extra or ExtraArms(), grid(name, size)
     chosen = with_extra_arms(own, extra, preset(size))
@@ -113,7 +113,7 @@ def describe(
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
     # Left out where the command leaves it out: a directory's own stays then.
-    stated: dict[str, Any] = {} if detect is None else {"detect": detect}
+    stated: dict[str, Any] = {} if min_gain is None else {"min_gain": min_gain}
     return SweepSpec(
         grid=chosen.name,
         preset=size,
@@ -198,7 +198,7 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
         update={
             "steps": there.steps, "seeds": max(there.seeds, spec.seeds), "extra": extra,
             "looks": there.looks or spec.looks,
-            "detect": (spec if "detect" in spec.model_fields_set else there).detect,
+            "min_gain": (spec if "min_gain" in spec.model_fields_set else there).min_gain,
         }
     )  # fmt: skip
     if merged.looks and merged.seeds not in merged.looks:

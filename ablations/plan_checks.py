@@ -53,12 +53,12 @@ def check_bigger(extra: ExtraArms, base: Experiment) -> None:
         )
 
 
-def check_numbers(seeds: int | None, detect: float | None) -> None:
+def check_numbers(seeds: int | None, min_gain: float | None) -> None:
     """Raise InputError for what is no number of seeds, or no difference."""
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
-    if detect is not None and not 0 < detect < math.inf:
-        raise InputError(f"--detect {detect:g}: points of AP, above 0")
+    if min_gain is not None and not 0 < min_gain < math.inf:
+        raise InputError(f"--min-gain {min_gain:g}: points of AP, above 0")
 
 
 def check_question(looks: Sequence[int], chosen: Grid, names: Collection[str]) -> None:

@@ -32,7 +32,7 @@ DATA_OPTIONS = ("data", "train_json", "val_json", "images")
 SWEEP_OPTIONS = (
     *DATA_OPTIONS, "detector", "detector_set", "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms",
     "overrides", "output",
-    "objectives", "early_stop", "study", "study_name", "equal_cost", "a_a", "detect", "until_decided", "max_seeds",
+    "objectives", "early_stop", "study", "study_name", "equal_cost", "a_a", "min_gain", "until_decided", "max_seeds",
 )  # fmt: skip
 """Options that a results directory knows."""
 

@@ -130,7 +130,9 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         help="train the baseline as long as the method cost, too; longer,bigger: also on the next larger backbone",
     )  # fmt: skip
     group.add_argument("--a-a", action="store_true", help="train the baseline twice: what no difference looks like")
-    group.add_argument("--detect", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)")
+    group.add_argument(
+        "--min-gain", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)"
+    )
     group.add_argument(
         "--until-decided", action="store_true",
         help="add seeds, by the spread measured, until an interval excludes zero, or a difference that matters",
@@ -278,7 +280,7 @@ def _questions_of(options: argparse.Namespace, *, search: bool) -> dict[str, Any
         raise InputError("--max-seeds needs --until-decided")
     return {
         "extra": ExtraArms(equal_cost=options.equal_cost, again=options.a_a),
-        "detect": options.detect,
+        "min_gain": options.min_gain,
         "looks": looks(options.seeds, options.max_seeds) if options.until_decided else (),
     }
 

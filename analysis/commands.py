@@ -8,7 +8,7 @@ from pathlib import Path
 from lgd.config.arms import Grid
 from lgd.config.grids import grid
 from lgd.errors import InputError
-from lgd.results.sweep_spec import DETECT, SweepSpec
+from lgd.results.sweep_spec import MIN_GAIN, SweepSpec
 
 
 def training_command(directory: Path, place: str) -> str:
@@ -34,7 +34,7 @@ def command_of(spec: SweepSpec, place: str) -> str:
         parts += _arms(spec, grid(spec.grid, spec.preset))
     parts += [f"--equal-cost {','.join(spec.extra.equal_cost)}"] if spec.extra.equal_cost else []
     parts += ["--a-a"] if spec.extra.again else []
-    parts += [f"--detect {spec.detect:g}"] if spec.detect != DETECT else []
+    parts += [f"--min-gain {spec.min_gain:g}"] if spec.min_gain != MIN_GAIN else []
     parts += [f"--output {place}", *(f"--set {shlex.quote(x)}" for x in spec.overrides)]
     return f"python ablations/run.py {' '.join(parts)}"
 

@@ -31,12 +31,12 @@ def never_ahead(records: Sequence[Record], arm: str) -> bool:
 
 def arms_never_ahead(records: Sequence[Record]) -> list[str]:
     """The arms of which that is so."""
-    told: dict[str, bool] = {}
+    was_ahead: dict[str, bool] = {}
     for record in records:
         ahead = record.teacher_beat_student if record.status == "finished" else None
         if ahead is not None:
-            told[arm_of(record)] = told.get(arm_of(record), False) or ahead
-    return [arm for arm, ahead in told.items() if not ahead]
+            was_ahead[arm_of(record)] = was_ahead.get(arm_of(record), False) or ahead
+    return [arm for arm, ahead in was_ahead.items() if not ahead]
 
 
 def teacher_notes(records: Sequence[Record], arms: Sequence[str]) -> list[str]:
@@ -76,7 +76,7 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
         runs = finished(records_of[arm], arm)
         own, of_teacher = by_seed(runs, score("AP")), by_seed(runs, teacher_ap)
         lead = [of_teacher[seed] - own[seed] for seed in of_teacher if seed in own]
-        told = [x.teacher_beat_student for x in runs.values() if x.teacher_beat_student is not None]
+        beats = [x.teacher_beat_student for x in runs.values() if x.teacher_beat_student is not None]
         last = [x.evaluations[-1] for x in runs.values() if x.evaluations]
         rows.append(
             [
@@ -85,7 +85,7 @@ def teachers_text(records: Sequence[Record]) -> TextTable | None:
                 number(fmean(own.values())) if own else MISSING,
                 number(fmean(of_teacher.values())) if of_teacher else MISSING,
                 signed(fmean(lead)) if lead else MISSING,
-                f"{sum(told)} of {len(told)}" if told else MISSING,
+                f"{sum(beats)} of {len(beats)}" if beats else MISSING,
                 _mean(last, "attention"),
                 _mean(last, "label_use"),
             ]

@@ -156,10 +156,10 @@ def draw(frame: pd.DataFrame, stem: Path) -> list[Path]:
             own = [row for row in found if row["part"] == part and next(iter(row["values"].values())) > 0]
             for i, row in enumerate(own):
                 sizes, values = list(row["values"]), list(row["values"].values())
-                told = "" if row["exponent"] is None else f" ({row['exponent']:.2f})"
+                exponent = "" if row["exponent"] is None else f" ({row['exponent']:.2f})"
                 axes.plot(
                     sizes, [x / values[0] for x in values], color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8],
-                    markersize=4, linewidth=1.2, label=f"{row['quantity']}{told}",
+                    markersize=4, linewidth=1.2, label=f"{row['quantity']}{exponent}",
                 )  # fmt: skip
             ends = [min(min(row["values"]) for row in own), max(max(row["values"]) for row in own)]
             for power, style in ((1, "--"), (2, ":")):

@@ -96,11 +96,11 @@ class Drill:
         self.failures += check_message(done.said, done.status, statuses, pattern, needs=needs)
 
     def go_on(self, done: Done | None = None) -> Done:
-        """Run the command that ``done`` told to go on with, or ``--resume``: it must finish all trials."""
-        told = done.next_command if done else None
-        if done and told is None:
+        """Run the command that ``done`` named to go on with, or ``--resume``: it must finish all trials."""
+        following = done.next_command if done else None
+        if done and following is None:
             self.failures.append(Failure("message", "no command to go on with"))
-        resumed = self.place.run(told or ["--resume", self.place.results, "--cpus", "1"])
+        resumed = self.place.run(following or ["--resume", self.place.results, "--cpus", "1"])
         self.check_message(resumed, [0], r"^written:")
         return resumed
 

@@ -85,8 +85,8 @@ def write(rows: Sequence[Row], directory: Path) -> list[Path]:
         for row in rows:
             x = row.result
             failed = json.dumps(x.failures, ensure_ascii=False) if x.failures else ""
-            told = [x.fault, x.repeat, row.seed, x.moment, not x.failures, failed, f"{x.seconds:.1f}"]
-            writer.writerow([*told, *(row.source.get(name, "") for name in names)])
+            cells = [x.fault, x.repeat, row.seed, x.moment, not x.failures, failed, f"{x.seconds:.1f}"]
+            writer.writerow([*cells, *(row.source.get(name, "") for name in names)])
     return [text, table]
 
 

@@ -91,7 +91,7 @@ class FakeCluster:
             stack.enter_context(_variables(self._environment))
             stack.enter_context(own_token())
             head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(self.place / "ray")}
-            with _told_in_a_line():
+            with _start_errors():
                 self._cluster = Cluster(initialize_head=True, head_node_args=head)
             stack.callback(self._cluster.shutdown)
             self.address = str(self._cluster.address)
@@ -107,7 +107,7 @@ class FakeCluster:
         Raises CommandFailedError where it does not start.
         """
         resources = {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "object_store_memory": 100 * 2**20}
-        with _told_in_a_line():
+        with _start_errors():
             node = self._cluster.add_node(**resources, env_vars=dict(environment or {}), wait=False)
         self._nodes[str(node.node_id)] = node
         if wait:
@@ -116,7 +116,7 @@ class FakeCluster:
 
     def wait(self) -> None:
         """Wait until all nodes have joined. Raises CommandFailedError where one does not."""
-        with _told_in_a_line():
+        with _start_errors():
             self._cluster.wait_for_nodes(timeout=LONGEST_START_S)
 
     def lose(self, node: str) -> None:
@@ -154,7 +154,7 @@ class FakeCluster:
 
 
 @contextmanager
-def _told_in_a_line() -> Iterator[None]:
+def _start_errors() -> Iterator[None]:
     """Raise CommandFailedError for a node that does not start inside."""
     try:
         yield

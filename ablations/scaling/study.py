@@ -31,21 +31,21 @@ def measure_study(sizes: Sequence[int], directory: Path) -> Iterator[Row]:
     assert search is not None
     labels, one = RecordLabels(spec.grid, spec.preset), Resources(1, 0, 1)
     base = trial_config(Trial("", search.base, directory), labels, directory, one)
-    asked, told = list[float](), list[float]()
+    proposing, telling = list[float](), list[float]()
     with search.opened(base) as (searcher, _, left):
         for i in range(left):
             begun = time.process_time()
             proposed: Any = searcher.suggest(f"trial-{i}")
-            asked.append(time.process_time() - begun)
+            proposing.append(time.process_time() - begun)
             record = _record(proposed)
             result = {key: x for key, x in last_report(record).items() if key != "record"}
             begun = time.process_time()
             searcher.on_trial_complete(f"trial-{i}", result)
-            told.append(time.process_time() - begun)
+            telling.append(time.process_time() - begun)
             if i + 1 in sizes:
-                yield Row("study", i + 1, "a proposal", "ms", 1e3 * median(asked[-TIMED:]))
-                yield Row("study", i + 1, "telling a result", "ms", 1e3 * median(told[-TIMED:]))
-                yield Row("study", i + 1, "all proposals", "s", sum(asked))
+                yield Row("study", i + 1, "a proposal", "ms", 1e3 * median(proposing[-TIMED:]))
+                yield Row("study", i + 1, "telling a result", "ms", 1e3 * median(telling[-TIMED:]))
+                yield Row("study", i + 1, "all proposals", "s", sum(proposing))
                 yield Row("study", i + 1, STUDY_FILE, "MB", (directory / STUDY_FILE).stat().st_size / 1e6)
                 yield Row(
                     "study",

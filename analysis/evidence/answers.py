@@ -31,7 +31,7 @@ from lgd.config.grids import NOISE_FLOOR
 from lgd.config.methods_grid import METHODS
 from lgd.config.presets import preset
 from lgd.config.when_grids import GAIN_BY_DATA, TEACHER_NEEDS
-from lgd.results.sweep_spec import DETECT
+from lgd.results.sweep_spec import MIN_GAIN
 
 DEFAULT = "tiny"
 """The preset that commands train unless they are told otherwise."""
@@ -99,11 +99,11 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     found, conclusions, brief = list[Point](), list[str](), list[str]()
     if components is not None:
         rows = row_dicts(table[table["study"] == components.name])
-        told = _verdicts(components)
-        conclusions = [conclusion(x) for x in told]
-        found += _of_components(components, told, rows, lengths)
-        brief = [f"{numbers(x)} {conclusion(x)}" for x in told]
-        if not any(x.equal_cost for x in told):
+        found_verdicts = _verdicts(components)
+        conclusions = [conclusion(x) for x in found_verdicts]
+        found += _of_components(components, found_verdicts, rows, lengths)
+        brief = [f"{numbers(x)} {conclusion(x)}" for x in found_verdicts]
+        if not any(x.equal_cost for x in found_verdicts):
             brief += [line for point in found if point.heading == EQUAL_COST for line in point.sentences]
     if lengths is not None:
         found.append(Point("Longer training", lengths, length_sentences(lengths)))
@@ -181,10 +181,10 @@ def _verdicts(study: Study) -> list[Verdict]:
 
 
 def _of_components(
-    study: Study, told: Sequence[Verdict], rows: Sequence[Mapping[str, Any]], lengths: Study | None
+    study: Study, verdicts: Sequence[Verdict], rows: Sequence[Mapping[str, Any]], lengths: Study | None
 ) -> list[Point]:
     cost, split = list[str](), list[str]()
-    for x in told:
+    for x in verdicts:
         arm, base = x.question.arm, x.question.reference
         if x.equal_cost is not None and x.margin is not None:
             cost.append(
@@ -197,7 +197,7 @@ def _of_components(
     return [
         Point(EQUAL_COST, study, cost),
         Point("More training, second loss, imitation", study, split),
-        Point("The teacher", study, _teachers(study, [x.question.arm for x in told])),
+        Point("The teacher", study, _teachers(study, [x.question.arm for x in verdicts])),
         Point("The components", study, _variants(rows)),
     ]
 
@@ -244,17 +244,17 @@ def _of_rates(study: Study) -> list[str]:
 def _of_methods(frame: pd.DataFrame) -> list[str]:
     """Which methods gain, which lose, and which are within noise of the baseline, with what they cost."""
     rows = [row for row in row_dicts(frame) if row["gain"] is not None]
-    told = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
+    verdicts = {row["arm"]: verdict(row["gain_low"], row["gain_high"]) for row in rows}
     lines = [render_sentence("how_gains_of_methods_are_listed")]
     for kind in ("more", "less", "noise", ""):
-        methods = [row for row in rows if told[row["arm"]] == kind]
+        methods = [row for row in rows if verdicts[row["arm"]] == kind]
         if methods or kind in ("more", "less"):
             lines.append(render_sentence("methods_by_verdict", verdict=kind, methods=methods, of=len(rows)))
-    if compared := sum(bool(x) for x in told.values()):
+    if compared := sum(bool(x) for x in verdicts.values()):
         lines.append(render_sentence("intervals_by_chance", of=compared))
-        widths = [(row["gain_high"] - row["gain_low"]) / 2 for row in rows if told[row["arm"]]]
-        hidden = sum(x > DETECT for x in widths)
-        lines.append(render_sentence("what_methods_could_show", detect=DETECT, widths=widths, hidden=hidden))
+        widths = [(row["gain_high"] - row["gain_low"]) / 2 for row in rows if verdicts[row["arm"]]]
+        hidden = sum(x > MIN_GAIN for x in widths)
+        lines.append(render_sentence("what_methods_could_show", min_gain=MIN_GAIN, widths=widths, hidden=hidden))
     if ended := [row for row in row_dicts(frame) if row["ended"]]:
         lines.append(render_sentence("methods_without_a_result", methods=ended, place=""))
     return lines

@@ -27,7 +27,7 @@ from analysis.verdicts.verdict import verdicts
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.methods_grid import METHODS
-from lgd.results.sweep_spec import DETECT
+from lgd.results.sweep_spec import MIN_GAIN
 
 OF_A_SETTING = (
     "detector.", "data.", "schedule.", "evaluation.every=", "method.context=", "method.detach_appearance=",
@@ -166,10 +166,10 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
 
 
 def _needed(gain: Difference) -> str:
-    """Seeds that a gain of DETECT takes to be found with a power of POWER, where seeds differ as these do."""
+    """Seeds that a gain of MIN_GAIN takes to be found with a power of POWER, where seeds differ as these do."""
     if gain.n < 2:
         return MISSING
-    needed = seeds_for(DETECT, gain.spread)
+    needed = seeds_for(MIN_GAIN, gain.spread)
     return f"{needed:,}" if needed < MOST_SEEDS else f"over {MOST_SEEDS:,}"
 
 
@@ -205,8 +205,8 @@ class _BeyondNoise(NamedTuple):
 
 
 def _beyond_noise(differences: Sequence[Difference | None]) -> _BeyondNoise:
-    told = [verdict(x.low, x.high) for x in differences if x is not None and x.low is not None]
-    return _BeyondNoise(told.count("more"), told.count("less"), len(told))
+    verdicts = [verdict(x.low, x.high) for x in differences if x is not None and x.low is not None]
+    return _BeyondNoise(verdicts.count("more"), verdicts.count("less"), len(verdicts))
 
 
 def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
@@ -215,14 +215,14 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
     if not found:
         return []
     settings = len({(x.detector, x.data, x.steps) for x in found})
-    lines = [render_sentence("gains_elsewhere", settings=settings, told=_beyond_noise([x.gain for x in found]))]
+    lines = [render_sentence("gains_elsewhere", settings=settings, counts=_beyond_noise([x.gain for x in found]))]
     imitations, leads, at_cost = [x.imitation for x in found], [x.lead for x in found], [x.equal_cost for x in found]
     if any(imitations):
-        lines.append(render_sentence("imitation_elsewhere", told=_beyond_noise(imitations)))
+        lines.append(render_sentence("imitation_elsewhere", counts=_beyond_noise(imitations)))
     if any(leads):
-        lines.append(render_sentence("leads_elsewhere", told=_beyond_noise(leads)))
+        lines.append(render_sentence("leads_elsewhere", counts=_beyond_noise(leads)))
     if any(at_cost):
-        lines.append(render_sentence("equal_cost_elsewhere", told=_beyond_noise(at_cost)))
+        lines.append(render_sentence("equal_cost_elsewhere", counts=_beyond_noise(at_cost)))
     for study in (x for x in studies if x.grid.name == METHODS):
         if ended := [row for row in row_dicts(methods_table(study.runs, METHODS)) if row["ended"] and not row["seeds"]]:
             place = f"{detector(study)}, {study.data}"

@@ -115,7 +115,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     from analysis.report.html_report import ABOUT
     from analysis.templating import render
     from lgd.config.grids import EVIDENCE, NOISE_FLOOR
-    from lgd.results.sweep_spec import DETECT
+    from lgd.results.sweep_spec import MIN_GAIN
 
     of_older = (EVIDENCE, NOISE_FLOOR.name)
     elsewhere, answered = older_page(studies, output), answers(studies, table)
@@ -130,7 +130,7 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
         presets=sorted({study.preset for study in studies if study.grid.name == EVIDENCE}),
         count=count,
         fewest=FEWEST_SEEDS,
-        detect=DETECT,
+        min_gain=MIN_GAIN,
         links={study.name: _relative(study.directory, output) for study in studies},
         listed=[x for x in studies if not elsewhere or (x.preset == "nano" and x.grid.name in of_older) == is_older],
         figure=f"{FIGURE}.png" if figure_rows(studies, table) else "",

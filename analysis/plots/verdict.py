@@ -108,8 +108,8 @@ def _reach(found: Sequence[_Point]) -> float:
 
 def _draw(axes: Axes, number: int, point: _Point) -> None:
     gain, longer = point.gain, point.trained_longer
-    told = verdict(gain.low, gain.high)
-    colour = VERMILION if longer else {"more": BLUE, "less": ORANGE}.get(told, GREY)
+    kind = verdict(gain.low, gain.high)
+    colour = VERMILION if longer else {"more": BLUE, "less": ORANGE}.get(kind, GREY)
     if longer:
         axes.plot([1, point.cost], [0, gain.mean], color=VERMILION, linestyle="--", linewidth=1.0, zorder=1)
     if gain.low is not None and gain.high is not None:

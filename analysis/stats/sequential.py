@@ -59,9 +59,9 @@ def _level(looks: tuple[int, ...], confidence: float) -> float:
 
 
 def predictive_power(
-    mean: ArrayLike, spread: ArrayLike, seeds: int, more: int, confidence: float, detect: float
+    mean: ArrayLike, spread: ArrayLike, seeds: int, more: int, confidence: float, min_gain: float
 ) -> tuple[Floats, Floats]:
-    """How likely the t interval after ``more`` seeds will lie above zero, and how likely below ``detect``.
+    """How likely the t interval after ``more`` seeds will lie above zero, and how likely below ``min_gain``.
 
     mean, spread: of the ``seeds`` differences so far, two or more, and their standard deviation; numbers or arrays (B).
     What is to come is drawn from its distribution given these, under the prior that is flat in the mean and in the
@@ -70,8 +70,8 @@ def predictive_power(
     """
     spread_B = np.maximum(np.asarray(spread, dtype=np.float64), TINY)
     above, below = _predicted(seeds, more, confidence)
-    over_zero, under_detect = np.asarray(mean) / spread_B, (detect - np.asarray(mean)) / spread_B
-    return np.searchsorted(above, over_zero) / PREDICTED, np.searchsorted(below, under_detect) / PREDICTED
+    over_zero, under_min_gain = np.asarray(mean) / spread_B, (min_gain - np.asarray(mean)) / spread_B
+    return np.searchsorted(above, over_zero) / PREDICTED, np.searchsorted(below, under_min_gain) / PREDICTED
 
 
 @cache

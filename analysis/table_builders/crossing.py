@@ -89,12 +89,12 @@ class Crossing:
         one that was ahead is so again."""
         if self.seeds == 1:
             return "; one seed tells nothing of noise"
-        told = [verdict(x.low, x.high) for x in (self.first, self.last)]
-        ends = [end for end, of in zip(("first", "last"), told, strict=True) if of not in ("more", "less")]
+        verdicts = [verdict(x.low, x.high) for x in (self.first, self.last)]
+        ends = [end for end, of in zip(("first", "last"), verdicts, strict=True) if of not in ("more", "less")]
         what = "length" if self.unit == "steps" else "of these costs"
         if ends:
             return f"; within noise at the {' and the '.join(ends)} {what}"
-        return f"; {self.ahead} is ahead again at the last {what}" if told[0] == told[1] else ""
+        return f"; {self.ahead} is ahead again at the last {what}" if verdicts[0] == verdicts[1] else ""
 
     def _interval_without_crossing(self) -> str:
         """The interval where the mean does not cross, but resamples do; "" where too few of them do."""

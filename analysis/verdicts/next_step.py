@@ -66,8 +66,8 @@ def next_step(found: Sequence[Verdict], directory: Path, records: Sequence[Recor
         spec = SweepSpec.read(directory)
         if spec.search or not found:
             return Step()
-        told = [x for x in records if x.status == "finished" and x.device_seconds and x.steps]
-        sweep = SoFar(spec, shlex.quote(str(directory)), told)
+        measured = [x for x in records if x.status == "finished" and x.device_seconds and x.steps]
+        sweep = SoFar(spec, shlex.quote(str(directory)), measured)
         return next(filter(None, (step(found, sweep) for step in _STEPS)), Step())
     except InputError:
         return Step()

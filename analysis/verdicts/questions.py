@@ -16,7 +16,7 @@ from lgd.config.experiment import Experiment
 from lgd.config.extra_arms import again, questioned
 from lgd.errors import InputError
 from lgd.results.record import Record
-from lgd.results.sweep_spec import DETECT, SWEEP_FILE, SweepSpec
+from lgd.results.sweep_spec import MIN_GAIN, SWEEP_FILE, SweepSpec
 
 MOST_QUESTIONS = 3
 """Arms that have a verdict each where none is marked; of more, the best alone has one."""
@@ -48,7 +48,7 @@ class Asked:
     """The questions of a directory."""
 
     questions: tuple[Question, ...]
-    detect: float = DETECT
+    min_gain: float = MIN_GAIN
     confidence: float = CONFIDENCE
     """Of each interval, the looks of ``--until-decided`` counted in."""
     looks: tuple[int, ...] = ()
@@ -72,7 +72,7 @@ def asked(directory: Path, records: Sequence[Record]) -> Asked:
     if spec is None:
         return Asked(tuple(questions))
     confidence = confidence_at_each_look(spec.looks)
-    return Asked(tuple(questions), spec.detect, confidence, spec.looks, spec.seeds, spec.search is None)
+    return Asked(tuple(questions), spec.min_gain, confidence, spec.looks, spec.seeds, spec.search is None)
 
 
 def _questions(records: Sequence[Record], grid: Grid | None, curves: Sequence[Curve]) -> list[Question]:

@@ -59,7 +59,7 @@ def _counted(found: Difference, gain: Difference) -> str:
 
 def conclusion(verdict: Verdict) -> str:
     """The last sentence of a verdict."""
-    arm, detect = verdict.question.arm, f"{verdict.detect:g} AP"
+    arm, min_gain = verdict.question.arm, f"{verdict.min_gain:g} AP"
     remarks = "".join(f" But {x}." for x in verdict.remarks)
     found, against = verdict.decisive, _against(verdict)
     if found is None:
@@ -74,7 +74,7 @@ def conclusion(verdict: Verdict) -> str:
             f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
             f"{remarks}"
         )
-    why = f"it is not {detect} or more ahead of {against}"
+    why = f"it is not {min_gain} or more ahead of {against}"
     if found.high is not None and found.high < 0:
         why = "it loses AP" if against == PLAIN else "longer training is the better use of that cost"
     if verdict.answer == "not worth it":
@@ -95,7 +95,7 @@ def reasons(verdict: Verdict) -> list[str]:
     if found.n < FEW_SEEDS:
         tell = "tells" if found.n == 1 else "tell"
         return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, at least {FEW_SEEDS} are needed"]
-    text = f"the difference to {_against(verdict)} may be nothing, or {verdict.detect:g} AP and more"
+    text = f"the difference to {_against(verdict)} may be nothing, or {verdict.min_gain:g} AP and more"
     if verdict.more_seeds is None:
         return [text]
     more = verdict.more_seeds

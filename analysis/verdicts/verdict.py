@@ -37,7 +37,7 @@ class Verdict:
     trained."""
 
     question: Question
-    detect: float
+    min_gain: float
     answer: Answer
     gain: Difference | None
     cost: float | None
@@ -107,8 +107,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     longer = cost_of_longer(runs.get(question.equal_cost, {}), runs[arm], runs[reference])
     gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
     both = [x for name in (arm, reference) for x in runs[name].values()]
-    answer = _answer(gain, margin, cost.value if cost else None, asked.detect)
-    alone = _answer(gain, None, None, asked.detect)
+    answer = _answer(gain, margin, cost.value if cost else None, asked.min_gain)
+    alone = _answer(gain, None, None, asked.min_gain)
     unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer)
     obstacles = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal]
     remarks = _unpaid_teacher(runs[arm].values(), answer)
@@ -128,7 +128,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
         (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
     return Verdict(
-        question, asked.detect, "unknown" if obstacles else answer, gain,
+        question, asked.min_gain, "unknown" if obstacles else answer, gain,
         cost.value if cost else None, None if extra is None else extra / 3600,
         bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
         difference(question.equal_cost, reference), longer,
@@ -136,7 +136,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         difference(question.without_imitation, reference), difference(arm, question.without_imitation),
         difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), as_trained,
         tuple(remarks),
-        None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.detect),
+        None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.min_gain),
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _decisive(gain: Difference | None, margin: Difference | None, answer: Answer
     return min(found, key=end, default=None)
 
 
-def _answer(gain: Difference | None, margin: Difference | None, cost: float | None, detect: float) -> Answer:
+def _answer(gain: Difference | None, margin: Difference | None, cost: float | None, min_gain: float) -> Answer:
     """What the intervals say: they lie above zero, or below the smallest difference that matters.
 
     Each interval lies wholly above, or wholly below, its true difference in 2.5% of the cases at most, all looks of a
@@ -166,7 +166,7 @@ def _answer(gain: Difference | None, margin: Difference | None, cost: float | No
         return "unknown"
     if all(x.low is not None and x.low > 0 for x in found):
         return "worth it" if margin or (cost is not None and cost <= 1 + SAME_COST) else "gain"
-    if any(x.high is not None and x.high < detect for x in found):
+    if any(x.high is not None and x.high < min_gain for x in found):
         return "not worth it"
     return "unknown"
 
@@ -241,14 +241,14 @@ def _teacher(runs: Iterable[Record], arm: str) -> str:
     return f"the teacher never beat the student{seeds}, which says nothing for or against {arm} at full length"
 
 
-def _more_seeds(found: Difference | None, detect: float) -> int | None:
+def _more_seeds(found: Difference | None, min_gain: float) -> int | None:
     """Seeds to add until the difference can be told; None where there are too few to know the spread."""
     if found is None or found.low is None or found.high is None or found.n < FEW_SEEDS:
         return None
     spread = found.spread
     # With the mean as it is, so many decide: the interval then lies on one side of zero, or below what matters.
-    clear = max(abs(found.mean), detect - found.mean)
-    needed = max(seeds_for(detect, spread, found.confidence), seeds_for_width(clear, spread, found.confidence))
+    clear = max(abs(found.mean), min_gain - found.mean)
+    needed = max(seeds_for(min_gain, spread, found.confidence), seeds_for_width(clear, spread, found.confidence))
     return max(needed - found.n, 1)
 
 
@@ -261,5 +261,5 @@ def chance_to_decide(verdict: Verdict, more: int) -> float:
     found = [x for x in (verdict.gain, verdict.margin) if x is not None]
     if not found or any(x.n < FEW_SEEDS for x in found):
         return 1.0
-    each = [predictive_power(x.mean, x.spread, x.n, more, x.confidence, verdict.detect) for x in found]
+    each = [predictive_power(x.mean, x.spread, x.n, more, x.confidence, verdict.min_gain) for x in found]
     return min(1.0, float(min(above for above, _ in each) + sum(below for _, below in each)))

@@ -54,7 +54,7 @@ class LauncherEnd:
 
     def __init__(self, messages: Messages, on_progress: OnProgress) -> None:
         self.messages, self._on_progress = messages, on_progress
-        self._seen, self._told = "", False
+        self._seen, self._stop_sent = "", False
         self.stop = threading.Event()
         """Set it, from wherever, to have the workers asked to stop."""
 
@@ -63,9 +63,9 @@ class LauncherEnd:
 
         Raises what ``on_progress`` raises; the next call goes on all the same.
         """
-        if self.stop.is_set() and not self._told:
+        if self.stop.is_set() and not self._stop_sent:
             # Again at the next call where the cluster's head does not answer.
-            self._told = self.messages.put("stop", "stop")
+            self._stop_sent = self.messages.put("stop", "stop")
         text = self.messages.get("progress")
         if text and text != self._seen:
             self._seen = text

@@ -48,8 +48,8 @@ class FreezeBackbone(_Freeze):
         return self._phases.freezes_backbone(iteration)
 
 
-class RestDistance(_Freeze):
-    """Freeze the parameters of a distance that ``rests`` while the student does not learn from it.
+class FreezeDistance(_Freeze):
+    """Freeze the parameters of a distance with ``frozen_without_distillation`` while the student does not distil.
 
     Here, before a step, since several workers must agree on what gets a gradient before its forward pass.
     """
@@ -62,8 +62,9 @@ class RestDistance(_Freeze):
         return not self._model.distills_student(iteration)
 
     @classmethod
-    def of(cls, model: nn.Module) -> RestDistance | None:
-        return cls(model) if isinstance(model, Distiller) and getattr(model.distance, "rests", False) else None
+    def of(cls, model: nn.Module) -> FreezeDistance | None:
+        distance = model.distance if isinstance(model, Distiller) else None
+        return cls(model) if getattr(distance, "frozen_without_distillation", False) else None
 
 
 class ReadTeacherWatch(HookBase):

@@ -74,10 +74,10 @@ class TwoForwardPasses:
             for name, results in self._cache.items():
                 stack.enter_context(patched_method(self._detector, name, self._from_cache(name, iter(results))))
             if self._head is not None and self._second_output is not None:
-                stack.enter_context(patched_method(self._head, "forward", self._replaying(self._head.forward)))
+                stack.enter_context(patched_method(self._head, "forward", self._reusing_output(self._head.forward)))
             yield
 
-    def _replaying(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _reusing_output(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The head's forward, whose first call returns what the first pass's first call computed for it."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

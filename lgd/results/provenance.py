@@ -64,8 +64,8 @@ COMMIT = "LGD_COMMIT"
 
 def git_commit() -> str:
     """Commit of this checkout, with ``+changes`` when the working tree differs; ``unknown`` where there is none."""
-    if told := os.environ.get(COMMIT, ""):
-        return told
+    if given := os.environ.get(COMMIT, ""):
+        return given
     root = Path(lgd.__file__).parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD")

@@ -254,7 +254,9 @@ class Record(Settings):
     """When it began, UTC, ISO 8601."""
     finished: str = ""
     """When it ended, UTC, ISO 8601."""
-    told_of_teacher: LeftUnread = Field(default=None, validation_alias="teacher_beat_student", exclude=True, repr=False)
+    written_teacher_beat_student: LeftUnread = Field(
+        default=None, validation_alias="teacher_beat_student", exclude=True, repr=False
+    )
     """``teacher_beat_student`` in the file, which has it for other programs."""
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import AliasChoices, Field, PositiveInt, ValidationError, field_validator
 
 from lgd.config.arms import Grid
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
@@ -30,8 +30,8 @@ STUDY = "lgd"
 RECOVERY = "the sweep's own command goes on with it"
 """What writes a sweep.json again that is damaged or missing."""
 
-DETECT = 0.5
-"""Points of AP: a smaller difference is not asked for unless ``--detect`` says so."""
+MIN_GAIN = 0.5
+"""Points of AP: a smaller difference is not asked for unless ``--min-gain`` says so."""
 
 MOST_SAMPLES = 10_000
 """Of a search."""
@@ -105,8 +105,8 @@ class SweepSpec(Settings):
     """Steps by arm, of those whose length follows from what other arms took (equal training time)."""
     extra: ExtraArms = ExtraArms()
     """Arms besides the grid's."""
-    detect: Positive = DETECT
-    """The smallest difference that matters, points of AP."""
+    min_gain: Positive = Field(default=MIN_GAIN, validation_alias=AliasChoices("min_gain", "detect"))
+    """The smallest difference that matters, points of AP; ``detect`` in older files."""
     looks: tuple[PositiveInt, ...] = ()
     """Numbers of seeds, rising, after which the sweep may look whether it is decided; () for one with a fixed number
     of seeds. Intervals are widened for all of them, taken or not (analysis/stats/sequential.py)."""
@@ -154,7 +154,7 @@ class SweepSpec(Settings):
 
     def write(self, directory: Path) -> None:
         """Replace the description in ``directory``, atomically. What is not known or not asked for is left out."""
-        optional = ("steps", "search", "code", "ended", "extra", "detect", "looks")
+        optional = ("steps", "search", "code", "ended", "extra", "min_gain", "looks")
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in optional}
         left_out: dict[str, Any] = {x: True for x, value in defaults.items() if getattr(self, x) == value}
         if self.search and not self.search.study:

@@ -25,7 +25,7 @@ from lgd.evaluation.evaluate import check_masks
 from lgd.files import DiskFullError, remove_temporary_files
 from lgd.logs import quiet_libraries
 from lgd.methods.distiller import student_of, trained_detectors
-from lgd.methods.phases import FreezeBackbone, ReadTeacherWatch, RestDistance
+from lgd.methods.phases import FreezeBackbone, FreezeDistance, ReadTeacherWatch
 from lgd.methods.teacher_watch import read_period
 from lgd.results import provenance
 from lgd.results.cost_meter import (
@@ -286,7 +286,7 @@ def _hooks(
         FreezeBackbone(bottom_up_of(student_of(built.model), experiment.detector), phases)
         if phases.frozen_until
         else None,
-        RestDistance.of(built.model),
+        FreezeDistance.of(built.model),
         ReadTeacherWatch(state.watch, read_period(schedule.steps)) if state.watch else None,
         hooks.LRScheduler(built.optimizer, built.scheduler),
         WritePeriodically(event_writers, period=period) if event_writers else None,

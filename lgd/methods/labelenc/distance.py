@@ -19,7 +19,7 @@ class WholeMapDistance(nn.Module):
     """
 
     trains_on_detached_features = False
-    rests = True
+    frozen_without_distillation = True
     """Its parameters stay as they are while the student does not learn from it, weight decay included, as in the
     released code (lgd/methods/phases.py)."""
 

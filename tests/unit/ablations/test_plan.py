@@ -55,9 +55,9 @@ def test_a_sweep_until_it_is_decided_has_a_question() -> None:
 
 
 def test_what_a_directory_detects_changes_where_it_is_said(tmp_path: Path) -> None:
-    describe("components", "nano", detect=1.0).write(tmp_path)
-    for said, detect in ((None, 1.0), (0.5, 0.5), (0.7, 0.7)):
-        assert merge(describe("components", "nano", detect=said), tmp_path).detect == detect
+    describe("components", "nano", min_gain=1.0).write(tmp_path)
+    for said, min_gain in ((None, 1.0), (0.5, 0.5), (0.7, 0.7)):
+        assert merge(describe("components", "nano", min_gain=said), tmp_path).min_gain == min_gain
 
 
 def test_an_arms_own_comma_divides_no_name() -> None:

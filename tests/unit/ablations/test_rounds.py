@@ -21,7 +21,7 @@ from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.results.record import Record, Scores
-from lgd.results.sweep_spec import SweepSpec
+from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
 
 QUIET = Console(file=io.StringIO())
 
@@ -147,8 +147,12 @@ def test_looks_are_fixed_beforehand(tmp_path: Path) -> None:
         merge(describe("components", "nano", seeds=13), tmp_path)
     extra = ExtraArms(equal_cost=("longer",))
     assert merge(describe("components", "nano", extra=extra), tmp_path).extra == extra
-    describe("components", "nano", detect=0.2).write(tmp_path)
-    assert merge(describe("components", "nano"), tmp_path).detect == 0.2
+    describe("components", "nano", min_gain=0.2).write(tmp_path)
+    assert merge(describe("components", "nano"), tmp_path).min_gain == 0.2
+    # Its name in older files.
+    path = tmp_path / SWEEP_FILE
+    path.write_text(path.read_text().replace('"min_gain"', '"detect"'))
+    assert SweepSpec.read(tmp_path).min_gain == 0.2
 
 
 def test_arms_bring_what_belongs_to_them() -> None:
@@ -166,14 +170,14 @@ def test_arms_bring_what_belongs_to_them() -> None:
         describe("components", "nano", arms="LGD", extra=extra)
     with pytest.raises(InputError, match="--equal-cost: grid noise-floor has no arm that it is for"):
         describe("noise-floor", "nano", extra=ExtraArms(equal_cost=("longer", "bigger")))
-    with pytest.raises(InputError, match="--detect -1: points of AP, above 0"):
-        describe("components", "nano", detect=-1.0)
+    with pytest.raises(InputError, match="--min-gain -1: points of AP, above 0"):
+        describe("components", "nano", min_gain=-1.0)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--equal-cost", "--a-a", "--detect", "0.3"],
+        ["--equal-cost", "--a-a", "--min-gain", "0.3"],
         ["--until-decided", "--max-seeds", "9", "--arms", "baseline,LGD", "--equal-cost", "longer,bigger"],
         ["--until-decided", "--seeds", "5"],
     ],
@@ -191,7 +195,7 @@ def test_the_command_of_a_sweep_tells_all_of_it(options: list[str], tmp_path: Pa
         (["--max-seeds", "5"], "--max-seeds needs --until-decided"),
         (["--equal-cost", "shorter"], "shorter: longer, bigger, or both with a comma between"),
         (["--search", "optuna", "--a-a"], "--equal-cost, --a-a and --until-decided are for a grid, not for a search"),
-        (["--detect", "0"], "--detect 0: points of AP, above 0"),
+        (["--min-gain", "0"], "--min-gain 0: points of AP, above 0"),
     ],
 )
 def test_options_that_say_nothing_are_refused(
@@ -211,7 +215,7 @@ def test_pays_is_a_sweep_of_baseline_method_and_equal_cost(tmp_path: Path) -> No
         "lgd, pkd",
         "--preset",
         "nano",
-        "--detect",
+        "--min-gain",
         "1",
         "--output",
         str(tmp_path),
@@ -219,7 +223,7 @@ def test_pays_is_a_sweep_of_baseline_method_and_equal_cost(tmp_path: Path) -> No
     spec, directory = described(parser().parse_args(given))
     assert directory == tmp_path
     assert spec.arms == ("baseline", "LGD", "PKD", "baseline at the cost of LGD", "baseline at the cost of PKD")
-    assert (spec.seeds, spec.looks[0], spec.looks[-1], spec.detect) == (3, 3, 15, 1.0)
+    assert (spec.seeds, spec.looks[0], spec.looks[-1], spec.min_gain) == (3, 3, 15, 1.0)
     assert "data.source=shapes" in spec.overrides
     spec.write(tmp_path)
     # The same command goes on with what is there.

@@ -105,11 +105,11 @@ def test_one_difference_is_seldom_wrong() -> None:
 
     A sweep's rule has two differences: test_until_decided.py.
     """
-    confidence, detect = confidence_at_each_look(LOOKS), 1.0
-    for truth, wrong in ((0.0, 1), (detect, -1)):
+    confidence, min_gain = confidence_at_each_look(LOOKS), 1.0
+    for truth, wrong in ((0.0, 1), (min_gain, -1)):
         answer = np.zeros(SWEEPS)
         for low, high in _looked_at(_sweeps(truth, LOOKS[-1], seed=2), LOOKS, confidence):
-            answer = np.where(answer != 0, answer, np.where(low > 0, 1, np.where(high < detect, -1, 0)))
+            answer = np.where(answer != 0, answer, np.where(low > 0, 1, np.where(high < min_gain, -1, 0)))
         assert np.mean(answer == wrong) <= 0.025 + MARGIN
         # And it does end: often before the last look.
         assert np.mean(answer == -wrong) > 0.4

@@ -27,7 +27,7 @@ SWEEPS = 10_000
 LOOKS = looks(None, None)
 CONFIDENCE = confidence_at_each_look(LOOKS)
 
-DETECT, SPREAD = 1.0, 1.3
+MIN_GAIN, SPREAD = 1.0, 1.3
 """The smallest difference that matters, and the standard deviation of a seed's difference, points of AP."""
 
 WORTH_IT, NOT_WORTH_IT, UNKNOWN = "worth it", "not worth it", "unknown"
@@ -73,7 +73,7 @@ def _answers(differences: Floats) -> tuple[NDArray[np.str_], Floats, Floats]:
     seeds = differences.shape[-1]
     mean, spread = differences.mean(axis=-1), differences.std(axis=-1, ddof=1)
     half = t_quantile(CONFIDENCE, seeds - 1) * spread / np.sqrt(seeds)
-    gains, fails = (mean - half > 0).all(axis=0), (mean + half < DETECT).any(axis=0)
+    gains, fails = (mean - half > 0).all(axis=0), (mean + half < MIN_GAIN).any(axis=0)
     return np.where(gains, WORTH_IT, np.where(fails, NOT_WORTH_IT, UNKNOWN)), mean, spread
 
 
@@ -98,7 +98,7 @@ def _next_looks(mean: Floats, spread: Floats, seeds: int, rest: list[int]) -> ND
     """``ablations.rounds.next_look`` of many sweeps with one arm."""
     found = np.full(mean.shape[1], rest[-1])
     for n in reversed(rest):
-        each = [predictive_power(*x, seeds, n - seeds, CONFIDENCE, DETECT) for x in zip(mean, spread, strict=True)]
+        each = [predictive_power(*x, seeds, n - seeds, CONFIDENCE, MIN_GAIN) for x in zip(mean, spread, strict=True)]
         chance = np.minimum(*(above for above, _ in each)) + sum(below for _, below in each)
         found[chance >= LEAST_CHANCE] = n
     return found
@@ -121,7 +121,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the description of a sweep that looks again and again."""
     place = tmp_path_factory.mktemp("sweep")
     extra = ExtraArms(equal_cost=("longer",))
-    describe("components", "nano", arms="baseline,LGD", extra=extra, looks=LOOKS, detect=DETECT).write(place)
+    describe("components", "nano", arms="baseline,LGD", extra=extra, looks=LOOKS, min_gain=MIN_GAIN).write(place)
     return place
 
 
@@ -131,7 +131,7 @@ def _verdict(make: MakeRecord, directory: Path, arms: Floats, seeds: int) -> Ver
     return found
 
 
-@pytest.mark.parametrize(("gain", "margin"), [(0.0, 0.0), (DETECT, DETECT), (4 * DETECT, 2 * DETECT)])
+@pytest.mark.parametrize(("gain", "margin"), [(0.0, 0.0), (MIN_GAIN, MIN_GAIN), (4 * MIN_GAIN, 2 * MIN_GAIN)])
 def test_the_simulated_rule_is_the_products(
     gain: float, margin: float, make_record: MakeRecord, directory: Path
 ) -> None:
@@ -157,12 +157,12 @@ def test_the_simulated_rule_is_the_products(
         # Of what does nothing both intervals would have to lie above zero at once.
         (0.0, 0.0, WORTH_IT, 0.025),
         # Right is "not worth it": the same cost buys as much otherwise. The interval of the margin alone can err.
-        (DETECT, 0.0, WORTH_IT, 0.025),
-        (4 * DETECT, 0.0, WORTH_IT, 0.025),
-        (4 * DETECT, DETECT, NOT_WORTH_IT, 0.025),
+        (MIN_GAIN, 0.0, WORTH_IT, 0.025),
+        (4 * MIN_GAIN, 0.0, WORTH_IT, 0.025),
+        (4 * MIN_GAIN, MIN_GAIN, NOT_WORTH_IT, 0.025),
         # Either of the two can err.
-        (DETECT, DETECT, NOT_WORTH_IT, 0.05),
-        (4 * DETECT, 4 * DETECT, NOT_WORTH_IT, 0.0),
+        (MIN_GAIN, MIN_GAIN, NOT_WORTH_IT, 0.05),
+        (4 * MIN_GAIN, 4 * MIN_GAIN, NOT_WORTH_IT, 0.0),
     ],
 )
 @pytest.mark.parametrize("skip", [False, True], ids=["every look", "looks skipped"])
@@ -170,18 +170,18 @@ def test_a_wrong_answer_is_as_rare_as_promised(gain: float, margin: float, wrong
     found = _sweep(_differences(_arms(gain, margin)), skip=skip)
     assert found.rate(wrong) <= rate + _margin(rate or 1 / SWEEPS)
     # And sweeps do end: with the right answer more often than not, where the truth lies off both bounds.
-    if (gain, margin) != (DETECT, DETECT):
+    if (gain, margin) != (MIN_GAIN, MIN_GAIN):
         right = NOT_WORTH_IT if wrong == WORTH_IT else WORTH_IT
         assert found.rate(right) > 0.5
 
 
 def test_two_differences_err_more_often_than_one() -> None:
     """Why 2.5% cannot be promised where both are just as large as what matters."""
-    found = _sweep(_differences(_arms(DETECT, DETECT)))
+    found = _sweep(_differences(_arms(MIN_GAIN, MIN_GAIN)))
     assert found.rate(NOT_WORTH_IT) > 0.025 + _margin(0.025)
 
 
-@pytest.mark.parametrize("truth", [0.0, DETECT, 2 * DETECT])
+@pytest.mark.parametrize("truth", [0.0, MIN_GAIN, 2 * MIN_GAIN])
 @pytest.mark.parametrize("spread", [SPREAD, 3.0])
 def test_skipping_looks_that_cannot_decide_saves_rounds_and_costs_hardly_a_seed(truth: float, spread: float) -> None:
     differences = _differences(_arms(truth, truth, spread=spread))
@@ -220,7 +220,7 @@ def test_predictive_power_by_drawing_every_seed() -> None:
 
 
 def test_the_chance_to_decide_is_one_where_the_spread_is_not_known(make_record: MakeRecord, directory: Path) -> None:
-    arms = _arms(DETECT, DETECT, 1)[:, 0]
+    arms = _arms(MIN_GAIN, MIN_GAIN, 1)[:, 0]
     assert chance_to_decide(_verdict(make_record, directory, arms, 2), 1) == 1.0
     three = _verdict(make_record, directory, arms, 3)
     assert 0.0 < chance_to_decide(three, 2) < chance_to_decide(three, 12) <= 1.0

@@ -23,7 +23,7 @@ from lgd.methods.labelenc import stage1_detector
 from lgd.methods.labelenc.distance import WholeMapDistance
 from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncoder, LabelNetwork, build_encoder
 from lgd.methods.labelenc.label_map import label_map
-from lgd.methods.phases import RestDistance
+from lgd.methods.phases import FreezeDistance
 from lgd.training.build import build_model
 from lgd.training.export import export_student, export_teacher
 from tests.helpers import (
@@ -269,7 +269,7 @@ def test_stage_1_is_trained_with_its_own_drops() -> None:
     assert [round(x * first.schedule.steps) for x in first.schedule.milestones] == [75, 111]
 
 
-def test_the_adapter_rests_before_the_distance_begins() -> None:
+def test_the_adapter_is_frozen_before_the_distance_begins() -> None:
     """Momentum and weight decay would move it."""
     model: Any = build_model(_experiment("labelenc_stage1"), CLASSES, pretrained=False).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
@@ -281,14 +281,14 @@ def test_the_adapter_rests_before_the_distance_begins() -> None:
             weights.append(model.distance.adapter[0].weight.detach().clone())
 
     trainer = Trainer(model, [batch([2, 1])] * 4, optimizer)
-    rest = RestDistance.of(model)
-    assert rest is not None
-    trainer.register_hooks([rest])
+    freeze = FreezeDistance.of(model)
+    assert freeze is not None
+    trainer.register_hooks([freeze])
     trainer.train(0, 4)
     # The distance begins with the third of 8 steps.
     assert torch.equal(weights[2], weights[0])
     assert not torch.equal(weights[3], weights[2])
-    assert RestDistance.of(build_model(_experiment("lgd"), CLASSES, pretrained=False)) is None
+    assert FreezeDistance.of(build_model(_experiment("lgd"), CLASSES, pretrained=False)) is None
 
 
 def test_drops_of_a_short_stage_1_are_moved_likewise() -> None:
