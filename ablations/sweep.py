@@ -156,6 +156,7 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
             if options.address and not resources.gpus and not options.yes:
                 # Its nodes are known only now; those with GPUs may be ones that an autoscaler is to add.
                 check_cpu_time(checked.to_train, resources.max_concurrent, console)
+            _check_shared(directory)
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
@@ -236,6 +237,12 @@ def cluster(checked: Checked, options: RunOptions, console: Console) -> Iterator
 
     with ray_train.cluster(options.address):
         yield _resources(checked.to_train, options)
+
+
+def _check_shared(directory: Path) -> None:
+    from lgd.distributed.shared_disk import check_shared
+
+    check_shared(directory)
 
 
 def _this_machine(trials: Sequence[Trial], options: RunOptions) -> Resources:

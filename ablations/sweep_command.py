@@ -130,9 +130,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         help="train the baseline as long as the method cost, too; longer,bigger: also on the next larger backbone",
     )  # fmt: skip
     group.add_argument("--a-a", action="store_true", help="train the baseline twice: what no difference looks like")
-    group.add_argument(
-        "--min-gain", type=float, metavar="AP", help="the smallest difference that matters (default: 0.5)"
-    )
+    group.add_argument("--min-gain", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5)")
     group.add_argument(
         "--until-decided", action="store_true",
         help="add seeds, by the spread measured, until an interval excludes zero, or a difference that matters",

@@ -190,14 +190,15 @@ def session_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def targets(directory: Path) -> list[list[str]]:
     """Each target of benchmarks/reference.yaml, what was measured, and whether that is enough.
 
-    Where ours and the naive implementation did not compute the same losses nothing is said of that.
+    Nothing is said of that where ours and the naive implementation did not compute the same losses, where the images
+    were smaller than those that the target is of, and on another GPU.
     """
     import pandas as pd
 
-    from benchmarks.speed_table import reference_file
+    from benchmarks.speed_table import is_padded_less, reference_file
 
-    rows = []
-    for target in reference_file()["targets"]:
+    rows, reference = [], reference_file()
+    for target in reference["targets"]:
         # Measurements of the same steps compiled may stand beside it.
         names = [target["measurement"], *(f"{target['measurement']}-compiled-{arms[0].lower()}" for arms in COMPILED)]
         paths = [directory / name / "speed.csv" for name in names]
@@ -207,6 +208,10 @@ def targets(directory: Path) -> list[list[str]]:
         met = "" if value is None else "yes" if (value <= limit if at_most else value >= limit) else "no"
         if any("loss_difference" in x and (x["loss_difference"] > SAME_LOSS).any() for x in found):
             met = "losses differ"
+        elif met and any(not x["gpu"].astype(str).str.contains(reference["gpu"]).all() for x in found):
+            met = f"not on {reference['gpu']}"
+        elif met and any(is_padded_less(x) for x in found):
+            met = "smaller images"
         rows.append([target["what"], "not measured" if value is None else f"{value:.3g}", met])
     return rows
 

@@ -15,11 +15,15 @@ from analysis.render import MISSING, pipe_table
 from benchmarks.contention import contention_note
 from benchmarks.options import read_results
 from benchmarks.timer_spec import NAIVE, OURS
+from lgd.config.paper import COCO_BATCH_ASPECT
 
 REFERENCES = Path(__file__).with_name("reference.yaml")
 
 RENAMED_SIDES = {"straightforward": NAIVE, "quick losses": "fast losses", "repeated labels": "cached targets"}
 """In the column ``side`` of files that were measured before these were renamed."""
+
+SAME_ASPECT = 0.97
+"""Batches are as wide as MS-COCO's from this part of their width on."""
 
 SIX_DIGITS = 1e-5
 """Relative difference of two numbers of six digits from which on they surely differ."""
@@ -57,6 +61,11 @@ def reference(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def is_padded_less(frame: pd.DataFrame) -> bool:
+    """Whether the timed batches are narrower than batches of MS-COCO, which figures of others are of."""
+    return bool((frame["width"] < SAME_ASPECT * COCO_BATCH_ASPECT * frame["height"]).any())
+
+
 def markdown(frame: pd.DataFrame, references: Sequence[Mapping[str, Any]]) -> str:
     """A step of each row, its speed relative to the naive side within each round, and notes."""
     header = ["arm", "side", "ms", "peak MiB", "speed relative to naive", "losses differ by"]
@@ -68,6 +77,11 @@ def markdown(frame: pd.DataFrame, references: Sequence[Mapping[str, Any]]) -> st
         lines += [f"All arms together: **{_rounds(whole)}** the speed of the naive implementation.", ""]
     elif {"baseline", "LGD"} <= set(frame["arm"]):
         lines += [*_method_costs(frame), ""]
+    if references and is_padded_less(frame):
+        lines += [
+            "The figures of others below are of real images, in batches padded to their widest: more pixels than ours.",
+            "",
+        ]
     if references:
         rows = [[str(x.get(key, MISSING)) for key in ("what", "ms", "gib", "source")] for x in references]
         lines += [pipe_table(["figures of others, same GPU", "ms", "peak GiB", "source"], rows), ""]

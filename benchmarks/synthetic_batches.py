@@ -32,12 +32,14 @@ def make_batches(images: SyntheticImages, batch: int, count: int, *, masks: bool
     generator = torch.Generator().manual_seed(seed)
     counts = object_counts(batch * count, images.objects)
     order = torch.randperm(len(counts), generator=generator).tolist()
-    made = [_image(images, counts[i], masks, generator) for i in order]
+    made = [_image(images.size_of(n % batch), images, counts[i], masks, generator) for n, i in enumerate(order)]
     return [made[i : i + batch] for i in range(0, len(made), batch)]
 
 
-def _image(images: SyntheticImages, objects: int, masks: bool, generator: torch.Generator) -> dict[str, Any]:
-    height, width = images.size
+def _image(
+    size: tuple[int, int], images: SyntheticImages, objects: int, masks: bool, generator: torch.Generator
+) -> dict[str, Any]:
+    height, width = size
     # Log-uniform sides, from a twentieth to four fifths of the image's.
     sides = 0.05 * 16 ** torch.rand(objects, 2, generator=generator)
     corner = torch.rand(objects, 2, generator=generator) * (1 - sides)

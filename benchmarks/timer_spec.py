@@ -7,11 +7,14 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lgd.config.paper import COCO_BATCH_ASPECT
+
 if TYPE_CHECKING:
     from lgd.config.experiment import Experiment
 
-ASPECT = 4 / 3
-"""Longer side of a synthetic image to its shorter one: that of most of COCO's."""
+ASPECTS = (COCO_BATCH_ASPECT, 4 / 3, 3 / 2)
+"""Longer side of a batch's synthetic images to the shorter one, in turn. The first is the widest, to which the others
+are padded; nearly all of COCO's others are one of these."""
 
 
 OPTIMIZATIONS = ("joint head", "cached targets", "fast losses", "vectorised teacher", "fused SGD", "Triton kernels")
@@ -61,15 +64,19 @@ class SyntheticImages:
     side: int
     """Shorter side, pixels."""
     longest: int
-    """Bound of the longer side, pixels, which is else ASPECT times ``side``."""
+    """Bound of the longer side, pixels, which is else one of ASPECTS times ``side``."""
     objects: float
     """Mean number of boxes an image, which spread as in COCO: most images have few, some have many."""
     classes: int
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.side, min(round(self.side * ASPECT), self.longest)
+        """Height and width of a batch, padded to its widest image, in pixels."""
+        return self.size_of(0)
+
+    def size_of(self, i: int) -> tuple[int, int]:
+        """Height and width of the image ``i`` of a batch, in pixels."""
+        return self.side, min(round(self.side * ASPECTS[i % len(ASPECTS)]), self.longest)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lgd.training.progress import Progress, Stopped
 from lgd.training.resume import remove_resume_files
 from lgd.training.run import error_reason, failed_record
 from lgd.training.teacher import train_teacher, train_with_teacher
-from lgd.training.worker import Job, experiment_for_worker, train_in_trial
+from lgd.training.worker import Job, experiment_for_worker, loading_within, train_in_trial
 
 TEACHER = "teacher"
 """Arm of the trials that train frozen teachers."""
@@ -144,7 +144,7 @@ def _train(experiment: Experiment, trial: TrialConfig, place: Place, on_progress
         workers = Workers(trial["workers"], gpus, trial["cpus"])
         job = Job(experiment, trial["directory"], trial["teachers"], workers, labels, trial["stop"], trial["lease"])
         return train_in_trial(job, on_progress)
-    experiment = experiment_for_worker(experiment, trial["cpus"], gpus)
+    experiment = experiment_for_worker(loading_within(experiment, trial["cpus"], gpus), trial["cpus"], gpus)
     options: dict[str, Any] = {"on_progress": on_progress, "should_stop": stopped, "share": gpus or 1.0, **labels}
     with notice.watching(node_is_drained):
         if labels["arm"] == TEACHER:

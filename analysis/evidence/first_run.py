@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.render import TextTable, number
+from lgd.config.paper import COCO_BATCH_ASPECT
 from lgd.config.presets import preset
 from lgd.errors import InputError
 
@@ -68,6 +69,11 @@ def first_run(results: Path) -> TextTable | None:
         f" {number(least)} hours or more: FGFI waits for its teacher, and the baseline at its cost for FGFI. On a Ray"
         " cluster that runs already: --address auto."
     )
+    if (pixels := COCO_BATCH_ASPECT * first["height"] / first["width"]) > 1:
+        note += (
+            f" The images that were timed are {first['height']} x {first['width']}; batches of MS-COCO are padded to"
+            f" about {pixels:.2f} times as many pixels, and take longer by about as much."
+        )
     return TextTable(
         f"With {GPUS} GPUs: run this first", ["training", "ms a step", "hours each", "seeds", "GPU-h"], rows, [note]
     )

@@ -27,7 +27,7 @@ from lgd.data.split import part_of
 from lgd.distributed import shares
 from lgd.errors import InputError
 
-__all__ = ["Workers", "train_loader", "val_loader", "worker_processes"]
+__all__ = ["Workers", "processes_for", "train_loader", "val_loader", "worker_processes"]
 
 Workers = int | Literal["auto"]
 _MOST_WORKERS = 16
@@ -161,7 +161,12 @@ def worker_processes(workers: Workers, *, cuda: bool) -> int:
     if not cuda:
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size()))
-    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // here - 1))
+    return processes_for(len(os.sched_getaffinity(0)) // here)
+
+
+def processes_for(cores: int) -> int:
+    """Processes that load data for a process with a GPU that has so many cores: one is kept for itself; at most 16."""
+    return max(1, min(_MOST_WORKERS, cores - 1))
 
 
 def _exit_with_parent(_: int) -> None:

@@ -243,6 +243,15 @@ def _run(work: Work, config: Any, gpu: int, messages: Messages) -> Any:
     return result if ranks.is_main_process() or isinstance(result, Exception) else None
 
 
+LOST_WORKER = (
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.LocalRayletDiedError,
+)
+"""What Ray raises, beside RayActorError, where a worker's process was ended: by its memory monitor, with its node."""
+
+
 def launch_in_placement_group(
     work: Work, config: Any, workers: Workers, *, on_progress: OnProgress = lambda _: None
 ) -> Any:
@@ -282,11 +291,17 @@ def launch_in_placement_group(
             done, pending = ray.wait(pending, timeout=POLL_INTERVAL_S)
             for result in done:
                 # Raises at the first failure: the other workers would wait for that one.
-                if isinstance(ray.get(result), Exception):
-                    # The others may be in a step, waiting for what it will never send: its connections close.
+                value = ray.get(result)
+                if isinstance(value, InputError):
+                    # The others may be in a step, waiting for what it will never send: NCCL would wait for minutes.
+                    return value
+                if isinstance(value, Exception):
                     ray.kill(members[results.index(result)])
             end.poll()
         return ray.get(results[0])
+    except LOST_WORKER as error:
+        # No RayActorError for Ray, but one for what starts the trial again: the worker is no more.
+        raise ray.exceptions.RayActorError(error_msg=_reason(error)) from error
     except ray.exceptions.RayTaskError as error:
         returned = _returned_error(results)
         if returned is None:

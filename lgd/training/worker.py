@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lgd.config.experiment import Experiment
+from lgd.data.loaders import processes_for
 from lgd.distributed import ranks, ray_train, shares
+from lgd.distributed.shared_disk import check_shared
 from lgd.distributed.workers import Node, Workers
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -64,6 +66,7 @@ def train_on_workers(
             workers.check(experiment)
         # What does not fit even into an idle cluster would wait for ever.
         workers.max_concurrent(ray_train.nodes())
+        check_shared(directory)
         place, lease = outputs.shown(directory), outputs.lease_number(directory)
         # The workers ask for the lease themselves: this process may be cut off from them when it loses it.
         stop = f"{place}/{outputs.STOP_FILE}" if lease else ""
@@ -77,6 +80,7 @@ def train_in_trial(job: Job, on_progress: Callable[[Progress], None]) -> Record:
 
     Raises ray.exceptions.RayActorError when a worker died, for Tune to start the trial again.
     """
+    job = replace(job, experiment=loading_within(job.experiment, job.workers.cpus, job.workers.gpus))
     return _record(ray_train.launch_in_placement_group(train_as_worker, job, job.workers, on_progress=on_progress))
 
 
@@ -120,6 +124,16 @@ def _finished(directory: Path, experiment: Experiment) -> Record | None:
         return None
     remove_resume_files(directory, record)
     return record
+
+
+def loading_within(experiment: Experiment, cpus: int, gpus: float) -> Experiment:
+    """``experiment`` with ``data.workers`` of auto set to what the cores that a trial holds are enough for.
+
+    Other trials hold the machine's other cores. Without a GPU it stays auto.
+    """
+    if not gpus or experiment.data.workers != "auto":
+        return experiment
+    return experiment.override({"data.workers": processes_for(cpus)})
 
 
 def experiment_for_worker(experiment: Experiment, cpus: int, gpus: float, gpu: int = 0) -> Experiment:

@@ -161,8 +161,8 @@ def test_what_to_run_first_follows_from_measured_steps(tmp_path: Path) -> None:
     assert first_run(tmp_path) is None
     ms = {"baseline": 90.0, "LGD": 150.0, "FGFI": 130.0, "FGFI's teacher in training": 120.0}
     rows = [
-        {"arm": arm, "side": side, "median_ms": value * factor, "batch": 16, "height": 800, "gpu": "a GPU",
-         "git_commit": "0123456789abcdef"}
+        {"arm": arm, "side": side, "median_ms": value * factor, "batch": 16, "height": 800, "width": 1067,
+         "gpu": "a GPU", "git_commit": "0123456789abcdef"}
         for arm, value in ms.items()
         for side, factor in (("ours fp32", 2.0), ("ours bf16", 0.9), ("ours bf16", 1.1), ("ours bf16", 1.0))
     ]  # fmt: skip
@@ -180,6 +180,8 @@ def test_what_to_run_first_follows_from_measured_steps(tmp_path: Path) -> None:
     assert chain > total / GPUS
     assert f"{GPUS} GPUs side by side need {number(chain)} hours" in table.notes[0]
     assert not math.isnan(float(table.rows[0][2]))
+    # 1.565 times 800, over 1067.
+    assert "about 1.17 times as many pixels" in table.notes[0]
     pd.DataFrame(rows[:4]).to_csv(directory / "speed.csv", index=False)
     with pytest.raises(InputError, match="no row of 'LGD' as 'ours bf16'"):
         first_run(tmp_path)

@@ -106,7 +106,7 @@ def test_the_four_trainings_are_built_on_equal_terms(fake: type[FakeProcess], tm
     assert len({spec.images for spec in fake.specs}) == 1
     images = fake.specs[0].images
     assert images is not None
-    assert images.size == (800, 1067)
+    assert images.size == (800, 1252)
     assert images.classes == 80
     frame = pd.read_csv(tmp_path / "x.csv")
     assert set(frame["batch"]) == {16}

@@ -183,7 +183,8 @@ def test_further_detectors_are_trained_as_in_the_paper(detector: str, rate: floa
 
 def _speeds(directory: Path, rows: list[tuple[str, str, float, float]]) -> None:
     directory.mkdir(parents=True)
-    pd.DataFrame(rows, columns=["arm", "side", "median_ms", "peak_mib"]).to_csv(directory / "speed.csv", index=False)
+    frame = pd.DataFrame(rows, columns=["arm", "side", "median_ms", "peak_mib"])
+    frame.assign(gpu="1 x NVIDIA H100", height=800, width=1252).to_csv(directory / "speed.csv", index=False)
 
 
 def test_targets_are_of_the_fastest_form(tmp_path: Path) -> None:
@@ -208,6 +209,12 @@ def test_targets_are_of_the_fastest_form(tmp_path: Path) -> None:
     sound = speed.read_text()
     pd.read_csv(speed).assign(loss_difference=[0, 2.1e5, 0, 0, 0, 0]).to_csv(speed, index=False)
     assert targets(tmp_path)[0][1:] == ["210", "losses differ"]
+    speed.write_text(sound)
+    # Others' figures are of batches of real images, and of one kind of GPU.
+    pd.read_csv(speed).assign(width=1067).to_csv(speed, index=False)
+    assert targets(tmp_path)[0][1:] == ["210", "smaller images"]
+    pd.read_csv(speed).assign(gpu="1 x NVIDIA H200").to_csv(speed, index=False)
+    assert targets(tmp_path)[0][1:] == ["210", "not on H100"]
     speed.write_text(sound)
     found = {row[0].split(",")[0] + row[0].split(",")[1]: row[1:] for row in targets(tmp_path)}
     assert found["RetinaNet + LGD ms"] == ["210", "yes"]

@@ -20,6 +20,7 @@ from lgd.data.mapper import ImageCache
 from lgd.errors import InputError
 from lgd.results.record import load
 from lgd.training import run as training
+from lgd.training.worker import loading_within
 from tests.helpers import quick_experiment, wait_until
 from tests.helpers_data import REPOSITORY
 from tests.helpers_loaders import batches
@@ -37,6 +38,15 @@ def test_workers_are_sized_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert worker_processes("auto", cuda=True) == 1
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(256)))
     assert worker_processes("auto", cuda=True) == 16
+
+
+def test_a_trial_loads_within_the_cores_that_it_holds() -> None:
+    auto, stated = quick_experiment(), quick_experiment(**{"data.workers": 5})
+    auto = auto.override({"data.workers": "auto"})
+    assert [loading_within(auto, cpus, 0.5).data.workers for cpus in (1, 2, 8, 64)] == [1, 1, 7, 16]
+    assert loading_within(stated, 8, 1.0).data.workers == 5
+    # On the CPU the model itself needs the cores.
+    assert loading_within(auto, 8, 0.0).data.workers == "auto"
 
 
 READER = """

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from lgd.data.mapper import StoreReadError
 from lgd.distributed import ranks, ray_train
 from lgd.distributed.messages import Messages
 from lgd.distributed.workers import Workers
+from lgd.errors import InputError
 from lgd.storage.store import StorageError
 
 LOST = RayTaskError("run", "RuntimeError: Connection closed by peer", RuntimeError("Connection closed by peer"))
@@ -30,7 +31,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def get(result: Any) -> Any:
         if isinstance(result, list):
             return [get(x) for x in result]
-        if isinstance(result, (RayTaskError, RayActorError)):
+        if isinstance(result, RayError):
             raise result
         return result
 
@@ -52,12 +53,19 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return launch
 
 
-def test_an_error_that_one_worker_returned_is_why_the_others_lost_the_connection(launch: Callable[..., Any]) -> None:
+def test_an_error_that_one_worker_returned_is_why_the_others_lost_the_connection(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert launch(LOST, AWAY) is AWAY
     assert launch(AWAY, LOST) is AWAY
-    # Before all are: the others would wait for what it never sends.
-    assert len(killed) == 1 + 2
     assert isinstance(AWAY, StorageError)
+    assert isinstance(AWAY, InputError)
+    # The other one may be in a step, where NCCL waits for minutes: what the launcher waits for is ended.
+    waited: list[Any] = []
+    monkeypatch.setattr(ray, "wait", lambda x, **_: (waited.append(x), ([x[0]], x[1:]))[1])
+    assert launch(AWAY, "a worker in a step") is AWAY
+    assert len(waited) == 1
+    assert len(killed) == 2
     assert launch("the main worker's", None) == "the main worker's"
 
 
@@ -66,6 +74,15 @@ def test_a_worker_that_died_and_one_that_failed_are_told_apart(launch: Callable[
         launch(LOST, ActorDiedError())
     with pytest.raises(RuntimeError, match="^RuntimeError: Connection closed by peer$"):
         launch(LOST, None)
+
+
+@pytest.mark.parametrize("lost", [OutOfMemoryError("the node ran low on memory"), NodeDiedError("its node died")])
+def test_a_worker_that_ray_ended_for_its_node_died_too(launch: Callable[..., Any], lost: RayError) -> None:
+    # Ray calls neither an actor's death, and Tune's trial would be over.
+    assert not isinstance(lost, RayActorError)
+    with pytest.raises(RayActorError, match=str(lost)):
+        launch("the main worker's", lost)
+    assert len(killed) == 2
 
 
 def test_an_error_travels_from_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
