@@ -178,7 +178,9 @@ class Detector(Settings):
     """Of a detector from elsewhere whose levels have different numbers of channels: teach through 1x1 convolutions to
     one number of channels and back, which the exported student does not have."""
     name: Literal["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "atss", "poto"] = "retinanet"
+    """A detector of this suite, built as detectron2's where that has it."""
     backbone: Backbone = Backbone(weights="detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    """Its bottom-up network."""
     weights: Weights = NO_WEIGHTS
     """A trained detector to start from, of the same architecture: a file or a ``detectron2://`` model. It replaces
     ``backbone.weights``, which then only say what the network expects (norm, frozen stages, pixel statistics). Layers

@@ -161,17 +161,23 @@ class Experiment(Settings):
     """One run, whole."""
 
     detector: Detector = Detector()
+    """The detector that is trained, which is the student of a method."""
     data: Data = Data()
+    """The images, their sizes, and how they are loaded."""
     schedule: Schedule = Schedule()
+    """Steps, batch, optimiser and learning rate."""
     method: Annotated[SerializeAsAny[Method], BeforeValidator(choose)] = Field(default_factory=default_method)
     """Which method, and its own settings: those that this method has, and no others."""
     evaluation: Evaluation = Evaluation()
+    """When the validation images are evaluated."""
     checkpoint: Checkpoints = Checkpoints()
+    """When checkpoints are written."""
     log: Annotated[tuple[Literal["wandb", "mlflow"], ...], CHANGES_NO_RESULT] = ()
     """Services that get the curves, besides TensorBoard (lgd/training/writers.py)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward pass, under autocast; parameters stay float32."""
     device: Annotated[Literal["auto", "cpu", "cuda"], CHANGES_NO_RESULT] = "auto"
+    """Where it is trained; auto: on a GPU where there is one, else on the CPU."""
     threads: Annotated[NonNegativeInt, CHANGES_NO_RESULT] = 0
     """CPU threads; 0: torch's own choice."""
     memory_format: Annotated[Literal["auto", "contiguous", "channels_last"], CHANGES_NO_RESULT] = "auto"
@@ -282,8 +288,11 @@ class Experiment(Settings):
         return [x for x in assignments if not _of_other_method(current_key(split_assignment(x)[0]), found)]
 
 
-NEUTRAL_KEYS = keys_without_effect_on_result(Experiment)
-"""The settings that change no result, by dotted key."""
+NEUTRAL_KEYS = (
+    *keys_without_effect_on_result(Experiment),
+    *keys_without_effect_on_result(FrozenTeacherMethod, "method."),
+)
+"""The settings that change no result, by dotted key; the last ones of methods with a frozen teacher alone."""
 
 
 def parse(described: Mapping[str, Any]) -> Experiment:
@@ -296,8 +305,8 @@ def parse(described: Mapping[str, Any]) -> Experiment:
 
 def without_neutral_settings(experiment: Experiment) -> Experiment:
     """``experiment`` with every setting that changes no result at its default: equal for equal trainings."""
-    defaults = settings(Experiment())
-    return experiment.override({key: defaults[key] for key in NEUTRAL_KEYS})
+    defaults, there = settings(Experiment()) | settings(FrozenTeacherMethod(), "method."), settings(experiment)
+    return experiment.override({key: defaults[key] for key in NEUTRAL_KEYS if key in there})
 
 
 def difference(there: Experiment, here: Experiment) -> str:

@@ -46,6 +46,7 @@ class Schedule(Settings):
     """sgd: with ``momentum``. adamw: with torch's betas, for transformers and networks like them, whose ``lr`` and
     ``weight_decay`` are others (Swin's authors: 1e-4 for 16 images and 0.05)."""
     momentum: Fraction = 0.9
+    """Of SGD."""
     weight_decay: NonNegative = 1e-4
     """Of all parameters, biases included; of norm layers' as ``decay_norms`` says."""
     decay_norms: bool = False
@@ -57,6 +58,7 @@ class Schedule(Settings):
     milestones: tuple[Fraction, ...] = (120 / 180, 160 / 180)
     """When the learning rate is multiplied by ``gamma``, fractions of ``steps``."""
     gamma: Fraction = 0.1
+    """What the learning rate is multiplied by at each of ``milestones``."""
     clip: NonNegative = 1.0
     """Largest absolute value of a gradient's element; 0: no clipping."""
     frozen: Fraction = 20 / 180

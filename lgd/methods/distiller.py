@@ -168,7 +168,7 @@ class Distiller(TrainingModel):
                 cache_targets=self.cache_targets,
             )
             if teacher.uses_student_head:
-                stack.enter_context(passes.first())
+                stack.enter_context(passes.first_pass())
             losses: dict[str, Tensor] = dict(self.student(batch))
         if teacher.uses_student_head or getattr(distance, "reads_boxes", True):
             check_sizes(capture.image_size, instances)
@@ -177,7 +177,7 @@ class Distiller(TrainingModel):
                 storage.name_scope("instructive"),
                 inject_features(self._backbone, passes.teacher_features),
                 self._own_statistics(),
-                passes.second(),
+                passes.second_pass(),
             ):
                 instructive = self.student(batch)
             if self._watch is not None and not shares.is_counting():

@@ -60,7 +60,7 @@ class TwoForwardPasses:
         return self._teacher_features
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def first_pass(self) -> Iterator[None]:
         with ExitStack() as stack:
             for name in self._cacheable:
                 stack.enter_context(patched_method(self._detector, name, self._caching(name)))
@@ -69,7 +69,7 @@ class TwoForwardPasses:
             yield
 
     @contextmanager
-    def second(self) -> Iterator[None]:
+    def second_pass(self) -> Iterator[None]:
         with ExitStack() as stack:
             for name, results in self._cache.items():
                 stack.enter_context(patched_method(self._detector, name, self._from_cache(name, iter(results))))

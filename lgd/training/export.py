@@ -45,6 +45,7 @@ class Preprocessing(Settings):
     max_size: Side
     """Longest longer side after resizing, pixels."""
     pixel_mean: tuple[float, ...]
+    """Subtracted by the detector; as ``pixel_std``."""
     pixel_std: tuple[float, ...]
     """By channel, in ``color_order``; empty where a detector of one's own does not say."""
 
@@ -53,11 +54,13 @@ class StudentDescription(Settings):
     """``student.json``: with ``student.pth`` all that is needed to detect, without the data or the training's code."""
 
     format: Literal[1] = 1
+    """Version of this file's format."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=100_000)]
     """By the index in a detection's ``pred_classes``."""
     category_ids: tuple[int, ...] = ()
     """Category ids of these classes in the data's annotations; empty: from 1, as in students of earlier versions."""
     preprocessing: Preprocessing
+    """What is done to an image before it is detected in."""
     experiment: Experiment
     """The training's whole configuration."""
 

@@ -54,9 +54,9 @@ class LabelEncStage1(DistillationMethod):
     def build(self, parts: Parts) -> Distiller:
         from lgd.methods.distiller import Distiller
         from lgd.methods.labelenc.distance import WholeMapDistance
-        from lgd.methods.labelenc.encoder import LabelEncoder, build_encoder
+        from lgd.methods.labelenc.encoder import LabelEncodingFunction, build_encoder
 
-        encoder = LabelEncoder(build_encoder(parts.student, parts.num_classes), parts.num_classes, dims=True)
+        encoder = LabelEncodingFunction(build_encoder(parts.student, parts.num_classes), parts.num_classes, dims=True)
         return Distiller(
             parts.student,
             encoder,

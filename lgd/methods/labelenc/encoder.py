@@ -113,7 +113,7 @@ def build_encoder(student: nn.Module, num_classes: int) -> FPN:
     return encoder.requires_grad_(True)
 
 
-class LabelEncoder(nn.Module):
+class LabelEncodingFunction(nn.Module):
     """Features of the student's shapes from the labels alone: stage 1's teacher, which trains with the detector.
 
     dims: in training, dim each object's part of the label map by min(2 u, 1), u uniform, anew each time.
@@ -147,7 +147,7 @@ class FrozenLabelEncoder(Unregistered):
     @property
     def encoder(self) -> nn.Module:
         """The frozen network on the label map and its FPN."""
-        return cast(LabelEncoder, self._unregistered[0]).encoder
+        return cast(LabelEncodingFunction, self._unregistered[0]).encoder
 
     @classmethod
     def of_stage1(cls, parts: Parts, what: Inherit) -> FrozenLabelEncoder:
@@ -155,7 +155,7 @@ class FrozenLabelEncoder(Unregistered):
 
         Its FPN starts from the encoder's, its head from that of stage 1's detector. In a dry build nothing is read.
         """
-        encoder = LabelEncoder(build_encoder(parts.student, parts.num_classes), parts.num_classes, dims=False)
+        encoder = LabelEncodingFunction(build_encoder(parts.student, parts.num_classes), parts.num_classes, dims=False)
         if parts.pretrained is not None:
             encoder.load_state_dict(_weights(parts.pretrained / "teacher.pth"))
             head = {k: v for k, v in _weights(parts.pretrained / "student.pth").items() if not k.startswith(BACKBONE)}
@@ -165,7 +165,7 @@ class FrozenLabelEncoder(Unregistered):
 
     @torch.no_grad()
     def forward(self, capture: FeatureCapture, instances: Sequence[Any]) -> Features:
-        """As :class:`LabelEncoder`'s, without dimming and without gradient."""
+        """As :class:`LabelEncodingFunction`'s, without dimming and without gradient."""
         found: Features = self._unregistered[0](capture, instances)
         return found
 

@@ -21,7 +21,7 @@ from lgd.methods.distiller import Distiller
 from lgd.methods.feature_capture import capture_features
 from lgd.methods.labelenc import stage1_detector
 from lgd.methods.labelenc.distance import WholeMapDistance
-from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncoder, LabelNetwork, build_encoder
+from lgd.methods.labelenc.encoder import FrozenLabelEncoder, LabelEncodingFunction, LabelNetwork, build_encoder
 from lgd.methods.labelenc.label_map import label_map
 from lgd.methods.phases import FreezeDistance
 from lgd.training.build import build_model
@@ -106,7 +106,7 @@ def test_the_label_map_does_not_wait_for_the_device() -> None:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_encoder_gives_maps_of_the_students_shapes(name: str) -> None:
     student: Any = build_detector(tiny_settings(name), CLASSES)
-    encoder = LabelEncoder(build_encoder(student, CLASSES), CLASSES)
+    encoder = LabelEncodingFunction(build_encoder(student, CLASSES), CLASSES)
     found = instances([2, 0], (64, 96))
     with capture_features(student.backbone) as capture:
         student.backbone(torch.rand(2, 3, 64, 96))
@@ -124,7 +124,7 @@ def test_objects_are_dimmed_anew_in_each_step_of_stage_1_only() -> None:
     student: Any = build_detector(tiny_settings("retinanet"), CLASSES)
     with capture_features(student.backbone) as capture:
         student.backbone(torch.rand(1, 3, 64, 96))
-    encoder, found = LabelEncoder(build_encoder(student, CLASSES), CLASSES), instances([4], (64, 96))
+    encoder, found = LabelEncodingFunction(build_encoder(student, CLASSES), CLASSES), instances([4], (64, 96))
     first, second = (encoder.train()(capture, found)["p3"] for _ in range(2))
     assert not torch.equal(first, second)
     first, second = (encoder.eval()(capture, found)["p3"] for _ in range(2))

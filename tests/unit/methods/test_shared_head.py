@@ -145,9 +145,9 @@ def test_what_was_prepared_image_by_image_comes_back_in_order() -> None:
     detector, images = _ImageByImage(), [torch.zeros(3, 4, 4), torch.zeros(3, 8, 8)]
     with capture_features(detector.backbone) as capture:
         passes = TwoForwardPasses(detector, capture, dict)
-        with passes.first():
+        with passes.first_pass():
             first = detector(images)
-    with passes.second():
+    with passes.second_pass():
         assert detector(images) == first == [x.shape for x in images]
         # More calls than there were are computed.
         assert detector(images) == first
