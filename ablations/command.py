@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("lgd.training.__main__", "train one of the paper's experiments"),
     "submit": ("ablations.submit", "run one of these commands on a running Ray cluster, through its Jobs API"),
     "data": ("lgd.data.__main__", "check a data set before training on it, or join several"),
+    "eval": ("lgd.inference.evaluate_weights", "score a detector that is there already, beside the paper's AP"),
     "predict": ("lgd.inference.predict", "detect on images or videos with a trained student"),
     "export": ("lgd.inference.export", "write a trained student for detectron2, torchvision or ONNX"),
     "drill": ("ablations.drill.command", "inject faults into a small sweep, and check that nothing is lost"),

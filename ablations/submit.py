@@ -36,7 +36,7 @@ EXAMPLES = (
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 """Ray's own environment variable for what ``--address`` says."""
 
-WRITES_RESULTS = ("sweep", "train", "pays")
+WRITES_RESULTS = ("sweep", "train", "pays", "eval")
 """Commands whose ``--output`` has a default: a directory of the job, which is gone after it."""
 
 ROOT = Path(lgd.__file__).resolve().parent.parent

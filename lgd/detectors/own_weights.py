@@ -49,17 +49,19 @@ WITHOUT_EPS = tuple(
 log = logging.getLogger(__name__)
 
 
-def load_own_weights(detector: nn.Module, settings: Detector, source: str) -> LoadReport:
+def load_own_weights(detector: nn.Module, settings: Detector, source: str, *, warn: bool = True) -> LoadReport:
     """Read ``source`` into ``detector``: all of its tensors whose names and shapes fit.
 
-    Raises InputError, one line, where the file cannot be had or read, and where it is another network's: where less
-    than half of the bottom-up network's tensors fit.
+    warn: log the layers that keep their initial values. Raises InputError, one line, where the file cannot be had or
+    read, and where it is another network's: where less than half of the bottom-up network's tensors fit.
     """
     if source == "none":
         return LoadReport(source)
     tensors, report = _match(detector, settings, source, local_path(without_query(source)))
     detector.load_state_dict(tensors, strict=False)
     log.info("%s", report)
+    if not warn:
+        return report
     if report.initial:
         log.warning("weights %s: initial values for %s", source, ", ".join(report.initial[:5]))
     if report.skipped:

@@ -1,8 +1,9 @@
 """Files of weights: reading them without running any code of theirs, and detectron2's names for their tensors.
 
 ``.pkl`` with Caffe2's names (the MSRA and FAIR models) or detectron2's; ``.pth`` with detectron2's names (a whole
-detector, such as an exported student), torchvision's, or those of Swin's original repository; ``.pth`` and
-``.safetensors`` with timm's names, which lgd/detectors/timm_weights.py reads.
+detector, such as an exported student), those of the LGD authors' code (its student alone is read), torchvision's, or
+those of Swin's original repository; ``.pth`` and ``.safetensors`` with timm's names, which
+lgd/detectors/timm_weights.py reads.
 
 Detectors here read BGR images of 0 to 255, as detectron2's do. torchvision's and Swin's weights were trained on RGB:
 the input channels of their first convolution are flipped when they are read.
@@ -29,6 +30,10 @@ from lgd.files import open_file
 __all__ = ["Format", "NamedTensors", "load_tensors", "read_named", "read_weights", "reason"]
 
 Format = Literal["none", "caffe2", "detectron2", "torchvision", "swin", "timm"]
+
+_AUTHORS = {"student.raw_backbone.": "backbone.bottom_up.", "student.fpn.": "backbone.", "student.": ""}
+"""Beginnings of the student's names in a checkpoint of the LGD authors' code, which takes the bottom-up network out of
+the FPN and keeps the FPN under two names; detectron2's in their place."""
 
 
 class NamedTensors(NamedTuple):
@@ -91,7 +96,19 @@ def _named_tensors(content: Any, named: Callable[[dict[str, Tensor], str], Named
         for name, x in model.items()
         if isinstance(x, (Tensor, np.ndarray)) and not str(name).endswith("_momentum")
     }
-    return named(tensors, str(content.get("__author__", "")))
+    return named(_without_teacher(tensors), str(content.get("__author__", "")))
+
+
+def _without_teacher(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint of the LGD authors' code the student alone, under detectron2's names; others as they are."""
+    if not any(name.startswith("student.raw_backbone.") for name in tensors):
+        return tensors
+    found = {}
+    for name, x in tensors.items():
+        start = next((x for x in _AUTHORS if name.startswith(x)), None)
+        if start is not None:
+            found[_AUTHORS[start] + name.removeprefix(start)] = x
+    return found
 
 
 def _load(path: Path) -> Any:
