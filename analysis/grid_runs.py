@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import get_args
 
-from analysis.load import Run, arm_of, changes, identity, same_data
+from analysis.load import Run, arm_of, changes, identity, same_data, trained
 from lgd.config.arms import Arm, Grid
 from lgd.config.experiment import Experiment
 from lgd.config.extra_arms import EVERY, with_extra_arms
@@ -79,7 +79,7 @@ def runs_of_grid(runs: Sequence[Run], table: str) -> GridRuns:
             continue
         if setting not in planned:
             planned[setting] = _planned(table, setting)
-        arm = planned[setting].get(identity(run.record.experiment))
+        arm = planned[setting].get(identity(trained(run.record)))
         if arm is not None:
             seeds = found.runs.setdefault(arm, {}).setdefault(setting, {})
             other = seeds.get(run.record.experiment.seed)

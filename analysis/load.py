@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from lgd.config.data_source import portable_source
+from lgd.config.data_source import COCO_2017, is_coco_2017, portable_source
 from lgd.config.experiment import NEUTRAL_KEYS, Evaluation, Experiment, difference, without_neutral_settings
 from lgd.config.extra_arms import AGAIN_SEEDS, is_again
 from lgd.config.paper import ScoreName
+from lgd.config.presets import Preset
 from lgd.errors import InputError
 from lgd.results.record import FILE, Pretraining, Record, Scores, load
 
@@ -23,7 +24,23 @@ SAME_RESULT = (*NEUTRAL_KEYS, "seed", "evaluation.")
 
 def changes(record: Record) -> tuple[str, ...]:
     """A record's overrides that may change the training."""
-    return tuple(x for x in record.overrides if not x.strip().startswith(SAME_RESULT))
+    # Wherever the paper's data lies, a bucket included, it is the paper's.
+    same = (*SAME_RESULT, "data.source") if _on_papers_coco(record) else SAME_RESULT
+    return tuple(x for x in record.overrides if not x.strip().startswith(same))
+
+
+def trained(record: Record) -> Experiment:
+    """A record's experiment, MS-COCO 2017 under the name that the paper's trainings have for it."""
+    if not _on_papers_coco(record):
+        return record.experiment
+    data = record.experiment.data.model_copy(update={"source": COCO_2017})
+    return record.experiment.model_copy(update={"data": data})
+
+
+def _on_papers_coco(record: Record) -> bool:
+    """Whether it is of the preset ``paper`` or one of the paper's trainings, on MS-COCO 2017."""
+    others = set(get_args(Preset)) - {"paper"}
+    return record.preset not in others and is_coco_2017(record.experiment.data.source, record.data)
 
 
 class Run(NamedTuple):

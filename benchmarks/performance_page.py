@@ -1,4 +1,4 @@
-"""Puts the newest committed measurements into docs/{performance,cost,method,load,drill}.md, between markers.
+"""Puts the newest committed measurements into docs/{performance,cost,method,load,drill,tables}.md, between markers.
 
 python benchmarks/performance_page.py
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evidence.first_run import NOTE
-from benchmarks import load_table, roofline_targets, speed_table
+from benchmarks import load_table, paper_hours, roofline_targets, speed_table
 from benchmarks.gpu_results import newer_sessions, newest_session, sessions
 from benchmarks.gpu_results import page as session_page
 from benchmarks.timer_spec import OURS
@@ -27,7 +27,7 @@ PROG = "benchmarks/performance_page.py"
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, COST_PAGE, METHOD_PAGE = DOCS / "performance.md", DOCS / "cost.md", DOCS / "method.md"
-LOAD_PAGE, DRILL_PAGE = DOCS / "load.md", DOCS / "drill.md"
+LOAD_PAGE, DRILL_PAGE, TABLES_PAGE = DOCS / "load.md", DOCS / "drill.md", DOCS / "tables.md"
 
 NO_LOAD = "No measurement is committed yet."
 NO_SESSION = "No session on a GPU is committed yet."
@@ -66,7 +66,8 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
     write_text(METHOD_PAGE, method)
     write_text(LOAD_PAGE, with_load(LOAD_PAGE.read_text(encoding="utf-8")))
     write_text(DRILL_PAGE, with_tables(DRILL_PAGE.read_text(encoding="utf-8"), DRILL_BLOCKS, DRILL_PAGE))
-    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}, {LOAD_PAGE}, {DRILL_PAGE}")
+    write_text(TABLES_PAGE, with_paper_hours(TABLES_PAGE.read_text(encoding="utf-8")))
+    print(f"wrote {PAGE}, {COST_PAGE}, {METHOD_PAGE}, {LOAD_PAGE}, {DRILL_PAGE}, {TABLES_PAGE}")
     return 0
 
 
@@ -81,6 +82,12 @@ def with_session(page: str, path: Path, *, details: bool = False) -> str:
     if details:
         parts = [x for one in sessions(RESULTS) for x in (f"### {one.name}\n\n{session_page(one)}", *_details(one))]
     return _with_block(page, "gpu", "\n\n".join(x.strip() for x in parts) or NO_SESSION, path)
+
+
+def with_paper_hours(page: str) -> str:
+    """``page`` with the hours of the paper's grids by the newest session, or that there is none."""
+    newest = newest_session(RESULTS)
+    return _with_block(page, "paper-hours", paper_hours.markdown(newest) if newest else NO_SESSION, TABLES_PAGE)
 
 
 def _not_shown(session: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.frame import row_dicts, typed_frame
 from analysis.grid_runs import GridRuns, mark_of, on_same_data, records_of, runs_of_grid
 from analysis.image_intervals import MatchedDetections
-from analysis.load import Run, by_seed, measured
+from analysis.load import Run, by_seed, measured, score_of
 from analysis.render import (
     MISSING,
     TextTable,
@@ -25,11 +25,18 @@ from analysis.render import (
 from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
 from lgd.config.arms import Arm
 from lgd.config.paper import SCORES, ScoreName, Training, paper
+from lgd.results.record import Record
 
 COLUMNS = (
     *("setting", "method", "metric", "reported", "reported_where", "reproduced", "difference", "seeds", "mark"),
     *("reported_gain", "gain", "gain_low", "gain_high", "pairs", "image_low", "image_high", "skipped"),
 )
+
+VOC_FIELDS: dict[ScoreName, str] = {"box_AP": "VOC_AP", "box_AP50": "VOC", "box_AP75": "VOC75"}
+"""Fields of Scores that Table 8 is filled from: the authors' code scores with detectron2's evaluator of Pascal VOC."""
+
+COCO_AP = "COCO's AP"
+"""Marks a cell of Table 8 from records of before VOC's own AP was kept."""
 
 
 def comparison(runs: Sequence[Run], table: str, *, resamples: int = 1000) -> pd.DataFrame:
@@ -38,7 +45,8 @@ def comparison(runs: Sequence[Run], table: str, *, resamples: int = 1000) -> pd.
     - ``setting``, ``method`` (text), ``metric`` (a key of paper.yaml's metrics; percent);
     - ``reported``: the paper's number; ``reported_where``: where it stands, if not in this table;
     - ``reproduced``: our mean over ``seeds`` finished runs; ``difference``: to the paper's, for its preset alone;
-    - ``mark``: what the runs are, if not the paper's setting (a preset's name, "changed" for one with overrides);
+    - ``mark``: what the runs are, if not the paper's setting (a preset's name, "changed" for one with overrides), and
+      COCO_AP where that is not what the paper reports;
     - ``reported_gain``: the paper's, over the setting's baseline; ``gain``, ``gain_low``, ``gain_high``: ours, paired
       by seed over ``pairs`` pairs, with its 95% t interval from two pairs on;
     - ``image_low``, ``image_high``: 95% bootstrap interval of the gain over images, where detections are kept
@@ -72,15 +80,18 @@ def _row(
 ) -> dict[str, Any]:
     setting = found.setting(arm.name)
     ours, base = found.runs_of(arm.name, setting), found.runs_of(arm.reference, setting)
-    values = by_seed(records_of(ours), measured(metric))
+    voc, score_mark = _voc_field(training, metric, [*records_of(ours).values(), *records_of(base).values()])
+    value_of = _student(voc) if voc else measured(metric)
+    values = by_seed(records_of(ours), value_of)
     mean = fmean(values.values()) if values else None
     reported, where = _reported(table, training, metric)
     of_baseline, _ = _reported(table, training.baseline, metric)
     is_baseline = arm.name == arm.reference
-    baseline_values = by_seed(records_of(on_same_data(ours, base)), measured(metric))
+    baseline_values = by_seed(records_of(on_same_data(ours, base)), value_of)
     gain = None if is_baseline else paired_difference(values, baseline_values)
-    images = matches.interval(ours, base, resamples) if gain and metric == "box_AP" else None
-    in_paper_setting = setting is not None and not setting.label
+    # The interval is of COCO's AP.
+    images = matches.interval(ours, base, resamples) if gain and metric == "box_AP" and not voc else None
+    in_paper_setting = setting is not None and not setting.label and not score_mark
     return {
         "setting": training.setting,
         "method": training.method_title,
@@ -90,7 +101,7 @@ def _row(
         "reproduced": mean,
         "difference": mean - reported if mean is not None and reported is not None and in_paper_setting else None,
         "seeds": len(values),
-        "mark": mark_of(setting, ours) if values else None,
+        "mark": "; ".join(x for x in (mark_of(setting, ours), score_mark) if x) if values else None,
         "reported_gain": None if is_baseline or reported is None or of_baseline is None else reported - of_baseline,
         **gain_columns(gain),
         "pairs": gain.n if gain else None,
@@ -98,6 +109,19 @@ def _row(
         "image_high": images and images[1],
         "skipped": arm.skipped or None,
     }
+
+
+def _voc_field(training: Training, metric: ScoreName, records: Sequence[Record]) -> tuple[str, str]:
+    """The field of Pascal VOC's own score, "" where it is not asked for, or these records lack it, and COCO_AP then."""
+    field = VOC_FIELDS.get(metric, "") if training.data == "voc" else ""
+    # Synthetic images in its place are scored with COCO's AP alone.
+    if not field or not any(x.experiment.data.source.startswith("voc") for x in records):
+        return "", ""
+    return ("", COCO_AP) if any(score_of(x.student, field) is None for x in records) else (field, "")
+
+
+def _student(field: str) -> Callable[[Record], float | None]:
+    return lambda record: score_of(record.student, field)
 
 
 def _reported(table: str, training: Training, metric: ScoreName) -> tuple[float | None, str | None]:
@@ -162,9 +186,14 @@ def _notes(table: str, frame: pd.DataFrame) -> list[str]:
     if known.assumed:
         given = ", ".join(dict.fromkeys(known.assumptions(x) for x in known.trainings))
         notes.append(f"Not said there of {' and '.join(known.assumed)}; taken: {given}.")
+    notes += _elsewhere(table)
     data = {x.data for x in known.trainings} - {"coco"}
     if data and {x.split(",")[0] for x in marks} & {"tiny", "small"}:
-        notes.append("Synthetic images stand in for the data set, which are not scored with mMR.")
+        notes.append("Synthetic images stand in for the data set, which are scored with COCO's AP alone.")
+    if "voc" in data:
+        notes.append("AP is Pascal VOC's own, of eleven points, mean over IoUs 0.5 to 0.95; AP50 and AP75 likewise.")
+    if any(COCO_AP in x for x in marks):
+        notes.append(f"{COCO_AP}: of 101 points, for the records are of before VOC's own was kept.")
     if "mMR" in set(frame["metric"]):
         notes.append("mMR: lower is better, and so is a gain below zero.")
     if frame["pairs"].notna().any():
@@ -176,6 +205,19 @@ def _notes(table: str, frame: pd.DataFrame) -> list[str]:
     if frame["image_low"].notna().any():
         notes.append(image_interval_note("our gain"))
     return [*notes, *skipped_notes(frame)]
+
+
+def _elsewhere(table: str) -> list[str]:
+    """The paper's numbers of the same trainings where another place has others, such as the authors' repetition."""
+    known = paper()
+    found = [
+        f"{cell.training.name} {known.metrics[cell.metric].title} {other:.1f} ({place.location})"
+        for cell in known.tables[table].cells
+        for name, place in known.tables.items()
+        if name != table and cell.value is not None and cell.metric in SCORES
+        if (other := place.value(cell.training, cell.metric)) not in (None, cell.value)
+    ]
+    return [f"Reported elsewhere: {', '.join(found)}."] if found else []
 
 
 def skipped_notes(frame: pd.DataFrame) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,29 @@ SCHEMES = (
 )
 
 COCO_FILES = "coco-files"
+
+COCO_2017 = "coco-json:datasets/coco"
+"""Where the paper's trainings look for MS-COCO 2017."""
+
+COCO_2017_COUNTS = {
+    "classes": 80,
+    "train_images": 118_287,
+    "train_objects": 849_949,
+    "val_images": 5_000,
+    "val_objects": 36_335,
+}
+"""What a record's ``data`` says of MS-COCO 2017; objects without crowds, before those are dropped that have no area."""
+
+DROPPED_OBJECTS = 20
+"""At most, of either split of MS-COCO 2017."""
+
+DATASETS_VARIABLE = "DETECTRON2_DATASETS"
+"""detectron2's: the directory that holds ``coco``, ``VOC2007`` and ``VOC2012``."""
+
+NO_COCO = (
+    f"MS-COCO is looked for in datasets/coco and ${DATASETS_VARIABLE}/coco: link it there (ln -s DIR datasets/coco),"
+    " set that variable, or say --data coco-json:DIR (docs/tables.md)"
+)
 
 
 class CocoFiles(NamedTuple):
@@ -45,23 +70,57 @@ def parse_coco_files(rest: str) -> CocoFiles:
     return CocoFiles(train, val[0] if val else None, images)
 
 
-def absolute_source(source: str) -> str:
-    """A source with its paths made absolute, so that it means the same wherever a run goes on. A URL stays.
+def located(source: str) -> str:
+    """``source``; for the paper's MS-COCO "coco", where only $DETECTRON2_DATASETS/coco holds it on this machine."""
+    elsewhere = os.environ.get(DATASETS_VARIABLE)
+    if source != COCO_2017 or not elsewhere or Path(source.partition(":")[2]).is_dir():
+        return source
+    return "coco" if (Path(elsewhere).expanduser() / "coco").is_dir() else source
 
-    Raises InputError, one line, for ``coco-files:`` with other than two or three paths.
+
+def absolute_source(source: str) -> str:
+    """A source as :func:`located`, its paths made absolute, so that it means the same wherever a run goes on.
+
+    Links are not followed: they are named after what they stand for. A URL stays. Raises InputError, one line, for
+    ``coco-files:`` with other than two or three paths.
     """
+    source = located(source)
     scheme, colon, path = source.partition(":")
     if not colon or not path or (scheme != COCO_FILES and is_url(path)):
         return source
     paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path).expanduser(),)
-    return f"{scheme}:{','.join(str(x.resolve() if isinstance(x, Path) else x) for x in paths if x)}"
+    return f"{scheme}:{','.join(str(_absolute(x) if isinstance(x, Path) else x) for x in paths if x)}"
+
+
+def _absolute(path: Path) -> Path:
+    # What lies above a link is known to the file system alone.
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def portable_source(source: str) -> str:
-    """A source with the last two parts of its paths alone, so that records of several machines compare."""
+    """A source with the last two parts of its paths alone, so that records of several machines compare.
+
+    "coco" is the paper's MS-COCO under another name.
+    """
+    if source == "coco":
+        return COCO_2017
     scheme, colon, rest = source.partition(":")
     paths = rest.split(",") if scheme == COCO_FILES else [rest]
     return f"{scheme}:{','.join('/'.join(Path(x).parts[-2:]) for x in paths)}" if colon else scheme
+
+
+def is_coco_2017(source: str, data: Mapping[str, object]) -> bool:
+    """Whether a record's data are MS-COCO 2017: by what the data set says of itself, else by the source's name.
+
+    data: its counts (:meth:`lgd.data.dataset.DataSet.summary`), where they are known.
+    """
+    counts = {key: value for key in COCO_2017_COUNTS if isinstance(value := data.get(key), int)}
+    if len(counts) < len(COCO_2017_COUNTS):
+        return portable_source(source) == COCO_2017
+    return all(
+        0 <= COCO_2017_COUNTS[key] - value <= (DROPPED_OBJECTS if "objects" in key else 0)
+        for key, value in counts.items()
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -288,11 +288,10 @@ class Experiment(Settings):
         return [x for x in assignments if not _of_other_method(current_key(split_assignment(x)[0]), found)]
 
 
-NEUTRAL_KEYS = (
-    *keys_without_effect_on_result(Experiment),
-    *keys_without_effect_on_result(FrozenTeacherMethod, "method."),
+NEUTRAL_KEYS = tuple(
+    x for of in ((Experiment, ""), (FrozenTeacherMethod, "method.")) for x in keys_without_effect_on_result(*of)
 )
-"""The settings that change no result, by dotted key; the last ones of methods with a frozen teacher alone."""
+"""The settings that change no result, by dotted key; not every method has the last ones."""
 
 
 def parse(described: Mapping[str, Any]) -> Experiment:

@@ -12,7 +12,7 @@ from lgd.config.base_method import DistillationMethod, TeacherTraining
 from lgd.config.detector import NO_WEIGHTS, Backbone, Detector, Weights
 from lgd.config.detector_source import kind_of, runs_code
 from lgd.config.schedule import Schedule
-from lgd.config.settings import AUTO_IS_NONE, NonNegative, NonNegativeInt, PositiveInt, Settings
+from lgd.config.settings import AUTO_IS_NONE, CHANGES_NO_RESULT, NonNegative, NonNegativeInt, PositiveInt, Settings
 from lgd.errors import InputError
 from lgd.files import read_file
 
@@ -59,9 +59,9 @@ class TeacherSettings(Settings):
     ``detectron2://`` model."""
     hours: Annotated[NonNegative | None, AUTO_IS_NONE] = None
     """Device-hours of the training of ``weights``, for the cost tables; None ("auto"): unknown, and marked so there."""
-    gate: bool = True
+    gate: Annotated[bool, CHANGES_NO_RESULT] = True
     """Train no student from a teacher that is no better than a plain student, or under ``floor``; off: train anyway."""
-    floor: NonNegative = 1.0
+    floor: Annotated[NonNegative, CHANGES_NO_RESULT] = 1.0
     """Box AP, percent, that the teacher must reach where the plain student's is not known."""
 
     @field_validator("detector")
@@ -84,6 +84,7 @@ class FrozenTeacherMethod(DistillationMethod):
     """A method whose student learns from a frozen detector."""
 
     teacher: TeacherSettings = TeacherSettings()
+    """The frozen detector, and how it is trained first."""
     inherit: Inherit = "none"
     """The part of the student that starts from the teacher's weights instead of random ones."""
 

@@ -67,7 +67,7 @@ NOISE_FLOOR = Grid(
 )
 
 TABLES = (
-    *("main", "teacher-based", "teacher-free"),
+    *("main", "abstract", "teacher-based", "teacher-free"),
     *("table7", "table8", "table9", "table10", "table11", "table12", "table13", "table14"),
 )
 """Tables of the paper that are grids: names in lgd/config/paper.yaml."""

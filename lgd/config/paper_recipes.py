@@ -1,7 +1,8 @@
 """The LGD paper's trainings by name, such as ``retinanet_r50_2x_ms``, and what the paper reports for each.
 
-A name says detector, backbone, schedule and scale; :func:`define` turns these into settings by the paper's rules, and
-``python -m lgd.train --show NAME`` prints the outcome whole.
+A name says detector, backbone, schedule, scale and, other than MS-COCO, the data (``retinanet_r50_18k_ms_voc``);
+:func:`define` turns these into settings by the paper's rules, and ``python -m lgd.train --show NAME`` prints the
+outcome whole.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
+from lgd.config.data_source import COCO_2017
 from lgd.config.experiment import Backbone, Data, Detector, Experiment, Schedule
 from lgd.config.method import make
 from lgd.config.paper import BACKBONES as TITLES
+from lgd.config.paper import DATA as DATA_TITLES
 from lgd.config.paper import DETECTORS, BackboneName, DataName, DetectorName, MetricName, ScaleName, ScheduleName, paper
 from lgd.errors import InputError
 
-DATA = {"coco": "coco-json:datasets/coco", "voc": "voc0712", "crowdhuman": "crowdhuman:datasets/crowdhuman"}
+DATA: dict[DataName, str] = {"coco": COCO_2017, "voc": "voc0712", "crowdhuman": "crowdhuman:datasets/crowdhuman"}
 """Where the paper's data sets are looked for."""
 
 _MSRA = "detectron2://ImageNetPretrained/MSRA/"
@@ -42,9 +45,16 @@ SCHEDULES: dict[ScheduleName, tuple[int, int, int]] = {
 }
 """Steps of 16 images, and the two after which the learning rate falls to a tenth.
 
-What we know of the paper names no schedule for Pascal VOC and CrowdHuman: 18k is detectron2's own for VOC 07+12, 30k
-about as many epochs of CrowdHuman (32) as 3x of MS-COCO, with the falls of 1x.
+What we know of the paper names no schedule for Pascal VOC and CrowdHuman: 18k has the steps of detectron2's own for
+VOC 07+12 (docs/method.md), 30k is about as many epochs of CrowdHuman (32) as 3x of MS-COCO, with the falls of
+1x.
 """
+
+OWN_SCHEDULES: dict[ScheduleName, DataName] = {"18k": "voc", "30k": "crowdhuman"}
+"""The schedules of one data set, which is in the training's name; the others are MS-COCO's."""
+
+TABLES: dict[DataName, str] = {"voc": "table8", "crowdhuman": "table9"}
+"""Where the paper's numbers on the other data sets are."""
 
 SCALES: dict[ScaleName, tuple[int, ...]] = {"ss": (800,), "ms": (640, 672, 704, 736, 768, 800)}
 """Shorter sides in training, pixels: single-scale and multi-scale."""
@@ -138,7 +148,25 @@ class Reported(NamedTuple):
         return f"{self.metric} AP {known} ({self.location})"
 
 
-_BY_NAME = {"_".join(x): x for x in itertools.product(DETECTORS, BACKBONES, SCHEDULES, SCALES)}
+class _Parts(NamedTuple):
+    """What a name says, but for the data, which follows from the schedule."""
+
+    detector: DetectorName
+    backbone: BackboneName
+    schedule: ScheduleName
+    scale: ScaleName
+
+    @property
+    def data(self) -> DataName:
+        return OWN_SCHEDULES.get(self.schedule, "coco")
+
+    @property
+    def name(self) -> str:
+        return "_".join(self if self.data == "coco" else (*self, self.data))
+
+
+_EVERY = [_Parts(*x) for x in itertools.product(DETECTORS, BACKBONES, SCHEDULES, SCALES)]
+_BY_NAME = {x.name: x for x in _EVERY}
 
 
 def _reported() -> Iterator[Reported]:
@@ -159,8 +187,7 @@ def _reported() -> Iterator[Reported]:
         yield reported._replace(location=", ".join(locations))
 
 
-_ORDER = list(_BY_NAME.values())
-REPORTED = tuple(sorted(_reported(), key=lambda x: _ORDER.index(x[:4])))
+REPORTED = tuple(sorted(_reported(), key=lambda x: _EVERY.index(_Parts(*x[:4]))))
 """Every figure on MS-COCO of the paper's tables and poster and of its code's README (see lgd/config/paper.yaml)."""
 
 
@@ -173,7 +200,9 @@ class Named:
     experiment: Experiment
     """Its settings (those with LGD)."""
     reported: tuple[Reported, ...]
-    """What is reported for it (may be none)."""
+    """What is reported for it on MS-COCO (may be none)."""
+    table: str = ""
+    """The table of the paper's numbers on other data; "" where there is none."""
 
     @property
     def command(self) -> str:
@@ -182,24 +211,40 @@ class Named:
     @property
     def head(self) -> list[str]:
         """The command that trains it and what the paper reports for it, a line each."""
-        known = [f"the paper reports {x}" for x in self.reported] or ["the paper reports nothing for this combination"]
+        elsewhere = f"what the paper reports: lgd sweep list {self.table}" if self.table else ""
+        known = [f"the paper reports {x}" for x in self.reported]
+        known = known or [elsewhere or "the paper reports nothing for this combination"]
         return [self.title, f"{self.command}    # or --method baseline", *known]
 
 
 NAMES = tuple(dict.fromkeys("_".join(x[:4]) for x in REPORTED))
-"""The experiments that a number is reported for. :func:`named` makes the other combinations just as well."""
+"""The experiments that a number on MS-COCO is reported for. :func:`named` makes the other combinations just as well."""
 
 
 def named(name: str) -> Named:
-    """The experiment DETECTOR_BACKBONE_SCHEDULE_SCALE. Raises InputError for an unknown name, with the nearest one."""
+    """The experiment DETECTOR_BACKBONE_SCHEDULE_SCALE, with _voc (schedule 18k) or _crowdhuman (30k) behind it.
+
+    Raises InputError for an unknown name, with the nearest one, and for these schedules without their data.
+    """
     if name not in _BY_NAME:
+        of_other_data = next((x for x in _EVERY if "_".join(x) == name), None)
+        if of_other_data is not None:
+            data = DATA_TITLES[of_other_data.data]
+            raise InputError(f"{name}: {of_other_data.schedule} is the schedule of {data}: say {of_other_data.name}")
         close = get_close_matches(name, [*NAMES, *_BY_NAME], n=1)
         hint = f"did you mean {close[0]!r}?" if close else "--list shows those of the paper"
         raise InputError(f"no experiment {name!r}; {hint}")
-    detector, backbone, schedule, scale = _BY_NAME[name]
+    parts = _BY_NAME[name]
+    title = f"{DETECTORS[parts.detector]} {TITLES[parts.backbone]} {parts.schedule} {parts.scale}"
+    reported = tuple(x for x in REPORTED if x[:4] == parts)
+    # Not every combination is the paper's.
+    table = TABLES.get(parts.data, "")
+    trainings = paper().tables[table].trainings if table else []
+    in_table = any((x.detector, x.backbone, x.schedule, x.scale) == parts for x in trainings)
     return Named(
         name=name,
-        title=f"{DETECTORS[detector]} {TITLES[backbone]} {schedule} {scale}",
-        experiment=define(detector, backbone, schedule, scale),
-        reported=tuple(x for x in REPORTED if x[:4] == (detector, backbone, schedule, scale)),
+        title=title if parts.data == "coco" else f"{title} {DATA_TITLES[parts.data]}",
+        experiment=define(*parts, parts.data),
+        reported=reported,
+        table=table if in_table else "",
     )

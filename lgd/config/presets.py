@@ -3,9 +3,11 @@ settings, ``finetune`` for one's own data and a trained detector."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from lgd.config import paper_recipes
+from lgd.config.data_source import located
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.experiment import (
     Backbone,
@@ -129,10 +131,16 @@ def preset(name: str) -> Experiment:
 
 
 def named_experiment(name: str) -> paper_recipes.Named:
-    """The preset ``finetune``, or one of the paper's trainings. Raises InputError for another name."""
+    """The preset ``finetune``, or one of the paper's trainings, on its data as :func:`located`.
+
+    Raises InputError for another name.
+    """
     if name == "finetune":
         return paper_recipes.Named(name, "your data, from a trained RetinaNet R-50 (docs/own-data.md)", FINETUNE, ())
-    return paper_recipes.named(name)
+    found = paper_recipes.named(name)
+    source = found.experiment.data.source
+    there = located(source)
+    return found if there == source else replace(found, experiment=found.experiment.override({"data.source": there}))
 
 
 def _trained_from_scratch(name: str, width: int, deformable: bool = False) -> Backbone:
@@ -296,4 +304,6 @@ def _method_settings(name: str, training: Training, wanted: Experiment) -> dict[
         "method.name": "fgfi",
         **settings(backbones[training.teacher or "r101"], "method.teacher.backbone."),
         "method.from_step": FGFI_STARTS[size],
+        # The paper reports students whose teacher is their equal, and a better student than its teacher.
+        **({"method.teacher.gate": False} if size == "paper" else {}),
     }

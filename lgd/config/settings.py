@@ -34,7 +34,8 @@ def auto_or_int(value: object) -> object:
 
 
 class ChangesNoResult:
-    """Metadata of a setting that changes how a training goes (how fast, where, what is logged), not its result.
+    """Metadata of a setting that changes whether or how a training goes (how fast, where, what is logged), not its
+    result.
 
     ``threads: Annotated[int, CHANGES_NO_RESULT]``; :func:`keys_without_effect_on_result` lists them.
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from lgd.config.data_source import COCO_2017, NO_COCO, portable_source
 from lgd.config.experiment import Data
 from lgd.config.presets import FINETUNE
 from lgd.data.dataset import DataSet
@@ -13,6 +16,7 @@ from lgd.data.shapes import ShapesSpec
 from lgd.data.sources import find_dataset
 from lgd.data.split import ValSplit, val_split_of
 from lgd.errors import InputError
+from lgd.storage.outputs import is_url
 
 __all__ = ["load_dataset", "register", "resolve"]
 
@@ -28,9 +32,12 @@ def load_dataset(settings: Data) -> DataSet:
     try:
         return resolve(settings.source, shapes=spec, split=val_split_of(settings))
     except InputError as error:
-        if settings.source != FINETUNE.data.source:
+        if settings.source == FINETUNE.data.source:
+            raise InputError(f"{error}: say where your data is, such as --data coco-json:DIR (docs/data.md)") from None
+        place = settings.source.partition(":")[2]
+        if portable_source(settings.source) != COCO_2017 or is_url(place) or Path(place).is_dir():
             raise
-        raise InputError(f"{error}: say where your data is, such as --data coco-json:DIR (docs/data.md)") from None
+        raise InputError(f"{error}; {NO_COCO}") from None
 
 
 def resolve(

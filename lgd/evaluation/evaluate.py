@@ -225,7 +225,7 @@ def score(dataset: DataSet, detections: Detections, *, masks: bool = False, scor
     if dataset.is_people:
         box = box.model_copy(update={"mMR": log_average_miss_rate(truth, detections)})
     if dataset.is_voc:
-        box = box.model_copy(update={"VOC": voc_ap(truth, detections, eleven_points=dataset.is_voc_2007)})
+        box = box.model_copy(update=voc_ap(truth, detections, eleven_points=dataset.is_voc_2007))
     return Evaluated(box, _scores(dataset, *coco_ap(truth, detections, "segm", scorer)) if masks else None)
 
 

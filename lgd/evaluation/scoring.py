@@ -23,9 +23,13 @@ Scorer = Literal["auto", "pycocotools", "hotcoco"]
 Truth = dict[str, Any]
 Detections = list[dict[str, Any]]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 FPPI = np.logspace(-2, 0, 9)
 """False positives per image at which MR^-2 is read (Dollár et al., PAMI 2012, section 3.1)."""
+
+VOC_IOUS = tuple(x / 100 for x in range(50, 100, 5))
+"""The IoUs of detectron2's PascalVOCDetectionEvaluator (T of the suffixes below; D detections, N objects)."""
 
 
 def coco_ap(
@@ -86,11 +90,13 @@ def _percent(value: float) -> float | None:
     return None if value < 0 else 100 * float(value)
 
 
-def voc_ap(truth: Truth, detections: Detections, *, eleven_points: bool) -> float | None:
-    """Pascal VOC's AP at an IoU above 0.5, mean over the classes that have objects, in percent; None without any.
+def voc_ap(truth: Truth, detections: Detections, *, eleven_points: bool) -> dict[str, float | None]:
+    """Pascal VOC's AP of boxes, as detectron2's PascalVOCDetectionEvaluator has it: fields of Scores.
 
-    Difficult objects, which are crowds in ``truth``, count neither when they are found nor when they are not.
-    eleven_points: VOC 2007's interpolation; since 2010 the area under the curve.
+    ``VOC`` and ``VOC75`` above an IoU of 0.5 and 0.75, ``VOC_AP`` the mean of those above :data:`VOC_IOUS`; means over
+    the classes that have objects, in percent, None without any. Difficult objects, which are crowds in ``truth``, count
+    neither when they are found nor when they are not. eleven_points: VOC 2007's interpolation; since 2010 the area
+    under the curve.
     """
     objects, found = _group(truth["annotations"]), _group(detections)
     values = []
@@ -99,12 +105,17 @@ def voc_ap(truth: Truth, detections: Detections, *, eleven_points: bool) -> floa
         total = sum(not x["iscrowd"] for boxes in mine.values() for x in boxes)
         if not total:
             continue
-        marks: list[tuple[float, int]] = []
-        for (image, number), candidates in found.items():
-            if number == category:
-                marks += _voc_marks(mine.get(image, []), candidates)
-        values.append(_area(marks, total, eleven_points))
-    return 100 * float(np.mean(values)) if values else None
+        candidates = {image: boxes for (image, number), boxes in found.items() if number == category}
+        marks = [_voc_marks(mine.get(image, []), boxes) for image, boxes in candidates.items()]
+        scores_D = np.concatenate([np.zeros(0), *(scores for scores, _ in marks)])
+        hits_TD = np.concatenate([np.zeros((len(VOC_IOUS), 0), int), *(hits for _, hits in marks)], axis=1)
+        order = np.argsort(-scores_D, kind="stable")
+        values.append([_area(hits_D, total, eleven_points) for hits_D in hits_TD[:, order]])
+    if not values:
+        return {"VOC": None, "VOC75": None, "VOC_AP": None}
+    means = 100 * np.mean(values, axis=0)
+    at = dict(zip(VOC_IOUS, means, strict=True))
+    return {"VOC": float(at[0.5]), "VOC75": float(at[0.75]), "VOC_AP": float(means.mean())}
 
 
 def _group(entries: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
@@ -115,27 +126,29 @@ def _group(entries: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str
     return groups
 
 
-def _voc_marks(objects: list[dict[str, Any]], detections: Detections) -> list[tuple[float, int]]:
-    """(score, 1 for found or 0 for false) of an image's detections of a class; those of difficult objects left out.
+def _voc_marks(objects: list[dict[str, Any]], detections: Detections) -> tuple[Floats, Ints]:
+    """Scores (D,) of an image's detections of a class, falling, and what they are above each of VOC_IOUS (T, D): 1 for
+    found, 0 for false, -1 for a difficult object's, which does not count.
 
     A detection belongs to the object that it overlaps most, whether or not another has found that one before.
     """
     ordered = sorted(detections, key=lambda x: -x["score"])
-    overlaps = _overlaps(ordered, objects)[0]
-    taken, marks = set(), []
-    for detection, row in zip(ordered, overlaps, strict=True):
-        best = int(row.argmax()) if len(row) else -1
-        if best < 0 or row[best] <= 0.5:
-            marks.append((detection["score"], 0))
-        elif not objects[best]["iscrowd"]:
-            marks.append((detection["score"], int(best not in taken)))
-            taken.add(best)
-    return marks
+    scores_D = np.array([x["score"] for x in ordered], float)
+    hits_TD = np.zeros((len(VOC_IOUS), len(ordered)), int)
+    if objects:
+        overlaps_DN = _overlaps(ordered, objects)[0]
+        best_D, overlap_D = overlaps_DN.argmax(axis=1), overlaps_DN.max(axis=1)
+        difficult_D = np.array([bool(x["iscrowd"]) for x in objects])[best_D]
+        for hits_D, iou in zip(hits_TD, VOC_IOUS, strict=True):
+            hits_D[(overlap_D > iou) & difficult_D] = -1
+            matched = np.flatnonzero((overlap_D > iou) & ~difficult_D)
+            hits_D[matched[np.unique(best_D[matched], return_index=True)[1]]] = 1
+    return scores_D, hits_TD
 
 
-def _area(marks: list[tuple[float, int]], total: int, eleven_points: bool) -> float:
-    ordered = sorted(marks, key=lambda x: -x[0])
-    hits = np.cumsum([hit for _, hit in ordered])
+def _area(hits_D: Ints, total: int, eleven_points: bool) -> float:
+    """AP from what the detections are, by falling score, and the number of objects to be found."""
+    hits = np.cumsum(hits_D[hits_D >= 0])
     recall, precision = hits / total, hits / np.arange(1, len(hits) + 1)
     if eleven_points:
         # The thresholds as the devkit makes them, rounding and all.

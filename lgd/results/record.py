@@ -65,6 +65,10 @@ class Scores(Settings):
     """Log-average miss rate MR^-2 in percent, lower is better, of boxes where person is the only class."""
     VOC: Number | None = None
     """Pascal VOC's own mean AP at IoU 0.5 in percent, of boxes of VOC data (see lgd/evaluation/scoring.py)."""
+    VOC75: Number | None = None
+    """The same at IoU 0.75. None in records from before it was kept, as ``VOC_AP``."""
+    VOC_AP: Number | None = None
+    """The same, mean over the IoUs 0.5 to 0.95."""
     per_class: dict[str, Number | None] = Field(default_factory=dict)
     """AP by class name, percent; names that repeat have their category's id behind them."""
 

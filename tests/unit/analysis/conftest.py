@@ -64,6 +64,13 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def plain_directory(tmp_path: Path) -> Path:
+    """The same without extra arms: nothing of equal cost was asked for."""
+    describe("components", "nano", seeds=5).write(tmp_path)
+    return tmp_path
+
+
 QUICK = [
     "schedule.steps=6", "schedule.warmup_steps=2", "schedule.batch=2", "method.from_step=1",
     "method.teacher.gate=false",

@@ -306,9 +306,12 @@ def test_what_changes_no_result_is_the_same_training() -> None:
         "threads": 7, "device": "cpu", "data.workers": 3, "checkpoint.every": 9, "checkpoint.keep": 5, "log": ["wandb"],
         "memory_format": "contiguous", "compile": True, "evaluation.every": 5, "evaluation.teacher": True, "seed": 4,
     }  # fmt: skip
-    assert set(NEUTRAL_KEYS) <= others.keys()
+    of_teacher = {"method.teacher.gate": False, "method.teacher.floor": 9.0}
+    assert set(NEUTRAL_KEYS) <= others.keys() | of_teacher.keys()
     for key, value in others.items():
         assert identity(Experiment().override({key: value})) == identity(Experiment()), key
+    with_teacher = Experiment().override({"method.name": "fgfi"})
+    assert identity(with_teacher.override(of_teacher)) == identity(with_teacher)
     assert identity(Experiment().override({"precision": "bf16"})) != identity(Experiment())
 
 

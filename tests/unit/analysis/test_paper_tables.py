@@ -18,7 +18,7 @@ import pytest
 from analysis.frame import row_dicts
 from analysis.image_intervals import annotations_of
 from analysis.load import Run, load_runs
-from analysis.noise_floor import noise_floor, sentences
+from analysis.noise_floor import noise_floor, noise_floor_text, sentences
 from analysis.table_builders.build import build
 from analysis.table_builders.frontier import frontier
 from analysis.table_builders.paper_costs import costs
@@ -203,6 +203,9 @@ def test_noise_floor(make_record: Callable[..., Record]) -> None:
     assert line.startswith("Between 4 seeds of one training AP has a standard deviation of 0.65 points. Were two arms")
     # t(4, 0.975) = 2.776.
     assert line.endswith(f"±{2.776445 * stdev(values) * (2 / 5) ** 0.5:.2f} points.")
+    # A difference as large as its interval's half is found more often than missed, of few seeds most.
+    (note,) = noise_floor_text(frame).notes[:1]
+    assert note.endswith("a true gain of that size is found in 61, 56, 52% of the cases.")
     # It is what the terminal says of such a sweep.
     records = [_run(t, ap, "nano").record for t, ap in zip(trials, values, strict=True)]
     of_grid = [x.model_copy(update={"grid": "noise-floor"}) for x in records]

@@ -19,10 +19,12 @@ from benchmarks.performance_page import (
     METHOD_PAGE,
     PAGE,
     RESULTS,
+    TABLES_PAGE,
     begin_marker,
     newest_load,
     with_fast_losses,
     with_load,
+    with_paper_hours,
     with_roofline_targets,
     with_session,
     with_tables,
@@ -46,6 +48,23 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     assert with_load(load) == load
     cost = COST_PAGE.read_text(encoding="utf-8")
     assert with_session(cost, COST_PAGE) == cost
+    tables = TABLES_PAGE.read_text(encoding="utf-8")
+    assert with_paper_hours(tables) == tables
+
+
+def test_hours_of_the_papers_grids_are_steps_times_what_a_step_takes() -> None:
+    """Of those alone that were measured: of table7 LabelEnc was not, and FGFI in bfloat16 only."""
+    session = newest_session(RESULTS)
+    assert session is not None
+    frame = pd.read_csv(session / "speed-retinanet" / "speed.csv")
+    ms = frame.groupby(["arm", "side"])["median_ms"].median()
+    fp32 = [ms[arm, "ours fp32"] for arm in ("baseline", "LGD")]
+    bf16 = [ms[arm, "ours bf16"] for arm in ("baseline", "LGD", "FGFI", "FGFI's teacher in training")]
+    hours = [f"{sum(x) * 180_000 / 3.6e6:.0f}" for x in (fp32, bf16)]
+    row = next(x for x in TABLES_PAGE.read_text(encoding="utf-8").splitlines() if x.startswith("| table7 "))
+    assert [x.strip() for x in row.strip("|").split("|")] == [
+        *("table7", "4", "0.72", f"{hours[0]} (2)", f"{hours[1]} (3)")
+    ]
 
 
 def test_the_load_page_shows_every_curve() -> None:

@@ -149,11 +149,17 @@ def test_a_single_value_is_a_list_of_one() -> None:
 
 def test_every_setting_that_changes_no_result_is_marked_at_its_field() -> None:
     assert NEUTRAL_KEYS == (
-        "data.workers", "checkpoint.every", "checkpoint.keep", "log", "device", "threads", "memory_format", "compile"
+        "data.workers", "checkpoint.every", "checkpoint.keep", "log", "device", "threads", "memory_format", "compile",
+        "method.teacher.gate", "method.teacher.floor",
     )  # fmt: skip
     changed = NANO.override(["data.workers=3", "checkpoint.keep=5", "log=wandb", "compile=true", "threads=7"])
     assert without_neutral_settings(changed) == without_neutral_settings(NANO)
     assert difference(changed, NANO) == ""
+    pkd = NANO.override(["method.name=pkd"])
+    ungated = pkd.override(["method.teacher.gate=off", "method.teacher.floor=7"])
+    assert without_neutral_settings(ungated) == without_neutral_settings(pkd)
+    assert difference(ungated, pkd) == ""
+    assert "method.teacher.seed is 1" in difference(pkd.override(["method.teacher.seed=1"]), pkd)
     assert "seed is 1 there and 0 here" in difference(NANO.override(["seed=1"]), NANO)
 
 

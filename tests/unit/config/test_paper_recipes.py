@@ -15,7 +15,7 @@ import torch
 
 from lgd.config.experiment import Experiment, settings
 from lgd.config.paper import paper
-from lgd.config.paper_recipes import NAMES, REPORTED, named
+from lgd.config.paper_recipes import DATA, NAMES, REPORTED, define, named
 from lgd.config.presets import PAPER, PAPER_TABLES_AT, Preset, at_preset, preset
 from lgd.detectors import build_detector
 from lgd.detectors.weights import load_weights
@@ -118,6 +118,26 @@ def test_other_combinations_have_names_too() -> None:
     assert "reports nothing" in other.head[-1]
     with pytest.raises(InputError, match="did you mean 'retinanet_r50_2x_ms'"):
         named("retinanet_r50_2xms")
+
+
+def test_tables_8_and_9_have_names_with_their_data() -> None:
+    for table, schedule in (("table8", "18k"), ("table9", "30k")):
+        for x in paper().tables[table].trainings:
+            chosen = named(f"{x.detector}_{x.backbone}_{x.schedule}_{x.scale}_{x.data}")
+            assert x.schedule == schedule
+            assert chosen.experiment == define(x.detector, x.backbone, x.schedule, x.scale, x.data)
+            assert chosen.experiment.data.source == DATA[x.data]
+            assert chosen.head[-1] == f"what the paper reports: lgd sweep list {table}"
+    assert "reports nothing" in named("fcos_r101_18k_ms_voc").head[-1]
+    with pytest.raises(InputError) as caught:
+        named("faster_rcnn_r50_18k_ms")
+    assert str(caught.value) == (
+        "faster_rcnn_r50_18k_ms: 18k is the schedule of Pascal VOC: say faster_rcnn_r50_18k_ms_voc"
+    )
+    with pytest.raises(InputError, match="say retinanet_r50_30k_ss_crowdhuman"):
+        named("retinanet_r50_30k_ss")
+    with pytest.raises(InputError, match="no experiment 'retinanet_r50_2x_ms_voc'; did you mean"):
+        named("retinanet_r50_2x_ms_voc")
 
 
 # ------------------------------------------------------------------------------------------------ linear scaling rule
@@ -293,6 +313,7 @@ def test_a_failed_training_leaves_its_record_and_runs_again(
         (["retinanet_r50_2x_ms", "--method", "lgd", "--set", "schedule.step=3"], "did you mean 'schedule.steps'"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--set", "schedule.accumulate=3"], "does not split"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--data", "coco-json:/nowhere"], "/nowhere"),
+        (["retinanet_r50_30k_ms", "--method", "lgd"], "30k is the schedule of CrowdHuman"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--data", "voc2031"], "voc2031"),
         (["retinanet_r50_2x_ms", "--method", "lgd", "--set", "method.name=baseline"], "contradicts --method lgd"),
         (["finetune", "--method", "lgd", "--data", "coco-json:/nowhere"], "/nowhere"),

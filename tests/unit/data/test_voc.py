@@ -10,7 +10,8 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from lgd.data.catalog import resolve
+from lgd.config.presets import PAPER
+from lgd.data.catalog import load_dataset, resolve
 from lgd.data.dataset import DataSet
 from lgd.data.layout import Problem
 from lgd.errors import InputError
@@ -276,3 +277,26 @@ def test_missing_files_of_crowdhuman(tmp_path: Path) -> None:
     (root / "Images").rename(root / "images of it")
     with pytest.raises(InputError, match="neither Images nor Images_train"):
         found("crowdhuman", root)
+
+
+def test_a_missing_coco_says_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_dataset(PAPER.data)
+    assert str(caught.value) == (
+        f"data directory {tmp_path}/datasets/coco does not exist; MS-COCO is looked for in datasets/coco and"
+        " $DETECTRON2_DATASETS/coco: link it there (ln -s DIR datasets/coco), set that variable, or say --data"
+        " coco-json:DIR (docs/tables.md)"
+    )
+    for source, words in (
+        ("coco-json:mine", f"{tmp_path}/mine does not exist"),
+        ("coco-json:data", "say where your data"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_dataset(PAPER.data.model_copy(update={"source": source}))
+        assert words in str(caught.value)
+        assert "MS-COCO" not in str(caught.value)
+    (tmp_path / "datasets" / "coco").mkdir(parents=True)
+    with pytest.raises(InputError, match="no annotations in") as caught:
+        load_dataset(PAPER.data)
+    assert "MS-COCO" not in str(caught.value)

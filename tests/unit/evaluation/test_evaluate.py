@@ -132,6 +132,12 @@ def test_voc_has_its_own_ap_beside_cocos(tmp_path: Path) -> None:
     # Both are of an IoU of a half; they differ in where they look at the curve.
     assert abs(box.VOC - box.AP50) < 5
     assert 20 < box.VOC < 100
+    assert box.VOC75 is not None
+    assert box.VOC_AP is not None
+    assert box.AP is not None
+    assert box.VOC_AP < box.VOC
+    assert box.VOC75 <= box.VOC
+    assert abs(box.VOC_AP - box.AP) < 5
     assert box.mMR is None
 
 

@@ -175,19 +175,13 @@ def test_voc_ap_equals_detectron2s(tmp_path: Path, seed: int, eleven_points: boo
             for x in mine
         ]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-        expected.append(
-            voc_eval(
-                str(tmp_path / "{}.txt"),
-                str(tmp_path / "Annotations/{}.xml"),
-                str(tmp_path / "ImageSets/Main/test.txt"),
-                name,
-                use_07_metric=eleven_points,
-            )[2]
-        )
+        files = [str(tmp_path / x) for x in ("{}.txt", "Annotations/{}.xml", "ImageSets/Main/test.txt")]
+        # As their PascalVOCDetectionEvaluator calls it.
+        expected.append([voc_eval(*files, name, x / 100, eleven_points)[2] for x in range(50, 100, 5)])
     found = voc_ap(truth, detections, eleven_points=eleven_points)
-    assert found == pytest.approx(100 * np.mean(expected), rel=1e-9)
-    assert found is not None
-    assert 1 < found < 99
+    means = 100 * np.mean(expected, axis=0)
+    assert found == pytest.approx({"VOC": means[0], "VOC75": means[5], "VOC_AP": means.mean()}, rel=1e-9)
+    assert 1 < means.mean() < means[0] < 99
 
 
 def people(objects: dict[int, list[Box]], ignored: dict[int, list[Box]], images: int = 10) -> dict[str, Any]:
@@ -214,9 +208,14 @@ A, B, FAR = (0.0, 0.0, 10.0, 20.0), (20.0, 0.0, 10.0, 20.0), (60.0, 60.0, 10.0, 
 @pytest.mark.parametrize("eleven_points", [False, True])
 def test_voc_by_hand(eleven_points: bool) -> None:
     def ap(truth: dict[str, Any], found: list[dict[str, Any]]) -> float | None:
-        return voc_ap(truth, found, eleven_points=eleven_points)
+        return voc_ap(truth, found, eleven_points=eleven_points)["VOC"]
 
     truth = people({0: [A, B]}, {})
+    # An overlap of 0.8: above six of the ten thresholds, for it has to be above.
+    near = (0.0, 0.0, 10.0, 16.0)
+    assert voc_ap(people({0: [A]}, {}), [hit(0, near, 0.9)], eleven_points=eleven_points) == pytest.approx(
+        {"VOC": 100, "VOC75": 100, "VOC_AP": 60}
+    )
     assert ap(truth, []) == 0
     assert ap(truth, [hit(0, A, 0.9), hit(0, B, 0.8)]) == pytest.approx(100)
     # Recall 1/2 at precision 1, then 1 at 2/3: the one found twice is false.
@@ -225,6 +224,11 @@ def test_voc_by_hand(eleven_points: bool) -> None:
     # What is found of a difficult object does not count.
     assert ap(people({0: [A]}, {0: [B]}), [hit(0, B, 0.9), hit(0, A, 0.8)]) == pytest.approx(100)
     assert ap(people({}, {0: [B]}), [hit(0, B, 0.9)]) is None
+    # Of what is found twice only the first is, by the score; at 0.75 the second one is the first.
+    far = (0.0, 0.0, 10.0, 13.0)
+    found = voc_ap(people({0: [A]}, {}), [hit(0, near, 0.8), hit(0, far, 0.9)], eleven_points=eleven_points)
+    assert found["VOC"] == pytest.approx(100)
+    assert found["VOC75"] == pytest.approx(50)
 
 
 # --------------------------------------------------------------------------------------------------- miss rate

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.load import identity
 from lgd.config.experiment import Experiment
 from lgd.config.frozen_teacher import exported_detector
+from lgd.config.grids import experiment_of, grid
+from lgd.config.paper import paper
+from lgd.config.presets import PAPER, preset
 from lgd.errors import InputError
 from lgd.results.record import Pretraining, Record, Scores
 from lgd.training import given_teacher
@@ -66,6 +70,24 @@ def test_a_better_teacher_passes() -> None:
     ban = quick_experiment(method__name="ban")
     assert check_teacher(ban, _teacher(19.0), 20.0).gate == "passed"
     assert check_teacher(quick_experiment(method__name="labelenc"), _teacher(None), 20.0).gate == ""
+
+
+def test_the_papers_own_rows_are_trained_whatever_their_teachers_reach() -> None:
+    """Three of FGFI's six in the paper's table have a teacher that is the student's equal, or less."""
+    table, gates = paper().tables["teacher-based"], []
+    for arm in (x for x in grid("teacher-based", "paper").arms if x.training and x.training.method == "fgfi"):
+        assert arm.training is not None
+        experiment = experiment_of(arm, PAPER, [])
+        own = arm.training.baseline
+        reached = table.value(own.model_copy(update={"backbone": arm.training.teacher}), "box_AP")
+        gates.append(check_teacher(experiment, _teacher(reached), table.value(own, "box_AP")).gate)
+        gated = experiment_of(arm, PAPER, ["method.teacher.gate=on"])
+        assert gated.method.teacher.gate
+        assert identity(gated) == identity(experiment), "the same training"
+    assert gates == ["passed", "passed", "overruled", "passed", "overruled", "overruled"]
+    for size in ("nano", "tiny", "small"):
+        arm = next(x for x in grid("teacher-based", size).arms if x.training and x.training.method == "fgfi")
+        assert experiment_of(arm, preset(size), []).method.teacher.gate
 
 
 def test_the_plain_student_is_the_mean_of_the_baselines_of_the_same_detector_data_and_schedule(tmp_path: Path) -> None:
