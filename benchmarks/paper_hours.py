@@ -11,7 +11,7 @@ from analysis.render import MISSING, pipe_table
 from benchmarks.speed import BASELINE, FGFI, LGD, PRECISIONS, TEACHER
 from benchmarks.timer_spec import OURS
 from lgd.config.grids import TABLES, grid
-from lgd.config.paper import Training
+from lgd.config.paper import COCO_BATCH_ASPECT, Training
 from lgd.config.paper_recipes import BACKBONES, SCALES, SCHEDULES
 
 ARMS = {"baseline": (BASELINE,), "lgd": (LGD,), "fgfi": (FGFI, TEACHER)}
@@ -23,7 +23,7 @@ StepTimes = Mapping[tuple[str, str, str], float]
 
 def markdown(session: Path) -> str:
     """A row a grid: its trainings of one seed, and the hours of those whose steps the session measured."""
-    times, gpu = _step_times(session)
+    times, gpu, (height, width) = _step_times(session)
     rows = []
     for name in TABLES:
         trainings = [arm.training for arm in grid(name, "paper").arms if arm.training and not arm.skipped]
@@ -35,13 +35,25 @@ def markdown(session: Path) -> str:
         f"- One seed, on {gpu.removeprefix('1 x ')}: `{session.name}`, steps of 16 images with a shorter side of"
         f" {max(SCALES['ms'])}, as if every data set were MS-COCO; FGFI with its R-101 teacher's training. The paper's"
         " precision is fp32.",
+        *_note_on_size(height, width),
         "- Not measured, and not in the hours: other backbones and detectors, the other methods, evaluations, loading.",
     ]
     return "\n".join([pipe_table(header, rows), "", *notes])
 
 
-def _step_times(session: Path) -> tuple[StepTimes, str]:
-    """Medians over the rounds of the project's own steps at the paper's size and backbone, and the GPU."""
+def _note_on_size(height: int, width: int) -> list[str]:
+    pixels = COCO_BATCH_ASPECT * height / width
+    if pixels <= 1:
+        return []
+    return [
+        f"- The images were {height} x {width}; batches of MS-COCO are padded to about {pixels:.2f} times as many pixels,"
+        " and take longer by about as much."
+    ]
+
+
+def _step_times(session: Path) -> tuple[StepTimes, str, tuple[int, int]]:
+    """Medians over the rounds of the project's own steps at the paper's size and backbone, the GPU, and the images'
+    height and width in pixels."""
     frame = pd.concat([pd.read_csv(x) for x in sorted(session.glob("speed-*/speed.csv"))])
     frame = frame[(frame["height"] == max(SCALES["ms"])) & (frame["backbone"] == BACKBONES["r50"].name)]
     found: dict[tuple[str, str, str], float] = {}
@@ -49,7 +61,8 @@ def _step_times(session: Path) -> tuple[StepTimes, str]:
         own = frame[frame["side"] == f"{OURS} {precision}"]
         for (detector, arm), rows in own.groupby(["detector", "arm"]):
             found[str(detector), str(arm), precision] = float(rows["median_ms"].median())
-    return found, str(frame["gpu"].iloc[0])
+    first = frame.iloc[0]
+    return found, str(first["gpu"]), (int(first["height"]), int(first["width"]))
 
 
 def _hours(training: Training, times: StepTimes, precision: str) -> float | None:
