@@ -46,8 +46,8 @@ def _note_on_size(height: int, width: int) -> list[str]:
     if pixels <= 1:
         return []
     return [
-        f"- The images were {height} x {width}; batches of MS-COCO are padded to about {pixels:.2f} times as many pixels,"
-        " and take longer by about as much."
+        f"- The images were {height} x {width}; batches of MS-COCO are padded to about {pixels:.2f} times as many"
+        " pixels, and take longer by about as much."
     ]
 
 
