@@ -15,7 +15,6 @@ from ablations.plan_checks import (
     MOST_TRIALS,
     check_bigger,
     check_extra,
-    check_not_searched,
     check_number,
     check_numbers,
     check_question,
@@ -94,7 +93,6 @@ def describe(
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
-        check_not_searched(overrides)
     of_data = {"data.source": (f"--data {data}", data)} if data else None
     check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], of_data)
     base = preset(size)

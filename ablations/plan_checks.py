@@ -6,21 +6,13 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
-from ablations.search.search_space import SEARCHED
 from lgd.config.arms import Arm, Grid
-from lgd.config.experiment import Experiment, split_assignment
+from lgd.config.experiment import Experiment
 from lgd.config.extra_arms import ExtraArms, is_bigger, questioned
 from lgd.errors import InputError
 
 MOST_TRIALS = 10_000
 """Most trials of a sweep or samples of a search; more are refused as a typing error."""
-
-
-def check_not_searched(overrides: Sequence[str]) -> None:
-    """Raise InputError for an assignment (``key=value``) of what a search chooses itself."""
-    for assignment in overrides:
-        if split_assignment(assignment)[0] in SEARCHED:
-            raise InputError(f"--set {assignment}: a search chooses this itself; leave it out")
 
 
 def check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str]) -> None:

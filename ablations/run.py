@@ -16,6 +16,7 @@ from lgd.signals import exit_on_interrupt
 
 with exit_on_interrupt():
     from ablations import sweep_command
+    from ablations.search.options import add_search
     from lgd.cli import Parser, exit_status
     from lgd.errors import InputError
     from lgd.storage.outputs import input_option, output_option
@@ -32,7 +33,8 @@ DATA_OPTIONS = ("data", "train_json", "val_json", "images")
 SWEEP_OPTIONS = (
     *DATA_OPTIONS, "detector", "detector_set", "val_fraction", "split_seed", "resplit", "preset", "seeds", "arms",
     "overrides", "output",
-    "objectives", "early_stop", "study", "study_name", "equal_cost", "a_a", "min_gain", "until_decided", "max_seeds",
+    "objectives", "early_stop", "search_space", "study", "study_name", "equal_cost", "a_a", "min_gain", "until_decided",
+    "max_seeds",
 )  # fmt: skip
 """Options that a results directory knows."""
 
@@ -64,7 +66,7 @@ def parser() -> Parser:
     which.add_argument("--status", type=input_option, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
-        sweep_command.add_arms, sweep_command.add_questions, sweep_command.add_search, sweep_command.add_placement,
+        sweep_command.add_arms, sweep_command.add_questions, add_search, sweep_command.add_placement,
         sweep_command.add_budget, sweep_command.add_cost, sweep_command.add_confirmations,
     ):  # fmt: skip
         add(whole)
@@ -89,9 +91,12 @@ def subcommand_of(options: argparse.Namespace) -> str:
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")
     elif not options.search and any(
-        (options.samples is not None, options.objectives, options.early_stop, options.study, options.study_name)
-    ):
-        raise InputError("--samples, --objectives, --early-stop and --study need --search optuna: a grid runs whole")
+        (options.samples is not None, options.objectives, options.early_stop, options.search_space, options.study,
+         options.study_name)
+    ):  # fmt: skip
+        raise InputError(
+            "--samples, --objectives, --early-stop, --search-space and --study need --search optuna: a grid runs whole"
+        )
     if options.status:
         return "status"
     if not options.plan:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablations.search.options import add_search, print_space, search_options
 from lgd.cli import Parser, examples, exit_status
 from lgd.config.data_source import add_data_arguments, source_of, split_overrides
 from lgd.config.detector_options import add_detector_arguments, detector_overrides
@@ -115,7 +116,7 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--arms", metavar="A,B", help="only these arms, e.g. baseline,LGD")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="change a setting of every arm, e.g. schedule.steps=100; may be given several times",
+        help="change a setting, e.g. schedule.steps=100 (repeatable)",
     )  # fmt: skip
     where = "directory or URL (default: results/GRID-PRESET)"
     group.add_argument("--output", type=output_option, metavar="DIR", help=where)
@@ -145,15 +146,6 @@ def _equal_cost(text: str) -> tuple[EqualCost, ...]:
     if not set(wanted) <= set(EQUAL_COST):
         raise argparse.ArgumentTypeError(f"{text}: {', '.join(EQUAL_COST)}, or both with a comma between")
     return tuple(x for x in EQUAL_COST if x in wanted)
-
-
-def add_search(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the search")
-    group.add_argument("--samples", type=int, metavar="N", help="trials in the results directory (default: 20)")
-    group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
-    group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
-    group.add_argument("--study", metavar="URL", help="place of Optuna's study, if elsewhere")
-    group.add_argument("--study-name", metavar="NAME", help="its name there (default: lgd)")
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +252,7 @@ def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> 
     for note in (search_note(spec, options.arms), detector_note(spec, options.arms)):
         if note:
             print(note)
+    print_space(spec)
     directory: Path = options.output or Path("results") / spec.label
     fetch_records(directory)
     return merge(spec, directory), directory
@@ -283,15 +276,6 @@ def _questions_of(options: argparse.Namespace, *, search: bool) -> dict[str, Any
     }
 
 
-def search_options(options: argparse.Namespace) -> SearchSpec:
-    """The search that the options describe."""
-    from ablations.plan import search_spec
-
-    objectives = [x.strip() for x in (options.objectives or "AP").split(",")]
-    samples = 20 if options.samples is None else options.samples
-    return search_spec(samples, objectives, options.early_stop, options.study, options.study_name)
-
-
 def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
     """The sweep of a results directory. Its data may lie elsewhere now, and its search go on.
 
@@ -309,6 +293,7 @@ def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
         spec = with_data_at(spec, options.data)
     if options.samples is not None:
         spec = with_samples(spec, options.samples, directory)
+    print_space(spec)
     return spec
 
 

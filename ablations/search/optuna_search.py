@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -21,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablations.damaged import read
 from ablations.plan import search_base
-from ablations.search.search_space import OBJECTIVES, objectives, suggest
+from ablations.search.search_space import OBJECTIVES, SearchSpace, objectives, space_of, suggest
+from ablations.search.study_file import check_file, check_journal
 from ablations.search.study_place import StudyUnreachableError
 from ablations.search.study_storage import (
     OWNER,
@@ -29,17 +28,16 @@ from ablations.search.study_storage import (
     SharedStudy,
     check_settings,
     cut_off_half_line,
-    damaged_line,
     find_study,
     heartbeats,
     one_line,
     patiently,
     storage_of,
 )  # fmt: skip
+from ablations.search.tell import Curve, curve_of, curve_so_far, tell
 from ablations.trial_config import STOP_FILE, TrialConfig
 from lgd.config.data_source import portable_source
 from lgd.config.experiment import Experiment, without_neutral_settings
-from lgd.errors import InputError
 from lgd.files import write_text
 from lgd.results.record import FILE, Record
 from lgd.results.sweep_spec import SEARCHED, STUDY, SweepSpec, goal
@@ -78,6 +76,7 @@ class Search:
     it."""
     name: str = STUDY
     """Of the study."""
+    space: SearchSpace = field(default_factory=SearchSpace)
 
     @contextlib.contextmanager
     def opened(
@@ -85,7 +84,7 @@ class Search:
     ) -> Iterator[tuple[Searcher, TrialScheduler | None, int]]:
         """Tune's searcher and scheduler (None without), and how many samples are still to be run.
 
-        What an interrupted search left half done is proposed again first, and goes on from its checkpoint. base: the
+        What an interrupted search left half done is proposed first, and goes on from its checkpoint. base: the
         base experiment as it travels to a worker. stopped: whether the sweep is to stop; then a study elsewhere that
         does not answer is waited for no longer. Raises StudyUnreachableError in the end where it did not answer.
         """
@@ -95,46 +94,43 @@ class Search:
         with self._one_line():
             self._skip_used_names(study)
         names = TrialNames(study)
-        unfinished = self._settle(study, names, stopped)
+        trials = self._settle(study, names, stopped)
+        curves = {x.number: curve_so_far(self._directory(names, x)) for x in trials}
+        scheduler = self._scheduler({names.of(x.params): curves[x.number] for x in trials})
         left = self.left()
         with quiet_optuna():
             storage = self._storage()
         shared = SharedStudy(self.place, study, storage, self._owner(), stopped) if self.place else None
+        if shared:
+            shared.unfinished |= {x._trial_id for x in trials}
         # Of drivers that begin at once each is to draw others.
         apart = zlib.crc32(self._owner().encode()) if shared else 0
-        with quiet_optuna(), heartbeats(storage, lambda: [*shared.running.values()] if shared else []):
+        with quiet_optuna(), heartbeats(storage, lambda: shared.alive if shared else []):
             with self._one_line():
                 # A resumed search has all earlier trials to learn from, and must not draw theirs again.
                 seed = (self.seed + len(study.get_trials(deepcopy=False)) + apart) % 2**32
-                searcher = searcher_class(names.of, self.output / STOP_FILE, shared)(
-                    partial(suggest, base=base),
+                unfinished = [(x, curves[x.number]) for x in trials]
+                searcher = searcher_class(names.of, self.output / STOP_FILE, shared, unfinished)(
+                    partial(suggest, base=base, space=self.space),
                     metric=list(self.objectives),
                     mode=[OBJECTIVES[x] for x in self.objectives],
-                    points_to_evaluate=unfinished or None,
                     sampler=optuna.samplers.TPESampler(seed=seed),
                     study_name=self.name,
                     storage=storage,
                 )
-            yield searcher, self._scheduler(), left
+            yield searcher, scheduler, left
         if shared and shared.away:
             raise StudyUnreachableError(shared.away)
-        self._settle(study, names, stopped, last=True)
+        self._settle(study, names, stopped)
 
-    def _scheduler(self) -> TrialScheduler | None:
+    def _scheduler(self, unfinished: Mapping[str, Curve]) -> TrialScheduler | None:
+        """unfinished: the learning curves of trials that go on, by name."""
         if not self.early_stop:
             return None
-        from ray.tune.schedulers import ASHAScheduler
+        from ablations.search.early_stopping import ResumableASHA
 
-        steps = self.base.schedule.steps
-        return ASHAScheduler(
-            time_attr="step",
-            metric="AP",
-            mode="max",
-            # It would cut off the last evaluation of a trial that arrives there.
-            max_t=steps + 1,
-            grace_period=max(1, steps // 4),
-            reduction_factor=2,
-        )
+        ended = [curve_of(x.evaluations) for x in self.records()]
+        return ResumableASHA(self.base.schedule.steps, ended, unfinished)
 
     def records(self) -> list[Record]:
         """Records of the trials that ended, in the order of their names; without damaged ones."""
@@ -192,9 +188,9 @@ class Search:
         """
         if not self.place:
             if store_of(self.output) is None:
-                _check_file(self.output / STUDY_FILE)
+                check_file(self.output / STUDY_FILE)
             else:
-                _check_journal(self.output / JOURNAL_FILE)
+                check_journal(self.output / JOURNAL_FILE)
             return
         with quiet_optuna(), one_line(self.place):
             there = find_study(self.place, self.name)
@@ -204,9 +200,13 @@ class Search:
     def _settings(self) -> dict[str, Any]:
         """What trials of one study have in common, wherever their data lies."""
         base = self.base.override({"data.source": portable_source(self.base.data.source)})
+        space = {"fixed": [*self.space.fixed], "variants": [*self.space.variants], **self.space.ranges}
+        default = self.space == SearchSpace()
         return {
             "goal": goal(self.objectives, self.early_stop),
             "experiment": without_neutral_settings(base).model_dump(mode="json"),
+            # Left out, as studies have it that were made when there was one space.
+            **({} if default else {"space": {key: [*value] for key, value in space.items()}}),
         }
 
     def _owner(self) -> str:
@@ -229,34 +229,33 @@ class Search:
                 " count, but what is proposed does not follow from them"
             )
 
-    def _settle(
-        self, study: optuna.Study, names: TrialNames, stopped: Callable[[], bool], *, last: bool = False
-    ) -> list[dict[str, Any]]:
-        """Tell the study how trials ended that nobody is working on any more; the parameters of those that did not.
+    def _settle(self, study: optuna.Study, names: TrialNames, stopped: Callable[[], bool]) -> list[FrozenTrial]:
+        """Tell the study how trials ended that nobody is working on any more.
 
-        last: those stay as they are, for a later call to go on with.
+        Those that did not end are returned, and stay as they are: this call or a later one goes on with them.
         """
         if not self.place:
-            return self._settle_once(study, names, last)
-        return patiently(self.place, lambda: self._settle_once(study, names, last), stopped)
+            return self._settle_once(study, names)
+        return patiently(self.place, lambda: self._settle_once(study, names), stopped)
 
-    def _settle_once(self, study: optuna.Study, names: TrialNames, last: bool) -> list[dict[str, Any]]:
+    def _settle_once(self, study: optuna.Study, names: TrialNames) -> list[FrozenTrial]:
         unfinished = []
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.place and trial.user_attrs.get(OWNER) != self._owner():
+        for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self.place and frozen.user_attrs.get(OWNER) != self._owner():
                 continue
-            path = self.output / "trials" / names.of(trial.params) / FILE
-            record = read(path.parent)
-            found = objectives(record) if isinstance(record, Record) else {}
-            if found:
-                study.tell(trial.number, [found[x] for x in self.objectives])
+            record = read(self._directory(names, frozen)) if frozen.params else "it was never begun"
+            if record is None:
+                unfinished.append(frozen)
                 continue
-            if last and not path.exists():
-                continue
-            study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params and not path.exists():
-                unfinished.append(dict(trial.params))
+            trial = optuna.Trial(study, frozen._trial_id)
+            if isinstance(record, Record):
+                tell(trial, record.status, objectives(record), self.objectives, curve_of(record.evaluations))
+            else:
+                tell(trial, "failed", {}, self.objectives, {})
         return unfinished
+
+    def _directory(self, names: TrialNames, trial: FrozenTrial) -> Path:
+        return self.output / "trials" / names.of(trial.params)
 
     def _storage(self) -> optuna.storages.BaseStorage:
         if self.place:
@@ -278,38 +277,10 @@ def search_of(spec: SweepSpec, directory: Path) -> Search | None:
     base = search_base(spec)
     search = Search(
         base, directory.resolve(), wanted.samples, wanted.objectives, wanted.early_stop, base.seed,
-        wanted.study, wanted.study_name,
+        wanted.study, wanted.study_name, space_of(spec.overrides, wanted.space, base.method),
     )  # fmt: skip
     search.check_study()
     return search
-
-
-def _check_file(path: Path) -> None:
-    """Raise InputError where the file of a study is damaged."""
-    if not path.exists():
-        return
-    if not path.is_file():
-        raise InputError(f"{path}: not a study that can be read (not a regular file): remove it")
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-            state = str(connection.execute("pragma quick_check(1)").fetchone()[0])
-    except sqlite3.DatabaseError as error:
-        state = str(error)
-    if state != "ok":
-        raise _unreadable(path, " ".join(state.split()))
-
-
-def _check_journal(path: Path) -> None:
-    """The same of a journal."""
-    line = damaged_line(path) if path.exists() else 0
-    if line:
-        raise _unreadable(path, f"line {line} is no entry of Optuna's journal")
-
-
-def _unreadable(path: Path, reason: str) -> InputError:
-    return InputError(
-        f"{shown(path)}: not a study that can be read ({reason}): remove it, and the search goes on without"
-    )
 
 
 class TrialNames:
@@ -317,7 +288,7 @@ class TrialNames:
     parameters.
 
     What is proposed again is one trial with what was proposed before, and goes on from its checkpoint. Each trial of
-    the study is looked at once: a search asks for a name at every proposal.
+    the study is looked at once, but for those that are at work: a search asks for a name at every proposal.
     """
 
     def __init__(self, study: optuna.Study) -> None:
@@ -338,12 +309,13 @@ class TrialNames:
         numbers, self._unread = [*self._unread, *range(self._seen, len(trials))], []
         self._seen = len(trials)
         for number in numbers:
-            if trials[number].state == TrialState.WAITING:
-                # It gets its parameters when it is proposed.
+            trial = trials[number]
+            if not trial.state.is_finished():
+                # It gets its parameters when it is proposed, and if that was interrupted, some of them later.
                 self._unread.append(number)
-                continue
-            key = frozenset(trials[number].params.items())
-            self._first[key] = min(number, self._first.get(key, number))
+            if trial.state != TrialState.WAITING:
+                key = frozenset(trial.params.items())
+                self._first[key] = min(number, self._first.get(key, number))
 
 
 def trial_name(study: optuna.Study, parameters: Mapping[str, Any]) -> str:

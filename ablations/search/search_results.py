@@ -18,17 +18,22 @@ from rich.table import Table
 
 from ablations.display import say
 from ablations.search.optuna_search import Search, TrialNames, quiet_optuna
-from ablations.search.search_space import OBJECTIVES, assignments, settings_of
+from ablations.search.search_space import OBJECTIVES, assignments, objectives, settings_of
 from ablations.search.study_place import StudyUnreachableError, in_store
 from ablations.search.study_storage import AWAY, reason
 from analysis.plots.style import save
+from lgd.config.experiment import split_assignment
+from lgd.config.grids import grid
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
-from lgd.storage.outputs import is_url
+from lgd.storage.outputs import is_url, shown
 
 SHOWN = 20
 """Rows of the table."""
+
+NEW_SEEDS = 3
+"""With which a best trial is to be trained again."""
 
 
 def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]:
@@ -50,7 +55,14 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
     console.print(_trials_table(study, names, ended, best))
     say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in best:
-        say(console, f"  {names.of(trial.params)}: {command(spec, trial.params, search.base.seed)}")
+        name = names.of(trial.params)
+        say(console, f"  {name}: {command(spec, trial.params, search.base.seed, f'{shown(search.output)}-{name}')}")
+    if len(ended) > 1:
+        say(
+            console,
+            f"the AP of the best of {len(ended)} trials is overstated: one seed chose it. These commands train it with"
+            f" {NEW_SEEDS} other seeds, beside the baseline",
+        )
     file = search.study_place
     dashboard = f"optuna-dashboard {'' if search.place else 'sqlite:///'}"
     say(console, f"study: {'' if in_store(file) or (is_url(file) and not search.place) else dashboard}{file}")
@@ -68,9 +80,29 @@ def _copy(search: Search) -> optuna.Study:
             trials, directions = study.get_trials(deepcopy=False), study.directions
         except AWAY as error:
             raise StudyUnreachableError(f"study {search.study_place}: {reason(error)}") from None
-        copy = optuna.create_study(directions=directions)
-        copy.add_trials(trials)
+        there, copy = (optuna.create_study(directions=directions) for _ in range(2))
+        there.add_trials(trials)
+        names, records = TrialNames(there), {x.arm: x for x in search.ended()}
+        for trial in trials:
+            record = records.get(names.of(trial.params)) if trial.state == TrialState.COMPLETE else None
+            copy.add_trial(_as_recorded(trial, record, search.objectives) if record else trial)
     return copy
+
+
+def _as_recorded(trial: FrozenTrial, record: Record, names: Sequence[str]) -> FrozenTrial:
+    """A complete trial as its record has it. To an earlier version one that was ended early was complete, and hours
+    were those of all phases."""
+    values = objectives(record)
+    if record.status != "stopped" and not {*names} <= values.keys():
+        return trial
+    ended_early = record.status == "stopped"
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED if ended_early else TrialState.COMPLETE,
+        values=None if ended_early else [values[x] for x in names],
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def best_trials(search: Search, study: optuna.Study) -> list[FrozenTrial]:
@@ -124,9 +156,10 @@ def _rank(record: Record) -> float:
     return -record.student.AP if record.student and record.student.AP is not None else 1.0
 
 
-def _figures(record: Record) -> tuple[str, str]:
-    ap = record.student.AP if record.student else None
-    return "n/a" if ap is None else f"{ap:.1f}", f"{record.gpu_hours:.3g}"
+def _figures(record: Record) -> tuple[str, ...]:
+    """AP, and the hours that are an objective."""
+    found = objectives(record)
+    return tuple(format(found[x], form) if x in found else "n/a" for x, form in (("AP", ".1f"), ("gpu_hours", ".3g")))
 
 
 def _changes(parameters: Mapping[str, Any]) -> list[str]:
@@ -137,10 +170,18 @@ def _changes(parameters: Mapping[str, Any]) -> list[str]:
     return [*weights, ", ".join(off), variant]
 
 
-def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int) -> str:
-    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of."""
-    sets = [*spec.overrides, *assignments(parameters), *([f"seed={seed}"] if seed else [])]
-    argv = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", "LGD"]
+def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int, output: str) -> str:
+    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of.
+
+    With NEW_SEEDS seeds that neither the search, whose first one is ``seed``, nor the arm beside it had, and with the
+    baseline.
+    """
+    known = [arm.name for arm in grid("components", spec.preset).arms if not arm.skipped]
+    arms = [x for x in ("baseline", "LGD") if x in known]
+    given = [x for x in spec.overrides if split_assignment(x)[0] != "seed"]
+    sets = [*given, *assignments(parameters), f"seed={seed + spec.seeds}"]
+    argv = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", ",".join(arms)]
+    argv += ["--seeds", str(NEW_SEEDS), "--output", output]
     return shlex.join([*argv, *(x for s in sets for x in ("--set", s))])
 
 

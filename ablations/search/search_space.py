@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ablations.trial_config import TrialConfig
 from lgd.config.components import AdapterVariant
-from lgd.config.experiment import parse
+from lgd.config.experiment import parse, split_assignment
 from lgd.config.settings import Settings
+from lgd.errors import InputError
 from lgd.results.record import Record
 
 OBJECTIVES = {"AP": "max", "gpu_hours": "min"}
-"""Objectives of a search: the student's AP in percent, and the device-hours of its training."""
+"""Objectives of a search: the student's AP in percent, and the device-hours of its training steps (docs/cost.md)."""
 
 VARIANTS: tuple[AdapterVariant, ...] = get_args(AdapterVariant)
 WITHOUT_ADAPTER = " (adapter off)"
@@ -25,37 +28,155 @@ DIGITS = 3
 """Significant digits of a weight or factor that is trained with."""
 
 
-SEARCHED = tuple(
-    f"method.{key}"
-    for key in ("mapper", "encoder", "adapter", "variant", "distill_weight", "instructive_weight", "lr_factor")
-)
-"""The settings that a search chooses itself."""
+COMPONENTS = ("mapper", "encoder", "adapter")
+"""Components of LGD that are on or off."""
+
+VARIANT = "method.variant"
+
+RANGES = {
+    "method.distill_weight": (0.1, 10.0),
+    "method.instructive_weight": (0.1, 10.0),
+    "method.lr_factor": (0.3, 3.0),
+}
+"""Lowest and highest value of the numbers, which are drawn on a log scale, unless ``--search-space`` says others."""
+
+SEARCHED = (*(f"method.{key}" for key in COMPONENTS), VARIANT, *RANGES)
+"""The settings that a search chooses itself, unless they are fixed."""
 
 
-def suggest(trial: Any, base: TrialConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SearchSpace:
+    """The settings of SEARCHED that a search varies, and within what."""
+
+    fixed: tuple[str, ...] = ()
+    """Those that have the base experiment's value in every trial."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: RANGES)
+    """Lowest and highest value of the numbers."""
+    variants: tuple[str, ...] = VARIANTS
+    """Choices of the adapter's variant."""
+
+    def described(self, base: Settings) -> str:
+        """In one line. base: the base experiment's method."""
+        free = [x for x in SEARCHED if x not in self.fixed]
+        components = [x for x in free if x not in (VARIANT, *RANGES)]
+        parts = [f"{', '.join(components)}: on or off"] if components else []
+        parts += [f"{VARIANT}: {', '.join(self.variants)}"] if VARIANT in free else []
+        parts += [f"{x}: {self.ranges[x][0]:g} to {self.ranges[x][1]:g}" for x in RANGES if x in free]
+        values = {x: getattr(base, x.removeprefix("method.")) for x in self.fixed}
+        parts += [f"fixed: {', '.join(assignments(values))}"] if values else []
+        return f"search space: {'; '.join(parts)}"
+
+
+def space_of(overrides: Iterable[str], narrowed: Iterable[str], base: Settings) -> SearchSpace:
+    """The space of a search. overrides: its ``key=value``, which fix what they set. narrowed: what ``--search-space``
+    says. base: the base experiment's method.
+
+    Raises InputError, one line, where a setting is fixed and has a range, or nothing is left to search.
+    """
+    given = {split_assignment(x)[0] for x in overrides}
+    own = _parsed(narrowed)
+    variants = own.pop(VARIANT, VARIANTS)
+    space = SearchSpace(tuple(x for x in SEARCHED if x in given), {**RANGES, **own}, variants)
+    for key in _parsed(narrowed):
+        if key in space.fixed:
+            raise InputError(f"--search-space {key} and --set {key}: searched or fixed: leave one of them out")
+    asked = _Asked()
+    _ask(asked, base, space)
+    if not asked.names:
+        raise InputError(f"--set of {', '.join(space.fixed)}: nothing is left to search: leave one of them out")
+    return space
+
+
+def normalized(narrowed: Iterable[str]) -> tuple[str, ...]:
+    """What ``--search-space`` says, in one form. Raises InputError, one line, for what is no range or choice."""
+    found = _parsed(narrowed)
+    return tuple(
+        f"{x}={','.join(found[x]) if x == VARIANT else ':'.join(repr(y) for y in found[x])}"
+        for x in SEARCHED
+        if x in found
+    )
+
+
+def _parsed(narrowed: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in narrowed:
+        key, _, value = (x.strip() for x in text.partition("="))
+        if key in found:
+            raise InputError(f"--search-space {key} is given twice")
+        if key in RANGES:
+            found[key] = _range(text, value)
+        elif key == VARIANT:
+            found[key] = _variants(text, value)
+        else:
+            raise InputError(
+                f"--search-space {text}: {', '.join(RANGES)} take a range, LOW:HIGH, and {VARIANT} takes A,B"
+            )
+    return found
+
+
+def _range(text: str, value: str) -> tuple[float, float]:
+    try:
+        low, high = (float(x) for x in value.split(":"))
+    except ValueError:
+        raise InputError(f"--search-space {text}: a range, LOW:HIGH") from None
+    if not 0 < low < high < math.inf:
+        raise InputError(f"--search-space {text}: numbers above 0, the lower one first")
+    return low, high
+
+
+def _variants(text: str, value: str) -> tuple[str, ...]:
+    chosen = {x.strip() for x in value.split(",")}
+    if not chosen <= set(VARIANTS) or len(chosen) < 2:
+        raise InputError(f"--search-space {text}: at least two of {', '.join(VARIANTS)}, with commas between")
+    return tuple(x for x in VARIANTS if x in chosen)
+
+
+class _Asked:
+    """In an Optuna trial's stead: notes what is asked."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.names.append(name)
+        return choices[0]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        self.names.append(name)
+        return low
+
+
+def suggest(trial: Any, base: TrialConfig, space: SearchSpace | None = None) -> dict[str, Any]:
     """Ask an Optuna trial for every parameter that has a choice, given those before it.
 
     A component is asked about only where it may be off, the adapter's variant only among those that work with the
     components that are on, and with what the base experiment has besides. Returns the constants that the trial's
     configuration holds besides.
     """
-    method = parse(base["experiment"]).method
-    chosen: dict[str, Any] = {}
-    for key in ("mapper", "encoder", "adapter"):
-        choices = [x for x in (True, False) if _is_possible(method, {**chosen, key: x})]
-        chosen[key] = trial.suggest_categorical(f"method.{key}", choices) if len(choices) > 1 else choices[0]
-    possible = [x for x in VARIANTS if _is_possible(method, {**chosen, "variant": x})]
-    if len(possible) > 1:
-        trial.suggest_categorical(f"method.variant{'' if chosen['adapter'] else WITHOUT_ADAPTER}", possible)
-    trial.suggest_float("method.distill_weight", 0.1, 10, log=True)
-    trial.suggest_float("method.instructive_weight", 0.1, 10, log=True)
-    trial.suggest_float("method.lr_factor", 0.3, 3, log=True)
+    _ask(trial, parse(base["experiment"]).method, space or SearchSpace())
     return {"base": base}
 
 
-def _is_possible(method: Settings, chosen: Mapping[str, Any]) -> bool:
+def _ask(trial: Any, method: Settings, space: SearchSpace) -> None:
+    own = method.model_dump()
+    fixed = [x.removeprefix("method.") for x in space.fixed if x not in RANGES]
+    chosen: dict[str, Any] = {key: own[key] for key in fixed}
+    for key in (x for x in COMPONENTS if x not in fixed):
+        choices = [x for x in (True, False) if _is_possible(method, {**chosen, key: x}, space)]
+        chosen[key] = trial.suggest_categorical(f"method.{key}", choices) if len(choices) > 1 else choices[0]
+    if VARIANT not in space.fixed:
+        possible = [x for x in space.variants if _is_possible(method, {**chosen, "variant": x}, space)]
+        # The base experiment's own needs no saying.
+        if len(possible) > 1 or possible != [own["variant"]]:
+            trial.suggest_categorical(f"{VARIANT}{'' if chosen['adapter'] else WITHOUT_ADAPTER}", possible)
+    for key in RANGES:
+        if key not in space.fixed:
+            trial.suggest_float(key, *space.ranges[key], log=True)
+
+
+def _is_possible(method: Settings, chosen: Mapping[str, Any], space: SearchSpace) -> bool:
     """Whether ``method`` can be trained with the ``chosen`` components and some choice of the others."""
-    whole = {"mapper": (True, False), "encoder": (True, False), "adapter": (True, False), "variant": VARIANTS}
+    whole: dict[str, Sequence[Any]] = {**dict.fromkeys(COMPONENTS, (True, False)), "variant": space.variants}
     free = [key for key in whole if key not in chosen]
     described = method.model_dump()
     for values in itertools.product(*(whole[key] for key in free)):
@@ -97,7 +218,16 @@ def proposed_trial(config: Mapping[str, Any]) -> TrialConfig:
 
 
 def objectives(record: Record) -> dict[str, float]:
-    """The objectives' values of a trial that ended; empty without an AP."""
+    """The objectives' values of a trial that ended, those that are known; empty without an AP.
+
+    Hours are those of the training steps, as wherever costs are compared: what an interruption lost, or an evaluation
+    took, says nothing of the parameters.
+    """
+    # Here, not at the top: commands that only plan do without.
+    from analysis.load import cost_seconds
+
     ap = record.student.AP if record.student else None
-    spent = sum(record.device_seconds.values())
-    return {} if ap is None else {"AP": ap, "gpu_hours": spent / 3600}
+    if ap is None:
+        return {}
+    seconds = cost_seconds(record)
+    return {"AP": ap, **({} if seconds is None else {"gpu_hours": seconds / 3600})}

@@ -290,6 +290,13 @@ class SharedStudy:
     """Why nothing more is proposed: the database does not answer."""
     running: dict[str, int] = field(default_factory=dict)
     """Optuna's ids of the trials that are being trained, by Tune's."""
+    unfinished: set[int] = field(default_factory=set)
+    """Optuna's ids of the trials that this driver is to go on with."""
+
+    @property
+    def alive(self) -> list[int]:
+        """Optuna's ids of the trials that are this driver's."""
+        return [*self.running.values(), *self.unfinished]
 
     def tried(self, request: Callable[[], T]) -> T | None:
         """Ask with patience; None, and ``away`` says why, where there is no answer. Then nothing more is asked."""
@@ -303,8 +310,10 @@ class SharedStudy:
 
     def claim(self, trial_id: str, trial: optuna.Trial) -> None:
         """Say in the study whose trial it is, and that it is alive."""
-        trial.set_user_attr(OWNER, self.owner)
+        if trial.user_attrs.get(OWNER) != self.owner:
+            trial.set_user_attr(OWNER, self.owner)
         self.running[trial_id] = trial._trial_id
+        self.unfinished.discard(trial._trial_id)
         self._beat(trial._trial_id)
 
     def _beat(self, number: int) -> None:
@@ -314,7 +323,7 @@ class SharedStudy:
     def fail_stale(self) -> None:
         """Let what drivers that are gone left be proposed again."""
         # After the database was away, or this process suspended, its own trials would be among them.
-        for number in self.running.values():
+        for number in self.alive:
             self._beat(number)
         optuna.storages.fail_stale_trials(self.study)
 
@@ -329,6 +338,8 @@ def check_settings(place: str, study: optuna.Study, ours: Mapping[str, Any]) -> 
         what = "it is not of a search of this suite"
     elif theirs.get("goal") != ours["goal"]:
         what = f"it is of a search with {theirs.get('goal')}, not {ours['goal']}"
+    elif theirs.get("space") != ours.get("space"):
+        what = "it is of a search with another search space (--search-space, or what --set fixes)"
     elif theirs.get("experiment") != ours["experiment"]:
         what = "it is of a search with other settings"
         with contextlib.suppress(InputError, TypeError):

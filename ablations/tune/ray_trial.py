@@ -71,16 +71,12 @@ def _run_trial(trial: TrialConfig, place: Place) -> dict[str, Any]:
     # What the driver's command named, this worker may load.
     import_method(trial["experiment"]["method"]["name"])
     experiment = parse(trial["experiment"])
-    known: dict[str, Any] = {}
 
     def on_progress(progress: Progress) -> None:
         if progress["step"] >= progress["steps"]:
             # A scheduler must not end what has only its record to come: the last report is that one's.
             return
-        known.update({k: v for k, v in progress.items() if k in ("AP", "spent")})
-        # Once known they are part of every report, as a search's scheduler and its study expect.
-        scores = {"AP": known["AP"], "gpu_hours": known.get("spent", 0.0) / 3600} if "AP" in known else {}
-        tune.report({**progress, **scores})
+        tune.report({**progress})
 
     started = now()
     try:
@@ -123,7 +119,9 @@ run_trial.__mixins__ = (ListensForSigterm,)  # type: ignore[attr-defined]
 
 def last_report(record: Record) -> dict[str, Any]:
     """A trial's last report to Tune. It contains the record, since the driver may not see this worker's disk."""
-    return {"record": record.model_dump_json(), "step": record.steps, **objectives(record)}
+    found = objectives(record)
+    evaluated = {"evaluated_step": record.evaluations[-1].step if record.evaluations else record.steps} if found else {}
+    return {"record": record.model_dump_json(), "status": record.status, "step": record.steps, **evaluated, **found}
 
 
 def _save_failure(record: Record, directory: Path) -> bool:

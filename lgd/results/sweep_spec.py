@@ -53,12 +53,16 @@ class SearchSpec(Settings):
     """URL of the database, or path of the journal, that has Optuna's study; "" for the results directory."""
     study_name: str = STUDY
     """Its name there."""
+    space: tuple[str, ...] = ()
+    """``KEY=LOW:HIGH`` or ``KEY=A,B``: settings with other values to choose from than a search has by itself. Those
+    that the sweep's ``overrides`` set are not searched."""
 
     @property
     def description(self) -> str:
         """What its study cannot change, in words."""
         place = f", in study {self.study_name!r} of {self.study}" if self.study else ""
-        return f"{goal(self.objectives, self.early_stop)}{place}"
+        space = f", within {' '.join(self.space)}" if self.space else ""
+        return f"{goal(self.objectives, self.early_stop)}{space}{place}"
 
 
 def goal(objectives: Sequence[str], early_stop: bool) -> str:
@@ -157,6 +161,10 @@ class SweepSpec(Settings):
         optional = ("steps", "search", "code", "ended", "extra", "min_gain", "looks")
         defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in optional}
         left_out: dict[str, Any] = {x: True for x, value in defaults.items() if getattr(self, x) == value}
-        if self.search and not self.search.study:
-            left_out["search"] = {"study", "study_name"}
+        if self.search:
+            unset = {
+                *(() if self.search.study else ("study", "study_name")),
+                *(() if self.search.space else ("space",)),
+            }
+            left_out |= {"search": unset} if unset else {}
         write_text(directory / SWEEP_FILE, self.model_dump_json(indent=1, exclude=left_out) + "\n")

@@ -72,5 +72,7 @@ def _save(state: TrainingState, trainer: Trainer, step: int) -> None:
 
 def progress_fields(state: TrainingState) -> Progress:
     """Fields of a progress report besides step, loss and time."""
-    ap = state.evaluations.last.student.AP if state.evaluations.last else None
-    return {"spent": state.meter.total(), **({} if ap is None else {"AP": ap})}
+    last = state.evaluations.last
+    # In every report, not in the one after the evaluation alone: of several workers' reports the newest is passed on.
+    known = {} if last is None or last.student.AP is None else {"AP": last.student.AP, "evaluated_step": last.step}
+    return {"spent": state.meter.total(), **known}

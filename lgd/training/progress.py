@@ -4,7 +4,8 @@ from __future__ import annotations
 
 Progress = dict[str, float | int]
 """``step``, ``steps``, ``loss`` and ``eta`` (seconds left; both NaN before they are known), ``spent`` (device-seconds
-of all attempts so far) and, after an evaluation, the student's ``AP``."""
+of all attempts so far) and, after an evaluation, the student's ``AP`` (percent) and the step that it is of,
+``evaluated_step``."""
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 """In a training's directory: its EvaluationPoints so far, one a line."""

@@ -100,7 +100,7 @@ def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.C
     spec = SweepSpec(
         grid="components", preset="nano", overrides=("schedule.steps=6", "data.source=coco-json:/a b"), arms=(), seeds=1
     )
-    line = command(spec, parameters, 3)
+    line = command(spec, parameters, 3, str(tmp_path))
     _, script, *arguments = shlex.split(line)
     assert script == "ablations/run.py"
     assert arguments.count("--set") == 6
@@ -110,7 +110,7 @@ def test_the_command_of_a_trial_trains_it_again(tmp_path: Path, capsys: pytest.C
     assert isinstance(experiment.method, LGD)
     assert experiment.method.distill_weight == 0.123
     assert not experiment.method.encoder
-    assert experiment.seed == 3
+    assert experiment.seed == 4
     assert settings_of({f"method.variant{WITHOUT_ADAPTER}": "label_queries"}) == {"method.variant": "label_queries"}
 
 
@@ -276,7 +276,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
             assert record.steps < STEPS
     _check_study(tmp_path)
     assert "best trial:" in done.out
-    assert "python ablations/run.py --grid components --preset nano --arms LGD" in done.out
+    assert "python ablations/run.py --grid components --preset nano --arms baseline,LGD --seeds 3" in done.out
     assert {"history_AP.png", "history_AP.svg"} <= {x.name for x in tmp_path.iterdir()}
     assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == {"why": "", "not_run": []}
 
@@ -310,5 +310,11 @@ def _check_study(output: Path) -> None:
     states = [t.state for t in study.trials]
     assert optuna.trial.TrialState.RUNNING not in states
     complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    assert 2 <= len(complete) <= 4
+    records = {x.parent.name: load(x) for x in output.glob(f"trials/search-*/{FILE}")}
+    assert len(complete) == sum(x.status == "finished" for x in records.values())
     assert all(0 <= t.values[0] <= 100 for t in complete)
+    for trial in study.trials:
+        if trial.state != optuna.trial.TrialState.FAIL:
+            # Across the kills: of the trial that went on, too.
+            points = records[trial_name(study, trial.params)].evaluations
+            assert trial.intermediate_values == pytest.approx({x.step: x.student.AP for x in points})

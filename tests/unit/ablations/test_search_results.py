@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from rich.console import Console
 
-from ablations.plan import describe, search_spec
+from ablations.plan import describe, search_spec, trials_of
+from ablations.run import parser
 from ablations.search import search_results
 from ablations.search.optuna_search import Search, quiet_optuna, trial_name
-from ablations.search.search_results import SHOWN, best_trials, draw, goal, show_search
+from ablations.search.search_results import SHOWN, best_trials, command, draw, goal, show_search
 from ablations.search.search_space import OBJECTIVES, proposed_trial, suggest
+from ablations.sweep_command import new_sweep
 from ablations.trial_config import RecordLabels, trial_config
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.config.presets import NANO
 from lgd.distributed.resources import Resources
 from lgd.errors import InputError
-from lgd.results.record import Scores
+from lgd.results.record import FILE, Scores, load
 from lgd.results.sweep_spec import SearchSpec
 from lgd.training.run import failed_record
 
@@ -115,14 +118,71 @@ def test_no_proposal_is_one_that_cannot_be_trained(
     assert len(seen) >= 5
 
 
-@pytest.mark.parametrize("assignment", ["method.encoder=false", "method.distill_weight=3", "method.variant=label_only"])
-def test_what_a_search_chooses_cannot_be_set(assignment: str) -> None:
+def test_what_only_arms_that_a_search_does_not_train_set_is_no_contradiction() -> None:
     search = SearchSpec(samples=3, objectives=("AP",), early_stop=False)
-    with pytest.raises(InputError, match=f"--set {assignment}: a search chooses this itself"):
-        describe("components", "nano", overrides=[assignment], search=search)
-    # What only arms that a search does not train set is no contradiction.
     spec = describe("components", "nano", overrides=["method.residual=true"], search=search)
     assert spec.arms == ("baseline",)
+
+
+def _with_records(search: Search, **changes: Any) -> None:
+    """Change the records of the search's trials: by number, the fields."""
+    for name, update in changes.items():
+        directory = search.output / "trials" / f"search-{name[1:]:0>3}"
+        load(directory / FILE).model_copy(update=update).save(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objectives", [["AP"], ["AP", "gpu_hours"]])
+def test_a_trial_that_was_ended_early_is_no_result(
+    objectives: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the best, not on the front, nor in the importances, also where an earlier version called it complete."""
+    search, _ = _searched(tmp_path, objectives, 4)
+    _with_records(search, t3={"status": "stopped", "steps": 5})
+    drawn: list[list[str]] = []
+    out = io.StringIO()
+    spec = describe("components", "nano", search=search_spec(4, objectives, False))
+
+    def draw(study: optuna.Study, *_: Any) -> list[Path]:
+        drawn.append([x.state.name for x in study.trials])
+        return []
+
+    monkeypatch.setattr(search_results, "draw", draw)
+    show_search(spec, search, Console(file=out, width=300, color_system=None))
+    assert drawn == [["COMPLETE"] * 3 + ["PRUNED"]]
+    lines = out.getvalue().splitlines()
+    stars = [line.split()[0] for line in lines if " * " in line]
+    assert stars == (["002"] if objectives == ["AP"] else ["002", "001", "000"])
+    assert [line for line in lines if line.split()[:1] == ["003"] and "at 5" in line]
+
+
+def test_the_front_is_of_the_hours_that_records_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier version told the study those of all phases, lost work included."""
+    search, _ = _searched(tmp_path, ["AP", "gpu_hours"], 2)
+    # The study has an hour for it, and an AP above the other's at none.
+    _with_records(search, t1={"device_seconds": {"training": 0.0, "lost": 3600.0}})
+    out = io.StringIO()
+    monkeypatch.setattr(search_results, "draw", lambda *_: [])
+    spec = describe("components", "nano", search=search_spec(2, ["AP", "gpu_hours"], False))
+    show_search(spec, search, Console(file=out, width=300, color_system=None))
+    assert [line.split()[:4] for line in out.getvalue().splitlines() if " * " in line] == [["001", "*", "1.0", "0"]]
+
+
+def test_the_best_is_trained_again_with_seeds_that_did_not_choose_it(tmp_path: Path) -> None:
+    spec = describe("components", "nano", overrides=["seed=4", "method.encoder=false"], seeds=2, search=search_spec(
+        3, ["AP"], False))  # fmt: skip
+    _, script, *arguments = shlex.split(command(spec, {"method.lr_factor": 0.51234}, 4, "/results/best of all"))
+    assert script == "ablations/run.py"
+    options = parser().parse_args(arguments)
+    again, directory = new_sweep(options)
+    assert directory == Path("/results/best of all")
+    # The search had seed 4, and its baseline 4 and 5.
+    trials = trials_of(again, directory).trials
+    assert [(x.arm, x.experiment.seed) for x in trials] == [
+        (arm, 6 + i) for i in range(3) for arm in ("baseline", "LGD")
+    ]
+    method = trials[1].experiment.method.model_dump()
+    assert (method["encoder"], method["lr_factor"]) == (False, 0.512)
 
 
 def test_the_front_is_of_a_searchs_own_trials(tmp_path: Path) -> None:
@@ -149,7 +209,9 @@ def test_what_was_tried_is_a_table_best_first(tmp_path: Path) -> None:
     # No number has more digits than it is worth, in the table or in the command.
     assert not [word for line in lines for word in line.replace("=", " ").split() if len(word.partition(".")[2]) > 4
                 and word.replace(".", "").isdigit()]  # fmt: skip
-    assert "  search-021: python ablations/run.py --grid components --preset nano --arms LGD --set" in out.getvalue()
+    best = "python ablations/run.py --grid components --preset nano --arms baseline,LGD --seeds 3"
+    assert f"  search-021: {best} --output {tmp_path}-search-021 --set" in out.getvalue()
+    assert out.getvalue().count("the AP of the best of 22 trials is overstated: one seed chose it") == 1
     assert {path.name for path in written} >= {"history_AP.png", "importances_AP.png"}
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,14 @@ from ablations import submit
 from ablations.plan import describe, merge, search_spec, with_samples
 from ablations.run import main
 from ablations.search import study_storage
-from ablations.search.optuna_search import Search, trial_name
-from ablations.search.search_space import proposed_trial
+from ablations.search.optuna_search import Search
+from ablations.search.search_space import RANGES, SearchSpace
 from ablations.search.study_place import study_place
-from ablations.trial_config import RecordLabels, TrialConfig, trial_config
-from lgd.config.experiment import parse
-from lgd.config.grids import Trial
-from lgd.config.presets import NANO
-from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepSpec
 from lgd.storage.store import PATIENCE_VARIABLE
-from lgd.training.run import failed_record
+from tests.helpers_search import LGD_NANO, driver, end
 from tests.helpers_storage import BUCKET, Faults
-
-LGD_NANO = NANO.override({"method.name": "lgd"})
 
 
 @pytest.mark.parametrize(
@@ -141,7 +132,8 @@ def test_a_sweep_keeps_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["--grid", "components", "--study", "x"]) == 2
     assert main(["--resume", str(tmp_path), "--study", "x"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: --samples, --objectives, --early-stop and --study need --search optuna: a grid runs whole",
+        "error: --samples, --objectives, --early-stop, --search-space and --study need --search optuna: a grid runs"
+        " whole",
         "error: --resume and --status take the sweep as it is: leave out --study",
     ]
 
@@ -169,6 +161,15 @@ def test_two_searches_with_other_settings_do_not_share_a_study(tmp_path: Path) -
         other.check_study()
     with pytest.raises(InputError, match=r"with objectives AP, not objectives AP and early stopping: choose another"):
         replace(search, early_stop=True).study()
+    # Also where what is fixed has the value that it has by itself.
+    for space in (
+        SearchSpace(fixed=("method.mapper",)),
+        SearchSpace(ranges={**RANGES, "method.lr_factor": (0.5, 2.0)}),
+    ):
+        with pytest.raises(InputError, match=r"of a search with another search space .*: choose another --study-name"):
+            replace(search, space=space).study()
+        replace(search, space=space, name=f"{space}").study()
+        replace(search, space=space, name=f"{space}").check_study()
     replace(other, name="other").study()
     optuna.create_study(storage=place, study_name="foreign").ask()
     with pytest.raises(InputError, match="not of a search of this suite: choose another --study-name"):
@@ -176,24 +177,6 @@ def test_two_searches_with_other_settings_do_not_share_a_study(tmp_path: Path) -
 
 
 # -- drivers at work
-
-
-def _base(directory: Path) -> TrialConfig:
-    labels = RecordLabels("components", "nano")
-    return trial_config(Trial("", LGD_NANO, directory), labels, directory, Resources(1, 0, 1))
-
-
-@contextmanager
-def _driver(search: Search) -> Iterator[Any]:
-    with search.opened(_base(search.output)) as (searcher, _, _):
-        yield searcher
-
-
-def _finish(search: Search, proposed: dict[str, Any]) -> None:
-    """Leave the trial's record, as its worker does."""
-    trial = proposed_trial({**proposed, "base": _base(search.output)})
-    record = failed_record(parse(trial["experiment"]), "", **trial["labels"])
-    record.model_copy(update={"status": "stopped"}).save(Path(trial["directory"]))
 
 
 @pytest.fixture(params=["database", "journal", "store"])
@@ -214,25 +197,25 @@ def _states(search: Search) -> list[str]:
 
 
 def test_what_a_killed_driver_left_is_proposed_again_to_the_next_and_to_nobody_else(search: Search) -> None:
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
         first = searcher.suggest("1")
         searcher.suggest("2")
-        searcher.on_trial_complete("1", {"AP": 3.0})
-        _finish(search, first)
+        searcher.on_trial_complete("1", end(search, first, curve={500: 3.0}))
     assert _states(search) == ["COMPLETE", "RUNNING"]
     beside = replace(search, output=search.output.parent / "b")
-    with _driver(beside) as searcher:
+    with driver(beside) as searcher:
         # Of the other driver's trials it has the results, and not the work.
         assert searcher.suggest("1")["name"] == "search-002"
         assert _states(search) == ["COMPLETE", "RUNNING", "RUNNING"]
         searcher.on_trial_complete("1", error=True)
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
+        # Nobody finds it in the study's queue meanwhile.
+        assert _states(search) == ["COMPLETE", "RUNNING", "FAIL"]
         again = searcher.suggest("1")
         assert again["name"] == "search-001"
-        searcher.on_trial_complete("1", {"AP": 4.0})
-    assert _states(search) == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
-    names = [trial_name(search.study(), x.params) for x in search.study().trials]
-    assert names == ["search-000", "search-001", "search-002", "search-001"]
+        searcher.on_trial_complete("1", end(search, again, curve={500: 4.0}))
+    assert _states(search) == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert [x.values for x in search.study().trials] == [[3.0], [4.0], None]
 
 
 @pytest.mark.slow
@@ -243,17 +226,17 @@ def test_what_a_driver_left_that_does_not_come_back_is_proposed_to_another(
     monkeypatch.setattr(study_storage, "GRACE", 1)
     search = Search(LGD_NANO, tmp_path / "a", samples=4, place=f"sqlite:///{tmp_path}/study.db")
     beside = replace(search, output=tmp_path / "b")
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
         left = searcher.suggest("1")
-        with _driver(beside) as other:
+        with driver(beside) as other:
             # Its driver's heartbeat says that it is alive.
             time.sleep(2.5)
             assert other.suggest("1")["name"] == "search-001"
             other.on_trial_complete("1", error=True)
     time.sleep(2.5)
-    with _driver(beside) as other:
+    with driver(beside) as other:
         again = other.suggest("2")
-        other.on_trial_complete("2", {"AP": 1.0})
+        other.on_trial_complete("2", end(beside, again, curve={500: 1.0}))
     assert {k: v for k, v in again.items() if k != "base"} == {k: v for k, v in left.items() if k != "base"}
     assert _states(search) == ["FAIL", "FAIL", "COMPLETE"]
 
@@ -261,7 +244,7 @@ def test_what_a_driver_left_that_does_not_come_back_is_proposed_to_another(
 def test_drivers_that_begin_at_once_propose_different_trials(search: Search) -> None:
     search.study()
     beside = replace(search, output=search.output.parent / "b")
-    with _driver(search) as one, _driver(beside) as other:
+    with driver(search) as one, driver(beside) as other:
         assert one.suggest("1")["name"] != other.suggest("1")["name"]
 
 
@@ -278,21 +261,21 @@ def test_a_database_that_goes_away_is_waited_for_and_then_ends_the_search(
         return create(storage, *arguments, **options)
 
     monkeypatch.setattr(RDBStorage, "_create_new_trial", away)
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
         assert searcher.suggest("1")["name"] == "search-000"
-        searcher.on_trial_complete("1", {"AP": 1.0})
+        searcher.on_trial_complete("1", {"AP": 1.0, "status": "finished"})
     assert left == [0]
     monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
     left[0] = 10**6
     gone = rf"^study {search.place}: no answer for 0 s \(the server closed the connection\)$"
-    with pytest.raises(InputError, match=gone), _driver(search) as searcher:
+    with pytest.raises(InputError, match=gone), driver(search) as searcher:
         assert searcher.suggest("1") == searcher.FINISHED
         assert searcher.suggest("2") == searcher.FINISHED
 
 
 def test_without_a_place_the_study_is_in_the_results(tmp_path: Path) -> None:
     search = Search(LGD_NANO, tmp_path / "a")
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
         searcher.suggest("1")
     assert {x.name for x in search.output.iterdir()} == {"study.db"}
     assert search.study().get_trials(states=(TrialState.RUNNING,))[0].user_attrs == {}

@@ -16,12 +16,10 @@ from ablations.run import main
 from ablations.search import study_journal, study_storage
 from ablations.search.optuna_search import Search
 from ablations.search.study_journal import StoreJournal
-from lgd.config.presets import NANO
 from lgd.errors import InputError
 from lgd.storage.store import PATIENCE_VARIABLE, Store
+from tests.helpers_search import LGD_NANO, driver
 from tests.helpers_storage import BUCKET, Faults
-
-LGD_NANO = NANO.override({"method.name": "lgd"})
 
 ENTRY = b'{"op_code":0,"worker_id":"x","study_name":"lgd","directions":[2]}\n'
 
@@ -111,19 +109,17 @@ def test_a_store_that_does_not_answer_is_one_line(
 def test_a_store_that_goes_away_is_waited_for_and_then_ends_the_search(
     store: Store, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.unit.ablations.test_study import _driver
-
     search = Search(LGD_NANO, tmp_path / "a", samples=4, place=store.url)
     monkeypatch.setattr(study_journal, "PATIENCE", 0.1)
     monkeypatch.setattr(study_storage, "LONGEST_PAUSE", 0.05)
-    with _driver(search) as searcher:
+    with driver(search) as searcher:
         # Longer than one request is tried.
         faults.inject("503", 6)
         assert searcher.suggest("1")["name"] == "search-000"
-        searcher.on_trial_complete("1", {"AP": 1.0})
+        searcher.on_trial_complete("1", {"AP": 1.0, "status": "finished"})
     assert faults.left == 0
     monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
-    with pytest.raises(InputError, match=rf"^study {store.url}: no answer for \d s"), _driver(search) as searcher:
+    with pytest.raises(InputError, match=rf"^study {store.url}: no answer for \d s"), driver(search) as searcher:
         faults.inject("503", 10**6)
         assert searcher.suggest("1") == searcher.FINISHED
         assert searcher.suggest("2") == searcher.FINISHED
