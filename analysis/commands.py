@@ -30,6 +30,7 @@ def command_of(spec: SweepSpec, place: str) -> str:
     if spec.search:
         parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")
         parts += ["--early-stop"] if spec.search.early_stop else []
+        parts += [f"--search-space {shlex.quote(x)}" for x in spec.search.space]
     else:
         parts += _arms(spec, grid(spec.grid, spec.preset))
     parts += [f"--equal-cost {','.join(spec.extra.equal_cost)}"] if spec.extra.equal_cost else []

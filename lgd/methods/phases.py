@@ -63,8 +63,9 @@ class FreezeDistance(_Freeze):
 
     @classmethod
     def of(cls, model: nn.Module) -> FreezeDistance | None:
-        distance = model.distance if isinstance(model, Distiller) else None
-        return cls(model) if getattr(distance, "frozen_without_distillation", False) else None
+        if not isinstance(model, Distiller):
+            return None
+        return cls(model) if getattr(model.distance, "frozen_without_distillation", False) else None
 
 
 class ReadTeacherWatch(HookBase):

@@ -62,7 +62,12 @@ def test_an_error_that_one_worker_returned_is_why_the_others_lost_the_connection
     assert isinstance(AWAY, InputError)
     # The other one may be in a step, where NCCL waits for minutes: what the launcher waits for is ended.
     waited: list[Any] = []
-    monkeypatch.setattr(ray, "wait", lambda x, **_: (waited.append(x), ([x[0]], x[1:]))[1])
+
+    def wait(results: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        waited.append(results)
+        return results[:1], results[1:]
+
+    monkeypatch.setattr(ray, "wait", wait)
     assert launch(AWAY, "a worker in a step") is AWAY
     assert len(waited) == 1
     assert len(killed) == 2
