@@ -263,7 +263,8 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     records = {path: load(path) for path in tmp_path.glob(f"trials/*/{FILE}")}
     assert all(path.read_bytes() == content for path, content in kept.items())
     record = records[interrupted / FILE]
-    assert (record.status, record.steps) == ("finished", STEPS)
+    # It went on; the scheduler, which knows the trials from before the kill, may have ended it for its AP.
+    assert record.status in ("finished", "stopped")
     assert record.attempts >= 2
     searched = [r for r in records.values() if r.arm.startswith("search-")]
     assert len(searched) == 3
@@ -271,9 +272,8 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
     assert [r.arm for r in records.values() if not r.arm.startswith("search-")] == ["baseline"]
     assert len({tuple(r.overrides) for r in searched}) == 3
     for record in searched:
-        if record.status == "stopped":
-            assert record.evaluations
-            assert record.steps < STEPS
+        assert record.evaluations
+        assert (record.steps < STEPS) == (record.status == "stopped")
     _check_study(tmp_path)
     assert "best trial:" in done.out
     assert "python ablations/run.py --grid components --preset nano --arms baseline,LGD --seeds 3" in done.out
