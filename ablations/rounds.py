@@ -20,9 +20,6 @@ from lgd.results.sweep_spec import MOST_SEEDS_LOOKED_AT, SweepSpec
 if TYPE_CHECKING:
     from analysis.verdicts.verdict import Verdict
 
-FIRST_LOOK, STEP, MOST_SEEDS = 3, 2, 15
-"""Seeds before the first look, between planned looks, and at most, unless the command says otherwise."""
-
 LEAST_CHANCE = 0.05
 """Planned looks at which the chance of an answer is smaller are skipped: it saves rounds, more of them the wider seeds
 spread, and costs hardly a seed (tests/unit/analysis/test_until_decided.py). Going straight to the seeds of 80% power
@@ -40,11 +37,12 @@ class Next(NamedTuple):
 
 def looks(first: int | None, most: int | None) -> tuple[int, ...]:
     """Numbers of seeds after which a sweep looks whether it is decided. Raises InputError where there are none."""
-    from analysis.stats.sequential import planned_looks
+    from analysis.stats.differences import FEW_SEEDS
+    from analysis.stats.sequential import FIRST_LOOK, LAST_LOOK, STEP, planned_looks
 
-    first, most = FIRST_LOOK if first is None else first, MOST_SEEDS if most is None else most
-    if first < 2:
-        raise InputError(f"--seeds {first} with --until-decided: two seeds at least have a spread")
+    first, most = FIRST_LOOK if first is None else first, LAST_LOOK if most is None else most
+    if first < FEW_SEEDS:
+        raise InputError(f"--seeds {first} with --until-decided: {FEW_SEEDS} seeds at least, fewer decide nothing")
     if most > MOST_SEEDS_LOOKED_AT:
         raise InputError(f"--max-seeds {most}: {MOST_SEEDS_LOOKED_AT} at most")
     if most < first:

@@ -14,9 +14,13 @@ from analysis.grid_runs import mark_of, records_of, runs_of_grid
 from analysis.load import Run, by_seed, score
 from analysis.render import TextTable, marks_note, number, with_mark
 from analysis.stats.differences import CONFIDENCE, t_quantile
+from analysis.stats.power import power
 from lgd.config.grids import grid
 
-COLUMNS = ("arm", "mark", "seeds", "AP", "sd", "lowest", "highest", "detectable_3", "detectable_5", "detectable_10")
+COUNTS = 3, 5, 10
+"""Seeds that a difference is told for."""
+
+COLUMNS = ("arm", "mark", "seeds", "AP", "sd", "lowest", "highest", *(f"detectable_{n}" for n in COUNTS))
 
 
 def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
@@ -41,7 +45,7 @@ def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
                     "sd": sd,
                     "lowest": min(values),
                     "highest": max(values),
-                    **{f"detectable_{n}": sd and _half_width(sd, n) for n in (3, 5, 10)},
+                    **{f"detectable_{n}": sd and _half_width(sd, n) for n in COUNTS},
                 }
             )
     return typed_frame(rows, COLUMNS)
@@ -49,6 +53,11 @@ def noise_floor(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _half_width(sd: float, n: int) -> float:
     return t_quantile(CONFIDENCE, n - 1) * sd * math.sqrt(2 / n)
+
+
+def _found() -> str:
+    """``61, 56, 52%``: the power of the t test at half its interval's width, which depends on no spread."""
+    return f"{', '.join(f'{100 * power(n, _half_width(1.0, n), math.sqrt(2)):.0f}' for n in COUNTS)}%"
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
@@ -73,17 +82,17 @@ def noise_floor_text(frame: pd.DataFrame) -> TextTable:
             number(row["AP"]),
             number(row["sd"], 2),
             f"{number(row['lowest'])} to {number(row['highest'])}",
-            *(number(row[f"detectable_{n}"], 2) for n in (3, 5, 10)),
+            *(number(row[f"detectable_{n}"], 2) for n in COUNTS),
         ]
         for row in row_dicts(frame)
     ]
     return TextTable(
         title=grid("noise-floor").title,
-        header=["arm", "seeds", "AP", "sd", "range", "±, 3 seeds", "±, 5 seeds", "±, 10 seeds"],
+        header=["arm", "seeds", "AP", "sd", "range", *(f"±, {n} seeds" for n in COUNTS)],
         rows=rows,
         notes=[
             f"±, n seeds: half the {CONFIDENCE:.0%} Student t interval of the difference between two such trainings"
-            " with n seeds each, were they independent; a gain of that size is as often missed as found.",
+            f" with n seeds each, were they independent; a true gain of that size is found in {_found()} of the cases.",
             *marks_note(sorted({x for x in frame["mark"].dropna() if x})),
         ],
     )

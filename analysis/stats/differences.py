@@ -15,6 +15,12 @@ from statistics import fmean, median, stdev
 CONFIDENCE = 0.95
 """Confidence level of every interval that is shown."""
 
+FEW_SEEDS = 3
+"""The least number of seeds that a spread is read from, and that a verdict rests on."""
+
+MANY_SEEDS = 10
+"""A bootstrap over fewer seeds than these covers the truth less often than it says."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.frame import row_dicts
 from analysis.load import Run
-from analysis.render import TextTable, with_interval
+from analysis.render import TextTable, number, with_interval
 from analysis.stats.differences import CONFIDENCE
 from analysis.verdicts.across import Interval, gains, methods, mixed, probability
 from lgd.errors import InputError
@@ -21,7 +21,8 @@ COLUMNS = ("method", "tasks", "runs", *(f"{x}{end}" for x in ("gain", "improveme
 def across_table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a method that was trained on several tasks. Columns: ``method``, ``tasks``, ``runs``; ``gain``, the
     interquartile mean of the runs' gains, points of AP, and ``improvement``, the probability of improvement (0 to 1),
-    each with ``_low`` and ``_high``. Raises InputError for an arm with two settings, one of which would be a guess."""
+    each with ``_low`` and ``_high``, NA where every task has one seed. Raises InputError for an arm with two settings,
+    one of which would be a guess."""
     if line := mixed(run.record for run in runs):
         raise InputError(f"{line}; give directories that have one of them")
     rows = [
@@ -34,8 +35,13 @@ def across_table(runs: Sequence[Run]) -> pd.DataFrame:
     )
 
 
-def _ends(found: Interval) -> tuple[float, float, float]:
+def _ends(found: Interval) -> tuple[float, float | None, float | None]:
     return found.value, found.low, found.high
+
+
+def _part(value: float, low: float | None, high: float | None) -> str:
+    """``0.80 [0.64, 0.92]``."""
+    return number(value, 2) + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def across_text(frame: pd.DataFrame) -> TextTable:
@@ -46,7 +52,7 @@ def across_text(frame: pd.DataFrame) -> TextTable:
             str(row["tasks"]),
             str(row["runs"]),
             with_interval(row["gain"], row["gain_low"], row["gain_high"]),
-            f"{row['improvement']:.2f} [{row['improvement_low']:.2f}, {row['improvement_high']:.2f}]",
+            _part(row["improvement"], row["improvement_low"], row["improvement_high"]),
         ]
         for row in row_dicts(frame)
     ]

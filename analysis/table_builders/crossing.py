@@ -12,14 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.rates import BySeed, Curve, length_curves, on_like_hardware, pairs
-from analysis.stats.differences import CONFIDENCE, Difference, paired_difference, verdict
-from analysis.verdicts.verdict import FEW_SEEDS
+from analysis.stats.differences import CONFIDENCE, FEW_SEEDS, MANY_SEEDS, Difference, paired_difference, verdict
 from lgd.results.record import Record
 
 RESAMPLES = 2000
-
-MANY_SEEDS = 10
-"""A bootstrap over fewer seeds than these covers the truth less often than it says."""
 
 TOO_NARROW = ", too narrow for so few"
 

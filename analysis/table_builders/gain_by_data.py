@@ -31,7 +31,10 @@ class Row:
 
 
 def gains_by_data(records: Sequence[Record]) -> list[Row]:
-    """A row for each method and backbone that was trained on several parts of the images, as its baseline was."""
+    """A row for each method and backbone that was trained on several parts of the images, as its baseline was.
+
+    Images are counted with those that have no object, which training leaves out: records do not say how many.
+    """
     # A training that failed early has not counted them.
     images = {arm_of(x): x.data["train_images"] for x in records if "train_images" in x.data}
     ours = {arm_of(x): x.ours for x in records}
@@ -74,7 +77,10 @@ def data_table(records: Sequence[Record]) -> TextTable | None:
         of = [row for row in found if row.network == network]
         rows.append([f"baseline's AP, {network}", *(number(of[0].baseline.get(x)) for x in columns)])
         rows += [[row.label, *(difference_text(row.gains.get(x)) for x in columns)] for row in of]
-    note = f"Gain in AP over the baseline on the same images, with its {CONFIDENCE:.0%} t interval, paired by seed."
+    note = (
+        f"Gain in AP over the baseline on the same images, with its {CONFIDENCE:.0%} t interval, paired by seed. Images"
+        " without objects, which training leaves out, are counted."
+    )
     return TextTable("Gain by training images", ["", *(f"{x:,} images" for x in columns)], rows, [note])
 
 

@@ -64,7 +64,8 @@ def hours_until(target: float, points: Points) -> float:
 def time_to_target(runs: Sequence[Run]) -> pd.DataFrame:
     """A row an arm, baselines first. Each seed's target is the AP of the baseline's same seed in the end. Columns:
     ``arm``, ``data``, ``device``, ``target`` (mean), ``seeds`` that both have, ``reached`` (seeds that got there),
-    ``hours`` (median over the seeds, NA where most do not get there), ``ratio`` of that to the baseline's."""
+    ``hours`` (median over the seeds, NA where half of them or more do not get there), ``ratio`` of that to the
+    baseline's."""
     groups: dict[Group, dict[str, list[Record]]] = {}
     for record in (run.record for run in runs):
         if record.status == "finished" and score("AP")(record) is not None:
@@ -119,6 +120,12 @@ def _row(arm: str, data: str, records: Sequence[Record], baseline: Sequence[Reco
     }
 
 
+def _hours(hours: float | None, reached: float) -> str:
+    if hours is None:
+        return "median not reached" if reached else "not reached"
+    return with_unit(hours, "h")
+
+
 def time_to_target_text(frame: pd.DataFrame, *, pretraining: bool = True) -> TextTable:
     """:func:`time_to_target` for people. pretraining: its hours hold some teacher's."""
     teachers = " a teacher's pre-training included," if pretraining else ""
@@ -129,7 +136,7 @@ def time_to_target_text(frame: pd.DataFrame, *, pretraining: bool = True) -> Tex
             *([row["data"]] if several else []),
             number(row["target"]),
             f"{row['reached']:.0f} of {row['seeds']}",
-            "not reached" if row["hours"] is None else with_unit(row["hours"], "h"),
+            _hours(row["hours"], row["reached"]),
             MISSING if row["ratio"] is None else with_unit(row["ratio"], "x"),
         ]
         for row in row_dicts(frame)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.grid_runs import reference_of
 from analysis.load import arm_of, identity, score, seed_of
-from analysis.stats.differences import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE, MANY_SEEDS
 from lgd.config.experiment import Experiment, difference
 from lgd.results.record import Record
 
@@ -30,9 +30,11 @@ PROFILE = np.linspace(-10, 10, 81)
 
 @dataclass(frozen=True)
 class Interval:
+    """A value and the ends of its interval: None where every task has one seed, of which nothing can be drawn anew."""
+
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Method:
     @property
     def runs(self) -> int:
         return sum(len(task.arm) for task in self.tasks)
+
+    @property
+    def has_intervals(self) -> bool:
+        return any(len(task.arm) > 1 for task in self.tasks)
 
 
 def methods(records: Iterable[Record]) -> list[Method]:
@@ -138,17 +144,24 @@ def probability(method: Method) -> Interval:
 
 
 def profile(method: Method) -> tuple[Floats, Floats, Floats]:
-    """The part of the runs that gain more than each of PROFILE (P,), with the ends of its interval, (P,) each."""
+    """The part of the runs that gain more than each of PROFILE (P,), with the ends of its interval, (P,) each.
+
+    The ends are NaN where every task has one seed.
+    """
     drawn = np.concatenate([a - b for a, b in _resampled(method)], axis=1)
     parts = np.stack([(drawn > at).mean(axis=1) for at in PROFILE], axis=1)
     own = np.concatenate([task.arm - task.baseline for task in method.tasks])
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(parts, [tail, 1 - tail], axis=0)
+    if not method.has_intervals:
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     return np.array([(own > at).mean() for at in PROFILE]), low, high
 
 
 def _interval(method: Method, statistic: Callable[[Sequence[tuple[Floats, Floats]]], Floats]) -> Interval:
     own = statistic([(task.arm[None], task.baseline[None]) for task in method.tasks])
+    if not method.has_intervals:
+        return Interval(float(own[0]), None, None)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(statistic(_resampled(method)), [tail, 1 - tail])
     return Interval(float(own[0]), float(low), float(high))
@@ -169,11 +182,20 @@ def lines(records: Iterable[Record], names: Iterable[str]) -> list[str]:
     wanted = set(names)
     return [
         f"{x.name} over {len(x.tasks)} tasks ({x.runs} runs): interquartile mean of the gains"
-        f" {_shown(gains(x), '+.1f')} AP, probability of improvement {_shown(probability(x), '.2f')}."
+        f" {_shown(gains(x), '+.1f')} AP, probability of improvement {_shown(probability(x), '.2f')}{_caveat(x)}."
         for x in methods(records)
         if x.name in wanted
     ]
 
 
 def _shown(found: Interval, form: str) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:{form}}"
     return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def _caveat(method: Method) -> str:
+    if not method.has_intervals:
+        return ", of one seed a task"
+    fewest = min(len(task.arm) for task in method.tasks)
+    return f"; bootstrap intervals, too narrow for {fewest} seeds a task" if fewest < MANY_SEEDS else ""

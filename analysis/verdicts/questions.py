@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.grid_runs import as_shown, reference_of
-from analysis.load import arm_of, by_arm, identity
+from analysis.load import arm_of, by_arm, by_seed, finished, identity, score
 from analysis.rates import Curve, pairs, rate_curves
-from analysis.stats.differences import CONFIDENCE
+from analysis.stats.differences import CONFIDENCE, FEW_SEEDS, Difference, paired_difference
 from analysis.stats.sequential import confidence_at_each_look
 from lgd.config.arms import Grid
 from lgd.config.experiment import Experiment
@@ -19,7 +19,7 @@ from lgd.results.record import Record
 from lgd.results.sweep_spec import MIN_GAIN, SWEEP_FILE, SweepSpec
 
 MOST_QUESTIONS = 3
-"""Arms that have a verdict each where none is marked; of more, the best alone has one."""
+"""Arms that have a verdict each where none is marked; of more on the same data, the one that gains most has one."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Question:
     arm: str
     reference: str
     equal_cost: str = ""
-    """The reference trained for as much as ``arm`` cost."""
+    """The reference trained for as much as ``arm`` cost, also where the sweep has yet to train it."""
     bigger: str = ""
     without_imitation: str = ""
     """``arm`` with nothing imitated."""
     again: str = ""
     """The reference with other seeds."""
     best_of: int = 1
-    """How many arms it is the best of, if it was chosen for that."""
+    """Of how many arms it gains most, if it was chosen for that."""
     obstacles: tuple[str, ...] = ()
     """What keeps the comparison from being fair, a clause each."""
     best_rates: bool = False
@@ -59,54 +59,79 @@ class Asked:
 
 
 def asked(directory: Path, records: Sequence[Record]) -> Asked:
-    """What ``sweep.json`` in ``directory`` asks; without it, every recorded method over its baseline."""
-    finished = [x for x in records if x.status == "finished"]
+    """What ``sweep.json`` in ``directory`` asks; without it, every recorded method over its baseline.
+
+    Raises InputError as :func:`analysis.load.finished` where the arm that gains most is looked for.
+    """
     try:
         spec = SweepSpec.read(directory) if (directory / SWEEP_FILE).exists() else None
         grid = spec.whole_grid if spec else None
     except InputError:
         # Of a grid that is not known here: its records still tell.
         spec = grid = None
-    # With those that diverged: no arm is at its best rate there.
-    questions = _questions(finished, grid, rate_curves(records))
+    questions = _questions(records, grid, spec.arms if spec else ())
     if spec is None:
         return Asked(tuple(questions))
     confidence = confidence_at_each_look(spec.looks)
     return Asked(tuple(questions), spec.min_gain, confidence, spec.looks, spec.seeds, spec.search is None)
 
 
-def _questions(records: Sequence[Record], grid: Grid | None, curves: Sequence[Curve]) -> list[Question]:
-    names = {arm_of(x) for x in records}
+def _questions(records: Sequence[Record], grid: Grid | None, planned: Sequence[str]) -> list[Question]:
+    """planned: the arms that the sweep trains."""
+    done = [x for x in records if x.status == "finished"]
+    # With those that diverged: no arm is at its best rate there.
+    curves, alone = rate_curves(records), all_without_imitation(done)
+    # Also an arm that failed in every seed has a verdict: that one.
+    of_arm = by_arm(x for x in records if x.status in ("finished", "diverged", "failed"))
     if grid is not None:
-        grid = as_shown(grid, records)
+        grid = as_shown(grid, (x for runs in of_arm.values() for x in runs))
         of = {arm.name: grid.references[arm.name] for arm in grid.arms}
-        chosen = [arm.name for arm in questioned(grid) if arm.name in names]
+        chosen = [arm.name for arm in questioned(grid) if arm.name in of_arm]
         budgets = {arm.name: (arm.time_budget_from, arm.steps_from) for arm in grid.arms if arm.time_budget_from}
     else:
         of, chosen, budgets = {}, [], {}
-    of |= {arm_of(x): reference_of(x) for x in records if arm_of(x) not in of}
-    methods = {arm_of(x) for x in records if x.experiment.method.name != "baseline"}
+    of |= {arm: reference_of(runs[0]) for arm, runs in of_arm.items() if arm not in of}
     best_of = 1
     if not chosen:
-        chosen = sorted(x for x in methods if of[x] in names and of[x] != x)
+        methods = {arm for arm, runs in of_arm.items() if runs[0].experiment.method.name != "baseline"}
+        controls = set(alone.values())
+        chosen = sorted(x for x in methods - controls if of[x] in of_arm and of[x] != x)
         if len(chosen) > MOST_QUESTIONS:
-            means = {arm: _mean(of_arm) for arm, of_arm in by_arm(records).items()}
-            best_of, chosen = len(chosen), [max(chosen, key=means.__getitem__)]
-    found, alone = list[Question](), all_without_imitation(records)
+            chosen, best_of = _best(chosen, of, by_arm(done))
+    found, names = list[Question](), {arm_of(x) for x in done}
     for name in chosen:
         reference = of[name]
-        equal = {steps_from: arm for arm, (budget, steps_from) in budgets.items() if budget == name and arm in names}
+        equal = {
+            steps_from: arm
+            for arm, (budget, steps_from) in budgets.items()
+            if budget == name and (arm in of_arm or arm in planned)
+        }
         question = Question(
             name, reference, equal.pop(reference, ""), next(iter(equal.values()), ""),
             alone.get(name, ""), again(reference) if again(reference) in names else "", best_of,
         )  # fmt: skip
-        found.append(_at_best_rates(question, records, curves))
+        found.append(_at_best_rates(question, of_arm, curves))
     return found
 
 
-def _mean(records: Iterable[Record]) -> float:
-    found = [x.student.AP for x in records if x.student and x.student.AP is not None]
-    return sum(found) / len(found) if found else float("-inf")
+def _best(arms: Sequence[str], of: Mapping[str, str], runs: Mapping[str, Sequence[Record]]) -> tuple[list[str], int]:
+    """The arm with the largest mean gain over its own reference, and of how many arms; all arms, and 1, where their
+    references were trained on different data, or none has a gain.
+
+    of: the reference of each arm. runs: finished ones. Where any arm has FEW_SEEDS pairs, those of fewer, whose means
+    are more often the largest by chance, are left out.
+    """
+    data = {identity(runs[of[arm]][0].experiment).data for arm in arms if of[arm] in runs}
+    gains = {arm: gain for arm in arms if (gain := _gain(arm, of[arm], runs)) is not None}
+    if len(data) > 1 or not gains:
+        return list(arms), 1
+    known = {arm: gain for arm, gain in gains.items() if gain.n >= FEW_SEEDS} or gains
+    return [max(known, key=lambda arm: known[arm].mean)], len(known)
+
+
+def _gain(arm: str, reference: str, runs: Mapping[str, Sequence[Record]]) -> Difference | None:
+    ours, theirs = (by_seed(finished(runs.get(name, ()), name), score("AP")) for name in (arm, reference))
+    return paired_difference(ours, theirs)
 
 
 def all_without_imitation(records: Sequence[Record]) -> dict[str, str]:
@@ -127,8 +152,11 @@ def all_without_imitation(records: Sequence[Record]) -> dict[str, str]:
     return found
 
 
-def _at_best_rates(question: Question, records: Sequence[Record], curves: Sequence[Curve]) -> Question:
-    """The question with what the learning rates say: both arms at their best rate, or why they do not compare."""
+def _at_best_rates(question: Question, runs: Mapping[str, Sequence[Record]], curves: Sequence[Curve]) -> Question:
+    """The question with what the learning rates say: both arms at their best rate, or why they do not compare.
+
+    runs: by arm, those without a result, too.
+    """
     named = {curve.name: curve for curve in curves}
     arm, base = named.get(question.arm), named.get(question.reference)
     if arm is not None and base is not None and (base, arm) in pairs(curves):
@@ -140,10 +168,10 @@ def _at_best_rates(question: Question, records: Sequence[Record], curves: Sequen
             arm.arms[arm.best], base.arms[base.best], best_of=question.best_of, obstacles=tuple(edges), best_rates=True
         )
     rates = {
-        name: sorted({x.experiment.schedule.resolved_lr for x in records if arm_of(x) == name})
+        name: sorted({x.experiment.schedule.resolved_lr for x in runs.get(name, ())})
         for name in (question.arm, question.reference)
     }
-    if rates[question.reference] and rates[question.arm] != rates[question.reference]:
+    if all(rates.values()) and rates[question.arm] != rates[question.reference]:
         shown = " and ".join(f"{x[0]:g}" for x in rates.values())
         return replace(question, obstacles=(f"they were trained at unequal learning rates ({shown})",))
     return question

@@ -10,18 +10,20 @@ from typing import NamedTuple
 from analysis.grid_runs import reference_of
 from analysis.load import by_arm, by_seed, finished, score
 from analysis.render import over_seeds, points, with_unit
-from analysis.stats.differences import CONFIDENCE, Difference, paired_difference
+from analysis.stats.differences import CONFIDENCE, FEW_SEEDS, Difference, paired_difference
 from analysis.stats.power import MOST_SEEDS
 from analysis.verdicts.across import lines as across_lines
 from analysis.verdicts.across import short_name
 from analysis.verdicts.next_step import next_step
 from analysis.verdicts.questions import Asked, asked
-from analysis.verdicts.verdict import FEW_SEEDS, SAME_COST, Verdict, verdicts
+from analysis.verdicts.verdict import SAME_COST, Verdict, verdicts
 from lgd.config.extra_arms import is_again
 from lgd.config.grids import NOISE_FLOOR
 from lgd.results.record import Record
 
 PLAIN = "the baseline"
+
+NO_PAIR = "it and its baseline have no finished seed in common yet"
 
 MOST_VERDICTS = 4
 """Verdicts listed at most; of more, it is said how many came out which way, and what the largest gains are; the table
@@ -39,7 +41,8 @@ def numbers(verdict: Verdict) -> str:
     if gain is None:
         return ""
     over = f" over {question.reference}, each at its best learning rate" if question.best_rates else ""
-    parts = [f"{question.arm}{over}: {points(gain)} over {_seeds(gain.n)}{_cost(verdict)}"]
+    seeds = f" over {_seeds(gain.n)}" if gain.n > 1 else ""
+    parts = [f"{question.arm}{over}: {points(gain)}{seeds}{_cost(verdict)}"]
     if verdict.equal_cost:
         parts.append(
             f"{_same_cost(verdict)} on longer training of {question.reference}: {_counted(verdict.equal_cost, gain)}"
@@ -63,20 +66,20 @@ def conclusion(verdict: Verdict) -> str:
     remarks = "".join(f" But {x}." for x in verdict.remarks)
     found, against = verdict.decisive, _against(verdict)
     if found is None:
-        return f"{arm}: no verdict, for it and its baseline have no finished seed in common yet."
+        return f"{arm}: no verdict, for {'; '.join(verdict.lost) or NO_PAIR}."
     if verdict.answer == "worth it":
         return f"{arm} is worth it here.{remarks}"
     if verdict.answer == "gain" and verdict.lengths_known:
         lengths = "what the same cost buys in longer training is in the table of lengths"
         return f"{arm} gains at equal steps; {lengths}.{remarks}"
     if verdict.answer == "gain":
-        return (
-            f"{arm} gains; whether the same cost spent on longer training gains more was not measured (--equal-cost)."
-            f"{remarks}"
-        )
+        unknown = f"is not known: {'; '.join(verdict.lost)}" if verdict.lost else "was not measured (--equal-cost)"
+        return f"{arm} gains; whether the same cost spent on longer training gains more {unknown}.{remarks}"
     why = f"it is not {min_gain} or more ahead of {against}"
     if found.high is not None and found.high < 0:
         why = "it loses AP" if against == PLAIN else "longer training is the better use of that cost"
+    elif found.low is not None and found.low > 0:
+        why = f"it {'gains' if against == PLAIN else 'is ahead of longer training'}, but by less than {min_gain}"
     if verdict.answer == "not worth it":
         return f"{arm} is not worth it here: {why}.{remarks}"
     reason = "; ".join(reasons(verdict))
@@ -92,9 +95,14 @@ def reasons(verdict: Verdict) -> list[str]:
     found = verdict.decisive
     if found is None:
         return []
+    if verdict.awaited:
+        return [f"it gains, and {verdict.question.equal_cost} has no result yet"]
     if found.n < FEW_SEEDS:
         tell = "tells" if found.n == 1 else "tell"
-        return [f"{_seeds(found.n)} {tell} nothing of the spread between seeds, at least {FEW_SEEDS} are needed"]
+        nothing = f"{tell} nothing of the spread between seeds, at least {FEW_SEEDS} are needed"
+        if verdict.gain is None or found.n == verdict.gain.n:
+            return [f"{_seeds(found.n)} {nothing}"]
+        return [f"the difference to {_against(verdict)} is known from {_seeds(found.n)}, which {nothing}"]
     text = f"the difference to {_against(verdict)} may be nothing, or {verdict.min_gain:g} AP and more"
     if verdict.more_seeds is None:
         return [text]
@@ -117,12 +125,13 @@ def _against(verdict: Verdict) -> str:
 
 def parts(verdict: Verdict) -> str:
     """What the gain is made of: more training, a second loss, imitation; "" where that was not trained."""
-    if verdict.second_loss is None or verdict.imitation is None:
+    gain = verdict.gain
+    if gain is None or verdict.second_loss is None or verdict.imitation is None:
         return ""
-    more = f"; more training at the same cost gives {over_seeds(verdict.equal_cost)}" if verdict.equal_cost else ""
+    more = f"; more training at the same cost gives {_counted(verdict.equal_cost, gain)}" if verdict.equal_cost else ""
     return (
-        f"{verdict.question.arm}'s gain is {over_seeds(verdict.second_loss)} from its second loss"
-        f" ({verdict.question.without_imitation}) and {over_seeds(verdict.imitation)} from imitation{more}."
+        f"{verdict.question.arm}'s gain is {_counted(verdict.second_loss, gain)} from its second loss"
+        f" ({verdict.question.without_imitation}) and {_counted(verdict.imitation, gain)} from imitation{more}."
     )
 
 
@@ -131,10 +140,12 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
     lines = [parts(verdict)]
     if verdict.again:
         lines.append(_again_text(verdict.question.reference, verdict.again))
-    if verdict.question.best_of > 1:
+    gain, best_of = verdict.gain, verdict.question.best_of
+    if best_of > 1:
+        several = f" with {FEW_SEEDS} seeds or more" if gain and gain.n >= FEW_SEEDS else ""
         lines.append(
-            f"{verdict.question.arm} is the best of {verdict.question.best_of} arms; its interval is widened for the"
-            " choice (Bonferroni)."
+            f"{verdict.question.arm} is the best of {best_of} arms{several} by its mean gain; its interval is widened"
+            " for the choice (Bonferroni)."
         )
     if asked.looks:
         lines.append(
@@ -142,6 +153,8 @@ def notes(verdict: Verdict, asked: Asked) -> list[str]:
             f" {asked.confidence:.1%}, so that a difference's intervals at all looks hold together with"
             f" {CONFIDENCE:.0%}; others hold for one look."
         )
+        if gain and gain.n >= FEW_SEEDS and gain.n not in asked.looks:
+            lines.append(f"{gain.n} seeds are none of these looks: a verdict after them is not covered.")
     return [x for x in lines if x]
 
 
@@ -182,11 +195,12 @@ def summary(records: Sequence[Record], directory: Path) -> Summary:
     """What the records of ``directory`` say so far."""
     there = asked(directory, records)
     found = verdicts(records, there)
-    noted = [line for verdict in found for line in notes(verdict, there)]
+    few = len(found) <= MOST_VERDICTS
+    noted = [line for verdict in found for line in notes(verdict, there) if few or line != parts(verdict)]
     subjects = {short_name(x.question.arm, x.question.reference) for x in found}
     noted += across_lines(records, subjects) if len(found) > 1 else []
     said = [VerdictText(numbers(x), conclusion(x)) for x in found]
-    if len(said) > MOST_VERDICTS:
+    if not few:
         said = [VerdictText("", overall(found))]
     if not found and any(x.grid == NOISE_FLOOR.name for x in records):
         said = _noise(records)
@@ -224,6 +238,7 @@ def overall(found: Sequence[Verdict]) -> str:
         "not worth it": "not worth it",
         "as trained": "not worth it as trained, with a teacher that never led",
         "gain": "gaining, with nothing known of longer training at the same cost",
+        "lost": "without a result",
         "unknown": "undecided",
     }
     parts = []
@@ -235,6 +250,8 @@ def overall(found: Sequence[Verdict]) -> str:
 
 
 def _class_of(verdict: Verdict) -> str:
+    if verdict.gain is None and verdict.lost:
+        return "lost"
     return "as trained" if verdict.as_trained == "not worth it" else verdict.answer
 
 
@@ -271,8 +288,10 @@ def _cost(verdict: Verdict) -> str:
 
 def hours_text(hours: float, *, on_gpu: bool) -> str:
     """``+0.04 GPU-h``, two digits."""
+    hours = round(hours, 6)
     digits = 1 - math.floor(math.log10(abs(hours))) if hours else 0
-    return f"{hours:+.{min(max(digits, 0), 6)}f} {'GPU' if on_gpu else 'CPU'}-h"
+    # Adding 0.0 turns the -0.0 that rounding may leave into 0.0.
+    return f"{hours + 0.0:+.{min(max(digits, 0), 6)}f} {'GPU' if on_gpu else 'CPU'}-h"
 
 
 def _same_cost(verdict: Verdict) -> str:

@@ -21,7 +21,7 @@ FEW_ARMS = 3
 
 @dataclass(frozen=True)
 class SplitGain:
-    """An arm's gain in AP over its reference, in two parts."""
+    """An arm's gain in AP over its reference, in two parts: all three of the seeds that the three arms have."""
 
     arm: str
     reference: str
@@ -43,13 +43,18 @@ def split_gains(records: Sequence[Record]) -> list[SplitGain]:
         of = records_of[arm]
         reference = next((x for x in map(reference_of, of) if x in own and x != arm), "")
         teachers = by_seed(finished(of, arm), teacher_ap)
+        # Of unlike seeds the parts would not add up to the gain.
+        common = set(own[arm]) & set(own[without]) & set(own.get(reference, own[arm]))
+        with_it, alone, base = (
+            {seed: own[name][seed] for seed in common} if name in own else {} for name in (arm, without, reference)
+        )
         found.append(
             SplitGain(
                 arm,
                 reference,
-                paired_difference(own[arm], own.get(reference, {})),
-                paired_difference(own[without], own.get(reference, {})),
-                paired_difference(own[arm], own[without]),
+                paired_difference(with_it, base),
+                paired_difference(alone, base),
+                paired_difference(with_it, alone),
                 fmean(teachers.values()) if teachers else None,
                 paired_difference(teachers, own[arm]),
             )

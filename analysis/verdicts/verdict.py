@@ -3,6 +3,7 @@ cannot be said where it cannot. Built from records alone; loads neither torch no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,9 +11,9 @@ from typing import Literal
 
 from analysis.costs import cost_of_longer, cost_ratio, extra_cost
 from analysis.load import arm_of, by_seed, finished, score, seed_of
-from analysis.stats.differences import Difference, paired_difference
+from analysis.stats.differences import CONFIDENCE, FEW_SEEDS, Difference, paired_difference
 from analysis.stats.power import seeds_for, seeds_for_width
-from analysis.stats.sequential import predictive_power
+from analysis.stats.sequential import confidence_at_each_look, predictive_power
 from analysis.verdicts.questions import Asked, Question
 from lgd.results.record import Record
 
@@ -21,9 +22,6 @@ FLOOR, CEILING = 5.0, 95.0
 
 SAME_COST = 0.1
 """Relative difference up to which two costs are called the same."""
-
-FEW_SEEDS = 3
-"""The least number of seeds that a spread is read from."""
 
 Answer = Literal["worth it", "not worth it", "gain", "unknown"]
 """``gain``: more AP than the reference beyond noise; what the same cost buys otherwise was not measured."""
@@ -55,13 +53,17 @@ class Verdict:
     margin: Difference | None = None
     """The arm over the longer trained reference."""
     second_loss: Difference | None = None
-    """Without imitation over the reference."""
+    """Without imitation over the reference; of the seeds that the arm has, too."""
     imitation: Difference | None = None
-    """The arm over itself without imitation."""
+    """The arm over itself without imitation, of the same seeds: both together are the gain over these."""
     again: Difference | None = None
     """The reference with other seeds over the reference."""
     lengths_known: bool = False
     """Whether the grid ``schedule-length`` has longer baselines: its table of lengths says what the same cost buys."""
+    awaited: bool = False
+    """Whether the longer training that was asked for has no result yet, and the answer waits for it."""
+    lost: tuple[str, ...] = ()
+    """The arms among those compared that diverged or failed in every seed, a clause each."""
     obstacles: tuple[str, ...] = ()
     """Why the comparison cannot be trusted, a clause each."""
     as_trained: Answer = "unknown"
@@ -88,86 +90,120 @@ def verdicts(records: Sequence[Record], asked: Asked) -> list[Verdict]:
 
 
 def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Verdict:
-    # One of several, chosen since it is the best: its interval pays for the choice (Bonferroni).
-    confidence = 1 - (1 - asked.confidence) / question.best_of
+    arm, reference, longer = question.arm, question.reference, question.equal_cost
     runs = {
         name: finished(records, name)
-        for name in (question.arm, question.reference, question.equal_cost, question.bigger, question.again,
-                     question.without_imitation) if name
-    }  # fmt: skip
-
-    def values(name: str, read: Callable[[Record], float | None]) -> Seconds:
-        return by_seed(runs.get(name, {}), read)
-
-    def difference(one: str, other: str) -> Difference | None:
-        return paired_difference(values(one, score("AP")), values(other, score("AP")), confidence)
-
-    arm, reference = question.arm, question.reference
+        for name in (arm, reference, longer, question.bigger, question.again, question.without_imitation)
+        if name
+    }
+    difference = _differences(runs, question, asked)
     cost, extra = cost_ratio(runs[arm], runs[reference]), extra_cost(runs[arm], runs[reference])
-    longer = cost_of_longer(runs.get(question.equal_cost, {}), runs[arm], runs[reference])
-    gain, margin = difference(arm, reference), difference(arm, question.equal_cost)
-    both = [x for name in (arm, reference) for x in runs[name].values()]
+    longer_ratio = cost_of_longer(runs.get(longer, {}), runs[arm], runs[reference])
+    gain, margin = difference(arm, reference), difference(arm, longer)
     answer = _answer(gain, margin, cost.value if cost else None, asked.min_gain)
-    alone = _answer(gain, None, None, asked.min_gain)
-    unequal = [] if alone == answer else _unequal_cost(question, answer, margin, longer)
-    obstacles = [*question.obstacles, *_out_of_range(values, arm, reference), *unequal]
-    remarks = _unpaid_teacher(runs[arm].values(), answer)
+    lost = {name: _lost_in_every_seed(records, name, asked.seeds) for name in (arm, reference, longer) if name}
+    awaited = answer == "gain" and bool(longer) and not lost[longer]
+    answer = "unknown" if awaited else answer
+    obstacles, remarks = _obstacles_and_remarks(records, question, runs, answer)
+    obstacles = [*question.obstacles, *filter(None, (lost[arm], lost[reference])), *obstacles]
+    if answer != _answer(gain, None, None, asked.min_gain):
+        obstacles += _unequal_cost(question, answer, margin, longer_ratio)
+    teacher = _teacher(runs[arm].values(), arm)
+    as_trained: Answer = answer if teacher and not obstacles else "unknown"
+    if teacher:
+        # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
+        (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
+    is_open = answer == "unknown" and not obstacles and not awaited
+    both = [*runs[arm].values(), *runs[reference].values()]
+    return Verdict(
+        question, asked.min_gain, "unknown" if obstacles else answer, gain,
+        cost.value if cost else None, None if extra is None else extra / 3600,
+        bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
+        difference(longer, reference), longer_ratio,
+        difference(question.bigger, reference), margin,
+        difference(question.without_imitation, reference, arm),
+        difference(arm, question.without_imitation, reference),
+        difference(question.again, reference), _has_longer(records, runs[reference]), awaited,
+        tuple(filter(None, lost.values())), tuple(obstacles), as_trained, tuple(remarks),
+        _more_seeds(_decisive(gain, margin, answer), asked.min_gain) if is_open else None,
+    )  # fmt: skip
+
+
+def _differences(
+    runs: Mapping[str, Mapping[int, Record]], question: Question, asked: Asked
+) -> Callable[..., Difference | None]:
+    """The difference in AP of two arms by name, over the seeds that further ones have, too."""
+    # One of several, chosen since it is the best: its intervals, at all looks, pay for the choice (Bonferroni).
+    confidence = confidence_at_each_look(asked.looks, 1 - (1 - CONFIDENCE) / question.best_of)
+
+    def difference(one: str, other: str, *others: str) -> Difference | None:
+        aps = [by_seed(runs.get(name, {}), score("AP")) for name in (one, other, *others)]
+        common = set.intersection(*map(set, aps))
+        ours, theirs = ({seed: ap for seed, ap in of.items() if seed in common} for of in aps[:2])
+        return paired_difference(ours, theirs, confidence)
+
+    return difference
+
+
+def _obstacles_and_remarks(
+    records: Sequence[Record], question: Question, runs: Mapping[str, Mapping[int, Record]], answer: Answer
+) -> tuple[list[str], list[str]]:
+    """Clauses on what keeps the arms' numbers from being trusted, and on what else belongs to the answer."""
+    arm, reference = question.arm, question.reference
+    obstacles, remarks = _out_of_range(runs[arm], runs[reference]), _unpaid_teacher(runs[arm].values(), answer)
     sides: list[tuple[str, str, tuple[Answer, ...]]] = [
         (arm, reference, ("worth it", "gain")), (reference, arm, ("not worth it",)),
     ]  # fmt: skip
     if question.equal_cost:
         sides.append((question.equal_cost, arm, ("not worth it",)))
     for name, other, favoured in sides:
-        diverged, failed = _lost(records, name, runs[name], runs[other])
+        # Of an arm without a result there is nothing that they could favour.
+        diverged, failed = _lost(records, name, runs[name], runs[other]) if runs[name] else ([], [])
         # Those that diverged are not missing by chance: what is left favours this side.
         (obstacles if answer in favoured else remarks).extend(diverged)
         remarks += failed
-    teacher = _teacher(runs[arm].values(), arm)
-    as_trained: Answer = answer if teacher and not obstacles else "unknown"
-    if teacher:
-        # A gain that is there although the teacher never led is a gain; a loss says nothing of a better teacher.
-        (remarks if answer in ("worth it", "gain") else obstacles).append(teacher)
-    return Verdict(
-        question, asked.min_gain, "unknown" if obstacles else answer, gain,
-        cost.value if cost else None, None if extra is None else extra / 3600,
-        bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
-        difference(question.equal_cost, reference), longer,
-        difference(question.bigger, reference), margin,
-        difference(question.without_imitation, reference), difference(arm, question.without_imitation),
-        difference(question.again, reference), _has_longer(records, runs[reference]), tuple(obstacles), as_trained,
-        tuple(remarks),
-        None if obstacles or answer != "unknown" else _more_seeds(_decisive(gain, margin, answer), asked.min_gain),
-    )  # fmt: skip
+    return obstacles, remarks
+
+
+def _is_judged(found: Difference) -> bool:
+    return found.low is not None and found.n >= FEW_SEEDS
 
 
 def _decisive(gain: Difference | None, margin: Difference | None, answer: Answer) -> Difference | None:
-    """The one with the lower end: an arm must beat the longer trained reference and the plain one, which may be better.
+    """The difference that the answer, or its lack, is due to.
 
-    The upper end counts where it is not worth it: that is what says so.
+    An arm must beat the longer trained reference and the plain one, which may be better: the one with the lower end
+    decides, where it is not worth it with the lower upper end. Where nothing can be said, one of too few seeds does.
     """
     found = [x for x in (margin, gain) if x is not None]
+    few = [x for x in found if not _is_judged(x)]
+    if answer == "unknown" and few:
+        return min(few, key=lambda x: x.n)
+    found = [x for x in found if x not in few]
+    return min(found, key=_high if answer == "not worth it" else _low, default=None)
 
-    def end(x: Difference) -> float:
-        value = x.high if answer == "not worth it" else x.low
-        return x.mean if value is None else value
 
-    return min(found, key=end, default=None)
+def _low(found: Difference) -> float:
+    return found.mean if found.low is None else found.low
+
+
+def _high(found: Difference) -> float:
+    return found.mean if found.high is None else found.high
 
 
 def _answer(gain: Difference | None, margin: Difference | None, cost: float | None, min_gain: float) -> Answer:
-    """What the intervals say: they lie above zero, or below the smallest difference that matters.
+    """What the intervals say: one lies below the smallest difference that matters, or else all lie above zero.
 
     Each interval lies wholly above, or wholly below, its true difference in 2.5% of the cases at most, all looks of a
     sweep together (analysis/stats/sequential.py). So "worth it" is wrong in at most 2.5%, as both intervals must lie
     above zero. "not worth it" is wrong in at most 2.5% for each difference, 5% for the two together, as either decides.
     """
     found = [x for x in (margin, gain) if x is not None]
-    if not found or any(x.low is None or x.high is None for x in found):
-        return "unknown"
-    if all(x.low is not None and x.low > 0 for x in found):
-        return "worth it" if margin or (cost is not None and cost <= 1 + SAME_COST) else "gain"
-    if any(x.high is not None and x.high < min_gain for x in found):
+    judged = [x for x in found if _is_judged(x)]
+    if any(_high(x) < min_gain for x in judged):
         return "not worth it"
+    if judged and len(judged) == len(found) and all(_low(x) > 0 for x in judged):
+        return "worth it" if margin or (cost is not None and cost <= 1 + SAME_COST) else "gain"
     return "unknown"
 
 
@@ -204,6 +240,17 @@ def _lost(
     return diverged, failed
 
 
+def _lost_in_every_seed(records: Iterable[Record], arm: str, seeds: int) -> str:
+    """A clause where all of the arm's ``seeds`` seeds, or all that were begun if that is 0, diverged or failed."""
+    ended = Counter(record.status for record in records if arm_of(record) == arm)
+    diverged, failed, n = ended["diverged"], ended["failed"], ended.total()
+    if not n or n < seeds or diverged + failed < n:
+        return ""
+    if diverged and failed:
+        return f"of {n} seeds of {arm} {diverged} diverged and {failed} failed"
+    return f"{'the one seed' if n == 1 else f'all {n} seeds'} of {arm} {'diverged' if diverged else 'failed'}"
+
+
 def _unpaid_teacher(runs: Iterable[Record], answer: Answer) -> list[str]:
     """A clause where an arm that gains has a given teacher whose training nobody has said the cost of."""
     teachers = [x.pretraining for x in runs if x.pretraining]
@@ -212,8 +259,8 @@ def _unpaid_teacher(runs: Iterable[Record], answer: Answer) -> list[str]:
     return ["the training of its teacher is not in the cost: method.teacher.hours says what it took"]
 
 
-def _out_of_range(values: Callable[..., Seconds], arm: str, reference: str) -> list[str]:
-    means = [fmean(x.values()) for name in (arm, reference) if (x := values(name, score("AP")))]
+def _out_of_range(arm: Mapping[int, Record], reference: Mapping[int, Record]) -> list[str]:
+    means = [fmean(aps.values()) for runs in (arm, reference) if (aps := by_seed(runs, score("AP")))]
     if len(means) == 2 and max(means) < FLOOR:
         return [f"both are below AP {FLOOR:g}, where nothing has been learnt yet: train longer"]
     if len(means) == 2 and min(means) > CEILING:
@@ -243,7 +290,7 @@ def _teacher(runs: Iterable[Record], arm: str) -> str:
 
 def _more_seeds(found: Difference | None, min_gain: float) -> int | None:
     """Seeds to add until the difference can be told; None where there are too few to know the spread."""
-    if found is None or found.low is None or found.high is None or found.n < FEW_SEEDS:
+    if found is None or not _is_judged(found):
         return None
     spread = found.spread
     # With the mean as it is, so many decide: the interval then lies on one side of zero, or below what matters.

@@ -94,6 +94,19 @@ def test_a_sweep_that_is_decided_ends(tmp_path: Path) -> None:
     assert after(sweep, Budget(), two, QUIET) == (None, "")
 
 
+def test_no_seeds_follow_where_every_one_diverged(tmp_path: Path) -> None:
+    sweep = trials_of(_sweep(tmp_path, (1.0, -1.0, 0.5)), tmp_path)
+    for trial in sweep.trials:
+        if trial.arm == "baseline":
+            Record(
+                status="diverged", grid="components", preset="nano", arm=trial.arm, experiment=trial.experiment,
+                seconds={"training": 10.0}, device_seconds={"training": 10.0}, reason="NaN",
+            ).save(trial.directory)  # fmt: skip
+    out = io.StringIO()
+    assert after(sweep, Budget(), two, Console(file=out, width=200)) == (None, "")
+    assert "after 3 seeds: LGD: no verdict, for all 3 seeds of baseline diverged." in out.getvalue()
+
+
 def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> None:
     spec = _sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5))
     sweep = trials_of(spec, tmp_path)
@@ -132,8 +145,8 @@ def test_a_round_is_priced_at_what_runs_side_by_side_in_it(tmp_path: Path) -> No
 def test_looks_that_cannot_be() -> None:
     assert looks(None, None) == (3, 5, 7, 9, 11, 13, 15)
     assert looks(4, 8) == (4, 6, 8)
-    with pytest.raises(InputError, match="--seeds 1 with --until-decided: two seeds at least"):
-        looks(1, None)
+    with pytest.raises(InputError, match="--seeds 2 with --until-decided: 3 seeds at least"):
+        looks(2, None)
     with pytest.raises(InputError, match="--max-seeds 2: fewer than the 3 seeds"):
         looks(None, 2)
 

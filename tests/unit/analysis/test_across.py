@@ -57,6 +57,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = []
     for _ in range(120):
         found = gains(_simulated(generator, 0.7))
+        assert found.low is not None
+        assert found.high is not None
         held.append(found.low <= 0.7 <= found.high)
     # The middle half of fifty runs, drawn anew within five tasks of ten.
     assert 0.87 <= np.mean(held) <= 0.99
@@ -65,8 +67,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 def test_profile_and_probability_of_a_method_that_does_nothing_and_of_one_that_gains() -> None:
     generator = np.random.default_rng(1)
     nothing, much = _simulated(generator, 0.0, seeds=40), _simulated(generator, 5.0, seeds=40)
-    assert probability(nothing).low < 0.5 < probability(nothing).high
-    assert probability(much).low > 0.95
+    of_nothing, of_much = probability(nothing), probability(much)
+    assert of_nothing.low is not None
+    assert of_nothing.high is not None
+    assert of_nothing.low < 0.5 < of_nothing.high
+    assert of_much.low is not None
+    assert of_much.low > 0.95
     part, low, high = profile(much)
     assert (low <= part).all()
     assert (part <= high).all()
@@ -106,6 +112,27 @@ def test_methods_are_found_beside_their_own_baselines(make_record: MakeRecord) -
         assert performance_profile([]) is None
     assert short_name("LGD", "baseline") == "LGD"
     assert short_name("Faster R-CNN LGD", "Faster R-CNN baseline") == "LGD"
+
+
+def test_of_one_seed_a_task_there_is_no_interval(make_record: MakeRecord) -> None:
+    """Drawn anew it is the same: a bootstrap would call it certain."""
+    runs = [Run(x, Path("/r")) for x in _records(make_record) if x.experiment.seed == 0]
+    records = [run.record for run in runs]
+    (method,) = methods(records)
+    assert (gains(method).low, gains(method).high, probability(method).low) == (None, None, None)
+    assert lines(records, ["LGD"]) == [
+        "LGD over 3 tasks (3 runs): interquartile mean of the gains +2.0 AP, probability of improvement 1.00, of one"
+        " seed a task."
+    ]
+    part, low, high = profile(method)
+    assert np.isnan([low, high]).all()
+    assert part[0] == 1.0
+    frame, text = build("across", runs)
+    assert frame[["gain_low", "gain_high", "improvement_low", "improvement_high"]].isna().all(axis=None)
+    assert text.rows == [["LGD", "3", "3", "+2.0", "1.00"]]
+    with mpl.rc_context(STYLE):
+        assert performance_profile(runs) is not None
+    assert lines(_records(make_record), ["LGD"])[0].endswith("; bootstrap intervals, too narrow for 5 seeds a task.")
 
 
 def _curve(make: MakeRecord, arm: str, seed: int, aps: tuple[float, ...], seconds: float, **changes: Any) -> Record:
@@ -207,6 +234,14 @@ def test_each_seed_has_its_baselines_target(make_record: MakeRecord) -> None:
     assert frame.loc["label only"].isna()["hours"]
     texts = {row[0]: list(row[1:]) for row in build("time-to-target", runs)[1].rows}
     assert texts["label only"] == ["31.0", "0 of 3", "not reached", "–"]
+    # Where half of the seeds reach it there is no median either.
+    half = [run for run in runs if run.record.experiment.seed < 2]
+    half += [
+        Run(_curve(make_record, "one of two", seed, (10.0, ap), 7200.0), Path("/r"))
+        for seed, ap in ((0, 50.0), (1, 20.0))
+    ]
+    texts = {row[0]: list(row[1:]) for row in build("time-to-target", half)[1].rows}
+    assert texts["one of two"] == ["30.5", "1 of 2", "median not reached", "–"]
     with mpl.rc_context(STYLE):
         figure = ap_against_hours(runs)
         assert ap_against_hours(runs[:3]) is None

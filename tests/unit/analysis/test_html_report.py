@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from ablations.run import parser as sweep_parser
-from ablations.sweep_command import new_sweep, search_options
+from ablations.search.options import search_options
+from ablations.sweep_command import new_sweep
 from analysis.load import Run, load_runs
 from analysis.plots.arms import _arms
 from analysis.plots.costs import cost_stack
@@ -307,6 +308,7 @@ def test_examples_show_what_training_saw(make_record: MakeRecord, tmp_path: Path
         ["--grid", "teacher-based", "--preset", "small"],
         ["--grid", "components", "--search", "optuna", "--samples", "7", "--objectives", "AP,gpu_hours"],
         ["--grid", "components", "--search", "optuna", "--early-stop"],
+        ["--grid", "components", "--search", "optuna", "--search-space", "method.distill_weight=0.1:2"],
     ],
 )
 def test_the_command_of_the_trainings_is_that_sweeps(options: list[str], tmp_path: Path) -> None:

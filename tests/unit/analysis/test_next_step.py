@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from ablations.plan import describe
+from ablations.run import parser
+from ablations.sweep_command import new_sweep
+from analysis.stats.sequential import LAST_LOOK
 from analysis.verdicts.next_step import MOST_SEEDS, ON_YOUR_DATA, Step, next_step
 from analysis.verdicts.questions import asked
 from analysis.verdicts.sentences import summary
@@ -94,10 +98,34 @@ def test_an_arm_that_the_same_grid_would_be_told_of_does_not_end_the_search(
     assert [x.question.arm for x in found if x.obstacles] == ["LGD"]
     (more,) = (x.more_seeds for x in found if not x.obstacles)
     assert more is not None
-    assert f"--grid schedule-length --preset nano --seeds {3 + more} --output" in _next(records, directory).command
+    looks = f"--until-decided --seeds 3 --max-seeds {3 + more + more % 2}"
+    assert f"--grid schedule-length --preset nano {looks} --output" in _next(records, directory).command
     # With that told, too, nothing is left to ask of these data.
     told = [x for x in records if x.arm != RESIDUAL]
     assert _next([*told, *_arm(make_record, RESIDUAL, (28.0, 28.0, 28.1), 40.0)], directory) == Step(ON_YOUR_DATA)
+
+
+def test_a_sweep_of_fixed_seeds_goes_on_with_planned_looks(make_record: MakeRecord, tmp_path: Path) -> None:
+    """By a command that its directory takes, and whose intervals are widened for the looks to come."""
+    directory = _described(tmp_path, seeds=4, arms="baseline,LGD", min_gain=0.3)
+    records = [
+        *_arm(make_record, "baseline", (30.0, 30.1, 30.0, 30.1)), *_arm(make_record, "LGD", (31.0, 29.8, 31.2, 30.9)),
+    ]  # fmt: skip
+    (before,) = verdicts(records, asked(directory, records))
+    assert before.more_seeds is not None
+    step = _next(records, directory)
+    spec, there = new_sweep(parser().parse_args(shlex.split(step.command)[2:]))
+    assert there == directory
+    assert (spec.seeds, spec.looks[:3], spec.looks[-1] % 2, spec.min_gain) == (4, (4, 6, 8), 0, 0.3)
+    assert spec.looks[-1] >= max(4 + before.more_seeds, LAST_LOOK)
+    # What the seeds take that the spread asks for, of two arms, two minutes each, two at a time.
+    assert step.seconds == pytest.approx(before.more_seeds * 120)
+    spec.write(directory)
+    (after,) = verdicts(records, asked(directory, records))
+    assert before.gain is not None
+    assert after.gain is not None
+    assert after.gain.confidence > before.gain.confidence
+    assert _next(records, directory).command == f"python ablations/run.py --resume {directory}"
 
 
 def test_hundreds_of_seeds_are_not_suggested(make_record: MakeRecord, tmp_path: Path) -> None:
@@ -151,6 +179,15 @@ def test_the_time_of_a_baseline_at_equal_cost_is_the_arms(make_record: MakeRecor
     ]
     step = _next(records, directory)
     assert "--equal-cost longer" in step.command
+    # Also of an arm whose name tells what was switched on.
+    option = "method.residual=true"
+    ours = [
+        x.model_copy(update={"overrides": [option], "experiment": x.experiment.override([option])})
+        if x.arm == "LGD" else x
+        for x in records
+    ]  # fmt: skip
+    assert {x.shown_arm for x in ours} == {"baseline", "LGD (ours: residual teacher)"}
+    assert "--equal-cost longer" in _next(ours, directory).command
     # Three trainings of 240 device-seconds; six took 3 * (120 + 240) in three times two minutes.
     assert step.seconds == pytest.approx(3 * 240 / 3)
 

@@ -65,16 +65,16 @@ def _differences(arms: Floats) -> Floats:
     return arms[0] - arms[1:]
 
 
-def _answers(differences: Floats) -> tuple[NDArray[np.str_], Floats, Floats]:
+def _answers(differences: Floats, confidence: float = CONFIDENCE) -> tuple[NDArray[np.str_], Floats, Floats]:
     """What a look at these seeds says, with means and standard deviations (2, sweeps).
 
     As ``analysis.verdicts.verdict._answer`` does.
     """
     seeds = differences.shape[-1]
     mean, spread = differences.mean(axis=-1), differences.std(axis=-1, ddof=1)
-    half = t_quantile(CONFIDENCE, seeds - 1) * spread / np.sqrt(seeds)
+    half = t_quantile(confidence, seeds - 1) * spread / np.sqrt(seeds)
     gains, fails = (mean - half > 0).all(axis=0), (mean + half < MIN_GAIN).any(axis=0)
-    return np.where(gains, WORTH_IT, np.where(fails, NOT_WORTH_IT, UNKNOWN)), mean, spread
+    return np.where(fails, NOT_WORTH_IT, np.where(gains, WORTH_IT, UNKNOWN)), mean, spread
 
 
 def _sweep(differences: Floats, *, skip: bool = False) -> Ended:
@@ -179,6 +179,19 @@ def test_two_differences_err_more_often_than_one() -> None:
     """Why 2.5% cannot be promised where both are just as large as what matters."""
     found = _sweep(_differences(_arms(MIN_GAIN, MIN_GAIN)))
     assert found.rate(NOT_WORTH_IT) > 0.025 + _margin(0.025)
+
+
+@pytest.mark.parametrize(("gain", "margin", "wrong"), [(4.0, 0.0, WORTH_IT), (4.0, MIN_GAIN, NOT_WORTH_IT)])
+def test_a_fixed_sweep_that_goes_on_with_planned_looks_errs_in_five_percent_at_most(
+    gain: float, margin: float, wrong: str
+) -> None:
+    """As ``next:`` has it go on: its first look was taken at 95%, which the looks that follow did not plan."""
+    differences = _differences(_arms(gain, margin))
+    first, _, _ = _answers(differences[..., : LOOKS[0]], 0.95)
+    planned = _sweep(differences).answer
+    rate = np.mean(np.where(first == UNKNOWN, planned, first) == wrong)
+    assert 0.025 + _margin(0.025) < rate <= 0.05
+    assert np.mean(planned == wrong) <= 0.025 + _margin(0.025)
 
 
 @pytest.mark.parametrize("truth", [0.0, MIN_GAIN, 2 * MIN_GAIN])

@@ -94,6 +94,20 @@ def test_gains_are_split(needs: list[Record]) -> None:
     assert split_table([x for x in needs if "no imitation" not in x.arm]) is None
 
 
+def test_the_parts_of_a_gain_are_of_the_seeds_that_all_arms_have(needs: list[Record]) -> None:
+    fewer = [x for x in needs if x.arm != "led, no imitation" or x.experiment.seed < 2]
+    found = {x.arm: x for x in split_gains(fewer)}["led"]
+    assert found.gain
+    assert found.second_loss
+    assert found.imitation
+    assert found.gain.seeds == found.second_loss.seeds == found.imitation.seeds == (0, 1)
+    assert found.gain.mean == pytest.approx(found.second_loss.mean + found.imitation.mean)
+    # Without the baseline, imitation alone is known.
+    (alone, *_) = split_gains([x for x in fewer if x.arm != "baseline"])
+    assert (alone.gain, alone.second_loss) == (None, None)
+    assert alone.imitation
+
+
 @pytest.fixture
 def by_data(make_record: MakeRecord) -> list[Record]:
     """Pretrained LGD gains from few images, from scratch it loses there."""
