@@ -23,7 +23,7 @@ from analysis.table_builders.methods_table import methods_table
 from analysis.table_builders.tuning_tables import SCHEDULE_LENGTH
 from analysis.templating import render_sentence
 from analysis.verdicts.questions import asked
-from analysis.verdicts.verdict import verdicts
+from analysis.verdicts.verdict import FLOOR, verdicts
 from lgd.config.component_arms import COMPONENTS
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.methods_grid import METHODS
@@ -64,6 +64,11 @@ class Elsewhere:
     """The baseline trained longer over itself: zero where it has converged."""
     longer_by: float | None
     """How many times as long."""
+
+    @property
+    def is_at_floor(self) -> bool:
+        """Whether neither the baseline nor the arm has learnt enough for their difference to say anything."""
+        return self.baseline_ap is not None and max(self.baseline_ap, self.baseline_ap + self.gain.mean) < FLOOR
 
 
 def other_settings(studies: Sequence[Study], preset: str) -> list[Study]:
@@ -148,7 +153,7 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
             _without_length(x.arm),
             f"{x.steps:,}",
             str(x.gain.n),
-            _needed(x.gain),
+            MISSING if x.is_at_floor else _needed(x.gain),
             number(x.baseline_ap),
             difference_text(x.gain),
             with_unit(x.cost, "x"),
@@ -211,7 +216,8 @@ def _beyond_noise(differences: Sequence[Difference | None]) -> _BeyondNoise:
 
 def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
     """How often arms gain, imitation gains, and arms beat a baseline of the same cost, beyond noise."""
-    found = [x for _, x in distinct_rows(studies)]
+    rows_of_all = [x for _, x in distinct_rows(studies)]
+    found = [x for x in rows_of_all if not x.is_at_floor]
     if not found:
         return []
     settings = len({(x.detector, x.data, x.steps) for x in found})
@@ -223,6 +229,8 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
         lines.append(render_sentence("leads_elsewhere", counts=_beyond_noise(leads)))
     if any(at_cost):
         lines.append(render_sentence("equal_cost_elsewhere", counts=_beyond_noise(at_cost)))
+    if floors := list(dict.fromkeys(f"{x.detector}, {x.data}" for x in rows_of_all if x.is_at_floor)):
+        lines.append(render_sentence("at_the_floor", settings=floors, floor=FLOOR))
     for study in (x for x in studies if x.grid.name == METHODS):
         if ended := [row for row in row_dicts(methods_table(study.runs, METHODS)) if row["ended"] and not row["seeds"]]:
             place = f"{detector(study)}, {study.data}"

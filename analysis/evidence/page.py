@@ -201,10 +201,12 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
 
 def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callable[..., str]]:
     """Functions that notes may call."""
+    from statistics import fmean
+
     from analysis.evidence.elsewhere import rows as by_setting
     from analysis.evidence.studies import AP
     from analysis.frame import row_dicts
-    from analysis.render import difference_text, with_interval, with_unit
+    from analysis.render import difference_text, number, with_interval, with_unit
     from analysis.stats.differences import paired_difference
 
     rows = row_dicts(table)
@@ -244,7 +246,14 @@ def _lookups(studies: Sequence[Study], table: pd.DataFrame) -> dict[str, Callabl
             raise InputError(f"notes: {study} has no teacher of {arm!r}")
         return difference_text(found)
 
-    return {"gain": gain, "cost": cost, "of_setting": of_setting, "over": over, "lead": lead}
+    def ap(study: str, arm: str) -> str:
+        """Mean over its seeds."""
+        found = next((x.values(arm, AP) for x in studies if x.name.startswith(study)), {})
+        if not found:
+            raise InputError(f"notes: {study} has no seed of {arm!r}")
+        return number(fmean(found.values()))
+
+    return {"gain": gain, "cost": cost, "of_setting": of_setting, "over": over, "lead": lead, "ap": ap}
 
 
 def _relative(path: Path, output: Path) -> str:

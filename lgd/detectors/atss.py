@@ -55,8 +55,8 @@ class ATSS(FCOS):
         anchors_R4 = Boxes.cat(anchors).tensor
         centres_R2 = (anchors_R4[:, :2] + anchors_R4[:, 2:]) / 2
         gt_centres_BN2 = (objects.boxes[..., :2] + objects.boxes[..., 2:]) / 2
-        # Not torch.cdist: by matrix products it loses the digits that tell neighbours apart, and otherwise a GPU starts a
-        # block of threads for each of the millions of distances.
+        # Not torch.cdist: by matrix products it loses the digits that tell neighbours apart, and otherwise a GPU starts
+        # a block of threads for each of the millions of distances.
         across_BNR, down_BNR = (gt_centres_BN2[..., None, i] - centres_R2[:, i] for i in (0, 1))
         distances_BNR = (across_BNR.square_() + down_BNR.square_()).sqrt_()
         nearest, start = [], 0
