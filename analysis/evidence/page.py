@@ -36,7 +36,7 @@ READING = "notes.md"
 READING_OF_DEFAULT = "notes-default.md"
 """Beside the studies: the same of those of the default preset."""
 
-OLDER_TEMPLATE = "evidence_nano.md.j2"
+OLDER_TEMPLATE, STUDIES_TEMPLATE = "evidence_nano.md.j2", "evidence_studies.md.j2"
 
 FIGURE = Path("figures/gain-against-cost")
 """Beside the page, without a suffix."""
@@ -99,8 +99,15 @@ def older_page(studies: Sequence[Study], output: Path) -> Path | None:
     return output.with_name(f"{output.stem}-nano{output.suffix}") if alone else None
 
 
+def studies_page(output: Path) -> Path:
+    """Where what each study says stands, beside the page in ``output``."""
+    return output.with_name(f"{output.stem}-studies{output.suffix}")
+
+
 def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: str = "evidence.md.j2") -> str:
-    """The page that lies in ``output``, with the figure of :func:`write` beside it; of ``older_page`` another template.
+    """The page that lies in ``output``, with the figure of :func:`write` beside it.
+
+    template: STUDIES_TEMPLATE for what lies at ``studies_page(output)``, OLDER_TEMPLATE for ``older_page``.
 
     table: the studies' comparisons. What only a person can judge is read from ``notes.md`` (the older studies) and
     ``notes-default.md`` (those of the default preset) beside the studies: Markdown with expressions in it. There
@@ -124,6 +131,8 @@ def page(studies: Sequence[Study], table: pd.DataFrame, output: Path, template: 
     return render(
         template,
         older_page=elsewhere.name if elsewhere else "",
+        studies_page=studies_page(output).name,
+        main_page=output.name,
         answers=answered,
         figures=[(study, name, ABOUT[name]) for study, name in drawn if (study.directory / f"{name}.png").exists()],
         older=older(shown_rows(studies, table)),
@@ -175,6 +184,7 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
 
     Raises InputError for a directory without runs of a grid, and for a README without the paragraph's marks.
     """
+    from analysis.evidence.answers import answers
     from analysis.evidence.studies import comparisons, load_studies
     from analysis.evidence.study_page import write_study_page
     from analysis.plots.gain_against_cost import gain_against_cost
@@ -190,6 +200,9 @@ def write(directories: Sequence[Path], output: Path, readme_file: Path | None = 
         written += gain_against_cost(rows, figure)
     write_text(output, page(studies, table, output))
     written.append(output)
+    if answers(studies, table):
+        write_text(studies_page(output), page(studies, table, output, STUDIES_TEMPLATE))
+        written.append(studies_page(output))
     if elsewhere := older_page(studies, output):
         write_text(elsewhere, page(studies, table, elsewhere, OLDER_TEMPLATE))
         written.append(elsewhere)
