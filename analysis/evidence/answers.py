@@ -110,8 +110,8 @@ def answers(studies: Sequence[Study], table: pd.DataFrame) -> Answers | None:
     others = other_settings(studies, DEFAULT)
     if others:
         found.append(Point("Other detectors and data", others[-1], elsewhere_sentences(others)))
-        ahead = ahead_sentences(others)
-        conclusions, brief = conclusions + ahead, brief + ahead
+        conclusions += ahead_sentences(others)
+        brief += ahead_sentences(others, brief=True)
     if rates is not None:
         found.append(Point("Learning rates", rates, _of_rates(rates)))
     if methods is not None:

@@ -238,10 +238,11 @@ def elsewhere_sentences(studies: Sequence[Study]) -> list[str]:
     return lines
 
 
-def ahead_sentences(studies: Sequence[Study]) -> list[str]:
-    """How many arms are beyond noise behind a baseline of the same cost, and which are ahead."""
+def ahead_sentences(studies: Sequence[Study], *, brief: bool = False) -> list[str]:
+    """How many arms are beyond noise behind a baseline of the same cost, and which are ahead; brief: without costs."""
     rows_of_all = [x for _, x in distinct_rows(studies)]
     found = [x for x in rows_of_all if x.equal_cost is not None and x.equal_cost.low is not None]
     ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
     below = _beyond_noise([x.equal_cost for x in found]).below
-    return [render_sentence("ahead_at_equal_cost", ahead=ahead, below=below, of=len(found))] if found else []
+    sentence = "ahead_at_equal_cost_in_brief" if brief else "ahead_at_equal_cost"
+    return [render_sentence(sentence, ahead=ahead, below=below, of=len(found))] if found else []
