@@ -43,6 +43,8 @@ def parser(prog: str = PROG) -> Parser:
     group.add_argument("--data", metavar="SOURCE", help="as docs/data.md lists, such as coco-json:DIR")
     group.add_argument("--methods", default="lgd", metavar="A,B", help="methods to try (default: lgd; docs/method.md)")
     group.add_argument("--min-gain", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5 AP)")
+    # Its name in older commands.
+    group.add_argument("--detect", dest="min_gain", type=float, help=argparse.SUPPRESS)
     group.add_argument(
         "--budget", "--max-time", metavar="T", help="end after this time, e.g. 45m, 8h; the same command goes on"
     )

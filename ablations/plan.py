@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ablations.plan_checks import (
 )  # fmt: skip
 from ablations.search.study_place import study_place
 from lgd.config.arms import Grid
-from lgd.config.data_source import absolute_source
+from lgd.config.data_source import absolute_source, followed
 from lgd.config.detector_source import code_among
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
@@ -32,6 +32,9 @@ from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec
+
+SOURCE = "data.source="
+"""Begins the override that names the data."""
 
 
 @dataclass
@@ -168,6 +171,8 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
     if not (directory / SWEEP_FILE).exists():
         return spec
     there = SweepSpec.read(directory)
+    if _followed(there.overrides) == _followed(spec.overrides):
+        spec = spec.model_copy(update={"overrides": there.overrides})
     for key in ("preset", "overrides"):
         theirs, ours = getattr(there, key), getattr(spec, key)
         if theirs != ours:
@@ -208,6 +213,11 @@ def merge(spec: SweepSpec, directory: Path) -> SweepSpec:
     return merged.model_copy(update={"arms": tuple(x for x in order if x in there.arms or x in spec.arms)})
 
 
+def _followed(overrides: Iterable[str]) -> list[str]:
+    """The overrides with their data's links followed, which is one data set whichever name it was given."""
+    return [f"{SOURCE}{followed(x.removeprefix(SOURCE))}" if x.startswith(SOURCE) else x for x in overrides]
+
+
 def _numbers(looks: Sequence[int]) -> str:
     return ", ".join(map(str, looks))
 
@@ -232,7 +242,7 @@ def read_sweep(directory: Path) -> SweepSpec:
 
 def with_data_at(spec: SweepSpec, data: str) -> SweepSpec:
     """A sweep whose data lies elsewhere now; that it is the same data is seen from each record."""
-    source, key = absolute_source(data), "data.source="
+    source, key = absolute_source(data), SOURCE
     scheme = f"{key}{source.partition(':')[0]}"
     if not any(x.startswith(key) and x.partition(":")[0] == scheme for x in spec.overrides):
         raise InputError(f"--data {data} with --resume says where the sweep's own data lies now; it has no such data")

@@ -129,8 +129,9 @@ def checked_command(command: Sequence[str], directory: Path) -> list[str]:
 
 def _check_paths(name: str, options: argparse.Namespace, directory: Path) -> None:
     if name in WRITES_RESULTS and options.__dict__.get("output", "") is None and not _only_prints(options):
+        url = "" if name == "eval" else "s3://BUCKET/NAME, or "
         raise InputError(
-            "say --output: s3://BUCKET/NAME, or an absolute path on a disk that all nodes share; "
+            f"say --output: {url}an absolute path on a disk that all nodes share; "
             "the job's own directory is removed later"
         )
     study = options.__dict__.get("study")

@@ -156,7 +156,7 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
             if options.address and not resources.gpus and not options.yes:
                 # Its nodes are known only now; those with GPUs may be ones that an autoscaler is to add.
                 check_cpu_time(checked.to_train, resources.max_concurrent, console)
-            _check_shared(directory)
+            _check_shared(directory, resources)
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
@@ -239,10 +239,10 @@ def cluster(checked: Checked, options: RunOptions, console: Console) -> Iterator
         yield _resources(checked.to_train, options)
 
 
-def _check_shared(directory: Path) -> None:
+def _check_shared(directory: Path, resources: Resources) -> None:
     from lgd.distributed.shared_disk import check_shared
 
-    check_shared(directory)
+    check_shared(directory, resources.cpus, resources.gpus)
 
 
 def _this_machine(trials: Sequence[Trial], options: RunOptions) -> Resources:

@@ -132,6 +132,8 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--a-a", action="store_true", help="train the baseline twice: what no difference looks like")
     group.add_argument("--min-gain", type=float, metavar="AP", help="the smallest gain that matters (default: 0.5)")
+    # Its name in older commands.
+    group.add_argument("--detect", dest="min_gain", type=float, help=argparse.SUPPRESS)
     group.add_argument(
         "--until-decided", action="store_true",
         help="add seeds, by the spread measured, until an interval excludes zero, or a difference that matters",

@@ -74,12 +74,17 @@ def space_of(overrides: Iterable[str], narrowed: Iterable[str], base: Settings) 
     Raises InputError, one line, where a setting is fixed and has a range, or nothing is left to search.
     """
     given = {split_assignment(x)[0] for x in overrides}
-    own = _parsed(narrowed)
-    variants = own.pop(VARIANT, VARIANTS)
-    space = SearchSpace(tuple(x for x in SEARCHED if x in given), {**RANGES, **own}, variants)
+    ranges = _parsed(narrowed)
+    variants = ranges.pop(VARIANT, VARIANTS)
+    space = SearchSpace(tuple(x for x in SEARCHED if x in given), {**RANGES, **ranges}, variants)
     for key in _parsed(narrowed):
         if key in space.fixed:
             raise InputError(f"--search-space {key} and --set {key}: searched or fixed: leave one of them out")
+    own = base.model_dump()
+    fixed = {x: own[x] for x in (key.removeprefix("method.") for key in space.fixed if key not in RANGES)}
+    if not _is_possible(base, fixed, space):
+        values = ", ".join(assignments({f"method.{key}": value for key, value in fixed.items()}))
+        raise InputError(f"--search-space {VARIANT}={','.join(space.variants)}: none of these works with {values}")
     asked = _Asked()
     _ask(asked, base, space)
     if not asked.names:

@@ -92,6 +92,15 @@ def absolute_source(source: str) -> str:
     return f"{scheme}:{','.join(str(_absolute(x) if isinstance(x, Path) else x) for x in paths if x)}"
 
 
+def followed(source: str) -> str:
+    """A source as :func:`absolute_source`, with links followed: as sweeps of older versions have it."""
+    scheme, colon, path = absolute_source(source).partition(":")
+    if not colon or (scheme != COCO_FILES and is_url(path)):
+        return source
+    paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path),)
+    return f"{scheme}:{','.join(str(x.resolve() if isinstance(x, Path) else x) for x in paths if x)}"
+
+
 def _absolute(path: Path) -> Path:
     # What lies above a link is known to the file system alone.
     return path.resolve() if ".." in path.parts else path.absolute()

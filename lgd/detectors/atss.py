@@ -58,7 +58,8 @@ class ATSS(FCOS):
         # Not torch.cdist: by matrix products it loses the digits that tell neighbours apart, and otherwise a GPU starts
         # a block of threads for each of the millions of distances.
         across_BNR, down_BNR = (gt_centres_BN2[..., None, i] - centres_R2[:, i] for i in (0, 1))
-        distances_BNR = (across_BNR.square_() + down_BNR.square_()).sqrt_()
+        distances_BNR = across_BNR.square_().add_(down_BNR.square_()).sqrt_()
+        del across_BNR, down_BNR
         nearest, start = [], 0
         for level in distances_BNR.split([len(x) for x in anchors], dim=2):
             k = min(self.candidates, level.shape[2])

@@ -300,8 +300,7 @@ def launch_in_placement_group(
             end.poll()
         return ray.get(results[0])
     except LOST_WORKER as error:
-        # No RayActorError for Ray, but one for what starts the trial again: the worker is no more.
-        raise ray.exceptions.RayActorError(error_msg=_reason(error)) from error
+        raise _died(error) from error
     except ray.exceptions.RayTaskError as error:
         returned = _returned_error(results)
         if returned is None:
@@ -322,10 +321,18 @@ def _returned_error(results: list[Any]) -> Exception | None:
     found: list[Exception] = []
     for result in done:
         with contextlib.suppress(ray.exceptions.RayTaskError):
-            value = ray.get(result)
+            try:
+                value = ray.get(result)
+            except LOST_WORKER as error:
+                raise _died(error) from error
             if isinstance(value, Exception):
                 found.append(value)
     return found[0] if found else None
+
+
+def _died(error: Exception) -> ray.exceptions.RayActorError:
+    """For Ray no death of an actor, but one for what starts the trial again: the worker is no more."""
+    return ray.exceptions.RayActorError(error_msg=_reason(error))
 
 
 @ray.remote(max_restarts=0)

@@ -20,8 +20,10 @@ LOOKS, LOOK_INTERVAL_S = 10, 0.5
 """How often, and how far apart, a node looks: a network's file system may show a new file late."""
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: Path, cpus: int, gpus: float) -> None:
     """Raise InputError, one line, where a node that could train does not see ``directory``.
+
+    cpus, gpus: what a worker needs; nodes that have less are not asked.
 
     What it writes would stay on its own disk: checkpoints, logs and the trained detector; and the file that asks
     trainings to stop would never be seen there. With results in object storage every node has a disk of its own.
@@ -32,7 +34,8 @@ def check_shared(directory: Path) -> None:
     others = {
         node["NodeID"]: node.get("NodeManagerHostname") or node["NodeManagerAddress"]
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != mine
+        if node["Alive"] and node["NodeID"] != mine
+        if node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
     }
     if not others:
         return

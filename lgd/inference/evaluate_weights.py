@@ -16,7 +16,7 @@ from lgd.cli import Parser, examples, exit_status, format_duration
 from lgd.config.data_source import absolute_source, add_data_arguments, source_of, split_overrides
 from lgd.config.detector import NO_WEIGHTS
 from lgd.config.detector_options import detector_overrides
-from lgd.config.experiment import Experiment, settings, split_assignment
+from lgd.config.experiment import DATA_SET_KEYS, Data, Experiment, settings, split_assignment
 from lgd.config.grids import check_overrides
 from lgd.config.paper_recipes import Reported
 from lgd.config.presets import named_experiment, preset
@@ -89,7 +89,7 @@ def parser(prog: str = PROG) -> Parser:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change a setting, e.g. data.test_size=640; may be given several times",
     )  # fmt: skip
-    add("--output", metavar="DIR", help=f"for {FILE} (default: results/eval/NAME-WEIGHTS)")
+    add("--output", type=_local, metavar="DIR", help=f"for {FILE} (default: results/eval/NAME-WEIGHTS)")
     add("--save-detections", action="store_true", help=f"write {RESULTS_FILE}, too, in COCO's results format")
     add("--device", choices=("auto", "cpu", "cuda"), help="default: a GPU if any, or the training's own")
     add("--batch", type=int, metavar="N", help="images at once, at most (default: 1 of 800 pixels, 8 of 256)")
@@ -119,8 +119,6 @@ def run(options: argparse.Namespace, command: str) -> int:
         raise InputError(f"--batch {options.batch}: at least 1")
     if options.weights == NO_WEIGHTS:
         raise InputError(f"--weights {NO_WEIGHTS}: random values are not scored")
-    if options.output is not None and is_url(options.output):
-        raise InputError(f"--output {options.output}: a directory on this machine is needed")
     subject = _subject(options)
     with exit_on_interrupt():
         # Not at the top: importing torch and detectron2 takes seconds, which --help need not take.
@@ -134,7 +132,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     dataset = load_dataset(subject.experiment.data)
     check_objects(dataset)
     detector, weights = _built(subject, source, digest, dataset)
-    output = Path(options.output) if options.output else Path("results") / "eval" / _label(subject, source)
+    output = options.output or Path("results") / "eval" / _label(subject, source)
     batch = options.batch or images_at_once(subject.experiment.data)
     described = _description(subject, weights, dataset) | {"batch": batch, "device": str(device), "command": command}
     _check_output(output, described)
@@ -193,6 +191,13 @@ def _subject(options: argparse.Namespace) -> _Subject:
     return _Subject("-".join(x for x in (name, experiment.detector.slug) if x), experiment)
 
 
+def _local(text: str) -> Path:
+    """What --output says, which is no URL."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text}: a directory on this machine is needed")
+    return Path(text)
+
+
 def _trained(directory: Path, options: argparse.Namespace) -> _Subject:
     """The student of a finished training, with what the options change."""
     if options.weights is not None:
@@ -216,6 +221,9 @@ def _changed(experiment: Experiment, options: argparse.Namespace) -> Experiment:
     check_overrides(options.overrides, options=named)
     # As evaluations of trainings, which compute in float32 whatever the training's precision.
     ours = experiment.override({"precision": "fp32", "data.workers": "auto"})
+    if options.data:
+        # How the training's own data was split says nothing of other data.
+        ours = ours.override({f"data.{x}": getattr(Data(), x) for x in DATA_SET_KEYS if x != "source"})
     changed = ours.override([*split_overrides(options), *options.overrides])
     # At the end: another detector.source among the overrides replaces all settings of the detector.
     return changed.override({key: value for key, (_, value) in named.items()})

@@ -66,7 +66,7 @@ def train_on_workers(
             workers.check(experiment)
         # What does not fit even into an idle cluster would wait for ever.
         workers.max_concurrent(ray_train.nodes())
-        check_shared(directory)
+        check_shared(directory, workers.cpus, workers.gpus)
         place, lease = outputs.shown(directory), outputs.lease_number(directory)
         # The workers ask for the lease themselves: this process may be cut off from them when it loses it.
         stop = f"{place}/{outputs.STOP_FILE}" if lease else ""

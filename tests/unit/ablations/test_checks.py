@@ -114,7 +114,7 @@ def test_days_on_a_clusters_cpus_are_asked_about(
 
     monkeypatch.setattr("ablations.sweep.cluster", lambda *_: contextlib.nullcontext(Resources(1, gpus, 2)))
     monkeypatch.setattr("ablations.sweep._ray_watched", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr("ablations.sweep._check_shared", lambda _: None)
+    monkeypatch.setattr("ablations.sweep._check_shared", lambda *_: None)
     monkeypatch.setattr("ablations.sweep.check_cpu_time", refuse)
     monkeypatch.setattr("ablations.sweep.train", lambda *_: ("the budget is over", 0.0))
     monkeypatch.setattr("ablations.outcome.finish", lambda *_: 3)

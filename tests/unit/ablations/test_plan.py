@@ -54,7 +54,20 @@ def test_a_sweep_until_it_is_decided_has_a_question() -> None:
     assert describe("components", "nano", arms="baseline,LGD", looks=(3, 5)).seeds == 3
 
 
-def test_what_a_directory_detects_changes_where_it_is_said(tmp_path: Path) -> None:
+def test_a_link_to_the_data_is_the_data(tmp_path: Path) -> None:
+    """Older versions named in sweep.json what it links to."""
+    real, link, output = tmp_path / "real", tmp_path / "link", tmp_path / "results"
+    real.mkdir()
+    output.mkdir()
+    link.symlink_to(real)
+    describe("components", "nano", overrides=[f"data.source=voc:{real}"]).write(output)
+    merged = merge(describe("components", "nano", overrides=[f"data.source=voc:{link}"], seeds=5), output)
+    assert (merged.overrides, merged.seeds) == ((f"data.source=voc:{real}",), 5)
+    with pytest.raises(InputError, match="holds a sweep with overrides"):
+        merge(describe("components", "nano", overrides=[f"data.source=voc:{tmp_path}"]), output)
+
+
+def test_the_smallest_gain_of_a_directory_changes_where_it_is_said(tmp_path: Path) -> None:
     describe("components", "nano", min_gain=1.0).write(tmp_path)
     for said, min_gain in ((None, 1.0), (0.5, 0.5), (0.7, 0.7)):
         assert merge(describe("components", "nano", min_gain=said), tmp_path).min_gain == min_gain

@@ -122,6 +122,22 @@ def test_what_cannot_be_searched_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("fixed", "variants"),
+    [
+        (["method.encoder=false"], "label_queries,label_only"),
+        (["method.adapter=false"], "appearance_only,label_only"),
+        (["method.mapper=true", "method.encoder=false", "method.adapter=true"], "label_queries,label_only"),
+    ],
+)
+def test_variants_that_do_not_work_with_what_is_fixed_are_one_line(
+    fixed: list[str], variants: str, tmp_path: Path
+) -> None:
+    spec = _spec(fixed, [f"method.variant={variants}"])
+    with pytest.raises(InputError, match=f"^--search-space method.variant=.*: none of these works with .*{fixed[-1]}"):
+        search_of(spec, tmp_path)
+
+
 def test_a_grid_has_no_search_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "components", "--search-space", "method.lr_factor=1:2"]) == 2
     assert "--search-space and --study need --search optuna" in capsys.readouterr().err

@@ -63,22 +63,24 @@ class _Answer:
 def test_a_directory_that_one_node_does_not_see_is_refused(
     asked: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    nodes = [_node("here"), _node("a"), _node("head", 0), _node("left", alive=False), _node("gone")]
+    nodes = [_node("here"), _node("a"), _node("head", 1), _node("left", alive=False), _node("gone")]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    check_shared(tmp_path / "results")
+    check_shared(tmp_path / "results", 2, 0.0)
     # Only what could train is asked, and what has left meanwhile cannot be.
     assert asked == [("a", True)]
     nodes.append(_node("blind"))
     with pytest.raises(
         InputError, match="^node host-blind does not see .*results: name a directory on a disk that all"
     ):
-        check_shared(tmp_path / "results")
+        check_shared(tmp_path / "results", 2, 0.0)
     assert list((tmp_path / "results").iterdir()) == []
+    # No trial with a GPU can be placed on any of them.
+    check_shared(tmp_path / "results", 2, 0.5)
 
 
 def test_one_node_is_not_asked(asked: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [_node("here")])
-    check_shared(tmp_path / "results")
+    check_shared(tmp_path / "results", 2, 0.0)
     assert asked == []
     assert not (tmp_path / "results").exists()
 

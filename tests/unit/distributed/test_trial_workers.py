@@ -88,6 +88,9 @@ def test_a_worker_that_ray_ended_for_its_node_died_too(launch: Callable[..., Any
     with pytest.raises(RayActorError, match=str(lost)):
         launch("the main worker's", lost)
     assert len(killed) == 2
+    # The other one noticed first.
+    with pytest.raises(RayActorError, match=str(lost)):
+        launch(LOST, lost)
 
 
 def test_an_error_travels_from_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:

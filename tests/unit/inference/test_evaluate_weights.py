@@ -231,7 +231,7 @@ def test_wrong_input_is_one_line_before_data_is_read(
         ([NAME, "--weights", "none"], "--weights none: random values are not scored"),
         ([NAME, "--weights", "s3://x/y.pkl"], "use none, a file, or one of detectron2://"),
         ([NAME, "--batch", "0"], "--batch 0: at least 1"),
-        ([NAME, "--output", "s3://x/y"], "--output s3://x/y: a directory on this machine is needed"),
+        ([NAME, "--output", "s3://x/y"], "argument --output: s3://x/y: a directory on this machine is needed"),
         ([NAME, "--precision", "fp64"], "invalid choice: 'fp64'"),
         ([NAME, "--precision", "fp16", "--device", "cpu"], "precision fp16 needs a GPU"),
         ([NAME, "--precision", "bf16", "--set", "precision=fp32"], "contradicts --precision bf16"),
@@ -275,6 +275,22 @@ def test_a_student_on_other_data(trained: Path, tmp_path: Path, capsys: pytest.C
     assert main([str(x) for x in (trained, *data[:-1], tmp_path / "other")]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: class 0 is {names[0]!r} for the student and 'cell' in the data")
+
+
+def test_how_its_own_data_was_split_says_nothing_of_other_data(trained: Path, tmp_path: Path) -> None:
+    student = shutil.copytree(trained, tmp_path / "student")
+    described = json.loads((student / "student.json").read_text())
+    described["experiment"]["data"] |= {"val_fraction": 0.25, "split_seed": 3, "resplit": True}
+    (student / "student.json").write_text(json.dumps(described))
+    coco = write_coco(tmp_path / "coco")
+    for path in coco.glob("annotations/*.json"):
+        found = json.loads(path.read_text())
+        found["categories"] = [{"id": i, "name": x} for i, x in enumerate(described["class_names"], 1)]
+        path.write_text(json.dumps(found))
+    arguments = (student, "--data", f"coco-json:{coco}", "--output", tmp_path / "out")
+    assert main([str(x) for x in arguments]) == 0
+    found = json.loads((coco / "annotations/instances_val2017.json").read_text())
+    assert load_scores(tmp_path / "out/scores.json").data["val_images"] == len(found["images"])
 
 
 def test_scores_of_something_else_are_not_replaced(
