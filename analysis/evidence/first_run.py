@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.render import TextTable, number
+from analysis.templating import render_sentence
 from lgd.config.paper import COCO_BATCH_ASPECT
 from lgd.config.presets import preset
 from lgd.errors import InputError
@@ -62,18 +63,10 @@ def first_run(results: Path) -> TextTable | None:
     least = max(total / GPUS, of_fgfi + of_fgfi)
     rows.append(["all", "", "", str(sum(n for *_, n in trainings)), number(total)])
     first = frame.iloc[0]
-    by = f"measured on {first['gpu']} with commit {str(first['git_commit'])[:12]} ({found[-1].parent.parent.name})"
-    note = (
-        f"RetinaNet R-50, 2x: {steps:,} steps of {first['batch']} images at shorter side {first['height']}, each"
-        f" training on one GPU, in bf16, evaluations not counted; step times {by}. {GPUS} GPUs side by side need"
-        f" {number(least)} hours or more: FGFI waits for its teacher, and the baseline at its cost for FGFI. On a Ray"
-        " cluster that runs already: --address auto."
-    )
-    if (pixels := COCO_BATCH_ASPECT * first["height"] / first["width"]) > 1:
-        note += (
-            f" The images that were timed are {first['height']} x {first['width']}; batches of MS-COCO are padded to"
-            f" about {pixels:.2f} times as many pixels, and take longer by about as much."
-        )
+    note = render_sentence(
+        "first_run", measured=first, steps=steps, session=found[-1].parent.parent.name, gpus=GPUS, least=number(least),
+        pixels=COCO_BATCH_ASPECT * first["height"] / first["width"],
+    )  # fmt: skip
     return TextTable(
         f"With {GPUS} GPUs: run this first", ["training", "ms a step", "hours each", "seeds", "GPU-h"], rows, [note]
     )

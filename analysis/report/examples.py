@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask
 
 from analysis.grid_runs import reference_of
 from analysis.image_intervals import data_of
@@ -210,19 +212,12 @@ def _hits(detections: Boxes, objects: Boxes) -> list[bool]:
     left, hits = list(objects), []
     for detection in detections:
         same = [x for x in left if x["category_id"] == detection["category_id"]]
-        best = max(same, key=lambda x: _iou(x["bbox"], detection["bbox"]), default=None)
-        hits.append(best is not None and _iou(best["bbox"], detection["bbox"]) >= HIT)
-        if hits[-1] and best is not None:
-            left.remove(best)
+        boxes = np.array([x["bbox"] for x in same], float).reshape(-1, 4)
+        overlaps = mask.iou(np.array([detection["bbox"]], float), boxes, [0] * len(same))[0] if same else []
+        hits.append(max(overlaps, default=0.0) >= HIT)
+        if hits[-1]:
+            left.remove(same[int(np.argmax(overlaps))])
     return hits
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (x, y, width, height)."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    overlap = max(width, 0.0) * max(height, 0.0)
-    return overlap / (a[2] * a[3] + b[2] * b[3] - overlap) if overlap else 0.0
 
 
 def _draw(pixels: Image.Image, boxes: Boxes, titles: Mapping[int, str], hits: Sequence[bool] | None) -> bytes:

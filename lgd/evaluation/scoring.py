@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -210,11 +211,9 @@ def _people_marks(objects: list[dict[str, Any]], detections: Detections) -> list
 
 def _overlaps(detections: Detections, objects: list[dict[str, Any]]) -> tuple[Floats, Floats]:
     """(D, N) intersection over union, and over the detection's own area; 0 for one without area."""
-    ours, theirs = (np.array([x["bbox"] for x in boxes], float).reshape(-1, 1, 4) for boxes in (detections, objects))
-    theirs = theirs.transpose(1, 0, 2)
-    low = np.maximum(ours[..., :2], theirs[..., :2])
-    high = np.minimum(ours[..., :2] + ours[..., 2:], theirs[..., :2] + theirs[..., 2:])
-    shared = (high - low).clip(min=0).prod(axis=2)
-    own = np.broadcast_to(ours[..., 2:].prod(axis=2), shared.shape)
-    union = own + theirs[..., 2:].prod(axis=2) - shared
-    return tuple(np.divide(shared, x, out=np.zeros_like(shared), where=x > 0) for x in (union, own))
+    if not detections or not objects:
+        return np.zeros((len(detections), len(objects))), np.zeros((len(detections), len(objects)))
+    ours, theirs = (np.array([x["bbox"] for x in boxes], float) for boxes in (detections, objects))
+    # Over the detection's own area is what COCO does with crowds.
+    union, own = (np.asarray(mask.iou(ours, theirs, [crowd] * len(theirs))) for crowd in (0, 1))
+    return union, own

@@ -42,7 +42,10 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--address", URL, "--", "sweep", "run", "components", "--sedes", "3"], "unrecognized arguments: --sedes"),
         (["--address", URL, "--", "sweep", "run", "components"], "say --output: s3://BUCKET/NAME, or an absolute path"),
         (["--address", URL, "--", "eval", "retinanet_r50_2x_ms"], "say --output: an absolute path on a disk that all"),
-        (["--address", URL, "--", "eval", "retinanet_r50_2x_ms", "--output", "out"], "out: on the cluster a URL is needed, or"),
+        (
+            ["--address", URL, "--", "eval", "retinanet_r50_2x_ms", "--output", "out"],
+            "out: on the cluster a URL is needed, or",
+        ),
         (["--address", URL, "--", "train", "finetune", "--output", "here"], "here: on the cluster a URL is needed"),
         (["--address", URL, "--", "sweep", "resume", "results/x"], "results/x: on the cluster a URL is needed, or an"),
         # Port 1: nobody listens.
