@@ -18,15 +18,18 @@ from lgd.results.record import FILE, Pretraining, Record, Scores, load
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
-SAME_RESULT = (*NEUTRAL_KEYS, "seed", "evaluation.")
-"""Settings, or groups of them, that change how a training goes or is evaluated, or its seed, not what it is."""
+EVALUATION = "evaluation."
+"""Begins the settings that say when and how a training is evaluated, not what it is."""
 
 
 def changes(record: Record) -> tuple[str, ...]:
     """A record's overrides that may change the training."""
-    # Wherever the paper's data lies, a bucket included, it is the paper's.
-    same = (*SAME_RESULT, "data.source") if _on_papers_coco(record) else SAME_RESULT
-    return tuple(x for x in record.overrides if not x.strip().startswith(same))
+    same = {*NEUTRAL_KEYS, "seed"}
+    if _on_papers_coco(record):
+        # Wherever the paper's data lies, a bucket included, it is the paper's.
+        same.add("data.source")
+    keys = {x: x.partition("=")[0].strip() for x in record.overrides}
+    return tuple(x for x, key in keys.items() if key not in same and not key.startswith(EVALUATION))
 
 
 def trained(record: Record) -> Experiment:

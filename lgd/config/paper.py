@@ -66,11 +66,17 @@ class Training(Settings):
     """One training of the paper."""
 
     detector: DetectorName
+    """The student's."""
     backbone: BackboneName
+    """The student's."""
     schedule: ScheduleName
+    """Steps: of detectron2's 1x, 2x and 3x, or in thousands."""
     scale: ScaleName
+    """One shorter side of training images (ss), or several (ms)."""
     data: DataName = "coco"
+    """The data set that it is trained and evaluated on."""
     method: MethodName
+    """The name ``baseline`` is the plain detector's."""
     teacher: BackboneName | None = None
     """Backbone of FGFI's teacher, which is a detector of the student's kind."""
 
@@ -105,16 +111,20 @@ class Metric(Settings):
     """A measured quantity."""
 
     title: str
+    """As tables write it."""
     unit: Literal["%", "h"]
     """Percent, or hours of wall clock on the table's devices."""
     better: Literal["higher", "lower"]
+    """Which of two values is the better one."""
 
 
 class Cell(Settings):
     """One number of a table."""
 
     training: Training
+    """What was trained."""
     metric: MetricName
+    """What was measured."""
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     """None where the paper has the cell and we do not know its number."""
 
@@ -123,6 +133,7 @@ class Table(Settings):
     """A table of the paper, or another place with numbers."""
 
     title: str
+    """What it compares."""
     location: str
     """Where it is, in a few words."""
     source: Literal["abstract", "poster", "readme"]
@@ -132,6 +143,7 @@ class Table(Settings):
     devices: Annotated[int, Field(gt=0)] | None = None
     """GPUs, where hours are given."""
     hardware: str = ""
+    """What the GPUs are, where hours are given."""
     cells: Annotated[tuple[Cell, ...], Field(min_length=1)]
 
     @model_validator(mode="before")
@@ -187,10 +199,15 @@ class Paper(Settings):
     """The whole file; tables by name, in its order."""
 
     title: str
+    """The paper's."""
     arxiv: Annotated[str, BeforeValidator(str)]
+    """Its number there."""
     sources: dict[Literal["abstract", "poster", "readme"], str]
+    """The documents that numbers were read in."""
     metrics: dict[MetricName, Metric]
+    """What each name of a metric means."""
     tables: dict[str, Table]
+    """By name."""
     published: tuple[Published, ...] = ()
     """Results that other methods' authors report."""
 
