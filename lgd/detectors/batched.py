@@ -101,10 +101,26 @@ def match_anchors(matcher: Any, iou_BNR: Tensor, valid_BN: Tensor) -> tuple[Tens
 def cache_anchors(generator: Any) -> None:
     """Let detectron2's own anchor generator keep its anchors by size of the feature pyramid; others stay as they are.
 
-    It makes them anew in each pass, on the CPU first, and waits for the copies.
+    It makes them anew in each pass, on the CPU first, and waits for the copies; here a size that was not seen yet, as
+    multi-scale training of few images a step has many, is made where it is used.
     """
     if type(generator) is DefaultAnchorGenerator:
         generator._grid_anchors = _CachedGridAnchors(generator)
+
+
+def _grid_anchors(generator: DefaultAnchorGenerator, grid_sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """detectron2's anchors (R, 4) of each level, on the device of the generator's cell anchors."""
+    anchors = []
+    cells = generator.cell_anchors.buffers()
+    for (height, width), stride, cell_A4 in zip(grid_sizes, generator.strides, cells, strict=False):
+        # Whole multiples of half a stride at most, which float32 holds exactly wherever they are computed.
+        down, across = (
+            torch.arange(generator.offset * stride, x * stride, step=stride, dtype=torch.float32, device=cell_A4.device)
+            for x in (height, width)
+        )
+        y, x = (grid.reshape(-1) for grid in torch.meshgrid(down, across, indexing="ij"))
+        anchors.append((torch.stack((x, y, x, y), dim=1)[:, None] + cell_A4).reshape(-1, 4))
+    return anchors
 
 
 class _CachedGridAnchors:
@@ -118,7 +134,7 @@ class _CachedGridAnchors:
         cell_anchors = next(self._generator.cell_anchors.buffers())
         key = (tuple(tuple(x) for x in grid_sizes), cell_anchors.device, cell_anchors.dtype)
         if key not in self._cache:
-            self._cache[key] = DefaultAnchorGenerator._grid_anchors(self._generator, grid_sizes)
+            self._cache[key] = _grid_anchors(self._generator, grid_sizes)
             if len(self._cache) > CACHED_GRIDS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
