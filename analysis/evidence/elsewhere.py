@@ -244,5 +244,8 @@ def ahead_sentences(studies: Sequence[Study], *, brief: bool = False) -> list[st
     found = [x for x in rows_of_all if x.equal_cost is not None and x.equal_cost.low is not None]
     ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
     below = _beyond_noise([x.equal_cost for x in found]).below
-    sentence = "ahead_at_equal_cost_in_brief" if brief else "ahead_at_equal_cost"
-    return [render_sentence(sentence, ahead=ahead, below=below, of=len(found))] if found else []
+    if not found:
+        return []
+    if brief:
+        return [render_sentence("ahead_at_equal_cost_in_brief", ahead=ahead, below=below, of=len(found))]
+    return [render_sentence("ahead_at_equal_cost", ahead=ahead, below=below, of=len(found))]

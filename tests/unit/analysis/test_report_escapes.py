@@ -150,7 +150,10 @@ def _write(root: Path, make_record: MakeRecord, text: Text) -> tuple[Path, set[s
     assert in_experiments == set(_places(Experiment)) - REFUSED
     spec = SweepSpec(
         grid="components", preset="nano", overrides=("threads=1",), arms=("a",), reference="a", seeds=2,
-        steps={"a": 6}, search=SearchSpec(samples=2, objectives=("AP",), early_stop=True, study="a", study_name="b"),
+        steps={"a": 6},
+        search=SearchSpec(
+            samples=2, objectives=("AP",), early_stop=True, study="a", study_name="b", space=("method.lr_factor=1:2",)
+        ),
         code=CodeVersion(versions={"torch": "2"}, files={"a.py": "0"}), ended=SweepEnd(why="why", not_run=("b",)),
     )  # fmt: skip
     of_sweep, done_there = set(_places(SweepSpec)), set[str]()

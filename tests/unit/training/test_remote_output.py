@@ -84,6 +84,7 @@ def test_workers_whose_commands_lease_was_taken_over_stop(
     monkeypatch.setattr(outputs, "LEASE_CHECK_S", 0.0)
     monkeypatch.setattr(ray_train, "cluster", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(ray_train, "nodes", lambda: [Node(2.0, 0.0)])
+    monkeypatch.setattr(worker, "check_shared", lambda *_: None)
     seen: list[bool] = []
 
     def launch(_: Any, job: worker.Job, *__: Any, **___: Any) -> Record:
