@@ -94,6 +94,22 @@ def evaluate_both(
     return student, teacher
 
 
+def detect(
+    model: nn.Module,
+    dataset: DataSet,
+    settings: Data,
+    *,
+    batch_size: int | None = None,
+    after_image: Callable[[], None] = lambda: None,
+) -> Detections:
+    """What a plain detector finds on this process's validation images, in COCO's results format, for :func:`score`.
+
+    batch_size: images at once, at most; only images of one size share a batch. None: :func:`images_at_once`.
+    """
+    (found,) = _detect(model, dataset, settings, after_image, teacher=False, batch_size=batch_size)
+    return found.detections
+
+
 class _Detected(NamedTuple):
     """What this process detected, and what was measured meanwhile."""
 
@@ -142,7 +158,13 @@ def images_at_once(settings: Data) -> int:
 
 
 def _detect(
-    model: nn.Module, dataset: DataSet, settings: Data, after_image: Callable[[], None], *, teacher: bool
+    model: nn.Module,
+    dataset: DataSet,
+    settings: Data,
+    after_image: Callable[[], None],
+    *,
+    teacher: bool,
+    batch_size: int | None = None,
 ) -> list[_Detected]:
     """The student's detections, and then, where it is asked for, the teacher's, of this process's images."""
     device = next((x.device for x in model.parameters()), torch.device("cpu"))
@@ -153,7 +175,7 @@ def _detect(
         workers=settings.workers,
         with_labels=teacher,
         cuda=device.type == "cuda",
-        batch_size=images_at_once(settings),
+        batch_size=batch_size or images_at_once(settings),
     )
     categories = dataset.layout.category_ids
     last, student, meters = _CocoDetections(categories, after_image), _CocoDetections(categories), TeacherMeters()

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import nn
 
 from lgd.cli import format_duration
 from lgd.config.experiment import Experiment
 from lgd.data.dataset import DataSet
-from lgd.data.loaders import val_loader
 from lgd.detectors import biased_convolutions, build_detector
-from lgd.detectors.detections import in_original_pixels
 from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.model_layout import predicts_masks
 from lgd.errors import InputError
-from lgd.evaluation.class_indices import check_classes
-from lgd.evaluation.evaluate import Evaluated, check_masks, score
+from lgd.evaluation.evaluate import Evaluated, check_masks, detect, score
 from lgd.evaluation.scoring import Detections
 from lgd.inference.scores_file import Seconds
 from lgd.inference.whole_weights import InDataClasses, class_names_of, left_over, load_whole_weights
 from lgd.logs import quiet_libraries
-from lgd.methods.distiller import batch_to_device
 from lgd.training.device import move_to_device, process_settings
 from lgd.training.trainer import AUTOCAST
 
@@ -56,9 +50,9 @@ class Progress:
         self._images, self._done, self._started = images, 0, time.monotonic()
         self._next = self._started + PERIOD
 
-    def __call__(self, images: int) -> None:
-        """images: done since the last call."""
-        self._done += images
+    def __call__(self) -> None:
+        """Called after each image."""
+        self._done += 1
         now = time.monotonic()
         if now < self._next or self._done >= self._images:
             return
@@ -101,11 +95,14 @@ def score_detector(
         check_masks(dataset)
     # As lgd/training/build.py makes a student, whose evaluations are to be repeated to the digit.
     biased_convolutions.use(use_fast_losses(whose))
+    dtype = AUTOCAST[experiment.precision]
     with process_settings(experiment):
         model = move_to_device(detector, experiment, device)
         started = time.perf_counter()
         try:
-            found = _detect(model, dataset, experiment, device, batch, Progress(dataset.counts.val.images))
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                after_image = Progress(dataset.counts.val.images)
+                found = detect(model, dataset, experiment.data, batch_size=batch, after_image=after_image)
         except torch.OutOfMemoryError:
             raise InputError(f"the GPU's memory is too small for --batch {batch} at this image size") from None
         detected = time.perf_counter()
@@ -113,38 +110,3 @@ def score_detector(
             scores = score(dataset, found, masks=masks, scorer=experiment.evaluation.scorer)
     seconds = Seconds(detection=round(detected - started, 3), scoring=round(time.perf_counter() - detected, 3))
     return DetectorScores(scores, found, seconds)
-
-
-@torch.no_grad()
-def _detect(
-    model: nn.Module,
-    dataset: DataSet,
-    experiment: Experiment,
-    device: torch.device,
-    batch: int,
-    on_images: Callable[[int], Any],
-) -> Detections:
-    """COCO's results of all validation images, in their order."""
-    data, categories = experiment.data, dataset.layout.category_ids
-    loader = val_loader(
-        dataset,
-        min_size=data.test_size,
-        max_size=data.max_size,
-        workers=data.workers,
-        with_labels=False,
-        cuda=device.type == "cuda",
-        batch_size=batch,
-    )
-    model.eval()
-    dtype, found = AUTOCAST[experiment.precision], []
-    with quiet_libraries():
-        for images in loader:
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                outputs = model(batch_to_device(images, device))
-            for image, output in zip(images, outputs, strict=True):
-                instances = in_original_pixels(output["instances"].to("cpu"), image["height"], image["width"])
-                check_classes(instances.pred_classes, len(categories))
-                results = instances_to_coco_json(instances, image["image_id"])
-                found += [{**x, "category_id": categories[x["category_id"]]} for x in results]
-            on_images(len(images))
-    return found

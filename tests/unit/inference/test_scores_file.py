@@ -41,7 +41,7 @@ def test_the_table_has_what_there_is() -> None:
 def test_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 30.0, 31.0, 60.0])
     monkeypatch.setattr("lgd.inference.score_detector.time.monotonic", lambda: next(clock))
-    progress = score_detector.Progress(40)
+    progress = score_detector.Progress(4)
     for _ in range(4):
-        progress(10)
-    assert capsys.readouterr().out == "image 20 of 40, 0:30 left\n"
+        progress()
+    assert capsys.readouterr().out == "image 2 of 4, 0:30 left\n"
