@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,21 +84,21 @@ def absolute_source(source: str) -> str:
     Links are not followed: they are named after what they stand for. A URL stays. Raises InputError, one line, for
     ``coco-files:`` with other than two or three paths.
     """
-    source = located(source)
-    scheme, colon, path = source.partition(":")
-    if not colon or not path or (scheme != COCO_FILES and is_url(path)):
-        return source
-    paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path).expanduser(),)
-    return f"{scheme}:{','.join(str(_absolute(x) if isinstance(x, Path) else x) for x in paths if x)}"
+    return _with_paths(located(source), _absolute)
 
 
 def followed(source: str) -> str:
     """A source as :func:`absolute_source`, with links followed: as sweeps of older versions have it."""
-    scheme, colon, path = absolute_source(source).partition(":")
-    if not colon or (scheme != COCO_FILES and is_url(path)):
+    return _with_paths(absolute_source(source), Path.resolve)
+
+
+def _with_paths(source: str, change: Callable[[Path], Path]) -> str:
+    """A source with its local paths changed."""
+    scheme, colon, path = source.partition(":")
+    if not colon or not path or (scheme != COCO_FILES and is_url(path)):
         return source
-    paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path),)
-    return f"{scheme}:{','.join(str(x.resolve() if isinstance(x, Path) else x) for x in paths if x)}"
+    paths = parse_coco_files(path) if scheme == COCO_FILES else (Path(path).expanduser(),)
+    return f"{scheme}:{','.join(str(change(x) if isinstance(x, Path) else x) for x in paths if x)}"
 
 
 def _absolute(path: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from lgd.config.data_source import COCO_2017_COUNTS
 from lgd.config.experiment import Settings, explain
 from lgd.config.paper_recipes import Reported
 from lgd.errors import InputError
@@ -22,11 +23,13 @@ FILE = "scores.json"
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Of COCO's AP; see :class:`lgd.results.record.Scores`."""
 
-MORE = {"mMR": "log-average miss rate", "VOC": "Pascal VOC's AP"}
+MORE = {
+    "mMR": "log-average miss rate",
+    "VOC_AP": "Pascal VOC's AP",
+    "VOC": "Pascal VOC's AP50",
+    "VOC75": "Pascal VOC's AP75",
+}
 """Measures that some data sets have besides, with their names in the table."""
-
-COCO_CLASSES, COCO_IMAGES = 80, 5000
-"""Of MS-COCO val2017, on which the paper's numbers are."""
 
 
 class Seconds(Settings):
@@ -35,6 +38,7 @@ class Seconds(Settings):
     detection: float
     """Of loading the images and detecting on them."""
     scoring: float
+    """Of scoring what was detected."""
 
 
 class Weights(Settings):
@@ -52,6 +56,7 @@ class ScoresFile(Settings):
     """``scores.json``."""
 
     format: Literal[1] = 1
+    """Version of this file's format."""
     name: str
     """The paper's training, the detector, or the training's directory."""
     box: Scores
@@ -70,7 +75,9 @@ class ScoresFile(Settings):
     paper: tuple[str, ...]
     """The paper's numbers beside these, a line each."""
     device: str
+    """As torch names it."""
     versions: dict[str, str]
+    """Of the libraries, as in a record, as are ``hardware`` and ``git_commit``."""
     hardware: dict[str, str]
     git_commit: str
     finished: str
@@ -109,7 +116,7 @@ def beside_the_paper(
     classes, images: of the validation split. Without a difference where it is not MS-COCO's.
     """
     lines = []
-    is_coco = (classes, images) == (COCO_CLASSES, COCO_IMAGES)
+    is_coco = (classes, images) == (COCO_2017_COUNTS["classes"], COCO_2017_COUNTS["val_images"])
     for x in reported:
         scores = box if x.metric == "box" else mask
         ours = scores.AP if scores else None

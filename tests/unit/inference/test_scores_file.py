@@ -34,7 +34,7 @@ def test_the_table_has_what_there_is() -> None:
         "box      12.3   20.0      -    1.0    2.0    3.0",
         "mask      5.0    6.0    7.0    8.0    9.0   10.0",
         "log-average miss rate 55.5",
-        "Pascal VOC's AP 44.4",
+        "Pascal VOC's AP50 44.4",
     ]
 
 
