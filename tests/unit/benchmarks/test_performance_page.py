@@ -29,6 +29,7 @@ from benchmarks.performance_page import (
     with_session,
     with_tables,
 )
+from lgd.config.paper import COCO_BATCH_ASPECT
 from lgd.errors import InputError
 
 
@@ -85,6 +86,10 @@ def test_the_readme_has_the_newest_sessions_numbers() -> None:
     saved = next(measured for what, measured, _ in targets(session) if "FGFI" in what)
     text = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
     assert f"RetinaNet's step takes {ms['baseline']:.0f} ms, with LGD {ms['LGD']:.0f} ms," in text
+    height, width = (int(frame[x].iloc[0]) for x in ("height", "width"))
+    pixels = f"about {COCO_BATCH_ASPECT * height / width:.2f} times as many"
+    assert f"for 16 images of {height} x {width} pixels (batches of MS-COCO are padded to {pixels})" in text
+    assert pixels in " ".join(PAGE.read_text(encoding="utf-8").split())
     assert f"method-specific cost is {float(saved):.0%} below FGFI's" in text
     of_rcnn = re.search(
         r"LGD's is \*\*([\d.]+)", (session / "speed-faster-rcnn" / "speed.md").read_text(encoding="utf-8")
