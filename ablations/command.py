@@ -38,6 +38,7 @@ BENCHMARKS = {
     "demo": ("benchmarks.demo", "what make demo takes from nothing, set-up and run"),
     "waits": ("benchmarks.waits", "what a step launches and waits for, without a GPU"),
     "loader": ("benchmarks.loader", "the data loader's speed, against detectron2's"),
+    "padding": ("benchmarks.padding", "how much larger batches are than their images"),
     "label-signal": ("benchmarks.label_signal", "how long LGD's teacher tells its labels apart"),
     "ray-overhead": ("ablations.ray_overhead", "what Ray adds to a trial of a sweep"),
     "load": ("ablations.scaling.command", "how costs grow with the number of trials, records and samples"),
