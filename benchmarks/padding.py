@@ -1,4 +1,4 @@
-"""How much larger the batches of a data set are than its images, since a batch is padded to its widest and highest image.
+"""How much larger batches are than their images, since a batch is padded to its widest and highest image.
 
 Batches are drawn at random, of landscape or of portrait images alone, as detectron2 groups them, and each image is
 resized as in training. It is what benchmarks/timer_spec.py takes the size of synthetic images from.
