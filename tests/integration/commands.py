@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from ablations.run import main
 from lgd.config.experiment import settings
-from tests.helpers import quick_experiment
+from tests.helpers import quick_experiment, wait_until
 from tests.unit.distributed.test_ranks import ALIKE
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,22 @@ def training_under(cluster: Any, *arguments: str, **env: str) -> Iterator[subpro
     finally:
         if process.poll() is None:
             process.kill()
-        cluster.shutdown()
+        # Ray ends a training's processes once its driver has gone; one that is still ending when its node is shut down
+        # may be left (Ray 2.60).
+        try:
+            wait_until(lambda: not _of_ray_train(), seconds=60)
+        finally:
+            cluster.shutdown()
+
+
+def _of_ray_train() -> list[psutil.Process]:
+    """Ray Train's controllers and workers on the fake clusters of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(name in " ".join(process.cmdline()) for name in ("ray::TrainController", "ray::RayTrainWorker")):
+                found.append(process)
+    return found
 
 
 @contextlib.contextmanager
