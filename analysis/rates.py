@@ -167,6 +167,7 @@ def data_curves(records: Iterable[Record]) -> list[Curve]:
         records,
         lambda experiment: experiment.data.train_fraction,
         lambda experiment: experiment.override({"data.train_fraction": 1.0}),
+        single=True,
     )
 
 

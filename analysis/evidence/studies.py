@@ -24,7 +24,7 @@ from analysis.table_builders.frontier import on_gpu
 from analysis.table_builders.sweep_table import main_table, sweep_of
 from analysis.teachers import arms_never_ahead
 from lgd.config.arms import Arm, Grid
-from lgd.config.detector import NO_WEIGHTS
+from lgd.config.detector import NO_WEIGHTS, TIMM, Detector
 from lgd.config.extra_arms import is_again
 from lgd.config.grids import NAMES, grid
 from lgd.config.paper import DETECTORS
@@ -197,17 +197,19 @@ class Study:
 
     @property
     def network(self) -> str:
-        """Detector, backbone and what training starts from, in words."""
-        detector = self.records[0].experiment.detector
-        title = {str(key): title for key, title in DETECTORS.items()}.get(detector.label, detector.label)
-        backbone = f" on {detector.backbone_label.partition(':')[2] or detector.backbone_label}"
-        if detector.is_pretrained:
-            start = " from a trained detector's weights"
-        elif detector.initial_weights == NO_WEIGHTS:
-            start = f" of width {detector.backbone.resolved_width} from scratch"
-        else:
-            start = " with ImageNet weights" if detector.is_built_in else ""
-        return f"{title}{backbone if detector.backbone_label else ''}{start}"
+        """Detector, backbone and what training starts from, in words; of all that were trained."""
+        return " and ".join(dict.fromkeys(_network(record.experiment.detector) for record in self.records))
+
+    @property
+    def images(self) -> str:
+        """How many training images there were, the parts that arms were trained on included: ``125, 500 and 2000``."""
+        found = {
+            round(count * record.experiment.data.train_fraction)
+            for record in self.records
+            if isinstance(count := record.data.get("train_images"), int)
+        }
+        *most, last = map(str, sorted(found)) if found else ["an unknown number of"]
+        return " and ".join([", ".join(most), last] if most else [last])
 
     @property
     def on_gpu(self) -> bool:
@@ -247,6 +249,20 @@ class Study:
         return paired_difference(self.values(arm, value), self.values(other, value))
 
 
+def _network(detector: Detector) -> str:
+    title = {str(key): title for key, title in DETECTORS.items()}.get(detector.label, detector.label)
+    backbone = f" on {detector.backbone_label.partition(':')[2] or detector.backbone_label}"
+    if detector.is_pretrained:
+        start = " from a trained detector's weights"
+    elif detector.initial_weights == NO_WEIGHTS:
+        # A network of timm has the width that it was made with.
+        timm = detector.backbone_label.startswith(TIMM)
+        start = " from scratch" if timm else f" of width {detector.backbone.resolved_width} from scratch"
+    else:
+        start = " with ImageNet weights" if detector.is_built_in else ""
+    return f"{title}{backbone if detector.backbone_label else ''}{start}"
+
+
 def load_studies(directories: Iterable[Path]) -> list[Study]:
     """A study of each directory. Raises InputError for a directory without a run of a grid."""
     return [_load_study(directory) for directory in directories]
@@ -270,7 +286,9 @@ def _load_study(directory: Path) -> Study:
 def _as_of_today(runs: Sequence[Run]) -> list[Run]:
     """With the preset's name of today: what ``tiny`` trained before it had its ImageNet backbones is ``nano`` now."""
     ours = [run.record for run in runs if run.record.preset == "tiny"]
-    if any(not record.experiment.detector.backbone.from_scratch for record in ours):
+    backbones = [record.experiment.detector.backbone for record in ours]
+    # Those of today may be trained from scratch, too.
+    if any(not x.from_scratch or x.name.startswith(TIMM) for x in backbones):
         return list(runs)
     return [
         run._replace(record=run.record.model_copy(update={"preset": "nano"})) if run.record.preset == "tiny" else run

@@ -17,7 +17,7 @@ from analysis.plots.figures import figures
 from analysis.plots.style import save
 from analysis.render import TextTable, markdown_text, with_interval
 from analysis.report.html_report import ABOUT
-from analysis.table_builders.gain_by_data import data_table
+from analysis.table_builders.gain_by_data import data_sentences, data_table
 from analysis.table_builders.sweep_table import main_table, sweep_of
 from analysis.table_builders.tuning_tables import LEARNING_RATE, SCHEDULE_LENGTH
 from analysis.teachers import teacher_notes, teachers_text
@@ -61,7 +61,10 @@ def sweep_page(study: Study, comparisons: pd.DataFrame) -> str:
         study=study,
         first=records[0],
         command=training_command(study.directory, shlex.quote(f"results/{study.name}")),
-        said=[markdown_text(" ".join(x).strip()) for x in said.verdicts],
+        said=[
+            *map(markdown_text, data_sentences(records) if study.grid.name == GAIN_BY_DATA else []),
+            *(markdown_text(" ".join(x).strip()) for x in said.verdicts),
+        ],
         notes=list(map(markdown_text, said.notes)),
         table=table,
         more=[

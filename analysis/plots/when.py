@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -21,12 +22,16 @@ from analysis.plots.style import (
     set_xlabel,
     shorten,
 )
-from analysis.stats.differences import CONFIDENCE, verdict
+from analysis.render import with_unit
+from analysis.stats.differences import CONFIDENCE
 from analysis.table_builders.gain_by_data import gains_by_data
 from analysis.verdicts.split_gains import split_gains
 
 DIVERGING = LinearSegmentedColormap.from_list("gain", [VERMILION, "#FFFFFF", BLUE])
 """Less, nothing, more."""
+
+PALE = 0.35
+"""Opacity of a gain that is within noise, or of too few seeds to be judged."""
 
 LEAST_SCALE = 1.0
 """Points of AP at which the colours are full, at least: noise alone does not fill a map."""
@@ -63,31 +68,36 @@ def imitation_against_lead(runs: Sequence[Run], layout: Layout = WIDE) -> Figure
 def gain_by_data(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
     """A map of gains: a row a method and backbone, a column a number of training images; None without any."""
     found = gains_by_data([run.record for run in runs])
-    columns = sorted({images for row in found for images in row.gains})
+    columns = sorted({images for row in found for images in row.cells})
     if not found or len(columns) < 2:
         return None
-    values = np.array([[row.gains[x].mean if x in row.gains else np.nan for x in columns] for row in found])
+    values = np.array([[row.cells[x].gain.mean if x in row.cells else np.nan for x in columns] for row in found])
+    clear = np.array([[x in row.cells and row.cells[x].verdict in ("more", "less") for x in columns] for row in found])
     scale = max(LEAST_SCALE, float(np.nanmax(np.abs(values))))
     figure = new_figure(layout.width, 1.4 + 0.55 * len(found))
     axes = figure.subplots()
-    image = axes.imshow(values, cmap=DIVERGING, vmin=-scale, vmax=scale, aspect="auto")
+    # What is within noise, or of too few seeds, is pale.
+    strength = np.where(clear, 1.0, PALE)
+    image = axes.imshow(values, cmap=DIVERGING, vmin=-scale, vmax=scale, aspect="auto", alpha=strength)
     for i, row in enumerate(found):
         for j, x in enumerate(columns):
-            if x not in row.gains:
+            if x not in row.cells:
                 continue
-            gain = row.gains[x]
-            clear = verdict(gain.low, gain.high) in ("more", "less")
+            gain, cost = row.cells[x].gain, row.cells[x].cost
             interval = "" if gain.low is None or layout is not WIDE else f"\n[{gain.low:+.1f}, {gain.high:+.1f}]"
+            of = f" ({with_unit(cost, 'x')})" if cost and layout is WIDE else ""
             axes.text(
-                j, i, f"{gain.mean:+.1f}{interval}", ha="center", va="center", fontsize=7,
-                fontweight="bold" if clear else "normal",
-                color="white" if abs(gain.mean) > 0.75 * scale else "black",
+                j, i, f"{gain.mean:+.1f}{of}{interval}", ha="center", va="center", fontsize=7,
+                fontweight="bold" if clear[i, j] else "normal",
+                color="white" if clear[i, j] and abs(gain.mean) > 0.75 * scale else "black",
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), [f"{x:,}" for x in columns])
     axes.set_yticks(range(len(found)), [shorten(row.label, layout.name) for row in found])
     axes.spines[:].set_visible(False)
     set_xlabel(axes, "training images", layout)
     if layout is WIDE:
-        figure.colorbar(image, ax=axes, label="gain (AP)", shrink=0.8)
-    set_title(figure, f"gain over the baseline; bold: {CONFIDENCE:.0%} t interval leaves zero out", runs, layout)
+        scalar = ScalarMappable(image.norm, DIVERGING)
+        figure.colorbar(scalar, ax=axes, label="gain (AP)", shrink=0.8)
+    title = f"gain at equal steps (cost over the baseline's); bold: {CONFIDENCE:.0%} t interval leaves zero out"
+    set_title(figure, title, runs, layout)
     return figure

@@ -88,7 +88,9 @@ def _when(name: str, runs: Sequence[Run]) -> tuple[pd.DataFrame, TextTable]:
     frame, records = frontier(runs), [run.record for run in runs]
     text = split_table(records) if name == TEACHER_NEEDS else data_table(records)
     hours = frontier_text(frame, pretraining=any_pretraining(runs))
-    return frame, with_notes_on_hours(hours, runs) if text is None else text
+    if text is None or name == GAIN_BY_DATA:
+        return frame, with_notes_on_hours(text or hours, runs)
+    return frame, text
 
 
 def _arms(own: Grid, runs: Sequence[Run], resamples: int) -> tuple[pd.DataFrame, TextTable]:

@@ -2,68 +2,117 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from analysis.load import arm_of
-from analysis.rates import Curve, data_curves, pairs
-from analysis.render import TextTable, difference_text, number, with_mark
-from analysis.stats.differences import CONFIDENCE, Difference, paired_difference, verdict
+from analysis.rates import Curve, data_curves, on_like_hardware, pairs
+from analysis.render import MISSING, TextTable, difference_text, number, with_mark, with_unit
+from analysis.stats.differences import (
+    CONFIDENCE,
+    FEW_SEEDS,
+    Difference,
+    paired_difference,
+    paired_ratio,
+    verdict,
+)
 from analysis.templating import render_sentence
+from lgd.config.detector import NO_WEIGHTS
+from lgd.config.experiment import Experiment
 from lgd.config.method import title_of
 from lgd.results.record import Record
+
+PRETRAINED, FROM_SCRATCH = "pretrained", "from scratch"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a method gains over its baseline with one number of training images."""
+
+    gain: Difference
+    by_seed: dict[int, float]
+    """Each seed's gain."""
+    cost: float | None
+    """Device-seconds over the baseline's, a frozen teacher's training included; the median over the seeds."""
+    baseline: float
+    """The baseline's AP, the mean over the gain's seeds."""
+    ended: int
+    """How many of the arm's and the baseline's trainings diverged or failed: the others are no fair sample."""
+
+    @property
+    def verdict(self) -> str:
+        """``more``, ``less`` or ``noise``; "" where there are too few seeds to say, or some have ended early."""
+        return _verdict(self.gain) if not self.ended else ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method with one backbone: its gains over the baseline, and that one's AP, by number of training images."""
+    """A method with one backbone, by number of training images."""
 
     method: str
     network: str
-    gains: dict[int, Difference]
-    by_seed: dict[int, dict[int, float]]
-    """Each seed's gain."""
-    baseline: dict[int, float]
+    cells: dict[int, Cell]
 
     @property
     def label(self) -> str:
         return f"{self.method}, {self.network}"
 
 
+class Turn(NamedTuple):
+    """Where a gain changes its sign with the backbone: both intervals leave zero out, on opposite sides."""
+
+    images: int
+    pretrained: Difference
+    from_scratch: Difference
+
+
 def gains_by_data(records: Sequence[Record]) -> list[Row]:
-    """A row for each method and backbone that was trained on several parts of the images, as its baseline was.
+    """A row for each method and backbone that was trained on parts of the images, as its baseline was.
+
+    The pretrained ones come first.
 
     Images are counted with those that have no object, which training leaves out: records do not say how many.
     """
     # A training that failed early has not counted them.
     images = {arm_of(x): x.data["train_images"] for x in records if "train_images" in x.data}
     ours = {arm_of(x): x.ours for x in records}
+    ended = Counter(arm_of(x) for x in records if x.status != "finished")
     found = []
     for base, arm in pairs(data_curves(records)):
         whole = images.get(base.arms[max(base.points)])
-        if not isinstance(whole, int):
-            continue
-        count = {fraction: round(whole * fraction) for fraction in base.points}
-        gains = {
-            count[x]: gain
-            for x in arm.points
-            if x in base.points and (gain := paired_difference(arm.points[x], base.points[x])) is not None
-        }
-        by_seed = {
-            count[x]: {seed: arm.points[x][seed] - base.points[x][seed] for seed in gain.seeds}
-            for x in arm.points
-            if x in base.points and (gain := gains.get(count[x])) is not None
-        }
-        baseline = {count[x]: base.mean(x) for x in base.points}
-        found.append(Row(with_mark(title_of(arm.method), ours[arm.name]), _network(arm), gains, by_seed, baseline))
-    return found
+        if isinstance(whole, int):
+            cells = {
+                round(whole * part): cell
+                for part in arm.points
+                if part in base.points and (cell := _cell(base, arm, part, ended)) is not None
+            }
+            found.append(Row(with_mark(title_of(arm.method), ours[arm.name]), _network(arm), cells))
+    return sorted(found, key=lambda row: row.network == FROM_SCRATCH)
+
+
+def _cell(base: Curve, arm: Curve, part: float, ended: Counter[str]) -> Cell | None:
+    gain = paired_difference(arm.points[part], base.points[part])
+    if gain is None:
+        return None
+    theirs, ours = on_like_hardware(base, arm)
+    cost = paired_ratio(ours.costs.get(part, {}), theirs.costs.get(part, {}))
+    by_seed = {seed: arm.points[part][seed] - base.points[part][seed] for seed in gain.seeds}
+    baseline = sum(base.points[part][seed] for seed in gain.seeds) / gain.n
+    lost = ended[arm.arms[part]] + ended[base.arms[part]]
+    return Cell(gain, by_seed, cost.value if cost else None, baseline, lost)
 
 
 def _network(curve: Curve) -> str:
     detector = curve.setting.detector
     if not detector.is_built_in:
         return detector.label
-    return "from scratch" if detector.backbone.from_scratch else "pretrained"
+    return FROM_SCRATCH if detector.backbone.from_scratch else PRETRAINED
+
+
+def _verdict(found: Difference | None) -> str:
+    return verdict(found.low, found.high) if found is not None and found.n >= FEW_SEEDS else ""
 
 
 def data_table(records: Sequence[Record]) -> TextTable | None:
@@ -71,54 +120,123 @@ def data_table(records: Sequence[Record]) -> TextTable | None:
     found = gains_by_data(records)
     if not found:
         return None
-    columns = sorted({images for row in found for images in row.gains})
+    columns = sorted({images for row in found for images in row.cells})
     rows = []
     for network in dict.fromkeys(row.network for row in found):
         of = [row for row in found if row.network == network]
-        rows.append([f"baseline's AP, {network}", *(number(of[0].baseline.get(x)) for x in columns)])
-        rows += [[row.label, *(difference_text(row.gains.get(x)) for x in columns)] for row in of]
-    note = (
-        f"Gain in AP over the baseline on the same images, with its {CONFIDENCE:.0%} t interval, paired by seed. Images"
-        " without objects, which training leaves out, are counted."
-    )
-    return TextTable("Gain by training images", ["", *(f"{x:,} images" for x in columns)], rows, [note])
+        # Of the method that has most seeds: the mean is over those.
+        baselines = [max((row.cells[x] for row in of if x in row.cells), key=_seeds, default=None) for x in columns]
+        rows.append([f"baseline's AP, {network}", *(number(x.baseline) if x else MISSING for x in baselines)])
+        rows += [[row.label, *(_text(row.cells.get(x)) for x in columns)] for row in of]
+    return TextTable("Gain by training images", ["", *(f"{x:,} images" for x in columns)], rows, _notes(records, found))
+
+
+def _seeds(cell: Cell) -> int:
+    return cell.gain.n
+
+
+def _text(cell: Cell | None) -> str:
+    """``+3.1 [+1.8, +4.5] (3 seeds, 1.8x)``."""
+    if cell is None:
+        return MISSING
+    of = [f"{cell.gain.n} seed{'s' * (cell.gain.n != 1)}", *([with_unit(cell.cost, "x")] if cell.cost else [])]
+    return f"{difference_text(cell.gain)} ({', '.join([*of, *([f'{cell.ended} ended early'] if cell.ended else [])])})"
+
+
+def _notes(records: Sequence[Record], found: Sequence[Row]) -> list[str]:
+    there = {arm_of(x) for x in records if x.status == "finished"}
+    lost = Counter(arm_of(x) for x in records if x.status != "finished" and arm_of(x) not in there)
+    notes = [
+        f"Gain in AP over the baseline on the same images after as many steps, with its {CONFIDENCE:.0%} t interval,"
+        " paired by seed; in brackets what it cost over the baseline, a frozen teacher's training included. Images"
+        " without objects, which training leaves out, are counted.",
+        "Each number of images is one part of them, and each frozen teacher one training, the same for all seeds: no"
+        " interval holds what others would change.",
+        *_setups(records),
+    ]
+    if lost:
+        said = ", ".join(f"{arm} ({n} trainings)" if n > 1 else arm for arm, n in lost.items())
+        notes.append(f"Without a result, all trainings ended early: {said}.")
+    few = sum(not x.verdict for row in found for x in row.cells.values())
+    if few:
+        notes.append(
+            f"Not judged: {few} of {sum(len(row.cells) for row in found)} gains, of fewer than {FEW_SEEDS} seeds or"
+            " with trainings that ended early."
+        )
+    return notes
+
+
+def _setups(records: Sequence[Record]) -> list[str]:
+    """What the backbones, rates, teachers and weights are: a gain is of all of them together."""
+    lines: dict[str, None] = {}
+    for record in records:
+        experiment = record.experiment
+        detector = experiment.detector
+        if detector.is_built_in:
+            backbone = detector.backbone
+            layers = f"frozen up to stage {backbone.freeze_at}" if backbone.freeze_at else "all layers trained"
+            network = FROM_SCRATCH if backbone.from_scratch else PRETRAINED
+            schedule = experiment.schedule
+            line = f"{network[0].upper()}{network[1:]}: {layers}, learning rate {schedule.resolved_lr:g}"
+            lines[f"{line} for {schedule.batch} images."] = None
+    for record in records:
+        if (line := _of_teacher(record.experiment)) is not None:
+            lines[line] = None
+    return list(lines)
+
+
+def _of_teacher(experiment: Experiment) -> str | None:
+    teacher = experiment.teacher
+    if teacher is None:
+        return None
+    start = "from scratch" if teacher.detector.initial_weights == NO_WEIGHTS else "with ImageNet weights"
+    weight = experiment.method.model_dump().get("distill_weight")
+    at = f", at {weight:g} of its loss weight" if isinstance(weight, int | float) and weight != 1 else ""
+    backbone = teacher.detector.backbone_label or teacher.detector.label
+    images = ", trained on its student's images" if teacher.data == experiment.data else ""
+    return f"{title_of(experiment.method.name)}'s frozen teacher is a {backbone} {start} for every student{images}{at}."
 
 
 def data_sentences(records: Sequence[Record]) -> list[str]:
     """For each method: where it gains or loses beyond noise, and where that differs with the backbone's weights."""
     found = gains_by_data(records)
-    lines = [_of_row(row) for row in found]
+    if not found:
+        return []
+    lines, judged = [_of_row(row) for row in found], sum(bool(x.verdict) for row in found for x in row.cells.values())
     for method in dict.fromkeys(row.method for row in found):
-        rows = [row for row in found if row.method == method]
-        if len(rows) == 2:
-            common = sorted(rows[0].gains.keys() & rows[1].gains.keys())
-            if not any(rows[0].gains[x].n > 1 for x in common):
-                continue
-            turns = [x for x in common if rows[0].gains[x].mean * rows[1].gains[x].mean < 0]
-            differ = [
-                (x, d)
-                for x in common
-                if (d := _between(rows[0], rows[1], x)) and verdict(d.low, d.high) in ("more", "less")
-            ]
-            networks = [row.network for row in rows]
-            lines.append(
-                render_sentence(
-                    "gain_with_other_weights",
-                    method=method,
-                    networks=networks,
-                    turns=len(turns),
-                    differ=differ,
-                    of=len(common),
-                )
-            )
-    return lines
+        rows = {row.network: row for row in found if row.method == method}
+        if PRETRAINED in rows and FROM_SCRATCH in rows:
+            differ = _differ(rows[PRETRAINED], rows[FROM_SCRATCH])
+            judged += len(differ)
+            if differ:
+                lines.append(_of_networks(method, rows[PRETRAINED], rows[FROM_SCRATCH], differ))
+    return [render_sentence("how_gains_by_images_are_read", of=judged), *lines]
 
 
-def _between(one: Row, other: Row, images: int) -> Difference | None:
-    """The gain with one backbone less that with another, paired by seed."""
-    return paired_difference(one.by_seed[images], other.by_seed[images])
+def _differ(pretrained: Row, scratch: Row) -> list[tuple[int, Difference]]:
+    """The gain from scratch less that pretrained, paired by seed, where both are judged."""
+    common = sorted(pretrained.cells.keys() & scratch.cells.keys())
+    judged = [x for x in common if pretrained.cells[x].verdict and scratch.cells[x].verdict]
+    found = [(x, paired_difference(scratch.cells[x].by_seed, pretrained.cells[x].by_seed)) for x in judged]
+    return [(x, difference) for x, difference in found if difference is not None and _verdict(difference)]
+
+
+def _of_networks(method: str, pretrained: Row, scratch: Row, differ: Sequence[tuple[int, Difference]]) -> str:
+    turns = [
+        Turn(x, pretrained.cells[x].gain, scratch.cells[x].gain)
+        for x, _ in differ
+        if {pretrained.cells[x].verdict, scratch.cells[x].verdict} == {"more", "less"}
+    ]
+    clear = sum(_verdict(x) in ("more", "less") for _, x in differ)
+    return render_sentence("gain_with_other_weights", method=method, differ=differ, clear=clear, turns=turns)
 
 
 def _of_row(row: Row) -> str:
-    clear = [(x, gain) for x, gain in sorted(row.gains.items()) if verdict(gain.low, gain.high) in ("more", "less")]
-    return render_sentence("gains_by_images", label=row.label, gains=clear, of=len(row.gains))
+    judged = [x for x in row.cells.values() if x.verdict]
+    return render_sentence(
+        "gains_by_images",
+        label=row.label,
+        cells=sorted(row.cells.items()),
+        clear=sum(x.verdict in ("more", "less") for x in judged),
+        of=len(judged),
+    )

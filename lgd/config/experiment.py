@@ -239,6 +239,9 @@ class Experiment(Settings):
             described["schedule"] |= {"steps": needed.steps, "epochs": None}
         if needed.milestones is not None:
             described["schedule"]["milestones"] = needed.milestones
+        if described["method"]["name"] == "baseline":
+            # A plain training has no frozen phase: students with one and without share their teacher.
+            described["schedule"]["frozen"] = 0.0
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
 

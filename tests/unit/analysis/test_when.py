@@ -126,32 +126,82 @@ def by_data(make_record: MakeRecord) -> list[Record]:
 
 def test_gains_by_images_and_features(by_data: list[Record]) -> None:
     rows = {x.network: x for x in gains_by_data(by_data)}
-    assert set(rows) == {"pretrained", "from scratch"}
+    assert list(rows) == ["pretrained", "from scratch"]
     assert {row.method for row in rows.values()} == {"LGD"}
-    assert list(rows["pretrained"].gains) == [100, 400]
-    assert rows["pretrained"].gains[100].mean == pytest.approx(3.0, abs=0.5)
-    assert rows["from scratch"].gains[100].mean == pytest.approx(-3.0, abs=0.5)
-    assert rows["pretrained"].baseline[100] == pytest.approx(6.0, abs=0.5)
+    assert list(rows["pretrained"].cells) == [100, 400]
+    assert rows["pretrained"].cells[100].gain.mean == pytest.approx(3.0, abs=0.5)
+    assert rows["from scratch"].cells[100].gain.mean == pytest.approx(-3.0, abs=0.5)
+    assert rows["pretrained"].cells[100].baseline == pytest.approx(6.0, abs=0.5)
+    assert rows["pretrained"].cells[100].cost == pytest.approx(1.0)
     # A training that failed before it read its data has counted no images.
     early = [x.model_copy(update={"status": "failed", "reason": "why", "student": None, "data": {}}) for x in by_data]
-    assert gains_by_data([*by_data, *early]) == gains_by_data(by_data)
+    assert [x.label for x in gains_by_data([*by_data, *early])] == [x.label for x in rows.values()]
     table = data_table(by_data)
     assert table is not None
     assert table.header == ["", "100 images", "400 images"]
     assert [row[0] for row in table.rows][::2] == ["baseline's AP, pretrained", "baseline's AP, from scratch"]
-    said = data_sentences(by_data)
+    assert table.rows[1][1].endswith("] (3 seeds, 1.00x)")
+    notes = " ".join(table.notes)
+    assert "Pretrained: frozen up to stage 2, learning rate" in notes
+    assert "From scratch: all layers trained, learning rate" in notes
+    assert "Not judged" not in notes
+    read, *said = data_sentences(by_data)
+    # Four gains, and two differences between the networks.
+    assert "By chance alone 0.3 of 6 such intervals" in read
     assert len(said) == 3
-    assert said[-1].startswith(
-        "LGD's gain pretrained and from scratch differs beyond noise at 1 of 2 numbers of images (100 images +6.3 ["
-    )
-    assert said[-1].endswith("; its mean has another sign at 2.")
+    assert said[0].startswith("LGD, pretrained: +3.1 [")
+    assert "] for 1.00x the cost on 100 images, " in said[0]
+    assert said[0].endswith("; beyond noise on 1 of 2 numbers of images.")
+    assert said[-1].startswith("LGD's gain from scratch less its gain pretrained: -6.")
+    assert "; beyond noise on 1 of 2. Its sign turns on 100 images (pretrained +3.1 [" in said[-1]
     for layout in (WIDE, NARROW):
         with mpl.rc_context(STYLE):
             figure = gain_by_data(_runs(by_data), layout)
             assert figure is not None
             assert {text.get_text().split("\n")[0][:2] for text in figure.axes[0].texts} >= {"+3", "-3"}
+            assert {x.get_fontweight() for x in figure.axes[0].texts} == {"bold", "normal"}
             assert_texts_inside(figure)
     assert gain_by_data(_runs([x for x in by_data if x.experiment.data.train_fraction == 1])) is None
+
+
+def test_gains_of_too_few_seeds_or_with_trainings_that_ended_early_are_not_judged(by_data: list[Record]) -> None:
+    two = [x for x in by_data if x.experiment.seed < 2]
+    (_, *said), table = data_sentences(two), data_table(two)
+    assert table is not None
+    assert len(said) == 2
+    assert "on 100 images (2 seeds: not judged)" in said[0]
+    assert said[0].endswith("beyond noise on 0 of 0 numbers of images.")
+    assert any("Not judged: 4 of 4 gains" in x for x in table.notes)
+    with mpl.rc_context(STYLE):
+        figure = gain_by_data(_runs(two), WIDE)
+        assert figure is not None
+        assert {x.get_fontweight() for x in figure.axes[0].texts} == {"normal"}
+    # One that diverged is missing from its arm; one more arm has none that finished.
+    diverged = next(x for x in by_data if x.experiment.seed == 2 and (x.arm or "").startswith("LGD, ImageNet, 25%"))
+    only = [x for x in by_data if (x.arm or "").startswith("LGD, random, 25%")]
+    rest = [x for x in by_data if x is not diverged and x not in only]
+    ended = [x.model_copy(update={"status": "diverged", "student": None}) for x in (diverged, *only)]
+    found = {x.network: x for x in gains_by_data([*rest, *ended])}
+    assert (found["pretrained"].cells[100].gain.n, found["pretrained"].cells[100].ended) == (2, 1)
+    # The arm with one number of images left is shown still.
+    assert list(found["from scratch"].cells) == [400]
+    table = data_table([*rest, *ended])
+    assert table is not None
+    assert "(2 seeds, 1.00x, 1 ended early)" in table.rows[1][1]
+    assert any("all trainings ended early: LGD, random, 25% of the images (3 trainings)" in x for x in table.notes)
+
+
+def test_no_change_of_sign_is_told_where_one_of_the_gains_is_noise(by_data: list[Record]) -> None:
+    noisy = [
+        x.model_copy(
+            update={"student": x.student.model_copy(update={"AP": (x.student.AP or 0) + 20 * x.experiment.seed})}
+        )
+        if (x.arm or "").startswith("LGD, random") and x.student
+        else x
+        for x in by_data
+    ]
+    assert data_sentences(noisy)[-1].endswith("both beyond noise.")
+    assert "No change of sign is shown" in data_sentences(noisy)[-1]
 
 
 @pytest.mark.parametrize("name", ["teacher-needs", "gain-by-data"])
