@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from analysis.load import arm_of, by_arm, by_seed, finished, score, teacher_ap
 from analysis.render import MISSING, TextTable, listed, number, signed
+from lgd.config.detector import NO_WEIGHTS, TIMM
+from lgd.config.experiment import Experiment
 from lgd.results.record import EvaluationPoint, Record
 
 NEVER = "†"
 """Marks the teacher's AP of an arm whose teacher never got better than its student."""
+
+
+class FrozenTeacher(NamedTuple):
+    """What a student imitates, and how strongly."""
+
+    backbone: str
+    is_pretrained: bool
+    """Whether it starts from weights of ImageNet or another detector."""
+    weight: float
+    """Factor of the method's own distillation loss."""
+
+    def __str__(self) -> str:
+        """``tf_efficientnet_lite2, ImageNet, weight 0.01``."""
+        of = [self.backbone.removeprefix(TIMM), *(["ImageNet"] if self.is_pretrained else [])]
+        return ", ".join([*of, *([f"weight {self.weight:g}"] if self.weight != 1 else [])])
+
+
+def frozen_teacher(experiment: Experiment) -> FrozenTeacher | None:
+    """None where none is trained before."""
+    teacher, weight = experiment.teacher, experiment.method.model_dump().get("distill_weight", 1.0)
+    if teacher is None:
+        return None
+    detector = teacher.detector
+    return FrozenTeacher(detector.backbone_label or detector.label, detector.initial_weights != NO_WEIGHTS, weight)
 
 
 def arms_with_teacher(records: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ from analysis.stats.differences import Difference, paired_difference, verdict
 from analysis.stats.power import MOST_SEEDS, seeds_for
 from analysis.table_builders.methods_table import methods_table
 from analysis.table_builders.tuning_tables import SCHEDULE_LENGTH
+from analysis.teachers import frozen_teacher
 from analysis.templating import render_sentence
 from analysis.verdicts.questions import asked
 from analysis.verdicts.verdict import FLOOR, verdicts
@@ -64,6 +65,15 @@ class Elsewhere:
     """The baseline trained longer over itself: zero where it has converged."""
     longer_by: float | None
     """How many times as long."""
+    teacher: str = ""
+    """A frozen one's: what it is, and how strongly it is imitated."""
+    val_images: int | None = None
+    """How many images all of this is scored on."""
+
+    @property
+    def label(self) -> str:
+        """The arm, with its frozen teacher."""
+        return f"{self.arm} ({self.teacher})" if self.teacher else self.arm
 
     @property
     def is_at_floor(self) -> bool:
@@ -116,7 +126,7 @@ def _by_verdict(study: Study) -> Iterator[Elsewhere]:
             yield Elsewhere(
                 detector(study), study.data, study.steps, arm, study.mean(x.question.reference, AP), x.gain,
                 x.imitation, study.lead(arm), x.margin, x.cost, x.equal_cost,
-                _steps_ratio(study, x.question.equal_cost, x.question.reference),
+                _steps_ratio(study, x.question.equal_cost, x.question.reference), *_scored(study, arm),
             )  # fmt: skip
 
 
@@ -139,21 +149,32 @@ def _by_length(study: Study) -> Iterator[Elsewhere]:
                     of_imitation.get(steps), study.lead(name), at_cost.get(steps),
                     cost.value if cost else None,
                     paired_difference(base.points[longer], base.points[steps]) if longer else None,
-                    longer / steps if longer else None,
+                    longer / steps if longer else None, *_scored(study, name),
                 )  # fmt: skip
 
 
+def _scored(study: Study, arm: str) -> tuple[str, int | None]:
+    """The arm's frozen teacher in words, and the number of validation images."""
+    record = next(iter(study.finished(arm).values()), None)
+    if record is None:
+        return "", None
+    return str(frozen_teacher(record.experiment) or ""), record.data.get("val_images")
+
+
 def settings_table(studies: Sequence[Study]) -> TextTable:
-    """A row for each detector, data set, arm, and the shortest and longest training of it from the preset's on."""
+    """A row for each detector, data set, arm, and the shortest and longest training of it from the preset's on.
+
+    Not where neither arm nor baseline has learnt enough to be compared.
+    """
     distinct = distinct_rows(studies)
     texts = [
         [
             x.detector,
             x.data,
-            _without_length(x.arm),
+            _without_length(x.label),
             f"{x.steps:,}",
             str(x.gain.n),
-            MISSING if x.is_at_floor else _needed(x.gain),
+            _needed(x.gain),
             number(x.baseline_ap),
             difference_text(x.gain),
             with_unit(x.cost, "x"),
@@ -161,7 +182,7 @@ def settings_table(studies: Sequence[Study]) -> TextTable:
             f"{difference_text(x.longer)} ({x.longer_by:.2g}x)" if x.longer and x.longer_by else MISSING,
         ]
         for study in studies
-        for x in _ends([x for of, x in distinct if of is study])
+        for x in _ends([x for of, x in distinct if of is study and not x.is_at_floor])
     ]
     header = [
         *("detector", "data", "arm", "steps", "seeds", "needed", "baseline's AP", "gain", "cost", "gain at equal cost"),
@@ -243,9 +264,15 @@ def ahead_sentences(studies: Sequence[Study], *, brief: bool = False) -> list[st
     rows_of_all = [x for _, x in distinct_rows(studies)]
     found = [x for x in rows_of_all if x.equal_cost is not None and x.equal_cost.low is not None]
     ahead = [x for x in found if x.equal_cost and verdict(x.equal_cost.low, x.equal_cost.high) == "more"]
-    below = _beyond_noise([x.equal_cost for x in found]).below
     if not found:
         return []
+    of_data: dict[tuple[str, int | None], list[Elsewhere]] = {}
+    for x in found:
+        of_data.setdefault((x.data, x.val_images), []).append(x)
+    places = [
+        {"data": data, "val_images": images, "counts": _beyond_noise([x.equal_cost for x in there]), "of": len(there)}
+        for (data, images), there in of_data.items()
+    ]
     if brief:
-        return [render_sentence("ahead_at_equal_cost_in_brief", ahead=ahead, below=below, of=len(found))]
-    return [render_sentence("ahead_at_equal_cost", ahead=ahead, below=below, of=len(found))]
+        return [render_sentence("ahead_at_equal_cost_in_brief", ahead=ahead, places=places, of=len(found))]
+    return [render_sentence("ahead_at_equal_cost", ahead=ahead, places=places, of=len(found))]

@@ -18,8 +18,8 @@ from analysis.stats.differences import (
     paired_ratio,
     verdict,
 )
+from analysis.teachers import frozen_teacher
 from analysis.templating import render_sentence
-from lgd.config.detector import NO_WEIGHTS
 from lgd.config.experiment import Experiment
 from lgd.config.method import title_of
 from lgd.results.record import Record
@@ -186,15 +186,11 @@ def _setups(records: Sequence[Record]) -> list[str]:
 
 
 def _of_teacher(experiment: Experiment) -> str | None:
-    teacher = experiment.teacher
-    if teacher is None:
+    found, teacher = frozen_teacher(experiment), experiment.teacher
+    if found is None or teacher is None:
         return None
-    start = "from scratch" if teacher.detector.initial_weights == NO_WEIGHTS else "with ImageNet weights"
-    weight = experiment.method.model_dump().get("distill_weight")
-    at = f", at {weight:g} of its loss weight" if isinstance(weight, int | float) and weight != 1 else ""
-    backbone = teacher.detector.backbone_label or teacher.detector.label
-    images = ", trained on its student's images" if teacher.data == experiment.data else ""
-    return f"{title_of(experiment.method.name)}'s frozen teacher is a {backbone} {start} for every student{images}{at}."
+    images = "; trained on its student's images" if teacher.data == experiment.data else ""
+    return f"{title_of(experiment.method.name)}'s frozen teacher, of pretrained students and others: {found}{images}."
 
 
 def data_sentences(records: Sequence[Record]) -> list[str]:
