@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, median
-from typing import cast
+from typing import NamedTuple, cast
 
 from analysis.load import by_seed, cost_seconds
 from analysis.stats.differences import Ratio, paired_ratio
@@ -62,7 +62,15 @@ def cost_ratio(arm: Runs, reference: Runs, read: Callable[[Record], float | None
     return paired_ratio(by_seed(ours, read), by_seed(theirs, read))
 
 
-def cost_of_longer(longer: Runs, arm: Runs, reference: Runs) -> float | None:
+class LongerCost(NamedTuple):
+    """Cost of a reference's longer training over an arm's."""
+
+    ratio: float
+    measured: float | None
+    """What was measured where the processes got other parts of the cores and ``ratio`` is by the steps; else None."""
+
+
+def cost_of_longer(longer: Runs, arm: Runs, reference: Runs) -> LongerCost | None:
     """Cost of the reference's longer training over the arm's; None where it cannot be told.
 
     As measured where the processes of both got as much of the cores. Otherwise by the steps, which cost what the
@@ -71,9 +79,11 @@ def cost_of_longer(longer: Runs, arm: Runs, reference: Runs) -> float | None:
     measured, cost = cost_ratio(longer, arm), cost_ratio(arm, reference)
     cores = [_own_cores(x) for x in (longer, arm)]
     if measured and (None in cores or abs(cast(float, cores[0]) / cast(float, cores[1]) - 1) <= SAME_CORES):
-        return measured.value
+        return LongerCost(measured.value, None)
     steps = [[x.experiment.schedule.steps for x in runs.values()] for runs in (longer, reference)]
-    return fmean(steps[0]) / fmean(steps[1]) / cost.value if cost and all(steps) else None
+    if cost is None or not all(steps):
+        return None
+    return LongerCost(fmean(steps[0]) / fmean(steps[1]) / cost.value, measured.value if measured else None)
 
 
 def _own_cores(runs: Runs) -> float | None:

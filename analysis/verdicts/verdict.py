@@ -48,6 +48,8 @@ class Verdict:
     """The longer trained reference over the reference."""
     equal_cost_ratio: float | None = None
     """What it cost over what the arm did: 1 where the steps were chosen well."""
+    equal_cost_measured: float | None = None
+    """What was measured of that, where the processes got other parts of the cores and the ratio is by the steps."""
     bigger: Difference | None = None
     """The larger baseline at the same cost over the reference."""
     margin: Difference | None = None
@@ -98,7 +100,8 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
     }
     difference = _differences(runs, question, asked)
     cost, extra = cost_ratio(runs[arm], runs[reference]), extra_cost(runs[arm], runs[reference])
-    longer_ratio = cost_of_longer(runs.get(longer, {}), runs[arm], runs[reference])
+    longer_cost = cost_of_longer(runs.get(longer, {}), runs[arm], runs[reference])
+    longer_ratio = longer_cost.ratio if longer_cost else None
     gain, margin = difference(arm, reference), difference(arm, longer)
     answer = _answer(gain, margin, cost.value if cost else None, asked.min_gain)
     lost = {name: _lost_in_every_seed(records, name, asked.seeds) for name in (arm, reference, longer) if name}
@@ -119,7 +122,7 @@ def _verdict(records: Sequence[Record], question: Question, asked: Asked) -> Ver
         question, asked.min_gain, "unknown" if obstacles else answer, gain,
         cost.value if cost else None, None if extra is None else extra / 3600,
         bool(both) and all(x.hardware.get("gpu", "none") != "none" for x in both),
-        difference(longer, reference), longer_ratio,
+        difference(longer, reference), longer_ratio, longer_cost.measured if longer_cost else None,
         difference(question.bigger, reference), margin,
         difference(question.without_imitation, reference, arm),
         difference(arm, question.without_imitation, reference),
