@@ -6,7 +6,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from ablations.plan import detector_sources, method_names
+from ablations.named_code import detector_sources, method_names
 from lgd.config.detector_source import ZOO, kind_of, portable_detector, runs_code
 from lgd.errors import InputError
 from lgd.results.record import FILE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,9 @@ from ablations.plan_checks import (
     check_question,
     check_used,
 )  # fmt: skip
-from ablations.search.study_place import study_place
+from ablations.search.study_place import check_kept, study_place
 from lgd.config.arms import Grid
 from lgd.config.data_source import absolute_source, followed
-from lgd.config.detector_source import code_among
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
@@ -231,6 +229,8 @@ def read_sweep(directory: Path) -> SweepSpec:
     spec = SweepSpec.read(directory)
     try:
         check_number(spec.seeds, len(spec.arms))
+        if spec.search and spec.search.study:
+            check_kept(spec.search.study)
         base = preset(spec.preset)
         # A sweep may set what only some of its arms' methods have.
         base.override(base.applicable(spec.overrides))
@@ -349,42 +349,6 @@ def _distinct_arms(chosen: Grid, names: Sequence[str], base: Experiment, overrid
             same[arm.name] = first.setdefault(key, arm.name)
     references = chosen.references
     return [x for x in names if same[x] == x and same.get(references[x], references[x]) == references[x]]
-
-
-def detector_note(spec: SweepSpec, arms: str | None) -> str:
-    """What the detector leaves out of a grid, in a line; "" where that is nothing."""
-    chosen = grid(spec.grid, spec.preset)
-    left_out = [x.name for x in chosen.arms if not x.skipped and not x.on_request and x.name not in spec.arms]
-    sources = detector_sources(spec)
-    if arms is not None or spec.search is not None or not left_out:
-        return ""
-    if not sources:
-        named = [str(value) for key, value in map(split_assignment, spec.overrides) if key == "detector.name"]
-        return f"note: left out, for they cannot be of {named[-1]}: {', '.join(left_out)}" if named else ""
-    return (
-        f"note: all arms train {sources[0]}, whatever detector their names say; {len(left_out)} arms of grid"
-        f" {spec.grid} differ in nothing else and are left out"
-    )
-
-
-def detector_sources(spec: SweepSpec) -> list[str]:
-    """The detectors from elsewhere that a sweep's settings name: its students' and its teachers'."""
-    keys = ("detector.source", "method.teacher.detector")
-    named = [(key, value) for key, value in map(split_assignment, spec.overrides) if key in keys]
-    return [str(value) for _, value in sorted(named) if ":" in str(value) or "." in str(value)]
-
-
-def method_names(spec: SweepSpec) -> list[str]:
-    """The methods that a sweep's settings name."""
-    return [str(value) for key, value in map(split_assignment, spec.overrides) if key == "method.name"]
-
-
-def code_options(spec: SweepSpec) -> str:
-    """The options that name the Python code of a sweep's settings again, as a command that goes on with it has to."""
-    detectors = ",".join(code_among(detector_sources(spec)))
-    methods = [x for x in method_names(spec)[-1:] if ":" in x]
-    said = [("--detector", detectors)] if detectors else []
-    return "".join(f" {name} {shlex.quote(value)}" for name, value in [*said, *(("--method", x) for x in methods)])
 
 
 def search_note(spec: SweepSpec, arms: str | None) -> str:

@@ -86,7 +86,7 @@ def subcommand_of(options: argparse.Namespace) -> str:
         return "list"
     directory = options.status or options.resume
     if directory is not None:
-        reject_sweep_options(options, but_for=(*DATA_OPTIONS, "detector") if options.resume else ())
+        reject_sweep_options(options, but_for=(*DATA_OPTIONS, "detector", "study") if options.resume else ())
         options.directory = directory
     elif options.grid is None:
         raise InputError("say which grid: --grid NAME (see --list)")

@@ -23,9 +23,11 @@ from ablations.damaged import set_aside
 from ablations.display import SweepDisplay, say
 from ablations.finished_trials import remove_finished_resume_files
 from ablations.limits import INTERRUPTED, TERMINATED, Budget, CostOptions, Placement
-from ablations.plan import Sweep, code_options, trials_of
+from ablations.named_code import code_options
+from ablations.plan import Sweep, trials_of
 from ablations.remote_output import at_work
 from ablations.rounds import after
+from ablations.search.study_place import study_option
 from ablations.status import show_damaged
 from ablations.trial_config import TEACHERS
 from lgd.config.grids import Trial
@@ -86,7 +88,8 @@ def locked(directory: Path) -> Iterator[FileLock]:
 
 def resume_command(directory: Path, spec: SweepSpec, placement: Placement | None = None) -> str:
     """The command that goes on with a sweep."""
-    options = placement.options if placement else ""
+    options = study_option(spec.search.study, directory) if spec.search else ""
+    options += placement.options if placement else ""
     return f"python ablations/run.py --resume {shlex.quote(shown(directory))}{code_options(spec)}{options}"
 
 

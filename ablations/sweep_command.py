@@ -202,6 +202,7 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", metavar="NAME", help="the sweep's own method again, where that is Python code")
     add_data_arguments(parser)
     parser.add_argument("--samples", type=int, metavar="N", help="trials of its search in the results directory")
+    parser.add_argument("--study", metavar="URL", help="its search's own again, where that is a database elsewhere")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -239,7 +240,8 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
 
 def new_sweep(options: argparse.Namespace, search: SearchSpec | None = None) -> tuple[SweepSpec, Path]:
     """The sweep that the options describe, with what its results directory holds already, and that directory."""
-    from ablations.plan import describe, detector_note, merge, search_note
+    from ablations.named_code import detector_note
+    from ablations.plan import describe, merge, search_note
 
     spec = describe(
         options.grid,
@@ -281,16 +283,22 @@ def _questions_of(options: argparse.Namespace, *, search: bool) -> dict[str, Any
 def old_sweep(directory: Path, options: argparse.Namespace) -> SweepSpec:
     """The sweep of a results directory. Its data may lie elsewhere now, and its search go on.
 
-    Its detector, where that is Python code, runs only where the options name it too.
+    Its method and detector, where these are Python code, run only where the options name them too, and a database
+    elsewhere gets no password that they do not name.
     """
-    from ablations.plan import detector_sources, method_names, read_sweep, with_data_at, with_samples
+    from ablations.named_code import detector_sources, method_names
+    from ablations.plan import read_sweep, with_data_at, with_samples
+    from ablations.search.study_place import check_study_named_again
     from lgd.config.method import check_method_named_again, import_named
 
     import_named([], method := getattr(options, "method", None))
     fetch_records(directory, must_exist=True)
     spec = read_sweep(directory)
-    check_named_again(detector_sources(spec), options.detector, directory)
     check_method_named_again(method_names(spec), method, directory)
+    # Its method is imported by now, and says what it is taught by.
+    check_named_again(detector_sources(spec), options.detector, directory)
+    study = spec.search.study if spec.search else ""
+    check_study_named_again(study, getattr(options, "study", None), directory)
     if options.data:
         spec = with_data_at(spec, options.data)
     if options.samples is not None:

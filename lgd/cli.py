@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from lgd.errors import InputError
+from lgd.signals import interrupted_by_sigterm
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 
@@ -40,10 +41,12 @@ def examples(prog: str, *arguments: str) -> str:
 def exit_status(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Run a command and return its exit status: its own, 2 after wrong input, 130 interrupted; each with one line.
 
-    What takes long to import belongs into ``command``: an interrupt is one line there, and a traceback before it.
+    SIGTERM interrupts as Ctrl-C does, but where the command answers it itself. What takes long to import belongs into
+    ``command``: an interrupt is one line there, and a traceback before it.
     """
     try:
-        return command()
+        with interrupted_by_sigterm():
+            return command()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT

@@ -19,8 +19,14 @@ from lgd.errors import InputError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
-"""Names of the files that :func:`atomic_write` makes: those of :func:`tempfile.mkstemp`."""
+MARK = ".lgd-tmp-"
+"""In the name of every temporary file of ours, and of no other file."""
+
+TEMPORARY = re.compile(rf"\..+{re.escape(MARK)}[a-z0-9_]{{8}}(\.[^.]*)?", re.DOTALL)
+"""Names of the files that :func:`temporary_file` makes."""
+
+LONGEST_STEM = 40
+"""Characters of a file's name in a temporary one, which must not grow too long for the file system."""
 
 
 class DiskFullError(OSError):
@@ -90,9 +96,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             # Replacing it would leave a file where a device such as /dev/null was.
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = temporary_file(path)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -110,6 +114,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def temporary_file(path: Path) -> Path:
+    """Make an empty file beside ``path``, with its suffix and a name that no file of the user's has.
+
+    One that is left by a killed process :func:`remove_temporary_files` removes. Its directory must be there.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:LONGEST_STEM]}{MARK}", suffix=path.suffix)
+    os.close(handle)
+    return Path(name)
+
+
 def plain_mode() -> int:
     """The permissions of a file that a plain ``open()`` makes."""
     # Not by setting it, which would be every thread's for a moment.
@@ -123,11 +137,11 @@ def plain_mode() -> int:
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Remove what processes left in ``directory`` that were killed inside :func:`atomic_write`.
+    """Remove the files of :func:`temporary_file` in ``directory``, which processes left that were killed.
 
     No other process may be writing there.
     """
-    for path in directory.glob(".*-*"):
+    for path in directory.glob(f".*{MARK}*"):
         if TEMPORARY.fullmatch(path.name) and path.is_file():
             with suppress(OSError):
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Signals: handled once while something runs, and Ctrl-C while a command imports its modules."""
+"""Signals: handled once while something runs, Ctrl-C while a command imports its modules, SIGTERM as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def keep_handlers(*signals: signal.Signals) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does, so that what is half done is tidied up; a second one ends the process.
+
+    Only where it would have ended the process: a handler that is there already stays. One that is installed inside,
+    such as Ray's, counts there, and is not removed afterwards.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def answer(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() == process:
+            interrupt()
+        # A forked child has inherited this handler: whoever ends that, such as a pool of processes, expects it to end.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, answer)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) == answer:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def interrupt() -> NoReturn:

@@ -19,10 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ablations.damaged import read
 from ablations.plan import search_base
+from ablations.search.local_study import LocalStudy, errors_of
 from ablations.search.search_space import OBJECTIVES, SearchSpace, objectives, space_of, suggest
 from ablations.search.study_file import check_file, check_journal
-from ablations.search.study_place import StudyUnreachableError
 from ablations.search.study_storage import (
+    LOCK_TIMEOUT,
     OWNER,
     SETTINGS,
     SharedStudy,
@@ -94,23 +95,25 @@ class Search:
         with self._one_line():
             self._skip_used_names(study)
         names = TrialNames(study)
-        trials = self._settle(study, names, stopped)
-        curves = {x.number: curve_so_far(self._directory(names, x)) for x in trials}
-        scheduler = self._scheduler({names.of(x.params): curves[x.number] for x in trials})
+        trials = self._settle(study, names, base, stopped)
+        with self._one_line():
+            curves = {x.number: curve_so_far(self._directory(names, x)) for x in trials}
+            scheduler = self._scheduler({names.of(x.params): curves[x.number] for x in trials})
         left = self.left()
-        with quiet_optuna():
+        with quiet_optuna(), self._one_line():
             storage = self._storage()
-        shared = SharedStudy(self.place, study, storage, self._owner(), stopped) if self.place else None
-        if shared:
-            shared.unfinished |= {x._trial_id for x in trials}
+        access: SharedStudy | LocalStudy = LocalStudy(self._file)
+        if self.place:
+            own = {x._trial_id for x in trials}
+            access = SharedStudy(self.place, study, storage, self._owner(), stopped, unfinished=own)
         # Of drivers that begin at once each is to draw others.
-        apart = zlib.crc32(self._owner().encode()) if shared else 0
-        with quiet_optuna(), heartbeats(storage, lambda: shared.alive if shared else []):
+        apart = zlib.crc32(self._owner().encode()) if self.place else 0
+        with quiet_optuna(), heartbeats(storage, lambda: access.alive):
             with self._one_line():
                 # A resumed search has all earlier trials to learn from, and must not draw theirs again.
                 seed = (self.seed + len(study.get_trials(deepcopy=False)) + apart) % 2**32
                 unfinished = [(x, curves[x.number]) for x in trials]
-                searcher = searcher_class(names.of, self.output / STOP_FILE, shared, unfinished)(
+                searcher = searcher_class(names.of, self.output / STOP_FILE, access, unfinished)(
                     partial(suggest, base=base, space=self.space),
                     metric=list(self.objectives),
                     mode=[OBJECTIVES[x] for x in self.objectives],
@@ -119,9 +122,8 @@ class Search:
                     storage=storage,
                 )
             yield searcher, scheduler, left
-        if shared and shared.away:
-            raise StudyUnreachableError(shared.away)
-        self._settle(study, names, stopped)
+        access.check()
+        self._settle(study, names, base, stopped)
 
     def _scheduler(self, unfinished: Mapping[str, Curve]) -> TrialScheduler | None:
         """unfinished: the learning curves of trials that go on, by name."""
@@ -158,10 +160,12 @@ class Search:
     @property
     def study_place(self) -> str:
         """The file of the study, or its URL."""
-        if self.place:
-            return self.place
-        remote = store_of(self.output) is not None
-        return shown(self.output / (JOURNAL_FILE if remote else STUDY_FILE))
+        return self.place or shown(self._file)
+
+    @property
+    def _file(self) -> Path:
+        """Of the study in the results directory."""
+        return self.output / (STUDY_FILE if store_of(self.output) is None else JOURNAL_FILE)
 
     def study(self) -> optuna.Study:
         """The study, made if need be. Raises InputError where it cannot be reached, or searches something else."""
@@ -178,8 +182,8 @@ class Search:
             return study
 
     def _one_line(self) -> contextlib.AbstractContextManager[None]:
-        """What a study elsewhere raises inside is an InputError of one line."""
-        return one_line(self.place) if self.place else contextlib.nullcontext()
+        """What the study raises inside is one line: an InputError, or DiskFullError."""
+        return one_line(self.place) if self.place else errors_of(self._file)
 
     def check_study(self) -> None:
         """Raise InputError, one line, where the study is damaged, cannot be reached, or searches something else.
@@ -187,10 +191,7 @@ class Search:
         Makes none.
         """
         if not self.place:
-            if store_of(self.output) is None:
-                check_file(self.output / STUDY_FILE)
-            else:
-                check_journal(self.output / JOURNAL_FILE)
+            (check_file if store_of(self.output) is None else check_journal)(self._file)
             return
         with quiet_optuna(), one_line(self.place):
             there = find_study(self.place, self.name)
@@ -229,14 +230,42 @@ class Search:
                 " count, but what is proposed does not follow from them"
             )
 
-    def _settle(self, study: optuna.Study, names: TrialNames, stopped: Callable[[], bool]) -> list[FrozenTrial]:
-        """Tell the study how trials ended that nobody is working on any more.
+    def _settle(
+        self, study: optuna.Study, names: TrialNames, base: TrialConfig, stopped: Callable[[], bool]
+    ) -> list[FrozenTrial]:
+        """Tell the study how trials ended that nobody is working on any more, and write the records that were lost.
 
         Those that did not end are returned, and stay as they are: this call or a later one goes on with them.
         """
-        if not self.place:
-            return self._settle_once(study, names)
-        return patiently(self.place, lambda: self._settle_once(study, names), stopped)
+
+        def settle() -> tuple[list[FrozenTrial], list[tuple[FrozenTrial, str]]]:
+            return self._settle_once(study, names), self._ended_without_record(study, names)
+
+        with self._one_line():
+            unfinished, lost = patiently(self.place, settle, stopped) if self.place else settle()
+        if lost:
+            # Here, not at the top: it loads torch.
+            from ablations.search.lost_records import write_lost_record
+
+            for trial, name in lost:
+                write_lost_record(trial, name, self._directory(names, trial), base)
+        return unfinished
+
+    def _ended_without_record(self, study: optuna.Study, names: TrialNames) -> list[tuple[FrozenTrial, str]]:
+        """Trials of this directory, and their names, of which only the study knows that they ended."""
+        trials = study.get_trials(deepcopy=False)
+        # What waits may be one of those that failed, as what is at work may be.
+        going_on = {names.of(x.params) for x in trials if x.state == TrialState.RUNNING and x.params}
+        may_go_on = bool(self.place) or any(x.state == TrialState.WAITING for x in trials)
+        found = []
+        for trial in trials:
+            ended = trial.state == TrialState.PRUNED or (trial.state == TrialState.FAIL and not may_go_on)
+            if not ended or not trial.params or (self.place and trial.user_attrs.get(OWNER) != self._owner()):
+                continue
+            name = names.of(trial.params)
+            if name not in going_on and read(self.output / "trials" / name) is None:
+                found.append((trial, name))
+        return found
 
     def _settle_once(self, study: optuna.Study, names: TrialNames) -> list[FrozenTrial]:
         unfinished = []
@@ -264,9 +293,10 @@ class Search:
         if store_of(self.output) is not None:
             # A part of a journal, which is only added to, is one as well, up to its last whole line: what is published
             # of it at any time can be gone on from.
-            cut_off_half_line(self.output / JOURNAL_FILE)
-            return JournalStorage(JournalFileBackend(str(self.output / JOURNAL_FILE)))
-        return optuna.storages.RDBStorage(f"sqlite:///{(self.output / STUDY_FILE).resolve()}")
+            cut_off_half_line(self._file)
+            return JournalStorage(JournalFileBackend(str(self._file)))
+        options = {"connect_args": {"timeout": LOCK_TIMEOUT}}
+        return optuna.storages.RDBStorage(f"sqlite:///{self._file.resolve()}", engine_kwargs=options)
 
 
 def search_of(spec: SweepSpec, directory: Path) -> Search | None:

@@ -12,6 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from ablations.search.local_study import LocalStudy
 from ablations.search.study_storage import AWAY, SharedStudy
 from ablations.search.tell import Curve, report, tell
 
@@ -23,35 +24,32 @@ dead."""
 def searcher_class(
     name: Callable[[Mapping[str, Any]], str],
     stop: Path,
-    shared: SharedStudy | None,
+    access: SharedStudy | LocalStudy,
     unfinished: Sequence[tuple[FrozenTrial, Curve]] = (),
 ) -> type[Any]:
     """A searcher that names what it proposes, and proposes nothing more once the file ``stop`` is there.
 
-    name: of a trial, by its parameters. shared: where the study may be other drivers' too; what does not answer is
-    asked again there. unfinished: trials of the study that this driver has begun, with their learning curves so far:
+    name: of a trial, by its parameters. access: by which the study is asked; where it does not answer, nothing more is
+    proposed. unfinished: trials of the study that this driver has begun, with their learning curves so far:
     they are proposed first. These are no attributes of the searcher, which Tune pickles.
     """
     left, curves = list(unfinished), dict[str, Curve]()
 
     class Proposals(OptunaSearch):
         def suggest(self, trial_id: str) -> Any:
-            if stop.exists() or (shared is not None and shared.away):
+            if stop.exists() or access.away:
                 return OptunaSearch.FINISHED
-            if shared is None:
-                return self._proposed(trial_id)
-            found = shared.tried(lambda: self._claimed(trial_id))
-            return OptunaSearch.FINISHED if shared.away else found
+            found = access.tried(lambda: self._claimed(trial_id))
+            return OptunaSearch.FINISHED if access.away else found
 
         def _claimed(self, trial_id: str) -> Any:
-            assert shared is not None
-            shared.fail_stale()
+            access.fail_stale()
             config = self._proposed(trial_id)
-            shared.claim(trial_id, self._ot_trials[trial_id])
+            access.claim(trial_id, self._ot_trials[trial_id])
             return config
 
         def _proposed(self, trial_id: str) -> Any:
-            if trial_id not in self._ot_trials and (found := _next(self._ot_study, left, shared)):
+            if trial_id not in self._ot_trials and (found := _next(self._ot_study, left, access)):
                 self._ot_trials[trial_id], curves[trial_id] = found
             config = OptunaSearch.suggest(self, trial_id)
             if not isinstance(config, dict):
@@ -73,8 +71,7 @@ def searcher_class(
             with contextlib.suppress(*LOST):
                 if status:
                     tell(self._ot_trials[trial_id], status, last, objectives, curve)
-            if shared is not None:
-                shared.running.pop(trial_id, None)
+            access.ended(trial_id)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: a search goes on from its study, not from Tune's state."""
@@ -83,7 +80,7 @@ def searcher_class(
 
 
 def _next(
-    study: Any, left: list[tuple[FrozenTrial, Curve]], shared: SharedStudy | None
+    study: Any, left: list[tuple[FrozenTrial, Curve]], access: SharedStudy | LocalStudy
 ) -> tuple[optuna.Trial, Curve] | None:
     """Take out of ``left`` the next trial that no other driver has taken for dead.
 
@@ -98,8 +95,7 @@ def _next(
         left.pop(0)
         if is_ours:
             return trial, dict(curve)
-        if shared is not None:
-            shared.unfinished.discard(frozen._trial_id)
+        access.taken(frozen._trial_id)
     return None
 
 

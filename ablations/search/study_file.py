@@ -45,7 +45,7 @@ def check_journal(path: Path) -> None:
     """The same of Optuna's journal."""
     line = damaged_line(path) if path.exists() else 0
     if line:
-        raise _unreadable(path, f"line {line} is no entry of Optuna's journal")
+        raise _unreadable(path, f"line {line} is no entry of Optuna's journal that it can replay")
 
 
 def _unreadable(path: Path, reason: str) -> InputError:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalStorage
 
 from lgd.errors import InputError
 from lgd.storage.store import Store
@@ -87,12 +87,44 @@ class StoreJournal(BaseJournalBackend):
     def _add(self, data: bytes) -> None:
         try:
             found = [json.loads(x) for x in data.splitlines()]
-            if not found or not all("op_code" in x for x in found):
+            if not found or not all(isinstance(x, dict) and "op_code" in x for x in found):
                 raise ValueError
-        except (ValueError, TypeError):
+        except (ValueError, RecursionError):
             raise InputError(f"--study {self._store.url}: {self._next} is no entry of Optuna's journal") from None
         self._logs += found
         self._objects += 1
+
+
+class _Entries(BaseJournalBackend):
+    """Entries that Optuna replays once, in the place of a journal."""
+
+    def __init__(self, entries: Iterable[dict[str, Any]]) -> None:
+        self._entries = entries
+        self.replayed = 0
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        for entry in self._entries:
+            yield entry
+            # It is asked for the next when it has done this one.
+            self.replayed += 1
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        raise NotImplementedError
+
+
+def first_unreadable(entries: Iterable[dict[str, Any]]) -> int:
+    """The number, from 1, of the first entry of a journal that Optuna cannot replay, or 0.
+
+    What is JSON may still be no operation of its, or one that lacks something. Raises OSError where ``entries`` does.
+    """
+    journal = _Entries(entries)
+    try:
+        JournalStorage(journal)
+    except OSError:
+        raise
+    except Exception:  # of an entry that is none: whatever looking into it raises
+        return journal.replayed + 1
+    return 0
 
 
 def _name(number: int) -> str:

@@ -6,6 +6,7 @@ That is a file, or lies in object storage (ablations/search/study_journal.py).
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -65,6 +66,42 @@ def study_place(text: str) -> str:
 def in_store(place: str) -> bool:
     """Whether the study lies in object storage."""
     return is_url(place) and place.partition("://")[0] in SCHEMES
+
+
+def check_kept(place: str) -> None:
+    """Raise InputError, a line without a password, where a file's ``place`` is not as :func:`study_place` has it."""
+    try:
+        as_kept = study_place(place)
+    except InputError as error:
+        raise InputError(str(error).replace("--study", "search.study", 1)) from None
+    if as_kept != place:
+        raise InputError(f"search.study {place}: an absolute path or a whole URL is needed, such as {as_kept}")
+
+
+def check_study_named_again(place: str, named: str | None, directory: Path) -> None:
+    """Raise InputError where the results directory names a database elsewhere, and the command does not.
+
+    Who asks a database sends it a password (PASSWORD_VARIABLE): not to a host that only the directory names, which may
+    come from somebody else. place: of the directory's study, "" for one that lies in it, or for none. named: what
+    ``--study`` says.
+    """
+    if named is not None and study_place(named) != place:
+        there = f"whose study is {place}" if place else "without a study elsewhere"
+        raise InputError(f"--study {study_place(named)}: {directory} holds a sweep {there}")
+    if named is None and study_option(place, directory):
+        raise InputError(
+            f"{directory} names the study {place}, a database elsewhere: say{study_option(place, directory)} to use it"
+        )
+
+
+def study_option(place: str, directory: Path) -> str:
+    """The option that names a study again, as a command that goes on with its sweep has to; "" for none."""
+    if not is_url(place) or in_store(place):
+        return ""
+    scheme, _, rest = place.partition(":///")
+    is_file = scheme.partition("+")[0] == "sqlite" and not rest.startswith("file:")
+    inside = is_file and Path(rest).resolve().is_relative_to(directory.resolve())
+    return "" if inside else f" --study {shlex.quote(place)}"
 
 
 def _refuse_password(scheme: str, rest: str) -> None:

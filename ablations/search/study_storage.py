@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCal
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ablations.search.study_journal import StoreJournal
+from ablations.search.study_journal import StoreJournal, first_unreadable
 from ablations.search.study_place import PASSWORD_VARIABLE, StudyUnreachableError, in_store
 from lgd.background import called_every
 from lgd.config.experiment import difference, parse
@@ -105,7 +105,10 @@ def storage_of(place: str) -> BaseStorage:
     """
     with one_line(place):
         if in_store(place):
-            return JournalStorage(StoreJournal(place))
+            journal = StoreJournal(place)
+            if line := first_unreadable(journal.read_logs(0)):
+                raise InputError(f"--study {place}: not a study that can be read (line {line})")
+            return JournalStorage(journal)
         if not is_url(place):
             return JournalStorage(JournalFileBackend(place))
         return Database(place)
@@ -138,15 +141,14 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(15) == b"SQLite format 3":
                 raise InputError(f"--study {path}: a database: name it sqlite:///{path}")
-        if damaged_line(path):
-            raise InputError(f"--study {path}: not Optuna's journal")
+        if line := damaged_line(path):
+            raise InputError(f"--study {path}: not Optuna's journal, or not one that can be read (line {line})")
 
 
 def damaged_line(path: Path) -> int:
-    """The number of the first line of Optuna's journal that is no entry, or 0. The last one may be half written."""
+    """The number of the first line that Optuna cannot replay of its journal, or 0. The last one may be half written."""
     with path.open("rb") as file:
-        lines = enumerate(file, 1)
-        return next((i for i, line in lines if line.endswith(b"\n") and not _is_entry(line)), 0)
+        return first_unreadable(json.loads(line) for line in file if line.endswith(b"\n"))
 
 
 def cut_off_half_line(path: Path) -> None:
@@ -155,13 +157,6 @@ def cut_off_half_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        return "op_code" in json.loads(line)
-    except (ValueError, TypeError, RecursionError):
-        return False
 
 
 def _has_studies(place: str) -> bool:
@@ -307,6 +302,19 @@ class SharedStudy:
         except StudyUnreachableError as error:
             self.away = str(error)
             return None
+
+    def check(self) -> None:
+        """Raise StudyUnreachableError where the search ended since there was no answer."""
+        if self.away:
+            raise StudyUnreachableError(self.away)
+
+    def ended(self, trial_id: str) -> None:
+        """Tune's trial needs no sign of life any more."""
+        self.running.pop(trial_id, None)
+
+    def taken(self, number: int) -> None:
+        """Another driver has the trial with this id of Optuna's, which this one was to go on with."""
+        self.unfinished.discard(number)
 
     def claim(self, trial_id: str, trial: optuna.Trial) -> None:
         """Say in the study whose trial it is, and that it is alive."""

@@ -22,13 +22,18 @@ def curve_of(points: Iterable[EvaluationPoint]) -> Curve:
     return {x.step: x.student.AP for x in points if x.student.AP is not None}
 
 
-def curve_so_far(directory: Path) -> Curve:
-    """Of a training that was interrupted; empty where nothing can be read."""
+def evaluations_so_far(directory: Path) -> list[EvaluationPoint]:
+    """Of a training that did not end by itself; empty where they cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         outputs.fetch_notes(directory)
         lines = (directory / EVALUATIONS_FILE).read_text(encoding="utf-8").splitlines()
-        return curve_of(EvaluationPoint.model_validate_json(line) for line in lines)
-    return {}
+        return [EvaluationPoint.model_validate_json(line) for line in lines]
+    return []
+
+
+def curve_so_far(directory: Path) -> Curve:
+    """Of a training that was interrupted; empty where nothing can be read."""
+    return curve_of(evaluations_so_far(directory))
 
 
 def report(trial: optuna.Trial, curve: Mapping[int, float]) -> None:

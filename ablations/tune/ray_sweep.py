@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablations.begun_trials import last_checkpoint
 from ablations.remote_output import try_to_publish
+from ablations.search.lost_records import stopped_record
 from ablations.search.study_place import StudyUnreachableError
 from ablations.sweep_display import Display
 from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
@@ -29,12 +30,10 @@ from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results.cost_meter import read_heartbeat
-from lgd.results.record import FILE, EvaluationPoint, Record, load
+from lgd.results.record import FILE, Record, load
 from lgd.signals import keep_handlers
 from lgd.storage import outputs
-from lgd.training import checkpoint
-from lgd.training.progress import EVALUATIONS_FILE
-from lgd.training.resume import existing_record
+from lgd.training.resume import existing_record, remove_resume_files
 from lgd.training.run import failed_record
 from lgd.training.teacher import teacher_directory
 
@@ -300,7 +299,13 @@ class SweepCallback(tune.Callback):
         name = trial_name(trial)
         last = trial.last_result or {}
         if name not in self._outcome.ended and "stopped" not in last and "step" in last:
-            self._end(name, self._stopped_early(self._trials[name], last))
+            planned = self._trials[name]
+            step, spent = int(last["step"]), float(last.get("spent", 0.0))
+            record = stopped_record(planned.experiment, planned.directory, self._labels_of(planned), step, spent)
+            self._end(name, record)
+            if (planned.directory / FILE).exists():
+                # Only then: without a record they are all that is left of it.
+                remove_resume_files(planned.directory, record)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial_name(trial)
@@ -334,28 +339,11 @@ class SweepCallback(tune.Callback):
         reason = f"the worker died: {lines[-1].strip()}" if lines else "the worker died"
         self._end(name, self._failure(planned, reason[:500]))
 
-    def _stopped_early(self, planned: Trial, last: dict[str, Any]) -> Record:
-        """The record of a trial that the scheduler ended, with the scores it had by then."""
-        step = int(last["step"])
-        reason = f"ended early after {step} of {planned.experiment.schedule.steps} steps: others were ahead"
-        points: list[EvaluationPoint] = []
-        with contextlib.suppress(OSError, ValueError):
-            outputs.fetch_notes(planned.directory)
-            lines = (planned.directory / EVALUATIONS_FILE).read_text(encoding="utf-8").splitlines()
-            points = [EvaluationPoint.model_validate_json(line) for line in lines]
-        update = {
-            "status": "stopped",
-            "steps": step,
-            "evaluations": points,
-            "student": points[-1].student if points else None,
-            "device_seconds": {"training": round(float(last.get("spent", 0.0)), 3)},
-        }
-        outputs.remove_tree(planned.directory / checkpoint.DIRECTORY)
-        return self._failure(planned, reason).model_copy(update=update)
-
     def _failure(self, planned: Trial, reason: str) -> Record:
-        labels = self._searched_labels.get(planned.name) or self._labels.of(planned.arm)
-        return failed_record(planned.experiment, reason, directory=planned.directory, **labels)
+        return failed_record(planned.experiment, reason, directory=planned.directory, **self._labels_of(planned))
+
+    def _labels_of(self, planned: Trial) -> dict[str, Any]:
+        return self._searched_labels.get(planned.name) or self._labels.of(planned.arm)
 
     def _end(self, name: str, record: Record, *, by_worker: bool = False) -> None:
         if name in self._outcome.ended:

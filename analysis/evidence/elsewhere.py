@@ -158,7 +158,8 @@ def _scored(study: Study, arm: str) -> tuple[str, int | None]:
     record = next(iter(study.finished(arm).values()), None)
     if record is None:
         return "", None
-    return str(frozen_teacher(record.experiment) or ""), record.data.get("val_images")
+    images = record.data.get("val_images")
+    return str(frozen_teacher(record.experiment) or ""), images if isinstance(images, int) else None
 
 
 def settings_table(studies: Sequence[Study]) -> TextTable:

@@ -179,10 +179,8 @@ def _setups(records: Sequence[Record]) -> list[str]:
             schedule = experiment.schedule
             line = f"{network[0].upper()}{network[1:]}: {layers}, learning rate {schedule.resolved_lr:g}"
             lines[f"{line} for {schedule.batch} images."] = None
-    for record in records:
-        if (line := _of_teacher(record.experiment)) is not None:
-            lines[line] = None
-    return list(lines)
+    teachers = dict.fromkeys(filter(None, (_of_teacher(record.experiment) for record in records)))
+    return [*lines, *teachers]
 
 
 def _of_teacher(experiment: Experiment) -> str | None:

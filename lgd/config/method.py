@@ -75,9 +75,11 @@ def _unnamed(name: str) -> str:
 def import_named(assignments: Iterable[str], *names: str | None) -> None:
     """Import the methods ``package.module:Class`` that a command's own options name. Raises InputError, one line.
 
-    assignments: ``key=value``, those of ``method.name`` among them. names: what other options say.
+    assignments: ``key=value``, those of ``method.name`` among them, by its older key, too. names: what other options
+    say.
     """
-    given = [x.partition("=")[2].strip(" '\"") for x in assignments if x.partition("=")[0].strip() == "method.name"]
+    pairs = (x.partition("=") for x in assignments)
+    given = [value.strip(" '\"") for key, _, value in pairs if current_key(key.strip()) == "method.name"]
     for name in (*names, *given):
         if name is not None and ":" in name:
             import_method(name)

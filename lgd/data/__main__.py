@@ -33,7 +33,8 @@ EXAMPLES = (
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option."""
+    """Exit status: 0 all of the data can be used, 1 some is dropped, 2 none can be used or a wrong option, 130
+    interrupted (Ctrl-C or SIGTERM)."""
     return exit_status(lambda: _run(parser(prog).parse_args(arguments)))
 
 

@@ -51,7 +51,7 @@ def save_image(image: torch.Tensor, path: Path) -> None:
         with atomic_write(path) as temporary:
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})") from None
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
 def with_annotations(pixels: Pixels, annotations: list[dict[str, Any]], names: dict[int, str]) -> torch.Tensor:

@@ -45,6 +45,9 @@ class YamlConfig(CfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """allow_unsafe: not read. Of the zoo's files some evaluate an expression; a user's file must not."""
+        if "://" in filename:
+            # It would be downloaded, each time that a worker builds the detector.
+            raise InputError(f"_BASE_: {filename} is a URL: download it, and name the file")
         found = _in_zoo(filename)
         with _muted("fvcore.common.config"):
             loaded: dict[str, Any] = super().load_yaml_with_base(str(found or filename), allow_unsafe=found is not None)
@@ -67,18 +70,22 @@ def _in_zoo(filename: str) -> Path | None:
     path = Path(filename)
     if ZOO in filename:
         return _zoo_file(filename.rpartition(ZOO)[2])
-    if path.is_relative_to(CONFIGS):
-        return path
     if path.exists():
-        return None
+        return _inside(path)
     # The path ends in the _BASE_ that the file names.
     names = [x for x in path.parts if x != ".."]
-    return next((x for n in (1, 2) if (x := CONFIGS.joinpath(*names[-n:])).is_file()), None)
+    return next((x for n in (1, 2) if (x := _inside(CONFIGS.joinpath(*names[-n:]))) and x.is_file()), None)
+
+
+def _inside(path: Path) -> Path | None:
+    """Where a path of the zoo really leads, None for one outside: a path that begins there may lead out of it."""
+    real = path.resolve()
+    return real if real.is_relative_to(CONFIGS.resolve()) else None
 
 
 def _zoo_file(name: str) -> Path:
-    path = (CONFIGS / name).resolve()
-    if not path.is_relative_to(CONFIGS.resolve()) or not path.is_file():
+    path = _inside(CONFIGS / name)
+    if path is None or not path.is_file():
         group = CONFIGS / Path(name).parent
         near = sorted(x.name for x in group.glob("*.*") if x.suffix in (".yaml", ".py")) if group.is_dir() else []
         there = f"{Path(name).parent} has {', '.join(near)}" if near else f"its groups are {', '.join(_groups())}"

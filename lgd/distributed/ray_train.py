@@ -166,7 +166,8 @@ def launch(
     With ``workers.minimum`` it starts them with as many as there is room for, and again when there is room for more.
     directory: of this machine, for what Ray Train writes. on_progress: called with what the main process passes to
     :func:`report`. SIGTERM asks it to stop (:func:`asked_to_stop`). Raises RuntimeError, in one line, when the workers
-    failed too often. An InputError that ``work`` returns in any of the workers ends them all, and is returned.
+    failed too often. An InputError that ``work`` returns in any of the workers ends them all, and is returned. A
+    StorageError is a failure that they are started again for; the one after which they no longer are is returned.
     """
     # Not at the top: importing it takes seconds.
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -224,7 +225,8 @@ def _run_under_train(loop: dict[str, Any]) -> Any:
         gpu = get_device().index or 0
     result = _run(loop["work"], loop["config"], gpu, loop["messages"])
     if isinstance(result, InputError):
-        # Where it is of this worker alone, the others wait for it: Ray Train ends them all (input_errors.py).
+        # Where it is of this worker alone, the others wait for it: Ray Train ends them all, and starts them again where
+        # a store was away (input_errors.py).
         raise result
     return result
 

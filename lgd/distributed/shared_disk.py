@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lgd.errors import InputError
+from lgd.files import temporary_file
 from lgd.storage import outputs
 
 WAIT_S = 30.0
@@ -40,8 +40,8 @@ def check_shared(directory: Path, cpus: int, gpus: float) -> None:
     if not others:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    marker = directory.resolve() / f".shared-{uuid.uuid4().hex}.tmp"
-    marker.touch()
+    # Where this process is killed meanwhile, the next command removes it: under the lock that this one holds now.
+    marker = temporary_file(directory.resolve() / "shared")
     look = ray.remote(num_cpus=0, max_retries=0)(_is_there)
     try:
         answers = {

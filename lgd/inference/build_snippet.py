@@ -57,7 +57,8 @@ def _yaml_lines(source: str, overrides: Sequence[str], classes: int) -> list[str
         else:
             # It is based on a file of the model zoo in a way that only this suite finds.
             lines += ["from lgd.detectors.config_files import YamlConfig", "cfg = YamlConfig(get_cfg())"]
-        lines += [f"cfg.merge_from_file({path!r})"]
+        # Else detectron2 runs what tags in the file name.
+        lines += [f"cfg.merge_from_file({path!r}, allow_unsafe=False)"]
     if overrides:
         lines.append(f"cfg.merge_from_list({[part.strip() for x in overrides for part in x.split('=', 1)]!r})")
     lines += [f"cfg.{key} = {classes}" for key in _class_keys(load_config(source, overrides), classes)]

@@ -51,7 +51,7 @@ EXAMPLES = (
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 scored, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 scored, 2 wrong input or a full disk, 130 interrupted (Ctrl-C or SIGTERM)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return exit_status(lambda: run(parser(prog).parse_args(given), shlex.join([*prog.split(), *given])))
 
@@ -150,21 +150,25 @@ def run(options: argparse.Namespace, command: str) -> int:
         paper=tuple(paper),
         finished=provenance.now(),
     )
-    if options.save_detections:
-        write_text(output / RESULTS_FILE, json.dumps(found.detections))
-    write_text(output / FILE, written.model_dump_json(indent=1) + "\n")
-    print("\n".join(_report(written, images, output)))
+    try:
+        # First: where nothing can be written, they are there to be read.
+        print("\n".join(_report(written, images)))
+    finally:
+        # Also where nobody reads on, as after ``| head -1``. The scores before the large file, which may fill the disk.
+        write_text(output / FILE, written.model_dump_json(indent=1) + "\n")
+        if options.save_detections:
+            write_text(output / RESULTS_FILE, json.dumps(found.detections))
+    print(f"scores: {output / FILE}")
     return 0
 
 
-def _report(scores: ScoresFile, images: int, output: Path) -> list[str]:
+def _report(scores: ScoresFile, images: int) -> list[str]:
     seconds = scores.seconds
     return [
         *table(scores.box, scores.mask),
         *scores.paper,
         f"{images} images in {format_duration(seconds.detection)} ({scores.images_per_second:.3g} images/s on"
         f" {scores.device}), scored in {format_duration(seconds.scoring)}",
-        f"scores: {output / FILE}",
     ]
 
 

@@ -31,7 +31,8 @@ EXAMPLES = (
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 written and checked, 2 wrong input or a detector that cannot be exported so, 130 interrupted."""
+    """Exit status: 0 written and checked, 2 wrong input or a detector that cannot be exported so, 130 interrupted
+    (Ctrl-C or SIGTERM)."""
     return exit_status(lambda: run(parser(prog).parse_args(arguments)))
 
 
@@ -62,26 +63,33 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--output {output} is a file of the training itself: choose another")
     # The file is checked on the CPU, whatever the machine.
     student = load_student(options.run, "cpu", options.detector)
+    from lgd.inference.out_of_memory import enough_memory, smaller_images
+
+    with enough_memory("cpu", f"--format {options.format}", smaller_images(options.run, "cpu")):
+        lines = _export(student, output, options)
+    print("\n".join([f"{output}:", *lines]))
+    return 0
+
+
+def _export(student: TrainedStudent, output: Path, options: argparse.Namespace) -> list[str]:
+    """Write the file; the lines that say how it is used."""
     if options.format == "detectron2":
         from lgd.inference.weights_file import export_detectron2
 
-        lines = export_detectron2(student, output, options.detector)
-    elif options.format == "torchvision":
+        return export_detectron2(student, output, options.detector)
+    if options.format == "torchvision":
         from lgd.inference.weights_file import export_torchvision
 
-        lines = export_torchvision(student, output, _image(student, options.image))
-    else:
-        from lgd.inference.onnx_file import export_onnx
+        return export_torchvision(student, output, _image(student, options.image))
+    from lgd.inference.onnx_file import export_onnx
 
-        pixels = _image(student, options.image)
-        lines = [
-            export_onnx(student, output, student.resized(pixels)),
-            "input image: (3, height, width) float32, BGR, 0 to 255, its shorter side"
-            f" {student.description.preprocessing.min_size} pixels, the longer at most"
-            f" {student.description.preprocessing.max_size}; boxes are corners in its pixels",
-        ]
-    print("\n".join([f"{output}:", *lines]))
-    return 0
+    pixels = _image(student, options.image)
+    return [
+        export_onnx(student, output, student.resized(pixels)),
+        "input image: (3, height, width) float32, BGR, 0 to 255, its shorter side"
+        f" {student.description.preprocessing.min_size} pixels, the longer at most"
+        f" {student.description.preprocessing.max_size}; boxes are corners in its pixels",
+    ]
 
 
 def _image(student: TrainedStudent, path: Path | None) -> Pixels:

@@ -12,9 +12,13 @@ import numpy as np
 from lgd.data.images import IMAGE_SUFFIXES, Pixels, read_image
 from lgd.errors import InputError
 
-__all__ = ["VIDEO_SUFFIXES", "Frame", "find_inputs", "frames"]
+__all__ = ["VIDEO_SUFFIXES", "Frame", "UnreadableError", "find_inputs", "frames"]
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+
+class UnreadableError(InputError):
+    """An image or a video cannot be decoded. No other error is one: others may be left out for this one alone."""
 
 
 class Frame(NamedTuple):
@@ -60,12 +64,15 @@ def is_video(path: Path) -> bool:
 def frames(path: Path, every: int) -> Iterator[Frame]:
     """The image of a file, or each ``every``-th frame of a video, from the first on.
 
-    Raises InputError, one line, where the file cannot be decoded; for a video that may be after some frames.
+    Raises UnreadableError, one line, where the file cannot be decoded; for a video that may be after some frames.
     """
-    if is_video(path):
-        yield from _video_frames(path, every)
-    else:
-        yield Frame(path, read_image(path))
+    try:
+        if is_video(path):
+            yield from _video_frames(path, every)
+        else:
+            yield Frame(path, read_image(path))
+    except InputError as error:
+        raise UnreadableError(str(error)) from None
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from lgd.detectors.from_elsewhere import is_turned_to_rgb
 from lgd.errors import InputError
 from lgd.files import atomic_write
+from lgd.inference.out_of_memory import is_out_of_memory
 from lgd.logs import quiet_libraries
 from lgd.training.export import TrainedStudent
 
@@ -145,6 +146,8 @@ def _export(network: Inference, image: Tensor, path: Path, *, any_size: bool) ->
         except OSError:
             raise
         except Exception as error:  # the exporter raises anything at an operator that it does not have
+            if is_out_of_memory(error):
+                raise
             said = " ".join(str(error).split())[:300]
             raise InputError(
                 f"the detector cannot be exported to ONNX ({type(error).__name__}: {said}); --format detectron2 or"
@@ -164,6 +167,8 @@ def _difference(network: Inference, path: Path, image: Tensor) -> str:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         found = session.run(None, {"image": image.numpy()})
     except Exception as error:  # onnxruntime's errors have no common class
+        if is_out_of_memory(error):
+            raise
         return " ".join(str(error).split())[:300]
     theirs = [torch.from_numpy(x) for x in found]
     for ours, others, whose in ((expected, theirs, "torch's"), (theirs, expected, "onnxruntime's")):

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ EXAMPLES = (
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 detected on everything, 1 on all but what cannot be decoded, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 detected on everything, 1 on all but what cannot be decoded, 2 wrong input or a full disk, 130
+    interrupted (Ctrl-C or SIGTERM)."""
     return exit_status(lambda: run(parser(prog).parse_args(arguments)))
 
 
@@ -84,21 +86,25 @@ def load_student(run: Path, device: str, source: str | None) -> TrainedStudent:
         # Not at the top: importing torch and detectron2 takes seconds, which --help need not take.
         import torch
 
+        from lgd.inference.out_of_memory import enough_memory
         from lgd.training.export import TrainedStudent
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainedStudent(run, device, source=source)
+    with enough_memory(device, "this detector", "take --device cpu"):
+        return TrainedStudent(run, device, source=source)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Detect, and return the exit status. Raises InputError, one line, for what is wrong, before detecting anything."""
+    """Detect, and return the exit status. Raises InputError, one line, for what is wrong, before detecting anything.
+
+    What ends it later, such as Ctrl-C or a full disk, is raised when what was found so far is written.
+    """
     if not 0 <= options.threshold <= 1:
         raise InputError(f"--threshold {options.threshold}: from 0 to 1")
     if options.video_every < 1:
         raise InputError(f"--video-every {options.video_every}: at least 1")
-    from lgd.evaluation.class_indices import WrongClassError
     from lgd.inference.inputs import find_inputs
 
     drawn = (options.output / DRAWN).resolve()
@@ -112,57 +118,75 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--output {options.output}: {error.strerror}") from None
     prediction = _Prediction(student, options)
-    failed = 0
-    for path in inputs:
-        try:
-            prediction.add(path)
-        except WrongClassError:
-            # Not the image's fault: the next one would have it too.
-            raise
-        except InputError as error:
-            failed += 1
-            print(f"warning: {error}: left out", file=sys.stderr)
-    if not prediction.images:
+    try:
+        failed = prediction.add_all(inputs)
+        if not prediction.found:
+            raise InputError("no image could be decoded")
+    except BaseException:
+        prediction.save_part()
         if not was_there:
-            options.output.rmdir()
-        raise InputError("no image could be decoded")
+            # Not where anything is in it.
+            with suppress(OSError):
+                options.output.rmdir()
+        raise
     prediction.save()
     print(
-        f"{len(prediction.results)} objects of score {options.threshold:g} or more in {len(prediction.images)} images:"
-        f" {options.output / RESULTS_FILE}"
+        f"{sum(len(results) for _, results in prediction.found)} objects of score {options.threshold:g} or more in"
+        f" {len(prediction.found)} images: {options.output / RESULTS_FILE}"
     )
     return int(failed > 0)
 
 
 class _Prediction:
-    """The detections on the images so far, in COCO's terms."""
+    """The detections on the images so far."""
 
     def __init__(self, student: TrainedStudent, options: argparse.Namespace) -> None:
         self.student, self.options = student, options
-        self.images: list[dict[str, Any]] = []
-        self.results: list[dict[str, Any]] = []
+        self.found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+        """Each image with its results, in COCO's terms."""
         self.names = dict(zip(student.category_ids, student.description.class_names, strict=True))
         self._drawn: set[str] = set()
+        self._files: set[str] = set()
 
-    def add(self, path: Path) -> None:
-        """Detect on an image or a video, and write what is found into the image. Raises InputError as ``frames``."""
+    def add_all(self, paths: Sequence[Path]) -> int:
+        """Detect on images and videos; how many of them cannot be decoded, which a line says of each.
+
+        Any other error ends it: it is not the image's fault, and the next one would have it too.
+        """
+        from lgd.inference.inputs import UnreadableError
+
+        failed = 0
+        for path in paths:
+            try:
+                self._add(path)
+            except UnreadableError as error:
+                failed += 1
+                print(f"warning: {error}: left out", file=sys.stderr)
+        return failed
+
+    def _add(self, path: Path) -> None:
+        """Detect on an image or a video, and write what is found into the image. Raises UnreadableError."""
         from lgd.inference.inputs import frames
 
         for frame in frames(path, self.options.video_every):
-            found = self._detect(frame, image_id=len(self.images) + 1)
+            number = len(self.found) + 1
+            results = self._detect(frame, image_id=number)
             height, width = frame.pixels.shape[:2]
-            image = {"id": len(self.images) + 1, "file_name": str(frame.path), "width": width, "height": height}
-            self.images.append(image if frame.frame is None else {**image, "frame": frame.frame})
-            self.results += found
+            image = {"id": number, "file_name": str(frame.path), "width": width, "height": height}
+            # Both at once: between any two steps Ctrl-C may come.
+            self.found.append((image if frame.frame is None else {**image, "frame": frame.frame}, results))
             if not self.options.no_images:
-                self._draw(frame, found)
+                self._draw(frame, results)
 
     def _detect(self, frame: Frame, image_id: int) -> list[dict[str, Any]]:
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
         from lgd.evaluation.class_indices import check_classes
+        from lgd.inference.out_of_memory import enough_memory, smaller_images
 
-        found = self.student.detect(frame.pixels)
+        device = next(self.student.detector.parameters()).device
+        with enough_memory(device, str(frame.path), smaller_images(self.options.run, device)):
+            found = self.student.detect(frame.pixels)
         check_classes(found.pred_classes, len(self.student.category_ids))
         kept = found[found.scores >= self.options.threshold]
         results: list[dict[str, Any]] = instances_to_coco_json(kept, image_id)
@@ -170,26 +194,49 @@ class _Prediction:
             result["category_id"] = self.student.category_ids[result["category_id"]]
         return [x for x in results if math.isfinite(x["score"])]
 
-    def _draw(self, frame: Frame, found: list[dict[str, Any]]) -> None:
+    def _draw(self, frame: Frame, results: list[dict[str, Any]]) -> None:
         from lgd.data.draw import save_image, with_annotations
 
         number = "" if frame.frame is None else f"-{frame.frame:06d}"
         suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
         stem = f"{frame.path.stem}{number}"
         # Images of several directories may have one name.
-        name = stem if stem not in self._drawn else f"{stem}-{len(self.images)}"
+        name = stem if stem not in self._drawn else f"{stem}-{len(self.found)}"
         self._drawn.add(name)
-        save_image(with_annotations(frame.pixels, found, self.names), self.options.output / DRAWN / f"{name}{suffix}")
+        self._files.add(f"{name}{suffix}")
+        path = self.options.output / DRAWN / f"{name}{suffix}"
+        save_image(with_annotations(frame.pixels, results, self.names), path)
 
     def save(self) -> None:
         """Write the two JSON files. Raises InputError, one line, where they cannot be written."""
         categories = [{"id": number, "name": name} for number, name in self.names.items()]
         output: Path = self.options.output
+        images = {"images": [image for image, _ in self.found], "annotations": [], "categories": categories}
+        # An earlier run's results would name other images, where this one's cannot be written.
+        with suppress(OSError):
+            (output / RESULTS_FILE).unlink()
         for name, contents in (
-            (IMAGES_FILE, {"images": self.images, "annotations": [], "categories": categories}),
-            (RESULTS_FILE, self.results),
+            (IMAGES_FILE, images),
+            (RESULTS_FILE, [x for _, results in self.found for x in results]),
         ):
             try:
                 write_text(output / name, json.dumps(contents))
             except OSError as error:
                 raise InputError(f"{output / name} cannot be written ({error.strerror})") from None
+        self._warn_of_other_images(output / DRAWN)
+
+    def _warn_of_other_images(self, drawn: Path) -> None:
+        there = {x.name for x in drawn.iterdir() if not x.name.startswith(".")} if drawn.is_dir() else set()
+        if others := len(there - self._files):
+            print(f"warning: {drawn} also has files ({others}) that this run has not written", file=sys.stderr)
+
+    def save_part(self) -> None:
+        """:meth:`save` where the run ends early: a line says how many images that covers. Nothing for none."""
+        if not self.found:
+            return
+        count = f"{len(self.found)} image{'s' if len(self.found) > 1 else ''}"
+        try:
+            self.save()
+            print(f"ended early: {self.options.output / RESULTS_FILE} covers {count}", file=sys.stderr)
+        except InputError as error:
+            print(f"ended early, after {count}: {error}", file=sys.stderr)

@@ -16,9 +16,9 @@ from lgd.data.dataset import DataSet
 from lgd.detectors import biased_convolutions, build_detector
 from lgd.detectors.fast_losses import use_fast_losses
 from lgd.detectors.model_layout import predicts_masks
-from lgd.errors import InputError
 from lgd.evaluation.evaluate import Evaluated, check_masks, detect, score
 from lgd.evaluation.scoring import Detections
+from lgd.inference.out_of_memory import enough_memory
 from lgd.inference.scores_file import Seconds
 from lgd.inference.whole_weights import InDataClasses, class_names_of, left_over, load_whole_weights
 from lgd.logs import quiet_libraries
@@ -97,14 +97,13 @@ def score_detector(
     biased_convolutions.use(use_fast_losses(whose))
     dtype = AUTOCAST[experiment.precision]
     with process_settings(experiment):
-        model = move_to_device(detector, experiment, device)
-        started = time.perf_counter()
-        try:
+        lower = "lower --batch" if batch > 1 else "lower the images' size (--set data.test_size=N)"
+        with enough_memory(device, f"--batch {batch} at this image size", lower):
+            model = move_to_device(detector, experiment, device)
+            started = time.perf_counter()
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 after_image = Progress(dataset.counts.val.images)
                 found = detect(model, dataset, experiment.data, batch_size=batch, after_image=after_image)
-        except torch.OutOfMemoryError:
-            raise InputError(f"the GPU's memory is too small for --batch {batch} at this image size") from None
         detected = time.perf_counter()
         with quiet_libraries():
             scores = score(dataset, found, masks=masks, scorer=experiment.evaluation.scorer)

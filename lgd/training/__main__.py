@@ -30,6 +30,7 @@ from lgd.config.paper_recipes import NAMES, named
 from lgd.config.presets import named_experiment
 from lgd.errors import InputError
 from lgd.files import write_text
+from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import FILE, Record, load
 from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 PROG = "python -m lgd.train"
 
+STORE_AWAY = 3
+"""Exit status of a training that its store ended, as a sweep's: it can go on."""
+
 UNDER_RAY = ("workers", "elastic", "gpus_per_worker", "cpus_per_worker", "spread", "restarts", "address")
 """Options of a training under Ray. Without any of them it runs in this process."""
 
@@ -54,7 +58,8 @@ a small network on a fast CPU, a day for a ResNet-50 on a slow one."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
-    """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 130 interrupted."""
+    """Exit status: 0 finished, 1 diverged or failed (the record says why), 2 wrong input, 3 ended early since its store
+    did not answer, 130 interrupted."""
     try:
         return exit_status(
             lambda: _run(parser(prog).parse_args(arguments)),
@@ -158,6 +163,27 @@ def _run(options: argparse.Namespace) -> int:
         chosen = replace(chosen, reported=())
     label = f"{name}-{experiment.method.name}-seed{experiment.seed}"
     directory: Path = options.output or Path("results") / "train" / label
+    on_progress = PrintProgress()
+    try:
+        record = _record(experiment, directory, label, chosen.name, options, on_progress)
+    except StorageError as error:
+        # Before there is a training to go on with, it is the user's input that is wrong: as with a sweep.
+        if not on_progress.begun and not any((directory / x).exists() for x in (HEARTBEAT_FILE, FILE)):
+            raise
+        print(f"{error}; the same command goes on", file=sys.stderr)
+        return STORE_AWAY
+    return print_result(record, chosen, directory)
+
+
+def _record(
+    experiment: Experiment,
+    directory: Path,
+    label: str,
+    preset: str,
+    options: argparse.Namespace,
+    on_progress: PrintProgress,
+) -> Record:
+    """The training's record: the one that is there, or that of training now."""
     with _storage(directory, options):
         record = existing_record(directory, experiment)
         if record is None:
@@ -165,11 +191,10 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{label}: {experiment.schedule.steps} steps of {experiment.schedule.batch} images, to {to}")
             if not options.yes and options.address is None:
                 _check_time_without_gpu(experiment, options)
-            record = _train(experiment, directory, chosen.name, options)
-        else:
-            remove_resume_files(directory, record)
-            print(f"{label}: trained already, on {record.finished}")
-    return print_result(record, chosen, directory)
+            return _train(experiment, directory, preset, options, on_progress)
+        remove_resume_files(directory, record)
+        print(f"{label}: trained already, on {record.finished}")
+        return record
 
 
 @contextmanager
@@ -250,7 +275,9 @@ def _other_options(options: argparse.Namespace) -> dict[str, tuple[str, Any]]:
     return {key: (f"{flag} {value}", value) for key, (flag, value) in given.items() if value is not None}
 
 
-def _train(experiment: Experiment, directory: Path, name: str, options: argparse.Namespace) -> Record:
+def _train(
+    experiment: Experiment, directory: Path, name: str, options: argparse.Namespace, on_progress: PrintProgress
+) -> Record:
     """Train. An error that is not the input's fault becomes a record, with its traceback in error.txt beside it."""
     with exit_on_interrupt():
         # Not at the top: importing torch and detectron2 takes seconds, which --help need not take.
@@ -258,7 +285,6 @@ def _train(experiment: Experiment, directory: Path, name: str, options: argparse
         from lgd.training.teacher import train_with_teacher
 
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.label, "overrides": _overrides(options)}
-    on_progress = PrintProgress()
     try:
         if _under_ray(options):
             # Not at the top: it imports Ray.

@@ -23,12 +23,16 @@ PERIOD = 10.0
 class PrintProgress:
     """Prints a line of progress every PERIOD seconds."""
 
+    begun = False
+    """Whether any was reported."""
+
     def __init__(self) -> None:
         # sys.stdout is redirected while a training runs, to silence the libraries.
         self._stdout = sys.stdout
         self._next = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        self.begun = True
         now = time.monotonic()
         if now < self._next or math.isnan(progress["eta"]):
             return

@@ -54,8 +54,8 @@ def train_on_workers(
     """:func:`train_with_teacher` over ``workers``, in the Ray cluster at ``address`` (see ray_train.cluster).
 
     workers: or a function that chooses them, given the cluster's nodes. SIGTERM writes a checkpoint and raises Stopped.
-    Raises InputError before anything starts for what cannot run, and RuntimeError, in one line, when the workers failed
-    more often than ``workers.restarts``.
+    Raises InputError before anything starts for what cannot run. When the workers failed more often than
+    ``workers.restarts``, raises StorageError where a store was away, else RuntimeError, in one line.
     """
     if isinstance(workers, Workers):
         workers.check(experiment)
@@ -85,7 +85,8 @@ def train_in_trial(job: Job, on_progress: Callable[[Progress], None]) -> Record:
 
 
 def train_as_worker(job: Job, gpu: int) -> Record | InputError | Stopped:
-    """The work of each worker. Returns what Ray must not take for a worker's failure: it would start all again."""
+    """The work of each worker. Returns what Ray must not take for a worker's failure, after which it starts all again:
+    ray_train.launch tells which of the errors is one all the same."""
     with shares.split_into(None if job.workers.minimum is None else job.workers.count):
         return _train_as_worker(job, gpu)
 

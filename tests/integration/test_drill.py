@@ -115,7 +115,7 @@ DOCTORED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "lost work left out": (_change(lambda _: {"device_seconds": {"training": 9.0}}), "cost", "9.00 device-seconds"),
     "counted twice": (_change(lambda _: {"device_seconds": {"training": 10.0, "lost": 1.0}}), "cost", "11.00"),
     "attempts": (_change(lambda _: {"attempts": 2}), "cost", "2 attempts in the record, 1 seen"),
-    "temporary file": (_append(".record-a1b2c3d4.json", ""), "nothing left", ".record-a1b2c3d4.json"),
+    "temporary file": (_append(".record.lgd-tmp-a1b2c3d4.json", ""), "nothing left", ".record.lgd-tmp-a1b2c3d4.json"),
     "checkpoint": (_append("step-00000005.pth", ""), "nothing left", "step-00000005.pth"),
     "stop file": (lambda trial: _append("../../stop", "")(trial), "nothing left", "stop"),
     "library's file": (lambda trial: (trial.parents[2] / "temporary" / "x").mkdir(parents=True), "nothing left", "x"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lgd.data.mapper import StoreReadError
+from lgd.data.mapper import ReadError, StoreReadError
 from lgd.distributed import ray_train
 from lgd.distributed.ray_token import own_token
 from lgd.distributed.workers import Workers
@@ -133,10 +133,11 @@ def test_signals_write_checkpoints_and_the_command_goes_on(tmp_path: Path) -> No
     assert load(tmp_path / "record.json").attempts == 3
 
 
-def _second_cannot_read(directory: str, _: int) -> InputError | None:
+def _second_cannot_read(config: tuple[str, ReadError], _: int) -> InputError | None:
+    directory, error = config
     (Path(directory) / f"{dist.get_rank()}-{os.getpid()}").touch()
     if dist.get_rank():
-        return StoreReadError("s3://bucket/1.jpg: no answer for 300 s")
+        return error
     # The step that waits for the other worker's part of the gradients.
     dist.all_reduce(torch.zeros(1))
     return None
@@ -144,13 +145,18 @@ def _second_cannot_read(directory: str, _: int) -> InputError | None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_leftover_processes")
-def test_what_one_worker_cannot_read_ends_the_training_without_restarts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [(ReadError("1.jpg: cannot be decoded"), 1), (StoreReadError("s3://bucket/1.jpg: no answer for 300 s"), 2)],
+)
+def test_what_one_worker_cannot_read_ends_the_training(error: ReadError, starts: int, tmp_path: Path) -> None:
+    """Without restarts, but where a store is away, which may answer the next start."""
     (tmp_path / "begun").mkdir()
-    begun = time.monotonic()
+    begun, config = time.monotonic(), (str(tmp_path / "begun"), error)
     with ray_train.cluster(None, 2):
-        ended = ray_train.launch(_second_cannot_read, str(tmp_path / "begun"), tmp_path, Workers(2, restarts=3))
-    assert isinstance(ended, StoreReadError)
-    assert str(ended) == "s3://bucket/1.jpg: no answer for 300 s"
-    assert len(list((tmp_path / "begun").iterdir())) == 2
+        ended = ray_train.launch(_second_cannot_read, config, tmp_path, Workers(2, restarts=1))
+    assert type(ended) is type(error)
+    assert str(ended) == str(error)
+    assert len(list((tmp_path / "begun").iterdir())) == 2 * starts
     # Gloo gives up after half an hour.
     assert time.monotonic() - begun < 300

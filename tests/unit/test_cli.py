@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
 import pytest
 
 from lgd.cli import exit_status, format_duration
 from lgd.errors import InputError
+from lgd.signals import keep_handlers, on_signal
+
+
+@pytest.fixture
+def sigterm_ends() -> Iterator[None]:
+    """As in a process that has just begun: Ray's handler may be left of other tests."""
+    with keep_handlers(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_durations() -> None:
@@ -54,3 +70,80 @@ def test_other_errors_keep_their_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         exit_status(command)
+
+
+def _terminate() -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    return 0
+
+
+@pytest.mark.usefixtures("sigterm_ends")
+def test_sigterm_interrupts_and_what_is_half_done_is_tidied_up(capsys: pytest.CaptureFixture[str]) -> None:
+    tidied: list[object] = []
+
+    def command() -> int:
+        try:
+            return _terminate()
+        finally:
+            # A second one ends the process.
+            tidied.append(signal.getsignal(signal.SIGTERM))
+
+    # As in ``lgd``, whose commands have an exit status of their own.
+    assert exit_status(lambda: exit_status(command, "interrupted; go on")) == 130
+    assert capsys.readouterr().err == "interrupted; go on\n"
+    assert tidied == [signal.SIG_DFL]
+
+
+@pytest.mark.usefixtures("sigterm_ends")
+def test_a_command_that_answers_sigterm_itself_does_so() -> None:
+    answered: list[int] = []
+
+    def command() -> int:
+        with on_signal(lambda: answered.append(1), signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 3
+
+    def other() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 4
+
+    assert exit_status(command) == 3
+    with on_signal(lambda: answered.append(2), signal.SIGTERM):
+        assert exit_status(other) == 4
+    assert answered == [1, 2]
+
+
+@pytest.mark.usefixtures("sigterm_ends")
+def test_a_handler_that_is_installed_meanwhile_stays() -> None:
+    """As Ray's, which has processes to end."""
+
+    def by_ray(*_: object) -> None:
+        sys.exit(1)
+
+    def command() -> int:
+        signal.signal(signal.SIGTERM, by_ray)
+        return 0
+
+    assert exit_status(command) == 0
+    assert signal.getsignal(signal.SIGTERM) == by_ray
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("sigterm_ends")
+def test_a_forked_child_is_ended_by_sigterm() -> None:
+    def command() -> int:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            # What comes before, Python forgets in a child.
+            os.write(writer, b"x")
+            time.sleep(30)
+            os._exit(0)
+        os.read(reader, 1)
+        os.close(reader)
+        os.close(writer)
+        os.kill(child, signal.SIGTERM)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert exit_status(command) == -signal.SIGTERM

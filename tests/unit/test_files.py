@@ -30,13 +30,16 @@ def test_the_temporary_keeps_the_suffix(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = ["record.json", ".hidden", ".gitignore", "a-b1c2d3e4.json", ".my-configuration.yaml"]
+    # Names as the standard library's temporary files have them.
+    kept += [".my-settings.json", ".npm-packages", ".meter-a1b2c3d4.json"]
     for name in kept:
         (tmp_path / name).touch()
-    written = atomic_write(tmp_path / "meter.json")
+    written = [atomic_write(tmp_path / x) for x in ("meter.json", "lock", "odd\nname.a b", f"{'long' * 60}.pth")]
     # Never left, as by a process that is killed.
-    left = written.__enter__()
+    left = [x.__enter__() for x in written]
+    assert all(x.exists() for x in left)
     remove_temporary_files(tmp_path)
-    assert not left.exists()
+    assert not any(x.exists() for x in left)
     assert sorted(x.name for x in tmp_path.iterdir()) == sorted(kept)
 
 

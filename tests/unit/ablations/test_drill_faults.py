@@ -237,7 +237,7 @@ def _other_baseline(drill: Drill) -> None:
         (_other_baseline, "trace", "baseline-seed0: weights in student.pth"),
         (_leave("trials/search-0/checkpoints/step-00000005.pth"), "nothing left", "step-00000005.pth"),
         (_leave("trials/search-0/meter.json"), "nothing left", "meter.json"),
-        (_leave(".study-a1b2c3d4.db"), "nothing left", ".study-a1b2c3d4.db"),
+        (_leave(".study.lgd-tmp-a1b2c3d4.db"), "nothing left", ".study.lgd-tmp-a1b2c3d4.db"),
         (_leave("stop"), "nothing left", "stop"),
         (_leave("../temporary/x"), "nothing left", "in the temporary directory: x"),
         (lambda drill: shutil.rmtree(drill.output / "trials" / SAMPLES[0]), "one record", "for 2 samples"),

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
-from ablations.plan import (
-    describe,
-    detector_note,
-    detector_sources,
-    method_names,
-    search_base,
-    search_spec,
-    trials_of,
-)
-from ablations.run import parser, subcommand_of
+from ablations import sweep
+from ablations.named_code import detector_note, detector_sources, method_names
+from ablations.plan import describe, search_base, search_spec, trials_of
+from ablations.run import main, parser, subcommand_of
 from ablations.sweep import resume_command
 from ablations.sweep_command import old_sweep
 from lgd.config.detector_source import check_named_again
 from lgd.config.method import check_method_named_again
 from lgd.config.paper import DetectorName
-from lgd.config.presets import built_in_settings
+from lgd.config.presets import TINY, built_in_settings
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepSpec
 
@@ -87,6 +82,60 @@ def test_a_resumed_sweep_runs_code_only_where_it_is_named(tmp_path: Path) -> Non
         old_sweep(directory, parser().parse_args([*resume, "--detector", "other.py"]))
     with pytest.raises(InputError, match="leave out --detector-set"):
         subcommand_of(parser().parse_args([*resume, "--detector-set", "a=1"]))
+
+
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize(
+    ("sets", "option"),
+    [
+        (["detector.source={evil}"], "--detector"),
+        (["method.name=pkd", "method.teacher.detector={evil}"], "--detector"),
+        # By the keys that these had once, which still set them.
+        (["method.name=pkd", "method.fgfi.teacher.detector={evil}"], "--detector"),
+        (["method.fgfi.name=pkd", " method.fgfi.teacher.detector = {evil}"], "--detector"),
+        (["method.name=evil_package:Method"], "--method"),
+        (["method.fgfi.name=evil_package:Method"], "--method"),
+        ([" method.fgfi.name ='evil_package:Method'", "method.name=pkd"], "--method"),
+    ],
+)
+def test_no_key_of_a_results_directory_names_code_unasked(
+    sets: list[str],
+    option: str,
+    search: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("run", "dry_run"):
+        # Where they are reached, the code would run.
+        monkeypatch.setattr(sweep, name, lambda *_, **__: 0)
+    evil, ran = tmp_path / "evil.py", tmp_path / "ran"
+    evil.write_text(f"open({str(ran)!r}, 'w')\n")
+    overrides = tuple(x.format(evil=evil) for x in sets)
+    searched = search_spec(2, ["AP"], False) if search else None
+    directory = tmp_path / "sweep"
+    SweepSpec(grid="components", preset="nano", overrides=overrides, arms=("LGD",), seeds=1, search=searched).write(
+        directory
+    )
+    for more in ([], ["--dry-run"], ["--samples", "3"] if search else []):
+        assert main(["--resume", str(directory), *more]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert f"Python code: say {option} " in said[0]
+    assert main(["--status", str(directory)]) == 0
+    assert not ran.exists()
+
+
+def test_code_that_only_an_arms_own_method_would_run_is_named(tmp_path: Path) -> None:
+    """The base has no teacher; the grid's arms have. And a teacher is known by its file alone."""
+    sets = ("method.fgfi.teacher.detector=teachers:large",)
+    spec = SweepSpec(grid="methods", preset="small", overrides=sets, arms=("FGFI",), seeds=1)
+    assert detector_sources(spec) == ["teachers:large"]
+    student = TINY.override({"detector.source": "torchvision:retinanet_resnet50_fpn_v2"})
+    (tmp_path / "student.json").write_text(json.dumps({"experiment": student.model_dump(mode="json")}))
+    given = ("method.name=pkd", f"method.teacher.weights={tmp_path}/student.pth")
+    spec = SweepSpec(grid="components", preset="tiny", overrides=given, arms=("LGD",), seeds=1)
+    assert detector_sources(spec) == ["torchvision:retinanet_resnet50_fpn_v2"]
 
 
 def test_the_command_that_goes_on_names_the_code_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from ablations import submit
-from ablations.plan import describe, merge, search_spec, with_samples
+from ablations import submit, sweep, sweep_command
+from ablations.plan import describe, merge, read_sweep, search_spec, with_samples
 from ablations.run import main
 from ablations.search import study_storage
 from ablations.search.optuna_search import Search
 from ablations.search.search_space import RANGES, SearchSpace
-from ablations.search.study_place import study_place
+from ablations.search.study_place import PASSWORD_VARIABLE, check_study_named_again, study_option, study_place
+from ablations.sweep import resume_command
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SweepSpec
 from lgd.storage.store import PATIENCE_VARIABLE
@@ -130,12 +132,87 @@ def test_a_sweep_keeps_its_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(InputError, match="--study-name needs --study"):
         search_spec(3, ["AP"], False, None, "mine")
     assert main(["--grid", "components", "--study", "x"]) == 2
-    assert main(["--resume", str(tmp_path), "--study", "x"]) == 2
+    assert main(["--status", str(tmp_path), "--study", "x"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: --samples, --objectives, --early-stop, --search-space and --study need --search optuna: a grid runs"
         " whole",
         "error: --resume and --status take the sweep as it is: leave out --study",
     ]
+
+
+POSTGRES = "postgresql://evil.example/x"
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs, with their passwords, that are connected to: none answers."""
+    urls: list[str] = []
+
+    def connect(url: str, **_: Any) -> None:
+        urls.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("sqlalchemy.create_engine", connect)
+    monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
+    return urls
+
+
+def test_a_password_is_sent_to_no_host_that_only_the_directory_names(
+    connections: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It ends before, where it cannot connect.
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("it was trained"))
+    spec = _spec(POSTGRES)
+    spec.write(tmp_path)
+    asked = f"{tmp_path} names the study {POSTGRES}, a database elsewhere: say --study {POSTGRES} to use it"
+    for more in ([], ["--dry-run"], ["--samples", "5"]):
+        assert main(["--resume", str(tmp_path), *more]) == 2
+        assert capsys.readouterr().err == f"error: {asked}\n"
+    assert main(["--status", str(tmp_path)]) == 0
+    assert connections == []
+    assert main(["--resume", str(tmp_path), "--study", "postgresql://other/x"]) == 2
+    assert f"--study postgresql://other/x: {tmp_path} holds a sweep whose study is" in capsys.readouterr().err
+    assert connections == []
+    script, *arguments = shlex.split(resume_command(tmp_path, spec).removeprefix("python "))
+    assert (script, arguments) == ("ablations/run.py", ["--resume", str(tmp_path), "--study", POSTGRES])
+    assert main([*arguments, "--dry-run"]) == 2
+    assert f"--study {POSTGRES}: " in capsys.readouterr().err
+    assert connections
+    assert sweep_command.main(["resume", str(tmp_path), "--study", POSTGRES, "--plan"]) == 2
+    assert len(connections) == 2
+
+
+def test_a_study_that_gets_no_password_is_not_to_be_named_again(tmp_path: Path) -> None:
+    for place in (f"sqlite:///{tmp_path}/mine.db", f"{tmp_path}/study.journal", f"s3://{BUCKET}/x", ""):
+        check_study_named_again(place, None, tmp_path)
+        assert study_option(place, tmp_path) == ""
+        check_study_named_again(place, place or None, tmp_path)
+    for place in (POSTGRES, "sqlite:////elsewhere/study.db", f"sqlite:///{tmp_path}/../study.db", "sqlite:///file:/x"):
+        with pytest.raises(InputError, match="a database elsewhere: say --study "):
+            check_study_named_again(place, None, tmp_path)
+        check_study_named_again(place, place, tmp_path)
+    with pytest.raises(InputError, match=f"--study {tmp_path}/x: {tmp_path} holds a sweep without a study elsewhere"):
+        check_study_named_again("", f"{tmp_path}/x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("study", "complaint"),
+    [
+        ("postgresql://me:secret@host/lgd", "search.study postgresql://...: a URL without a password"),
+        ("https://host/study", "search.study https://host/study: a database's URL"),
+        ("study.journal", "search.study study.journal: an absolute path or a whole URL is needed"),
+        ("sqlite:///study.db", "search.study sqlite:///study.db: an absolute path"),
+    ],
+)
+def test_a_study_that_a_file_names_is_checked_as_the_option_is(study: str, complaint: str, tmp_path: Path) -> None:
+    spec = _spec(POSTGRES)
+    assert spec.search is not None
+    spec.model_copy(update={"search": spec.search.model_copy(update={"study": study})}).write(tmp_path)
+    with pytest.raises(InputError) as refused:
+        read_sweep(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'sweep.json'}: {complaint}")
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_job_on_a_cluster_needs_a_study_that_is_there_after_it(tmp_path: Path) -> None:

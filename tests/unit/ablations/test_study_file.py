@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ablations.search.optuna_search import STUDY_FILE, Search
-from ablations.search.study_file import check_file
+from ablations.search.study_file import check_file, check_journal
 from lgd.errors import InputError
 from tests.helpers_search import LGD_NANO
 
@@ -52,6 +52,43 @@ def test_a_study_that_another_process_has_is_not_to_be_removed(tmp_path: Path) -
         with pytest.raises(InputError) as refused:
             check_file(path)
     assert str(refused.value) == f"{path}: the study cannot be read (database is locked)"
+
+
+WHOLE = '{"op_code":0,"worker_id":"x","study_name":"lgd","directions":[2]}'
+
+NO_ENTRIES = (
+    '"op_code"',
+    "[1]",
+    '{"op_code": 99}',
+    '{"op_code": 4}',
+    '{"op_code": 4, "study_id": 0, "worker_id": "x", "datetime_start": "noon"}',
+    '{"op_code": 0, "worker_id": "x", "study_name": "b", "directions": [7]}',
+    '{"op_code": 0, "worker_id": "x", "study_name": "b", "directions": 2}',
+    "half",
+    "[" * 100_000,
+)
+"""Lines of a journal that are JSON, but for the last two, and no operation of Optuna's."""
+
+
+@pytest.mark.parametrize("line", NO_ENTRIES, ids=lambda x: x[:30])
+@pytest.mark.parametrize("place", ["results", "file", "store"])
+def test_a_journal_that_cannot_be_replayed_is_named_with_its_line(place: str, line: str, tmp_path: Path) -> None:
+    path, content = tmp_path / "study.journal", f"{WHOLE}\n{line}\n{WHOLE}\n"
+    path.write_text(content)
+    search = Search(LGD_NANO, tmp_path / "out", place=str(path) if place == "file" else f"file://{tmp_path}/study")
+    with pytest.raises(InputError, match=r"[( ]line 2\b|00000002.log is no entry") as refused:
+        if place == "results":
+            check_journal(path)
+        else:
+            for i, each in enumerate(content.splitlines(keepends=True), 1):
+                if place == "store":
+                    (tmp_path / "study").mkdir(exist_ok=True)
+                    (tmp_path / "study" / f"{i:08}.log").write_text(each)
+            search.study()
+    assert "\n" not in str(refused.value)
+    # The last one may be half written.
+    path.write_text(f"{WHOLE}\n" * 2 + line[:3])
+    check_journal(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write all files")

@@ -172,6 +172,11 @@ def test_what_a_methods_own_code_raises_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_method_is_imported_by_its_older_key_too() -> None:
+    with pytest.raises(InputError, match="method nothing:Here: nothing:Here cannot be imported"):
+        import_named([" method.fgfi.name = 'nothing:Here'"])
+
+
 def test_built_in_methods_load_without_torch() -> None:
     code = (
         "import sys\nfrom lgd.config.method import BUILT_IN, make\nfrom lgd.config.experiment import Experiment\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lgd.data.join import join
 from lgd.data.shapes import ShapesSpec
 from lgd.data.split import ValSplit
 from lgd.errors import InputError
+from lgd.signals import keep_handlers
 from tests.helpers_data import edit_json, write_coco
 
 SPLITS = ("train", "val")
@@ -75,6 +78,18 @@ def test_everything_is_in_it_once_under_ids_of_its_own(
     assert set(dataset.class_names) == set(resolve(two[0], shapes=ShapesSpec()).class_names)
     assert (output / "train" / "animals-2").resolve() == tmp_path / "other/animals/train2017"
     assert [x.name for x in tmp_path.iterdir() if x.name.startswith(".")] == []
+
+
+def test_sigterm_in_the_middle_of_it_leaves_nothing(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(module, "write_text", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with keep_handlers(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert main(["join", *two, "--output", str(tmp_path / "both")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def _give_its_images(first: Path, second: Path) -> tuple[str, str, str]:

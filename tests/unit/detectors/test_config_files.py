@@ -103,6 +103,30 @@ def test_a_yaml_file_runs_no_code(tmp_path: Path) -> None:
         build_detector(source(str(path)), CLASSES)
 
 
+@pytest.mark.parametrize("as_base", [False, True])
+def test_a_path_that_leads_out_of_the_zoo_is_no_file_of_the_zoo(as_base: bool, tmp_path: Path) -> None:
+    """It begins as the zoo's files do, of which some may evaluate expressions."""
+    trace, outside = tmp_path / "ran", tmp_path / "outside.yaml"
+    outside.write_text(f"MODEL:\n  WEIGHTS: !!python/object/apply:os.system ['touch {trace}']\n")
+    up = "/".join([".."] * (len(config_files.CONFIGS.parts) - 1))
+    leads_out = f"{config_files.CONFIGS}/{up}{outside}"
+    assert Path(leads_out).samefile(outside)
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {leads_out}\n")
+    with pytest.raises(InputError, match="a Python tag would run code"):
+        build_detector(source(str(path) if as_base else leads_out), CLASSES)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("base", ["http://127.0.0.1:9/x.yaml", "['https://127.0.0.1:9/x.yaml']", "s3://bucket/x.yaml"])
+def test_a_base_by_url_is_refused_in_a_line(base: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {base}\n")
+    with pytest.raises(InputError, match="x.yaml is a URL: download it, and name the file") as refused:
+        build_detector(source(str(path)), CLASSES)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_lazy_config_is_found_to_be_what_it_is(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="detectron2's ViT takes its layers from timm")
     settings = source(vitdet(tmp_path), "model.backbone.net.depth=1")

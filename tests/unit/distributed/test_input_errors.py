@@ -15,12 +15,13 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, create_failure_policy
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
-from lgd.data.mapper import StoreReadError
+from lgd.data.mapper import ReadError, StoreReadError
 from lgd.distributed import ray_train
 from lgd.distributed.input_errors import EndOnInputError, input_error
 from lgd.distributed.messages import Messages
 from lgd.distributed.workers import Workers
 
+BROKEN = ReadError("1.jpg: cannot be decoded")
 AWAY = StoreReadError("s3://bucket/1.jpg: no answer for 300 s")
 LOST = RuntimeError("Connection closed by peer")
 
@@ -35,17 +36,32 @@ def test_it_ends_the_training_whichever_worker_it_was_and_uses_up_no_restart() -
     context: Any = None
     handler = UserCallbackHandler([EndOnInputError()], context)
     policy = create_failure_policy(FailureConfig(max_failures=3))
-    for errors in ((AWAY, None), (None, AWAY), (LOST, AWAY)):
-        with pytest.raises(StoreReadError) as raised:
+    for errors in ((BROKEN, None), (None, BROKEN), (LOST, BROKEN), (AWAY, BROKEN)):
+        with pytest.raises(ReadError) as raised:
             handler.after_worker_group_poll_status(_seen(*errors))
         # Ray Train's controller wraps what a callback raises.
         ended = ControllerError(raised.value)
         assert policy.make_decision(ended) == FailureDecision.RAISE
         found = input_error(pickle.loads(pickle.dumps(ended)))
-        assert isinstance(found, StoreReadError)
-        assert str(found) == str(AWAY)
+        assert isinstance(found, ReadError)
+        assert str(found) == str(BROKEN)
     handler.after_worker_group_poll_status(_seen(None, LOST))
     assert policy.make_decision(WorkerGroupError("", {1: LOST})) == FailureDecision.RETRY
+
+
+def test_a_store_that_is_away_uses_up_a_restart_and_after_the_last_one_is_what_ended_it() -> None:
+    context: Any = None
+    handler = UserCallbackHandler([EndOnInputError()], context)
+    policy = create_failure_policy(FailureConfig(max_failures=1))
+    seen = _seen(LOST, AWAY)
+    handler.after_worker_group_poll_status(seen)
+    ended = seen.get_worker_group_error()
+    assert policy.make_decision(ended) == FailureDecision.RETRY
+    assert policy.make_decision(ended) == FailureDecision.RAISE
+    found = input_error(pickle.loads(pickle.dumps(ended)))
+    assert isinstance(found, StoreReadError)
+    assert str(found) == str(AWAY)
+    assert input_error(WorkerGroupError("", {0: LOST})) is None
 
 
 def test_a_worker_raises_it_and_the_launcher_returns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +71,10 @@ def test_a_worker_raises_it_and_the_launcher_returns_it(tmp_path: Path, monkeypa
         loops.append(trainer.train_loop_config)
         try:
             return SimpleNamespace(return_value=trainer.train_loop_per_worker(trainer.train_loop_config))
-        except StoreReadError as error:
-            raise ControllerError(error) from None
+        except ReadError as error:
+            if error is BROKEN:
+                raise ControllerError(error) from None
+            raise WorkerGroupError("a traceback", {0: LOST, 1: error}) from None
         except Exception as error:
             raise WorkerGroupError("a traceback", {1: error}) from None
 
@@ -69,6 +87,7 @@ def test_a_worker_raises_it_and_the_launcher_returns_it(tmp_path: Path, monkeypa
     def launch(result: Any) -> Any:
         return ray_train.launch(lambda *_: result, None, tmp_path, Workers(2))
 
+    assert launch(BROKEN) is BROKEN
     assert launch(AWAY) is AWAY
     assert not (tmp_path / "ray").exists()
     stopped = KeyError("what is returned and no such error is the result")

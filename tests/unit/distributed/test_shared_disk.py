@@ -14,6 +14,7 @@ from ray.exceptions import NodeDiedError
 from lgd.distributed import shared_disk
 from lgd.distributed.shared_disk import check_shared
 from lgd.errors import InputError
+from lgd.files import remove_temporary_files
 
 
 def _node(name: str, cpus: int = 4, *, alive: bool = True) -> dict[str, Any]:
@@ -76,6 +77,19 @@ def test_a_directory_that_one_node_does_not_see_is_refused(
     assert list((tmp_path / "results").iterdir()) == []
     # No trial with a GPU can be placed on any of them.
     check_shared(tmp_path / "results", 2, 0.5)
+
+
+def test_what_is_left_by_a_command_that_is_killed_meanwhile_the_next_one_removes(
+    asked: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [_node("here"), _node("a")])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        check_shared(tmp_path, 2, 0.0)
+    assert asked == [("a", True)]
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_temporary_files(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_node_is_not_asked(asked: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

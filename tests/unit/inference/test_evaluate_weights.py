@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lgd.data.catalog import load_dataset
 from lgd.detectors import build_detector
 from lgd.detectors.weight_files import load_tensors
 from lgd.evaluation.evaluate import score
+from lgd.files import DiskFullError
 from lgd.inference import score_detector
 from lgd.inference.evaluate_weights import main
 from lgd.inference.scores_file import load_scores
@@ -307,6 +310,25 @@ def test_scores_of_something_else_are_not_replaced(
     assert "not the scores of lgd eval" in one_line(capsys, *arguments)
     (tmp_path / "file").touch()
     assert "--output" in one_line(capsys, trained, "--output", tmp_path / "file" / "x")
+
+
+def test_scores_whose_file_cannot_be_written_are_printed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the disk is full after the small file, that one is there."""
+
+    def write_but(full: str, path: Path, text: str) -> None:
+        if path.name == full:
+            raise DiskFullError(errno.ENOSPC, "No space left on device (0.0 MiB free)", str(path))
+        path.write_text(text)
+
+    for name in ("scores.json", "detections.json"):
+        monkeypatch.setattr("lgd.inference.evaluate_weights.write_text", partial(write_but, name))
+        assert main([str(trained), "--output", str(tmp_path), "--save-detections"]) == 2
+        said = capsys.readouterr()
+        assert "\nbox " in said.out
+        assert said.err == f"error: {tmp_path}/{name}: No space left on device (0.0 MiB free)\n"
+        assert (tmp_path / "scores.json").exists() is (name == "detections.json")
 
 
 def test_an_interrupt_leaves_nothing(

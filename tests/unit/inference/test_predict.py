@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from pycocotools.coco import COCO
 from ablations.command import main as lgd
 from lgd.data.catalog import load_dataset
 from lgd.inference.predict import main
+from lgd.signals import keep_handlers
 from lgd.training.export import TrainedStudent
 from tests.helpers import quick_experiment
 
@@ -113,6 +117,77 @@ def test_classes_that_the_data_does_not_have(
     last = len(read(trained / "student.json")["class_names"]) - 1
     said = f"error: pred_classes count from 0 to {last}, without the background: got {number}\n"
     assert capsys.readouterr().err == said
+
+
+def full(path: Path) -> NoReturn:
+    """In place of ``atomic_write``."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_a_full_disk_is_not_an_image_that_cannot_be_decoded(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lgd.data.draw.atomic_write", full)
+    arguments = [str(trained), str(images), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    early, error = capsys.readouterr().err.splitlines()
+    assert early == f"ended early: {tmp_path}/out/detections.json covers 1 image"
+    assert error == f"error: {tmp_path}/out/images/x.png cannot be written (No space left on device)"
+    assert len(read(tmp_path / "out/images.json")["images"]) == 1
+    # Where not even the small files can be written, no earlier run's are taken for this one's.
+    monkeypatch.setattr("lgd.files.atomic_write", full)
+    assert main(arguments) == 2
+    early, error = capsys.readouterr().err.splitlines()
+    assert early.startswith(f"ended early, after 1 image: {tmp_path}/out/images.json cannot be written (No space left")
+    assert error.startswith("error: ")
+    assert not (tmp_path / "out/detections.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_found_before_an_interrupt_is_written(
+    number: signal.Signals,
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detect, calls = TrainedStudent.detect, list[int]()
+
+    def interrupted(student: TrainedStudent, image: Any) -> Instances:
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        calls.append(1)
+        return detect(student, image)
+
+    monkeypatch.setattr(TrainedStudent, "detect", interrupted)
+    output = tmp_path / "out"
+    (output / "images").mkdir(parents=True)
+    # Of an earlier run, on another image.
+    (output / "images/other.jpg").touch()
+    with keep_handlers(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        assert main([str(trained), str(images), "--output", str(output), "--threshold", "0"]) == 130
+    warning, early, said = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: {output}/images also has files (1) that this run has not written"
+    assert early == f"ended early: {output}/detections.json covers 2 images"
+    assert said == "interrupted"
+    described = read(output / "images.json")["images"]
+    assert [x["id"] for x in described] == [1, 2]
+    assert {x["image_id"] for x in read(output / "detections.json")} == {1, 2}
+    assert len(list((output / "images").iterdir())) == 3
+
+
+def test_an_interrupt_before_the_first_image_leaves_nothing(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainedStudent, "detect", interrupted)
+    assert main([str(trained), str(images), "--output", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_input_is_one_line(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lgd.config.experiment import Experiment
+from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import FILE, Record, load
+from lgd.storage.store import StorageError
 from lgd.training.__main__ import main
+from lgd.training.progress import Progress
 
 
 def test_a_sweeps_directory_is_not_trained_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,3 +46,28 @@ def test_a_training_that_has_its_result_is_not_failed_by_what_comes_after(
     assert not (tmp_path / "error.txt").exists()
     assert main(arguments) == ended
     assert "trained already, on now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("under_ray", [False, True])
+@pytest.mark.parametrize("begun", ["", "before", "now"])
+def test_a_store_that_is_away_ends_a_training_as_it_does_a_sweep(
+    begun: str, under_ray: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the status of what can go on; before there is anything to go on with, it is the input that is wrong."""
+    why = "s3://bucket/1.jpg: no answer for 300 s"
+
+    def train(*_: Any, on_progress: Callable[[Progress], None], **__: Any) -> Record:
+        if begun == "now":
+            on_progress({"step": 1, "steps": 2, "loss": 1.0, "eta": 1.0})
+        raise StorageError(why)
+
+    if begun == "before":
+        (tmp_path / HEARTBEAT_FILE).write_text("{}")
+    monkeypatch.setattr("lgd.training.teacher.train_with_teacher", train)
+    monkeypatch.setattr("lgd.training.worker.train_on_workers", train)
+    arguments = ["retinanet_r50_2x_ms", "--method", "lgd", "--data", "shapes", "--yes", "--output", str(tmp_path)]
+    assert main([*arguments, *(["--workers", "2"] if under_ray else [])]) == (3 if begun else 2)
+    (*_, line) = capsys.readouterr().err.splitlines()
+    assert line == (f"{why}; the same command goes on" if begun else f"error: {why}")
+    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / "error.txt").exists()

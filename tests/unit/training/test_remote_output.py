@@ -141,7 +141,7 @@ def test_what_workers_could_not_publish_the_next_command_publishes(
         raise StorageError(f"{url}: no answer")
 
     monkeypatch.setattr(command, "_train", train)
-    assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 2
+    assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 3
     assert FILE not in Store(url).entries()
     assert command.main([*TRAIN, "--output", url, "--workers", "2"]) == 0
     assert {FILE, "student.pth"} <= Store(url).entries().keys()

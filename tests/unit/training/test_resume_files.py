@@ -99,7 +99,7 @@ def test_the_next_user_of_a_teacher_and_the_next_worker_remove_them(
 
 
 def test_a_checkpoint_that_was_being_written_at_a_kill_is_removed(tmp_path: Path) -> None:
-    partial = tmp_path / checkpoint.DIRECTORY / ".step-00000002-a1b2c3d4.pth"
+    partial = tmp_path / checkpoint.DIRECTORY / ".step-00000002.lgd-tmp-a1b2c3d4.pth"
     partial.parent.mkdir()
     partial.write_bytes(b"a part of it")
     with pytest.raises(Stopped):
