@@ -30,10 +30,15 @@ def detector_sources(spec: SweepSpec) -> list[str]:
     Where a method is code, import it before: what it is taught by is known to its class alone. Raises InputError, one
     line, for settings that do not fit together.
     """
+    found = (x for experiment in _experiments(spec) for x in _sources(experiment))
+    return list(dict.fromkeys([*_named_detectors(spec), *found]))
+
+
+def _named_detectors(spec: SweepSpec) -> list[str]:
+    """Those that the sweep's own settings name."""
     named = sorted((key, str(value)) for key, value in _settings(spec) if key in DETECTORS)
     # A built-in detector is named by a word.
-    sources = [value for _, value in named if ":" in value or "." in value]
-    return list(dict.fromkeys([*sources, *(x for experiment in _experiments(spec) for x in _sources(experiment))]))
+    return [value for _, value in named if ":" in value or "." in value]
 
 
 def method_names(spec: SweepSpec) -> list[str]:
@@ -44,7 +49,11 @@ def method_names(spec: SweepSpec) -> list[str]:
 
 def code_options(spec: SweepSpec) -> str:
     """The options that name the Python code of a sweep's settings again, as a command that goes on with it has to."""
-    detectors = ",".join(code_among(detector_sources(spec)))
+    try:
+        detectors = ",".join(code_among(detector_sources(spec)))
+    except InputError:
+        # A teacher's files have changed meanwhile, which that command will say.
+        detectors = ",".join(code_among(_named_detectors(spec)))
     methods = [x for x in method_names(spec) if ":" in x][-1:]
     said = [("--detector", detectors)] if detectors else []
     return "".join(f" {name} {shlex.quote(value)}" for name, value in [*said, *(("--method", x) for x in methods)])

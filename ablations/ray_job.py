@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from lgd.cli import INTERRUPTED
 from lgd.distributed.ray_token import TOKEN_FILE, TOKEN_VARIABLES
 from lgd.errors import InputError
+from lgd.signals import on_signal
 
 for _name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
     # They say what they upload, and when a log ends.
@@ -45,8 +47,18 @@ class Job:
     def follow(self) -> int:
         """Print the job's log until it ends. Exit status: its command's own, 130 stopped, 1 where there is none.
 
-        Ctrl-C stops the job; the log is followed until its end. A second Ctrl-C leaves it alone.
+        Ctrl-C stops the job; the log is followed until its end. A second Ctrl-C leaves it alone, and so does SIGTERM,
+        which a machine that shuts down sends.
         """
+        with on_signal(self._leave, signal.SIGTERM):
+            return self._follow()
+
+    def _leave(self) -> None:
+        _say(f"left: {self.name} goes on; its log: {self.log_command}")
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+
+    def _follow(self) -> int:
         stopping = False
         while True:
             try:

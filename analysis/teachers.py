@@ -10,6 +10,7 @@ from analysis.load import arm_of, by_arm, by_seed, finished, score, teacher_ap
 from analysis.render import MISSING, TextTable, listed, number, signed
 from lgd.config.detector import NO_WEIGHTS, TIMM
 from lgd.config.experiment import Experiment
+from lgd.config.frozen_teacher import FrozenTeacherMethod
 from lgd.results.record import EvaluationPoint, Record
 
 NEVER = "†"
@@ -20,24 +21,27 @@ class FrozenTeacher(NamedTuple):
     """What a student imitates, and how strongly."""
 
     backbone: str
-    is_pretrained: bool
-    """Whether it starts from weights of ImageNet or another detector."""
+    start: str
+    """What its weights are at first: ``ImageNet``, ``trained detector``, or "" for random ones."""
     weight: float
     """Factor of the method's own distillation loss."""
 
     def __str__(self) -> str:
         """``tf_efficientnet_lite2, ImageNet, weight 0.01``."""
-        of = [self.backbone.removeprefix(TIMM), *(["ImageNet"] if self.is_pretrained else [])]
+        of = [self.backbone.removeprefix(TIMM), *([self.start] if self.start else [])]
         return ", ".join([*of, *([f"weight {self.weight:g}"] if self.weight != 1 else [])])
 
 
 def frozen_teacher(experiment: Experiment) -> FrozenTeacher | None:
-    """None where none is trained before."""
-    teacher, weight = experiment.teacher, experiment.method.model_dump().get("distill_weight", 1.0)
-    if teacher is None:
+    """None where none is trained before, or where that is not a detector that is frozen then."""
+    teacher, method = experiment.teacher, experiment.method
+    if teacher is None or not isinstance(method, FrozenTeacherMethod):
         return None
     detector = teacher.detector
-    return FrozenTeacher(detector.backbone_label or detector.label, detector.initial_weights != NO_WEIGHTS, weight)
+    start = "" if detector.initial_weights == NO_WEIGHTS else "ImageNet"
+    if detector.is_pretrained or not detector.is_built_in:
+        start = "trained detector" if start else ""
+    return FrozenTeacher(detector.backbone_label or detector.label, start, method.distill_weight)
 
 
 def arms_with_teacher(records: Sequence[Record]) -> list[str]:

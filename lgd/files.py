@@ -22,8 +22,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MARK = ".lgd-tmp-"
 """In the name of every temporary file of ours, and of no other file."""
 
-TEMPORARY = re.compile(rf"\..+{re.escape(MARK)}[a-z0-9_]{{8}}(\.[^.]*)?", re.DOTALL)
-"""Names of the files that :func:`temporary_file` makes."""
+TEMPORARY = re.compile(rf"\..+{re.escape(MARK)}[a-z0-9_]{{8}}(\.[^.]*)?|\.step-\d+-[a-z0-9_]{{8}}\.pth", re.DOTALL)
+"""Names of the files that :func:`temporary_file` makes, and of checkpoints half written by an earlier version."""
 
 LONGEST_STEM = 40
 """Characters of a file's name in a temporary one, which must not grow too long for the file system."""
@@ -141,7 +141,7 @@ def remove_temporary_files(directory: Path) -> None:
 
     No other process may be writing there.
     """
-    for path in directory.glob(f".*{MARK}*"):
+    for path in directory.glob(".*-*"):
         if TEMPORARY.fullmatch(path.name) and path.is_file():
             with suppress(OSError):
                 path.unlink()

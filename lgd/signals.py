@@ -1,4 +1,4 @@
-"""Signals: handled once while something runs, Ctrl-C while a command imports its modules, SIGTERM as Ctrl-C."""
+"""Signals: handled once while something runs, Ctrl-C and SIGTERM while a command imports its modules or runs."""
 
 from __future__ import annotations
 
@@ -64,21 +64,26 @@ def interrupted_by_sigterm() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    process = os.getpid()
-
-    def answer(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() == process:
-            interrupt()
-        # A forked child has inherited this handler: whoever ends that, such as a pool of processes, expects it to end.
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, answer)
+    global _interruptible
+    _interruptible = os.getpid()
+    signal.signal(signal.SIGTERM, _answer_to_sigterm)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) == answer:
+        if signal.getsignal(signal.SIGTERM) == _answer_to_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_interruptible = 0
+"""The process whose SIGTERM is to interrupt it."""
+
+
+def _answer_to_sigterm(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if os.getpid() == _interruptible:
+        interrupt()
+    # A forked child has inherited this handler: whoever ends that, such as a pool of processes, expects it to end.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def interrupt() -> NoReturn:
@@ -88,7 +93,7 @@ def interrupt() -> NoReturn:
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Inside the block, which only imports, Ctrl-C prints one line and ends the process with exit status 130.
+    """Inside the block, which only imports, Ctrl-C or SIGTERM prints one line and ends the process: exit status 130.
 
     A KeyboardInterrupt is not enough there: raised inside the import of a C extension, it comes out as another error.
     """
@@ -97,7 +102,11 @@ def exit_on_interrupt() -> Iterator[None]:
         os.write(2, b"interrupted\n")
         os._exit(130)
 
-    with on_signal(leave, signal.SIGINT):
+    numbers = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _answer_to_sigterm):
+        # Not where a sweep or a training answers it, with a line of its own.
+        numbers.append(signal.SIGTERM)
+    with on_signal(leave, *numbers):
         yield
 
 

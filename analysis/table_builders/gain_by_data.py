@@ -188,7 +188,9 @@ def _of_teacher(experiment: Experiment) -> str | None:
     if found is None or teacher is None:
         return None
     images = "; trained on its student's images" if teacher.data == experiment.data else ""
-    return f"{title_of(experiment.method.name)}'s frozen teacher, of pretrained students and others: {found}{images}."
+    detector = experiment.detector
+    students = f", {FROM_SCRATCH if detector.backbone.from_scratch else PRETRAINED}" if detector.is_built_in else ""
+    return f"{title_of(experiment.method.name)}{students}: its frozen teacher is a {found}{images}."
 
 
 def data_sentences(records: Sequence[Record]) -> list[str]:

@@ -300,7 +300,7 @@ def _same_cost(verdict: Verdict) -> str:
         return "an unknown cost spent"
     # Busier cores make a training no longer, but what the clock said is said.
     measured = verdict.equal_cost_measured
-    steps = f" by its steps, measured {with_unit(measured, 'x')} on busier cores," if measured else ""
+    steps = f" by its steps, measured {with_unit(measured, 'x')} at another load of the cores," if measured else ""
     if abs(ratio - 1) <= SAME_COST:
         return f"the same cost{steps} spent"
     return f"{with_unit(ratio, 'x')} that cost{steps} spent"

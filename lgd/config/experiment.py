@@ -237,8 +237,6 @@ class Experiment(Settings):
         described |= {"detector": needed.detector.model_dump(), "method": dict(needed.method), "seed": needed.seed}
         described["schedule"] |= {"steps": needed.steps, "epochs": None} if needed.steps else {}
         described["schedule"] |= {} if needed.milestones is None else {"milestones": needed.milestones}
-        # A plain training has no frozen phase: students with one and without share their teacher.
-        described["schedule"] |= {"frozen": 0.0} if described["method"]["name"] == "baseline" else {}
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
 

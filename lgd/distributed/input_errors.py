@@ -10,6 +10,7 @@ from typing import Any
 from ray.train import ControllerError, UserCallback, WorkerGroupError
 
 from lgd.errors import InputError
+from lgd.storage.lease import LeaseLostError
 from lgd.storage.store import StorageError
 
 
@@ -23,7 +24,8 @@ class EndOnInputError(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         # Those of the others are that they lost the connection.
         for error in worker_exceptions.values():
-            if isinstance(error, InputError) and not isinstance(error, StorageError):
+            away = isinstance(error, StorageError) and not isinstance(error, LeaseLostError)
+            if isinstance(error, InputError) and not away:
                 # An error in the controller is not tried again.
                 raise error
 

@@ -92,7 +92,9 @@ def load_student(run: Path, device: str, source: str | None) -> TrainedStudent:
         raise InputError("--device cuda: torch sees no GPU here")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    with enough_memory(device, "this detector", "take --device cpu"):
+    with enough_memory(
+        device, "this detector", "take --device cpu" if device == "cuda" else "it needs a larger machine"
+    ):
         return TrainedStudent(run, device, source=source)
 
 

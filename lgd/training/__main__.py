@@ -34,6 +34,7 @@ from lgd.results.cost_meter import HEARTBEAT_FILE
 from lgd.results.record import FILE, Record, load
 from lgd.signals import exit_on_interrupt, on_signal
 from lgd.storage import outputs
+from lgd.storage.lease import LeaseLostError
 from lgd.storage.outputs import held, output_option, output_path, shown, store_of, working_in
 from lgd.storage.store import StorageError
 from lgd.training.command_output import PrintProgress, print_result, print_settings, summary
@@ -166,6 +167,9 @@ def _run(options: argparse.Namespace) -> int:
     on_progress = PrintProgress()
     try:
         record = _record(experiment, directory, label, chosen.name, options, on_progress)
+    except LeaseLostError:
+        # Another command goes on with it.
+        raise
     except StorageError as error:
         # Before there is a training to go on with, it is the user's input that is wrong: as with a sweep.
         if not on_progress.begun and not any((directory / x).exists() for x in (HEARTBEAT_FILE, FILE)):
@@ -287,8 +291,9 @@ def _train(
     names: dict[str, Any] = {"preset": name, "arm": experiment.method.label, "overrides": _overrides(options)}
     try:
         if _under_ray(options):
-            # Not at the top: it imports Ray.
-            from lgd.training.worker import train_on_workers
+            with exit_on_interrupt():
+                # Not at the top: it imports Ray.
+                from lgd.training.worker import train_on_workers
 
             return train_on_workers(
                 experiment,

@@ -12,7 +12,7 @@ import pytest
 
 from lgd.cli import exit_status, format_duration
 from lgd.errors import InputError
-from lgd.signals import keep_handlers, on_signal
+from lgd.signals import exit_on_interrupt, keep_handlers, on_signal
 
 
 @pytest.fixture
@@ -147,3 +147,27 @@ def test_a_forked_child_is_ended_by_sigterm() -> None:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert exit_status(command) == -signal.SIGTERM
+
+
+@pytest.mark.usefixtures("sigterm_ends")
+def test_sigterm_while_a_command_imports_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where a sweep or a training answers it, with a line of its own."""
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+
+    def imports() -> int:
+        with exit_on_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    for command in (imports, lambda: exit_status(imports)):
+        with pytest.raises(SystemExit) as left:
+            command()
+        assert left.value.code == 130
+    answered: list[int] = []
+    with on_signal(lambda: answered.append(1), signal.SIGTERM):
+        assert imports() == 0
+    assert answered == [1]

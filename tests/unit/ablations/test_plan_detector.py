@@ -138,6 +138,16 @@ def test_code_that_only_an_arms_own_method_would_run_is_named(tmp_path: Path) ->
     assert detector_sources(spec) == ["torchvision:retinanet_resnet50_fpn_v2"]
 
 
+def test_the_command_that_goes_on_is_told_whatever_became_of_a_teachers_files(tmp_path: Path) -> None:
+    """An interrupt, or a status, must not end with another error."""
+    (tmp_path / "student.json").write_text("{")
+    given = ("detector.source=mine:detector", "method.name=pkd", f"method.teacher.weights={tmp_path}/student.pth")
+    spec = SweepSpec(grid="components", preset="tiny", overrides=given, arms=("LGD",), seeds=1)
+    with pytest.raises(InputError):
+        detector_sources(spec)
+    assert "--detector mine:detector" in resume_command(tmp_path / "sweep", spec)
+
+
 def test_the_command_that_goes_on_names_the_code_again(tmp_path: Path) -> None:
     """A student's detector, another of its teacher, and a method, all of them Python code."""
     path = tmp_path / "a config.py"

@@ -16,6 +16,7 @@ from ray.job_submission import JobStatus
 from ablations import ray_job, submit
 from ablations.command import main
 from lgd.errors import InputError
+from lgd.signals import interrupted_by_sigterm
 
 URL = "http://127.0.0.1:8265"
 
@@ -213,3 +214,20 @@ def test_ctrl_c_stops_the_job_and_a_second_one_leaves_it(
     assert ("checkpoint" in out) == (second is None)
     assert "stopping raysubmit_1: its trainings write checkpoints, 120 s at most; Ctrl-C again to leave it" in err
     assert said in err
+
+
+def test_sigterm_leaves_a_job_that_is_followed_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The machine of whoever follows it shuts down: the job goes on."""
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    client = Client([[lambda: os.kill(os.getpid(), signal.SIGTERM)]])
+    with interrupted_by_sigterm(), pytest.raises(SystemExit) as left:
+        follow(client)
+    assert left.value.code == 130
+    assert client.stopped == 0
+    assert "left: raysubmit_1 goes on; its log: " in capsys.readouterr().err

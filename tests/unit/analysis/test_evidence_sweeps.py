@@ -283,7 +283,6 @@ def test_methods_on_other_data_are_beside_the_presets_own(studies: dict[str, Stu
     assert found.settings is not None
     arms = {row[2]: row for row in found.settings.rows if row[1] == "bccd"}
     assert "PKD (tf_efficientnet_lite2, ImageNet, weight 0.01)" in arms
-    assert "LGD" in arms
     rows = {arm.partition(" (")[0]: row for arm, row in arms.items()}
     assert len(rows) == 10
     assert rows["PKD"][7].startswith("+1.5 [")

@@ -249,12 +249,3 @@ def test_the_teacher_is_scored_in_every_evaluation_unless_it_is_not_asked_for() 
     assert Evaluation().scores_teacher
     assert Evaluation(teacher=True).scores_teacher
     assert not Evaluation(teacher=False).scores_teacher
-
-
-def test_students_with_a_frozen_phase_and_without_share_their_plain_teacher() -> None:
-    pkd = NANO.override(["method.name=pkd"])
-    assert pkd.override(["schedule.frozen=0.2"]).teacher == pkd.override(["schedule.frozen=0"]).teacher
-    # Where the teacher's training has such a phase itself, it is the student's.
-    labelenc = NANO.override(["method.name=labelenc", "schedule.frozen=0.2"])
-    assert labelenc.teacher is not None
-    assert labelenc.teacher.schedule.frozen == 0.2

@@ -20,6 +20,7 @@ from lgd.distributed import ray_train
 from lgd.distributed.input_errors import EndOnInputError, input_error
 from lgd.distributed.messages import Messages
 from lgd.distributed.workers import Workers
+from lgd.storage.lease import LeaseLostError
 
 BROKEN = ReadError("1.jpg: cannot be decoded")
 AWAY = StoreReadError("s3://bucket/1.jpg: no answer for 300 s")
@@ -47,6 +48,13 @@ def test_it_ends_the_training_whichever_worker_it_was_and_uses_up_no_restart() -
         assert str(found) == str(BROKEN)
     handler.after_worker_group_poll_status(_seen(None, LOST))
     assert policy.make_decision(WorkerGroupError("", {1: LOST})) == FailureDecision.RETRY
+
+
+def test_a_training_that_another_command_took_over_is_not_started_again() -> None:
+    context: Any = None
+    handler = UserCallbackHandler([EndOnInputError()], context)
+    with pytest.raises(LeaseLostError, match="taken over"):
+        handler.after_worker_group_poll_status(_seen(LOST, LeaseLostError("s3://b/x: another command has taken over")))
 
 
 def test_a_store_that_is_away_uses_up_a_restart_and_after_the_last_one_is_what_ended_it() -> None:
