@@ -139,8 +139,12 @@ def _text(cell: Cell | None) -> str:
     """``+3.1 [+1.8, +4.5] (3 seeds, 1.8x)``."""
     if cell is None:
         return MISSING
-    of = [f"{cell.gain.n} seed{'s' * (cell.gain.n != 1)}", *([with_unit(cell.cost, "x")] if cell.cost else [])]
-    return f"{difference_text(cell.gain)} ({', '.join([*of, *([f'{cell.ended} ended early'] if cell.ended else [])])})"
+    of = [f"{cell.gain.n} seed{'s' * (cell.gain.n != 1)}"]
+    if cell.cost:
+        of.append(with_unit(cell.cost, "x"))
+    if cell.ended:
+        of.append(f"{cell.ended} ended early")
+    return f"{difference_text(cell.gain)} ({', '.join(of)})"
 
 
 def _notes(records: Sequence[Record], found: Sequence[Row]) -> list[str]:

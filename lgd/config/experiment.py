@@ -235,8 +235,10 @@ class Experiment(Settings):
             return None
         described = self.model_dump()
         described |= {"detector": needed.detector.model_dump(), "method": dict(needed.method), "seed": needed.seed}
-        described["schedule"] |= {"steps": needed.steps, "epochs": None} if needed.steps else {}
-        described["schedule"] |= {} if needed.milestones is None else {"milestones": needed.milestones}
+        if needed.steps:
+            described["schedule"] |= {"steps": needed.steps, "epochs": None}
+        if needed.milestones is not None:
+            described["schedule"]["milestones"] = needed.milestones
         described["evaluation"] |= {"every": 0, "teacher": False}
         return Experiment.model_validate(described)
 
