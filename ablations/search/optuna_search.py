@@ -87,7 +87,8 @@ class Search:
 
         What an interrupted search left half done is proposed first, and goes on from its checkpoint. base: the
         base experiment as it travels to a worker. stopped: whether the sweep is to stop; then a study elsewhere that
-        does not answer is waited for no longer. Raises StudyUnreachableError in the end where it did not answer.
+        does not answer is waited for no longer. Raises StudyUnreachableError in the end where it did not answer, and
+        DiskFullError where its disk was full.
         """
         from ablations.search.proposals import searcher_class
 
