@@ -48,10 +48,11 @@ def _show_cost(checked: Checked, resources: Resources, options: CostOptions, con
     planned, search = list(checked.missing), checked.search
     samples = search.left() if search is not None else 0
     if search is not None and samples:
-        # A search's trials are taken to cost what LGD whole does; components that are off make some cheaper.
+        # A search's trials are taken to cost what its method whole does; components that are off make some cheaper.
         say(console, f"and {samples} samples of a search")
         place = search.output / "trials"
-        planned += [Trial("LGD (search)", search.base, place / f"search-{i}") for i in range(samples)]
+        arm = f"{search.base.method.title} (search)"
+        planned += [Trial(arm, search.base, place / f"search-{i}") for i in range(samples)]
     if options.measure:
         measure_missing(planned, resources, on_progress=lambda text: say(console, text))
     for line in predict(planned, resources).lines(options.price_per_gpu_hour):

@@ -20,12 +20,12 @@ from ablations.plan_checks import (
     check_used,
 )  # fmt: skip
 from ablations.search.study_place import check_kept, study_place
-from lgd.config.arms import Grid
+from lgd.config.arms import Arm, Grid
 from lgd.config.data_source import absolute_source, followed
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
-from lgd.config.method import import_named
+from lgd.config.method import DEFAULT, import_named, title_of
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -97,7 +97,8 @@ def describe(
     of_data = {"data.source": (f"--data {data}", data)} if data else None
     check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], of_data)
     base = preset(size)
-    check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], base)
+    trained = base.override({"method.name": search.method}) if search else base
+    check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], trained)
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = base.override(base.applicable(given))
     check_bigger(extra, base)
@@ -229,8 +230,10 @@ def read_sweep(directory: Path) -> SweepSpec:
     spec = SweepSpec.read(directory)
     try:
         check_number(spec.seeds, len(spec.arms))
-        if spec.search and spec.search.study:
-            check_kept(spec.search.study)
+        if spec.search:
+            title_of(spec.search.method)
+            if spec.search.study:
+                check_kept(spec.search.study)
         base = preset(spec.preset)
         # A sweep may set what only some of its arms' methods have.
         base.override(base.applicable(spec.overrides))
@@ -259,7 +262,12 @@ def with_samples(spec: SweepSpec, samples: int, directory: Path) -> SweepSpec:
 
 
 def search_spec(
-    samples: int, objectives: Sequence[str], early_stop: bool, study: str | None = None, study_name: str | None = None
+    samples: int,
+    objectives: Sequence[str],
+    early_stop: bool,
+    study: str | None = None,
+    study_name: str | None = None,
+    method: str = DEFAULT,
 ) -> SearchSpec:
     """The search that the options ask for. Raises InputError for what cannot be searched for."""
     if samples < 1:
@@ -272,20 +280,24 @@ def search_spec(
         raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
     if study is None and study_name is not None:
         raise InputError("--study-name needs --study")
-    described = {"samples": samples, "objectives": objectives, "early_stop": early_stop}
+    described = {"samples": samples, "objectives": objectives, "early_stop": early_stop, "method": method}
     if study is not None:
         described |= {"study": study_place(study), "study_name": study_name or STUDY}
     return SearchSpec.model_validate(described)
 
 
 def search_base(spec: SweepSpec) -> Experiment:
-    """The LGD experiment that a search varies."""
-    base = preset(spec.preset)
-    base = base.override(base.applicable(spec.overrides))
-    base = base.override({"method.name": "lgd", "data.source": absolute_source(base.data.source)})
+    """The experiment that a search varies, of its method. Raises InputError for a method that is not known."""
+    method = spec.search.method if spec.search else DEFAULT
+    base = experiment_of(_searched_arm(method), preset(spec.preset), spec.overrides)
     if spec.search and spec.search.early_stop and not base.evaluation.every:
         base = base.override({"evaluation.every": max(1, base.schedule.steps // 8)})
     return base
+
+
+def _searched_arm(method: str) -> Arm:
+    """What a search varies, as an arm."""
+    return Arm(f"{title_of(method)} (search)", {"method.name": method})
 
 
 def trials_of(spec: SweepSpec, directory: Path, records: dict[str, Record] | None = None) -> Sweep:

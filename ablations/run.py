@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from lgd.signals import exit_on_interrupt
 
@@ -61,13 +62,15 @@ def parser() -> Parser:
     )
     which.add_argument("--resume", type=output_option, metavar="DIR", help="run what a results directory still lacks")
     which.add_argument(
-        "--method", metavar="NAME", help="with --resume: the sweep's own method again, where that is Python code"
-    )
+        "--method", metavar="NAME",
+        help="with --search: whose settings are searched (default: lgd); with --resume: the sweep's own again, where"
+        " that is Python code",
+    )  # fmt: skip
     which.add_argument("--status", type=input_option, metavar="DIR", help="how far a results directory is")
     which.add_argument("--list", action="store_true", help="the grids; with --grid, its arms")
     for add in (
-        sweep_command.add_arms, sweep_command.add_questions, add_search, sweep_command.add_placement,
-        sweep_command.add_budget, sweep_command.add_cost, sweep_command.add_confirmations,
+        sweep_command.add_arms, sweep_command.add_questions, partial(add_search, of_method=False),
+        sweep_command.add_placement, sweep_command.add_budget, sweep_command.add_cost, sweep_command.add_confirmations,
     ):  # fmt: skip
         add(whole)
     return whole
@@ -80,8 +83,10 @@ def subcommand_of(options: argparse.Namespace) -> str:
     if (options.status or options.resume) and (options.grid or options.search):
         given = "--grid" if options.grid else "--search"
         raise InputError(f"--resume and --status take the sweep as it is: leave out {given}")
-    if options.method and not options.resume:
-        raise InputError(f"--method {options.method} is for --resume: name a sweep's method by --set method.name=NAME")
+    if options.method and not (options.resume or options.search):
+        raise InputError(
+            f"--method {options.method} is for --search and --resume: name a sweep's method by --set method.name=NAME"
+        )
     if options.list:
         return "list"
     directory = options.status or options.resume

@@ -386,7 +386,7 @@ def _list(options: argparse.Namespace) -> int:
 
 SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int], str]] = {
     "run": (_run_options, _run, "train what a grid still lacks, and print its table"),
-    "search": (_search_options, _search, "search LGD's weights and components around a grid's base (Optuna)"),
+    "search": (_search_options, _search, "search a method's settings (default: LGD's) around a grid's base (Optuna)"),
     "plan": (_plan_options, _plan, "print what would run and what it will cost, and check it, without training"),
     "resume": (_resume_options, _resume, "run what a results directory still lacks"),
     "status": (lambda parser: _add_directory(parser, input_option), _status, "how far a results directory is"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lgd.config.arms import Grid
 from lgd.config.grids import grid
+from lgd.config.method import DEFAULT
 from lgd.errors import InputError
 from lgd.results.sweep_spec import MIN_GAIN, SweepSpec
 
@@ -29,6 +30,7 @@ def command_of(spec: SweepSpec, place: str) -> str:
     parts += _looks(spec) if spec.looks else [f"--seeds {spec.seeds}"]
     if spec.search:
         parts.append(f"--search optuna --samples {spec.search.samples} --objectives {','.join(spec.search.objectives)}")
+        parts += [f"--method {shlex.quote(spec.search.method)}"] if spec.search.method != DEFAULT else []
         parts += ["--early-stop"] if spec.search.early_stop else []
         parts += [f"--search-space {shlex.quote(x)}" for x in spec.search.space]
     else:

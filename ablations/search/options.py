@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from lgd.results.sweep_spec import SearchSpec, SweepSpec
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
+def add_search(parser: argparse.ArgumentParser, *, of_method: bool = True) -> None:
+    """of_method: with ``--method``, which a command may have already."""
     group = parser.add_argument_group("the search")
+    if of_method:
+        group.add_argument("--method", metavar="NAME", help="whose settings are searched (default: lgd)")
     group.add_argument("--samples", type=int, metavar="N", help="trials in the results directory (default: 20)")
     group.add_argument("--objectives", metavar="A,B", help="AP (default), or AP,gpu_hours for a Pareto front")
     group.add_argument("--early-stop", action="store_true", help="end trials that fall behind in AP (ASHA)")
@@ -23,13 +26,19 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def search_options(options: argparse.Namespace) -> SearchSpec:
-    """The search that the options describe. Raises InputError for what cannot be searched for."""
+    """The search that the options describe. Its method, where it is code, is imported, for the command names it.
+
+    Raises InputError for what cannot be searched for.
+    """
     from ablations.plan import search_spec
     from ablations.search.search_space import normalized
+    from lgd.config.method import DEFAULT, import_named
 
+    import_named([], options.method)
     objectives = [x.strip() for x in (options.objectives or "AP").split(",")]
     samples = 20 if options.samples is None else options.samples
-    found = search_spec(samples, objectives, options.early_stop, options.study, options.study_name)
+    method = options.method or DEFAULT
+    found = search_spec(samples, objectives, options.early_stop, options.study, options.study_name, method)
     return found.model_copy(update={"space": normalized(options.search_space)})
 
 

@@ -18,12 +18,14 @@ from rich.table import Table
 
 from ablations.display import say
 from ablations.search.optuna_search import Search, TrialNames, quiet_optuna
-from ablations.search.search_space import OBJECTIVES, assignments, objectives, settings_of
+from ablations.search.search_space import OBJECTIVES, VARIANT, SearchSpace, assignments, objectives, settings_of
 from ablations.search.study_place import StudyUnreachableError, in_store
 from ablations.search.study_storage import AWAY, reason
 from analysis.plots.style import save
+from lgd.config.component_arms import COMPONENTS
 from lgd.config.experiment import split_assignment
-from lgd.config.grids import grid
+from lgd.config.method import DEFAULT, title_of
+from lgd.config.pays_grid import PAYS
 from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import SEARCHED, SweepSpec
@@ -52,7 +54,7 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
     if not best:
         say(console, "no trial of the search was complete")
         return []
-    console.print(_trials_table(study, names, ended, best))
+    console.print(_trials_table(study, names, ended, best, search.space))
     say(console, "best trial:" if len(search.objectives) == 1 else "Pareto front:")
     for trial in best:
         name = names.of(trial.params)
@@ -61,7 +63,7 @@ def show_search(spec: SweepSpec, search: Search, console: Console) -> list[Path]
         say(
             console,
             f"the AP of the best of {len(ended)} trials is overstated: one seed chose it. These commands train it with"
-            f" {NEW_SEEDS} other seeds, beside the baseline",
+            f" {NEW_SEEDS} other seeds{'' if ':' in search.base.method.name else ', beside the baseline'}",
         )
     file = search.study_place
     dashboard = f"optuna-dashboard {'' if search.place else 'sqlite:///'}"
@@ -128,7 +130,7 @@ def _front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) 
 
 
 def _trials_table(
-    study: optuna.Study, names: TrialNames, ended: Sequence[Record], best: Sequence[FrozenTrial]
+    study: optuna.Study, names: TrialNames, ended: Sequence[Record], best: Sequence[FrozenTrial], space: SearchSpace
 ) -> Table:
     """A row a trial of the search, best AP first, with its device-hours; its last step, where any was ended early."""
     trials = study.get_trials(deepcopy=False)
@@ -140,13 +142,13 @@ def _trials_table(
     ours = "".join(f" ({x})" for x in dict.fromkeys(record.ours for record in records) if x)
     title = f"trials of the search, best first{ours}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    heads = ("trial", "AP", "hours", *(["ended"] if early else []), "distill", "instr.", "lr", "off", "variant")
-    for head in heads:
+    columns = _columns(space)
+    for head in ("trial", "AP", "hours", *(["ended"] if early else []), *columns):
         table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")
     for record in records[:SHOWN]:
         name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
         end = [f"at {record.steps}" if record.status == "stopped" else record.status] if early else []
-        table.add_row(name, *_figures(record), *end, *_changes(parameters.get(record.arm, {})))
+        table.add_row(name, *_figures(record), *end, *_changes(columns, parameters.get(record.arm, {})))
     if len(records) > SHOWN:
         table.caption = f"and {len(records) - SHOWN} more"
     return table
@@ -162,25 +164,39 @@ def _figures(record: Record) -> tuple[str, ...]:
     return tuple(format(found[x], form) if x in found else "n/a" for x, form in (("AP", ".1f"), ("gpu_hours", ".3g")))
 
 
-def _changes(parameters: Mapping[str, Any]) -> list[str]:
-    settings = {key.removeprefix("method."): value for key, value in settings_of(parameters).items()}
-    off = [x for x in ("encoder", "adapter", "mapper") if settings.get(x) is False]
-    variant = str(settings.get("variant", "")).replace("_", " ")
-    weights = [str(settings.get(x, "")) for x in ("distill_weight", "instructive_weight", "lr_factor")]
-    return [*weights, ", ".join(off), variant]
+HEADS = {"method.distill_weight": "distill", "method.instructive_weight": "instr.", "method.lr_factor": "lr"}
+"""Short names of settings, at the heads of their columns."""
+
+OFF = "off"
+"""Head of the column of components that are off."""
+
+
+def _columns(space: SearchSpace) -> dict[str, str]:
+    """By head, the setting in a column of the trials; of OFF none."""
+    components = {OFF: "", "variant": VARIANT} if space.components else {}
+    return {HEADS.get(x, x.removeprefix("method.")): x for x in space.ranges} | components
+
+
+def _changes(columns: Mapping[str, str], parameters: Mapping[str, Any]) -> list[str]:
+    settings = settings_of(parameters)
+    off = ", ".join(x for x in ("encoder", "adapter", "mapper") if settings.get(f"method.{x}") is False)
+    return [off if head == OFF else str(settings.get(x, "")).replace("_", " ") for head, x in columns.items()]
 
 
 def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int, output: str) -> str:
-    """The command that trains one trial of a search again: the arm of the components grid that it is a variant of.
+    """The command that trains one trial of a search again: the arm that it is a variant of.
 
     With NEW_SEEDS seeds that neither the search, whose first one is ``seed``, nor the arm beside it had, and with the
-    baseline.
+    baseline; a method ``package.module:Class``, which no grid has an arm of, alone (docs/own-method.md).
     """
-    known = [arm.name for arm in grid("components", spec.preset).arms if not arm.skipped]
-    arms = [x for x in ("baseline", "LGD") if x in known]
+    method = spec.search.method if spec.search else DEFAULT
     given = [x for x in spec.overrides if split_assignment(x)[0] != "seed"]
     sets = [*given, *assignments(parameters), f"seed={seed + spec.seeds}"]
-    argv = ["python", "ablations/run.py", "--grid", "components", "--preset", spec.preset, "--arms", ",".join(arms)]
+    if ":" in method:
+        name, arms, sets = COMPONENTS.name, ["LGD"], [f"method.name={method}", *sets]
+    else:
+        name, arms = (COMPONENTS.name if method == DEFAULT else PAYS), ["baseline", title_of(method)]
+    argv = ["python", "ablations/run.py", "--grid", name, "--preset", spec.preset, "--arms", ",".join(arms)]
     argv += ["--seeds", str(NEW_SEEDS), "--output", output]
     return shlex.join([*argv, *(x for s in sets for x in ("--set", s))])
 

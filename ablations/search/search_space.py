@@ -1,4 +1,4 @@
-"""The search space: LGD's weights and components around a sweep's base experiment. Loads no Optuna."""
+"""The search space: a method's settings, LGD's components among them, around a base experiment. Loads no Optuna."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
+
+from pydantic import ValidationError
 
 from ablations.trial_config import TrialConfig
 from lgd.config.components import AdapterVariant
 from lgd.config.experiment import parse, split_assignment
 from lgd.config.settings import Settings
+from lgd.config.validation_error import explain
 from lgd.errors import InputError
 from lgd.results.record import Record
 
@@ -38,30 +41,38 @@ RANGES = {
     "method.instructive_weight": (0.1, 10.0),
     "method.lr_factor": (0.3, 3.0),
 }
-"""Lowest and highest value of the numbers, which are drawn on a log scale, unless ``--search-space`` says others."""
+"""Lowest and highest value of LGD's numbers, which are drawn on a log scale, unless ``--search-space`` says others."""
 
-SEARCHED = (*(f"method.{key}" for key in COMPONENTS), VARIANT, *RANGES)
-"""The settings that a search chooses itself, unless they are fixed."""
+RANGES_OF_OTHERS = {"method.distill_weight": (0.001, 10.0)}
+"""The same of any other method: published weights can be a hundred times too large for a short training
+(``CHOSEN_WEIGHTS`` of lgd/config/methods_grid.py)."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The settings of SEARCHED that a search varies, and within what."""
+    """The settings that a search varies, and within what."""
 
     fixed: tuple[str, ...] = ()
     """Those that have the base experiment's value in every trial."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: RANGES)
     """Lowest and highest value of the numbers."""
     variants: tuple[str, ...] = VARIANTS
-    """Choices of the adapter's variant."""
+    """Choices of the adapter's variant; () where there is no adapter."""
+    components: tuple[str, ...] = COMPONENTS
+    """What is on or off; () for other methods than LGD."""
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The settings that a search chooses itself, unless they are fixed."""
+        return (*(f"method.{x}" for x in self.components), *((VARIANT,) if self.variants else ()), *self.ranges)
 
     def described(self, base: Settings) -> str:
         """In one line. base: the base experiment's method."""
-        free = [x for x in SEARCHED if x not in self.fixed]
-        components = [x for x in free if x not in (VARIANT, *RANGES)]
+        free = [x for x in self.searched if x not in self.fixed]
+        components = [x for x in free if x.removeprefix("method.") in self.components]
         parts = [f"{', '.join(components)}: on or off"] if components else []
         parts += [f"{VARIANT}: {', '.join(self.variants)}"] if VARIANT in free else []
-        parts += [f"{x}: {self.ranges[x][0]:g} to {self.ranges[x][1]:g}" for x in RANGES if x in free]
+        parts += [f"{x}: {self.ranges[x][0]:g} to {self.ranges[x][1]:g}" for x in self.ranges if x in free]
         values = {x: getattr(base, x.removeprefix("method.")) for x in self.fixed}
         parts += [f"fixed: {', '.join(assignments(values))}"] if values else []
         return f"search space: {'; '.join(parts)}"
@@ -73,32 +84,71 @@ def space_of(overrides: Iterable[str], narrowed: Iterable[str], base: Settings) 
 
     Raises InputError, one line, where a setting is fixed and has a range, or nothing is left to search.
     """
-    given = {split_assignment(x)[0] for x in overrides}
-    ranges = _parsed(narrowed)
-    variants = ranges.pop(VARIANT, VARIANTS)
-    space = SearchSpace(tuple(x for x in SEARCHED if x in given), {**RANGES, **ranges}, variants)
-    for key in _parsed(narrowed):
-        if key in space.fixed:
-            raise InputError(f"--search-space {key} and --set {key}: searched or fixed: leave one of them out")
-    own = base.model_dump()
-    fixed = {x: own[x] for x in (key.removeprefix("method.") for key in space.fixed if key not in RANGES)}
+    given, asked_for, own = {split_assignment(x)[0] for x in overrides}, _parsed(narrowed), base.model_dump()
+    space = _own_space(own, asked_for)
+    space = replace(space, fixed=tuple(x for x in space.searched if x in given))
+    _check_asked_for(asked_for, space, base)
+    fixed = {x: own[x] for x in (key.removeprefix("method.") for key in space.fixed if key not in space.ranges)}
     if not _is_possible(base, fixed, space):
         values = ", ".join(assignments({f"method.{key}": value for key, value in fixed.items()}))
         raise InputError(f"--search-space {VARIANT}={','.join(space.variants)}: none of these works with {values}")
     asked = _Asked()
     _ask(asked, base, space)
-    if not asked.names:
+    if asked.names:
+        return space
+    if space.fixed:
         raise InputError(f"--set of {', '.join(space.fixed)}: nothing is left to search: leave one of them out")
-    return space
+    numbers = ", ".join(_numbers(base))
+    raise InputError(
+        f"method {own['name']} has nothing that is searched by itself"
+        + (f": say what with --search-space KEY=LOW:HIGH ({numbers})" if numbers else "")
+    )
+
+
+def _own_space(own: Mapping[str, Any], asked_for: Mapping[str, Any]) -> SearchSpace:
+    """The space of a method, with what ``--search-space`` says. own: the method's settings."""
+    narrowed = {key: x for key, x in asked_for.items() if key != VARIANT}
+    if {*COMPONENTS, VARIANT.removeprefix("method.")} <= own.keys():
+        return SearchSpace((), {**RANGES, **narrowed}, asked_for.get(VARIANT, VARIANTS))
+    ranges = {key: x for key, x in RANGES_OF_OTHERS.items() if key.removeprefix("method.") in own}
+    return SearchSpace((), {**ranges, **narrowed}, (), ())
+
+
+def _check_asked_for(asked_for: Mapping[str, Any], space: SearchSpace, base: Settings) -> None:
+    """Raise InputError where ``--search-space`` names what is fixed, or what the method ``base`` does not have."""
+    own = base.model_dump()
+    for key, value in asked_for.items():
+        if key in space.fixed:
+            raise InputError(f"--search-space {key} and --set {key}: searched or fixed: leave one of them out")
+        if key == VARIANT:
+            if not space.variants:
+                raise InputError(f"--search-space {key}: method {own['name']} has no adapter")
+            continue
+        if key not in (numbers := _numbers(base)):
+            known = f"its numbers are {', '.join(numbers)}" if numbers else "it has none"
+            raise InputError(f"--search-space {key}: no number of method {own['name']}: {known}")
+        for bound in value:
+            try:
+                type(base).model_validate({**own, key.removeprefix("method."): bound})
+            except ValidationError as error:
+                raise InputError(f"--search-space method.{explain(error)}") from None
+
+
+def _numbers(method: Settings) -> list[str]:
+    """The settings of a method that a range can be said of; they may be None unless they are set."""
+    return [f"method.{key}" for key, x in type(method).model_fields.items() if _is_float(x.annotation)]
+
+
+def _is_float(annotation: Any) -> bool:
+    return annotation is float or any(_is_float(x) for x in get_args(annotation))
 
 
 def normalized(narrowed: Iterable[str]) -> tuple[str, ...]:
     """What ``--search-space`` says, in one form. Raises InputError, one line, for what is no range or choice."""
-    found = _parsed(narrowed)
+    found, usual = _parsed(narrowed), [VARIANT, *RANGES]
     return tuple(
         f"{x}={','.join(found[x]) if x == VARIANT else ':'.join(repr(y) for y in found[x])}"
-        for x in SEARCHED
-        if x in found
+        for x in sorted(found, key=lambda x: (usual.index(x) if x in usual else len(usual), x))
     )
 
 
@@ -108,13 +158,14 @@ def _parsed(narrowed: Iterable[str]) -> dict[str, Any]:
         key, _, value = (x.strip() for x in text.partition("="))
         if key in found:
             raise InputError(f"--search-space {key} is given twice")
-        if key in RANGES:
-            found[key] = _range(text, value)
-        elif key == VARIANT:
+        if key == VARIANT:
             found[key] = _variants(text, value)
+        elif key.startswith("method.") and key.removeprefix("method.") not in COMPONENTS:
+            found[key] = _range(text, value)
         else:
             raise InputError(
-                f"--search-space {text}: {', '.join(RANGES)} take a range, LOW:HIGH, and {VARIANT} takes A,B"
+                f"--search-space {text}: numbers of the method ({', '.join(RANGES)}) take a range, LOW:HIGH, and"
+                f" {VARIANT} takes A,B"
             )
     return found
 
@@ -164,24 +215,25 @@ def suggest(trial: Any, base: TrialConfig, space: SearchSpace | None = None) -> 
 
 def _ask(trial: Any, method: Settings, space: SearchSpace) -> None:
     own = method.model_dump()
-    fixed = [x.removeprefix("method.") for x in space.fixed if x not in RANGES]
+    fixed = [x.removeprefix("method.") for x in space.fixed if x not in space.ranges]
     chosen: dict[str, Any] = {key: own[key] for key in fixed}
-    for key in (x for x in COMPONENTS if x not in fixed):
+    for key in (x for x in space.components if x not in fixed):
         choices = [x for x in (True, False) if _is_possible(method, {**chosen, key: x}, space)]
         chosen[key] = trial.suggest_categorical(f"method.{key}", choices) if len(choices) > 1 else choices[0]
-    if VARIANT not in space.fixed:
+    if space.variants and VARIANT not in space.fixed:
         possible = [x for x in space.variants if _is_possible(method, {**chosen, "variant": x}, space)]
         # The base experiment's own needs no saying.
         if len(possible) > 1 or possible != [own["variant"]]:
             trial.suggest_categorical(f"{VARIANT}{'' if chosen['adapter'] else WITHOUT_ADAPTER}", possible)
-    for key in RANGES:
+    for key in space.ranges:
         if key not in space.fixed:
             trial.suggest_float(key, *space.ranges[key], log=True)
 
 
 def _is_possible(method: Settings, chosen: Mapping[str, Any], space: SearchSpace) -> bool:
     """Whether ``method`` can be trained with the ``chosen`` components and some choice of the others."""
-    whole: dict[str, Sequence[Any]] = {**dict.fromkeys(COMPONENTS, (True, False)), "variant": space.variants}
+    whole: dict[str, Sequence[Any]] = dict.fromkeys(space.components, (True, False))
+    whole |= {"variant": space.variants} if space.variants else {}
     free = [key for key in whole if key not in chosen]
     described = method.model_dump()
     for values in itertools.product(*(whole[key] for key in free)):

@@ -120,9 +120,11 @@ def _run_sweep(
     _remove_leftovers(trials, output)
     outcome = Outcome()
     callback = SweepCallback(labels, output, display, budget_exceeded, outcome)
+    searched = [Trial("", search.base, output)] if search is not None and search.left() else []
+    teachers = _teacher_trials([*trials, *searched], output, display)
     # An arm that needs a teacher waits for it without holding anything.
     for wave in (
-        [*_teacher_trials(trials, output, display), *(t for t in trials if not t.experiment.needs_teacher)],
+        [*teachers, *(t for t in trials if not t.experiment.needs_teacher)],
         [t for t in trials if t.experiment.needs_teacher],
     ):
         if wave and not outcome.why:
@@ -133,6 +135,8 @@ def _run_sweep(
             _fit(planned, len(wave), output, resources, callback, callbacks)
             if not outcome.why and not callback.all_ended():
                 raise KeyboardInterrupt
+    if searched and not outcome.why:
+        outcome.why = callback.failed_teacher(searched[0])
     if search is not None and not outcome.why:
         base = trial_config(Trial("", search.base, output), labels, output, resources)
         try:
@@ -253,15 +257,20 @@ class SweepCallback(tune.Callback):
         """The trials whose teacher, if they need one, was trained; the others get a record that says it was not."""
         left = []
         for trial in trials:
-            teacher = trial.experiment.teacher
-            path = teacher_directory(teacher, self._output / TEACHERS) / FILE if teacher else None
-            record = load(path) if path is not None and path.exists() else None
-            if record is None or record.status == "finished":
+            if reason := self.failed_teacher(trial):
+                self._end(trial.name, failed_record(trial.experiment, reason, **self._labels.of(trial.arm)))
+            else:
                 left.append(trial)
-                continue
-            reason = f"the teacher's training {record.status}: {record.reason}"
-            self._end(trial.name, failed_record(trial.experiment, reason, **self._labels.of(trial.arm)))
         return left
+
+    def failed_teacher(self, trial: Trial) -> str:
+        """Why the trial has no teacher; "" where it needs none, or one that was trained or is still to be."""
+        teacher = trial.experiment.teacher
+        path = teacher_directory(teacher, self._output / TEACHERS) / FILE if teacher else None
+        record = load(path) if path is not None and path.exists() else None
+        if record is None or record.status == "finished":
+            return ""
+        return f"the teacher's training {record.status}: {record.reason}"
 
     def all_ended(self) -> bool:
         """Whether every trial that was begun has a record."""

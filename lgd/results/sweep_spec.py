@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, PositiveInt, ValidationError, field_va
 from lgd.config.arms import Grid
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
 from lgd.config.grids import grid
+from lgd.config.method import DEFAULT
 from lgd.config.presets import preset
 from lgd.config.settings import Positive, Settings
 from lgd.config.validation_error import explain
@@ -43,6 +44,9 @@ MOST_SEEDS_LOOKED_AT = 200
 class SearchSpec(Settings):
     """The search around a sweep's base experiment."""
 
+    method: str = DEFAULT
+    """The method whose settings are searched, as ``method.name``."""
+
     samples: Annotated[PositiveInt, Field(le=MOST_SAMPLES)]
     """Trials, all commands together."""
     objectives: tuple[Literal["AP"]] | tuple[Literal["AP"], Literal["gpu_hours"]]
@@ -58,11 +62,18 @@ class SearchSpec(Settings):
     that the sweep's ``overrides`` set are not searched."""
 
     @property
+    def label(self) -> str:
+        """Ends the name of its results directory, where none is given."""
+        # Of code, the class.
+        return "-search" if self.method == DEFAULT else f"-search-{self.method.rpartition(':')[2]}"
+
+    @property
     def description(self) -> str:
         """What its study cannot change, in words."""
         place = f", in study {self.study_name!r} of {self.study}" if self.study else ""
         space = f", within {' '.join(self.space)}" if self.space else ""
-        return f"{goal(self.objectives, self.early_stop)}{space}{place}"
+        method = f" of method {self.method}" if self.method != DEFAULT else ""
+        return f"{goal(self.objectives, self.early_stop)}{method}{space}{place}"
 
 
 def goal(objectives: Sequence[str], early_stop: bool) -> str:
@@ -131,7 +142,7 @@ class SweepSpec(Settings):
     @property
     def label(self) -> str:
         """Name of its results directory, where none is given."""
-        return f"{self.grid}-{self.preset}{'-search' if self.search else ''}"
+        return f"{self.grid}-{self.preset}{self.search.label if self.search else ''}"
 
     @property
     def whole_grid(self) -> Grid:
@@ -165,6 +176,7 @@ class SweepSpec(Settings):
             unset = {
                 *(() if self.search.study else ("study", "study_name")),
                 *(() if self.search.space else ("space",)),
+                *(() if self.search.method != DEFAULT else ("method",)),
             }
             left_out |= {"search": unset} if unset else {}
         write_text(directory / SWEEP_FILE, self.model_dump_json(indent=1, exclude=left_out) + "\n")

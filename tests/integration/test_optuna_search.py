@@ -16,7 +16,7 @@ from ablations.run import main
 from ablations.search.optuna_search import STUDY_FILE, Search, search_of, trial_name
 from ablations.search.search_results import best_trials, command, draw
 from ablations.search.search_space import WITHOUT_ADAPTER, proposed_trial, settings_of, suggest
-from ablations.trial_config import RecordLabels, TrialConfig, trial_config
+from ablations.trial_config import TEACHERS, RecordLabels, TrialConfig, trial_config
 from lgd.config.components import component_conflict
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
@@ -28,7 +28,7 @@ from lgd.results.record import FILE, load
 from lgd.results.sweep_spec import STUDY, SearchSpec, SweepSpec
 from lgd.training.run import failed_record
 from tests.helpers import unsaved, wait_until
-from tests.integration.commands import OVERRIDES, QUICK, run
+from tests.integration.commands import ONE_BY_ONE, OVERRIDES, QUICK, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,6 +282,19 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_time_was_over(tmp_
 
     run("--resume", str(tmp_path))
     assert len(list(tmp_path.glob(f"trials/search-*/{FILE}"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session", "no_leftover_processes")
+def test_the_trials_of_a_search_share_their_teacher(tmp_path: Path) -> None:
+    arguments = ["--grid", "components", *QUICK, *ONE_BY_ONE, "--search", "optuna", "--method", "pkd", "--samples", "2"]
+    done = run(*arguments, "--set", "method.teacher.gate=false", "--output", str(tmp_path))
+    records = [load(path) for path in sorted(tmp_path.glob(f"trials/search-*/{FILE}"))]
+    (teacher,) = (load(path) for path in tmp_path.glob(f"{TEACHERS}/*/{FILE}"))
+    assert [x.status for x in (*records, teacher)] == ["finished"] * 3
+    assert {x.pretraining.fingerprint for x in records if x.pretraining} == {teacher.fingerprint}
+    assert len({x.experiment.method.distill_weight for x in records}) == 2
+    assert "--grid pays --preset nano --arms baseline,PKD --seeds 3" in done.out
 
 
 def _kill_at_work(output: Path) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from ablations.plan import describe, search_spec, trials_of
 from ablations.run import parser
 from ablations.search import search_results
-from ablations.search.optuna_search import Search, quiet_optuna, trial_name
+from ablations.search.optuna_search import Search, quiet_optuna, search_of, trial_name
 from ablations.search.search_results import SHOWN, best_trials, command, draw, goal, show_search
 from ablations.search.search_space import OBJECTIVES, proposed_trial, suggest
 from ablations.sweep_command import new_sweep
@@ -33,6 +33,7 @@ from lgd.errors import InputError
 from lgd.results.record import FILE, Scores, load
 from lgd.results.sweep_spec import SearchSpec
 from lgd.training.run import failed_record
+from tests.helpers_search import driver, end
 
 
 def _score(high: float, low: float) -> float:
@@ -183,6 +184,32 @@ def test_the_best_is_trained_again_with_seeds_that_did_not_choose_it(tmp_path: P
     ]
     method = trials[1].experiment.method.model_dump()
     assert (method["encoder"], method["lr_factor"]) == (False, 0.512)
+
+
+def test_the_best_of_another_method_is_trained_again_beside_the_baseline(tmp_path: Path) -> None:
+    spec = describe("components", "nano", seeds=1, search=search_spec(3, ["AP"], False, method="pkd"))
+    _, _, *arguments = shlex.split(command(spec, {"method.distill_weight": 0.01234}, 0, str(tmp_path / "again")))
+    again, directory = new_sweep(parser().parse_args(arguments))
+    trials = trials_of(again, directory).trials
+    assert [(x.arm, x.experiment.seed) for x in trials] == [(a, 1 + i) for i in range(3) for a in ("baseline", "PKD")]
+    assert trials[1].experiment.method.distill_weight == 0.0123
+
+
+def test_what_was_tried_of_another_method_has_its_settings_as_columns(tmp_path: Path) -> None:
+    wanted = search_spec(3, ["AP"], False, method="pkd").model_copy(update={"space": ("method.weight=1.0:20.0",)})
+    spec = describe("components", "nano", search=wanted)
+    search = search_of(spec, tmp_path)
+    assert search is not None
+    with driver(search) as searcher:
+        for i in range(2):
+            proposed = searcher.suggest(str(i))
+            searcher.on_trial_complete(str(i), end(search, proposed, curve={6: float(i)}))
+    out = io.StringIO()
+    show_search(spec, search, Console(file=out, width=160, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert lines[1].split() == ["trial", "AP", "hours", "distill", "weight"]
+    assert len(lines[2].split()) == 6  # with the star of the best
+    assert "--grid pays --preset nano --arms baseline,PKD" in out.getvalue()
 
 
 def test_the_front_is_of_a_searchs_own_trials(tmp_path: Path) -> None:

@@ -263,7 +263,14 @@ HOSTILE = "x'; touch touched; $(touch touched) `touch touched` \n#"
 
 
 @pytest.mark.parametrize("field", ["grid", "preset", "overrides", "arms"])
-@pytest.mark.parametrize("search", [None, SearchSpec(samples=2, objectives=("AP",), early_stop=False)])
+@pytest.mark.parametrize(
+    "search",
+    [
+        None,
+        SearchSpec(samples=2, objectives=("AP",), early_stop=False),
+        SearchSpec(samples=2, objectives=("AP",), early_stop=False, method=HOSTILE),
+    ],
+)
 def test_a_command_to_copy_runs_nothing_else(field: str, search: SearchSpec | None, tmp_path: Path) -> None:
     value = (HOSTILE,) if field in ("overrides", "arms") else HOSTILE
     _spec(**{field: value, "search": search}).write(tmp_path)
@@ -277,6 +284,7 @@ def test_a_command_to_copy_runs_nothing_else(field: str, search: SearchSpec | No
         ["bash", "-c", f"printf '%s\\0' {command}"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.split("\0")
     assert words[:3] == ["python", "ablations/run.py", "--grid"]
-    assert (HOSTILE in words) == (field != "arms")
+    of_search = bool(search and search.method == HOSTILE)
+    assert (HOSTILE in words) == (field != "arms" or of_search)
     assert words[:-1] == shlex.split(command)
     assert not (tmp_path / "touched").exists()

@@ -42,6 +42,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_sweep_has_a_label() -> None:
     assert WHOLE.label == "components-nano-search"
     assert WHOLE.model_copy(update={"search": None}).label == "components-nano"
+    for method, label in (("pkd", "pkd"), ("a.module:Attention", "Attention")):
+        search = SearchSpec(samples=3, objectives=("AP",), early_stop=False, method=method)
+        assert WHOLE.model_copy(update={"search": search}).label == f"components-nano-search-{label}"
+
+
+def test_the_method_of_a_search_is_kept(tmp_path: Path) -> None:
+    search = SearchSpec(samples=3, objectives=("AP",), early_stop=False, method="pkd")
+    spec = WHOLE.model_copy(update={"search": search})
+    spec.write(tmp_path)
+    assert SweepSpec.read(tmp_path) == spec
+    assert search.description == "objectives AP of method pkd"
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.parent.name)
