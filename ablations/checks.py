@@ -179,7 +179,7 @@ def check(
     with problems.noted():
         check_records([x for x in sweep.one_seed() if x not in checked.missing], checked.fingerprints)
     if not retrain_damaged:
-        check_teachers(sweep.directory, checked.planned, problems)
+        check_teachers(sweep.directory, checked.to_train, problems)
     known = [(trial, built[trial.arm]) for trial in checked.to_train if trial.arm in built]
     with problems.noted():
         check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)

@@ -85,7 +85,7 @@ def _experiments(spec: SweepSpec) -> Iterator[Experiment]:
     """What would be trained, with one seed: every arm, what the search varies, and all that is trained before."""
     base = preset(spec.preset)
     arms = [arm for arm in spec.whole_grid.arms if arm.name in spec.arms and not arm.skipped]
-    found: list[Experiment | None] = [experiment_of(arm, base, spec.overrides) for arm in arms]
+    found: list[Experiment | None] = [experiment_of(arm, base, spec.arm_overrides) for arm in arms]
     found += [search_base(spec)] if spec.search else []
     while found:
         if (experiment := found.pop(0)) is not None:

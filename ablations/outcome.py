@@ -62,7 +62,7 @@ def finish(sweep: Sweep, search: Search | None, why: str, resume: str, console: 
     statuses: Counter[str] = Counter(load(t.directory / FILE).status for t in sweep.trials if t.name not in not_trained)
     _show_unsuccessful(statuses + Counter(failed=failed), trials, missing, resume, console)
     all_finished = statuses["finished"] == len(sweep.trials)
-    return 0 if all_finished and not failed and not sweep.deferred and not damaged else 1
+    return 0 if all_finished and not failed and not samples and not sweep.deferred and not damaged else 1
 
 
 def _show_unsuccessful(statuses: Mapping[str, int], trials: int, not_run: int, resume: str, console: Console) -> None:

@@ -12,6 +12,7 @@ from ablations.damaged import read
 from ablations.equal_time import steps_for_equal_time, with_steps
 from ablations.plan_checks import (
     MOST_TRIALS,
+    OF_DETECTOR,
     check_bigger,
     check_extra,
     check_number,
@@ -24,8 +25,9 @@ from lgd.config.arms import Arm, Grid
 from lgd.config.data_source import absolute_source, followed
 from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, with_extra_arms
-from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan
+from lgd.config.grids import TABLES, Trial, check_overrides, experiment_of, grid, plan, with_method
 from lgd.config.method import DEFAULT, import_named, title_of
+from lgd.config.pays_grid import FIRST_STAGES
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
@@ -94,11 +96,11 @@ def describe(
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
-    of_data = {"data.source": (f"--data {data}", data)} if data else None
-    check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], of_data)
-    base = preset(size)
-    trained = base.override({"method.name": search.method}) if search else base
-    check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], trained)
+    options = {"data.source": (f"--data {data}", data)} if data else {}
+    options |= {"method.name": (f"--method {search.method}", search.method)} if search else {}
+    check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], options)
+    base = with_method(preset(size), search.method, overrides) if search else preset(size)
+    check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], base)
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
     base = base.override(base.applicable(given))
     check_bigger(extra, base)
@@ -230,11 +232,11 @@ def read_sweep(directory: Path) -> SweepSpec:
     spec = SweepSpec.read(directory)
     try:
         check_number(spec.seeds, len(spec.arms))
-        if spec.search:
-            title_of(spec.search.method)
-            if spec.search.study:
-                check_kept(spec.search.study)
+        if spec.search and spec.search.study:
+            check_kept(spec.search.study)
         base = preset(spec.preset)
+        if spec.search:
+            base = with_method(base, spec.search.method, spec.overrides)
         # A sweep may set what only some of its arms' methods have.
         base.override(base.applicable(spec.overrides))
         spec.whole_grid  # noqa: B018  building it validates it
@@ -280,6 +282,8 @@ def search_spec(
         raise InputError("--early-stop with --objectives AP,gpu_hours: what is ended early has no cost to compare")
     if study is None and study_name is not None:
         raise InputError("--study-name needs --study")
+    if method == "baseline" or method in FIRST_STAGES:
+        raise InputError(f"--method {method}: it is what methods are compared with, or prepares one")
     described = {"samples": samples, "objectives": objectives, "early_stop": early_stop, "method": method}
     if study is not None:
         described |= {"study": study_place(study), "study_name": study_name or STUDY}
@@ -305,12 +309,12 @@ def trials_of(spec: SweepSpec, directory: Path, records: dict[str, Record] | Non
 
     The description gets the steps that can be told by now. records: gets those that there are, by their trial's name.
     """
-    whole, base = spec.whole_grid, preset(spec.preset)
+    whole, base, given = spec.whole_grid, preset(spec.preset), spec.arm_overrides
     # Those of arms that nobody asked for are not looked for.
     asked = tuple(arm for arm in whole.arms if arm.name in spec.arms or not arm.time_budget_from)
-    steps = steps_for_equal_time(replace(whole, arms=asked), base, spec.seeds, spec.overrides, directory, spec.steps)
+    steps = steps_for_equal_time(replace(whole, arms=asked), base, spec.seeds, given, directory, spec.steps)
     chosen = tuple(with_steps(arm, steps) for arm in whole.arms if arm.name in spec.arms)
-    trials = plan(replace(whole, arms=chosen), base, spec.seeds, spec.overrides, directory)
+    trials = plan(replace(whole, arms=chosen), base, spec.seeds, given, directory)
     readable, damages, damaged = list[Trial](), list[str](), list[Trial]()
     for trial in trials:
         found = read(trial.directory)
@@ -331,8 +335,7 @@ def _trainable_arms(chosen: Grid, names: Sequence[str], base: Experiment, overri
     """
     if not any(split_assignment(x)[0] == "detector.name" for x in overrides):
         return list(names)
-    of_detector = ("detector.name", "method.context", "method.detach_appearance")
-    others = [x for x in overrides if split_assignment(x)[0] not in of_detector]
+    others = [x for x in overrides if split_assignment(x)[0] not in ("detector.name", *OF_DETECTOR)]
     refused: set[str] = set()
     for arm in (x for x in chosen.arms if x.name in names):
         try:

@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from lgd.config.arms import Arm, Grid
-from lgd.config.experiment import Experiment
+from lgd.config.experiment import Experiment, split_assignment
 from lgd.config.extra_arms import ExtraArms, is_bigger, questioned
 from lgd.errors import InputError
 
 MOST_TRIALS = 10_000
 """Most trials of a sweep or samples of a search; more are refused as a typing error."""
+
+
+OF_DETECTOR = ("method.context", "method.detach_appearance")
+"""Settings of LGD that ``--detector`` brings along, whatever method is trained."""
 
 
 def check_extra(extra: ExtraArms, chosen: Grid, own: Grid, names: Collection[str]) -> None:
@@ -71,8 +75,9 @@ def check_used(overrides: Sequence[str], arms: Iterable[Arm], base: Experiment) 
         with suppress(InputError):
             trained.append(base.override({"method.name": name}))
     kept = {x for experiment in trained for x in experiment.applicable(overrides)}
+    brought = OF_DETECTOR if any(split_assignment(x)[0] == "detector.name" for x in overrides) else ()
     for assignment in overrides:
-        if assignment not in kept:
+        if assignment not in kept and split_assignment(assignment)[0] not in brought:
             raise InputError(f"--set {assignment} has no effect: no arm has a method with this setting: leave it out")
 
 

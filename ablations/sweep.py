@@ -315,6 +315,8 @@ def train(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED, 0.0
     _learn(missing, resources)
+    if ended.unsearched:
+        say(console, ended.unsearched)
     # It may have come after the last look at the budget: no further round is to begin.
     why = ended.why or (TERMINATED if terminated.is_set() else "")
     return why, ended.spent

@@ -184,7 +184,7 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of a plan, for a subcommand that trains without them."""
-    group = parser.add_argument_group("plan", "with any of these nothing is trained, as with lgd sweep plan")
+    group = parser.add_argument_group("plan (with any of these nothing is trained)")
     group.add_argument("--plan", action="store_true", help="print what would run and its cost, and check it")
     _add_cost(group)
 

@@ -60,7 +60,7 @@ OWNER_FILE = "study.owner"
 
 @dataclass(frozen=True)
 class Search:
-    """A search around ``base``, an LGD experiment; its study and trials lie in ``output``."""
+    """A search around ``base``, an experiment of its method; its study and trials lie in ``output``."""
 
     base: Experiment
     output: Path

@@ -143,7 +143,7 @@ def _trials_table(
     title = f"trials of the search, best first{ours}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     columns = _columns(space)
-    for head in ("trial", "AP", "hours", *(["ended"] if early else []), *columns):
+    for head in ("trial", "AP", "hours", *(["ended"] if early else []), *(head for head, _ in columns)):
         table.add_column(head, justify="right" if head in ("AP", "hours") else "left", no_wrap=head != "variant")
     for record in records[:SHOWN]:
         name = record.arm.removeprefix(SEARCHED) + (" *" if record.arm in starred else "")
@@ -171,16 +171,16 @@ OFF = "off"
 """Head of the column of components that are off."""
 
 
-def _columns(space: SearchSpace) -> dict[str, str]:
-    """By head, the setting in a column of the trials; of OFF none."""
-    components = {OFF: "", "variant": VARIANT} if space.components else {}
-    return {HEADS.get(x, x.removeprefix("method.")): x for x in space.ranges} | components
+def _columns(space: SearchSpace) -> list[tuple[str, str]]:
+    """Head and setting of the columns of the trials; of OFF no setting."""
+    components = [(OFF, ""), ("variant", VARIANT)] if space.components else []
+    return [*((HEADS.get(x, x.removeprefix("method.")), x) for x in space.ranges), *components]
 
 
-def _changes(columns: Mapping[str, str], parameters: Mapping[str, Any]) -> list[str]:
+def _changes(columns: Sequence[tuple[str, str]], parameters: Mapping[str, Any]) -> list[str]:
     settings = settings_of(parameters)
     off = ", ".join(x for x in ("encoder", "adapter", "mapper") if settings.get(f"method.{x}") is False)
-    return [off if head == OFF else str(settings.get(x, "")).replace("_", " ") for head, x in columns.items()]
+    return [off if head == OFF else str(settings.get(x, "")).replace("_", " ") for head, x in columns]
 
 
 def command(spec: SweepSpec, parameters: Mapping[str, Any], seed: int, output: str) -> str:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -44,7 +45,7 @@ RANGES = {
 """Lowest and highest value of LGD's numbers, which are drawn on a log scale, unless ``--search-space`` says others."""
 
 RANGES_OF_OTHERS = {"method.distill_weight": (0.001, 10.0)}
-"""The same of any other method: published weights can be a hundred times too large for a short training
+"""The same of any other method: published weights can be a thousand times too large for a short training
 (``CHOSEN_WEIGHTS`` of lgd/config/methods_grid.py)."""
 
 
@@ -125,8 +126,8 @@ def _check_asked_for(asked_for: Mapping[str, Any], space: SearchSpace, base: Set
                 raise InputError(f"--search-space {key}: method {own['name']} has no adapter")
             continue
         if key not in (numbers := _numbers(base)):
-            known = f"its numbers are {', '.join(numbers)}" if numbers else "it has none"
-            raise InputError(f"--search-space {key}: no number of method {own['name']}: {known}")
+            known = f"those are {', '.join(numbers)}" if numbers else "it has none"
+            raise InputError(f"--search-space {key}: no setting of method {own['name']} that takes a range: {known}")
         for bound in value:
             try:
                 type(base).model_validate({**own, key.removeprefix("method."): bound})
@@ -140,7 +141,8 @@ def _numbers(method: Settings) -> list[str]:
 
 
 def _is_float(annotation: Any) -> bool:
-    return annotation is float or any(_is_float(x) for x in get_args(annotation))
+    of_union = get_origin(annotation) in (Annotated, Union, UnionType)
+    return annotation is float or (of_union and any(_is_float(x) for x in get_args(annotation)))
 
 
 def normalized(narrowed: Iterable[str]) -> tuple[str, ...]:
@@ -277,14 +279,14 @@ def proposed_trial(config: Mapping[str, Any]) -> TrialConfig:
 def objectives(record: Record) -> dict[str, float]:
     """The objectives' values of a trial that ended, those that are known; empty without an AP.
 
-    Hours are those of the training steps, as wherever costs are compared: what an interruption lost, or an evaluation
-    took, says nothing of the parameters.
+    Hours are those of its training steps: what an interruption lost, an evaluation took or a teacher that all trials
+    share, says nothing of the parameters.
     """
     # Here, not at the top: commands that only plan do without.
-    from analysis.load import cost_seconds
+    from analysis.load import training_device_seconds
 
     ap = record.student.AP if record.student else None
     if ap is None:
         return {}
-    seconds = cost_seconds(record)
+    seconds = training_device_seconds(record)
     return {"AP": ap, **({} if seconds is None else {"gpu_hours": seconds / 3600})}

@@ -21,21 +21,21 @@ from ablations.remote_output import try_to_publish
 from ablations.search.lost_records import stopped_record
 from ablations.search.study_place import StudyUnreachableError
 from ablations.sweep_display import Display
-from ablations.trial_config import ERROR_FILE, STOP_FILE, TEACHERS, RecordLabels, trial_config
+from ablations.trial_config import ERROR_FILE, STOP_FILE, RecordLabels, trial_config
 from ablations.tune.ray_log import RAY_LOG, ray_log
-from ablations.tune.ray_trial import TEACHER, config_of, run_trial
+from ablations.tune.ray_trial import config_of, run_trial
+from ablations.tune.teacher_trials import teacher_trials, untaught, why_not_searched
 from ablations.tune.tune_patches import last_error, lost_workers_fail_alone
 from lgd.config.experiment import parse
 from lgd.config.grids import Trial
 from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results.cost_meter import read_heartbeat
-from lgd.results.record import FILE, Record, load
+from lgd.results.record import FILE, Record
 from lgd.signals import keep_handlers
 from lgd.storage import outputs
-from lgd.training.resume import existing_record, remove_resume_files
+from lgd.training.resume import remove_resume_files
 from lgd.training.run import failed_record
-from lgd.training.teacher import teacher_directory
 
 # Read by Ray Tune when it is imported, so set before it is. What it says is printed by display.py instead.
 QUIET = {
@@ -79,6 +79,8 @@ class Outcome:
     """\"" when all was run."""
     spent: float = 0.0
     """Device-seconds."""
+    unsearched: str = ""
+    """Why the search proposed nothing, where every trial of it would fail."""
 
 
 def run_sweep(
@@ -121,7 +123,10 @@ def _run_sweep(
     outcome = Outcome()
     callback = SweepCallback(labels, output, display, budget_exceeded, outcome)
     searched = [Trial("", search.base, output)] if search is not None and search.left() else []
-    teachers = _teacher_trials([*trials, *searched], output, display)
+    teachers = teacher_trials([*trials, *searched], output)
+    for teacher in teachers:
+        display.add(teacher)
+        outputs.remove(teacher.directory / FILE)
     # An arm that needs a teacher waits for it without holding anything.
     for wave in (
         [*teachers, *(t for t in trials if not t.experiment.needs_teacher)],
@@ -136,8 +141,8 @@ def _run_sweep(
             if not outcome.why and not callback.all_ended():
                 raise KeyboardInterrupt
     if searched and not outcome.why:
-        outcome.why = callback.failed_teacher(searched[0])
-    if search is not None and not outcome.why:
+        outcome.unsearched = why_not_searched(searched[0].experiment, output)
+    if search is not None and not (outcome.why or outcome.unsearched):
         base = trial_config(Trial("", search.base, output), labels, output, resources)
         try:
             with search.opened(base, callback.to_end) as (algorithm, scheduler, left):
@@ -204,20 +209,6 @@ def _fit(
     ).fit()
 
 
-def _teacher_trials(trials: Sequence[Trial], output: Path, display: Display) -> list[Trial]:
-    """A trial for every teacher that the trials need and that is not there yet."""
-    found: dict[Path, Trial] = {}
-    for trial in trials:
-        if trial.experiment.teacher is not None:
-            place = teacher_directory(trial.experiment.teacher, output / TEACHERS)
-            if existing_record(place, trial.experiment.teacher) is None:
-                found[place] = Trial(TEACHER, trial.experiment.teacher, place)
-    for teacher in found.values():
-        display.add(teacher)
-        outputs.remove(teacher.directory / FILE)
-    return list(found.values())
-
-
 def trial_name(trial: Any) -> str:
     """:attr:`Trial.name` of what Tune calls a trial."""
     return config_of(trial.config)["name"]
@@ -257,20 +248,11 @@ class SweepCallback(tune.Callback):
         """The trials whose teacher, if they need one, was trained; the others get a record that says it was not."""
         left = []
         for trial in trials:
-            if reason := self.failed_teacher(trial):
+            if reason := untaught(trial.experiment, self._output):
                 self._end(trial.name, failed_record(trial.experiment, reason, **self._labels.of(trial.arm)))
             else:
                 left.append(trial)
         return left
-
-    def failed_teacher(self, trial: Trial) -> str:
-        """Why the trial has no teacher; "" where it needs none, or one that was trained or is still to be."""
-        teacher = trial.experiment.teacher
-        path = teacher_directory(teacher, self._output / TEACHERS) / FILE if teacher else None
-        record = load(path) if path is not None and path.exists() else None
-        if record is None or record.status == "finished":
-            return ""
-        return f"the teacher's training {record.status}: {record.reason}"
 
     def all_ended(self) -> bool:
         """Whether every trial that was begun has a record."""

@@ -230,7 +230,8 @@ def experiment_of(arm: Arm, base: Experiment, overrides: Iterable[str]) -> Exper
     try:
         # The detector first: a method may refuse the preset's.
         experiment = base.override({k: v for k, v in arm.setting.items() if not k.startswith("method.")})
-        experiment = _with_method(experiment, arm)
+        if "method.name" in arm.changes:
+            experiment = with_method(experiment, str(arm.changes["method.name"]), overrides)
         # Settings of one method are none of another's.
         own = {k: v for k, v in arm.setting.items() if not k.startswith("method.") or experiment.has_setting(k)}
         experiment = experiment.override(own)
@@ -249,9 +250,16 @@ def _same_teacher(experiment: Experiment) -> dict[str, int]:
     return {key: teacher.schedule.steps} if key and teacher else {}
 
 
-def _with_method(base: Experiment, arm: Arm) -> Experiment:
-    name = arm.changes.get("method.name")
-    return base if name is None else base.override({"method.name": name})
+def with_method(base: Experiment, name: str, overrides: Iterable[str]) -> Experiment:
+    """``base`` with the method ``name``, which may refuse its detector, but not the one that ``overrides`` say.
+
+    Raises InputError, one line, where it refuses that too.
+    """
+    try:
+        return base.override({"method.name": name})
+    except InputError:
+        others = [x for x in overrides if not split_assignment(x)[0].startswith("method.")]
+        return base.override([*others, f"method.name={name}"])
 
 
 def _multiplied(experiment: Experiment, factors: Mapping[str, float]) -> dict[str, Any]:

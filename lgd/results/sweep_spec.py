@@ -145,6 +145,13 @@ class SweepSpec(Settings):
         return f"{self.grid}-{self.preset}{self.search.label if self.search else ''}"
 
     @property
+    def arm_overrides(self) -> tuple[str, ...]:
+        """``overrides`` of the arms: without settings of a searched method that is code, which may not be imported."""
+        if self.search is None or ":" not in self.search.method:
+            return self.overrides
+        return tuple(x for x in self.overrides if not x.startswith("method."))
+
+    @property
     def whole_grid(self) -> Grid:
         """The grid with the arms that were added to it. Raises InputError for one that is not known here."""
         return with_extra_arms(grid(self.grid, self.preset), self.extra, preset(self.preset))

@@ -161,5 +161,5 @@ def test_the_command_that_goes_on_names_the_code_again(tmp_path: Path) -> None:
     check_method_named_again(method_names(spec), options.method, "sweep")
     plain = SweepSpec(grid="components", preset="nano", overrides=(), arms=("LGD",), seeds=1)
     assert resume_command(tmp_path, plain) == f"python ablations/run.py --resume {tmp_path}"
-    with pytest.raises(InputError, match="--method own:Method is for --resume: .* --set method.name=NAME"):
+    with pytest.raises(InputError, match="--method own:Method is for --search and --resume: .* --set method.name=NAME"):
         subcommand_of(parser().parse_args(["--grid", "components", "--method", "own:Method"]))

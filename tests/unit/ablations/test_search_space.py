@@ -24,6 +24,7 @@ from ablations.search.search_space import (
     proposed_trial,
     suggest,
 )
+from lgd.config.method import import_method
 from lgd.errors import InputError
 from lgd.results.sweep_spec import SearchSpec, SweepSpec
 from tests.helpers_search import base_of, driver
@@ -179,21 +180,29 @@ def test_numbers_of_a_method_are_searched_where_a_range_is_said(tmp_path: Path) 
     assert len({x["ratio"] for x in methods}) > 10
 
 
-def test_a_method_of_lgds_components_is_searched_as_lgd(tmp_path: Path) -> None:
-    assert _search(_of_method("lgd"), tmp_path).space == SearchSpace()
+def test_a_method_with_lgds_components_is_searched_as_lgd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lgd_again.py").write_text(
+        "from lgd.methods.label_guided import LGD\nclass Again(LGD):\n    title = 'again'\n    sharpness: float = 2.0\n"
+    )
+    import_method("lgd_again:Again")
+    assert _search(_of_method("lgd_again:Again"), tmp_path).space == SearchSpace()
 
 
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("baseline", [], "method baseline has nothing that is searched by itself"),
+        ("baseline", [], "--method baseline: it is what methods are compared with, or prepares one"),
+        ("labelenc_stage1", [], "--method labelenc_stage1: it is what methods are compared with, or prepares one"),
+        ("fgfi", ["--search-space", "method.levels=1:2"], "method.levels: no setting of method fgfi that takes"),
+        ("pkd", ["--set", "method.name=cwd"], "--set method.name=cwd contradicts --method pkd: leave one of them out"),
         ("nothing", [], "no method 'nothing': choose one of"),
         (
             "pkd",
             ["--search-space", "method.weigt=1:2"],
-            "method.weigt: no number of method pkd: its numbers are",
+            "no setting of method pkd that takes a range: those are",
         ),
-        ("pkd", ["--search-space", "method.teacher=1:2"], "--search-space method.teacher: no number of method pkd"),
+        ("pkd", ["--search-space", "method.teacher=1:2"], "method.teacher: no setting of method pkd that"),
         (
             "mgd",
             ["--search-space", "method.ratio=0.1:2"],
@@ -242,13 +251,13 @@ def test_a_method_that_is_code_is_searched_where_the_command_names_it(
     monkeypatch.setattr("ablations.sweep.dry_run", lambda spec, directory, *_, **__: spec.write(directory) or 0)
     Path("searched_method.py").write_text(
         "from lgd.config.base_method import DistillationMethod\n"
-        "class Mine(DistillationMethod):\n    title = 'mine'\n    sharpness: float = 2.0\n"
+        "class Mine(DistillationMethod):\n    title = 'mine'\n    sharpness: float = 2.0\n    softness: float = 1.0\n"
     )
     out = tmp_path / "out"
     out.mkdir()
     command = ["--grid", "components", "--preset", "nano", "--search", "optuna", "--dry-run", "--output", str(out)]
     named = ["--method", "searched_method:Mine"]
-    assert main([*command, *named, "--search-space", "method.sharpness=1:4"]) == 0
+    assert main([*command, *named, "--search-space", "method.sharpness=1:4", "--set", "method.softness=2"]) == 0
     assert "search space: method.distill_weight: 0.001 to 10; method.sharpness: 1 to 4" in capsys.readouterr().out
     spec = read_sweep(out)
     assert code_options(spec) == " --method searched_method:Mine"
@@ -260,7 +269,7 @@ def test_a_method_that_is_code_is_searched_where_the_command_names_it(
     assert "searched_method" not in sys.modules
     again = command_of(spec, {"method.sharpness": 2.5}, 0, "there")
     assert "--arms LGD" in again
-    assert "--set method.name=searched_method:Mine --set method.sharpness=2.5" in again
+    assert "--set method.name=searched_method:Mine --set method.softness=2 --set method.sharpness=2.5" in again
 
 
 def test_a_grid_has_no_search_space(capsys: pytest.CaptureFixture[str]) -> None:
