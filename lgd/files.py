@@ -151,3 +151,17 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of ``path`` by ``text``, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every directory from ``directory`` on, with the names of its files, sorted. Links are followed, each real
+    directory once: one may lead to a directory above it."""
+    seen: set[str] = set()
+    for folder, below, files in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        yield folder, sorted(files)

@@ -221,7 +221,8 @@ def _raw_split(path: AnyPath) -> RawSplit:
     def fail(what: str) -> NoReturn:
         raise InputError(f"{path}: {what}")
 
-    contents = parse_json(read_bytes(path), str(path))
+    data = read_bytes(path)
+    contents = parse_json(data, str(path))
     if not isinstance(contents, dict):
         fail("the top level is not an object")
     for name in ("images", "annotations", "categories"):
@@ -246,7 +247,7 @@ def _raw_split(path: AnyPath) -> RawSplit:
         if entry["id"] in categories:
             fail(f"categories has the id {entry['id']} twice")
         categories[entry["id"]] = str(entry["name"])
-    # detectron2 would take other names as they are, and so other ones than these.
+    # detectron2 would take other names as they are, and so other ones than these; pycocotools reads UTF-8 alone.
     named = all(type(entry["name"]) is str for entry in contents["categories"])
     return RawSplit(
         path=path,
@@ -255,5 +256,5 @@ def _raw_split(path: AnyPath) -> RawSplit:
         annotations=contents["annotations"],
         categories=sorted(categories.items()),
         is_coco=True,
-        is_whole=named,
+        is_whole=named and json.detect_encoding(data) == "utf-8",
     )

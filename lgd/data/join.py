@@ -176,15 +176,21 @@ def _files(parts: Mapping[str, Sequence[_Part]]) -> Iterator[tuple[_Image, Path]
 def _moved_objects(
     parts: Mapping[str, Sequence[_Part]], twice: Mapping[_Image, _Image]
 ) -> dict[_Image, list[tuple[str, dict[str, Any]]]]:
-    """By kept image: class name and entry of the objects that only the source of the one left out labels."""
+    """By kept image: class name and entry of the objects that only the source of the one left out labels.
+
+    Of several that label one class the first has its objects, which the others' are again.
+    """
     classes = {part.name: set(part.class_names.values()) for part in parts["train"]}
     found: dict[_Image, list[tuple[str, dict[str, Any]]]] = {}
+    first: dict[tuple[_Image, str], _Image] = {}
     for split, of in parts.items():
         for part in of:
             for entry in part.contents["annotations"]:
-                kept = twice.get(_Image(split, part.name, entry["image_id"]))
-                name = part.class_names[entry["category_id"]]
-                if kept is not None and name not in classes[kept.source]:
+                own = _Image(split, part.name, entry["image_id"])
+                kept, name = twice.get(own), part.class_names[entry["category_id"]]
+                if kept is None or name in classes[kept.source]:
+                    continue
+                if first.setdefault((kept, name), own) == own:
                     found.setdefault(kept, []).append((name, entry))
     return found
 

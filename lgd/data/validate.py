@@ -152,7 +152,7 @@ def _fingerprint(raw: Iterable[RawSplit], splits: Iterable[ValidatedSplit], text
         data = read_bytes(source.path) if text is None else text.encode()
         digest.update(hashlib.blake2b(data).digest())
         for name, size in sorted(split.image_sizes):
-            digest.update(f"{name}\0{size}\n".encode())
+            digest.update(f"{name}\0{size}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

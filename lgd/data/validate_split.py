@@ -71,6 +71,10 @@ class _SplitValidator:
         self.changed = not (raw.is_coco and raw.is_whole)
         self.images: dict[int, dict[str, Any]] = {}
         self.dropped_images: set[int] = set()
+        self.first_of_file: dict[str, int] = {}
+        self.same_file: dict[int, int] = {}
+        areas = [x.get("area", 0) for x in raw.annotations if isinstance(x, dict)]
+        self.has_areas = any(is_number(x) and x > 0 for x in areas)
         self.image_sizes: list[tuple[str, int]] = []
         self.sizes = ImageSizes(raw, thorough=problems is not None)
         self.category_ids = {number for number, _ in raw.categories}
@@ -81,9 +85,10 @@ class _SplitValidator:
             self.add_image(_Entry("image", position, value))
         annotations: list[dict[str, Any]] = []
         for position, value in enumerate(self.raw.annotations):
-            kept = self.fixed_annotation(_Entry("annotation", position, self.in_pixels(value)))
+            kept = self.fixed_annotation(_Entry("annotation", position, self.in_pixels(self.of_first(value))))
             if kept is not None:
                 annotations.append(kept)
+        annotations = self.without_copies(annotations)
         self.renumber(annotations)
         crowds = sum(x["iscrowd"] for x in annotations)
         with_objects = {x["image_id"] for x in annotations if not x["iscrowd"]}
@@ -128,7 +133,12 @@ class _SplitValidator:
                 self.dropped_images.add(number)
             return
         width, height = result
-        name = value["file_name"]
+        name, number = value["file_name"], value["id"]
+        if (first := self.first_of_file.setdefault(name, number)) != number:
+            # Its objects would be background in the other, and the other's here.
+            self.same_file[number] = first
+            self.report("fixed", "same file twice", f"{name!r} is image {first}, which has its objects now", entry)
+            return
         # 640.0 is equal to 640, and no number of pixels to NumPy.
         sizes = [(value.get("width"), width), (value.get("height"), height)]
         if any(given != found or type(given) is not int for given, found in sizes):
@@ -137,7 +147,7 @@ class _SplitValidator:
                 kind = "size no whole number" if all(x == y for x, y in sizes) else "no size"
                 self.report("fixed", kind, f"{name!r} has {width}x{height} pixels", entry)
         self.image_sizes.append((name, file_size(self.raw.folder / name)))
-        self.images[value["id"]] = {"id": number, "file_name": name, "width": width, "height": height}
+        self.images[number] = {"id": number, "file_name": name, "width": width, "height": height}
 
     def image_fault(self, value: Any) -> _Fault | tuple[int, int]:
         """Why an image cannot be used, or the width and height of one that can."""
@@ -146,7 +156,7 @@ class _SplitValidator:
         number, name = value.get("id"), value.get("file_name")
         if not is_id(number):
             return _Fault("broken entry", f"has the id {number!r}, which is not a whole number")
-        if number in self.images or number in self.dropped_images:
+        if number in self.images or number in self.dropped_images or number in self.same_file:
             return _Fault("duplicate id", f"an image before it has the id {number}")
         if not isinstance(name, str) or not name:
             return _Fault("broken entry", f"has the file_name {name!r}")
@@ -161,6 +171,26 @@ class _SplitValidator:
         return size
 
     # -------------------------------------------------------------------------------------------- annotations
+
+    def of_first(self, value: Any) -> Any:
+        """The annotation, of the first image of its file."""
+        number = value.get("image_id") if isinstance(value, dict) and self.same_file else None
+        return {**value, "image_id": self.same_file[number]} if is_id(number) and number in self.same_file else value
+
+    def without_copies(self, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those without the ones that two entries of one file both had."""
+        if not self.same_file:
+            return annotations
+        merged, seen, found = set(self.same_file.values()), set[tuple[Any, ...]](), []
+        for position, kept in enumerate(annotations):
+            described = (kept["image_id"], kept["category_id"], *kept["bbox"])
+            if kept["image_id"] in merged and described in seen:
+                entry = _Entry("annotation", position, kept)
+                self.report("dropped", "duplicate object", "another entry of its file has it, too", entry)
+                continue
+            seen.add(described)
+            found.append(kept)
+        return found
 
     def in_pixels(self, value: Any) -> Any:
         """The annotation with its box, area and polygons in pixels."""
@@ -191,10 +221,11 @@ class _SplitValidator:
         if "iscrowd" not in value:
             self.report("fixed", "no iscrowd", "now 0", entry)
         kept["iscrowd"] = int(value.get("iscrowd", 0))
-        if value.get("ignore"):
+        if value.get("ignore", 0) != 0:
+            # Also "" and null, which detectron2 stops at.
             self.changed = True
-            kept["iscrowd"] = 1
-        if not is_number(kept["area"]) or kept["area"] < 0:
+            kept["iscrowd"] = 1 if value["ignore"] else kept["iscrowd"]
+        if not is_number(kept["area"]) or kept["area"] < 0 or not (kept["area"] or self.has_areas):
             if self.raw.is_coco:
                 self.report("fixed", "no area", f"has the area {kept['area']!r}, now its box's", entry)
             kept["area"] = kept["bbox"][2] * kept["bbox"][3]

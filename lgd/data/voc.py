@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lgd.data.images import IMAGE_SUFFIXES
 from lgd.data.layout import CocoLayout, Problem, RawSplit, read_bytes
 from lgd.data.split import HINT, ValSplit, names_of_val, takes_val_from_train
 from lgd.data.validate import validated_layout
@@ -81,8 +82,7 @@ def voc_files(
     listed = [[(part, name) for part in pairs for name in _names(part)] for pairs in parts]
     if split is not None:
         listed = _divided(listed[0], root, split)
-    # By stem, for not all VOC-like data is JPEG.
-    images = {x: {path.stem: path.name for path in sorted((x / "JPEGImages").iterdir())} for x in roots}
+    images = {x: _images_by_stem(x / "JPEGImages") for x in roots}
 
     def read() -> tuple[RawSplit, RawSplit]:
         classes = list(class_names)
@@ -97,6 +97,18 @@ def voc_files(
     annotations = [_xml(part.root, name) for entries in listed for part, name in entries]
     files = [*listings, *(x / "JPEGImages" for x in roots), *annotations]
     return validated_layout(root, read, files, problems, split)
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    """Names of the files, for not all VOC-like data is JPEG; JPEGs first, and no others where any is an image by its
+    ending: a labelling tool may have left its own files beside them, or masks."""
+    found: dict[str, list[str]] = {}
+    for path in folder.iterdir():
+        found.setdefault(path.stem, []).append(path.name)
+    for stem, names in found.items():
+        images = [x for x in names if x.lower().endswith(IMAGE_SUFFIXES)]
+        found[stem] = sorted(images or names, key=lambda x: (not x.lower().endswith((".jpg", ".jpeg")), x))
+    return found
 
 
 _Entries = list[tuple[_SplitList, str]]
@@ -121,7 +133,7 @@ def _names(part: _SplitList) -> list[str]:
     if not part.split:
         return sorted(path.stem for path in part.listing.glob("*.xml"))
     try:
-        lines = read_bytes(part.listing).decode()
+        lines = read_bytes(part.listing).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{part.listing}, byte {error.start}: {error.reason}") from error
     names = []
@@ -133,15 +145,18 @@ def _names(part: _SplitList) -> list[str]:
 
 
 class _AnnotationFile:
-    """The content of one XML file. objects: unchecked values; trouble: why the file cannot be read, else empty."""
+    """The content of one XML file. objects: unchecked values; trouble: why the file cannot be read, else empty.
 
-    def __init__(self, root: Path, name: str, base: Path, images: dict[str, str]) -> None:
+    images: names of the files in JPEGImages by stem. doubt: what is said of several; else empty."""
+
+    def __init__(self, root: Path, name: str, base: Path, images: dict[str, list[str]]) -> None:
         self.path = _xml(root, name)
         folder = (root / "JPEGImages").relative_to(base)
-        self.image = str(folder / images.get(name, f"{name}.jpg"))
+        self.files = images.get(name, [f"{name}.jpg"])
+        self.image = str(folder / self.files[0])
         self.size: tuple[int | None, int | None] = (None, None)
         self.objects: list[dict[str, Any]] = []
-        self.trouble = ""
+        self.trouble = self.doubt = ""
         try:
             tree = ET.fromstring(read_file(self.path))
         except (ET.ParseError, LookupError, ValueError) as error:
@@ -150,6 +165,11 @@ class _AnnotationFile:
         except OSError as error:
             self.trouble = f"cannot be read ({error.strerror})"
             return
+        named = (tree.findtext("filename") or "").strip()
+        if named in self.files:
+            self.image = str(folder / named)
+        elif len(self.files) > 1:
+            self.doubt = f"names no image: {self.image} is taken, and not {', '.join(self.files[1:4])} beside it"
         width, height = (_number(tree, f"size/{side}") for side in ("width", "height"))
         self.size = (int(width) if width else None, int(height) if height else None)
         for entry in tree.iterfind("object"):
@@ -179,6 +199,8 @@ def _raw_split(
         if file.trouble:
             raw.problems.append(Problem("dropped", "broken XML", str(file.path), file.trouble))
             continue
+        if file.doubt:
+            raw.problems.append(Problem("noted", "several images", str(file.path), file.doubt))
         width, height = file.size
         raw.images.append(
             {"_where": file.path, "id": number, "file_name": file.image, "width": width, "height": height}

@@ -7,6 +7,7 @@ Ultralytics executes, is ignored. Label files: lgd/data/yolo_labels.py.
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from lgd.data.split import HINT, ValSplit, takes_val_from_train
 from lgd.data.validate import validated_layout
 from lgd.data.yolo_labels import add_labels, label_path
 from lgd.errors import InputError
+from lgd.files import walk
 
 __all__ = ["find_yolo_splits"]
 
@@ -166,7 +168,7 @@ class _DataYaml:
     def _listed(self, file: Path) -> list[str]:
         """The images that a text file names, a line each; relative paths from the file's directory, or the root."""
         names = []
-        for raw_line in read_bytes(file).split(b"\n"):
+        for raw_line in read_bytes(file).removeprefix(BOM_UTF8).split(b"\n"):
             line = os.fsdecode(raw_line).strip()
             if not line or "\0" in line:
                 continue
@@ -228,7 +230,7 @@ def _joined(base: Path, path: str) -> Path:
 def _walk(directory: Path) -> tuple[list[Path], list[str]]:
     """All directories below one, and the images in them."""
     directories, names = [], []
-    for folder, _, files in os.walk(directory, followlinks=True):
+    for folder, files in walk(directory):
         directories.append(Path(folder))
         names += [f"{folder}{os.sep}{x}" for x in files if x.lower().endswith(IMAGE_SUFFIXES)]
     return directories, names

@@ -7,6 +7,7 @@ parts of the image's width and height.
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from typing import Any
 
 from lgd.data.layout import Problem, RawSplit
@@ -48,7 +49,7 @@ def add_labels(raw: RawSplit, images: list[str], *, boxes_only: bool) -> int:
 
 def _add_file(raw: RawSplit, path: str, data: bytes, image: int, boxes_only: bool) -> None:
     seen: set[tuple[bytes, ...]] = set()
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(data.removeprefix(BOM_UTF8).split(b"\n"), 1):
         words = tuple(line.split())
         if not words:
             continue

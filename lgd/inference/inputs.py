@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 
 from lgd.data.images import IMAGE_SUFFIXES, Pixels, read_image
 from lgd.errors import InputError
+from lgd.files import walk
 
 __all__ = ["VIDEO_SUFFIXES", "Frame", "UnreadableError", "find_inputs", "frames"]
 
@@ -76,7 +76,7 @@ def frames(path: Path, every: int) -> Iterator[Frame]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(directory):
+    for folder, names in walk(directory):
         yield from (Path(folder) / name for name in names)
 
 

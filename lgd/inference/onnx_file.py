@@ -77,8 +77,7 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
     _check_packages()
     network = Inference(student).eval()
     _check_same_as_detector(network, student, image)
-    # Another size, to see whether the trace depends on the first one's.
-    other = image.transpose(1, 2).contiguous() if image.shape[1] != image.shape[2] else image[:, : image.shape[1] // 2]
+    other, seen = _other_size(network, image)
     with atomic_write(path) as temporary:
         _export(network, image, temporary, any_size=True)
         difference = _difference(network, temporary, image)
@@ -89,6 +88,8 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
             _export(network, image, temporary, any_size=False)
             difference = _difference(network, temporary, image)
             sizes = f"of {image.shape[2]} x {image.shape[1]} pixels alone"
+        elif not seen:
+            sizes += ", which says little: in those it was checked on there is no object"
         if difference:
             raise InputError(f"the ONNX file does not compute what the detector does: {difference}")
         _describe(temporary, student)
@@ -98,6 +99,18 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
             " says little: --image FILE names one with objects"
         )
     return f"takes images {sizes}; onnxruntime finds the {count} objects that torch finds"
+
+
+def _other_size(network: Inference, image: Tensor) -> tuple[Tensor, bool]:
+    """The image in another size, to see whether the trace depends on the first one's, and whether it has objects."""
+    height, width = image.shape[1:]
+    turned = image.transpose(1, 2).contiguous() if height != width else image[:, : height // 2]
+    # Most of it is what likely has an object, where the image has any.
+    for other in (turned, image[:, : height * 7 // 8], image[:, :, : width * 7 // 8]):
+        with torch.no_grad():
+            if len(network(other.contiguous())[1]):
+                return other.contiguous(), True
+    return turned.contiguous(), False
 
 
 def _check_packages() -> None:

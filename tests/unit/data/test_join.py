@@ -144,6 +144,23 @@ def test_other_classes_are_joined_when_asked_and_labels_of_one_image_too(two: li
     )
 
 
+def test_objects_that_two_others_label_are_moved_once(two: list[str], tmp_path: Path) -> None:
+    """Two sources of one more class have an image of the first."""
+    first, second = tmp_path / "animals", tmp_path / "other/animals"
+    for split in SPLITS:
+        edit_json(second / f"annotations/instances_{split}2017.json", lambda c: c["categories"][0].update(name="zebra"))
+    shared, _, _ = _give_its_images(first, second)
+    third = tmp_path / "third"
+    shutil.copytree(second, third)
+    for path in third.glob("*2017/*"):
+        if path.name != shared:
+            path.write_bytes(path.read_bytes() + b"\0")
+    join([*two, f"coco-json:{third}"], tmp_path / "both", any_classes=True)
+    theirs = [x for x in _objects(_contents(second, "train2017")).elements() if x[0] == shared and x[1] == "zebra"]
+    both = _objects(_contents(tmp_path / "both", "train"))
+    assert sum(n for x, n in both.items() if x[0] == f"animals/{shared}" and x[1] == "zebra") == len(theirs) > 0
+
+
 def test_data_without_validation_images_is_split_when_asked(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

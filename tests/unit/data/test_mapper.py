@@ -276,3 +276,11 @@ def test_ignored_regions_of_people_are_painted_over(tmp_path: Path) -> None:
         expected = torch.full((3, 60, 80), 200, dtype=torch.uint8)
         expected[:, 20:40, 30:60] = torch.tensor([104, 116, 124], dtype=torch.uint8)[:, None, None]
         assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_goes_during_training_is_one_line(workers: int, tmp_path: Path) -> None:
+    there = resolve(f"coco-json:{write_coco(tmp_path)}", shapes=SPEC)
+    (tmp_path / "train2017/000000000001.jpg").unlink()
+    with pytest.raises(InputError, match=r"000000000001\.jpg.* is missing$"):
+        batches(there, 4, workers=workers)

@@ -126,6 +126,73 @@ def test_fixed(tmp_path: Path, edit: Edit, kind: str, expected: dict[str, Any]) 
     assert len(DatasetCatalog.get(found.train)) == 3
 
 
+def _all_areas(value: Any) -> Edit:
+    def edit(contents: dict[str, Any]) -> None:
+        for entry in contents["annotations"]:
+            entry["area"] = value
+
+    return edit
+
+
+def test_areas_that_are_all_zero_are_the_boxes(tmp_path: Path) -> None:
+    """An exporter's: by size, all objects would be small."""
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    edit_json(path, _all_areas(0))
+    found, problems = looked_at(tmp_path)
+    assert {x.kind for x in problems if x.outcome == "fixed"} == {"no area"}
+    contents = json.loads(found.layout.train_json.read_bytes())
+    assert [x["area"] for x in contents["annotations"]] == [
+        x["bbox"][2] * x["bbox"][3] for x in contents["annotations"]
+    ]
+    # One of them may be so.
+    edit_json(path, lambda c: c["annotations"][0].update(area=7))
+    assert looked_at(tmp_path)[0].layout.train_json == path
+
+
+def test_two_entries_of_one_file_are_one_image(tmp_path: Path) -> None:
+    """One for each box: the others' objects would be background in each."""
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    before = looked_at(tmp_path)[0].counts
+
+    def edit(contents: dict[str, Any]) -> None:
+        contents["images"].append({**contents["images"][0], "id": 77})
+        again = {**contents["annotations"][0], "id": 78, "image_id": 77}
+        contents["annotations"][1]["image_id"] = 77
+        contents["annotations"].append(again)
+
+    edit_json(path, edit)
+    found, problems = looked_at(tmp_path)
+    assert found.counts == before
+    faults = [(x.outcome, x.kind, x.where) for x in problems if x.outcome != "noted"]
+    assert faults == [
+        ("fixed", "same file twice", f"{path}: image 77"),
+        ("dropped", "duplicate object", f"{path}: annotation 78"),
+    ]
+    assert {x["image_id"] for x in json.loads(found.layout.train_json.read_bytes())["annotations"]} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_what_pycocotools_cannot_read_is_written_as_it_can(tmp_path: Path, encoding: str) -> None:
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    before = looked_at(tmp_path)[0].counts
+    path.write_text(path.read_text(), encoding=encoding)
+    found, _ = looked_at(tmp_path)
+    assert found.layout.train_json != path
+    assert found.counts == before
+    assert len(DatasetCatalog.get(found.train)) == before.train.images
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_ignore_that_says_nothing_is_left_out(value: object, tmp_path: Path) -> None:
+    """detectron2 would stop at it."""
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    before = looked_at(tmp_path)[0].counts
+    edit_json(path, lambda c: c["annotations"][1].update(ignore=value))
+    found, _ = looked_at(tmp_path)
+    assert found.counts == before
+    assert len(DatasetCatalog.get(found.train)) == before.train.images
+
+
 def test_ignored_objects_are_crowds(tmp_path: Path) -> None:
     path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     edit_json(path, lambda c: c["annotations"][1].update(ignore=1))

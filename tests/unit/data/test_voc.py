@@ -105,6 +105,35 @@ def test_images_need_not_be_jpegs(tmp_path: Path) -> None:
     assert not [x for x in problems if x.outcome == "dropped"]
 
 
+def test_files_beside_an_image_are_not_taken_for_it(tmp_path: Path) -> None:
+    """As labelling tools leave them, and masks."""
+    write_voc(tmp_path, VOC_SPLITS)
+    images = tmp_path / "JPEGImages"
+    for name in ("a 1.xml", "a 1.json", "b.png", "b.txt"):
+        (images / name).write_text("")
+    Image.new("RGB", (60, 50)).save(images / "b.png")
+    dataset, problems = found("voc", tmp_path)
+    assert {Path(x["file_name"]).name for x in DatasetCatalog.get(dataset.train)} == {"a 1.jpg", "b.jpg"}
+    assert not [x for x in problems if x.outcome == "dropped"]
+    (noted,) = [x for x in problems if x.kind == "several images"]
+    assert noted.where == str(tmp_path / "Annotations/b.xml")
+    assert noted.what == "names no image: JPEGImages/b.jpg is taken, and not b.png beside it"
+    # The annotation says which.
+    annotation = tmp_path / "Annotations/b.xml"
+    annotation.write_text(annotation.read_text().replace("<annotation>", "<annotation><filename>b.png</filename>"))
+    dataset, problems = found("voc", tmp_path)
+    assert {Path(x["file_name"]).name for x in DatasetCatalog.get(dataset.train)} == {"a 1.jpg", "b.png"}
+    assert not [x for x in problems if x.kind == "several images"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    write_voc(tmp_path, VOC_SPLITS)
+    path = tmp_path / "ImageSets/Main/trainval.txt"
+    before = found("voc", tmp_path)[0].counts
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert found("voc", tmp_path)[0].counts == before
+
+
 def test_what_is_wrong_with_xml_is_left_out(tmp_path: Path) -> None:
     images: dict[str, list[VocObject]] = {
         "good": [("dog", (1, 1, 60, 50), False)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,40 @@ def test_data_yaml_may_say_it_in_other_ways(tmp_path: Path, described: str) -> N
     assert keypoints or dataset.fingerprint == expected.fingerprint
     noted = {"download": "download", "other path": "elsewhere", "keypoints": "kpt_shape"}
     assert {x.kind for x in problems} - {"empty image"} == {kind for kind, word in noted.items() if word in described}
+
+
+def test_byte_order_marks_are_read_over(tmp_path: Path) -> None:
+    """As Windows' editors write them."""
+    write_yolo(tmp_path)
+    before = found(tmp_path)[0].counts
+    (tmp_path / "val.txt").write_text("images/val/c.jpg\n")
+    described = tmp_path / "data.yaml"
+    described.write_text("train: images/train\nval: val.txt\nnames: [cat, dog]\n")
+    for path in [*tmp_path.rglob("labels/**/*.txt"), tmp_path / "val.txt"]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    dataset, problems = found(tmp_path)
+    assert dataset.counts == before
+    assert not [x for x in problems if x.outcome == "dropped"]
+
+
+def test_a_link_to_a_directory_above_repeats_no_image(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    before = found(tmp_path)[0].counts
+    (tmp_path / "images/train/again").symlink_to(tmp_path / "images/train")
+    assert found(tmp_path)[0].counts == before
+
+
+def test_names_that_are_no_utf_8_are_names(tmp_path: Path) -> None:
+    """As old archives leave them."""
+    write_yolo(tmp_path)
+    before = found(tmp_path)[0].counts
+    for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
+        path = tmp_path / kind / "train" / f"a{suffix}"
+        os.rename(path, os.fsencode(path.parent) + b"/caf\xe9" + suffix.encode())  # noqa: PTH104 - bytes
+    dataset, problems = found(tmp_path)
+    assert dataset.counts == before
+    assert not [x for x in problems if x.outcome == "dropped"]
+    assert "caf\udce9.jpg" in {Path(x["file_name"]).name for x in DatasetCatalog.get(dataset.train)}
 
 
 def test_any_yaml_file_may_be_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from lgd.detectors import build_detector, from_elsewhere
 from lgd.errors import InputError
 from lgd.inference import onnx_file
 from lgd.inference.export import main
-from lgd.inference.onnx_file import export_onnx, same_objects
+from lgd.inference.onnx_file import Inference, _other_size, export_onnx, same_objects
 from lgd.inference.weights_file import export_torchvision
 from lgd.training.export import TrainedStudent, describe_student, export_student
 from tests.helpers import tiny_settings
@@ -203,3 +203,23 @@ def test_a_student_of_torchvision(tmp_path: Path) -> None:
     assert found["scores"][:5].tolist() == pytest.approx(expected.scores[:5].tolist(), abs=0.05)
     pytest.importorskip("onnxruntime")
     assert "of any size" in export_onnx(student, tmp_path / "model.onnx", student.resized(PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("shape", "shapes", "seen"),
+    [
+        # Turned by a quarter where that is another size, else halved; then most of the image.
+        ((3, 8, 16), [(3, 16, 8)], True),
+        ((3, 16, 16), [(3, 8, 16)], True),
+        ((3, 8, 16), [(3, 7, 16)], True),
+        ((3, 8, 16), [(3, 8, 14)], True),
+        ((3, 8, 16), [], False),
+    ],
+)
+def test_another_size_is_one_in_which_there_is_an_object(
+    shape: tuple[int, ...], shapes: list[tuple[int, ...]], seen: bool
+) -> None:
+    network = cast(Inference, lambda image: (None, [0] if tuple(image.shape) in shapes else []))
+    other, found = _other_size(network, torch.zeros(shape))
+    assert found == seen
+    assert tuple(other.shape) in (shapes or [(3, 16, 8)])

@@ -50,6 +50,16 @@ def test_images_and_directories(tmp_path: Path) -> None:
             find_inputs([path])
 
 
+def test_linked_directories_are_looked_into_once(tmp_path: Path) -> None:
+    """As joined data has them."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "there" / "a.png")
+    (tmp_path / "val" / "mine").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "up").symlink_to(tmp_path)
+    assert find_inputs([tmp_path / "val"]) == [tmp_path / "val/mine/a.png"]
+
+
 def test_frames_of_a_video(video: Path) -> None:
     assert find_inputs([video]) == [video]
     found = list(frames(video, 2))
