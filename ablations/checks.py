@@ -22,6 +22,7 @@ from lgd.config.experiment_warnings import warnings_of
 from lgd.config.grids import Trial
 from lgd.errors import InputError
 from lgd.signals import exit_on_interrupt
+from lgd.storage.outputs import store_of
 from lgd.training import log_services
 from lgd.training.resume import existing_record
 
@@ -181,8 +182,10 @@ def check(
     if not retrain_damaged:
         check_teachers(sweep.directory, checked.to_train, problems)
     known = [(trial, built[trial.arm]) for trial in checked.to_train if trial.arm in built]
-    with problems.noted():
-        check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)
+    if resources or store_of(sweep.directory) is None:
+        # Else the disks that hold what is then published are other machines'.
+        with problems.noted():
+            check_disk(sweep.directory, known, resources.max_concurrent if resources else 1)
     if resources:
         with problems.noted():
             checked.memory = check_memory([x for _, x in known], resources)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lgd.cli import format_duration
 from lgd.errors import InputError
 
 INTERRUPTED = "interrupted"
@@ -58,6 +59,20 @@ class Budget:
     def left(self) -> float:
         """Seconds of ``max_time`` that are left; infinity without it."""
         return math.inf if self._seconds is None else self._seconds - (time.monotonic() - self.begun)
+
+    def lacks(self, seconds: float, device_seconds: float, spent: float) -> str:
+        """What takes that long and costs that much, and what is left of the budget, where that is less; "" else.
+
+        spent: device-seconds so far.
+        """
+        if seconds > (left := self.left()):
+            there = format_duration(max(left, 0.0))
+            return f"{format_duration(seconds)}, and {there} is left of {self.option} {self.max_time}"
+        if self.max_gpu_hours is not None and spent + device_seconds > self.max_gpu_hours * 3600:
+            there = f"{max(self.max_gpu_hours - spent / 3600, 0.0):.3g}"
+            needed = f"{device_seconds / 3600:.3g} device-hours"
+            return f"{needed}, and {there} is left of --max-gpu-hours {self.max_gpu_hours:g}"
+        return ""
 
     def exceeded(self, spent: float) -> str:
         """Why the sweep must end after ``spent`` device-seconds; "" while it need not."""

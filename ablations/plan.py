@@ -63,6 +63,10 @@ class Sweep:
             if arm.time_budget_from and arm.name in self.spec.arms and arm.name not in self.spec.steps
         ]
 
+    def one_of_each_arm(self) -> list[Trial]:
+        """The first trial of each arm, some of which have seeds of their own."""
+        return list({trial.arm: trial for trial in reversed(self.trials)}.values())
+
     def one_seed(self) -> list[Trial]:
         """One trial of each arm."""
         return [trial for trial in self.trials if trial.experiment.seed == self.trials[0].experiment.seed]

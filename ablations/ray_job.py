@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from lgd.cli import INTERRUPTED
 from lgd.distributed.ray_token import TOKEN_FILE, TOKEN_VARIABLES
@@ -107,7 +107,7 @@ class Job:
                 await asyncio.sleep(CONNECT_SECONDS)
 
     def _status(self) -> int:
-        while not (info := self._client.get_job_info(self.name)).status.is_terminal():
+        while not (info := self._info()).status.is_terminal():
             time.sleep(0.5)
         if info.status == JobStatus.SUCCEEDED:
             return 0
@@ -121,6 +121,13 @@ class Job:
             return 1
         # The shell's number for a command that a signal has ended.
         return 128 - code if code < 0 else code or 1
+
+    def _info(self) -> JobDetails:
+        for _ in range(RETRIES):
+            with contextlib.suppress(OSError, RuntimeError):
+                return self._client.get_job_info(self.name)
+            time.sleep(CONNECT_SECONDS)
+        return self._client.get_job_info(self.name)
 
 
 def submit(address: str, entrypoint: str, archive: Path, variables: dict[str, str]) -> Job:

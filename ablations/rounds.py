@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import ceil
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
@@ -50,12 +50,16 @@ def looks(first: int | None, most: int | None) -> tuple[int, ...]:
     return planned_looks(first, STEP, most)
 
 
-def after(sweep: Sweep, budget: Budget, side_by_side: Callable[[Sequence[Trial]], int], console: Console) -> Next:
-    """The sweep that follows when all trials of ``sweep`` have ended. side_by_side: how many of some trials run at a
-    time."""
+def after(
+    sweep: Sweep, budget: Budget, side_by_side: Callable[[Sequence[Trial]], int], console: Console, spent: float = 0.0
+) -> Next:
+    """The sweep that follows when all trials of ``sweep`` have ended.
+
+    side_by_side: how many of some trials run at a time. spent: device-seconds of the command so far.
+    """
 
     def seconds_of(seeds: int) -> float:
-        return predicted_seconds(records, seeds, side_by_side(sweep.one_seed() * seeds))
+        return predicted_seconds(records, seeds, side_by_side(sweep.one_of_each_arm() * seeds))
 
     more = trials_of(sweep.spec, sweep.directory)
     if len(more.trials) > len(sweep.trials):
@@ -80,14 +84,13 @@ def after(sweep: Sweep, budget: Budget, side_by_side: Callable[[Sequence[Trial]]
         took = format_duration(seconds_of(needed))
         say(console, f"{needed} more seeds of every arm take about {took}, by what these took")
     wanted = next_look(found, spec)
-    times = {n: seconds_of(n - spec.seeds) for n in to_come if n <= wanted}
-    affordable = [n for n, seconds in times.items() if seconds <= budget.left()]
+    whole = sum(mean_by_arm(records, lambda x: math.fsum(x.device_seconds.values())))
+    lacks = {
+        n: budget.lacks(seconds_of(n - spec.seeds), whole * (n - spec.seeds), spent) for n in to_come if n <= wanted
+    }
+    affordable = [n for n, lack in lacks.items() if not lack]
     if not affordable:
-        return Next(
-            None,
-            f"the next {to_come[0] - spec.seeds} seeds of every arm take about {format_duration(times[to_come[0]])},"
-            f" and {format_duration(max(budget.left(), 0.0))} is left of {budget.option} {budget.max_time}",
-        )
+        return Next(None, f"the next {to_come[0] - spec.seeds} seeds of every arm take about {lacks[to_come[0]]}")
     seeds = affordable[-1]
     if seeds > to_come[0]:
         say(console, f"next look after {seeds} seeds: before, an answer has a chance below {LEAST_CHANCE:.0%}")
@@ -111,11 +114,16 @@ def next_look(found: Sequence[Verdict], spec: SweepSpec) -> int:
 
 def predicted_seconds(records: list[Record], seeds: int, max_concurrent: int) -> float:
     """How long ``seeds`` more trainings of every arm take: each as long as its arm's took on average."""
-    by_arm: dict[str, list[float]] = {}
-    for record in records:
-        by_arm.setdefault(record.arm, []).append(sum(record.seconds.values()))
-    each = [sum(x) / len(x) for x in by_arm.values()]
+    each = mean_by_arm(records, lambda x: sum(x.seconds.values()))
     if not each:
         return 0.0
     # Trials are whole: at least as many rounds as they fill.
-    return max(sum(each) * seeds / max_concurrent, ceil(len(each) * seeds / max_concurrent) * min(each))
+    return max(sum(each) * seeds / max_concurrent, math.ceil(len(each) * seeds / max_concurrent) * min(each))
+
+
+def mean_by_arm(records: Iterable[Record], value: Callable[[Record], float]) -> list[float]:
+    """The mean of a value over each arm's records."""
+    by_arm: dict[str, list[float]] = {}
+    for record in records:
+        by_arm.setdefault(record.arm, []).append(value(record))
+    return [sum(x) / len(x) for x in by_arm.values()]

@@ -163,15 +163,16 @@ def _run(spec: SweepSpec, directory: Path, options: RunOptions, budget: Budget, 
             # Another sweep may have been at work here until a moment ago.
             missing = missing_trials(sweep.trials)
             why, spent = train(sweep, missing, resources, checked.search, budget, 0.0, console)
+            same = _as_before(options, resources)
             while not why:
                 # What these trials took says how long others are to train, and what they gave how many seeds more.
-                following, why = after(sweep, budget, partial(_side_by_side, options, resources), console)
+                following, why = after(sweep, budget, partial(_side_by_side, same, resources), console, spent)
                 if following is None:
                     break
                 sweep, missing = following, missing_trials(following.trials)
                 # Where all nodes have gone meanwhile, others may come, as in the middle of a round.
                 with contextlib.suppress(InputError):
-                    resources = _resources(missing, options)
+                    resources = _resources(missing, same)
                 why, took = train(sweep, missing, resources, None, budget, spent, console)
                 spent += took
             from ablations.outcome import finish
@@ -195,6 +196,12 @@ def _ray_watched(
     with RayWatch(directory / outputs.STOP_FILE, give_up, processes=processes, address=head_address()) as watch:
         budget.other_reason = lambda: watch.lost
         yield
+
+
+def _as_before(options: RunOptions, resources: Resources) -> RunOptions:
+    """The options of later rounds: where only nodes without a GPU are left, they wait for others, as running trials do,
+    and do not train there."""
+    return replace(options, placement=replace(options.placement, gpus=resources.gpus))
 
 
 def _side_by_side(options: RunOptions, before: Resources, trials: Sequence[Trial]) -> int:

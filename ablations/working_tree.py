@@ -70,17 +70,22 @@ def _files(directory: Path) -> Iterator[str]:
         # Credentials are often kept in .env, .env.local, .envrc or production.env.
         left_out |= parts[-1].startswith(".env") or parts[-1].endswith(".env")
         # git lists files that are deleted since, too, and links to directories.
-        if not left_out and not set(parts) & set(CACHES) and (directory / name).is_file():
-            yield name
+        if left_out or set(parts) & set(CACHES) or not (directory / name).is_file():
+            continue
+        if not name.isascii() and name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+            raise InputError(f"{directory}: the name of {name!r} is no UTF-8: rename it, or list it in .gitignore")
+        yield name
 
 
 def _listed(directory: Path) -> Iterator[str]:
     command = ["git", "-C", str(directory), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        yield from subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
-        return
+        listed = subprocess.run(command, capture_output=True, check=True).stdout.split(b"\0")[:-1]
     except (OSError, subprocess.CalledProcessError):
         pass  # not a repository, or no git here
+    else:
+        yield from map(os.fsdecode, listed)
+        return
     for top, directories, names in os.walk(directory):
         here = Path(top).relative_to(directory)
         # Not even entered: an environment or data set has too many files.

@@ -1,8 +1,9 @@
 """Images a second of our loader and of detectron2's default one, side by side.
 
 Both read the same training images, resize their shorter side, flip half of them and make ``Instances``; both in this
-process or with as many workers. They take turns, so that whatever else the machine does falls on both. Ours decodes
-every image anew, as with a data set that is larger than its cache; with --cached it may keep them.
+process or with as many workers. They take turns, so that whatever else the machine does falls on both; at the beginning
+of a turn what was prefetched before it is used up. Ours decodes every image anew, as with a data set larger than its
+cache; with --cached it may keep them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ EXAMPLES = (
     "coco-json:DIR --size 200 800 --workers 0 2 --output benchmarks/results/NAME",
     "coco-json:DIR --cached",
 )
+
+PREFETCHED = 2
+"""Batches of a worker that are ready before they are asked for: torch's default."""
 
 Batches = Iterator[list[dict[str, Any]]]
 
@@ -91,11 +95,13 @@ def compare(dataset: DataSet, options: argparse.Namespace, size: int, workers: i
     }
     speeds: dict[str, list[float]] = {name: [] for name in loaders}
     for loader in loaders.values():
-        # Workers start, files come into the system's cache; and what was prefetched is used up.
+        # Workers start, and files come into the system's cache.
         measure(loader, options.batches)
-    for _ in range(options.rounds):
-        for name, loader in loaders.items():
-            speeds[name].append(measure(loader, options.batches))
+    for turn in range(options.rounds):
+        for name in sorted(loaders, reverse=bool(turn % 2)):
+            # What its workers have ready, PREFETCHED batches each in ours; the other's workers fill theirs meanwhile.
+            measure(loaders[name], PREFETCHED * workers + 1)
+            speeds[name].append(measure(loaders[name], options.batches))
     return [
         {
             "loader": name,

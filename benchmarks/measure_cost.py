@@ -28,6 +28,7 @@ from lgd.config.experiment import Experiment
 from lgd.config.grids import Trial
 from lgd.distributed import ray_train
 from lgd.distributed.resources import Resources
+from lgd.errors import InputError
 from lgd.results import provenance
 from lgd.results.cost_meter import FIRST_STEPS
 from lgd.results.record import Record
@@ -65,8 +66,9 @@ def measure_missing(
                 wanted.setdefault(key, (arm, each, {}))[2].update(needed)
     if not wanted:
         return
+    placement = _placement(resources)
     with ExitStack() as stack:
-        processes = [stack.enter_context(TimerProcess(gpu)) for gpu in _placement(resources)]
+        processes = [stack.enter_context(TimerProcess(gpu)) for gpu in placement]
         for i, (key, (arm, experiment, needed)) in enumerate(wanted.items()):
             on_progress(f"measuring {arm} ({i + 1} of {len(wanted)})")
             request_all(processes, "build", TimerSpec(per_device(experiment, resources.workers), name=arm))
@@ -103,18 +105,25 @@ def _measure(processes: Sequence[TimerProcess], needed: Sequence[Stage], images:
 
 
 def _placement(resources: Resources) -> list[int | None]:
-    """The GPU of every worker process that a sweep runs on this machine at once; None for each one on the CPU."""
+    """The GPU of every worker process that a sweep runs on this machine at once; None for each one on the CPU.
+
+    Raises InputError, one line, where the sweep's trials train on GPUs and this machine has none.
+    """
     wanted = resources.max_concurrent * resources.workers
     if not resources.gpus:
         return [None] * min(wanted, max(1, ray_train.cores() // resources.cpus))
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        raise InputError("--measure: trials train on GPUs, and this machine has none: measure on a node that has one")
     each = math.floor(1 / resources.gpus + 1e-9)
-    return [i // each for i in range(min(wanted, each * torch.cuda.device_count()))]
+    return [i // each for i in range(min(wanted, each * gpus))]
 
 
 def update_from_records(
     trials: Iterable[Trial], resources: Resources, measurements: MeasurementFile | None = None
 ) -> None:
-    """Keep the costs of those trainings of ``trials``, and of their teachers, that finished with these resources.
+    """Keep the costs of those trainings of ``trials``, and of their teachers, that finished with these resources on
+    hardware like this machine's.
 
     Of several with the same cost key, their mean.
     """
@@ -129,11 +138,22 @@ def update_from_records(
     measured: dict[str, list[Measurement]] = {}
     for directory, planned in runs.items():
         record = finished_record(directory)
-        if record is not None and record.attempts == 1 and record.steps > 2 * FIRST_STEPS:
+        if record is not None and record.steps > 2 * FIRST_STEPS and _ran_so(record, resources):
             measured.setdefault(cost_key(planned, resources), []).append(_measurement_of(record, planned))
     for key, found in measured.items():
         earlier = measurements.get(key)
         measurements.save(key, _mean(found, earlier.steps if earlier else {}))
+
+
+def _ran_so(record: Record, resources: Resources) -> bool:
+    """Whether it ran through, on hardware like this machine's and as much of its devices.
+
+    On a cluster, or in an earlier command that trained its teacher, it may not have.
+    """
+    here, seconds = provenance.hardware(), record.seconds.get("training", 0.0)
+    like = all(record.hardware.get(x) == here[x] for x in ("cpu", "cores", "gpu"))
+    share = record.device_seconds.get("training", 0.0) / seconds if seconds else 0.0
+    return record.attempts == 1 and like and math.isclose(share, resources.devices, rel_tol=0.02)
 
 
 def _measurement_of(record: Record, planned: Experiment) -> Measurement:

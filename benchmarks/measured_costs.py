@@ -23,6 +23,7 @@ from lgd.data.epochs import resolve_epochs
 from lgd.distributed.resources import Resources
 from lgd.files import write_text
 from lgd.results import provenance
+from lgd.training.worker import loading_within
 
 SCHEMA = 1
 
@@ -138,8 +139,8 @@ def same_shares(shares: Mapping[str, float], others: Mapping[str, float]) -> boo
 
 
 def experiment_in_worker(experiment: Experiment, resources: Resources) -> Experiment:
-    """The experiment with the steps, threads and device that it has in a worker of the sweep."""
-    experiment = resolve_epochs(experiment)
+    """The experiment with the steps, threads, loader processes and device that it has in a worker of the sweep."""
+    experiment = loading_within(resolve_epochs(experiment), resources.cpus, resources.gpus)
     changes: dict[str, Any] = {"threads": experiment.threads or resources.cpus}
     if experiment.device == "auto":
         changes["device"] = "cuda" if resources.gpus else "cpu"

@@ -15,10 +15,14 @@ from ablations.plan import describe, merge, trials_of
 from ablations.rounds import after, looks, predicted_seconds
 from ablations.run import main as run_main
 from ablations.run import parser as run_parser
+from ablations.sweep import RunOptions, _as_before, _resources
 from ablations.sweep_command import new_sweep
 from analysis.commands import command_of
+from lgd.config.experiment import Experiment
 from lgd.config.extra_arms import ExtraArms
 from lgd.config.grids import Trial
+from lgd.distributed.ray_train import Node
+from lgd.distributed.resources import Resources
 from lgd.errors import InputError
 from lgd.results.record import Record, Scores
 from lgd.results.sweep_spec import SWEEP_FILE, SweepSpec
@@ -267,3 +271,37 @@ def test_pays_refuses_in_a_line(arguments: list[str], words: str, capsys: pytest
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_round_that_the_device_hours_do_not_pay_for_is_not_begun(tmp_path: Path) -> None:
+    spec = _sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5))
+    sweep = trials_of(spec, tmp_path)
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, 30.0, 20.0)
+    # Two more seeds of 10, 20 and 20 device-seconds.
+    budget = Budget(max_gpu_hours=0.05)
+    assert after(sweep, budget, two, QUIET, spent=79.0).sweep is not None
+    none = after(sweep, budget, two, QUIET, spent=81.0)
+    assert none.sweep is None
+    assert none.why == (
+        "the next 2 seeds of every arm take about 0.0278 device-hours, and 0.0275 is left of --max-gpu-hours 0.05"
+    )
+
+
+def test_an_arm_with_seeds_of_its_own_runs_beside_the_others(tmp_path: Path) -> None:
+    spec = describe("components", "nano", arms="baseline,LGD", extra=ExtraArms(again=True), looks=(3, 5))
+    sweep = trials_of(spec, tmp_path)
+    arms = {trial.arm for trial in sweep.trials}
+    assert len(arms) == 3
+    assert sorted(trial.arm for trial in sweep.one_of_each_arm()) == sorted(arms)
+    assert {trial.experiment.seed for trial in sweep.one_of_each_arm() if trial.arm in ("baseline", "LGD")} == {0}
+
+
+def test_a_later_round_does_not_train_on_nodes_without_the_gpus_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [Trial("LGD", Experiment(), Path())]
+    monkeypatch.setattr("lgd.distributed.ray_train.nodes", lambda: [Node(8, 0)])
+    assert _resources(trials, RunOptions()).gpus == 0
+    with pytest.raises(InputError):
+        _resources(trials, _as_before(RunOptions(), Resources(4, 1.0, 2)))
+    assert _resources(trials, _as_before(RunOptions(), Resources(4, 0.0, 2))).gpus == 0

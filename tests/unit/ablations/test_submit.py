@@ -127,7 +127,7 @@ class Client:
     """
 
     def __init__(self, log: list[list[Any]], status: str = "SUCCEEDED", code: int | None = 0) -> None:
-        self.log, self.stopped = log, 0
+        self.log, self.stopped, self.unanswered = log, 0, 0
         self._info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="no such\nworking_dir")
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
@@ -139,6 +139,9 @@ class Client:
             await asyncio.sleep(0)
 
     def get_job_info(self, job: str) -> Any:
+        if self.unanswered:
+            self.unanswered -= 1
+            raise RuntimeError("no answer")
         return self._info
 
     def stop_job(self, job: str) -> None:
@@ -184,6 +187,16 @@ def test_a_lost_connection_is_made_again_and_nothing_is_printed_twice(
     # Each time Ray gives the log from its beginning, in other pieces.
     assert follow(Client([["ab\n", "cd", lost], ["ab\ncde\n", lost], ["ab", "\ncd", "e\nf\n"]])) == 0
     assert capsys.readouterr().out == "ab\ncde\nf\n"
+
+
+def test_a_status_that_is_not_told_at_once_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_job, "CONNECT_SECONDS", 0)
+    client = Client([["a\n"]], "FAILED", 3)
+    client.unanswered = ray_job.RETRIES
+    assert follow(client) == 3
+    client = Client([["a\n"]])
+    client.unanswered = ray_job.RETRIES + 1
+    assert follow(client) == 1
 
 
 def test_a_connection_that_stays_lost_leaves_the_job(

@@ -79,3 +79,14 @@ def test_what_is_too_much_is_one_line() -> None:
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no files to send"):
         pack(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("repository", [True, False], ids=["git", "no git"])
+def test_a_name_that_is_no_utf_8_is_one_line(tree: Path, tmp_path: Path, repository: bool) -> None:
+    if repository:
+        subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    (tree / os.fsdecode(b"caf\xe9.py")).write_text("")
+    with pytest.raises(
+        InputError, match=r"the name of 'caf\\udce9.py' is no UTF-8: rename it, or list it in"):
+    ):
+        pack(tree, tmp_path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import loader as module
 from benchmarks.loader import main
 from tests.helpers_data import REPOSITORY, write_coco
 
@@ -25,6 +29,26 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["cpu"]
         assert row["data"] == "data"
     assert capsys.readouterr().out.count("images/s") == 4
+
+
+def test_what_was_prefetched_is_used_up_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each begins every second round."""
+    asked: list[tuple[str, int]] = []
+
+    def loader(name: str) -> Callable[..., str]:
+        return lambda *_: name
+
+    def measure(name: str, batches: int) -> float:
+        asked.append((name, batches))
+        return 1.0
+
+    monkeypatch.setattr(module, "lgd_loader", loader("lgd"))
+    monkeypatch.setattr(module, "detectron2_loader", loader("detectron2"))
+    monkeypatch.setattr(module, "measure", measure)
+    options = argparse.Namespace(batches=10, rounds=2, max_size=1, cached=False, batch=8)
+    module.compare(SimpleNamespace(source="x"), options, 200, 3)  # type: ignore[arg-type]
+    turns = [("detectron2", 7), ("detectron2", 10), ("lgd", 7), ("lgd", 10)]
+    assert asked[2:] == turns + turns[2:] + turns[:2]
 
 
 def test_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

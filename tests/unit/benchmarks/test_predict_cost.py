@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import measure_cost
-from benchmarks.measure_cost import update_from_records
+from benchmarks.measure_cost import measure_missing, update_from_records
 from benchmarks.measured_costs import (
     Measurement,
     MeasurementFile,
@@ -24,7 +24,9 @@ from benchmarks.timer_spec import Stage
 from lgd.config.arms import Arm, Grid
 from lgd.config.grids import Trial, plan
 from lgd.config.presets import NANO
+from lgd.data.loaders import processes_for
 from lgd.distributed.resources import Resources
+from lgd.errors import InputError
 from lgd.results import provenance
 from lgd.results.record import Record
 from lgd.training.run import failed_record
@@ -241,11 +243,21 @@ def test_costs_are_taken_from_a_finished_training(tmp_path: Path) -> None:
         "status": "finished",
         "steps": 100,
         "seconds": {"setup": 3.0, "training": 49.0, "evaluation": 12.0, "checkpoint": 0.6},
+        "device_seconds": {"training": 49.0},
         "within_training": {"first_steps": 11.0, "data_wait": 1.0},
+        "hardware": provenance.hardware(),
     }
     Record.model_validate({**base, "attempts": 2}).save(trial.directory)
     update_from_records([trial], ONE, measurements)
     assert predict([trial], ONE, measurements).missing == ["baseline"], "one that was interrupted tells nothing"
+    for other in (
+        {"hardware": {**provenance.hardware(), "gpu": "NVIDIA T4"}},
+        # As of a teacher that an earlier command trained on half of a GPU.
+        {"device_seconds": {"training": 24.5}},
+    ):
+        Record.model_validate(base | other).save(trial.directory)
+        update_from_records([trial], ONE, measurements)
+        assert predict([trial], ONE, measurements).missing == ["baseline"]
     Record.model_validate(base).save(trial.directory)
     update_from_records([trial], ONE, measurements)
     assert predict([trial], ONE, measurements).device_seconds == pytest.approx(3 + 49 + 12 + 0.6)
@@ -288,3 +300,15 @@ def test_each_of_several_workers_detects_on_its_part(monkeypatch: pytest.MonkeyP
     for workers, image in ((1, 0.4), (4, 0.1)):
         found = measure_cost._measure([], [Stage()], 100, workers)
         assert found.evaluation == pytest.approx((2.0, image))
+
+
+def test_steps_are_measured_with_the_loader_processes_that_a_trial_has() -> None:
+    sharing = experiment_in_worker(quick_experiment(), Resources(2, 0.5, 1))
+    assert sharing.data.workers == processes_for(2)
+    assert experiment_in_worker(quick_experiment(), ONE).data.workers == quick_experiment().data.workers
+
+
+def test_a_machine_without_a_gpu_measures_no_trials_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match="^--measure: trials train on GPUs, and this machine has none"):
+        measure_missing(trials_in(tmp_path), Resources(2, 1.0, 2), MeasurementFile(tmp_path / "measurements.json"))
