@@ -65,7 +65,10 @@ class Sweep:
 
     def one_of_each_arm(self) -> list[Trial]:
         """The first trial of each arm, some of which have seeds of their own."""
-        return list({trial.arm: trial for trial in reversed(self.trials)}.values())
+        first: dict[str, Trial] = {}
+        for trial in self.trials:
+            first.setdefault(trial.arm, trial)
+        return list(first.values())
 
     def one_seed(self) -> list[Trial]:
         """One trial of each arm."""

@@ -59,7 +59,7 @@ from lgd.training.own_shares import check_norms
 from lgd.training.progress import Progress, Stopped
 from lgd.training.state import TrainingState
 from lgd.training.teacher_gate import TeacherGateError
-from lgd.training.trainer import Trainer, write_period
+from lgd.training.trainer import DivergedError, Trainer, write_period
 
 __all__ = ["Progress", "Stopped", "TrainedTeacher", "error_reason", "failed_record", "run"]
 
@@ -240,6 +240,9 @@ def _train(
         with state.meter.phase("training"), state.cpu.measure(), quiet_libraries():
             trainer.train(state.start, steps)
     except FloatingPointError as error:
+        if ranks.world_size() > 1 and not isinstance(error, DivergedError):
+            # A detector's own check, on this worker alone: the others wait for it, until its failure ends them.
+            raise RuntimeError(f"training diverged on one worker: {' '.join(str(error).split())}") from error
         return _TrainResult(" ".join(str(error).split()), trainer.iter, trainer)
     if not all(torch.isfinite(p).all() for p in student_of(built.model).parameters()):
         # The losses of the last steps are not read when there are fewer than a period of them.

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lgd.config.experiment import Experiment
 from lgd.distributed import ranks, shares
+from lgd.errors import InputError
 from lgd.methods.distiller import batch_to_device, is_batch
 from lgd.results.cost_meter import CostMeter
 from lgd.training.own_shares import OwnShares
@@ -25,6 +26,10 @@ trainings of fewer than ten such periods."""
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The forward pass's type by an experiment's precision."""
+
+
+class DivergedError(FloatingPointError):
+    """The losses are not finite: raised on every worker."""
 
 
 class Trainer(SimpleTrainer):
@@ -53,6 +58,7 @@ class Trainer(SimpleTrainer):
         self._unwrapped = model
         self.own_shares = OwnShares(model)
         self._wrapped_for: tuple[bool, ...] = ()
+        self._wrapped_anew = False
 
     def run_step(self) -> None:
         waited = 0.0
@@ -79,6 +85,9 @@ class Trainer(SimpleTrainer):
                 for name, loss in losses.items():
                     means[name] = means[name] + loss.detach() / parts
         self._meter.add_within_training("data_wait", waited)
+        if self._wrapped_anew:
+            self._wrapped_anew = False
+            self._check_gradients()
         self.after_backward()
         self._write_metrics(means, waited)
         if self._clip:
@@ -88,6 +97,19 @@ class Trainer(SimpleTrainer):
             nn.utils.clip_grad_value_(parameters, self._clip, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _check_gradients(self) -> None:
+        """Raise InputError, one line, where a parameter that is trained got no gradient.
+
+        DDP would stop at the next step, with a page that names numbers.
+        """
+        without = [x for x, p in self._unwrapped.named_parameters() if p.requires_grad and p.grad is None]
+        if without:
+            named = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+            raise InputError(
+                f"parameters without a gradient: {named}: with several workers every parameter that is trained must get"
+                " one in every step (a zero one will do); set requires_grad to False for those that are not used"
+            )
 
     def _one_share(self, i: int, batch: Any, parts: float, last: bool) -> dict[str, torch.Tensor]:
         """Losses of this process's ``i``-th share; adds its gradients. last: workers then exchange them."""
@@ -112,7 +134,7 @@ class Trainer(SimpleTrainer):
             return
         frozen = tuple(p.requires_grad for p in self._unwrapped.parameters())
         if again or frozen != self._wrapped_for:
-            self._wrapped_for = frozen
+            self._wrapped_for, self._wrapped_anew = frozen, True
             self.model = ranks.wrap_ddp(self._unwrapped)
 
     def _sync_gradients(self, last: bool) -> AbstractContextManager[Any]:
@@ -135,7 +157,7 @@ class Trainer(SimpleTrainer):
         if (self.iter + 1) % self.gather_metric_period == 0:
             complaint = ranks.broadcast(complaint)
         if complaint:
-            raise FloatingPointError(complaint)
+            raise DivergedError(complaint)
 
 
 def write_period(steps: int) -> int:

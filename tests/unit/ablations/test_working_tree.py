@@ -86,7 +86,5 @@ def test_a_name_that_is_no_utf_8_is_one_line(tree: Path, tmp_path: Path, reposit
     if repository:
         subprocess.run(["git", "init", "-q", str(tree)], check=True)
     (tree / os.fsdecode(b"caf\xe9.py")).write_text("")
-    with pytest.raises(
-        InputError, match=r"the name of 'caf\\udce9.py' is no UTF-8: rename it, or list it in"):
-    ):
+    with pytest.raises(InputError, match=r"the name of 'caf\\udce9.py' is no UTF-8: rename it, or list it in"):
         pack(tree, tmp_path)

@@ -77,6 +77,7 @@ class _Service(ModuleType):
         self.ended = 0
         self.runs: list[str] = []
         self.tracking = SimpleNamespace(MlflowClient=lambda: self)
+        self.entities = SimpleNamespace(Metric=lambda key, value, timestamp, step: (key, value, step))
 
     def init(self, **given: Any) -> _Service:
         self.begun = given
@@ -106,8 +107,8 @@ class _Service(ModuleType):
     def log_param(self, run: str, name: str, value: Any) -> None:
         self.begun["config"][name] = value
 
-    def log_metric(self, run: str, name: str, value: float, step: int) -> None:
-        self.points.append((step, {name: value}))
+    def log_batch(self, run: str, metrics: list[tuple[str, float, int]]) -> None:
+        self.points += [(step, {name: value}) for name, value, step in metrics]
 
     def get_metric_history(self, run: str, name: str) -> list[Any]:
         assert run == self.runs[-1]
@@ -168,6 +169,59 @@ def test_a_resumed_training_goes_on_with_its_mlflow_run(tmp_path: Path, monkeypa
     training.run(experiment, tmp_path)
     assert "name" not in service.begun
     assert {step for step, values in service.points if "total_loss" in values} == set(range(6))
+
+
+def test_a_service_that_is_away_at_a_resume_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has been trained must not end with it."""
+    service = _Service("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    experiment = quick_experiment(log=["wandb"])
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path, should_stop=iter([False, True]).__next__)
+
+    def away(**_: Any) -> None:
+        raise ConnectionError("503")
+
+    monkeypatch.setattr(service, "init", away)
+    assert training.run(experiment, tmp_path).status == "finished"
+    assert "log wandb: 503: the training goes on without it" in caplog.text
+
+
+def test_a_resumed_training_has_its_id_and_a_new_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it goes on; and though it is in the same directory."""
+    services = {name: _Service(name) for name in ("wandb", "mlflow")}
+    for name, service in services.items():
+        monkeypatch.setitem(sys.modules, name, service)
+    experiment, ids = quick_experiment(log=[*services]), []
+    with pytest.raises(training.Stopped):
+        training.run(experiment, tmp_path / "a", should_stop=iter([False, True]).__next__)
+    ids.append(services["wandb"].begun["id"])
+    (tmp_path / "a").rename(tmp_path / "b")
+    training.run(experiment, tmp_path / "b")
+    ids.append(services["wandb"].begun["id"])
+    (tmp_path / "b/record.json").unlink()
+    training.run(experiment, tmp_path / "b")
+    ids.append(services["wandb"].begun["id"])
+    assert ids[0] == ids[1] != ids[2]
+    assert services["mlflow"].runs == ["r1", "r2"]
+
+
+def test_a_service_that_takes_nothing_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All workers wait for each attempt."""
+    service, asked = _Service("wandb"), []
+
+    def fail(values: dict[str, float], step: int) -> None:
+        asked.append(step)
+        raise ConnectionError
+
+    monkeypatch.setattr(service, "log", fail)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    training.run(quick_experiment(log=["wandb"]), tmp_path / "run")
+    assert len(asked) == 1
 
 
 def test_a_missing_package_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
