@@ -33,6 +33,8 @@ from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec
 
+EVERY = "evaluation.every"
+
 SOURCE = "data.source="
 """Begins the override that names the data."""
 
@@ -144,10 +146,10 @@ def _said(data: str | None, search: SearchSpec | None) -> dict[str, tuple[str, A
 
 def _evaluations_for(search: SearchSpec | None, base: Experiment, overrides: Sequence[str]) -> list[str]:
     """The setting by which ASHA has something to compare at a quarter of the steps, where a preset evaluates later."""
-    if search is None or not search.early_stop or any(split_assignment(x)[0] == "evaluation.every" for x in overrides):
+    if search is None or not search.early_stop or any(split_assignment(x)[0] == EVERY for x in overrides):
         return []
     every, quarter = base.evaluation.every, max(1, base.schedule.steps // 4)
-    return [f"evaluation.every={quarter}"] if every != "auto" and every > quarter else []
+    return [f"{EVERY}={quarter}"] if every != "auto" and every > quarter else []
 
 
 def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:
