@@ -33,8 +33,6 @@ from lgd.errors import InputError
 from lgd.results.record import Record
 from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec
 
-EVERY = "evaluation.every"
-
 SOURCE = "data.source="
 """Begins the override that names the data."""
 
@@ -105,7 +103,9 @@ def describe(
     if search:
         # Beside the search's own trials only what they are compared to.
         names = [x for x in names if x == chosen.reference]
-    check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], _said(data, search))
+    options = {"data.source": (f"--data {data}", data)} if data else {}
+    options |= {"method.name": (f"--method {search.method}", search.method)} if search else {}
+    check_overrides(overrides, [arm for arm in chosen.arms if arm.name in names], options)
     base = with_method(preset(size), search.method, overrides) if search else preset(size)
     check_used(overrides, [] if search else [arm for arm in chosen.arms if arm.name in names], base)
     given = [*overrides, *([f"data.source={absolute_source(data)}"] if data else [])]
@@ -116,7 +116,6 @@ def describe(
         from lgd.data.epochs import epoch_overrides
 
         given += epoch_overrides(base)
-    given += _evaluations_for(search, base, overrides)
     if arms is None:
         reduced = _trainable_arms if base.detector.is_built_in else _distinct_arms
         names = reduced(chosen, names, preset(size), given)
@@ -136,20 +135,6 @@ def describe(
         search=search,
         **stated,
     )
-
-
-def _said(data: str | None, search: SearchSpec | None) -> dict[str, tuple[str, Any]]:
-    """Options that set what an override sets, too, as :func:`check_overrides` takes them."""
-    found: dict[str, tuple[str, Any]] = {"data.source": (f"--data {data}", data)} if data else {}
-    return found | ({"method.name": (f"--method {search.method}", search.method)} if search else {})
-
-
-def _evaluations_for(search: SearchSpec | None, base: Experiment, overrides: Sequence[str]) -> list[str]:
-    """The setting by which ASHA has something to compare at a quarter of the steps, where a preset evaluates later."""
-    if search is None or not search.early_stop or any(split_assignment(x)[0] == EVERY for x in overrides):
-        return []
-    every, quarter = base.evaluation.every, max(1, base.schedule.steps // 4)
-    return [f"{EVERY}={quarter}"] if every != "auto" and every > quarter else []
 
 
 def _arm_names(chosen: Grid, names: str | None, own: Grid) -> list[str]:

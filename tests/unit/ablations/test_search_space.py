@@ -322,20 +322,3 @@ def test_a_directory_from_before_there_were_spaces_is_searched_as_then(tmp_path:
     assert search.base == search_base(spec)
     # A shared study of then has no space in its settings.
     assert search._settings().keys() == {"goal", "experiment"}
-
-
-@pytest.mark.parametrize(
-    ("size", "overrides", "every"),
-    [
-        ("tiny", [], 40),
-        ("tiny", ["evaluation.every=80"], 80),
-        ("tiny", ["schedule.steps=400"], 80),
-        ("small", [], 400),
-        ("nano", [], 100),
-    ],
-)
-def test_asha_has_something_to_compare_at_a_quarter_of_the_steps(size: str, overrides: list[str], every: int) -> None:
-    spec = describe("components", size, overrides=overrides, search=search_spec(3, ["AP"], True))
-    assert search_base(spec).evaluation.every == every
-    plain = describe("components", size, overrides=overrides, search=search_spec(3, ["AP"], False))
-    assert plain.overrides == tuple(overrides)
