@@ -180,7 +180,8 @@ def check(
     with problems.noted():
         check_records([x for x in sweep.one_seed() if x not in checked.missing], checked.fingerprints)
     if not retrain_damaged:
-        check_teachers(sweep.directory, checked.to_train, problems)
+        searched = checked.planned[len(checked.missing) :] if checked.search and checked.search.left() else []
+        check_teachers(sweep.directory, [*checked.missing, *searched], problems)
     known = [(trial, built[trial.arm]) for trial in checked.to_train if trial.arm in built]
     if resources or store_of(sweep.directory) is None:
         # Else the disks that hold what is then published are other machines'.

@@ -31,7 +31,7 @@ from lgd.config.pays_grid import FIRST_STAGES
 from lgd.config.presets import preset
 from lgd.errors import InputError
 from lgd.results.record import Record
-from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec
+from lgd.results.sweep_spec import STUDY, SWEEP_FILE, SearchSpec, SweepSpec, overrides_of_arms
 
 SOURCE = "data.source="
 """Begins the override that names the data."""
@@ -118,7 +118,7 @@ def describe(
         given += epoch_overrides(base)
     if arms is None:
         reduced = _trainable_arms if base.detector.is_built_in else _distinct_arms
-        names = reduced(chosen, names, preset(size), given)
+        names = reduced(chosen, names, preset(size), overrides_of_arms(given, search))
     seeds = looks[0] if looks else seeds or chosen.seeds
     check_number(seeds, len(names))
     # Left out where the command leaves it out: a directory's own stays then.

@@ -151,9 +151,17 @@ def _ran_so(record: Record, resources: Resources) -> bool:
     On a cluster, or in an earlier command that trained its teacher, it may not have.
     """
     here, seconds = provenance.hardware(), record.seconds.get("training", 0.0)
-    like = all(record.hardware.get(x) == here[x] for x in ("cpu", "cores", "gpu"))
+    like = all(record.hardware.get(x) == here[x] for x in ("cpu", "cores"))
+    if resources.gpus:
+        # A worker sees the GPU that it holds, this process all of them.
+        like &= _model(record.hardware.get("gpu", "")) == _model(here["gpu"])
     share = record.device_seconds.get("training", 0.0) / seconds if seconds else 0.0
     return record.attempts == 1 and like and math.isclose(share, resources.devices, rel_tol=0.02)
+
+
+def _model(gpu: str) -> str:
+    """A GPU's model and memory, of a text that begins with how many there are."""
+    return gpu.partition(" x ")[2]
 
 
 def _measurement_of(record: Record, planned: Experiment) -> Measurement:

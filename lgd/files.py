@@ -154,14 +154,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def walk(directory: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every directory from ``directory`` on, with the names of its files, sorted. Links are followed, each real
-    directory once: one may lead to a directory above it."""
+    """Every directory from ``directory`` on, with the names of its files, sorted; none where one cannot be read.
+
+    Links are followed, after all else: each real directory comes once, by its own name if it has one here.
+    """
     seen: set[str] = set()
-    for folder, below, files in os.walk(directory, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
+    waiting, links = [str(directory)], list[str]()
+    while waiting or links:
+        folder = (waiting or links).pop(0)
+        if (real := os.path.realpath(folder)) in seen:
             continue
         seen.add(real)
-        below.sort()
-        yield folder, sorted(files)
+        files = []
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda x: x.name):
+                if not entry.is_dir():
+                    files.append(entry.name)
+                else:
+                    (links if entry.is_symlink() else waiting).append(entry.path)
+        yield folder, files

@@ -46,7 +46,9 @@ def why_not_searched(base: Experiment, output: Path) -> str:
         return ""
     nothing = "nothing is searched"
     if reason := untaught(base, output):
-        return f"{nothing}: {reason}; to train it again, remove {outputs.shown(place / FILE)}"
+        # One that failed is trained again anyway.
+        again = f"; to train it again, remove {outputs.shown(place / FILE)}" if record.status == "diverged" else ""
+        return f"{nothing}: {reason}{again}"
     plain = plain_students_ap(base, load_dataset(base.data).fingerprint, outputs.beside(output / "trials" / "search"))
     try:
         check_teacher(base, cost(record, reused=True, shared_by=1), plain)

@@ -84,11 +84,13 @@ class _SplitValidator:
         for position, value in enumerate(self.raw.images):
             self.add_image(_Entry("image", position, value))
         annotations: list[dict[str, Any]] = []
+        sources: list[int] = []
         for position, value in enumerate(self.raw.annotations):
             kept = self.fixed_annotation(_Entry("annotation", position, self.in_pixels(self.of_first(value))))
             if kept is not None:
                 annotations.append(kept)
-        annotations = self.without_copies(annotations)
+                sources.append(value["image_id"])
+        annotations = self.without_copies(annotations, sources)
         self.renumber(annotations)
         crowds = sum(x["iscrowd"] for x in annotations)
         with_objects = {x["image_id"] for x in annotations if not x["iscrowd"]}
@@ -177,19 +179,17 @@ class _SplitValidator:
         number = value.get("image_id") if isinstance(value, dict) and self.same_file else None
         return {**value, "image_id": self.same_file[number]} if is_id(number) and number in self.same_file else value
 
-    def without_copies(self, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those without the ones that two entries of one file both had."""
+    def without_copies(self, annotations: list[dict[str, Any]], sources: list[int]) -> list[dict[str, Any]]:
+        """Those without the ones that two entries of one file both had. sources: the image that each was of."""
         if not self.same_file:
             return annotations
-        merged, seen, found = set(self.same_file.values()), set[tuple[Any, ...]](), []
-        for position, kept in enumerate(annotations):
-            described = (kept["image_id"], kept["category_id"], *kept["bbox"])
-            if kept["image_id"] in merged and described in seen:
-                entry = _Entry("annotation", position, kept)
-                self.report("dropped", "duplicate object", "another entry of its file has it, too", entry)
+        first, found = dict[tuple[Any, ...], int](), []
+        for position, (kept, source) in enumerate(zip(annotations, sources, strict=True)):
+            if first.setdefault((kept["image_id"], kept["category_id"], *kept["bbox"]), source) == source:
+                found.append(kept)
                 continue
-            seen.add(described)
-            found.append(kept)
+            entry = _Entry("annotation", position, kept)
+            self.report("dropped", "duplicate object", "another entry of its file has it, too", entry)
         return found
 
     def in_pixels(self, value: Any) -> Any:

@@ -89,7 +89,7 @@ def export_onnx(student: TrainedStudent, path: Path, image: Tensor) -> str:
             difference = _difference(network, temporary, image)
             sizes = f"of {image.shape[2]} x {image.shape[1]} pixels alone"
         elif not seen:
-            sizes += ", which says little: in those it was checked on there is no object"
+            sizes += " (no object was found in the other sizes that it was checked on, which says little)"
         if difference:
             raise InputError(f"the ONNX file does not compute what the detector does: {difference}")
         _describe(temporary, student)

@@ -81,6 +81,13 @@ def goal(objectives: Sequence[str], early_stop: bool) -> str:
     return f"objectives {','.join(objectives)}{' and early stopping' if early_stop else ''}"
 
 
+def overrides_of_arms(overrides: Sequence[str], search: SearchSpec | None) -> tuple[str, ...]:
+    """What they are of a sweep's arms: see :attr:`SweepSpec.arm_overrides`."""
+    if search is None or ":" not in search.method:
+        return tuple(overrides)
+    return tuple(x for x in overrides if not x.startswith("method."))
+
+
 class CodeVersion(Settings):
     """What computes a sweep's numbers."""
 
@@ -147,9 +154,7 @@ class SweepSpec(Settings):
     @property
     def arm_overrides(self) -> tuple[str, ...]:
         """``overrides`` of the arms: without settings of a searched method that is code, which may not be imported."""
-        if self.search is None or ":" not in self.search.method:
-            return self.overrides
-        return tuple(x for x in self.overrides if not x.startswith("method."))
+        return overrides_of_arms(self.overrides, self.search)
 
     @property
     def whole_grid(self) -> Grid:

@@ -241,8 +241,9 @@ def _train(
             trainer.train(state.start, steps)
     except FloatingPointError as error:
         if ranks.world_size() > 1 and not isinstance(error, DivergedError):
-            # A detector's own check, on this worker alone: the others wait for it, until its failure ends them.
-            raise RuntimeError(f"training diverged on one worker: {' '.join(str(error).split())}") from error
+            # A detector's own check, on this worker alone: the others wait for it, until Ray ends them for this error.
+            said = " ".join(str(error).split())
+            raise InputError(f"training diverged on one worker ({said}): try a lower schedule.lr_per_16") from error
         return _TrainResult(" ".join(str(error).split()), trainer.iter, trainer)
     if not all(torch.isfinite(p).all() for p in student_of(built.model).parameters()):
         # The losses of the last steps are not read when there are fewer than a period of them.

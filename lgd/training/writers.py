@@ -31,7 +31,7 @@ AWAY_S = 60.0
 """Seconds for which a service that did not take what it was sent is left alone."""
 
 RUN_FILE = "log_run.txt"
-"""In a training's directory: the id of its runs in the services."""
+"""In a training's directory: the id that its runs in the services have, of all attempts and wherever they run."""
 
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """Unless the environment says otherwise: by default MLflow tries for so long that the other workers' wait ends."""
@@ -43,17 +43,32 @@ PROJECT = "lgd"
 def writers(experiment: Experiment, directory: Path, start: int, *, goes_on: bool) -> list[EventWriter]:
     """The writers of a training in ``directory`` that begins with step ``start``.
 
-    goes_on: whether it was begun by an earlier attempt; a service that does not answer then is left out. Raises
-    InputError as check(), and for a service that refuses the login where the training begins.
+    goes_on: whether it was begun by an earlier attempt. Where that had its services, one that does not answer now is
+    left out. Raises InputError as check(), and for a service that refuses the login where the training begins.
     """
     made: list[EventWriter] = [
         JSONWriter(str(directory / "metrics.json")),
         # Also at step 0: an attempt that was killed before its first checkpoint has logged steps too.
         TensorboardXWriter(str(directory / "tensorboard"), purge_step=start),
     ]
-    identity = _identity(directory, goes_on) if experiment.log else ""
-    opened = [_opened(name, experiment, directory, identity, goes_on) for name in experiment.log]
-    return made + [writer for writer in opened if writer is not None]
+    return made + (_services(experiment, directory, start, goes_on) if experiment.log else [])
+
+
+def _services(experiment: Experiment, directory: Path, start: int, goes_on: bool) -> list[EventWriter]:
+    """Those of the services that are logged to."""
+    path, known = directory / RUN_FILE, ""
+    if goes_on:
+        with suppress(OSError, UnicodeDecodeError):
+            known = path.read_text(encoding="utf-8").strip()
+        if start and not known:
+            # Begun by an earlier version.
+            known = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    identity = known or uuid.uuid4().hex[:16]
+    opened = [_opened(name, experiment, directory, identity, bool(known)) for name in experiment.log]
+    if not known:
+        # Not before: an attempt that they refused has begun nothing there.
+        write_text(path, f"{identity}\n")
+    return [writer for writer in opened if writer is not None]
 
 
 class _ServiceWriter(EventWriter):
@@ -174,17 +189,3 @@ def _opened(name: str, experiment: Experiment, directory: Path, identity: str, g
         _log.warning("log %s: %s: the training goes on without it", name, reason)
         return None
     return writer
-
-
-def _identity(directory: Path, goes_on: bool) -> str:
-    """An id that all attempts at the training in ``directory`` share, wherever they run, and no other training has."""
-    path = directory / RUN_FILE
-    if goes_on:
-        with suppress(OSError, UnicodeDecodeError):
-            if known := path.read_text(encoding="utf-8").strip():
-                return known
-        # Begun by an earlier version.
-        return hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
-    made = uuid.uuid4().hex[:16]
-    write_text(path, f"{made}\n")
-    return made

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import measure_cost
-from benchmarks.measure_cost import measure_missing, update_from_records
+from benchmarks.measure_cost import _ran_so, measure_missing, update_from_records
 from benchmarks.measured_costs import (
     Measurement,
     MeasurementFile,
@@ -84,7 +84,9 @@ def test_a_trial_is_measured_as_its_worker_runs_it() -> None:
     """On the sweep's threads, and on the CPU without a share of a GPU."""
     plain = NANO.override({"device": "auto"})
     assert experiment_in_worker(plain, Resources(3, 0.0, 1)) == plain.override({"threads": 3, "device": "cpu"})
-    assert experiment_in_worker(plain, Resources(3, 0.5, 1)) == plain.override({"threads": 3, "device": "cuda"})
+    assert experiment_in_worker(plain, Resources(3, 0.5, 1)) == plain.override(
+        {"threads": 3, "device": "cuda", "data.workers": processes_for(3)}
+    )
     assert experiment_in_worker(plain.override({"threads": 2}), ONE).threads == 2
     # Three epochs of eleven images (a twelfth shows no object), two a step.
     epochs = quick_experiment().override({"schedule.epochs": 3})
@@ -216,7 +218,8 @@ def test_side_by_side_takes_less_wall_time_and_as_many_hours(tmp_path: Path) -> 
     walls = []
     for at_once in (1, 2, 3):
         resources = Resources(1, 0.0, at_once)
-        measurements.save(cost_key(trials[0].experiment, resources), Measurement(steps={"not distilling": 1.0}))
+        key_there = cost_key(experiment_in_worker(trials[0].experiment, resources), resources)
+        measurements.save(key_there, Measurement(steps={"not distilling": 1.0}))
         found = predict(trials, resources, measurements)
         assert found.device_seconds == pytest.approx(300)
         walls.append(found.wall_seconds - RAY_START_S - RAY_WAVE_S)
@@ -229,7 +232,8 @@ def test_several_workers_and_shares_of_a_gpu_are_charged_for(tmp_path: Path) -> 
         (Resources(1, 0.0, 1, workers=4), 400, 400),
         (Resources(1, 0.5, 1), 50, 50),
     ):
-        measurements.save(cost_key(trials[0].experiment, resources), Measurement(steps={"not distilling": 1.0}))
+        key_there = cost_key(experiment_in_worker(trials[0].experiment, resources), resources)
+        measurements.save(key_there, Measurement(steps={"not distilling": 1.0}))
         found = predict(trials, resources, measurements)
         assert found.gpu_hours == pytest.approx(hours / 3600)
         assert found.price(3600) == pytest.approx(price)
@@ -251,7 +255,7 @@ def test_costs_are_taken_from_a_finished_training(tmp_path: Path) -> None:
     update_from_records([trial], ONE, measurements)
     assert predict([trial], ONE, measurements).missing == ["baseline"], "one that was interrupted tells nothing"
     for other in (
-        {"hardware": {**provenance.hardware(), "gpu": "NVIDIA T4"}},
+        {"hardware": {**provenance.hardware(), "cpu": "of another node"}},
         # As of a teacher that an earlier command trained on half of a GPU.
         {"device_seconds": {"training": 24.5}},
     ):
@@ -312,3 +316,19 @@ def test_a_machine_without_a_gpu_measures_no_trials_on_gpus(tmp_path: Path, monk
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(InputError, match="^--measure: trials train on GPUs, and this machine has none"):
         measure_missing(trials_in(tmp_path), Resources(2, 1.0, 2), MeasurementFile(tmp_path / "measurements.json"))
+
+
+@pytest.mark.parametrize(("gpu", "taken"), [("1 x NVIDIA H200, 140 GiB", True), ("1 x NVIDIA T4, 15 GiB", False)])
+def test_a_worker_sees_one_of_the_machines_gpus(
+    gpu: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {**provenance.hardware(), "gpu": "8 x NVIDIA H200, 140 GiB"}
+    monkeypatch.setattr(provenance, "hardware", lambda: here)
+    record = failed_record(quick_experiment(), "x").model_copy(
+        update={
+            "hardware": {**here, "gpu": gpu},
+            "seconds": {"training": 40.0},
+            "device_seconds": {"training": 40.0},
+        }
+    )
+    assert _ran_so(record, Resources(2, 1.0, 8)) == taken

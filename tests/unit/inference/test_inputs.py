@@ -58,6 +58,9 @@ def test_linked_directories_are_looked_into_once(tmp_path: Path) -> None:
     (tmp_path / "val" / "mine").symlink_to(tmp_path / "there")
     (tmp_path / "there" / "up").symlink_to(tmp_path)
     assert find_inputs([tmp_path / "val"]) == [tmp_path / "val/mine/a.png"]
+    # A directory has its own name, whatever links to it come first.
+    (tmp_path / "a link").symlink_to(tmp_path / "there")
+    assert find_inputs([tmp_path]) == [tmp_path / "there/a.png"]
 
 
 def test_frames_of_a_video(video: Path) -> None:

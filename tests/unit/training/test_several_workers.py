@@ -50,5 +50,7 @@ def test_a_worker_that_diverges_alone_fails(tmp_path: Path, monkeypatch: pytest.
         raise FloatingPointError("Predicted boxes\ncontain NaN")
 
     monkeypatch.setattr(Trainer, "train", train)
-    with pytest.raises(RuntimeError, match="^training diverged on one worker: Predicted boxes contain NaN$"):
+    with pytest.raises(
+        InputError, match=r"^training diverged on one worker \(Predicted boxes contain NaN\): try a lower"
+    ):
         training.run(quick_experiment(), tmp_path)
