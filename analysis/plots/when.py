@@ -22,7 +22,7 @@ from analysis.plots.style import (
     set_xlabel,
     shorten,
 )
-from analysis.render import with_unit
+from analysis.render import signed, with_unit
 from analysis.stats.differences import CONFIDENCE
 from analysis.table_builders.gain_by_data import gains_by_data
 from analysis.verdicts.split_gains import split_gains
@@ -84,10 +84,10 @@ def gain_by_data(runs: Sequence[Run], layout: Layout = WIDE) -> Figure | None:
             if x not in row.cells:
                 continue
             gain, cost = row.cells[x].gain, row.cells[x].cost
-            interval = "" if gain.low is None or layout is not WIDE else f"\n[{gain.low:+.1f}, {gain.high:+.1f}]"
+            interval = "" if gain.low is None or layout is not WIDE else f"\n[{signed(gain.low)}, {signed(gain.high)}]"
             of = f" ({with_unit(cost, 'x')})" if cost and layout is WIDE else ""
             axes.text(
-                j, i, f"{gain.mean:+.1f}{of}{interval}", ha="center", va="center", fontsize=7,
+                j, i, f"{signed(gain.mean)}{of}{interval}", ha="center", va="center", fontsize=7,
                 fontweight="bold" if clear[i, j] else "normal",
                 color="white" if clear[i, j] and abs(gain.mean) > 0.75 * scale else "black",
             )  # fmt: skip
