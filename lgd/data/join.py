@@ -178,7 +178,7 @@ def _moved_objects(
 ) -> dict[_Image, list[tuple[str, dict[str, Any]]]]:
     """By kept image: class name and entry of the objects that only the source of the one left out labels.
 
-    Of several that label one class the first has its objects, which the others' are again.
+    Where several left out label one class, they label the same objects: the first one's are taken.
     """
     classes = {part.name: set(part.class_names.values()) for part in parts["train"]}
     found: dict[_Image, list[tuple[str, dict[str, Any]]]] = {}

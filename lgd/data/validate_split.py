@@ -73,7 +73,7 @@ class _SplitValidator:
         self.dropped_images: set[int] = set()
         self.first_of_file: dict[str, int] = {}
         self.same_file: dict[int, int] = {}
-        areas = [x.get("area", 0) for x in raw.annotations if isinstance(x, dict)]
+        areas = (x.get("area", 0) for x in raw.annotations if isinstance(x, dict))
         self.has_areas = any(is_number(x) and x > 0 for x in areas)
         self.image_sizes: list[tuple[str, int]] = []
         self.sizes = ImageSizes(raw, thorough=problems is not None)

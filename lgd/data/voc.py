@@ -147,7 +147,8 @@ def _names(part: _SplitList) -> list[str]:
 class _AnnotationFile:
     """The content of one XML file. objects: unchecked values; trouble: why the file cannot be read, else empty.
 
-    images: names of the files in JPEGImages by stem. doubt: what is said of several; else empty."""
+    images: names of the files in JPEGImages by stem. doubt: what is said of several; else empty.
+    """
 
     def __init__(self, root: Path, name: str, base: Path, images: dict[str, list[str]]) -> None:
         self.path = _xml(root, name)

@@ -82,7 +82,7 @@ def goal(objectives: Sequence[str], early_stop: bool) -> str:
 
 
 def overrides_of_arms(overrides: Sequence[str], search: SearchSpec | None) -> tuple[str, ...]:
-    """What they are of a sweep's arms: see :attr:`SweepSpec.arm_overrides`."""
+    """Those of a sweep's arms: without settings of a searched method that is code, which may not be imported."""
     if search is None or ":" not in search.method:
         return tuple(overrides)
     return tuple(x for x in overrides if not x.startswith("method."))
@@ -153,7 +153,7 @@ class SweepSpec(Settings):
 
     @property
     def arm_overrides(self) -> tuple[str, ...]:
-        """``overrides`` of the arms: without settings of a searched method that is code, which may not be imported."""
+        """``overrides`` of the arms: see :func:`overrides_of_arms`."""
         return overrides_of_arms(self.overrides, self.search)
 
     @property

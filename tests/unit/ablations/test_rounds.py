@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ablations.limits import Budget
 from ablations.pays import arms_of, described, main, parser, plan_text
-from ablations.plan import describe, merge, trials_of
+from ablations.plan import Sweep, describe, merge, trials_of
 from ablations.rounds import after, looks, predicted_seconds
 from ablations.run import main as run_main
 from ablations.run import parser as run_parser
@@ -54,6 +54,13 @@ def _sweep(directory: Path, gains: tuple[float, ...], looks: tuple[int, ...] = (
     return spec
 
 
+def _save_longer(sweep: Sweep, ap: float) -> None:
+    """The records of the equal-cost baseline, all seeds of which have this AP."""
+    for trial in sweep.trials:
+        if trial.arm.startswith("baseline at"):
+            _save(trial, ap, 20.0)
+
+
 def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(tmp_path: Path) -> None:
     spec = _sweep(tmp_path, (0.5, 0.7, 0.9))
     first = trials_of(spec.model_copy(update={"steps": {}}), tmp_path)
@@ -74,9 +81,7 @@ def test_what_follows_is_the_equal_cost_baseline_then_seeds_until_it_is_decided(
 def test_looks_that_cannot_decide_are_skipped_as_far_as_the_budget_goes(tmp_path: Path) -> None:
     """With ten times the spread of the sweep above five seeds tell nothing."""
     sweep = trials_of(_sweep(tmp_path, (5.7, -4.3, 0.7)), tmp_path)
-    for trial in sweep.trials:
-        if trial.arm.startswith("baseline at"):
-            _save(trial, 30.2, 20.0)
+    _save_longer(sweep, 30.2)
     out = io.StringIO()
     found = after(sweep, Budget(), two, Console(file=out, width=200)).sweep
     assert found is not None
@@ -114,9 +119,7 @@ def test_no_seeds_follow_where_every_one_diverged(tmp_path: Path) -> None:
 def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> None:
     spec = _sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5))
     sweep = trials_of(spec, tmp_path)
-    for trial in sweep.trials:
-        if trial.arm.startswith("baseline at"):
-            _save(trial, 30.0, 20.0)
+    _save_longer(sweep, 30.0)
     # Two more seeds of 10, 20 and 20 seconds, two at once.
     budget = Budget(max_time="40s", option="--budget")
     none = after(sweep, budget, two, QUIET)
@@ -132,9 +135,7 @@ def test_rounds_end_with_the_last_look_and_with_the_budget(tmp_path: Path) -> No
 def test_a_round_is_priced_at_what_runs_side_by_side_in_it(tmp_path: Path) -> None:
     """Not at what did in the round before, which may have had one trial left, or none."""
     sweep = trials_of(_sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5)), tmp_path)
-    for trial in sweep.trials:
-        if trial.arm.startswith("baseline at"):
-            _save(trial, 30.0, 20.0)
+    _save_longer(sweep, 30.0)
     asked = []
 
     def eight(trials: Sequence[Trial]) -> int:
@@ -276,9 +277,7 @@ def test_pays_refuses_in_a_line(arguments: list[str], words: str, capsys: pytest
 def test_a_round_that_the_device_hours_do_not_pay_for_is_not_begun(tmp_path: Path) -> None:
     spec = _sweep(tmp_path, (1.0, -1.0, 0.5), looks=(3, 5))
     sweep = trials_of(spec, tmp_path)
-    for trial in sweep.trials:
-        if trial.arm.startswith("baseline at"):
-            _save(trial, 30.0, 20.0)
+    _save_longer(sweep, 30.0)
     # Two more seeds of 10, 20 and 20 device-seconds.
     budget = Budget(max_gpu_hours=0.05)
     assert after(sweep, budget, two, QUIET, spent=79.0).sweep is not None
