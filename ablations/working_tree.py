@@ -72,8 +72,11 @@ def _files(directory: Path) -> Iterator[str]:
         # git lists files that are deleted since, too, and links to directories.
         if left_out or set(parts) & set(CACHES) or not (directory / name).is_file():
             continue
-        if not name.isascii() and name.encode(errors="replace") != name.encode(errors="surrogatepass"):
-            raise InputError(f"{directory}: the name of {name!r} is no UTF-8: rename it, or list it in .gitignore")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            said = f"{directory}: the name of {name!r} is no UTF-8: rename it, or list it in .gitignore"
+            raise InputError(said) from None
         yield name
 
 
